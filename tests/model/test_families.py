@@ -1,0 +1,210 @@
+import json
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.families import FAMILIES, config_from_hf, config_to_hf
+from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e5,
+    "max_position_embeddings": 256,
+}
+ROPE3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    merged = LLAMA | changes
+    return {key: value for key, value in merged.items() if value != "absent"}
+
+
+@st.composite
+def model_configs(draw: st.DrawFn) -> ModelConfig:
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+
+    def layer() -> LayerShape:
+        kv_heads = draw(st.integers(0, 4))
+        return LayerShape(kv_heads * draw(st.integers(1, 3)), kv_heads, draw(st.integers(0, 64)))
+
+    depth = draw(st.integers(1, 4))
+    layers = [layer() for _ in range(depth)] if draw(st.booleans()) else [layer()] * depth
+    scaling = RopeScaling(
+        draw(st.floats(1, 64)), draw(st.floats(0.5, 2)), draw(st.floats(3, 8)), draw(st.integers(1, 8192))
+    )
+    bias = family == "qwen2" or (family == "llama" and draw(st.booleans()))
+    return ModelConfig(
+        family=family,
+        vocab=draw(st.integers(1, 1000)),
+        hidden=draw(st.integers(1, 64)),
+        head_dim=2 * draw(st.integers(1, 16)),
+        layers=tuple(layers),
+        norm_eps=draw(st.floats(1e-8, 1e-3)),
+        rope_theta=draw(st.floats(100, 1e7)),
+        rope_scaling=draw(st.none() | st.just(scaling)),
+        max_positions=draw(st.integers(1, 1 << 17)),
+        window=draw(st.none() | st.integers(1, 4096)) if family == "mistral" else None,
+        tied=draw(st.booleans()),
+        qkv_bias=bias,
+        out_bias=bias and family == "llama",
+        mlp_bias=family == "llama" and draw(st.booleans()),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=model_configs(), new_style=st.booleans(), data=st.data())
+def test_config_round_trip(config: ModelConfig, new_style: bool, data: st.DataObject) -> None:
+    base: dict[str, Any] = {"model_type": config.family, "_note": "kept", "torch_dtype": "bfloat16"}
+    if new_style:
+        base["rope_parameters"] = {"rope_type": "default", "rope_theta": 5.0}
+    if data.draw(st.booleans()):
+        base |= {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 40}
+        base["per_layer_config"] = {"7": {"intermediate_size": 1}}
+    written = json.loads(json.dumps(config_to_hf(config, base)))
+    assert config_from_hf(written) == config
+    assert written["_note"] == "kept"
+    assert written["torch_dtype"] == "bfloat16"
+    assert ("rope_parameters" in written) == new_style
+    assert config_from_hf(config_to_hf(config, written)) == config
+
+
+def test_uniform_model_needs_no_per_layer_config() -> None:
+    config = config_from_hf(LLAMA)
+    smaller = config_to_hf(ModelConfig(**{**vars(config), "layers": (LayerShape(2, 1, 40),) * 3}), LLAMA)
+    assert "per_layer_config" not in smaller
+    assert (smaller["num_attention_heads"], smaller["num_key_value_heads"]) == (2, 1)
+    assert (smaller["intermediate_size"], smaller["head_dim"]) == (40, 8)
+
+
+def test_heads_that_do_not_divide_hidden_are_written_per_layer() -> None:
+    # Stock transformers refuses 3 heads of 8 in a hidden size of 32, even with head_dim given.
+    config = ModelConfig(**{**vars(config_from_hf(LLAMA)), "layers": (LayerShape(3, 1, 48),) * 3})
+    written = config_to_hf(config, LLAMA)
+    assert written["num_attention_heads"] == 4
+    entry = {"num_attention_heads": 3, "num_key_value_heads": 1}
+    assert written["per_layer_config"] == {"0": entry, "1": entry, "2": entry}
+
+
+def test_layers_that_differ() -> None:
+    per_layer = {
+        "0": {"skip": ["attention"]},
+        "2": {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
+    }
+    config = config_from_hf(llama(per_layer_config=per_layer))
+    assert config.layers == (LayerShape(0, 0, 48), LayerShape(4, 2, 48), LayerShape(2, 1, 16))
+    assert config_to_hf(config, LLAMA)["per_layer_config"] == per_layer
+    both = config_from_hf(llama(per_layer_config={"1": {"skip": ["attention", "mlp"]}}))
+    assert both.layers[1] == LayerShape(0, 0, 0)
+
+
+def test_old_and_new_rope_keys_mean_the_same() -> None:
+    old = config_from_hf(llama(rope_scaling=ROPE3))
+    new = config_from_hf(llama(rope_theta="absent", rope_parameters={**ROPE3, "rope_theta": 1e5}))
+    assert old == new
+    assert old.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+    assert config_from_hf(llama(rope_scaling={"type": "default"})).rope_scaling is None
+
+
+def test_absent_keys_have_the_defaults_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, cls in (("llama", "LlamaConfig"), ("mistral", "MistralConfig"), ("qwen2", "Qwen2Config")):
+        defaults = getattr(transformers, cls)()
+        full = config_from_hf(defaults.to_dict())
+        required = {key: defaults.to_dict()[key] for key in ("vocab_size", "hidden_size")}
+        required |= {key: getattr(defaults, key) for key in ("intermediate_size", "num_hidden_layers")}
+        required["num_attention_heads"] = defaults.num_attention_heads
+        assert config_from_hf({"model_type": name, **required}) == full
+
+
+def test_smollm2_config_as_published() -> None:
+    config = config_from_hf(
+        llama(
+            **{
+                "transformers.js_config": {"kv_cache_dtype": {}},
+                "_name_or_path": "x",
+                "is_llama_config": True,
+            },
+            rope_interleaved=False,
+            pretraining_tp=1,
+            attention_bias=False,
+            torch_dtype="bfloat16",
+        )
+    )
+    assert config.layers[0] == LayerShape(4, 2, 48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"model_type": None}, "model_type"),
+        ({"frobnicate": 3}, "frobnicate"),
+        ({"logit_scale": 0.5}, "logit_scale"),
+        ({"original_max_position_embeddings": 64}, "original_max_position_embeddings"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"pretraining_tp": 2}, "pretraining_tp"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map"),
+        ({"sliding_window": 5}, "sliding_window"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"hidden_size": "absent"}, "hidden_size"),
+        ({"vocab_size": "absent"}, "vocab_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_attention_heads": "4"}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"hidden_size": 34}, "head_dim"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**ROPE3, "mscale": 1}}, "rope_scaling.mscale"),
+        ({"rope_scaling": {**ROPE3, "factor": None}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**ROPE3, "high_freq_factor": 1.0}}, "rope_scaling.high_freq_factor"),
+        ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_scaling": ROPE3, "rope_parameters": ROPE3}, "rope_parameters"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"per_layer_config": {"3": {}}}, "per_layer_config.3"),
+        ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
+        ({"per_layer_config": {"1": {"sliding_window": 4}}}, "per_layer_config.1.sliding_window"),
+        ({"per_layer_config": {"1": {"num_attention_heads": 3}}}, "per_layer_config.1.num_attention_heads"),
+        ({"per_layer_config": {"1": {"intermediate_size": 0}}}, "per_layer_config.1.intermediate_size"),
+        ({"per_layer_config": {"1": 5}}, "per_layer_config.1"),
+        ({"per_layer_config": [1]}, "per_layer_config"),
+        ({"model_type": "qwen2", "architectures": None, "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen2", "architectures": None, "layer_types": ["x"] * 3}, "layer_types"),
+        ({"model_type": "mistral", "architectures": None, "sliding_window": 0}, "sliding_window"),
+        ({"model_type": "mistral", "architectures": None, "attention_bias": True}, "attention_bias"),
+    ],
+)
+def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=rf"'?{named}\b"):
+        config_from_hf(llama(**changes))
+
+
+def test_config_that_a_family_cannot_express() -> None:
+    config = config_from_hf(LLAMA)
+    with pytest.raises(ValueError, match="cannot express"):
+        config_to_hf(ModelConfig(**{**vars(config), "window": 8}), LLAMA)

@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tyr_jax.pruning import hessian
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(1, 40), rows=st.integers(1, 30), chunks=st.integers(1, 3), seed=st.integers(0, 99))
+def test_chunks_of_the_triangle_add_up_to_the_gram_matrix(
+    size: int, rows: int, chunks: int, seed: int
+) -> None:
+    x = np.random.default_rng(seed).standard_normal((chunks, rows, size))
+    with jax.enable_x64(True):
+        accumulator = hessian.init(size, jnp.float64)
+        for chunk in x:
+            accumulator = hessian.update(accumulator, jnp.asarray(chunk))
+        gram = np.asarray(hessian.finish(accumulator))
+    flat = x.reshape(-1, size)
+    np.testing.assert_allclose(gram, flat.T @ flat, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_stays_close_to_float64() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 256, 96)).astype(np.float32)
+    gram = np.asarray(hessian.finish(hessian.update(hessian.init(96), jnp.asarray(x))))
+    exact = x.reshape(-1, 96).astype(np.float64)
+    np.testing.assert_allclose(gram, exact.T @ exact, rtol=1e-4, atol=2e-3)
+
+
+def test_less_than_two_thirds_of_the_full_product_is_multiplied() -> None:
+    size, rows = 1536, 64
+    step = jax.jit(hessian.update)
+    lowered = step.lower(jnp.zeros((size, size)), jnp.zeros((rows, size)))
+    flops = lowered.compile().cost_analysis()["flops"]
+    assert flops < 2 / 3 * 2 * rows * size * size + 2 * size * size
+
+
+def test_damping_is_a_share_of_the_mean_diagonal() -> None:
+    gram = jnp.diag(jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(np.asarray(hessian.damp(gram, 0.01)), [[1.02, 0.0], [0.0, 3.02]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_damping_of_dead_inputs_is_positive(size: int) -> None:
+    damped = np.asarray(hessian.damp(jnp.zeros((size, size)), 0.01))
+    np.testing.assert_allclose(damped, 0.01 * np.eye(size), rtol=1e-6)

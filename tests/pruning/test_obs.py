@@ -1,0 +1,251 @@
+"""Local pruning against float64 brute force: every removal an argmin, every level a least-squares optimum."""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tyr_jax.pruning import obs
+from tyr_jax.pruning.obs import Saliency
+
+SALIENCIES = [
+    Saliency(first, second)
+    for first, second in itertools.product(("abs", "signed", "none"), ("channel", "block", "none"))
+    if (first, second) != ("none", "none")
+]
+DAMPING = 0.01
+
+
+class Site(NamedTuple):
+    gram: np.ndarray
+    weight: np.ndarray
+    unit_size: int
+
+    @property
+    def units(self) -> int:
+        return self.weight.shape[0] // self.unit_size
+
+    @property
+    def hessian(self) -> np.ndarray:
+        return self.gram + DAMPING * np.mean(np.diag(self.gram)) * np.eye(len(self.gram))
+
+
+def random_site(units: int, unit_size: int, outputs: int, seed: int, tokens: int = 50) -> Site:
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((units * unit_size, units * unit_size))
+    x = rng.standard_normal((tokens, units * unit_size)) @ mix
+    return Site(x.T @ x, rng.standard_normal((units * unit_size, outputs)), unit_size)
+
+
+def prune(site: Site, kept: list[int], chunk: int = 1, saliency: Saliency = Saliency()) -> obs.PrunedSite:  # noqa: B008
+    counts = np.array(kept)
+    schedule = obs.removal_schedule(site.units, chunk, counts, np.ones(len(counts), bool))
+    with jax.enable_x64(True):
+        pruned = obs.prune_site(
+            jnp.asarray(site.gram),
+            jnp.asarray(site.weight),
+            jnp.asarray(counts),
+            jnp.asarray(schedule),
+            unit_size=site.unit_size,
+            chunk=chunk,
+            saliency=saliency,
+            damping=DAMPING,
+        )
+    return obs.PrunedSite(*(np.asarray(field) for field in pruned))
+
+
+def channels_of(units: list[int] | np.ndarray, unit_size: int) -> np.ndarray:
+    return (np.sort(np.asarray(units, int))[:, None] * unit_size + np.arange(unit_size)).reshape(-1)
+
+
+def least_squares(site: Site, units: list[int] | np.ndarray) -> np.ndarray:
+    """The damped optimum on the support of `units`, zero elsewhere, by direct solution."""
+    support = channels_of(units, site.unit_size)
+    target = site.hessian @ site.weight
+    weight = np.zeros_like(site.weight)
+    weight[support] = np.linalg.solve(site.hessian[np.ix_(support, support)], target[support])
+    return weight
+
+
+def brute_saliency(site: Site, alive: list[int], saliency: Saliency) -> np.ndarray:
+    """Eq. 4 for the units in `alive`, from a direct inverse on their support."""
+    support, b = channels_of(alive, site.unit_size), site.unit_size
+    inverse = np.linalg.inv(site.hessian[np.ix_(support, support)])
+    weight, gradient = least_squares(site, alive)[support], (site.hessian @ site.weight)[support]
+    scores = []
+    for i in range(len(alive)):
+        rows = slice(i * b, (i + 1) * b)
+        w, block = weight[rows], inverse[rows, rows]
+        first = np.sum(gradient[rows] * w, axis=1)
+        score = {"abs": np.abs(first).mean(), "signed": first.mean(), "none": 0.0}[saliency.first_order]
+        channel = np.mean(np.sum(w * w, axis=1) / (2 * np.diag(block)))
+        joint = 0.5 * np.trace(w.T @ np.linalg.inv(block) @ w) / b
+        score += {"channel": channel, "block": joint, "none": 0.0}[saliency.second_order]
+        scores.append(score)
+    return np.array(scores)
+
+
+def removed_in_order(rank: np.ndarray) -> list[int]:
+    return [int(unit) for unit in np.argsort(rank)[::-1]]
+
+
+@pytest.mark.parametrize("saliency", SALIENCIES, ids=lambda s: f"{s.first_order}-{s.second_order}")
+@pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (5, 3)])
+def test_each_removed_unit_is_an_argmin_of_the_saliency(
+    units: int, unit_size: int, saliency: Saliency
+) -> None:
+    site = random_site(units, unit_size, outputs=4, seed=units)
+    order = removed_in_order(prune(site, list(range(units + 1)), saliency=saliency).rank)
+    alive = list(range(units))
+    for unit in order:
+        scores = brute_saliency(site, alive, saliency)
+        assert scores[alive.index(unit)] <= scores.min() * (1 + 1e-9) + 1e-9
+        alive.remove(unit)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    units=st.integers(2, 10),
+    unit_size=st.integers(1, 3),
+    outputs=st.integers(1, 5),
+    chunk=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
+def test_every_level_is_the_damped_optimum_on_its_support(
+    units: int, unit_size: int, outputs: int, chunk: int, seed: int
+) -> None:
+    site = random_site(units, unit_size, outputs, seed)
+    kept = list(range(units + 1))
+    pruned = prune(site, kept, chunk=min(chunk, units))
+    assert sorted(pruned.rank) == list(range(units))
+    dense_energy = np.sum(site.weight * (site.hessian @ site.weight))
+    for level, count in enumerate(kept):
+        support = np.flatnonzero(pruned.rank < count)
+        expected = least_squares(site, support)
+        np.testing.assert_allclose(pruned.weights[level], expected, rtol=1e-6, atol=1e-6)
+        difference = site.weight - expected
+        error = np.sum(difference * (site.hessian @ difference)) / dense_energy
+        np.testing.assert_allclose(pruned.error[level], error, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(pruned.weights[-1], site.weight, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(4, 12), removed=st.integers(1, 3), seed=st.integers(0, 999))
+def test_the_downdate_equals_direct_inversion(size: int, removed: int, seed: int) -> None:
+    site = random_site(size, 1, outputs=2, seed=seed)
+    gone = np.random.default_rng(seed).choice(size, removed, replace=False)
+    left = np.setdiff1d(np.arange(size), gone)
+    # A channel beyond the active ones must be left alone.
+    channels, active = np.append(gone, left[0]), np.append(np.ones(removed), 0.0)
+    with jax.enable_x64(True):
+        weight, inverse = obs.obs_step(
+            jnp.asarray(site.weight),
+            jnp.asarray(np.linalg.inv(site.hessian)),
+            jnp.asarray(channels),
+            jnp.asarray(active),
+        )
+    direct = np.linalg.inv(site.hessian[np.ix_(left, left)])
+    np.testing.assert_allclose(np.asarray(inverse)[np.ix_(left, left)], direct, rtol=1e-8, atol=1e-10)
+    assert not np.asarray(inverse)[gone].any()
+    assert not np.asarray(inverse)[:, gone].any()
+    np.testing.assert_allclose(np.asarray(weight), least_squares(site, left), rtol=1e-7, atol=1e-8)
+
+
+def test_levels_are_nested_and_chunks_end_on_their_boundaries() -> None:
+    site = random_site(12, 1, outputs=3, seed=1)
+    kept = [2, 5, 9, 12]
+    coarse = prune(site, kept, chunk=4)
+    for few, many in itertools.pairwise(kept):
+        smaller, larger = coarse.rank < few, coarse.rank < many
+        assert not (smaller & ~larger).any()
+    for level, count in enumerate(kept):
+        assert np.count_nonzero(np.abs(coarse.weights[level]).sum(axis=1)) == count
+
+
+@pytest.mark.parametrize(
+    ("units", "chunk", "kept", "exists", "steps"),
+    [
+        (10, 4, [3, 7, 10], [True, True, True], [3, 4]),
+        (10, 3, [0, 5, 10], [True, True, True], [3, 2, 3, 2]),
+        (9, 1, [7, 8, 9], [True, True, False], [1, 1]),
+        (8, 16, [8, 8, 8], [False, True, False], []),
+    ],
+)
+def test_removal_schedule(units: int, chunk: int, kept: list, exists: list, steps: list) -> None:
+    schedule = obs.removal_schedule(units, chunk, np.array(kept), np.array(exists))
+    assert [step for step in schedule if step] == steps
+    assert not any(schedule[len(steps) :])
+    other = obs.removal_schedule(units, chunk, np.array(kept)[::-1], np.ones(len(kept), bool))
+    assert len(other) == len(schedule)
+
+
+def test_of_duplicated_channels_one_goes_for_free() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((60, 6))
+    x[:, 4] = x[:, 1]
+    weight = rng.standard_normal((6, 3))
+    site = Site(x.T @ x, weight, 1)
+    pruned = prune(site, [5, 6], saliency=Saliency("none", "block"))
+    (gone,) = np.flatnonzero(pruned.rank == 5)
+    assert gone in (1, 4)
+    survivor = 5 - gone
+    # Damping splits the pair's effect evenly at first; the survivor takes nearly all of it over.
+    np.testing.assert_allclose(pruned.weights[0][survivor], weight[1] + weight[4], rtol=2e-2, atol=2e-2)
+    assert pruned.error[0] < 1e-2
+
+
+def test_dead_channels_go_first_and_cost_nothing() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((60, 6))
+    x[:, [0, 3]] = 0.0
+    site = Site(x.T @ x, rng.standard_normal((6, 3)) + 3.0, 1)
+    pruned = prune(site, [4, 6])
+    assert set(np.flatnonzero(pruned.rank >= 4)) == {0, 3}
+    np.testing.assert_allclose(pruned.weights[0][[1, 2, 4, 5]], site.weight[[1, 2, 4, 5]], rtol=1e-6)
+
+
+def test_collinear_channels_keep_a_finite_solution_in_float32() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.standard_normal((80, 3))
+    x = np.concatenate([base, base @ rng.standard_normal((3, 9))], axis=1).astype(np.float32)
+    counts = np.arange(13)
+    pruned = obs.prune_site(
+        jnp.asarray(x.T @ x),
+        jnp.asarray(rng.standard_normal((12, 4)), jnp.float32),
+        jnp.asarray(counts),
+        jnp.asarray(obs.removal_schedule(12, 2, counts, np.ones(13, bool))),
+        unit_size=1,
+        chunk=2,
+        saliency=Saliency(),
+        damping=DAMPING,
+    )
+    assert np.isfinite(np.asarray(pruned.weights)).all()
+    # Three channels span the inputs, so keeping twelve down to a few loses next to nothing.
+    assert float(pruned.error[6]) < 0.02
+    assert float(pruned.damping) == pytest.approx(DAMPING)
+
+
+def test_damping_is_raised_until_the_hessian_factorises() -> None:
+    gram = jnp.asarray(np.diag([1.0, 1.0, -0.05]), jnp.float32)
+    hessian, inverse, used = obs.factorise(gram, 0.01)
+    assert float(used) == pytest.approx(0.1)
+    np.testing.assert_allclose(np.asarray(hessian @ inverse), np.eye(3), atol=1e-5)
+
+
+def test_a_hessian_that_is_not_finite_gives_an_error_that_is_not_finite() -> None:
+    site = random_site(4, 1, 2, seed=0)
+    site.gram[1, 1] = np.nan
+    assert not np.isfinite(prune(site, [2, 4]).error).any()
+
+
+def test_sites_of_one_shape_share_a_compilation() -> None:
+    site = random_site(8, 1, 2, seed=0)
+    prune(site, [2, 4, 6], chunk=2)
+    before = obs.prune_site._cache_size()
+    prune(random_site(8, 1, 2, seed=1), [0, 3, 8], chunk=2)
+    assert obs.prune_site._cache_size() == before

@@ -1,0 +1,581 @@
+import dataclasses
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tyr_jax.data import (
+    DataSpec,
+    Source,
+    Splits,
+    describe,
+    fingerprint,
+    load_evaluation,
+    load_splits,
+    parse_source,
+    read_documents,
+    read_tokens,
+    tokenize,
+)
+from tyr_jax.data import builtin as builtin_text
+from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, short_names, with_bos
+from tyr_jax.data.sources import leaves
+from tyr_jax.errors import UserError
+
+BOS, EOS = 1, 2
+
+
+class Bytes:
+    """A token is a byte; three ids are special."""
+
+    bos_token_id: int | None = BOS
+    eos_token_id: int | None = EOS
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [byte + 3 for byte in text.encode()]}
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
+        assert not tokenize
+        return "".join(f"<{turn['role']}>{turn['content']}" for turn in conversation)
+
+
+class Numbers(Bytes):
+    """A token is a number written in the text, so that a token says where in the text it stood."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+
+def numbers(count: int, start: int = 10) -> str:
+    return " ".join(map(str, range(start, start + count)))
+
+
+def decode(tokens: np.ndarray) -> str:
+    return bytes(int(token) - 3 for token in tokens).decode()
+
+
+def spec_of(*calibration: object, **changes: Any) -> DataSpec:
+    spec = DataSpec(
+        calibration=tuple(map(str, calibration)),
+        evaluation=(),
+        sequence_length=8,
+        calibration_tokens=80,
+        search_tokens=40,
+        evaluation_length=8,
+        evaluation_windows=4,
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text(numbers(4000))
+    return path
+
+
+def write(path: Path, content: str | bytes | list[Any]) -> Path:
+    if isinstance(content, list):
+        content = "\n".join(json.dumps(row) for row in content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def documents(path: object) -> list[Any]:
+    return list(read_documents(parse_source(str(path))))
+
+
+# --- how a source is written
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("builtin", Source("builtin", "")),
+        ("builtin:topics@2", Source("builtin", "topics", weight=2.0)),
+        ("a/b.txt@0.5", Source("file", "a/b.txt", weight=0.5)),
+        ("me@home.txt", Source("file", "me@home.txt")),
+        ("me@home/b.jsonl:body", Source("file", "me@home/b.jsonl", column="body")),
+        ("c.PARQUET", Source("file", "c.PARQUET")),
+        ("imdb", Source("hub", "imdb")),
+        (
+            "Salesforce/wikitext:wikitext-2-raw-v1:test",
+            Source("hub", "Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+        ),
+        ("o/d::validation:body@3", Source("hub", "o/d", "", "validation", "body", 3.0)),
+    ],
+)
+def test_parse_source(text: str, source: Source) -> None:
+    assert parse_source(text) == source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no source"),
+        (":x", "names no source"),
+        ("builtin:poems", "no builtin text 'poems'; choose from topics, docstrings"),
+        ("a.txt@much", "weight 'much' of 'a.txt' is not a positive number"),
+        ("a.txt@0", "positive"),
+        ("a.txt@inf", "positive"),
+        ("./notes.pdf", "cannot tell what './notes.pdf' holds"),
+        ("a.txt:body", "has no columns"),
+        ("a:b:c:d:e", "name:config:split:column"),
+    ],
+)
+def test_a_source_written_wrongly(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_source(text)
+
+
+FIELD = st.text("abc-_1", min_size=1, max_size=4)
+
+
+@given(FIELD, st.just("") | FIELD, FIELD, FIELD)
+def test_a_label_reads_back_as_its_source(name: str, config: str, split: str, column: str) -> None:
+    source = Source("hub", f"owner/{name}", config, split, column)
+    assert parse_source(source.label) == source
+
+
+def test_plain_builtin_is_both_domains_three_to_one() -> None:
+    weights = {source.label: source.weight for source in leaves([parse_source("builtin@4")])}
+    assert weights == {"builtin:topics": 3.0, "builtin:docstrings": 1.0}
+
+
+def test_a_repeated_source_adds_to_its_weight(corpus: Path, tmp_path: Path) -> None:
+    copy = write(tmp_path / "copy.txt", corpus.read_bytes())
+    merged = leaves(map(parse_source, (f"{corpus}@2", "builtin", f"{copy}@3", "builtin:topics@1.25")))
+    assert [source.weight for source in merged] == [5.0, 2.0, 0.25]
+
+
+def test_names_are_short_where_that_tells_them_apart() -> None:
+    sources = [parse_source(text) for text in ("a/x.txt", "b/x.txt", "c/y.txt", "org/set:conf/ig:test")]
+    assert list(short_names(sources).values()) == ["a/x.txt", "b/x.txt", "y.txt", "set:conf/ig:test"]
+
+
+# --- reading
+
+
+def test_builtin_text_repeats_no_paragraph_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "imaplib", raising=False)
+    for domain in builtin_text.DOMAINS:
+        texts = documents(f"builtin:{domain}")
+        assert sum(map(len, texts)) > 200_000
+        paragraphs = [" ".join(part.split()) for text in texts for part in text.split("\n\n")]
+        long = [part for part in paragraphs if len(part) >= builtin_text.REPEAT_LENGTH]
+        assert len(long) == len(set(long))
+    assert "imaplib" not in sys.modules
+    assert "of Python 3." in describe(parse_source("builtin:topics"))
+
+
+def test_a_python_without_its_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    for domain in builtin_text.DOMAINS:
+        with pytest.raises(UserError, match=f"carries no text for 'builtin:{domain}'; name a text file"):
+            documents(f"builtin:{domain}")
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    text = "one\n\n  two, ü\n\n\nthree\n"
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbf" + text.encode())
+    assert documents(path) == [text]
+    assert list(read_documents(parse_source(str(path)), 5)) == [text[:5]]
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+
+
+def test_rows_of_text_and_of_conversations(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"messages": CHAT}, {"text": None, "conversations": SHAREGPT}, {"text": "b"}]
+    assert documents(write(tmp_path / "a.jsonl", rows)) == ["a", CHAT, CHAT, "b"]
+    assert documents(write(tmp_path / "a.json", rows)) == ["a", CHAT, CHAT, "b"]
+    assert documents(write(tmp_path / "b.json", json.dumps(rows, indent=1))) == ["a", CHAT, CHAT, "b"]
+
+
+def test_parquet_and_a_named_column(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"body": ["a", "b"], "text": ["c", "d"], "n": [1, 2]}), path)
+    assert documents(path) == ["c", "d"]
+    assert documents(f"{path}:body") == ["a", "b"]
+    with pytest.raises(
+        UserError, match=r"has no column 'x' \(it has: body, text, n\); name one as .*:COLUMN"
+    ):
+        documents(f"{path}:x")
+    with pytest.raises(UserError, match=r"column 'n' of .* is neither text nor a list"):
+        documents(f"{path}:n")
+
+
+def test_lines_of_a_text_are_joined(tmp_path: Path) -> None:
+    lines = ["", " = Title = \n", "", " Some text. \n"]
+    path = write(tmp_path / "lines.jsonl", [{"text": line} for line in lines])
+    assert documents(path) == ["\n\n".join(lines)]
+    assert list(read_documents(parse_source(str(path)), 5)) == ["\n\n".join(lines[:2])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "'.*a.txt' is empty"),
+        ("a.txt", "  \n\n", "is empty"),
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", '{"text": ""}', "is empty"),
+        ("a.txt", b"ab\xff\xfe", "is not UTF-8 text; convert it"),
+        ("a.jsonl", b'{"text": "\xff"}', "is not UTF-8 text"),
+        ("a.txt", b"ab\0c", "holds NUL bytes, so it is not text"),
+        ("a.jsonl", b"\0\0", "line 1 of .* holds NUL bytes"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "\\u0000"}', "line 3 of .* holds NUL bytes"),
+        ("a.jsonl", '{"text": "a"}\n{"text": ', "line 2 of '.*a.jsonl' is not valid JSON"),
+        ("a.json", '[{"text": "a"}, {]', "'.*a.json' is not valid JSON"),
+        ("a.json", '[{"text": "a"}, 3]', "row 2 of .* is not a JSON object"),
+        ("a.jsonl", '"a"', "line 1 of .* is not a JSON object"),
+        ("a.jsonl", '{"body": "a", "id": 1}', r"line 1 of .* has no column 'text' \(it has: body, id\)"),
+        ("a.jsonl", '{"text": 3}', "column 'text' of line 1 of .* is neither text nor a list"),
+        ("a.jsonl", '{"messages": []}', "neither text nor"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}', "neither text nor"),
+        ("a.parquet", "no parquet at all", "'.*a.parquet' cannot be read as Parquet"),
+    ],
+)
+def test_files_that_hold_no_text(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        documents(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"there is no file '.*{name}'"):
+        documents(tmp_path / name)
+    with pytest.raises(UserError, match=f"there is no file '.*{name}'"):
+        load_splits(spec_of(tmp_path / name), Bytes(), 0)
+
+
+@pytest.mark.parametrize(("module", "text"), [("pyarrow", "{}/a.parquet"), ("datasets", "owner/name")])
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, text: str) -> None:
+    write(tmp_path / "a.parquet", "x")
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=rf"needs the package '{module}'; .*pip install 'tyr-jax\[data\]'"):
+        documents(text.format(tmp_path))
+
+
+class Hub:
+    """Stands in for `datasets.load_dataset`; counts the rows taken."""
+
+    def __init__(self, rows: list[dict[str, Any]], error: Exception | None = None) -> None:
+        self.rows, self.error, self.taken, self.calls = rows, error, 0, []  # type: ignore[var-annotated]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        self.calls.append((args, kwargs))
+        for row in self.rows:
+            self.taken += 1
+            yield row
+        if self.error is not None:
+            raise self.error
+
+
+def use_hub(
+    monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], error: Exception | None = None
+) -> Hub:
+    hub = Hub(rows, error)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=hub))
+    return hub
+
+
+def test_a_hub_dataset_is_streamed_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = use_hub(monkeypatch, [{"text": numbers(100, 100 * i)} for i in range(1000)])
+    stream = read_tokens(parse_source("owner/name:conf"), Numbers(), 1000)
+    assert hub.calls == [(("owner/name", "conf"), {"split": "train", "streaming": True})]
+    assert hub.taken < 16
+    assert stream[:101].tolist() == [*range(100), EOS]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            FileNotFoundError("Dataset 'owner/name' doesn't exist.\nmore"),
+            "does not exist or is not open to you",
+        ),
+        (ValueError('Unknown split "test".'), 'Unknown split "test".*name:config:split:column'),
+        (ConnectionError("Couldn't reach 'owner/name' on the Hub"), "Couldn't reach.*check the connection"),
+        (RuntimeError(), r"cannot be read \(RuntimeError\)"),
+    ],
+)
+def test_a_hub_dataset_that_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    use_hub(monkeypatch, [], error)
+    with pytest.raises(UserError, match=f"hub dataset 'owner/name' .*{message}"):
+        documents("owner/name")
+
+
+def test_the_installed_datasets_streams_as_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = write(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}])
+    real = datasets.load_dataset
+
+    def load(name: str, config: str | None, **options: Any) -> Any:
+        assert (name, config) == ("owner/name", None)
+        return real("json", data_files=str(path), cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert documents("owner/name") == ["a", "b"]
+    with pytest.raises(UserError, match=r"Bad split|Unknown split"):
+        documents("owner/name::nowhere")
+
+
+# --- tokens
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), max_size=5))
+def test_no_token_is_lost(texts: list[str]) -> None:
+    stream = tokenize(texts, Bytes())
+    parts = [[byte + 3 for byte in text.encode()] for text in texts]
+    expected = [token for part in parts for token in [EOS, *part]][1:]
+    assert stream.dtype == np.int32
+    assert stream.tolist() == expected
+    assert tokenize(texts, Bytes(), 7).tolist() == expected[:7]
+
+
+def test_without_eos_documents_follow_each_other() -> None:
+    tokenizer = Bytes()
+    tokenizer.eos_token_id = None
+    assert decode(tokenize(["ab", "c"], tokenizer)) == "abc"
+
+
+@given(st.integers(1, 900), st.integers(1, 900))
+def test_a_longer_read_begins_with_the_shorter(first: int, second: int) -> None:
+    use = Source("builtin", "topics")
+    streams = [read_tokens(use, Bytes(), limit) for limit in (first, second)]
+    shortest = min(first, second)
+    assert [len(stream) for stream in streams] == [first, second]
+    assert np.array_equal(streams[0][:shortest], streams[1][:shortest])
+
+
+def test_a_text_cut_short_loses_and_invents_nothing(tmp_path: Path) -> None:
+    # Words far longer than CHARS_PER_TOKEN, so that the first amount read is too small and cuts a word.
+    path = write(tmp_path / "long.txt", numbers(500, 10**60))
+    small, whole = (read_tokens(parse_source(str(path)), Wide(), limit).tolist() for limit in (20, None))
+    assert small == whole[:20]
+    assert len(whole) == 500
+
+
+class Wide(Numbers):
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) % 10**6 for word in text.split()]}
+
+
+def test_conversations_need_the_chat_template(tmp_path: Path) -> None:
+    source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
+    with pytest.raises(UserError, match=r"'.*c.jsonl' holds conversations; pass --chat-template"):
+        read_tokens(source, Bytes(), 10)
+    assert decode(read_tokens(source, Bytes(), 100, chat_template=True)) == "<user>hi<assistant>ho"
+
+
+def test_a_chat_template_that_fails(tmp_path: Path) -> None:
+    class Strict(Bytes):
+        def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
+            raise ValueError("roles must alternate")
+
+    source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
+    with pytest.raises(UserError, match=r"cannot render a conversation of .*\(roles must alternate\)"):
+        read_tokens(source, Strict(), 10, chat_template=True)
+
+
+def test_a_template_that_writes_the_date_is_given_a_fixed_one(tmp_path: Path) -> None:
+    jinja2 = pytest.importorskip("jinja2")
+
+    class Dated(Bytes):
+        chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+
+        def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
+            return str(jinja2.Template(options["chat_template"]).render(messages=conversation))
+
+    source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
+    assert decode(read_tokens(source, Dated(), 100, chat_template=True)) == "26 Jul 2024: hi"
+
+
+# --- splits
+
+
+@given(st.integers(0, 500), st.integers(1, 20), st.integers(1, 40), st.integers(0, 9), st.integers(0, 9))
+def test_parts_of_a_stream_are_disjoint_and_whole(
+    tokens: int, window: int, length: int, first: int, second: int
+) -> None:
+    windows, rest = hold_out(np.arange(tokens, dtype=np.int32), window)
+    assert sorted([*windows.reshape(-1), *rest]) == list(range(tokens))
+    assert (windows % (PERIOD * window) == np.arange(window)).all()
+    if (first + second) * length > len(rest):
+        with pytest.raises(UserError):
+            deal(rest, length, (first, second), np.random.default_rng(0), "x")
+        return
+    parts = deal(rest, length, (first, second), np.random.default_rng(0), "x")
+    assert [part.shape for part in parts] == [(first, length), (second, length)]
+    used = np.concatenate([windows.reshape(-1), *(part.reshape(-1) for part in parts)])
+    assert len(set(used.tolist())) == len(used)
+
+
+@given(st.integers(1, 8), st.integers(1, 6))
+def test_sequences_do_not_straddle_a_seam_when_they_divide_the_window(length: int, factor: int) -> None:
+    _, rest = hold_out(np.arange(1000), length * factor)
+    sequences = rest[: len(rest) // length * length].reshape(-1, length)
+    assert (np.diff(sequences, axis=1) == 1).all()
+
+
+@given(st.integers(0, 1000), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_apportion_honours_weights(total: int, weights: list[float]) -> None:
+    parts = apportion(total, weights)
+    assert sum(parts) == total
+    assert all(
+        abs(part - total * w / sum(weights)) < 1 + 1e-6 for part, w in zip(parts, weights, strict=True)
+    )
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=4))
+def test_every_prefix_is_mixed(sizes: list[int]) -> None:
+    mixed = interleave([np.full((size, 3), i) for i, size in enumerate(sizes)])[:, 0]
+    assert sorted(mixed.tolist()) == [i for i, size in enumerate(sizes) for _ in range(size)]
+    for end in range(len(mixed) + 1):
+        for i, size in enumerate(sizes):
+            assert abs((mixed[:end] == i).sum() - end * size / max(sum(sizes), 1)) <= len(sizes)
+
+
+def positions(splits: Splits) -> list[int]:
+    arrays = [splits.calibration, splits.search, *splits.evaluation.values()]
+    return [int(token) for array in arrays for token in array.reshape(-1)]
+
+
+def test_splits_of_one_source(corpus: Path) -> None:
+    spec = spec_of(corpus)
+    splits = load_splits(spec, Numbers(), seed=3)
+    assert splits.calibration.shape == (10, 8)
+    assert splits.search.shape == (5, 8)
+    assert splits.evaluation["corpus.txt"].shape == (4, 8)
+    assert splits.sources["corpus.txt"].startswith(f"{corpus} (sha256 ")
+    used = positions(splits)
+    assert len(set(used)) == len(used)
+    again, other = load_splits(spec, Numbers(), seed=3), load_splits(spec, Numbers(), seed=4)
+    assert fingerprint(again.calibration) == fingerprint(splits.calibration)
+    assert fingerprint(again.search) == fingerprint(splits.search)
+    assert fingerprint(other.calibration) != fingerprint(splits.calibration)
+    assert set(other.calibration.reshape(-1)) != set(splits.calibration.reshape(-1))
+    assert np.array_equal(other.evaluation["corpus.txt"], splits.evaluation["corpus.txt"])
+
+
+@given(st.integers(0, 5), st.integers(0, 20), st.integers(0, 20), st.sampled_from([4, 8, 24]))
+def test_evaluation_depends_on_neither_seed_nor_budgets(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, calibration: int, search: int, length: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fixed.txt"
+    if not path.exists():
+        path.write_text(numbers(4000))
+    spec = spec_of(
+        path, sequence_length=length, calibration_tokens=calibration * length, search_tokens=search * length
+    )
+    splits = load_splits(spec, Numbers(), seed)
+    expected = 10 + np.arange(4)[:, None] * PERIOD * 8 + np.arange(8)
+    assert np.array_equal(splits.evaluation["fixed.txt"], expected)
+    assert np.array_equal(load_evaluation(spec, Numbers())["fixed.txt"], expected)
+    assert len(set(positions(splits))) == len(positions(splits))
+
+
+def test_several_sources_by_weight(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.txt", numbers(4000, 10_000))
+    two = write(tmp_path / "two.jsonl", [{"text": numbers(100, 20_000 + 100 * i)} for i in range(40)])
+    splits = load_splits(spec_of(f"{one}@3", two, calibration_tokens=160), Numbers(), 0)
+    of_one = (splits.calibration[:, 1] < 20_000) & (splits.calibration[:, 1] > EOS)
+    assert of_one.sum() == 15
+    assert of_one[:4].sum() == of_one[-4:].sum() == 3
+    assert list(splits.evaluation) == ["one.txt", "two.jsonl"]
+
+
+def test_an_evaluation_source_of_its_own_is_read_from_its_start(corpus: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.txt", numbers(50, 9000))
+    spec = spec_of(corpus, evaluation=(str(other), str(other)))
+    splits = load_splits(spec, Numbers(), 0)
+    assert list(splits.evaluation) == ["corpus.txt", "other.txt"]
+    assert splits.evaluation["other.txt"].tolist() == (9000 + np.arange(32)).reshape(4, 8).tolist()
+    more = load_evaluation(dataclasses.replace(spec, evaluation_windows=100), Numbers())
+    assert more["other.txt"].shape == (50 // 8, 8)
+    alone = load_evaluation(dataclasses.replace(spec, calibration=()), Numbers())
+    assert list(alone) == ["other.txt"]
+    assert np.array_equal(alone["other.txt"], splits.evaluation["other.txt"])
+
+
+def test_an_evaluation_source_that_is_a_calibration_source_is_its_held_out_part(
+    corpus: Path, tmp_path: Path
+) -> None:
+    copy = write(tmp_path / "copy.txt", corpus.read_bytes())
+    splits = load_splits(spec_of(corpus, evaluation=(str(copy), f"{corpus}@2")), Numbers(), 0)
+    assert list(splits.evaluation) == ["corpus.txt"]
+    assert len(set(positions(splits))) == len(positions(splits))
+    builtin = load_splits(spec_of("builtin", evaluation=("builtin:topics", "builtin")), Bytes(), 0)
+    assert list(builtin.evaluation) == ["builtin:topics", "builtin:docstrings"]
+
+
+def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
+    plain = load_splits(spec_of(corpus), Numbers(), 0)
+    splits = load_splits(spec_of(corpus, bos=True), Numbers(), 0)
+    pairs = [
+        (plain.calibration, splits.calibration),
+        (plain.search, splits.search),
+        (plain.evaluation["corpus.txt"], splits.evaluation["corpus.txt"]),
+    ]
+    for without, array in pairs:
+        assert (array[:, 0] == BOS).all()
+        assert np.array_equal(array[:, 1:], without[:, :-1])
+    assert with_bos(plain.search, None) is plain.search
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"calibration_tokens": 4000},
+            "'.*corpus.txt' has 3496 tokens beside its evaluation part, 4040 are needed; lower --calib",
+        ),
+        (
+            {"evaluation_length": 4001},
+            "has 4000 tokens, one evaluation window needs 4001; lower --evaluation-le",
+        ),
+        ({"calibration_tokens": 7}, "--calibration-tokens 7 is less than one sequence of 8 tokens; raise it"),
+        ({"search_tokens": -1}, "--search-tokens is -1; it must be at least 0"),
+        ({"sequence_length": 1}, "--sequence-length is 1; it must be at least 2"),
+        ({"evaluation_windows": 0}, "--evaluation-windows is 0"),
+        ({"calibration": ()}, "no calibration source is given"),
+    ],
+)
+def test_requests_that_cannot_be_met(corpus: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_splits(spec_of(corpus, **changes), Numbers(), 0)
+
+
+def test_other_requests_that_cannot_be_met(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = Numbers()
+    tokenizer.bos_token_id = None
+    with pytest.raises(UserError, match="tokenizer has no BOS token; leave out --bos"):
+        load_splits(spec_of(corpus, bos=True), tokenizer, 0)
+    with pytest.raises(UserError, match="--seed is -1"):
+        load_splits(spec_of(corpus), Numbers(), -1)
+    short = write(tmp_path / "short.txt", numbers(5))
+    with pytest.raises(UserError, match=r"'.*short.txt' has 5 tokens, one evaluation window needs 8"):
+        load_evaluation(spec_of(corpus, evaluation=(str(short),)), Numbers())
+
+
+def test_builtin_splits_are_the_same_every_time() -> None:
+    spec = spec_of("builtin", calibration_tokens=400, search_tokens=0)
+    first, second = (load_splits(spec, Bytes(), 7) for _ in range(2))
+    assert np.array_equal(first.calibration, second.calibration)
+    assert first.search.shape == (0, 8)
+    assert set(first.sources) == {"builtin:topics", "builtin:docstrings"}

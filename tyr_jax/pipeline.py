@@ -1,0 +1,264 @@
+"""The order of stages (Algorithm 4): rounds of supernet and search, then refit, compress and measure.
+
+Everything that joins stages is here; each stage itself is a pure function elsewhere. Side effects are the
+progress display, the event log and, at the end, the output directory.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from tyr_jax import quality
+from tyr_jax.config import Settings, validate
+from tyr_jax.data import Splits, load_splits
+from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.io.output import EventLog
+from tyr_jax.io.progress import Progress
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
+from tyr_jax.quality import Quality
+from tyr_jax.search import evolve, space
+from tyr_jax.search.objective import Batch
+from tyr_jax.search.population import score_population, teacher_targets
+from tyr_jax.search.space import Kind, LevelGrid
+
+Qualities = dict[str, Quality]
+"""Quality by name of the text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """The model to prune, its text, and its answers on the evaluation windows."""
+
+    model: LoadedModel
+    splits: Splits
+    kinds: tuple[Kind, Kind]
+    budgets: tuple[int, int]
+    teachers: dict[str, np.ndarray]
+    quality: Qualities
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """A pruned model: physically smaller params and config, units kept `[2, L]`, and how good it is."""
+
+    params: Params
+    config: ModelConfig
+    kept: np.ndarray
+    quality: Qualities
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """All that a run found; `rounds` has a record per round."""
+
+    dense: Dense
+    uniform: Pruned
+    searched: Pruned | None
+    rounds: list[dict[str, Any]]
+
+    @property
+    def final(self) -> Pruned:
+        """The model to write: the searched one, or the uniform one where nothing was searched."""
+        return self.searched or self.uniform
+
+
+class Run:
+    """What every stage of one run shares: settings, progress and events."""
+
+    def __init__(self, settings: Settings, progress: Progress, events: EventLog) -> None:
+        self.settings, self.progress, self.events = settings, progress, events
+
+
+def measure_texts(params: Params, config: ModelConfig, dense: Dense, run: Run, name: str) -> Qualities:
+    """Quality of a pruned model on every evaluation text."""
+    texts = dense.splits.evaluation
+    result = {}
+    with run.progress.stage(f"evaluate {name}", sum(map(len, texts.values())), "windows") as stage:
+        for text, windows in texts.items():
+            teacher = dense.teachers[text]
+            result[text] = quality.measure(params, windows, config, teacher, stage.advance)
+    record_quality(run, name, result)
+    return result
+
+
+def record_quality(run: Run, name: str, result: Qualities) -> None:
+    """Log the quality of the model called `name`."""
+    run.events.write("quality", model=name, texts={text: q._asdict() for text, q in result.items()})
+
+
+def prepare(run: Run) -> Dense:
+    """Load model and text, check that the target is possible, and record the dense model's answers.
+
+    Raises:
+        UserError: anything about the model, the text or the target that cannot work.
+    """
+    settings = run.settings
+    with run.progress.stage("load model", 1, "models") as stage:
+        model = load_model(settings.model)
+        stage.advance()
+    if not model.config.uniform:
+        raise UserError(
+            f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
+        )
+    kinds = settings.pruning.kinds(model.config)
+    budgets = tuple(space.unit_budget(kind, model.config.depth, settings.sparsity) for kind in kinds)
+    check_lengths(settings, model)
+    with run.progress.stage("read text", 1, "texts") as stage:
+        splits = load_splits(settings.data, model.tokenizer, settings.seed)
+        stage.advance()
+    texts = splits.evaluation
+    teachers, measured = {}, {}
+    with run.progress.stage("evaluate dense", sum(map(len, texts.values())), "windows") as stage:
+        for name, windows in texts.items():
+            teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
+    record_quality(run, "dense", measured)
+    return Dense(model, splits, kinds, (budgets[0], budgets[1]), teachers, measured)
+
+
+def check_lengths(settings: Settings, model: LoadedModel) -> None:
+    """Sequences must fit the model's context.
+
+    Raises:
+        UserError: a sequence length beyond the model's positions.
+    """
+    limit = model.config.max_positions
+    for flag, length in (
+        ("--sequence-length", settings.data.sequence_length),
+        ("--evaluation-length", settings.data.evaluation_length),
+    ):
+        if length > limit:
+            raise UserError(f"{flag} is {length}, but {settings.model} has only {limit} positions; lower it")
+
+
+def uniform_centres(dense: Dense) -> np.ndarray:
+    """Units kept `[2, L]` when every layer keeps the same share."""
+    depth = dense.model.config.depth
+    splits = zip(dense.kinds, dense.budgets, strict=True)
+    return np.stack([space.uniform_split(kind, depth, budget) for kind, budget in splits])
+
+
+def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str) -> Supernet:
+    """Build the supernet of `grid` on the calibration text, with progress."""
+    model, settings = dense.model, run.settings
+    with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
+
+        def on_site(site: str, damping: float) -> None:
+            raised = damping > pruning.damping * 1.01
+            stage.advance(note=f"{site}: damping raised to {damping:.2g}" if raised else site)
+            if raised:
+                run.events.write("damping raised", site=site, damping=damping, stage=name)
+
+        return build_supernet(
+            model.params,
+            dense.splits.calibration,
+            model.config,
+            grid,
+            pruning,
+            seed=settings.seed,
+            batch=max(1, quality.BATCH_TOKENS // settings.data.sequence_length),
+            on_site=on_site,
+        )
+
+
+def search_round(
+    run: Run, dense: Dense, supernet: Supernet, grid: LevelGrid, pool: Batch, number: int, name: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(units kept `[2, L]`, record) of one round's search (Algorithm 3)."""
+    settings, model = run.settings, dense.model
+    length = settings.data.sequence_length
+    schedule = settings.search
+    spent, history = 0, []
+    total = schedule.generations * schedule.candidate_tokens(length)
+    with run.progress.stage(name, total, "candidate-tokens") as stage:
+
+        def spend(tokens: int) -> None:
+            nonlocal spent
+            spent += tokens
+            stage.advance(tokens)
+
+        def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+            return score_population(
+                model.params, supernet, candidates, pool, sequences, model.config, settings.objective, spend
+            )
+
+        def on_generation(state: evolve.EvolutionState, parent: float) -> None:
+            fitness = float(state.fitness)
+            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
+            stage.advance(0, note)
+            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
+            history.append(record | {"candidate_tokens": spent})
+            run.events.write("generation", round=number, **history[-1])
+
+        key = jax.random.fold_in(jax.random.key(settings.seed), number)
+        start = evolve.init(key, space.centre_distribution(grid))
+        state = evolve.evolve(start, grid.exists, score, len(pool.tokens), length, schedule, on_generation)
+    kept = space.kept_units(grid, np.asarray(state.parent))
+    record = {
+        "round": number,
+        "step": dict(zip(space.KINDS, map(int, grid.step), strict=True)),
+        "kept": kept_by_kind(kept),
+        "history": history,
+    }
+    run.events.write("round", **{key: value for key, value in record.items() if key != "history"})
+    return kept, record
+
+
+def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
+    """Units kept per layer, by kind, from `[2, L]`."""
+    return dict(zip(space.KINDS, kept.tolist(), strict=True))
+
+
+def refit(run: Run, dense: Dense, kept: np.ndarray, name: str) -> Pruned:
+    """The physically smaller model that keeps `kept [2, L]` units, measured.
+
+    A supernet's weights were fitted to the expectation over many distributions. Once one is chosen, every
+    site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
+    uniform baseline gets the same, so that the two compare.
+    """
+    model, settings = dense.model, run.settings
+    grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
+    exact = dataclasses.replace(settings.pruning, accumulation="centre")
+    supernet = fold(run, dense, grid, exact, f"prune {name}")
+    levels = space.centre_distribution(grid)
+    params, config = compress(model.params, supernet, levels, model.config, settings.pruning.neuron_multiple)
+    return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
+
+
+def search_rounds(run: Run, dense: Dense) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(units kept `[2, L]`, a record per round): each round searches around the last one's answer."""
+    settings, model = run.settings, dense.model
+    rounds, kept, records = settings.rounds, uniform_centres(dense), []
+    with run.progress.stage(
+        "dense model's answers on the search text", len(dense.splits.search), "sequences"
+    ) as stage:
+        pool = teacher_targets(
+            model.params, dense.splits.search, model.config, settings.objective, stage.advance
+        )
+    for number in range(1, rounds.rounds + 1):
+        of = f"round {number}/{rounds.rounds}"
+        grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
+        supernet = fold(run, dense, grid, settings.pruning, f"{of}: supernet")
+        kept, record = search_round(run, dense, supernet, grid, pool, number, f"{of}: search")
+        records.append(record)
+    return kept, records
+
+
+def prune_model(settings: Settings, progress: Progress, events: EventLog) -> Outcome:
+    """Prune a model as `settings` say (Algorithm 4).
+
+    Raises:
+        UserError: anything in the settings, the model or the text that cannot work.
+    """
+    validate(settings)
+    run = Run(settings, progress, events)
+    dense = prepare(run)
+    uniform = refit(run, dense, uniform_centres(dense), "uniform")
+    if not settings.rounds.rounds:
+        return Outcome(dense, uniform, None, [])
+    kept, records = search_rounds(run, dense)
+    return Outcome(dense, uniform, refit(run, dense, kept, "searched"), records)

@@ -1,0 +1,77 @@
+"""`python -m tyr_jax.prune`: prune a model and write the smaller one.
+
+Every prunable sublayer (attention heads, FFN neurons) is pruned locally to several sparsity levels; all
+copies form a supernet; an evolutionary search finds how much each layer should keep so that the whole
+model meets one target sparsity and still behaves like the dense one; then again, finer, around the answer.
+What is pruned is physically removed: the output directory holds a smaller model.
+
+Examples:
+
+  python -m tyr_jax.prune --preset quick --output pruned
+      the embedded model to 25 % on the embedded text, in minutes
+
+  python -m tyr_jax.prune --model HuggingFaceTB/SmolLM2-135M --sparsity 0.5 \\
+      --calibration builtin my-text.jsonl@2 --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
+      --output smollm2-50
+      a hub model to 50 %, two calibration sources (the second with twice the weight)
+"""
+
+import sys
+
+import tyro
+
+from tyr_jax import errors, summary
+from tyr_jax.config import PRESETS, Settings
+from tyr_jax.io.checkpoint import save_model
+from tyr_jax.io.output import EventLog, staged_directory, write_json
+from tyr_jax.io.progress import Progress
+from tyr_jax.pipeline import prune_model
+
+
+def parse(arguments: list[str]) -> Settings:
+    """Settings from command-line arguments; defaults come from the preset that `--preset` names."""
+    preset = "standard"
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--preset":
+            preset = value or next(iter(arguments[index + 1 : index + 2]), preset)
+    default = PRESETS.get(preset, PRESETS["standard"])
+    return tyro.cli(
+        tyro.conf.OmitArgPrefixes[Settings],
+        args=arguments,
+        default=default,
+        prog="python -m tyr_jax.prune",
+        description=__doc__,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the main job."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    settings = parse(arguments)
+    errors.run(lambda: run(settings, arguments))
+
+
+def run(settings: Settings, arguments: list[str]) -> None:
+    """Prune, write the output directory, print the closing table."""
+    with (
+        staged_directory(settings.output, settings.overwrite) as staging,
+        EventLog(staging / "events.jsonl") as events,
+        Progress() as progress,
+    ):
+        events.write("start", arguments=arguments)
+        outcome = prune_model(settings, progress, events)
+        with progress.stage("write", 1, "models") as stage:
+            final, model = outcome.final, outcome.dense.model
+            save_model(
+                staging, final.config, final.params, model.hf_config, model.tokenizer, model.generation_config
+            )
+            stage.advance()
+        report = summary.summarise(outcome, settings, arguments, progress.timings)
+        write_json(staging / "summary.json", report)
+        events.write("done")
+    summary.print_table(report, settings.output)
+
+
+if __name__ == "__main__":
+    main()

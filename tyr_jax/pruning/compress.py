@@ -1,0 +1,141 @@
+"""Compress: from a distribution to a physically smaller model (Algorithm 4's last step).
+
+Kept heads and neurons are gathered, key/value groups that no kept head reads disappear, and a sublayer
+without units disappears whole. Axis letters as in `tyr_jax.model.spec`; `U` units of a site.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_block
+from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.search.space import ATTENTION, FFN
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadLayout:
+    """Heads of a compressed layer in groups of equal size.
+
+    `kv_source[i]` is the dense key/value head that group i reads, `heads[i]` its dense query heads, of
+    which `None` marks a padded one (zero weights).
+    """
+
+    kv_source: tuple[int, ...]
+    heads: tuple[tuple[int | None, ...], ...]
+
+
+def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
+    """The cheapest regular grouping of `kept_heads` (sorted indices), `group_size` heads to a dense group.
+
+    Grouped-query attention needs groups of equal size g. A dense group with c kept heads becomes ⌈c/g⌉
+    groups, its key/value head duplicated and the last one padded; each costs g query/output heads and one
+    key/value head. g = the largest count is pure padding, g = 1 pure duplication; the cheapest g is taken,
+    the larger one (fewer key/value heads to cache) on a tie.
+    """
+    groups: dict[int, list[int]] = {}
+    for head in kept_heads:
+        groups.setdefault(int(head) // group_size, []).append(int(head))
+    sizes = [len(heads) for heads in groups.values()]
+
+    def cost(size: int) -> tuple[int, int]:
+        return sum(-(-count // size) for count in sizes) * (size + 1), -size
+
+    size = min(range(1, max(sizes) + 1), key=cost)
+    kv_source, layout = [], []
+    for kv, heads in groups.items():
+        for start in range(0, len(heads), size):
+            part: list[int | None] = list(heads[start : start + size])
+            kv_source.append(kv)
+            layout.append((*part, *[None] * (size - len(part))))
+    return HeadLayout(tuple(kv_source), tuple(layout))
+
+
+def compress_attention(block: Block, kept: np.ndarray, config: ModelConfig, layer: int) -> Block:
+    """Attention tensors of `block` with only the `kept` (sorted) query heads.
+
+    An attention without heads has no tensors, unless an output bias must outlive it: then one head with a
+    zero output projection carries it.
+    """
+    shape = config.layers[layer]
+    carrier = kept.size == 0 and config.out_bias
+    if kept.size == 0 and not carrier:
+        return {}
+    layout = head_layout(kept if not carrier else np.array([0]), shape.heads // shape.kv_heads)
+    slots = [head for group in layout.heads for head in group]
+    source = np.array([0 if head is None else head for head in slots])
+    real = np.array([head is not None and not carrier for head in slots], np.float32)
+    kv = np.array(layout.kv_source)
+    out = {
+        "attn_norm": block["attn_norm"],
+        "q": block["q"][:, source] * real[:, None],
+        "k": block["k"][:, kv],
+        "v": block["v"][:, kv],
+        "o": block["o"][source] * real[:, None, None],
+    }
+    if config.qkv_bias:
+        out |= {
+            "q_bias": block["q_bias"][source] * real[:, None],
+            "k_bias": block["k_bias"][kv],
+            "v_bias": block["v_bias"][kv],
+        }
+    return out | ({"o_bias": block["o_bias"]} if config.out_bias else {})
+
+
+def compress_ffn(block: Block, kept: np.ndarray, config: ModelConfig, multiple: int) -> Block:
+    """FFN tensors of `block` with only the `kept` (sorted) neurons.
+
+    An FFN without neurons has no tensors, unless a down bias must outlive it: then `multiple` neurons with
+    zero weights carry it.
+    """
+    carrier = kept.size == 0 and config.mlp_bias
+    if kept.size == 0 and not carrier:
+        return {}
+    neurons, real = (np.arange(multiple), 0.0) if carrier else (kept, 1.0)
+    out = {
+        "mlp_norm": block["mlp_norm"],
+        "gate": block["gate"][:, neurons],
+        "up": block["up"][:, neurons],
+        "down": block["down"][neurons] * real,
+    }
+    if config.mlp_bias:
+        biases = {"gate_bias": block["gate_bias"][neurons], "up_bias": block["up_bias"][neurons]}
+        out |= {**biases, "down_bias": block["down_bias"]}
+    return out
+
+
+def kept_masks(
+    supernet: Supernet, distribution: np.ndarray, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boolean masks of kept heads `[L, N]` and neurons `[L, F]` under levels `[2, L]`."""
+    kept = np.take_along_axis(np.asarray(supernet.kept), np.asarray(distribution)[..., None], axis=-1)
+    heads = np.asarray(supernet.attn_rank) < kept[ATTENTION]
+    neurons = np.asarray(supernet.mlp_rank) < kept[FFN]
+    # A unit of attention is one head or a whole key/value group of neighbouring heads.
+    return np.repeat(heads, config.dense_shape.heads // heads.shape[1], axis=1), neurons
+
+
+def compress(
+    params: Params,
+    supernet: Supernet,
+    distribution: np.ndarray,
+    config: ModelConfig,
+    neuron_multiple: int = 8,
+) -> tuple[Params, ModelConfig]:
+    """The smaller model (params, config) of levels `distribution [2, L]`; same function as the masked one."""
+    masked = select(params, supernet, jnp.asarray(distribution))
+    heads, neurons = kept_masks(supernet, distribution, config)
+    blocks, shapes = [], []
+    for layer in range(config.depth):
+        block = layer_block(masked["blocks"], layer)
+        attention = compress_attention(block, np.flatnonzero(heads[layer]), config, layer)
+        ffn = compress_ffn(block, np.flatnonzero(neurons[layer]), config, neuron_multiple)
+        blocks.append(attention | ffn)
+        heads_left, kv_left = (attention["q"].shape[1], attention["k"].shape[1]) if attention else (0, 0)
+        shapes.append(LayerShape(heads_left, kv_left, ffn["down"].shape[0] if ffn else 0))
+    small = dataclasses.replace(config, layers=tuple(shapes))
+    stacked = (
+        {name: jnp.stack([b[name] for b in blocks]) for name in blocks[0]} if small.uniform else tuple(blocks)
+    )
+    return masked | {"blocks": stacked}, small

@@ -1,0 +1,258 @@
+"""Local pruning of one site (method §1, Algorithm 1): one progressive pass emits every sparsity level.
+
+Units (heads or neurons) leave in the order of their saliency, a chunk at a time, with an OBS update of the
+remaining weights and of Hs⁻¹ after each chunk (Eq. 10). The order does not depend on any target, so one
+pass serves all levels. Numbered last-removed first, the units of every level are a prefix, and one Cholesky
+factor of the permuted Hs holds each level's factor as its leading block: the weights of a level are the
+least-squares optimum on its support, `W_S = Hs_SS⁻¹ G_S`, free of the drift of the incremental updates.
+
+Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
+1 for neurons), `d_in = U·b`, `D` outputs, `E` levels.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from tyr_jax.pruning.hessian import HIGHEST, damp
+
+MAX_DAMPING_RAISES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Saliency:
+    """Which terms of Eq. 4 count, and how a unit of several channels combines them."""
+
+    first_order: Literal["abs", "signed", "none"] = "abs"
+    """First-order term: `abs` is |G_p · W_p| per channel (the paper), `signed` the sum over a unit's
+    channels without the modulus (the public code)."""
+    second_order: Literal["channel", "block", "none"] = "channel"
+    """Second-order term: `channel` is ‖W_p‖² / 2[Hs⁻¹]_pp per channel (the paper), `block` the joint form
+    ½ tr(W_uᵀ ([Hs⁻¹]_uu)⁻¹ W_u) of a unit, the exact rise of the layer's error."""
+
+
+class PrunedSite(NamedTuple):
+    """Every level of one site: `weights [E, d_in, D]`, unit `rank [U]`, relative `error [E]`, `damping`.
+
+    `rank` numbers units last-removed first; level `e` keeps the units with `rank < kept[e]`. `error` is
+    `tr((W−W_e)ᵀ Hs (W−W_e)) / tr(Wᵀ Hs W)`. `damping` is the factor used, larger than the one asked
+    where the Hessian was not positive definite in float32.
+    """
+
+    weights: jax.Array
+    rank: jax.Array
+    error: jax.Array
+    damping: jax.Array
+
+
+def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    """Units to remove at each step `[S]`: chunks of at most `chunk` that end on every level's boundary.
+
+    `kept [E]` are the unit counts of the levels, of which those in `exists [E]` are needed. Padded with
+    zeros to a length that depends on shapes only, so that sites with other levels share one compilation.
+    """
+    boundaries = np.unique(units - kept[exists])
+    spans = np.diff(boundaries, prepend=0)
+    steps = [min(chunk, span - done) for span in spans for done in range(0, span, chunk)]
+    length = -(-units // chunk) + len(kept)
+    return np.array(steps + [0] * (length - len(steps)), np.int32)
+
+
+def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
+    """Diagonal blocks `[U, b, b]` of `matrix [d_in, d_in]`."""
+    units = matrix.shape[0] // unit_size
+    return jnp.einsum("ubuc->ubc", matrix.reshape(units, unit_size, units, unit_size))
+
+
+def unit_saliency(
+    weight: jax.Array, gradient: jax.Array, inverse: jax.Array, unit_size: int, saliency: Saliency
+) -> jax.Array:
+    """Saliency of every unit `[U]` (Eq. 4), from W, G = Hs·W₀ (both `[d_in, D]`) and Hs⁻¹ `[d_in, d_in]`.
+
+    Per channel and averaged over a unit, except that `signed` and `block` terms are joint over it (and
+    divided by its channels, to stay on the same scale).
+    """
+    units = weight.shape[0] // unit_size
+    first = jnp.sum(gradient * weight, axis=1)
+    if saliency.first_order == "abs":
+        first = jnp.abs(first)
+    elif saliency.first_order == "none":
+        first = jnp.zeros_like(first)
+    score = first.reshape(units, unit_size).mean(axis=1)
+    if saliency.second_order == "none":
+        return score
+    if saliency.second_order == "channel" or unit_size == 1:
+        variance = jnp.maximum(jnp.diagonal(inverse), jnp.finfo(inverse.dtype).tiny)
+        second = jnp.sum(weight * weight, axis=1) / (2 * variance)
+        return score + second.reshape(units, unit_size).mean(axis=1)
+    blocks = unit_blocks(inverse, unit_size)
+    # Removed units have a zero block; the identity keeps the solve finite and they are masked anyway.
+    empty = jnp.trace(blocks, axis1=1, axis2=2) <= 0
+    blocks = jnp.where(empty[:, None, None], jnp.eye(unit_size, dtype=blocks.dtype), blocks)
+    rows = weight.reshape(units, unit_size, -1)
+    energy = jnp.einsum("ubd,ubd->u", rows, jnp.linalg.solve(blocks, rows), precision=HIGHEST)
+    return score + energy / (2 * unit_size)
+
+
+def obs_step(
+    weight: jax.Array, inverse: jax.Array, channels: jax.Array, active: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Remove `channels [p]` where `active [p]`: the OBS update of W `[d_in, D]` and Hs⁻¹ (Eq. 10)."""
+    columns = inverse[:, channels] * active
+    block = columns[channels] * active[:, None] + jnp.diag(1.0 - active)
+    rhs = jnp.concatenate([columns.T, weight[channels] * active[:, None]], axis=1)
+    correction = jnp.matmul(columns, jnp.linalg.solve(block, rhs), precision=HIGHEST)
+    size = inverse.shape[0]
+    inverse, weight = inverse - correction[:, :size], weight - correction[:, size:]
+    removed = jnp.zeros(size, weight.dtype).at[channels].max(active)
+    survives = 1.0 - removed
+    return weight * survives[:, None], inverse * survives[:, None] * survives[None, :]
+
+
+class _Pass(NamedTuple):
+    """State of the removal loop."""
+
+    weight: jax.Array
+    inverse: jax.Array
+    rank: jax.Array
+    alive: jax.Array
+    remaining: jax.Array
+
+
+def removal_rank(
+    weight: jax.Array,
+    gradient: jax.Array,
+    inverse: jax.Array,
+    schedule: jax.Array,
+    *,
+    unit_size: int,
+    chunk: int,
+    saliency: Saliency,
+) -> jax.Array:
+    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units at step s.
+
+    Args:
+        weight: W `[d_in, D]`.
+        gradient: G = Hs·W `[d_in, D]`, fixed through the pass.
+        inverse: Hs⁻¹ `[d_in, d_in]`.
+        schedule: units per step `[S]`, each at most `chunk`; zeros at the end.
+        unit_size: input channels of a unit, b.
+        chunk: the most units removed at once.
+        saliency: the terms of Eq. 4.
+
+    Units that the schedule never removes get the lowest ranks, in their own order.
+    """
+    units = weight.shape[0] // unit_size
+
+    def remove(step: jax.Array, state: _Pass) -> _Pass:
+        score = unit_saliency(state.weight, gradient, state.inverse, unit_size, saliency)
+        leaving = jax.lax.top_k(jnp.where(state.alive, -score, -jnp.inf), chunk)[1]
+        place = jnp.arange(chunk)
+        active = place < schedule[step]
+        channels = (leaving[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
+        weight_now, inverse_now = obs_step(
+            state.weight, state.inverse, channels, jnp.repeat(active, unit_size).astype(weight.dtype)
+        )
+        rank = state.rank.at[leaving].set(
+            jnp.where(active, state.remaining - 1 - place, state.rank[leaving]).astype(jnp.int32)
+        )
+        alive = state.alive.at[leaving].set(jnp.where(active, False, state.alive[leaving]))
+        return _Pass(weight_now, inverse_now, rank, alive, state.remaining - schedule[step])
+
+    start = _Pass(
+        weight, inverse, jnp.zeros(units, jnp.int32), jnp.ones(units, bool), jnp.asarray(units, jnp.int32)
+    )
+    end = jax.lax.fori_loop(0, jnp.sum(schedule > 0), remove, start)
+    survivors = (jnp.cumsum(end.alive) - 1).astype(jnp.int32)
+    return jnp.where(end.alive, survivors, end.rank)
+
+
+def level_weights(
+    hessian: jax.Array, gradient: jax.Array, rank: jax.Array, kept: jax.Array, unit_size: int
+) -> jax.Array:
+    """Least-squares weights of every level `[E, d_in, D]`: `W_S = Hs_SS⁻¹ G_S`, zero elsewhere.
+
+    `hessian [d_in, d_in]` damped, `gradient [d_in, D]`, `rank [U]`, `kept [E]` units. With channels
+    permuted by rank, level e's factor is the leading block of one Cholesky factor, and its forward
+    substitution is a prefix of the full one; only the back-substitutions differ.
+    """
+    size = hessian.shape[0]
+    order = jnp.argsort(rank)
+    channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
+    factor = jnp.linalg.cholesky(hessian[channels][:, channels])
+    forward = solve_triangular(factor, gradient[channels], lower=True)
+
+    def solve_level(count: jax.Array) -> jax.Array:
+        inside = jnp.arange(size) < count * unit_size
+        # Outside the leading block the factor becomes the identity, so static shapes give the exact answer.
+        leading = jnp.where(inside[:, None] & inside[None, :], factor, jnp.eye(size, dtype=factor.dtype))
+        solution = solve_triangular(leading, forward * inside[:, None], trans=1, lower=True)
+        return jnp.zeros_like(solution).at[channels].set(solution)
+
+    return jax.lax.map(solve_level, kept)
+
+
+def factorise(gram: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(damped Hs, its inverse, damping used): the damping is raised tenfold until Cholesky succeeds."""
+
+    def attempt(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hessian = damp(gram, factor)
+        return hessian, jnp.linalg.cholesky(hessian)
+
+    def raise_damping(state: tuple) -> tuple:
+        tries, factor, _, _ = state
+        return tries + 1, factor * 10, *attempt(factor * 10)
+
+    def failed(state: tuple) -> jax.Array:
+        tries, _, _, lower = state
+        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(lower))
+
+    start = jnp.asarray(damping, gram.dtype)
+    _, used, hessian, lower = jax.lax.while_loop(failed, raise_damping, (0, start, *attempt(start)))
+    inverse = cho_solve((lower, True), jnp.eye(gram.shape[0], dtype=gram.dtype))
+    return hessian, (inverse + inverse.T) / 2, used
+
+
+@functools.partial(jax.jit, static_argnames=("unit_size", "chunk", "saliency", "damping"))
+def prune_site(
+    gram: jax.Array,
+    weight: jax.Array,
+    kept: jax.Array,
+    schedule: jax.Array,
+    *,
+    unit_size: int,
+    chunk: int,
+    saliency: Saliency,
+    damping: float,
+) -> PrunedSite:
+    """Prune one site to every level in one progressive pass (Algorithm 1).
+
+    Args:
+        gram: XᵀX of the site's inputs `[d_in, d_in]`.
+        weight: dense weight W `[d_in, D]`.
+        kept: units kept at each level `[E]`.
+        schedule: units removed at each step `[S]`, from `removal_schedule`.
+        unit_size: input channels of a unit, b.
+        chunk: the most units removed between two OBS updates.
+        saliency: the terms of Eq. 4.
+        damping: λ as a fraction of the mean diagonal of XᵀX.
+
+    The result is all NaN if `gram` is not finite: the caller names the site.
+    """
+    dtype = gram.dtype
+    dense = weight.astype(dtype)
+    hessian, inverse, used = factorise(gram, damping)
+    gradient = jnp.matmul(hessian, dense, precision=HIGHEST)
+    rank = removal_rank(
+        dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
+    )
+    weights = level_weights(hessian, gradient, rank, kept, unit_size)
+    energy = jnp.sum(dense * gradient)
+    # At the optimum W_e ⟂ (W − W_e) in the Hs metric, so the error is the energy lost: tr(GᵀW) − tr(GᵀW_e).
+    error = 1.0 - jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST) / energy
+    return PrunedSite(weights.astype(weight.dtype), rank, error, used)

@@ -1,0 +1,265 @@
+"""The supernet: every site at every level, built by one fold over the blocks (method §2, Algorithm 2).
+
+Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated
+result → its Hessian → prune `down_proj` → next. What a site passes on is its output under the weight
+`W̄ = Σ_e p_e W_e`; the site is linear in its weight, so that is the expectation of Eq. 5 over levels with
+probabilities `p`, and every mode of error accumulation is one choice of `p`.
+
+Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
+`F` FFN width, `U` units of a site.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.pruning import hessian, obs
+from tyr_jax.search.space import ATTENTION, FFN, KINDS, Kind, LevelGrid
+
+Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
+ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningSettings:
+    """How sites are pruned and errors accumulated; the defaults are the paper's."""
+
+    accumulation: Accumulation = "expectation"
+    """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
+    mean, a `random` level, the `centre` level, or `none` (the dense output)."""
+    saliency: obs.Saliency = dataclasses.field(default_factory=obs.Saliency)
+    """Saliency"""
+    damping: float = 0.01
+    """λ of Hs = XᵀX + λI, as a fraction of the mean diagonal."""
+    neuron_chunk: int = 16
+    """Neurons removed between two updates of the remaining weights."""
+    attention_unit: Literal["head", "kv_group"] = "head"
+    """What is removed from attention: single heads (the paper) or whole key/value groups."""
+    neuron_multiple: int = 8
+    """FFN widths are kept a multiple of this; 128 suits TPUs."""
+
+    def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
+        """The two kinds of site of a model, with their unit counts."""
+        shape = config.dense_shape
+        units = shape.heads if self.attention_unit == "head" else shape.kv_heads
+        return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
+
+
+@flax.struct.dataclass
+class Supernet:
+    """The stacked parameter pytree indexed by sparsity level.
+
+    `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections; `attn_rank [L, U]`
+    and `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank
+    below k; `kept [2, L, E]` units, `exists [2, L, E]`, relative layer `error [2, L, E]`, `damping [2, L]`.
+    """
+
+    attn_out: jax.Array
+    mlp_down: jax.Array
+    attn_rank: jax.Array
+    mlp_rank: jax.Array
+    kept: jax.Array
+    exists: jax.Array
+    error: jax.Array
+    damping: jax.Array
+
+
+def level_probabilities(
+    mode: Accumulation, kept: np.ndarray, exists: np.ndarray, units: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Weights `p [E]` with which a site's levels are passed on (Eq. 5 and the modes of Table 4).
+
+    `expectation`: proportional to `1 − S_e`, the share kept. `uniform`: equal over the levels that exist.
+    `random`: one level drawn per site. `centre`: the middle level. (`none` passes on the dense weight,
+    which need not be a level: the fold handles it.)
+    """
+    levels = len(kept)
+    if mode == "expectation":
+        share = np.where(exists, kept / units, 0.0)
+    elif mode == "uniform":
+        share = exists.astype(float)
+    elif mode == "random":
+        share = np.eye(levels)[rng.choice(np.flatnonzero(exists))]
+    else:
+        share = np.eye(levels)[levels // 2]
+    return (share / share.sum()).astype(np.float32)
+
+
+class _Site(NamedTuple):
+    """A pruned site and the weight its output is passed on with."""
+
+    pruned: obs.PrunedSite
+    passed: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def attention_statistics(
+    block: Block, x: jax.Array, gram: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """(head outputs `[B, T, N, H]`, updated XᵀX) of one chunk of residuals `x [B, T, D]`."""
+    units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
+    return units, hessian.update(gram, units.reshape(*x.shape[:2], -1))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def ffn_statistics(
+    block: Block, x: jax.Array, gram: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """(neuron activations `[B, T, F]`, updated XᵀX) of one chunk of residuals `x [B, T, D]`."""
+    units = decoder.ffn_units(block, x, config)
+    return units, hessian.update(gram, units)
+
+
+@jax.jit
+def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
+    """Residual after attention with the output projection of `block`."""
+    return x + decoder.attention_output(block, units)
+
+
+@jax.jit
+def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
+    """Residual after the FFN with the down projection of `block`."""
+    return x + decoder.ffn_output(block, units)
+
+
+def prune_kind(
+    gram: jax.Array,
+    weight: jax.Array,
+    kept: np.ndarray,
+    exists: np.ndarray,
+    units: int,
+    settings: PruningSettings,
+    rng: np.random.Generator,
+    name: str,
+) -> _Site:
+    """Prune one site to levels `kept [E]` and choose what it passes on; `weight [d_in, D]`, `gram` XᵀX.
+
+    Raises:
+        UserError: the Hessian is not finite; names the site.
+    """
+    size = gram.shape[0]
+    chunk = min(settings.neuron_chunk, units) if size == units else 1
+    site = obs.prune_site(
+        hessian.finish(gram),
+        weight,
+        jnp.asarray(kept),
+        jnp.asarray(obs.removal_schedule(units, chunk, kept, exists)),
+        unit_size=size // units,
+        chunk=chunk,
+        saliency=settings.saliency,
+        damping=settings.damping,
+    )
+    if not np.isfinite(np.asarray(site.error)).all():
+        raise UserError(
+            f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
+            "more damping; check the weights of the layers before it, or use float32 activations"
+        )
+    if settings.accumulation == "none":
+        return _Site(site, weight)
+    p = level_probabilities(settings.accumulation, kept, exists, units, rng)
+    return _Site(site, jnp.einsum("e,eio->io", p, site.weights))
+
+
+def build_supernet(
+    params: Params,
+    tokens: np.ndarray,
+    config: ModelConfig,
+    grid: LevelGrid,
+    settings: PruningSettings,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    on_site: Callable[[str, float], None] = lambda name, damping: None,
+) -> Supernet:
+    """Prune every site of a dense model to every level of `grid` (Algorithm 2).
+
+    Args:
+        params: the dense model, blocks stacked.
+        tokens: calibration tokens `[B, T]`.
+        config: its configuration.
+        grid: levels of the 2·L sites.
+        settings: local pruning and error accumulation.
+        seed: for the `random` accumulation mode.
+        batch: sequences that run at a time.
+        on_site: called with the name and damping of each finished site.
+
+    The residual and the current sublayer's inputs of all calibration tokens are held on the device.
+
+    Raises:
+        UserError: a site's Hessian is not finite.
+    """
+    shape, kinds = config.dense_shape, settings.kinds(config)
+    rng = np.random.default_rng(seed)
+    residual = [
+        decoder.embed(params, jnp.asarray(tokens[i : i + batch])) for i in range(0, len(tokens), batch)
+    ]
+    sites: list[list[obs.PrunedSite]] = [[], []]
+
+    def prune(kind: int, layer: int, gram: jax.Array, weight: jax.Array) -> jax.Array:
+        name = f"layer {layer} {KINDS[kind]}"
+        levels = grid.kept[kind, layer], grid.exists[kind, layer]
+        site = prune_kind(gram, weight, *levels, kinds[kind].units, settings, rng, name)
+        sites[kind].append(site.pruned)
+        on_site(name, float(site.pruned.damping))
+        return site.passed
+
+    def collect(
+        statistics: Callable[..., tuple[jax.Array, jax.Array]], block: Block, size: int
+    ) -> tuple[list[jax.Array], jax.Array]:
+        gram, units = hessian.init(size), []
+        for x in residual:
+            unit, gram = statistics(block, x, gram, config)
+            units.append(unit)
+        return units, gram
+
+    for layer in range(config.depth):
+        block = layer_block(params["blocks"], layer)
+        units, gram = collect(attention_statistics, block, shape.heads * config.head_dim)
+        passed = prune(ATTENTION, layer, gram, block["o"].reshape(-1, config.hidden))
+        passed_block = block | {"o": passed.reshape(block["o"].shape)}
+        residual = [add_attention(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
+        units, gram = collect(ffn_statistics, block, shape.ffn)
+        passed_block = block | {"down": prune(FFN, layer, gram, block["down"])}
+        residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
+        del units
+    return stack_sites(sites, grid, config)
+
+
+def stack_sites(sites: list[list[obs.PrunedSite]], grid: LevelGrid, config: ModelConfig) -> Supernet:
+    """The supernet out of `[2][L]` pruned sites."""
+    attention, ffn = sites
+    heads = config.dense_shape.heads
+
+    def stack(kind: list[obs.PrunedSite], field: str) -> jax.Array:
+        return jnp.stack([getattr(site, field) for site in kind])
+
+    attn_out = stack(attention, "weights")
+    return Supernet(
+        attn_out=attn_out.reshape(*attn_out.shape[:2], heads, config.head_dim, config.hidden),
+        mlp_down=stack(ffn, "weights"),
+        attn_rank=stack(attention, "rank"),
+        mlp_rank=stack(ffn, "rank"),
+        kept=jnp.asarray(grid.kept),
+        exists=jnp.asarray(grid.exists),
+        error=jnp.stack([stack(kind, "error") for kind in sites]),
+        damping=jnp.stack([stack(kind, "damping") for kind in sites]),
+    )
+
+
+def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
+    """Dense-shaped params whose pruned projections are those of `distribution`, int levels `[2, L]`."""
+    pick = jax.vmap(lambda levels, e: levels[e])
+    blocks = params["blocks"] | {
+        "o": pick(supernet.attn_out, distribution[ATTENTION]),
+        "down": pick(supernet.mlp_down, distribution[FFN]),
+    }
+    return params | {"blocks": blocks}

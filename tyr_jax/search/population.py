@@ -1,0 +1,110 @@
+"""Score a population of candidates: one `vmap` over distributions, jitted with static shapes.
+
+A candidate is scored at full width: its projections are gathered from the supernet layer by layer inside
+the scan, while embeddings, queries, keys, values, gates and the teacher's logits are shared by the
+candidates of a chunk. The host walks chunks of candidates and sequences of one shape per stage, so each
+stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.search.objective import Batch, Objective, observe, score
+from tyr_jax.search.space import ATTENTION, FFN
+
+CHUNK_TOKENS = 4096
+"""Candidate-tokens that run at a time: enough rows for the matmul rate, small enough to stay in memory."""
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, objective: Objective) -> Batch:
+    """The dense model's answer on `tokens [S, T]`."""
+    return Batch(tokens, *observe(params, params["blocks"], lambda block: block, tokens, config, objective))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def score_chunk(
+    params: Params,
+    supernet: Supernet,
+    candidates: jax.Array,
+    batch: Batch,
+    config: ModelConfig,
+    objective: Objective,
+) -> jax.Array:
+    """Objective `[C]` of `candidates [C, 2, L]` on one batch: a `vmap` over distributions."""
+
+    def block_of(layer: tuple[Block, jax.Array, jax.Array, jax.Array]) -> Block:
+        block, attn_out, mlp_down, levels = layer
+        return block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
+
+    def evaluate(distribution: jax.Array) -> jax.Array:
+        layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
+        final, hidden = observe(params, layers, block_of, batch.tokens, config, objective)
+        return score(params, final, hidden, batch, objective)
+
+    return jax.vmap(evaluate)(candidates)
+
+
+def teacher_targets(
+    params: Params,
+    tokens: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_batch: Callable[[int], None] = lambda sequences: None,
+) -> Batch:
+    """The dense model's answer on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
+    size = max(1, CHUNK_TOKENS // tokens.shape[1])
+    parts = []
+    for start in range(0, len(tokens), size):
+        part = teacher_batch(params, jnp.asarray(tokens[start : start + size]), config, objective)
+        parts.append(jax.block_until_ready(part))
+        on_batch(len(part.tokens))
+    tokens_out, final, hidden = zip(*parts, strict=True)
+    return Batch(jnp.concatenate(tokens_out), jnp.concatenate(final), jnp.concatenate(hidden, axis=1))
+
+
+def take(pool: Batch, sequences: np.ndarray) -> Batch:
+    """The part of a pool at `sequences [s]`."""
+    return Batch(pool.tokens[sequences], pool.final[sequences], pool.hidden[:, sequences])
+
+
+def score_population(
+    params: Params,
+    supernet: Supernet,
+    candidates: np.ndarray,
+    pool: Batch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+) -> np.ndarray:
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool; not-finite is +inf.
+
+    All candidates see the same tokens, so that their values compare. `on_chunk` is told the
+    candidate-tokens done.
+    """
+    count, length = len(candidates), pool.tokens.shape[1]
+    width = min(count, max(1, CHUNK_TOKENS // length))
+    rows = min(len(sequences), max(1, CHUNK_TOKENS // (length * width)))
+    # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
+    padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % width, axis=0)])
+    weights, totals = [], []
+    for start in range(0, len(sequences), rows):
+        part = sequences[start : start + rows]
+        weights.append(len(part))
+        batch = take(pool, part)
+        values = []
+        for first in range(0, len(padded), width):
+            chunk = jnp.asarray(padded[first : first + width])
+            values.append(np.asarray(score_chunk(params, supernet, chunk, batch, config, objective)))
+            on_chunk(min(width, count - first) * len(part) * length)
+        totals.append(np.concatenate(values)[:count])
+    mean = np.average(totals, axis=0, weights=weights)
+    return np.where(np.isfinite(mean), mean, np.inf)

@@ -1,0 +1,143 @@
+"""The search space: sparsity levels in whole units, budgets, and the sparsity shift (method §2 and §3).
+
+Two kinds of site share the space: row 0 is attention (units: heads or key/value groups), row 1 the FFN
+(units: neurons). Within a kind all sites share one integer step `u`; the levels of a site keep
+`centre + j·u` units, and a shift moves one step from one site of a kind to another, so that the number of
+units kept in a kind is the same for every candidate. Axis letters: `L` layers, `E` levels, `C` candidates.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError
+
+KINDS = ("attention", "ffn")
+ATTENTION, FFN = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of site: `units` a layer has, and the `multiple` they are counted in."""
+
+    name: str
+    units: int
+    multiple: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LevelGrid:
+    """Levels of every site around its centre; level `E // 2` is the centre, higher levels are denser.
+
+    `kept [2, L, E]` units (clipped where a level does not exist), `exists [2, L, E]`, `step [2]` units.
+    """
+
+    kept: np.ndarray
+    exists: np.ndarray
+    step: np.ndarray
+
+    @property
+    def centre(self) -> int:
+        """Index of the centre level."""
+        return self.kept.shape[-1] // 2
+
+
+def step_units(kind: Kind, interval: float) -> int:
+    """Units in one level step: `interval` of the layer's units, a positive multiple of `kind.multiple`."""
+    return max(1, round(interval * kind.units / kind.multiple)) * kind.multiple
+
+
+def unit_budget(kind: Kind, depth: int, sparsity: float) -> int:
+    """Units that all `depth` sites of a kind keep together: a whole multiple of `kind.multiple`.
+
+    Raises:
+        UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether.
+    """
+    total = depth * kind.units
+    budget = round((1 - sparsity) * total / kind.multiple) * kind.multiple
+    if kind.units < kind.multiple:
+        raise UserError(
+            f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
+            "are to be kept in; lower --neuron-multiple"
+        )
+    if not 0 < budget <= total - kind.multiple:
+        state = "intact" if budget > 0 else "without a single unit"
+        raise UserError(
+            f"sparsity {sparsity:g} would leave {kind.name} {state}: of {total} units {budget} would be "
+            f"kept, in multiples of {kind.multiple}; choose a sparsity between {kind.multiple / total:.4g} "
+            f"and {1 - kind.multiple / total:.4g}"
+        )
+    return budget
+
+
+def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
+    """Units kept per site `[L]`: as equal as whole multiples allow, the remainder spread over the depth."""
+    shares = np.arange(depth + 1) * (budget // kind.multiple) // depth
+    return np.diff(shares) * kind.multiple
+
+
+def level_grid(kinds: tuple[Kind, Kind], centres: np.ndarray, levels: int, interval: float) -> LevelGrid:
+    """Levels around `centres [2, L]` (units): `levels` of them, `interval` (a fraction) apart."""
+    steps = np.array([step_units(kind, interval) for kind in kinds])
+    units = np.array([kind.units for kind in kinds])
+    offsets = np.arange(levels) - levels // 2
+    kept = centres[..., None] + offsets * steps[:, None, None]
+    exists = (kept >= 0) & (kept <= units[:, None, None])
+    return LevelGrid(np.clip(kept, 0, units[:, None, None]).astype(np.int32), exists, steps)
+
+
+def centre_distribution(grid: LevelGrid) -> np.ndarray:
+    """The distribution at which every site sits at its centre, int32 levels `[2, L]`."""
+    return np.full(grid.kept.shape[:2], grid.centre, np.int32)
+
+
+def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
+    """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]`."""
+    kept = np.broadcast_to(grid.kept, (*distribution.shape, grid.kept.shape[-1]))
+    return np.take_along_axis(kept, np.asarray(distribution)[..., None], axis=-1)[..., 0]
+
+
+def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array) -> jax.Array:
+    """Move one level step between two sites of one kind (method §3).
+
+    Args:
+        key: PRNG key.
+        distribution: levels `[2, L]`.
+        exists: levels that exist `[2, L, E]`.
+
+    Returns:
+        The shifted levels `[2, L]`: a site drawn among all that can become denser, and a site of the same
+        kind that can become sparser. Kinds in which no such pair exists are never drawn; if there is none
+        at all the distribution comes back unchanged.
+    """
+    depth, levels = exists.shape[1:]
+
+    def can_move(by: int) -> jax.Array:
+        target = distribution + by
+        present = jnp.take_along_axis(exists, jnp.clip(target, 0, levels - 1)[..., None], axis=-1)[..., 0]
+        return present & (target >= 0) & (target < levels)
+
+    up, down = can_move(+1), can_move(-1)
+    # A denser site needs a partner other than itself that can become sparser.
+    partners = down.sum(axis=1, keepdims=True) - down > 0
+    up = up & partners
+    key_up, key_down = jax.random.split(key)
+    gains = jax.random.categorical(key_up, jnp.where(up, 0.0, -jnp.inf).reshape(-1))
+    kind, site = gains // depth, gains % depth
+    partner_mask = down[kind] & (jnp.arange(depth) != site)
+    loses = jax.random.categorical(key_down, jnp.where(partner_mask, 0.0, -jnp.inf))
+    shifted = distribution.at[kind, site].add(1).at[kind, loses].add(-1)
+    return jnp.where(jnp.any(up), shifted, distribution)
+
+
+def mutate(key: jax.Array, parent: jax.Array, exists: jax.Array, max_shifts: int = 4) -> jax.Array:
+    """An offspring `[2, L]` of `parent [2, L]`: the minimum of two draws from {1…max_shifts} shifts."""
+    key_count, key_shifts = jax.random.split(key)
+    count = jax.random.randint(key_count, (2,), 1, max_shifts + 1).min()
+
+    def body(step: int, distribution: jax.Array) -> jax.Array:
+        return sparsity_shift(jax.random.fold_in(key_shifts, step), distribution, exists)
+
+    return jax.lax.fori_loop(0, count, body, parent)
