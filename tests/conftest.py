@@ -1,19 +1,21 @@
 """Fixtures for all tests: tiny models of any shape, and the embedded SmolLM2."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.io.builtin import builtin_model
-from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
 
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 
@@ -38,7 +40,7 @@ def tiny_config() -> Callable[..., ModelConfig]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 290 tokens, with special tokens and a chat template."""
+    """A byte-level BPE of fewer than 290 tokens, with special tokens and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,6 +56,44 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     result.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
     return result
+
+
+@pytest.fixture(scope="session")
+def save_tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Writes a tiny random model, of any `make_tiny_config`, into a new directory."""
+
+    def save(directory: Path, **overrides: Any) -> Path:
+        config = make_tiny_config(**({"vocab": 300} | overrides))
+        params = random_params(config, jax.random.key(0), scale=0.2)
+        directory.mkdir()
+        save_model(directory, config, params, {"model_type": "llama"}, tiny_tokenizer, {"eos_token_id": 2})
+        return directory
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_model(save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny random model; not to be written to."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "dense")
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of some thousand random words."""
+    words = ["the", "cat", "and", "hat", "other", "thing", "sat", "on", "a", "mat", "with", "old", "dogs"]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(random.Random(0).choices(words, k=5000)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
+    """Arguments of `tyr_jax.prune` for a run of seconds, all but `--output`; later ones override them."""
+    small = """--sequence-length 32 --calibration-tokens 512 --search-tokens 256 --evaluation-length 32
+        --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5 --generations 2 --offspring 4
+        --survivors 2 1 --stage-tokens 32 64"""
+    return ["--model", str(tiny_model), "--calibration", str(tiny_text), *small.split()]
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
-"""`python -m tyr_jax.evaluate MODEL`: perplexity of a model, dense or pruned.
+"""Perplexity of a model, dense or pruned: `python -m tyr_jax.evaluate MODEL`.
 
-A directory written by `python -m tyr_jax.prune` is measured on the very windows of text it was measured on
-when it was made, and the figures are held against those in its summary. Any other model, or other text,
-works too.
+A directory written by `python -m tyr_jax.prune` is measured on the very windows
+of text it was measured on when it was made, and the figures are held against
+those in its summary. Any other model, or other text, works too.
 
 Examples:
 
   python -m tyr_jax.evaluate pruned
-  python -m tyr_jax.evaluate builtin --evaluation my-text.txt --evaluation-windows 20
+
+  python -m tyr_jax.evaluate builtin --evaluation my-text.txt \\
+      --evaluation-windows 20
 """
 
 import dataclasses
@@ -16,34 +18,40 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tyr_jax import errors, quality
-from tyr_jax.data import DataSpec, load_evaluation
+from tyr_jax import command, errors, quality
+from tyr_jax.data import DataSpec, fingerprint, load_evaluation
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
+from tyr_jax.pipeline import check_length
+from tyr_jax.summary import FORMAT_VERSION
+
+OPTIONAL = tyro.conf.arg(help_behavior_hint="")
+"""For options whose default is said in words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
     """What to measure, and on what."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
-    evaluation: tuple[str, ...] = ()
-    """Texts: `builtin`, .txt, .jsonl or .parquet files, hub datasets. Default: those the model was measured
-    on when it was pruned, or else `builtin`."""
-    evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="T")] = None
+    evaluation: Annotated[tuple[str, ...], OPTIONAL] = ()
+    """Texts: `builtin`, .txt, .jsonl or .parquet files, hub datasets (default: those the model was measured
+    on when it was pruned, or else `builtin`)."""
+    evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens in a window (default: as when it was pruned, or else 2048)."""
-    evaluation_windows: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    evaluation_windows: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """At most this many windows of each text (default: as when it was pruned, or else 20)."""
-    bos: bool | None = None
+    bos: Annotated[bool | None, OPTIONAL] = None
     """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
-    chat_template: bool | None = None
-    """Render conversations with the model's chat template (default likewise)."""
+    chat_template: Annotated[bool | None, OPTIONAL] = None
+    """Render conversations with the model's chat template (default: likewise)."""
     json: bool = False
     """Print JSON on stdout in place of the table."""
 
@@ -59,9 +67,13 @@ def read_summary(model: str) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        summary["settings"]["data"], summary["format_version"]
+        version = summary["format_version"]
+        DataSpec(**summary["settings"]["data"])
+        summary["uniform"], summary["searched"], summary["texts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the summary of a run ({error}); restore it or delete it") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {version}, but this tyr_jax reads {FORMAT_VERSION}")
     return summary
 
 
@@ -81,6 +93,13 @@ def data_spec(settings: EvaluateSettings, summary: dict[str, Any] | None) -> Dat
     return DataSpec(**(merged | asked))
 
 
+def perplexity_when_pruned(summary: dict[str, Any] | None, name: str, windows: np.ndarray) -> float | None:
+    """The run's own figure for text `name`, if it was measured on these very `windows [W, T]`."""
+    if not summary or summary["texts"].get(name, {}).get("sha256") != fingerprint(windows):
+        return None
+    return (summary["searched"] or summary["uniform"])["quality"][name]["perplexity"]
+
+
 def run(settings: EvaluateSettings) -> None:
     """Measure and print."""
     summary = read_summary(settings.model)
@@ -89,13 +108,13 @@ def run(settings: EvaluateSettings) -> None:
         with progress.stage("load model", 1, "models") as stage:
             model = load_model(settings.model)
             stage.advance()
+        check_length("--evaluation-length", spec.evaluation_length, model)
         texts = load_evaluation(spec, model.tokenizer)
         with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
             measured = {
                 name: quality.measure(model.params, windows, model.config, on_windows=stage.advance)
                 for name, windows in texts.items()
             }
-    then = ((summary or {}).get("searched") or (summary or {}).get("uniform") or {}).get("quality", {})
     rows = [
         {
             "text": name,
@@ -103,7 +122,7 @@ def run(settings: EvaluateSettings) -> None:
             "length": int(texts[name].shape[1]),
             "bos": spec.bos,
             "perplexity": result.perplexity,
-            "perplexity_when_pruned": None if settings.evaluation else then.get(name, {}).get("perplexity"),
+            "perplexity_when_pruned": perplexity_when_pruned(summary, name, texts[name]),
         }
         for name, result in measured.items()
     ]
@@ -125,15 +144,21 @@ def print_rows(model: str, rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def parse(arguments: list[str]) -> EvaluateSettings:
+    """Settings from command-line arguments.
+
+    Raises:
+        UserError: the arguments cannot be understood.
+    """
+    return command.parse(
+        EvaluateSettings, arguments, prog="python -m tyr_jax.evaluate", description=__doc__ or ""
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the evaluation job."""
-    settings = tyro.cli(
-        EvaluateSettings,
-        args=sys.argv[1:] if arguments is None else arguments,
-        prog="python -m tyr_jax.evaluate",
-        description=__doc__,
-    )
-    errors.run(lambda: run(settings))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    errors.run(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,8 @@ def prepare(run: Run) -> Dense:
         )
     kinds = settings.pruning.kinds(model.config)
     budgets = tuple(space.unit_budget(kind, model.config.depth, settings.sparsity) for kind in kinds)
-    check_lengths(settings, model)
+    check_length("--sequence-length", settings.data.sequence_length, model)
+    check_length("--evaluation-length", settings.data.evaluation_length, model)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
@@ -120,19 +121,15 @@ def prepare(run: Run) -> Dense:
     return Dense(model, splits, kinds, (budgets[0], budgets[1]), teachers, measured)
 
 
-def check_lengths(settings: Settings, model: LoadedModel) -> None:
+def check_length(flag: str, length: int, model: LoadedModel) -> None:
     """Sequences must fit the model's context.
 
     Raises:
         UserError: a sequence length beyond the model's positions.
     """
     limit = model.config.max_positions
-    for flag, length in (
-        ("--sequence-length", settings.data.sequence_length),
-        ("--evaluation-length", settings.data.evaluation_length),
-    ):
-        if length > limit:
-            raise UserError(f"{flag} is {length}, but {settings.model} has only {limit} positions; lower it")
+    if length > limit:
+        raise UserError(f"{flag} is {length}, but {model.source} has only {limit} positions; lower it")
 
 
 def uniform_centres(dense: Dense) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""`python -m tyr_jax.prune`: prune a model and write the smaller one.
+"""Prune a model and write the smaller one: `python -m tyr_jax.prune`.
 
-Every prunable sublayer (attention heads, FFN neurons) is pruned locally to several sparsity levels; all
-copies form a supernet; an evolutionary search finds how much each layer should keep so that the whole
-model meets one target sparsity and still behaves like the dense one; then again, finer, around the answer.
-What is pruned is physically removed: the output directory holds a smaller model.
+Every prunable sublayer (attention heads, FFN neurons) is pruned locally to
+several sparsity levels; all copies form a supernet; an evolutionary search
+finds how much each layer should keep so that the whole model meets one target
+sparsity and still behaves like the dense one; then again, finer, around the
+answer. What is pruned is physically removed: the output directory holds a
+smaller model.
 
 Examples:
 
@@ -11,16 +13,18 @@ Examples:
       the embedded model to 25 % on the embedded text, in minutes
 
   python -m tyr_jax.prune --model HuggingFaceTB/SmolLM2-135M --sparsity 0.5 \\
-      --calibration builtin my-text.jsonl@2 --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
+      --calibration builtin my-text.jsonl@2 \\
+      --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
       --output smollm2-50
-      a hub model to 50 %, two calibration sources (the second with twice the weight)
+      a hub model to 50 %, two calibration sources (the second with twice the
+      weight), and a further text to measure on
 """
 
 import sys
 
 import tyro
 
-from tyr_jax import errors, summary
+from tyr_jax import command, errors, summary
 from tyr_jax.config import PRESETS, Settings
 from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.output import EventLog, staged_directory, write_json
@@ -29,27 +33,29 @@ from tyr_jax.pipeline import prune_model
 
 
 def parse(arguments: list[str]) -> Settings:
-    """Settings from command-line arguments; defaults come from the preset that `--preset` names."""
+    """Settings from command-line arguments; defaults come from the preset that `--preset` names.
+
+    Raises:
+        UserError: the arguments cannot be understood.
+    """
     preset = "standard"
     for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--preset":
             preset = value or next(iter(arguments[index + 1 : index + 2]), preset)
-    default = PRESETS.get(preset, PRESETS["standard"])
-    return tyro.cli(
+    return command.parse(
         tyro.conf.OmitArgPrefixes[Settings],
-        args=arguments,
-        default=default,
+        arguments,
         prog="python -m tyr_jax.prune",
-        description=__doc__,
+        description=__doc__ or "",
+        default=PRESETS.get(preset, PRESETS["standard"]),
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the main job."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    settings = parse(arguments)
-    errors.run(lambda: run(settings, arguments))
+    errors.run(lambda: run(parse(arguments), arguments))
 
 
 def run(settings: Settings, arguments: list[str]) -> None:

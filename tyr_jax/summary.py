@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -118,14 +119,16 @@ def print_table(report: Mapping[str, Any], output: Path, console: Console | None
     """Print the closing table of `report`: quality and size of each model, time per stage."""
     console = console or Console()
     models = {name: report[name] for name in ("dense", "uniform", "searched") if report[name]}
-    table = Table(title=f"pruned to {report['settings']['sparsity']:.1%} sparsity", title_justify="left")
+    title = f"pruned to {report['settings']['sparsity']:.1%} sparsity"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in models:
         table.add_column(name, justify="right")
     for text in report["dense"]["quality"]:
         values = [model["quality"][text] for model in models.values()]
-        table.add_row(f"perplexity, {text}", *(f"{value['perplexity']:.2f}" for value in values))
-        table.add_row(f"KL to dense, {text}", *(f"{value['kl']:.4f}" for value in values))
+        table.add_row(text)
+        table.add_row("… perplexity", *(f"{value['perplexity']:.2f}" for value in values))
+        table.add_row("… KL to dense", *(f"{value['kl']:.4f}" for value in values))
     for label, key in (("parameters", "parameters"), ("… in blocks", "block_parameters")):
         first = report["dense"]["size"][key]
         cells = [model["size"][key] for model in models.values()]
@@ -134,11 +137,12 @@ def print_table(report: Mapping[str, Any], output: Path, console: Console | None
         )
     table.add_row("size", *(f"{model['size']['bytes'] / 1e6:.0f} MB" for model in models.values()))
     for kind in KINDS:
-        cells = [model.get("units", {}).get(kind) for model in models.values()]
-        kept = [f"{c['kept']} of {c['total']} ({c['sparsity']:.2%} removed)" if c else "all" for c in cells]
-        table.add_row(f"{kind} units", *kept)
+        total = report["uniform"]["units"][kind]["total"]
+        rest = [model["units"][kind] for model in models.values() if "units" in model]
+        table.add_row(f"{kind} units kept", str(total), *(str(unit["kept"]) for unit in rest))
+        table.add_row("… removed", "0", *(f"{unit['removed']} ({unit['sparsity']:.2%})" for unit in rest))
     console.print(table)
-    times = Table(title="time", title_justify="left")
+    times = Table(title="time", title_justify="left", box=box.SIMPLE_HEAD)
     times.add_column("stage")
     times.add_column("", justify="right")
     for stage, seconds in report["seconds"].items():

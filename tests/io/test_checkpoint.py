@@ -48,9 +48,7 @@ HETEROGENEOUS = (LayerShape(4, 2, 48), LayerShape(0, 0, 20), LayerShape(3, 1, 0)
     [{}, {"tied": True}, {"layers": HETEROGENEOUS}, {"qkv_bias": True, "out_bias": True, "mlp_bias": True}],
     ids=str,
 )
-def test_round_trip(
-    changes: dict[str, Any], save: Callable[..., Path], tiny_config: Configs, lines: list[str]
-) -> None:
+def test_round_trip(changes: dict[str, Any], save: Callable[..., Path], tiny_config: Configs) -> None:
     config = ModelConfig(**{**vars(tiny_config(vocab=300)), **changes})
     params = random_params(config, jax.random.key(0))
     directory = save(config, params)
@@ -119,8 +117,29 @@ def test_full_disk(save: Callable[..., Path], tiny_config: Configs, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="cannot write .*No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
         save(tiny_config(vocab=300))
+
+
+@pytest.mark.parametrize(("limit", "what"), [(500, "weights"), (3000, "tokenizer")])
+def test_writes_that_really_fail(
+    limit: int,
+    what: str,
+    save: Callable[..., Path],
+    tiny_config: Configs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A limit on file sizes makes the libraries meet the operating system's own error."""
+    resource = pytest.importorskip("resource")
+    if what == "tokenizer":
+        monkeypatch.setattr(checkpoint, "_write_weights", lambda *_: None)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(UserError, match=rf"cannot write (the )?{what} into .*File too large"):
+            save(tiny_config(vocab=300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_missing_directory(tiny_config: Configs, tiny_tokenizer: Any, tmp_path: Path) -> None:
@@ -131,9 +150,12 @@ def test_missing_directory(tiny_config: Configs, tiny_tokenizer: Any, tmp_path: 
         save_model(tmp_path / "gone", config, params, base, tiny_tokenizer)
 
 
-def test_vocabulary_larger_than_the_embeddings(save: Callable[..., Path], tiny_config: Configs) -> None:
-    directory = save(tiny_config(vocab=280))
-    with pytest.raises(UserError, match="number 289, but the model only 280 embeddings"):
+def test_vocabulary_larger_than_the_embeddings(
+    save: Callable[..., Path], tiny_config: Configs, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    count = len(tiny_tokenizer)
+    directory = save(tiny_config(vocab=count - 1))
+    with pytest.raises(UserError, match=f"number {count - 1}, but the model only {count - 1} embeddings"):
         load_model(str(directory))
 
 

@@ -152,7 +152,7 @@ def test_llama3_rope(tmp_path: Path, gguf_writer: Writer) -> None:
     assert np.abs(ours - reference_logits(scaled, tensors, TOKENS)).max() <= 1e-4
     factors[20] *= 1.1
     path = gguf_writer(tmp_path / "n.gguf", config, tensors, metadata=metadata, extra_tensors=extra)
-    with pytest.raises(UserError, match="rope_freqs.weight.*not the RoPE scaling of Llama 3"):
+    with pytest.raises(UserError, match=r"rope_freqs\.weight.*not the RoPE scaling of Llama 3"):
         load_model(str(path))
 
 

@@ -143,7 +143,7 @@ def save_model(
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"cannot write weights into {directory}: {error}") from error
+        raise UserError(f"cannot write weights into {directory}: {hf.first_line(error)}") from error
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -151,7 +151,13 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.save_pretrained(directory)
+    try:
+        tokenizer.save_pretrained(directory)
+    except OSError:
+        raise
+    except Exception as error:
+        # `tokenizers` raises a bare exception for whatever the disk says.
+        raise UserError(f"cannot write the tokenizer into {directory}: {hf.first_line(error)}") from error
     path = directory / "tokenizer_config.json"
     settings = hf.read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":

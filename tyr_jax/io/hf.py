@@ -179,6 +179,8 @@ def resolve(name: str) -> Path:
 
     Raises `UserError` when there is no such thing, or the hub cannot or will not give it.
     """
+    if not name.strip():
+        raise UserError("the model's name is empty: give a directory, a .gguf file or a hub id")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -186,7 +188,7 @@ def resolve(name: str) -> Path:
         if path.suffix.lower() == ".gguf":
             return path
         raise UserError(f"{name} is a file: give the model's directory, or a .gguf file")
-    if not name or looks_like_path(name):
+    if looks_like_path(name):
         raise UserError(f"no such file or directory: '{name}'")
     return _download(name)
 
@@ -215,11 +217,12 @@ def _download(name: str) -> Path:
             "reached (no network, or HF_HUB_OFFLINE is set): give the path of a downloaded model"
         ) from error
     except errors.HfHubHTTPError as error:
-        raise UserError(f"the Hugging Face hub refused model '{name}': {_first_line(error)}") from error
+        raise UserError(f"the Hugging Face hub refused model '{name}': {first_line(error)}") from error
     except Exception as error:
         # A full disk, or whatever the HTTP client in use raises when a connection breaks midway.
-        raise UserError(f"cannot download model '{name}': {_first_line(error)}") from error
+        raise UserError(f"cannot download model '{name}': {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for messages that must fit on one."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,29 +20,53 @@ def staged_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         UserError: `target` exists and is not empty (unless `overwrite`), is a file, or cannot be written.
     """
-    if target.exists() and not target.is_dir():
+    with contextlib.ExitStack() as stack:
+        try:
+            # Staged on the disk where a link leads, and away from names such as `.` that cannot be moved.
+            final = target.resolve()
+            _check_target(final, target, overwrite)
+            stack.enter_context(_parents(final))
+            staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            staging.chmod(0o755)
+        except OSError as error:
+            raise UserError(f"cannot write output directory {target}: {error.strerror or error}") from None
+        try:
+            yield staging
+            _replace(staging, final)
+        except OSError as error:
+            raise UserError(
+                f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
+                "permissions and run again (nothing was left half written)"
+            ) from error
+
+
+def _check_target(final: Path, target: Path, overwrite: bool) -> None:
+    """Refuse what cannot become, or may not be replaced by, the output directory."""
+    if final.exists() and not final.is_dir():
         raise UserError(f"output {target} is a file; choose a directory with --output")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    above = next(parent for parent in final.parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"output {target} lies below {above}, which is a file; choose another with --output")
+    if final.is_dir() and any(final.iterdir()) and not overwrite:
         raise UserError(
             f"output directory {target} exists and is not empty; choose another with --output, or replace "
             "it with --overwrite"
         )
+
+
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the directories above `path`; those that were missing go again if the body fails."""
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        staging.chmod(0o755)
-    except OSError as error:
-        raise UserError(f"cannot write output directory {target}: {error.strerror}") from None
-    try:
-        yield staging
-        _replace(staging, target)
-    except OSError as error:
-        raise UserError(
-            f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
-            "permissions and run again (nothing was left half written)"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _replace(staging: Path, target: Path) -> None:
@@ -51,8 +75,15 @@ def _replace(staging: Path, target: Path) -> None:
         os.replace(staging, target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    os.replace(target, old)
-    os.replace(staging, target)
+    try:
+        os.replace(target, old)
+        os.replace(staging, target)
+    except BaseException:
+        if not target.exists():
+            os.replace(old, target)
+        with contextlib.suppress(OSError):
+            old.rmdir()
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -19,10 +19,11 @@ from tokenizers import (
     pre_tokenizers,
     processors,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.gguf import metadata
+from tyr_jax.io.hf import first_line, read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Token types of GGUF."""
@@ -77,13 +78,29 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{directory} has no tokenizer: tokenizer.json is missing")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, config=_plain_config(directory), local_files_only=True
+        )
     except Exception as error:
         # transformers raises whatever its parsers do: OSError, ValueError, KeyError, bare Exception.
-        raise UserError(f"cannot load the tokenizer of {directory}: {error}") from error
+        raise UserError(f"cannot load the tokenizer of {directory}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {directory} has no fast version (tokenizer.json), which is needed")
     return tokenizer
+
+
+def _plain_config(directory: Path) -> PreTrainedConfig | None:
+    """What to show transformers in place of a `config.json` whose layers differ, which it refuses.
+
+    It looks at the configuration only to choose the tokenizer's class, but reads all of it to do so.
+    """
+    path = directory / "config.json"
+    values = read_json(path) if path.is_file() else {}
+    if not values.get("per_layer_config"):
+        return None
+    return AutoConfig.for_model(
+        **{key: value for key, value in values.items() if key not in ("per_layer_config", "auto_map")}
+    )
 
 
 def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFast:
@@ -185,7 +202,9 @@ def _model(path: Path, **arguments: Any) -> Tokenizer:
         return Tokenizer(models.BPE(**arguments))
     except Exception as error:
         # `tokenizers` raises bare exceptions, for merges whose tokens are not in the vocabulary.
-        raise UserError(f"the vocabulary and merges of {path} do not fit together: {error}") from error
+        raise UserError(
+            f"the vocabulary and merges of {path} do not fit together: {first_line(error)}"
+        ) from error
 
 
 def merges_from_scores(

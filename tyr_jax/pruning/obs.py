@@ -109,9 +109,10 @@ def obs_step(
     correction = jnp.matmul(columns, jnp.linalg.solve(block, rhs), precision=HIGHEST)
     size = inverse.shape[0]
     inverse, weight = inverse - correction[:, :size], weight - correction[:, size:]
-    removed = jnp.zeros(size, weight.dtype).at[channels].max(active)
-    survives = 1.0 - removed
-    return weight * survives[:, None], inverse * survives[:, None] * survives[None, :]
+    # What is left of the removed rows and columns is rounding error.
+    keep = 1.0 - active
+    inverse = inverse.at[channels].multiply(keep[:, None]).at[:, channels].multiply(keep)
+    return weight.at[channels].multiply(keep[:, None]), inverse
 
 
 class _Pass(NamedTuple):
@@ -254,5 +255,6 @@ def prune_site(
     weights = level_weights(hessian, gradient, rank, kept, unit_size)
     energy = jnp.sum(dense * gradient)
     # At the optimum W_e ⟂ (W − W_e) in the Hs metric, so the error is the energy lost: tr(GᵀW) − tr(GᵀW_e).
-    error = 1.0 - jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST) / energy
+    left = jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST)
+    error = jnp.where(energy == 0, 0.0, 1.0 - left / energy)
     return PrunedSite(weights.astype(weight.dtype), rank, error, used)

@@ -161,7 +161,7 @@ def prune_kind(
     if not np.isfinite(np.asarray(site.error)).all():
         raise UserError(
             f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
-            "more damping; check the weights of the layers before it, or use float32 activations"
+            "more damping; check the weights of this layer and of those before it"
         )
     if settings.accumulation == "none":
         return _Site(site, weight)

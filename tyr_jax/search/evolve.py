@@ -107,12 +107,17 @@ def staged_selection(
         The winner `[2, L]`, its objective, and the parent's on the same tokens. A candidate must beat the
         parent to replace it; one whose objective is not finite never does.
     """
+
+    def finite_score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        fitness = score(candidates, sequences)
+        return np.where(np.isfinite(fitness), fitness, np.inf)
+
     pool = offspring
     for sequences, survivors in stages[:-1]:
-        fitness = score(pool, sequences)
+        fitness = finite_score(pool, sequences)
         pool = pool[np.argsort(fitness, kind="stable")[:survivors]]
     pool = np.concatenate([parent[None], pool])
-    fitness = score(pool, stages[-1][0])
+    fitness = finite_score(pool, stages[-1][0])
     best = int(np.argmin(fitness))
     return pool[best], float(fitness[best]), float(fitness[0])
 

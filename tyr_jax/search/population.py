@@ -85,7 +85,7 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> np.ndarray:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool; not-finite is +inf.
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
 
     All candidates see the same tokens, so that their values compare. `on_chunk` is told the
     candidate-tokens done.
@@ -106,5 +106,4 @@ def score_population(
             values.append(np.asarray(score_chunk(params, supernet, chunk, batch, config, objective)))
             on_chunk(min(width, count - first) * len(part) * length)
         totals.append(np.concatenate(values)[:count])
-    mean = np.average(totals, axis=0, weights=weights)
-    return np.where(np.isfinite(mean), mean, np.inf)
+    return np.average(totals, axis=0, weights=weights)

@@ -57,12 +57,14 @@ def unit_budget(kind: Kind, depth: int, sparsity: float) -> int:
     """
     total = depth * kind.units
     budget = round((1 - sparsity) * total / kind.multiple) * kind.multiple
+    # Of a width that is no multiple, a layer can keep at most the multiple below it.
+    most = depth * (kind.units // kind.multiple) * kind.multiple
     if kind.units < kind.multiple:
         raise UserError(
             f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
             "are to be kept in; lower --neuron-multiple"
         )
-    if not 0 < budget <= total - kind.multiple:
+    if not 0 < budget <= min(most, total - kind.multiple):
         state = "intact" if budget > 0 else "without a single unit"
         raise UserError(
             f"sparsity {sparsity:g} would leave {kind.name} {state}: of {total} units {budget} would be "

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The main job on the embedded model and text, in minutes on two cores: prune to 25 %, then measure what was
+# written. Further arguments go to `python -m tyr_jax.prune`; without --output among them, the result lies in
+# runs/demo of this repository, in place of the last demo's.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+environment
+
+output=
+for ((i = 1; i <= $#; i++)); do
+  case "${!i}" in
+    --output) next=$((i + 1)) && output=${!next:-} ;;
+    --output=*) output=${!i#--output=} ;;
+  esac
+done
+if [ -z "$output" ]; then
+  output="$repo/runs/demo"
+  set -- --output "$output" --overwrite "$@"
+fi
+
+python -m tyr_jax.prune --preset quick --sparsity 0.25 "$@"
+python -m tyr_jax.evaluate "$output"

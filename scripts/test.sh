@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All checks: formatting, lint, types, and every test. Arguments go to pytest, e.g. `-m "not slow"`.
+#
+# The tests compare with torch. Where pip would take its build with CUDA (gigabytes, on Linux), point pip at
+# the index of PyTorch's CPU builds first, in its own variable PIP_EXTRA_INDEX_URL.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+environment '[test]'
+
+cd "$repo"
+ruff check
+ruff format --check
+mypy
+python -m pytest --durations=10 "$@"

@@ -1,0 +1,319 @@
+"""The fold over blocks against a naive one that runs every level's forward and averages the outputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
+from tyr_jax.pruning import obs, supernet
+from tyr_jax.pruning.supernet import (
+    ACCUMULATIONS,
+    PruningSettings,
+    Supernet,
+    build_supernet,
+    level_probabilities,
+    select,
+)
+from tyr_jax.search import space
+from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
+
+SEQUENCES, LENGTH, LEVELS, CHUNK = 6, 16, 5, 4
+# Heads kept and neurons kept at the centre: some levels of every layer are masked.
+CENTRES = np.array([[2, 3, 1], [24, 16, 40]])
+
+
+class World(NamedTuple):
+    config: ModelConfig
+    params: Params
+    tokens: np.ndarray
+
+    def grid(self, settings: PruningSettings, centres: np.ndarray = CENTRES) -> LevelGrid:
+        return space.level_grid(settings.kinds(self.config), centres, LEVELS, 0.2)
+
+    def build(self, settings: PruningSettings, **options: Any) -> Supernet:
+        return build_supernet(
+            self.params, self.tokens, self.config, self.grid(settings), settings, **{"batch": 3} | options
+        )
+
+
+def chosen(**changes: Any) -> PruningSettings:
+    return PruningSettings(**{"neuron_chunk": CHUNK} | changes)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_config: Callable[..., ModelConfig]) -> World:
+    config = tiny_config(qkv_bias=True, out_bias=True, mlp_bias=True)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (SEQUENCES, LENGTH))
+    return World(config, random_params(config, jax.random.key(1), scale=0.2), tokens)
+
+
+def naive_probabilities(
+    mode: str, kept: list[int | None], units: int, rng: np.random.Generator
+) -> list[float]:
+    """Eq. 5 and the modes of Table 4, written out; `None` is a level that does not exist."""
+    present = [level for level, count in enumerate(kept) if count is not None]
+    if mode == "random":
+        present = [rng.choice(present)]
+    elif mode == "centre":
+        present = [len(kept) // 2]
+    share = [
+        1.0 - (units - (kept[level] or 0)) / units if mode == "expectation" else 1.0 for level in present
+    ]
+    weights = [0.0] * len(kept)
+    for level, value in zip(present, share, strict=True):
+        weights[level] = value / sum(share)
+    return weights
+
+
+def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> dict[str, np.ndarray]:
+    """Algorithm 2 in float64: each level of a site is run by itself, then the residuals are averaged."""
+    config, grid, rng = world.config, world.grid(settings), np.random.default_rng(seed)
+    kinds = settings.kinds(config)
+    x = f64(world.params["embed"])[world.tokens]
+    out: dict[str, list[np.ndarray]] = {"attn_out": [], "mlp_down": [], "attn_rank": [], "mlp_rank": []}
+    for layer in range(config.depth):
+        block = layer_block(world.params["blocks"], layer)
+        for kind, name, run, add in (
+            (ATTENTION, "o", head_outputs64, add_attention64),
+            (FFN, "down", neurons64, add_ffn64),
+        ):
+            units = run(block, x, config)
+            flat = units.reshape(-1, np.prod(units.shape[2:]))
+            kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
+            chunk = 1 if kind == ATTENTION else settings.neuron_chunk
+            with jax.enable_x64(True):
+                pruned = obs.prune_site(
+                    jnp.asarray(flat.T @ flat),
+                    jnp.asarray(f64(block[name]).reshape(flat.shape[1], -1)),
+                    jnp.asarray(kept),
+                    jnp.asarray(obs.removal_schedule(kinds[kind].units, chunk, kept, exists)),
+                    unit_size=flat.shape[1] // kinds[kind].units,
+                    chunk=chunk,
+                    saliency=settings.saliency,
+                    damping=settings.damping,
+                )
+            weights = np.asarray(pruned.weights).reshape(LEVELS, *block[name].shape)
+            out["attn_out" if kind == ATTENTION else "mlp_down"].append(weights)
+            out["attn_rank" if kind == ATTENTION else "mlp_rank"].append(np.asarray(pruned.rank))
+            if settings.accumulation == "none":
+                x = add(block, x, units)
+                continue
+            rows = [int(count) if there else None for count, there in zip(kept, exists, strict=True)]
+            p = naive_probabilities(settings.accumulation, rows, kinds[kind].units, rng)
+            x = sum(p[e] * add(block | {name: weights[e]}, x, units) for e in range(LEVELS) if p[e])
+    return {name: np.stack(values) for name, values in out.items()}
+
+
+def assert_same(ours: Supernet, naive: dict[str, np.ndarray]) -> None:
+    for name in ("attn_rank", "mlp_rank"):
+        np.testing.assert_array_equal(np.asarray(getattr(ours, name)), naive[name], err_msg=name)
+    for name in ("attn_out", "mlp_down"):
+        actual, expected = np.asarray(getattr(ours, name)), naive[name]
+        difference = np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected)
+        assert difference.max() < 1e-4, name
+
+
+@pytest.mark.parametrize("mode", ACCUMULATIONS)
+def test_every_mode_equals_the_naive_fold(mode: Any, world: World) -> None:
+    settings = chosen(accumulation=mode)
+    assert_same(world.build(settings, seed=7), naive_supernet(world, settings, seed=7))
+
+
+def test_modes_differ_after_the_first_site_only(world: World) -> None:
+    built = {mode: world.build(chosen(accumulation=mode), seed=7) for mode in ACCUMULATIONS}
+    first = np.asarray(built["none"].attn_out)
+    for mode in ACCUMULATIONS:
+        same = np.asarray(built[mode].attn_out)
+        np.testing.assert_array_equal(same[0], first[0])
+        if mode != "none":
+            assert np.abs(same[1:] - first[1:]).max() > 1e-3
+    downs = [np.asarray(built[mode].mlp_down)[-1] for mode in ACCUMULATIONS]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(downs) for b in downs[:i])
+
+
+def test_the_seed_matters_to_the_random_mode_alone(world: World) -> None:
+    for mode in ("expectation", "random"):
+        settings = chosen(accumulation=mode)
+        first, again, other = (world.build(settings, seed=seed) for seed in (7, 7, 8))
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        changed = np.abs(np.asarray(first.mlp_down - other.mlp_down)).max() > 1e-4
+        assert changed == (mode == "random")
+
+
+# 16 units; levels that keep 0, 4, 8, 12 and 16 of them, or some of these.
+ALL = [True] * 5
+TABLE: list[tuple[Any, list[bool], list[float]]] = [
+    ("expectation", ALL, [0, 0.1, 0.2, 0.3, 0.4]),  # (1 − S_e) = 0, ¼, ½, ¾, 1
+    ("expectation", [False, False, True, True, True], [0, 0, 2 / 9, 3 / 9, 4 / 9]),
+    ("uniform", ALL, [0.2] * 5),
+    ("uniform", [False, True, True, True, True], [0, 0.25, 0.25, 0.25, 0.25]),
+    ("centre", ALL, [0, 0, 1, 0, 0]),
+    ("centre", [False, False, True, True, True], [0, 0, 1, 0, 0]),
+    ("random", [False, False, True, False, False], [0, 0, 1, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("mode", "exists", "expected"), TABLE, ids=str)
+def test_probabilities_by_hand(mode: Any, exists: list[bool], expected: list[float]) -> None:
+    kept = np.where(exists, [0, 4, 8, 12, 16], 16)  # what is masked must not count
+    p = level_probabilities(mode, kept, np.array(exists), 16, np.random.default_rng(0))
+    np.testing.assert_allclose(p, expected, rtol=1e-6)
+
+
+def test_random_levels_are_drawn_among_those_that_exist() -> None:
+    rng, exists = np.random.default_rng(0), np.array([False, True, False, True, True])
+    draws = [level_probabilities("random", np.arange(5), exists, 5, rng) for _ in range(600)]
+    assert {tuple(sorted(p)) for p in draws} == {(0, 0, 0, 0, 1)}
+    np.testing.assert_allclose(np.mean(draws, axis=0), [0, 1 / 3, 0, 1 / 3, 1 / 3], atol=0.08)
+
+
+def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        run = getattr(supernet, name)
+
+        def wrapper(block: Any, x: Any, *rest: Any) -> Any:
+            calls.append((name, x.shape[0]))
+            return run(block, x, *rest)
+
+        return wrapper
+
+    for name in ("attention_statistics", "ffn_statistics"):
+        monkeypatch.setattr(supernet, name, counted(name))
+    world.build(chosen(), batch=3)
+    attention, ffn = [("attention_statistics", 3)] * 2, [("ffn_statistics", 3)] * 2
+    assert calls == (attention + ffn) * world.config.depth
+
+
+@pytest.mark.parametrize("batch", [4, 100])
+def test_the_batch_does_not_matter(batch: int, world: World) -> None:
+    settings = chosen()
+    whole, parts = world.build(settings, batch=3), world.build(settings, batch=batch)
+    np.testing.assert_array_equal(np.asarray(whole.mlp_rank), np.asarray(parts.mlp_rank))
+    np.testing.assert_allclose(np.asarray(whole.attn_out), np.asarray(parts.attn_out), rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(whole.mlp_down), np.asarray(parts.mlp_down), rtol=2e-3, atol=2e-5)
+
+
+def test_shapes_levels_and_reports(world: World) -> None:
+    reports: list[tuple[str, float]] = []
+    settings = chosen()
+    net = world.build(settings, on_site=lambda name, damping: reports.append((name, damping)))
+    names = [f"layer {layer} {kind}" for layer in range(3) for kind in ("attention", "ffn")]
+    assert [name for name, _ in reports] == names
+    assert [damping for _, damping in reports] == pytest.approx([0.01] * 6)
+    assert {name: array.shape for name, array in vars(net).items()} == {
+        "attn_out": (3, LEVELS, 4, 8, 32),
+        "mlp_down": (3, LEVELS, 48, 32),
+        "attn_rank": (3, 4),
+        "mlp_rank": (3, 48),
+        "kept": (2, 3, LEVELS),
+        "exists": (2, 3, LEVELS),
+        "error": (2, 3, LEVELS),
+        "damping": (2, 3),
+    }
+    grid = world.grid(settings)
+    np.testing.assert_array_equal(np.asarray(net.kept), grid.kept)
+    np.testing.assert_array_equal(np.asarray(net.exists), grid.exists)
+    heads = np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0
+    neurons = np.abs(np.asarray(net.mlp_down)).sum(axis=-1) > 0
+    np.testing.assert_array_equal(heads.sum(-1), grid.kept[ATTENTION])
+    np.testing.assert_array_equal(neurons.sum(-1), grid.kept[FFN])
+    kept = np.asarray(net.kept)[..., None]
+    np.testing.assert_array_equal(heads, np.asarray(net.attn_rank)[:, None] < kept[ATTENTION])
+    np.testing.assert_array_equal(neurons, np.asarray(net.mlp_rank)[:, None] < kept[FFN])
+    # More units, less error; none at all loses everything, all of them nothing.
+    error = np.asarray(net.error)
+    assert (np.diff(error, axis=-1) <= 1e-5).all()
+    np.testing.assert_allclose(error[grid.kept == 0], 1.0, atol=1e-5)
+    np.testing.assert_allclose(error[ATTENTION][grid.kept[ATTENTION] == 4], 0.0, atol=1e-4)
+
+
+def test_select_takes_the_levels_of_a_distribution(world: World) -> None:
+    net = world.build(chosen())
+    distribution = np.array([[0, 4, 2], [3, 1, 2]])
+    picked = select(world.params, net, jnp.asarray(distribution))
+    for layer in range(3):
+        o, down = picked["blocks"]["o"][layer], picked["blocks"]["down"][layer]
+        np.testing.assert_array_equal(o, net.attn_out[layer, distribution[ATTENTION, layer]])
+        np.testing.assert_array_equal(down, net.mlp_down[layer, distribution[FFN, layer]])
+    untouched = set(picked["blocks"]) - {"o", "down"}
+    assert all(picked["blocks"][name] is world.params["blocks"][name] for name in untouched)
+    assert picked["embed"] is world.params["embed"]
+
+
+def test_the_dense_level_is_the_dense_weight(world: World) -> None:
+    settings = chosen()
+    centres = np.array([[4, 4, 4], [48, 48, 48]])
+    grid = world.grid(settings, centres)
+    net = build_supernet(world.params, world.tokens, world.config, grid, settings, batch=3)
+    dense = select(world.params, net, jnp.asarray(space.centre_distribution(grid)))
+    for name in ("o", "down"):
+        exact = np.asarray(world.params["blocks"][name])
+        np.testing.assert_allclose(np.asarray(dense["blocks"][name]), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_whole_key_value_groups_are_removed(world: World) -> None:
+    settings = chosen(attention_unit="kv_group")
+    attention, ffn = settings.kinds(world.config)
+    assert (attention.units, attention.multiple) == (2, 1)
+    assert (ffn.units, ffn.multiple) == (48, 8)
+    centres = np.array([[1, 1, 1], [24, 24, 24]])
+    grid = world.grid(settings, centres)
+    net = build_supernet(world.params, world.tokens, world.config, grid, settings, batch=3)
+    assert net.attn_rank.shape == (3, 2)
+    alive = (np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0).reshape(3, LEVELS, 2, 2)
+    assert (alive[..., 0] == alive[..., 1]).all()
+    np.testing.assert_array_equal(alive[..., 0].sum(-1), grid.kept[ATTENTION])
+
+
+def test_neuron_multiple_is_that_of_the_ffn(world: World) -> None:
+    _, ffn = chosen(neuron_multiple=16).kinds(world.config)
+    grid = world.grid(chosen(neuron_multiple=16))
+    assert ffn.multiple == 16
+    assert grid.step[FFN] == 16
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layer", "named"),
+    [
+        ("k", 1, "layer 1 attention"),
+        ("o", 1, "layer 1 attention"),
+        ("gate", 0, "layer 0 ffn"),
+        ("down", 2, "layer 2 ffn"),
+        ("embed", 0, "layer 0 attention"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_names_its_site(
+    tensor: str, layer: int, named: str, value: float, world: World
+) -> None:
+    blocks = dict(world.params["blocks"])
+    params = world.params | {"blocks": blocks}
+    if tensor == "embed":
+        token = int(world.tokens[0, 0])
+        params["embed"] = params["embed"].at[token, 3].set(value)
+    else:
+        blocks[tensor] = blocks[tensor].at[layer, 0].set(value)
+    settings = chosen()
+    with pytest.raises(UserError, match=rf"the inputs of {named} gave"):
+        build_supernet(params, world.tokens, world.config, world.grid(settings), settings, batch=3)
+
+
+def test_a_projection_of_zeros_is_no_error(world: World) -> None:
+    """Blocks added with a zero output projection (as LLaMA Pro does) have nothing to lose."""
+    blocks = dict(world.params["blocks"])
+    blocks["o"] = blocks["o"].at[1].set(0.0)
+    settings = chosen()
+    net = build_supernet(
+        world.params | {"blocks": blocks}, world.tokens, world.config, world.grid(settings), settings, batch=3
+    )
+    assert not np.asarray(net.attn_out[1]).any()
+    assert np.isfinite(np.asarray(net.error)).all()

@@ -1,0 +1,140 @@
+"""What tests compare with: the decoder and its losses once more, in plain numpy and float64.
+
+Nothing of it is shared with `tyr_jax.model.decoder`. Also supernets of random numbers, for tests of what
+reads a supernet.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model.spec import ModelConfig, layer_block
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
+
+Array = np.ndarray
+
+
+def f64(x: Any) -> Array:
+    return np.asarray(x, np.float64)
+
+
+def norm64(x: Array, weight: Array, eps: float) -> Array:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * f64(weight)
+
+
+def rotate64(x: Array, theta: float) -> Array:
+    """Rotate `x [T, H]` by position, pairing dimension i with i + H/2."""
+    length, size = x.shape
+    out = np.empty_like(x)
+    for i in range(size // 2):
+        angle = np.arange(length) * theta ** (-2 * i / size)
+        a, b = x[:, i], x[:, i + size // 2]
+        out[:, i] = a * np.cos(angle) - b * np.sin(angle)
+        out[:, i + size // 2] = b * np.cos(angle) + a * np.sin(angle)
+    return out
+
+
+def attention64(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
+    """Causal attention of one head, `[T, H]` each."""
+    scores = q @ k.T / np.sqrt(q.shape[1])
+    behind = np.arange(len(q))[:, None] - np.arange(len(q))
+    visible = (behind >= 0) & (behind < (window or len(q)))
+    return np.exp(log_softmax64(np.where(visible, scores, -np.inf))) @ v
+
+
+def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Array:
+    """What enters the output projection, `[B, T, N, H]`, from residuals `x [B, T, D]`."""
+    normed = norm64(x, block["attn_norm"], config.norm_eps)
+    q, k, v = (np.einsum("btd,dnh->btnh", normed, f64(block[name])) for name in "qkv")
+    if config.qkv_bias:
+        q, k, v = q + f64(block["q_bias"]), k + f64(block["k_bias"]), v + f64(block["v_bias"])
+    out = np.empty_like(q)
+    group = q.shape[2] // k.shape[2]
+    for b in range(len(x)):
+        for n in range(q.shape[2]):
+            query, key = (rotate64(a, config.rope_theta) for a in (q[b, :, n], k[b, :, n // group]))
+            out[b, :, n] = attention64(query, key, v[b, :, n // group], config.window)
+    return out
+
+
+def neurons64(block: dict[str, Any], x: Array, config: ModelConfig) -> Array:
+    """What enters the down projection, `[B, T, F]`, from residuals `x [B, T, D]`."""
+    normed = norm64(x, block["mlp_norm"], config.norm_eps)
+    gate, up = normed @ f64(block["gate"]), normed @ f64(block["up"])
+    if config.mlp_bias:
+        gate, up = gate + f64(block["gate_bias"]), up + f64(block["up_bias"])
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def add_attention64(block: dict[str, Any], x: Array, units: Array) -> Array:
+    return x + np.einsum("btnh,nhd->btd", units, f64(block["o"])) + f64(block.get("o_bias", 0.0))
+
+
+def add_ffn64(block: dict[str, Any], x: Array, units: Array) -> Array:
+    return x + units @ f64(block["down"]) + f64(block.get("down_bias", 0.0))
+
+
+def layer_outputs64(params: dict[str, Any], tokens: Array, config: ModelConfig) -> list[Array]:
+    """Residuals `[B, T, D]` after every layer."""
+    x = f64(params["embed"])[tokens]
+    outputs = []
+    for layer in range(config.depth):
+        block = layer_block(params["blocks"], layer)
+        if "o" in block:
+            x = add_attention64(block, x, head_outputs64(block, x, config))
+        if "down" in block:
+            x = add_ffn64(block, x, neurons64(block, x, config))
+        outputs.append(x)
+    return outputs
+
+
+def logits64(params: dict[str, Any], tokens: Array, config: ModelConfig) -> Array:
+    """Logits `[B, T, V]`."""
+    hidden = norm64(layer_outputs64(params, tokens, config)[-1], params["final_norm"], config.norm_eps)
+    return hidden @ f64(params.get("unembed", params["embed"])).T
+
+
+def log_softmax64(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def kl64(dense: Array, sparse: Array) -> Array:
+    """KL(dense ‖ sparse) in nats of every position, from logits `[..., V]`."""
+    log_p, log_q = log_softmax64(f64(dense)), log_softmax64(f64(sparse))
+    return np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def nll64(logits: Array, tokens: Array) -> Array:
+    """Next-token NLL `[B, T-1]` in nats, from logits `[B, T, V]` of `tokens [B, T]`."""
+    log_p = log_softmax64(f64(logits))[:, :-1]
+    return -np.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+
+
+def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, seed: int = 0) -> Supernet:
+    """A supernet of random weights, zero where a level of `grid` has no unit, and random ranks."""
+    rng = np.random.default_rng(seed)
+    shape, depth, levels = config.dense_shape, config.depth, grid.kept.shape[-1]
+
+    def ranks(units: int) -> np.ndarray:
+        return np.stack([rng.permutation(units) for _ in range(depth)]).astype(np.int32)
+
+    def weights(rank: np.ndarray, kept: np.ndarray, *dims: int) -> np.ndarray:
+        values = 0.2 * rng.standard_normal((depth, levels, *dims, config.hidden)).astype(np.float32)
+        inside = (rank[:, None] < kept[..., None]).repeat(dims[0] // rank.shape[1], axis=2)
+        return values * inside.reshape(*inside.shape, *[1] * len(dims))
+
+    attn_rank, mlp_rank = ranks(attention_units), ranks(shape.ffn)
+    sizes = np.zeros((2, depth, levels)), np.zeros((2, depth))
+    fields = (
+        weights(attn_rank, grid.kept[ATTENTION], shape.heads, config.head_dim),
+        weights(mlp_rank, grid.kept[FFN], shape.ffn),
+        attn_rank,
+        mlp_rank,
+        grid.kept,
+        grid.exists,
+        *sizes,
+    )
+    return Supernet(*map(jnp.asarray, fields))

@@ -1,0 +1,150 @@
+"""Losses and observed states against float64 numpy, with whole softmaxes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import kl64, layer_outputs64, nll64, norm64
+
+from tyr_jax.model.spec import ModelConfig, random_params
+from tyr_jax.search import objective
+from tyr_jax.search.objective import Batch, Objective
+
+Configs = Callable[..., ModelConfig]
+HIDDEN, VOCAB = 16, 50
+
+# Positions below, at, above and no multiple of the chunk of 64.
+SHAPES = [(1, 3), (4, 16), (3, 43)]
+
+
+def head(tied: bool, scale: float = 1.0) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(5)
+    params = {"embed": scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
+    if not tied:
+        params["unembed"] = scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
+    return {name: jnp.asarray(array) for name, array in params.items()}
+
+
+def states(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, HIDDEN)).astype(np.float32)
+
+
+def logits(params: dict[str, jax.Array], hidden: np.ndarray) -> np.ndarray:
+    matrix = params.get("unembed", params["embed"])
+    return hidden.astype(np.float64) @ np.asarray(matrix, np.float64).T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool) -> None:
+    params, dense, sparse = head(tied), states(shape, 0), states(shape, 1)
+    ours = objective.kl_divergence(params, jnp.asarray(dense), jnp.asarray(sparse))
+    assert ours.shape == shape
+    expected = kl64(logits(params, dense), logits(params, sparse))
+    np.testing.assert_allclose(np.asarray(ours), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_kl_has_a_direction_and_vanishes_for_equals() -> None:
+    params, dense, sparse = head(True), states((2, 5), 0), states((2, 5), 1)
+    forward = np.asarray(objective.kl_divergence(params, dense, sparse))
+    backward = np.asarray(objective.kl_divergence(params, sparse, dense))
+    assert np.abs(forward - backward).max() > 0.1
+    assert np.abs(np.asarray(objective.kl_divergence(params, dense, dense))).max() < 1e-5
+
+
+def test_extreme_logits_stay_finite() -> None:
+    # Predictions so sure that most probabilities underflow.
+    params, dense, sparse = head(True, scale=300.0), states((2, 5), 0), states((2, 5), 1)
+    ours = np.asarray(objective.kl_divergence(params, dense, sparse))
+    np.testing.assert_allclose(
+        ours, kl64(logits(params, dense), logits(params, sparse)), rtol=1e-4, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int]) -> None:
+    params, hidden = head(False), states(shape, 2)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
+    ours = objective.negative_log_likelihood(params, jnp.asarray(hidden), jnp.asarray(tokens))
+    assert ours.shape == (shape[0], shape[1] - 1)
+    np.testing.assert_allclose(np.asarray(ours), nll64(logits(params, hidden), tokens), rtol=2e-5, atol=2e-5)
+
+
+def test_logits_of_few_positions_exist_at_a_time() -> None:
+    shape, vocab = (4, 512), 4096
+    params = {"embed": jnp.zeros((vocab, HIDDEN))}
+    kl = jax.jit(objective.kl_divergence)
+    dense = jnp.zeros((*shape, HIDDEN))
+    memory = kl.lower(params, dense, dense).compile().memory_analysis()
+    whole = 4 * vocab * shape[0] * shape[1]
+    assert memory.temp_size_in_bytes < whole / 4
+
+
+def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
+    dense, sparse = (np.stack([states((2, 7), seed), 9 * states((2, 7), seed + 1)]) for seed in (0, 5))
+    distances = [np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense, sparse, strict=True)]
+    ours = float(objective.hidden_distance(jnp.asarray(dense), jnp.asarray(sparse)))
+    assert ours == pytest.approx(sum(distances), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"),
+    [(30, (0, 15, 29)), (32, (0, 16, 31)), (3, (0, 1, 2)), (2, (0, 1, 1)), (1, (0, 0, 0))],
+)
+def test_first_median_and_last_layer_are_observed(depth: int, layers: tuple[int, ...]) -> None:
+    assert Objective("hidden+kl").observed_layers(depth) == layers
+    assert Objective("kl").observed_layers(depth) == ()
+    assert Objective("perplexity").observed_layers(depth) == ()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Objective("kl"),
+        Objective("kl", alpha=7.0, beta=0.5),
+        Objective("hidden+kl"),
+        Objective("hidden+kl", alpha=0.25, beta=3.0),
+        Objective("hidden+kl", alpha=1.0, beta=0.0),
+        Objective("perplexity", alpha=7.0, beta=7.0),
+    ],
+    ids=str,
+)
+def test_score_is_equation_6(chosen: Objective) -> None:
+    params, shape = head(False), (3, 11)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
+    dense, sparse = states(shape, 0), states(shape, 1)
+    dense_layers, layers = (np.stack([states(shape, s), states(shape, s + 1)]) for s in (10, 20))
+    if chosen.objective != "hidden+kl":
+        dense_layers, layers = dense_layers[:0], layers[:0]
+    batch = Batch(jnp.asarray(tokens), jnp.asarray(dense), jnp.asarray(dense_layers))
+    ours = objective.score(params, jnp.asarray(sparse), jnp.asarray(layers), batch, chosen)
+    kl = kl64(logits(params, dense), logits(params, sparse)).mean()
+    hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))
+    expected = {
+        "kl": chosen.beta * kl,
+        "hidden+kl": chosen.alpha * hidden + chosen.beta * kl,
+        "perplexity": nll64(logits(params, sparse), tokens).mean(),
+    }[chosen.objective]
+    assert ours.shape == ()
+    assert float(ours) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_observed_states_are_the_layers_outputs(depth: int, tiny_config: Configs) -> None:
+    config = tiny_config(layers=depth)
+    params = random_params(config, jax.random.key(0), scale=0.2)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (2, 6))
+    chosen = Objective("hidden+kl")
+    arguments = (params, params["blocks"], lambda block: block, jnp.asarray(tokens), config)
+    observe = jax.jit(objective.observe, static_argnums=(2, 4, 5))
+    final, hidden = observe(*arguments, chosen)
+    outputs = layer_outputs64(params, tokens, config)
+    expected = np.stack([outputs[layer] for layer in chosen.observed_layers(depth)])
+    np.testing.assert_allclose(np.asarray(hidden), expected, rtol=1e-4, atol=1e-5)
+    last = norm64(outputs[-1], params["final_norm"], config.norm_eps)
+    np.testing.assert_allclose(np.asarray(final), last, rtol=1e-4, atol=1e-5)
+    plain, none = observe(*arguments, Objective("kl"))
+    assert none.shape == (0, 2, 6, config.hidden)
+    np.testing.assert_allclose(np.asarray(plain), last, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,96 @@
+"""Presets, and the check of every value that can be checked before anything is read."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tyr_jax.config import PRESET_NAMES, PRESETS, Settings, validate
+from tyr_jax.errors import UserError
+
+
+def changed(settings: Settings, path: str, value: Any) -> Settings:
+    """`settings` with the field at `path`, such as "search.offspring", set to `value`."""
+    name, _, rest = path.partition(".")
+    inner = changed(getattr(settings, name), rest, value) if rest else value
+    return dataclasses.replace(settings, **{name: inner})
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_presets_are_valid_and_say_their_name(name: str) -> None:
+    validate(PRESETS[name])
+    assert PRESETS[name].preset == name
+    assert set(PRESETS) == set(PRESET_NAMES)
+
+
+def test_the_paper_preset_is_the_papers() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.rounds.rounds, paper.rounds.levels, paper.rounds.interval) == (4, 9, 0.125)
+    search = paper.search
+    assert (search.generations, search.offspring, search.survivors) == (50, 128, (16, 4, 1))
+    assert search.stage_tokens == (2048, 16384, 131072)
+    assert (paper.data.sequence_length, paper.data.calibration_tokens) == (4096, 4 * 2**20)
+    assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
+    assert paper.objective.objective == "kl"
+
+
+def test_the_quick_preset_runs_every_part_of_the_method() -> None:
+    quick = PRESETS["quick"]
+    assert quick.sparsity == 0.25
+    assert quick.rounds.rounds >= 2
+    assert quick.search.generations >= 8
+    assert len(quick.search.survivors) == 3
+    assert len(set(quick.search.stage_sequences(quick.data.sequence_length))) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sparsity", 0.0, "--sparsity is 0.0, but must be between 0 and 1, ends excluded"),
+        ("sparsity", 1.0, "--sparsity is 1.0"),
+        ("sparsity", -0.1, "--sparsity is -0.1"),
+        ("sparsity", float("nan"), "--sparsity is nan"),
+        ("seed", -1, "--seed is -1"),
+        ("rounds.rounds", -1, "--rounds is -1"),
+        ("rounds.levels", 8, "--levels is 8, but must be an odd number from 3 on"),
+        ("rounds.levels", 1, "--levels is 1"),
+        ("rounds.interval", 0.0, "--interval is 0.0"),
+        ("rounds.interval", 0.6, "--interval is 0.6"),
+        ("pruning.damping", 0.0, "--damping is 0.0"),
+        ("pruning.neuron_chunk", 0, "--neuron-chunk is 0"),
+        ("pruning.neuron_multiple", 0, "--neuron-multiple is 0"),
+        ("search.generations", 0, "--generations is 0"),
+        ("search.max_shifts", 0, "--max-shifts is 0"),
+        ("search.survivors", (4, 1), r"--survivors is \(4, 1\), but must be as many numbers as"),
+        ("search.survivors", (4, 5, 1), "--survivors is .* non-increasing"),
+        ("search.survivors", (4, 2, 2), "--survivors is .* down to 1"),
+        ("search.survivors", (4, 0, 1), "--survivors is"),
+        ("search.offspring", 3, r"--survivors is .* at most --offspring \(3\)"),
+        ("search.stage_tokens", (512, 1024, 99999), r"--stage-tokens .* --search-tokens \(16384\)"),
+    ],
+)
+def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
+    settings = changed(PRESETS["quick"], path, value)
+    with pytest.raises(UserError, match=message):
+        validate(settings)
+
+
+def test_a_saliency_needs_one_of_its_terms() -> None:
+    first = changed(PRESETS["quick"], "pruning.saliency.first_order", "none")
+    validate(first)
+    validate(changed(PRESETS["quick"], "pruning.saliency.second_order", "none"))
+    with pytest.raises(UserError, match="not both none"):
+        validate(changed(first, "pruning.saliency.second_order", "none"))
+
+
+def test_the_ends_of_ranges_are_allowed() -> None:
+    settings = PRESETS["quick"]
+    for path, value in (
+        ("rounds.rounds", 0),
+        ("rounds.levels", 3),
+        ("rounds.interval", 0.5),
+        ("pruning.neuron_multiple", 1),
+        ("search.survivors", (16, 16, 1)),
+        ("search.stage_tokens", (1, 1, 16384)),
+    ):
+        validate(changed(settings, path, value))

@@ -1,0 +1,113 @@
+"""`python -m tyr_jax.evaluate` on tiny models, dense and pruned."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tyr_jax import evaluate, prune
+from tyr_jax.data import DataSpec
+from tyr_jax.errors import UserError
+from tyr_jax.evaluate import EvaluateSettings, data_spec, read_summary
+
+Measure = Callable[..., list[dict[str, Any]]]
+SHORT = ("--evaluation-length", "64")
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A searched model; not to be written to."""
+    directory = tmp_path_factory.mktemp("run") / "pruned"
+    prune.main([*tiny_arguments, "--rounds", "1", "--bos", "--output", str(directory)])
+    return directory
+
+
+@pytest.fixture
+def measure(capsys: pytest.CaptureFixture[str]) -> Measure:
+    """The rows that `--json` gives."""
+
+    def measure(*arguments: object) -> list[dict[str, Any]]:
+        evaluate.main([*map(str, arguments), "--json"])
+        return list(json.loads(capsys.readouterr().out)["texts"])
+
+    return measure
+
+
+def test_a_pruned_model_measures_as_it_did(pruned: Path, measure: Measure) -> None:
+    summary = json.loads((pruned / "summary.json").read_text())
+    (row,) = measure(pruned)
+    then = summary["searched"]["quality"]["words.txt"]["perplexity"]
+    assert row["perplexity_when_pruned"] == then
+    assert row["perplexity"] == pytest.approx(then, rel=1e-4)
+    assert (row["text"], row["windows"], row["length"], row["bos"]) == ("words.txt", 4, 32, True)
+
+
+def test_other_windows_are_not_held_against_those_of_the_run(
+    pruned: Path, tiny_text: Path, measure: Measure
+) -> None:
+    (shorter,) = measure(pruned, "--evaluation-length", 16)
+    assert (shorter["length"], shorter["perplexity_when_pruned"]) == (16, None)
+    (fewer,) = measure(pruned, "--evaluation-windows", 2)
+    assert (fewer["windows"], fewer["perplexity_when_pruned"]) == (2, None)
+    (without_bos,) = measure(pruned, "--bos", False)
+    assert (without_bos["bos"], without_bos["perplexity_when_pruned"]) == (False, None)
+    (from_start,) = measure(pruned, "--evaluation", tiny_text)
+    assert from_start["perplexity_when_pruned"] is None
+
+
+def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: Measure) -> None:
+    rows = measure(tiny_model, *SHORT, "--evaluation-windows", 3, "--evaluation", tiny_text, "builtin")
+    assert [row["text"] for row in rows] == ["words.txt", "builtin:topics", "builtin:docstrings"]
+    assert all(row["windows"] == 3 and row["length"] == 64 for row in rows)
+    # Random weights are about as good as a guess among 300 tokens.
+    assert all(200 < row["perplexity"] < 2000 for row in rows)
+    assert all(row["perplexity_when_pruned"] is None for row in rows)
+
+
+def test_the_table(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main([str(pruned)])
+    shown = capsys.readouterr().out
+    for word in ("perplexity of", "words.txt", "4 × 32", "when pruned"):
+        assert word in shown
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--help"])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith("Perplexity of a model")
+    assert "None)" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_without_a_summary_the_builtin_text_is_measured() -> None:
+    assert data_spec(EvaluateSettings("m"), None) == DataSpec(calibration=(), evaluation=("builtin",))
+    asked = data_spec(EvaluateSettings("m", evaluation=("a.txt",), evaluation_windows=5, bos=True), None)
+    assert asked == DataSpec(calibration=(), evaluation=("a.txt",), evaluation_windows=5, bos=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda summary: "{", "is not the summary of a run"),
+        (lambda summary: "[]", "is not the summary of a run"),
+        (lambda summary: json.dumps(summary | {"settings": {}}), "is not the summary of a run"),
+        (lambda summary: json.dumps(summary | {"settings": {"data": {"x": 1}}}), "is not the summary"),
+        (lambda summary: json.dumps(summary | {"format_version": 99}), "format_version 99"),
+    ],
+)
+def test_summaries_that_cannot_be_read(
+    change: Callable[[dict[str, Any]], str], message: str, pruned: Path, tmp_path: Path
+) -> None:
+    shutil.copy(pruned / "summary.json", tmp_path)
+    path = tmp_path / "summary.json"
+    assert read_summary(str(tmp_path)) is not None
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(UserError, match=message):
+        read_summary(str(tmp_path))
+    path.unlink()
+    assert read_summary(str(tmp_path)) is None

@@ -1,0 +1,90 @@
+"""What a user installs: the wheel, into a fresh environment without torch, run from somewhere else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tyr_jax
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(tyr_jax.__file__).parents[1]
+MINUTES = 60.0
+
+
+def run(command: list[Any], **options: Any) -> str:
+    """Standard output of a command that must succeed."""
+    ended = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=10 * MINUTES, **options
+    )
+    assert ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
+    return ended.stdout
+
+
+def new_python() -> str:
+    """A Python 3.13 that can make virtual environments (its jax differs from 3.11's), or else this one."""
+    versions = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
+    candidates = [shutil.which("python3.13"), *sorted(versions.glob("3.13*/bin/python3.13"))]
+    check = "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 13))"
+    for candidate in filter(None, candidates):
+        if not subprocess.run([candidate, "-c", check], capture_output=True, check=False).returncode:
+            return str(candidate)
+    return sys.executable
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the sources as they are."""
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.fail("the tests must run from the repository")
+    directory = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", directory, ROOT])
+    (path,) = directory.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment that holds the wheel and what it depends on."""
+    directory = tmp_path_factory.mktemp("environment") / "venv"
+    run([new_python(), "-m", "venv", directory])
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    run([python, "-m", "pip", "install", "--quiet", wheel])
+    return python
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "tyr_jax/py.typed" in names
+    assert "tyr_jax/prune.py" in names
+    assert {name.partition("/")[0].split("-")[0] for name in names} == {"tyr_jax"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tyr_jax").rglob("*.py")}
+    assert modules == {name for name in names if name.endswith(".py")}
+
+
+def test_it_prunes_and_evaluates_without_torch(
+    python: Path, tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"JAX_PLATFORMS": "cpu"}
+
+    def module(name: str, *arguments: str) -> str:
+        return run([python, "-m", name, *arguments], cwd=tmp_path, env=environment)
+
+    check = "import importlib.util as u, tyr_jax; print(u.find_spec('torch'), tyr_jax.__file__)"
+    torch, _, location = run([python, "-c", check], cwd=tmp_path, env=environment).strip().partition(" ")
+    assert torch == "None"
+    assert not location.startswith(str(ROOT))
+    shown = module("tyr_jax.prune", *tiny_arguments, "--output", "pruned")
+    assert "searched" in shown
+    (row,) = json.loads(module("tyr_jax.evaluate", "pruned", "--json"))["texts"]
+    assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-4)
+    scripts = {path.stem for path in python.parent.iterdir()}
+    assert {"tyr-prune", "tyr-evaluate"} <= scripts

@@ -1,0 +1,241 @@
+"""The main job end to end, through the command line, on a tiny model of random weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tyr_jax import prune
+from tyr_jax.config import PRESETS
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.decoder import forward
+from tyr_jax.model.spec import count_parameters
+
+HEADS, NEURONS = 12, 144
+"""Units of the tiny model: 3 layers of 4 heads and 48 neurons."""
+
+Prune = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Prune:
+    """Prune the tiny model with further arguments into a new directory."""
+
+    def run(*arguments: str) -> Path:
+        directory = tmp_path_factory.mktemp("run") / "pruned"
+        prune.main([*tiny_arguments, "--output", str(directory), *arguments])
+        return directory
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pruned(run: Prune) -> Path:
+    """The output of a whole run; not to be written to."""
+    return run()
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "summary.json").read_text()))
+
+
+def events_of(directory: Path, kind: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (directory / "events.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == kind]
+
+
+def test_the_output_is_a_model_with_its_history(pruned: Path) -> None:
+    files = {path.name for path in pruned.iterdir()}
+    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert expected | {"tokenizer_config.json", "summary.json", "events.jsonl"} <= files
+    assert [path.name for path in pruned.parent.iterdir()] == ["pruned"]
+    assert json.loads((pruned / "generation_config.json").read_text()) == {"eos_token_id": 2}
+    assert "per_layer_config" in json.loads((pruned / "config.json").read_text())
+
+
+def test_the_model_has_the_units_that_the_summary_says(pruned: Path) -> None:
+    summary, model = summary_of(pruned), load_model(str(pruned))
+    kept = summary["distribution"]
+    assert [layer.ffn for layer in model.config.layers] == kept["ffn"]
+    # Padding or duplication may make a layer's heads more than those kept, never fewer.
+    for layer, heads in zip(model.config.layers, kept["attention"], strict=True):
+        assert (layer.heads == 0) == (heads == 0)
+        assert layer.heads >= heads
+    blocks, total = count_parameters(model.config)
+    assert summary["searched"]["size"] == {
+        "block_parameters": blocks,
+        "parameters": total,
+        "bytes": 4 * total,
+    }
+    assert total < summary["dense"]["size"]["parameters"]
+    weights = load_file(pruned / "model.safetensors")
+    assert sum(array.size for array in weights.values()) == total
+    logits = forward(model.params, jnp.arange(32)[None], model.config)
+    assert np.isfinite(np.asarray(logits)).all()
+
+
+def test_budgets_are_met_exactly(pruned: Path) -> None:
+    summary = summary_of(pruned)
+    for name in ("uniform", "searched"):
+        units = summary[name]["units"]
+        assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25, "budget": 9}
+        # 25 % of 144 neurons are 108 to keep: half way between 104 and 112, multiples of 8.
+        assert units["ffn"]["kept"] == units["ffn"]["budget"] == sum(summary[name]["kept"]["ffn"]) == 112
+        assert units["ffn"]["total"] == NEURONS
+        assert all(width % 8 == 0 for width in summary[name]["kept"]["ffn"])
+    assert summary["sparsity"] == {"asked": 0.25, "attention": 0.25, "ffn": 1 - 112 / 144}
+    for record in summary["rounds"]:
+        assert sum(record["kept"]["attention"]) == 9
+        assert sum(record["kept"]["ffn"]) == 112
+    assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
+
+
+def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: list[str]) -> None:
+    summary = summary_of(pruned)
+    assert summary["format_version"] == 1
+    assert summary["arguments"] == [*tiny_arguments, "--output", str(pruned)]
+    assert summary["settings"]["search"]["survivors"] == [2, 1]
+    assert summary["settings"]["seed"] == 0
+    assert {"tyr_jax", "python", "jax", "transformers"} <= set(summary["versions"])
+    assert set(summary["texts"]) == {"calibration", "search", "words.txt"}
+    assert summary["texts"]["calibration"]["sequences"] == 16
+    assert summary["texts"]["words.txt"]["source"].startswith(f"{tiny_arguments[3]} (sha256 ")
+    assert all(len(text["sha256"]) == 64 for text in summary["texts"].values())
+    for name in ("dense", "uniform", "searched"):
+        quality = summary[name]["quality"]["words.txt"]
+        assert quality["perplexity"] > 1
+        assert (quality["kl"] == 0) == (name == "dense")
+    assert {"load model", "round 1/2: supernet", "round 2/2: search", "prune searched"} <= set(
+        summary["seconds"]
+    )
+
+
+def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
+    (start,), (done,) = events_of(pruned, "start"), events_of(pruned, "done")
+    assert start["arguments"] == summary_of(pruned)["arguments"]
+    assert done["seconds"] > start["seconds"]
+    assert [event["model"] for event in events_of(pruned, "quality")] == ["dense", "uniform", "searched"]
+    generations = events_of(pruned, "generation")
+    assert [(event["round"], event["generation"]) for event in generations] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    # A winner is at least as good as the parent on the same tokens.
+    assert all(event["objective"] <= event["parent"] for event in generations)
+    # 4 candidates on 32 tokens, then 2 survivors and the parent on 64.
+    assert [event["candidate_tokens"] for event in generations] == [320, 640, 320, 640]
+    for record in summary_of(pruned)["rounds"]:
+        assert [entry["candidate_tokens"] for entry in record["history"]] == [320, 640]
+
+
+def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("--rounds", "1")
+    shown = capsys.readouterr()
+    for stage in ("load model", "round 1/1: supernet", "round 1/1: search", "prune searched", "write"):
+        assert f"{stage}: " in shown.err
+    assert "left" not in shown.out
+    for word in ("pruned to 25.0% sparsity", "words.txt", "attention units kept", "searched"):
+        assert word in shown.out
+    assert f"python -m tyr_jax.evaluate {directory}" in shown.out
+
+
+def test_the_same_command_gives_the_same_model(run: Prune, pruned: Path) -> None:
+    again = run()
+    assert (again / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+    first, second = summary_of(pruned), summary_of(again)
+    for key in ("distribution", "rounds", "texts", "dense", "uniform", "searched"):
+        assert first[key] == second[key]
+
+
+def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> None:
+    first, second = summary_of(pruned), summary_of(run("--seed", "1", "--rounds", "0"))
+    assert first["texts"]["words.txt"] == second["texts"]["words.txt"]
+    assert first["dense"] == second["dense"]
+    for name in ("calibration", "search"):
+        assert first["texts"][name]["sha256"] != second["texts"][name]["sha256"]
+
+
+def test_no_rounds_prune_uniformly(run: Prune) -> None:
+    directory = run("--rounds", "0", "--sparsity", "0.5")
+    summary = summary_of(directory)
+    assert summary["searched"] is None
+    assert summary["rounds"] == []
+    assert summary["distribution"] == {"attention": [2, 2, 2], "ffn": [24, 24, 24]}
+    layers = load_model(str(directory)).config.layers
+    assert [layer.ffn for layer in layers] == [24, 24, 24]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--objective", name] for name in ("hidden+kl", "perplexity")),
+        *(["--accumulation", name] for name in ("uniform", "random", "centre", "none")),
+        ["--first-order", "signed", "--second-order", "block"],
+        ["--neuron-multiple", "1"],
+        ["--bos", "--evaluation", "builtin:topics"],
+        ["--survivors", "1", "--stage-tokens", "64"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_runs(arguments: list[str], run: Prune) -> None:
+    summary = summary_of(run("--rounds", "1", "--generations", "1", *arguments))
+    for name, kind in summary["searched"]["units"].items():
+        assert kind["kept"] == kind["budget"] == sum(summary["distribution"][name])
+
+
+def test_whole_key_value_groups(run: Prune) -> None:
+    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5")
+    units = summary_of(directory)["searched"]["units"]["attention"]
+    assert (units["total"], units["kept"], units["budget"]) == (6, 3, 3)
+    for layer, groups in zip(
+        load_model(str(directory)).config.layers,
+        summary_of(directory)["distribution"]["attention"],
+        strict=True,
+    ):
+        assert (layer.kv_heads, layer.heads) == (groups, 2 * groups)
+
+
+def test_a_pruned_model_is_not_pruned_again(
+    run: Prune, pruned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("--model", str(pruned))
+    assert stopped.value.code == 2
+    assert f"error: {pruned} is pruned already" in capsys.readouterr().err
+
+
+def test_overwrite_replaces_an_old_output(run: Prune, tmp_path: Path) -> None:
+    old = tmp_path / "pruned"
+    old.mkdir()
+    (old / "notes.txt").touch()
+    run("--rounds", "0", "--overwrite", "--output", str(old))
+    assert not (old / "notes.txt").exists()
+    assert summary_of(old)["searched"] is None
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_presets_are_where_defaults_come_from() -> None:
+    for name, preset in PRESETS.items():
+        assert prune.parse(["--preset", name]) == preset
+        assert prune.parse([f"--preset={name}", "--seed", "3"]).search == preset.search
+    assert prune.parse([]) == PRESETS["standard"]
+    assert prune.parse(["--preset", "quick", "--rounds", "5"]).rounds.rounds == 5
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        prune.main([flag])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith("Prune a model and write the smaller one")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for flag in ("--sparsity FLOAT", "--preset {quick,standard,paper}", "--objective", "--stage-tokens"):
+        assert flag in shown
