@@ -127,7 +127,7 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
         return values * inside.reshape(*inside.shape, *[1] * len(dims))
 
     attn_rank, mlp_rank = ranks(attention_units), ranks(shape.ffn)
-    sizes = np.zeros((2, depth, levels)), np.zeros((2, depth))
+    figures = np.zeros((2, depth, levels)), np.zeros((2, depth)), np.zeros((2, depth))
     fields = (
         weights(attn_rank, grid.kept[ATTENTION], shape.heads, config.head_dim),
         weights(mlp_rank, grid.kept[FFN], shape.ffn),
@@ -135,6 +135,6 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
         mlp_rank,
         grid.kept,
         grid.exists,
-        *sizes,
+        *figures,
     )
     return Supernet(*map(jnp.asarray, fields))

@@ -13,9 +13,9 @@ from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import Params, count_parameters
-from tyr_jax.pipeline import Outcome
+from tyr_jax.pipeline import Outcome, Pruned
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.supernet import PruningSettings, Supernet, select
+from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.search.evolve import EvolutionSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
@@ -23,17 +23,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
 SETTINGS = Settings(
     sparsity=0.5,
     data=DataSpec(
-        sequence_length=512,
-        calibration_tokens=4096,
+        sequence_length=256,
+        calibration_tokens=8192,
         search_tokens=4096,
-        evaluation_length=512,
-        evaluation_windows=3,
+        evaluation_length=256,
+        evaluation_windows=6,
     ),
-    pruning=PruningSettings(neuron_chunk=64),
-    rounds=Rounds(rounds=1, levels=5),
-    search=EvolutionSettings(generations=4, offspring=12, survivors=(3, 1), stage_tokens=(512, 1024)),
+    rounds=Rounds(rounds=1),
+    search=EvolutionSettings(generations=3, offspring=8, survivors=(3, 1), stage_tokens=(512, 1024)),
 )
-"""A tenth of what a preset spends: enough to show the direction."""
+"""A small part of what a preset spends: enough to show the direction."""
 
 
 class Found(NamedTuple):
@@ -58,16 +57,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         return Found(pipeline.prune_model(SETTINGS, progress, log), masked[-1])
 
 
+def mean_kl(pruned: Pruned) -> float:
+    return float(np.mean([quality.kl for quality in pruned.quality.values()]))
+
+
 def test_searching_beats_uniform_on_held_out_text(found: Found) -> None:
     outcome = found.outcome
     assert outcome.searched is not None
-    for text, uniform in outcome.uniform.quality.items():
-        assert outcome.searched.quality[text].kl < uniform.kl
-    mean = [
-        np.mean([quality.kl for quality in pruned.quality.values()])
-        for pruned in (outcome.searched, outcome.uniform)
-    ]
-    assert mean[0] < 0.95 * mean[1]
+    assert mean_kl(outcome.searched) < 0.95 * mean_kl(outcome.uniform)
 
 
 def test_budgets_are_exact(found: Found) -> None:

@@ -28,6 +28,9 @@ class Rounds:
     """Sparsity levels of a site, an odd number: the centre and as many on either side."""
     interval: float = 0.125
     """Distance of two levels in the first round, as a fraction of a layer's units; halved every round."""
+    start: Literal["estimate", "uniform"] = "estimate"
+    """Where the first round's search starts: at the best distribution by an additive estimate that costs no
+    candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=4096,
             evaluation_windows=64,
         ),
-        rounds=Rounds(rounds=4),
+        rounds=Rounds(rounds=4, start="uniform"),
         search=EvolutionSettings(),
     ),
 }

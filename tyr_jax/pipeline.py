@@ -21,7 +21,7 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
 from tyr_jax.quality import Quality
-from tyr_jax.search import evolve, space
+from tyr_jax.search import evolve, space, surrogate
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.population import score_population, teacher_targets
 from tyr_jax.search.space import Kind, LevelGrid
@@ -162,6 +162,13 @@ def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name
         )
 
 
+def first_parent(supernet: Supernet, grid: LevelGrid, start: str) -> np.ndarray:
+    """The levels `[2, L]` that a search starts from: its centre, or the best by estimate."""
+    if start == "estimate":
+        return surrogate.estimated_start(supernet.error, supernet.share, grid.exists)
+    return space.centre_distribution(grid)
+
+
 def search_round(
     run: Run, dense: Dense, supernet: Supernet, grid: LevelGrid, pool: Batch, number: int, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -192,8 +199,10 @@ def search_round(
             run.events.write("generation", round=number, **history[-1])
 
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        start = evolve.init(key, space.centre_distribution(grid))
-        state = evolve.evolve(start, grid.exists, score, len(pool.tokens), length, schedule, on_generation)
+        start = first_parent(supernet, grid, settings.rounds.start if number == 1 else "uniform")
+        state = evolve.evolve(
+            evolve.init(key, start), grid.exists, score, len(pool.tokens), length, schedule, on_generation
+        )
     kept = space.kept_units(grid, np.asarray(state.parent))
     record = {
         "round": number,

@@ -217,7 +217,7 @@ def test_masks_of_kept_heads_and_neurons(tiny_config: Configs) -> None:
     config = tiny_config(layers=2, shape=LayerShape(6, 3, 4))
     ranks = {"attn_rank": jnp.array([[2, 0, 1], [1, 2, 0]]), "mlp_rank": jnp.array([[3, 0, 2, 1]] * 2)}
     kept = jnp.array([[[0, 1, 2]] * 2, [[1, 2, 3]] * 2])
-    net = Supernet(None, None, **ranks, kept=kept, exists=None, error=None, damping=None)
+    net = Supernet(None, None, **ranks, kept=kept, exists=None, error=None, share=None, damping=None)
     heads, neurons = kept_masks(net, np.array([[1, 2], [0, 2]]), config)
     # One group of the first layer is kept, two of the second, of two heads each.
     assert heads.astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1]]

@@ -217,6 +217,7 @@ def test_shapes_levels_and_reports(world: World) -> None:
         "kept": (2, 3, LEVELS),
         "exists": (2, 3, LEVELS),
         "error": (2, 3, LEVELS),
+        "share": (2, 3),
         "damping": (2, 3),
     }
     grid = world.grid(settings)

@@ -60,7 +60,8 @@ class Supernet:
 
     `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections; `attn_rank [L, U]`
     and `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank
-    below k; `kept [2, L, E]` units, `exists [2, L, E]`, relative layer `error [2, L, E]`, `damping [2, L]`.
+    below k; `kept [2, L, E]` units, `exists [2, L, E]`, relative layer `error [2, L, E]`, the `share [2, L]`
+    of the residual stream that the dense site's output has, `damping [2, L]`.
     """
 
     attn_out: jax.Array
@@ -70,6 +71,7 @@ class Supernet:
     kept: jax.Array
     exists: jax.Array
     error: jax.Array
+    share: jax.Array
     damping: jax.Array
 
 
@@ -129,6 +131,13 @@ def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
 def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
     """Residual after the FFN with the down projection of `block`."""
     return x + decoder.ffn_output(block, units)
+
+
+@jax.jit
+def output_share(weight: jax.Array, x: jax.Array, units: jax.Array) -> jax.Array:
+    """Mean over tokens of ‖site output‖² / ‖residual‖², from `x [B, T, D]` and what enters `weight`."""
+    out = units.reshape(*x.shape[:2], -1) @ weight
+    return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
 def prune_kind(
@@ -203,12 +212,14 @@ def build_supernet(
         decoder.embed(params, jnp.asarray(tokens[i : i + batch])) for i in range(0, len(tokens), batch)
     ]
     sites: list[list[obs.PrunedSite]] = [[], []]
+    shares: list[list[jax.Array]] = [[], []]
 
-    def prune(kind: int, layer: int, gram: jax.Array, weight: jax.Array) -> jax.Array:
+    def prune(kind: int, layer: int, gram: jax.Array, units: list[jax.Array], weight: jax.Array) -> jax.Array:
         name = f"layer {layer} {KINDS[kind]}"
         levels = grid.kept[kind, layer], grid.exists[kind, layer]
         site = prune_kind(gram, weight, *levels, kinds[kind].units, settings, rng, name)
         sites[kind].append(site.pruned)
+        shares[kind].append(output_share(weight, residual[0], units[0]))
         on_site(name, float(site.pruned.damping))
         return site.passed
 
@@ -224,18 +235,20 @@ def build_supernet(
     for layer in range(config.depth):
         block = layer_block(params["blocks"], layer)
         units, gram = collect(attention_statistics, block, shape.heads * config.head_dim)
-        passed = prune(ATTENTION, layer, gram, block["o"].reshape(-1, config.hidden))
+        passed = prune(ATTENTION, layer, gram, units, block["o"].reshape(-1, config.hidden))
         passed_block = block | {"o": passed.reshape(block["o"].shape)}
         residual = [add_attention(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
         units, gram = collect(ffn_statistics, block, shape.ffn)
-        passed_block = block | {"down": prune(FFN, layer, gram, block["down"])}
+        passed_block = block | {"down": prune(FFN, layer, gram, units, block["down"])}
         residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
         del units
-    return stack_sites(sites, grid, config)
+    return stack_sites(sites, shares, grid, config)
 
 
-def stack_sites(sites: list[list[obs.PrunedSite]], grid: LevelGrid, config: ModelConfig) -> Supernet:
-    """The supernet out of `[2][L]` pruned sites."""
+def stack_sites(
+    sites: list[list[obs.PrunedSite]], shares: list[list[jax.Array]], grid: LevelGrid, config: ModelConfig
+) -> Supernet:
+    """The supernet out of `[2][L]` pruned sites and their shares."""
     attention, ffn = sites
     heads = config.dense_shape.heads
 
@@ -251,6 +264,7 @@ def stack_sites(sites: list[list[obs.PrunedSite]], grid: LevelGrid, config: Mode
         kept=jnp.asarray(grid.kept),
         exists=jnp.asarray(grid.exists),
         error=jnp.stack([stack(kind, "error") for kind in sites]),
+        share=jnp.stack([jnp.stack(kind) for kind in shares]),
         damping=jnp.stack([stack(kind, "damping") for kind in sites]),
     )
 
