@@ -67,11 +67,13 @@ class Outcome:
         return self.searched or self.uniform
 
 
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """What every stage of one run shares: settings, progress and events."""
+    """What every stage of one run shares."""
 
-    def __init__(self, settings: Settings, progress: Progress, events: EventLog) -> None:
-        self.settings, self.progress, self.events = settings, progress, events
+    settings: Settings
+    progress: Progress
+    events: EventLog
 
 
 def measure_texts(params: Params, config: ModelConfig, dense: Dense, run: Run, name: str) -> Qualities:
@@ -170,15 +172,20 @@ def first_parent(supernet: Supernet, grid: LevelGrid, start: str) -> np.ndarray:
 
 
 def search_round(
-    run: Run, dense: Dense, supernet: Supernet, grid: LevelGrid, pool: Batch, number: int, name: str
+    run: Run, dense: Dense, kept: np.ndarray, pool: Batch, number: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(units kept `[2, L]`, record) of one round's search (Algorithm 3)."""
-    settings, model = run.settings, dense.model
-    length = settings.data.sequence_length
-    schedule = settings.search
+    """One round around `kept [2, L]`: build the supernet, search it (Algorithms 2 and 3).
+
+    Returns the units kept `[2, L]` that it found, and a record.
+    """
+    settings, model, rounds = run.settings, dense.model, run.settings.rounds
+    name = f"round {number}/{rounds.rounds}"
+    grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
+    supernet = fold(run, dense, grid, settings.pruning, f"{name}: supernet")
+    length, schedule = settings.data.sequence_length, settings.search
     spent, history = 0, []
     total = schedule.generations * schedule.candidate_tokens(length)
-    with run.progress.stage(name, total, "candidate-tokens") as stage:
+    with run.progress.stage(f"{name}: search", total, "candidate-tokens") as stage:
 
         def spend(tokens: int) -> None:
             nonlocal spent
@@ -199,19 +206,15 @@ def search_round(
             run.events.write("generation", round=number, **history[-1])
 
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        start = first_parent(supernet, grid, settings.rounds.start if number == 1 else "uniform")
+        start = first_parent(supernet, grid, rounds.start if number == 1 else "uniform")
         state = evolve.evolve(
             evolve.init(key, start), grid.exists, score, len(pool.tokens), length, schedule, on_generation
         )
-    kept = space.kept_units(grid, np.asarray(state.parent))
-    record = {
-        "round": number,
-        "step": dict(zip(space.KINDS, map(int, grid.step), strict=True)),
-        "kept": kept_by_kind(kept),
-        "history": history,
-    }
-    run.events.write("round", **{key: value for key, value in record.items() if key != "history"})
-    return kept, record
+    found = space.kept_units(grid, np.asarray(state.parent))
+    steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
+    record = {"round": number, "step": steps, "kept": kept_by_kind(found)}
+    run.events.write("round", **record)
+    return found, record | {"history": history}
 
 
 def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
@@ -238,18 +241,15 @@ def refit(run: Run, dense: Dense, kept: np.ndarray, name: str) -> Pruned:
 def search_rounds(run: Run, dense: Dense) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """(units kept `[2, L]`, a record per round): each round searches around the last one's answer."""
     settings, model = run.settings, dense.model
-    rounds, kept, records = settings.rounds, uniform_centres(dense), []
+    kept, records = uniform_centres(dense), []
     with run.progress.stage(
         "dense model's answers on the search text", len(dense.splits.search), "sequences"
     ) as stage:
         pool = teacher_targets(
             model.params, dense.splits.search, model.config, settings.objective, stage.advance
         )
-    for number in range(1, rounds.rounds + 1):
-        of = f"round {number}/{rounds.rounds}"
-        grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
-        supernet = fold(run, dense, grid, settings.pruning, f"{of}: supernet")
-        kept, record = search_round(run, dense, supernet, grid, pool, number, f"{of}: search")
+    for number in range(1, settings.rounds.rounds + 1):
+        kept, record = search_round(run, dense, kept, pool, number)
         records.append(record)
     return kept, records
 
