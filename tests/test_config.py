@@ -1,12 +1,21 @@
 """Presets, and the check of every value that can be checked before anything is read."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tyr_jax.config import PRESET_NAMES, PRESETS, Settings, validate
+from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
+from tyr_jax.search.evolve import EvolutionSettings
+
+SETTINGS = Settings(
+    data=DataSpec(sequence_length=512, search_tokens=16384),
+    search=EvolutionSettings(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
+)
+"""Valid ones to change, whatever the presets say."""
 
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:
@@ -70,21 +79,30 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
     ],
 )
 def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
-    settings = changed(PRESETS["quick"], path, value)
+    settings = changed(SETTINGS, path, value)
     with pytest.raises(UserError, match=message):
         validate(settings)
 
 
 def test_a_saliency_needs_one_of_its_terms() -> None:
-    first = changed(PRESETS["quick"], "pruning.saliency.first_order", "none")
+    first = changed(SETTINGS, "pruning.saliency.first_order", "none")
     validate(first)
-    validate(changed(PRESETS["quick"], "pruning.saliency.second_order", "none"))
-    with pytest.raises(UserError, match="not both none"):
+    validate(changed(SETTINGS, "pruning.saliency.second_order", "none"))
+    with pytest.raises(UserError, match="--second-order is none"):
         validate(changed(first, "pruning.saliency.second_order", "none"))
 
 
+def test_the_output_must_not_swallow_the_model(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "dense"
+    model.mkdir(parents=True)
+    for output in (model, tmp_path / "models"):
+        with pytest.raises(UserError, match="no directory that .* lies in"):
+            validate(dataclasses.replace(SETTINGS, model=str(model), output=output))
+    validate(dataclasses.replace(SETTINGS, model=str(model), output=model / "pruned"))
+
+
 def test_the_ends_of_ranges_are_allowed() -> None:
-    settings = PRESETS["quick"]
+    settings = SETTINGS
     for path, value in (
         ("rounds.rounds", 0),
         ("rounds.levels", 3),

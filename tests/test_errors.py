@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,6 +258,16 @@ def test_ctrl_c_leaves_nothing(fails: Fails, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(prune, "save_model", interrupt)
     assert fails("--rounds", 0, status=130) == "interrupted: nothing was written"
+
+
+def test_termination_leaves_nothing(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(prune, "save_model", terminate)
+    fails("--rounds", 0, status=143)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # Evaluation

@@ -66,15 +66,15 @@ PRESETS: dict[str, Settings] = {
     "quick": Settings(
         preset="quick",
         data=DataSpec(
-            sequence_length=512,
-            calibration_tokens=16384,
-            search_tokens=16384,
+            sequence_length=256,
+            calibration_tokens=8192,
+            search_tokens=8192,
             evaluation_length=1024,
-            evaluation_windows=8,
+            evaluation_windows=4,
         ),
         rounds=Rounds(rounds=2),
         search=EvolutionSettings(
-            generations=8, offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)
+            generations=8, offspring=8, survivors=(3, 1, 1), stage_tokens=(256, 512, 1024)
         ),
     ),
     "standard": Settings(
@@ -121,6 +121,9 @@ def validate(settings: Settings) -> None:
     """
     rounds, search, data, pruning = settings.rounds, settings.search, settings.data, settings.pruning
     _require(0 < settings.sparsity < 1, "--sparsity", settings.sparsity, "between 0 and 1, ends excluded")
+    source, output = Path(settings.model).resolve(), settings.output.resolve()
+    swallows = source.exists() and output in (source, *source.parents)
+    _require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")
     _require(settings.seed >= 0, "--seed", settings.seed, "0 or more")
     _require(rounds.rounds >= 0, "--rounds", rounds.rounds, "0 or more")
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
@@ -130,7 +133,7 @@ def validate(settings: Settings) -> None:
     _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
-    _require(not both_off, "--first-order and --second-order", "none", "not both none")
+    _require(not both_off, "--second-order", "none", "something else where --first-order is none too")
     _require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
     _require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
     same = len(search.survivors) == len(search.stage_tokens) >= 1

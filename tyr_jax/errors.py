@@ -1,15 +1,25 @@
 """The one exception for mistakes a user can mend, and how a command ends on it."""
 
+import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
     """A mistake of the user's: one sentence that names the thing and says how to mend it."""
 
 
+def _terminated(*_: Any) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def run(command: Callable[[], None]) -> None:
-    """Run a command; print a `UserError` as one line on stderr and exit with status 2."""
+    """Run a command; print a `UserError` as one line on stderr and exit with status 2.
+
+    Ctrl-C and SIGTERM unwind it, so that it takes its unfinished output away, and end in 130 and 143.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminated)
     try:
         command()
     except UserError as error:
@@ -18,3 +28,5 @@ def run(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
