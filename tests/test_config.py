@@ -96,7 +96,7 @@ def test_the_output_must_not_swallow_the_model(tmp_path: Path) -> None:
     model = tmp_path / "models" / "dense"
     model.mkdir(parents=True)
     for output in (model, tmp_path / "models"):
-        with pytest.raises(UserError, match="no directory that .* lies in"):
+        with pytest.raises(UserError, match="lies in"):
             validate(dataclasses.replace(SETTINGS, model=str(model), output=output))
     validate(dataclasses.replace(SETTINGS, model=str(model), output=model / "pruned"))
 
