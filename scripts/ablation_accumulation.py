@@ -11,17 +11,16 @@ import statistics
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from tyr_jax import quality
+from tyr_jax.config import WIKITEXT
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
 from tyr_jax.pruning.supernet import ACCUMULATIONS, PruningSettings, build_supernet, select
 from tyr_jax.search import space
-
-WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +61,8 @@ def measure(
     splits = load_splits(data, model.tokenizer, seed)
     pruning = PruningSettings(accumulation=mode)  # type: ignore[arg-type]
     kinds, depth = pruning.kinds(model.config), model.config.depth
-    centres = [
-        space.uniform_split(kind, depth, space.unit_budget(kind, depth, ablation.sparsity)) for kind in kinds
-    ]
-    grid = space.level_grid(kinds, np.stack(centres), 9, 0.125)
+    budgets = tuple(space.unit_budget(kind, depth, ablation.sparsity) for kind in kinds)
+    grid = space.level_grid(kinds, space.uniform_centres(kinds, depth, budgets), 9, 0.125)
     with progress.stage(f"{mode}, seed {seed}: supernet", 2 * depth, "sites") as stage:
         supernet = build_supernet(
             model.params,
@@ -74,7 +71,7 @@ def measure(
             grid,
             pruning,
             seed=seed,
-            batch=4,
+            batch=max(1, quality.BATCH_TOKENS // data.sequence_length),
             on_site=lambda name, _: stage.advance(note=name),
         )
     masked = select(model.params, supernet, jnp.asarray(space.centre_distribution(grid)))
@@ -109,7 +106,7 @@ def main(ablation: Ablation) -> None:
             for mode in ablation.modes:
                 if f"{mode}-{seed}" not in results:
                     results[f"{mode}-{seed}"] = measure(ablation, model, mode, seed, progress)
-                    ablation.results.write_text(json.dumps(results, indent=2))
+                    write_json(ablation.results, results)
     print_markdown(results, ablation)
 
 

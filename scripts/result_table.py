@@ -13,12 +13,10 @@ from typing import Any
 import tyro
 
 from tyr_jax import summary
-from tyr_jax.config import PRESETS, Settings
-from tyr_jax.io.output import EventLog
+from tyr_jax.config import PRESETS, WIKITEXT, Settings
+from tyr_jax.io.output import EventLog, write_json
 from tyr_jax.io.progress import Progress
 from tyr_jax.pipeline import prune_model
-
-WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ def run(table: ResultTable, sparsity: float, source: str, seed: int) -> dict[str
         progress.log(f"== {name}")
         outcome = prune_model(settings, progress, events)
         report = summary.summarise(outcome, settings, [], progress.timings)
-    path.write_text(json.dumps(report, indent=2))
+    write_json(path, report)
     return report
 
 

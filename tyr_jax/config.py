@@ -15,6 +15,9 @@ from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Objective
 
 Preset = Literal["quick", "standard", "paper"]
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
+"""The WikiText-2 test set on the hub."""
+
 PRESET_NAMES: tuple[str, ...] = get_args(Preset)
 
 
@@ -95,7 +98,7 @@ PRESETS: dict[str, Settings] = {
         preset="paper",
         data=DataSpec(
             calibration=("HuggingFaceFW/fineweb-edu:sample-10BT:train:text",),
-            evaluation=("Salesforce/wikitext:wikitext-2-raw-v1:test:text",),
+            evaluation=(WIKITEXT,),
             sequence_length=4096,
             calibration_tokens=4 * 2**20,
             search_tokens=4 * 2**20,

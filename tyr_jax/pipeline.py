@@ -134,13 +134,6 @@ def check_length(flag: str, length: int, model: LoadedModel) -> None:
         raise UserError(f"{flag} is {length}, but {model.source} has only {limit} positions; lower it")
 
 
-def uniform_centres(dense: Dense) -> np.ndarray:
-    """Units kept `[2, L]` when every layer keeps the same share."""
-    depth = dense.model.config.depth
-    splits = zip(dense.kinds, dense.budgets, strict=True)
-    return np.stack([space.uniform_split(kind, depth, budget) for kind, budget in splits])
-
-
 def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str) -> Supernet:
     """Build the supernet of `grid` on the calibration text, with progress."""
     model, settings = dense.model, run.settings
@@ -238,10 +231,10 @@ def refit(run: Run, dense: Dense, kept: np.ndarray, name: str) -> Pruned:
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 
-def search_rounds(run: Run, dense: Dense) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(units kept `[2, L]`, a record per round): each round searches around the last one's answer."""
+def search_rounds(run: Run, dense: Dense, kept: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """(units kept `[2, L]`, a record per round): from `kept`, each round around the last one's answer."""
     settings, model = run.settings, dense.model
-    kept, records = uniform_centres(dense), []
+    records = []
     with run.progress.stage(
         "dense model's answers on the search text", len(dense.splits.search), "sequences"
     ) as stage:
@@ -263,8 +256,9 @@ def prune_model(settings: Settings, progress: Progress, events: EventLog) -> Out
     validate(settings)
     run = Run(settings, progress, events)
     dense = prepare(run)
-    uniform = refit(run, dense, uniform_centres(dense), "uniform")
+    centres = space.uniform_centres(dense.kinds, dense.model.config.depth, dense.budgets)
+    uniform = refit(run, dense, centres, "uniform")
     if not settings.rounds.rounds:
         return Outcome(dense, uniform, None, [])
-    kept, records = search_rounds(run, dense)
+    kept, records = search_rounds(run, dense, centres)
     return Outcome(dense, uniform, refit(run, dense, kept, "searched"), records)

@@ -1,7 +1,6 @@
 """Whole models in and out: from a name to everything known about it, and to a Hugging Face directory."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.output import write_json
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from tyr_jax.model.families import config_from_hf, config_to_hf
 from tyr_jax.model.spec import (
@@ -136,18 +136,14 @@ def save_model(
     written["dtype"] = kind.name
     try:
         _write_weights(directory, config, params, kind, max_shard_bytes)
-        _write_json(directory / "config.json", written)
+        write_json(directory / "config.json", written)
         if generation_config is not None:
-            _write_json(directory / "generation_config.json", generation_config)
+            write_json(directory / "generation_config.json", generation_config)
         _write_tokenizer(directory, tokenizer)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"cannot write weights into {directory}: {hf.first_line(error)}") from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -162,7 +158,7 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Non
     settings = hf.read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # The same class under the name that transformers 4 (and thus most servers) know as well.
-        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[list[TensorSpec]]:
@@ -201,7 +197,7 @@ def _write_weights(
     if len(shards) > 1:
         total = sum(math.prod(spec.shape) for spec in all_specs(config)) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / hf.INDEX, index)
+        write_json(directory / hf.INDEX, index)
 
 
 def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.ndarray:

@@ -109,4 +109,4 @@ class EventLog:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

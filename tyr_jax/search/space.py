@@ -58,17 +58,17 @@ def unit_budget(kind: Kind, depth: int, sparsity: float) -> int:
     total = depth * kind.units
     budget = round((1 - sparsity) * total / kind.multiple) * kind.multiple
     # Of a width that is no multiple, a layer can keep at most the multiple below it.
-    most = depth * (kind.units // kind.multiple) * kind.multiple
+    most = min(depth * (kind.units // kind.multiple) * kind.multiple, total - kind.multiple)
     if kind.units < kind.multiple:
         raise UserError(
             f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
             "are to be kept in; lower --neuron-multiple"
         )
-    if not 0 < budget <= min(most, total - kind.multiple):
+    if not 0 < budget <= most:
         state = "intact" if budget > 0 else "without a single unit"
         raise UserError(
             f"sparsity {sparsity:g} would leave {kind.name} {state}: of {total} units {budget} would be "
-            f"kept, in multiples of {kind.multiple}; choose a sparsity between {kind.multiple / total:.4g} "
+            f"kept, in multiples of {kind.multiple}; choose a sparsity between {1 - most / total:.4g} "
             f"and {1 - kind.multiple / total:.4g}"
         )
     return budget
@@ -78,6 +78,12 @@ def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
     """Units kept per site `[L]`: as equal as whole multiples allow, the remainder spread over the depth."""
     shares = np.arange(depth + 1) * (budget // kind.multiple) // depth
     return np.diff(shares) * kind.multiple
+
+
+def uniform_centres(kinds: tuple[Kind, Kind], depth: int, budgets: tuple[int, ...]) -> np.ndarray:
+    """Units kept `[2, L]` when every site of a kind keeps the same share of its budget."""
+    pairs = zip(kinds, budgets, strict=True)
+    return np.stack([uniform_split(kind, depth, budget) for kind, budget in pairs])
 
 
 def level_grid(kinds: tuple[Kind, Kind], centres: np.ndarray, levels: int, interval: float) -> LevelGrid:
