@@ -167,10 +167,14 @@ def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array
     return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
-def unembed(params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits `[..., V]` in float32 of normed hidden states `[..., D]`."""
-    head = params.get("unembed", params["embed"])
-    return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+def head(params: Params) -> jax.Array:
+    """The output embedding `[V, D]`; the input embedding where they are tied."""
+    return params["unembed"] if "unembed" in params else params["embed"]
+
+
+def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Logits `[..., v]` in float32 of normed hidden states `[..., D]` for `rows [v, D]` of the head."""
+    return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -181,4 +185,4 @@ def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax
 
 def forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits `[B, T, V]` in float32 of `tokens [B, T]`."""
-    return unembed(params, hidden_states(params, tokens, config))
+    return logits(head(params), hidden_states(params, tokens, config))

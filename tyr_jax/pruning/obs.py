@@ -23,6 +23,9 @@ from tyr_jax.pruning.hessian import HIGHEST, damp
 
 MAX_DAMPING_RAISES = 6
 
+PANEL_ROWS = 128
+"""Removed channels whose downdates of Hs⁻¹ are gathered before they are applied."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Saliency:
@@ -69,15 +72,14 @@ def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
     return jnp.einsum("ubuc->ubc", matrix.reshape(units, unit_size, units, unit_size))
 
 
-def unit_saliency(
-    weight: jax.Array, gradient: jax.Array, inverse: jax.Array, unit_size: int, saliency: Saliency
-) -> jax.Array:
-    """Saliency of every unit `[U]` (Eq. 4), from W, G = Hs·W₀ (both `[d_in, D]`) and Hs⁻¹ `[d_in, d_in]`.
+def unit_saliency(weight: jax.Array, gradient: jax.Array, blocks: jax.Array, saliency: Saliency) -> jax.Array:
+    """Saliency of every unit `[U]` (Eq. 4), from W, G = Hs·W₀ (both `[d_in, D]`) and the diagonal blocks
+    of Hs⁻¹ `[U, b, b]`.
 
     Per channel and averaged over a unit, except that `signed` and `block` terms are joint over it (and
     divided by its channels, to stay on the same scale).
     """
-    units = weight.shape[0] // unit_size
+    units, unit_size = blocks.shape[:2]
     first = jnp.sum(gradient * weight, axis=1)
     if saliency.first_order == "abs":
         first = jnp.abs(first)
@@ -87,11 +89,10 @@ def unit_saliency(
     if saliency.second_order == "none":
         return score
     if saliency.second_order == "channel" or unit_size == 1:
-        variance = jnp.maximum(jnp.diagonal(inverse), jnp.finfo(inverse.dtype).tiny)
-        second = jnp.sum(weight * weight, axis=1) / (2 * variance)
-        return score + second.reshape(units, unit_size).mean(axis=1)
-    blocks = unit_blocks(inverse, unit_size)
-    # Removed units have a zero block; the identity keeps the solve finite and they are masked anyway.
+        variance = jnp.maximum(jnp.diagonal(blocks, axis1=1, axis2=2), jnp.finfo(blocks.dtype).tiny)
+        second = jnp.sum(weight * weight, axis=1).reshape(units, unit_size) / (2 * variance)
+        return score + second.mean(axis=1)
+    # Removed units have an empty block; the identity keeps the solve finite and they are masked anyway.
     empty = jnp.trace(blocks, axis1=1, axis2=2) <= 0
     blocks = jnp.where(empty[:, None, None], jnp.eye(unit_size, dtype=blocks.dtype), blocks)
     rows = weight.reshape(units, unit_size, -1)
@@ -99,27 +100,64 @@ def unit_saliency(
     return score + energy / (2 * unit_size)
 
 
+class Inverse(NamedTuple):
+    """Hs⁻¹ on the channels that are left: `base − panelᵀ panel`, and its diagonal blocks.
+
+    `base [d_in, d_in]`, `panel [p, d_in]`, `blocks [U, b, b]`. A removal only adds rows to the panel; the
+    base absorbs a full panel in one product. That has the FLOPs of the many thin downdates it stands for,
+    but reads and writes the matrix once.
+    """
+
+    base: jax.Array
+    panel: jax.Array
+    blocks: jax.Array
+
+
+def inverse_of(matrix: jax.Array, unit_size: int, rows: int) -> Inverse:
+    """`matrix [d_in, d_in]`, Hs⁻¹ of all channels, with an empty panel of `rows`."""
+    panel = jnp.zeros((rows, matrix.shape[0]), matrix.dtype)
+    return Inverse(matrix, panel, unit_blocks(matrix, unit_size))
+
+
+def absorb(inverse: Inverse) -> Inverse:
+    """The same matrix with an empty panel."""
+    product = jnp.matmul(inverse.panel.T, inverse.panel, precision=HIGHEST)
+    return inverse._replace(base=inverse.base - product, panel=jnp.zeros_like(inverse.panel))
+
+
 def obs_step(
-    weight: jax.Array, inverse: jax.Array, channels: jax.Array, active: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Remove `channels [p]` where `active [p]`: the OBS update of W `[d_in, D]` and Hs⁻¹ (Eq. 10)."""
-    columns = inverse[:, channels] * active
-    block = columns[channels] * active[:, None] + jnp.diag(1.0 - active)
-    rhs = jnp.concatenate([columns.T, weight[channels] * active[:, None]], axis=1)
-    correction = jnp.matmul(columns, jnp.linalg.solve(block, rhs), precision=HIGHEST)
-    size = inverse.shape[0]
-    inverse, weight = inverse - correction[:, :size], weight - correction[:, size:]
-    # What is left of the removed rows and columns is rounding error.
-    keep = 1.0 - active
-    inverse = inverse.at[channels].multiply(keep[:, None]).at[:, channels].multiply(keep)
-    return weight.at[channels].multiply(keep[:, None]), inverse
+    weight: jax.Array, inverse: Inverse, channels: jax.Array, active: jax.Array, row: jax.Array | int
+) -> tuple[jax.Array, Inverse]:
+    """Remove `channels [c]` where `active [c]`: the OBS update of W `[d_in, D]` and Hs⁻¹ (Eq. 10).
+
+    The panel's rows from `row` on, which must be empty, become `R⁻ᵀ Hs⁻¹_{P,:}` with `RᵀR = [Hs⁻¹]_PP`.
+    """
+    base, panel, blocks = inverse
+    units, unit_size = blocks.shape[:2]
+    rows = base[channels] - jnp.matmul(panel[:, channels].T, panel, precision=HIGHEST)
+    rows *= active[:, None]
+    # Rounding must not make a nearly singular corner indefinite.
+    floor = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.diagonal(rows[:, channels]))
+    corner = rows[:, channels] * active + jnp.diag(1.0 - active + floor)
+    factor = jnp.linalg.cholesky(corner)
+    fresh = solve_triangular(factor, rows, lower=True)
+    step = solve_triangular(factor, weight[channels] * active[:, None], lower=True)
+    parts = fresh.reshape(-1, units, unit_size)
+    blocks -= jnp.einsum("cub,cuk->ubk", parts, parts, precision=HIGHEST)
+    weight -= jnp.matmul(fresh.T, step, precision=HIGHEST)
+    # What is left of a removed channel is rounding error.
+    keep = jnp.ones(len(weight), weight.dtype).at[channels].multiply(1.0 - active)
+    by_unit = keep.reshape(units, unit_size)
+    blocks *= by_unit[:, :, None] * by_unit[:, None, :]
+    panel = jax.lax.dynamic_update_slice(panel, fresh, (row, 0))
+    return weight * keep[:, None], Inverse(base, panel, blocks)
 
 
 class _Pass(NamedTuple):
     """State of the removal loop."""
 
     weight: jax.Array
-    inverse: jax.Array
+    inverse: Inverse
     rank: jax.Array
     alive: jax.Array
     remaining: jax.Array
@@ -134,8 +172,9 @@ def removal_rank(
     unit_size: int,
     chunk: int,
     saliency: Saliency,
-) -> jax.Array:
-    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units at step s.
+) -> tuple[jax.Array, jax.Array]:
+    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units at step s; and whether
+    all numbers stayed finite.
 
     Args:
         weight: W `[d_in, D]`.
@@ -148,29 +187,39 @@ def removal_rank(
 
     Units that the schedule never removes get the lowest ranks, in their own order.
     """
-    units = weight.shape[0] // unit_size
+    units, width = len(weight) // unit_size, chunk * unit_size
+    steps = max(1, PANEL_ROWS // width)
+    schedule = jnp.pad(schedule, (0, steps))
 
-    def remove(step: jax.Array, state: _Pass) -> _Pass:
-        score = unit_saliency(state.weight, gradient, state.inverse, unit_size, saliency)
+    def remove(step: jax.Array, row: jax.Array, state: _Pass) -> _Pass:
+        score = unit_saliency(state.weight, gradient, state.inverse.blocks, saliency)
         leaving = jax.lax.top_k(jnp.where(state.alive, -score, -jnp.inf), chunk)[1]
         place = jnp.arange(chunk)
-        active = place < schedule[step]
+        leaves = place < schedule[step]
         channels = (leaving[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
-        weight_now, inverse_now = obs_step(
-            state.weight, state.inverse, channels, jnp.repeat(active, unit_size).astype(weight.dtype)
-        )
+        active = jnp.repeat(leaves, unit_size).astype(weight.dtype)
+        weight_now, inverse_now = obs_step(state.weight, state.inverse, channels, active, row)
         rank = state.rank.at[leaving].set(
-            jnp.where(active, state.remaining - 1 - place, state.rank[leaving]).astype(jnp.int32)
+            jnp.where(leaves, state.remaining - 1 - place, state.rank[leaving]).astype(jnp.int32)
         )
-        alive = state.alive.at[leaving].set(jnp.where(active, False, state.alive[leaving]))
+        alive = state.alive.at[leaving].set(jnp.where(leaves, False, state.alive[leaving]))
         return _Pass(weight_now, inverse_now, rank, alive, state.remaining - schedule[step])
 
+    def remove_panel(number: jax.Array, state: _Pass) -> _Pass:
+        state = jax.lax.fori_loop(0, steps, lambda s, x: remove(number * steps + s, s * width, x), state)
+        return state._replace(inverse=absorb(state.inverse))
+
     start = _Pass(
-        weight, inverse, jnp.zeros(units, jnp.int32), jnp.ones(units, bool), jnp.asarray(units, jnp.int32)
+        weight,
+        inverse_of(inverse, unit_size, steps * width),
+        jnp.zeros(units, jnp.int32),
+        jnp.ones(units, bool),
+        jnp.asarray(units, jnp.int32),
     )
-    end = jax.lax.fori_loop(0, jnp.sum(schedule > 0), remove, start)
+    panels = -(-jnp.sum(schedule > 0) // steps)
+    end = jax.lax.fori_loop(0, panels, remove_panel, start)
     survivors = (jnp.cumsum(end.alive) - 1).astype(jnp.int32)
-    return jnp.where(end.alive, survivors, end.rank)
+    return jnp.where(end.alive, survivors, end.rank), jnp.isfinite(end.weight).all()
 
 
 def level_weights(
@@ -243,13 +292,13 @@ def prune_site(
         saliency: the terms of Eq. 4.
         damping: λ as a fraction of the mean diagonal of XᵀX.
 
-    The result is all NaN if `gram` is not finite: the caller names the site.
+    `error` is all NaN if `gram` is not finite or too ill-conditioned: the caller names the site.
     """
     dtype = gram.dtype
     dense = weight.astype(dtype)
     hessian, inverse, used = factorise(gram, damping)
     gradient = jnp.matmul(hessian, dense, precision=HIGHEST)
-    rank = removal_rank(
+    rank, sound = removal_rank(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
     weights = level_weights(hessian, gradient, rank, kept, unit_size)
@@ -257,4 +306,5 @@ def prune_site(
     # At the optimum W_e ⟂ (W − W_e) in the Hs metric, so the error is the energy lost: tr(GᵀW) − tr(GᵀW_e).
     left = jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST)
     error = jnp.where(energy == 0, 0.0, 1.0 - left / energy)
+    error = jnp.where(sound, error, jnp.nan)
     return PrunedSite(weights.astype(weight.dtype), rank, error, used)

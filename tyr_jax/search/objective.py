@@ -1,29 +1,32 @@
 """What a candidate is scored by (Eq. 6): how far it is from the dense model on a batch of tokens.
 
-The head is applied to a few positions at a time, so that neither the logits of a candidate nor those of
-the teacher are ever stored whole. The teacher is kept as its normed last hidden states, `D` numbers a
-token in place of `V`. Axis letters: `B` sequences, `T` tokens, `D` hidden, `V` vocabulary, `L` layers,
-`C` candidates.
+The head is applied to a part of the vocabulary at a time, with a running softmax (Milakov & Gimelshein
+2018), so that neither the logits of a candidate nor those of the teacher are ever stored whole. The
+teacher is kept as its normed last hidden states, `D` numbers a token in place of `V`. Axis letters: `B`
+sequences, `T` tokens, `D` hidden, `V` vocabulary, `L` layers, `C` candidates.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 
+State = TypeVar("State")
 ObjectiveName = Literal["kl", "hidden+kl", "perplexity"]
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
-HEAD_CHUNK = 32
-"""Positions whose logits exist at one time, per candidate: measured best on CPUs, where the logits of a
-chunk should stay in cache (32 × 49,152 float32 are 6 MB)."""
+VOCABULARY_CHUNK = 2048
+"""Entries of the vocabulary whose logits exist at one time: their rows of the head stay in cache while all
+positions are multiplied with them."""
+
+ABSENT = -1e30
+"""Logit of an entry that does not count; finite, so that differences of two are not NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,47 +62,80 @@ class Batch(NamedTuple):
     hidden: jax.Array
 
 
-def over_positions(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`loss(*chunks) -> [chunk]` over the leading axis of `arrays`, `HEAD_CHUNK` rows at a time: `[rows]`."""
-    rows = arrays[0].shape[0]
-    padding = -rows % HEAD_CHUNK
+def over_vocabulary(params: Params, step: Callable[..., State], start: State, *hidden: jax.Array) -> State:
+    """Fold `state = step(state, *logits)` over the vocabulary, `VOCABULARY_CHUNK` entries at a time.
 
-    def chunks(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)))
-        return padded.reshape(-1, HEAD_CHUNK, *array.shape[1:])
+    `logits [rows, chunk]` float32 belong to the normed hidden states `hidden [rows, D]`, one for one. The
+    last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT` from it.
+    """
+    head = decoder.head(params)
+    vocab = head.shape[0]
+    size = min(VOCABULARY_CHUNK, vocab)
 
-    losses = jax.lax.map(lambda parts: loss(*parts), tuple(chunks(array) for array in arrays))
-    return losses.reshape(-1)[:rows]
+    def fold(state: State, first: jax.Array) -> tuple[State, None]:
+        offset = jnp.minimum(first, vocab - size)
+        rows = jax.lax.dynamic_slice_in_dim(head, offset, size)
+        fresh = offset + jnp.arange(size) >= first
+        logits = (jnp.where(fresh, decoder.logits(rows, states), ABSENT) for states in hidden)
+        return step(state, *logits), None
+
+    return jax.lax.scan(jax.checkpoint(fold), start, jnp.arange(0, vocab, size))[0]
+
+
+class SoftmaxSum(NamedTuple):
+    """A running softmax: the largest logit so far `[rows]`, and Σ exp(logit − it) `[rows]`."""
+
+    peak: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def empty(cls, rows: int) -> Self:
+        """Of no logits."""
+        return cls(jnp.full(rows, ABSENT), jnp.zeros(rows))
+
+    def add(self, logits: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
+        """(the sum with `logits [rows, chunk]`, their exponentials, the factor on earlier exponentials)."""
+        peak = jnp.maximum(self.peak, jnp.max(logits, axis=-1))
+        rescale, terms = jnp.exp(self.peak - peak), jnp.exp(logits - peak[:, None])
+        return type(self)(peak, self.total * rescale + jnp.sum(terms, axis=-1)), terms, rescale
+
+    def log(self) -> jax.Array:
+        """log Σ exp(logits) `[rows]`."""
+        return self.peak + jnp.log(self.total)
 
 
 def kl_divergence(params: Params, teacher: jax.Array, student: jax.Array) -> jax.Array:
     """KL(z_dense ‖ z_sparse) `[B, T]` in nats, over whole softmaxes, from hidden states `[B, T, D]`.
 
-    Written as `Σ p log p + log Σ exp z − Σ p z`, with `p` the dense model's probabilities and `z` the sparse
-    model's logits: the first term is shared by all candidates of a `vmap`, the others read `z` once.
+    Written as `Σ p (y − z) − log Σ exp y + log Σ exp z`, with `p` the dense model's probabilities, `y` its
+    logits and `z` the sparse model's: what depends on the dense model alone is shared by all candidates of
+    a `vmap`.
     """
 
-    def loss(dense: jax.Array, sparse: jax.Array) -> jax.Array:
-        log_p = jax.nn.log_softmax(decoder.unembed(params, dense))
-        p = jnp.exp(log_p)
-        logits = decoder.unembed(params, sparse)
-        return jnp.sum(p * log_p, axis=-1) + jax.nn.logsumexp(logits, axis=-1) - jnp.sum(p * logits, axis=-1)
+    def step(
+        state: tuple[SoftmaxSum, SoftmaxSum, jax.Array], dense: jax.Array, sparse: jax.Array
+    ) -> tuple[SoftmaxSum, SoftmaxSum, jax.Array]:
+        dense_sum, terms, rescale = state[0].add(dense)
+        gap = state[2] * rescale + jnp.sum(terms * (dense - sparse), axis=-1)
+        return dense_sum, state[1].add(sparse)[0], gap
 
-    width = teacher.shape[-1]
-    losses = over_positions(loss, teacher.reshape(-1, width), student.reshape(-1, width))
-    return losses.reshape(teacher.shape[:-1])
+    rows, width = teacher.size // teacher.shape[-1], teacher.shape[-1]
+    start = (SoftmaxSum.empty(rows), SoftmaxSum.empty(rows), jnp.zeros(rows))
+    dense, sparse, gap = over_vocabulary(
+        params, step, start, teacher.reshape(rows, width), student.reshape(rows, width)
+    )
+    return (gap / dense.total - dense.log() + sparse.log()).reshape(teacher.shape[:-1])
 
 
 def negative_log_likelihood(params: Params, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
     """Next-token NLL in nats `[B, T-1]` from normed hidden states `[B, T, D]` of `tokens [B, T]`."""
-
-    def loss(states: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = decoder.unembed(params, states)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
     batch, length = tokens.shape
     states, labels = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
-    return over_positions(loss, states, labels).reshape(batch, length - 1)
+    start = SoftmaxSum.empty(len(labels))
+    normaliser = over_vocabulary(params, lambda state, logits: state.add(logits)[0], start, states).log()
+    rows = decoder.head(params)[labels]
+    label_logits = jnp.einsum("rd,rd->r", states, rows, preferred_element_type=jnp.float32)
+    return (normaliser - label_logits).reshape(batch, length - 1)
 
 
 def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
