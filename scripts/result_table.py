@@ -12,11 +12,10 @@ from typing import Any
 
 import tyro
 
-from tyr_jax import summary
+from tyr_jax import pipeline, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Settings
 from tyr_jax.io.output import EventLog, write_json
 from tyr_jax.io.progress import Progress
-from tyr_jax.pipeline import prune_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,12 @@ class ResultTable:
     """Windows of 2048 tokens of each evaluation text."""
     preset: str = "standard"
     """Preset of every run."""
+    calibration_tokens: int | None = None
+    """Tokens that the layers are pruned on, where not the preset's."""
+    rounds: int | None = None
+    """Rounds of supernet and search, where not the preset's."""
+    generations: int | None = None
+    """Generations of a round, where not the preset's."""
     results: Path = Path("runs/result_table")
     """Directory of the runs' summaries."""
 
@@ -50,38 +55,49 @@ def settings_of(table: ResultTable, sparsity: float, source: str, seed: int) -> 
         evaluation=(table.wikitext,),
         evaluation_length=2048,
         evaluation_windows=table.windows,
+        calibration_tokens=table.calibration_tokens or base.data.calibration_tokens,
     )
-    return dataclasses.replace(base, model=table.model, sparsity=sparsity, seed=seed, data=data)
+    search = dataclasses.replace(base.search, generations=table.generations or base.search.generations)
+    rounds = dataclasses.replace(base.rounds, rounds=table.rounds or base.rounds.rounds)
+    return dataclasses.replace(
+        base, model=table.model, sparsity=sparsity, seed=seed, data=data, rounds=rounds, search=search
+    )
 
 
-def run(table: ResultTable, sparsity: float, source: str, seed: int) -> dict[str, Any]:
-    """The summary of one run, from its file if it was made before."""
-    name = f"{Path(source).stem}-{sparsity:g}-seed{seed}"
-    path = table.results / f"{name}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    settings = settings_of(table, sparsity, source, seed)
-    with Progress() as progress, EventLog(table.results / f"{name}.events.jsonl") as events:
-        progress.log(f"== {name}")
-        outcome = prune_model(settings, progress, events)
-        report = summary.summarise(outcome, settings, [], progress.timings)
-    write_json(path, report)
-    return report
+def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str, Any]]:
+    """The summary of the run at each sparsity, from its file if it was made before.
+
+    The dense model and its text are read and measured once for all of them.
+    """
+    paths = {s: table.results / f"{Path(source).stem}-{s:g}-seed{seed}.json" for s in table.sparsities}
+    dense = None
+    for sparsity, path in paths.items():
+        if path.is_file():
+            continue
+        settings = settings_of(table, sparsity, source, seed)
+        with Progress() as progress, EventLog(path.with_suffix(".events.jsonl")) as events:
+            progress.log(f"== {path.stem}")
+            run = pipeline.Run(settings, progress, events)
+            dense = dense or pipeline.prepare(run)
+            budgets = pipeline.target_budgets(dense.kinds, dense.model.config.depth, sparsity)
+            outcome = pipeline.prune_prepared(run, dataclasses.replace(dense, budgets=budgets))
+            write_json(path, summary.summarise(outcome, settings, [], progress.timings))
+    return {sparsity: json.loads(path.read_text()) for sparsity, path in paths.items()}
 
 
 def main(table: ResultTable) -> None:
     """Make the missing runs, then print the table in Markdown."""
     table.results.mkdir(parents=True, exist_ok=True)
     rows = [
-        (source, sparsity, seed, run(table, sparsity, source, seed))
+        (source, seed, report)
         for source in table.calibration
         for seed in table.seeds
-        for sparsity in table.sparsities
+        for report in run_all(table, source, seed).values()
     ]
     columns = ("calibration", "removed (heads, neurons)", "seed", "text", "dense", "uniform", "searched")
     print("| " + " | ".join((*columns, "KL uniform", "KL searched")) + " |")
     print("|---" * (len(columns) + 2) + "|")
-    for source, _, seed, report in rows:
+    for source, seed, report in rows:
         obtained = ", ".join(f"{report['sparsity'][kind]:.2%}" for kind in ("attention", "ffn"))
         for text, dense in report["dense"]["quality"].items():
             uniform, searched = (report[model]["quality"][text] for model in ("uniform", "searched"))

@@ -9,6 +9,7 @@ import pytest
 from tyr_jax.config import PRESET_NAMES, PRESETS, Settings, validate
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
+from tyr_jax.pruning.obs import Saliency
 from tyr_jax.search.evolve import EvolutionSettings
 
 SETTINGS = Settings(
@@ -40,6 +41,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert search.stage_tokens == (2048, 16384, 131072)
     assert (paper.data.sequence_length, paper.data.calibration_tokens) == (4096, 4 * 2**20)
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
+    assert paper.pruning.saliency == Saliency("abs", "channel")
     assert paper.objective.objective == "kl"
 
 
@@ -85,11 +87,11 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
 
 
 def test_a_saliency_needs_one_of_its_terms() -> None:
-    first = changed(SETTINGS, "pruning.saliency.first_order", "none")
-    validate(first)
-    validate(changed(SETTINGS, "pruning.saliency.second_order", "none"))
+    first_only = changed(SETTINGS, "pruning.saliency", Saliency("abs", "none"))
+    validate(first_only)
+    validate(changed(SETTINGS, "pruning.saliency", Saliency("none", "channel")))
     with pytest.raises(UserError, match="--second-order is none"):
-        validate(changed(first, "pruning.saliency.second_order", "none"))
+        validate(changed(first_only, "pruning.saliency.first_order", "none"))
 
 
 def test_the_output_must_not_swallow_the_model(tmp_path: Path) -> None:

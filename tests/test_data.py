@@ -473,6 +473,13 @@ def test_splits_of_one_source(corpus: Path) -> None:
     assert np.array_equal(other.evaluation["corpus.txt"], splits.evaluation["corpus.txt"])
 
 
+def test_a_small_budget_draws_from_all_over_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.txt", numbers(400_000))
+    drawn = load_splits(spec_of(path, calibration_tokens=1600), Numbers(), 0).calibration
+    thirds = np.histogram(drawn[:, 0], bins=3, range=(0, 400_010))[0]
+    assert (thirds > 200 / 6).all()
+
+
 @given(st.integers(0, 5), st.integers(0, 20), st.integers(0, 20), st.sampled_from([4, 8, 24]))
 def test_evaluation_depends_on_neither_seed_nor_budgets(
     tmp_path_factory: pytest.TempPathFactory, seed: int, calibration: int, search: int, length: int

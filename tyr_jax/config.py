@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
+from tyr_jax.pruning.obs import PAPER_SALIENCY
 from tyr_jax.pruning.supernet import PruningSettings
 from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Objective
@@ -105,6 +106,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=4096,
             evaluation_windows=64,
         ),
+        pruning=PruningSettings(saliency=PAPER_SALIENCY),
         rounds=Rounds(rounds=4, start="uniform"),
         search=EvolutionSettings(),
     ),

@@ -21,9 +21,9 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
 from tyr_jax.quality import Quality
-from tyr_jax.search import evolve, space, surrogate
+from tyr_jax.search import evolve, nested, space, surrogate
 from tyr_jax.search.objective import Batch
-from tyr_jax.search.population import score_population, teacher_targets
+from tyr_jax.search.population import teacher_targets
 from tyr_jax.search.space import Kind, LevelGrid
 
 Qualities = dict[str, Quality]
@@ -108,7 +108,7 @@ def prepare(run: Run) -> Dense:
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
         )
     kinds = settings.pruning.kinds(model.config)
-    budgets = tuple(space.unit_budget(kind, model.config.depth, settings.sparsity) for kind in kinds)
+    budgets = target_budgets(kinds, model.config.depth, settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     with run.progress.stage("read text", 1, "texts") as stage:
@@ -120,7 +120,17 @@ def prepare(run: Run) -> Dense:
         for name, windows in texts.items():
             teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
     record_quality(run, "dense", measured)
-    return Dense(model, splits, kinds, (budgets[0], budgets[1]), teachers, measured)
+    return Dense(model, splits, kinds, budgets, teachers, measured)
+
+
+def target_budgets(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> tuple[int, int]:
+    """Units that each kind keeps in all.
+
+    Raises:
+        UserError: the sparsity, in whole units, would leave a kind intact or remove it altogether.
+    """
+    attention, ffn = (space.unit_budget(kind, depth, sparsity) for kind in kinds)
+    return attention, ffn
 
 
 def check_length(flag: str, length: int, model: LoadedModel) -> None:
@@ -175,6 +185,9 @@ def search_round(
     name = f"round {number}/{rounds.rounds}"
     grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
     supernet = fold(run, dense, grid, settings.pruning, f"{name}: supernet")
+    start = first_parent(supernet, grid, rounds.start if number == 1 else "uniform")
+    net = nested.nest(model.params, supernet, model.config)
+    del supernet
     length, schedule = settings.data.sequence_length, settings.search
     spent, history = 0, []
     total = schedule.generations * schedule.candidate_tokens(length)
@@ -186,8 +199,8 @@ def search_round(
             stage.advance(tokens)
 
         def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-            return score_population(
-                model.params, supernet, candidates, pool, sequences, model.config, settings.objective, spend
+            return nested.score_population(
+                net, candidates, pool, sequences, model.config, settings.objective, spend
             )
 
         def on_generation(state: evolve.EvolutionState, parent: float) -> None:
@@ -199,7 +212,6 @@ def search_round(
             run.events.write("generation", round=number, **history[-1])
 
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        start = first_parent(supernet, grid, rounds.start if number == 1 else "uniform")
         state = evolve.evolve(
             evolve.init(key, start), grid.exists, score, len(pool.tokens), length, schedule, on_generation
         )
@@ -255,10 +267,15 @@ def prune_model(settings: Settings, progress: Progress, events: EventLog) -> Out
     """
     validate(settings)
     run = Run(settings, progress, events)
-    dense = prepare(run)
+    return prune_prepared(run, prepare(run))
+
+
+def prune_prepared(run: Run, dense: Dense) -> Outcome:
+    """Prune a model that `prepare` has read, to the budgets in `dense` (which may be those of another
+    sparsity: `target_budgets`)."""
     centres = space.uniform_centres(dense.kinds, dense.model.config.depth, dense.budgets)
     uniform = refit(run, dense, centres, "uniform")
-    if not settings.rounds.rounds:
+    if not run.settings.rounds.rounds:
         return Outcome(dense, uniform, None, [])
     kept, records = search_rounds(run, dense, centres)
     return Outcome(dense, uniform, refit(run, dense, kept, "searched"), records)

@@ -31,8 +31,10 @@ from tyr_jax.data.sources import (
 from tyr_jax.errors import UserError
 
 PERIOD = 8
-# Twice the sequences needed are read, so that another seed draws other text and not just another order.
+# Twice the sequences needed are read, so that another seed draws other text and not just another order;
+# and never fewer tokens than this, so that small budgets draw from all over a text and not from its start.
 POOL = 2
+LEAST_READ = 2**19
 # Text is read in amounts of so many characters per token wanted; English has four to five.
 CHARS_PER_TOKEN = 8
 # Tokens dropped where a text is cut short, as its last word may have been cut.
@@ -275,7 +277,11 @@ def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 def _tokens_to_read(spec: DataSpec, sequences: int) -> int:
     """Tokens of a source that hold enough windows and sequences: whole periods, so that windows are too."""
     rest = POOL * sequences * spec.sequence_length
-    periods = max(spec.evaluation_windows, math.ceil(rest / ((PERIOD - 1) * spec.evaluation_length)))
+    periods = max(
+        spec.evaluation_windows,
+        math.ceil(rest / ((PERIOD - 1) * spec.evaluation_length)),
+        math.ceil(LEAST_READ / (PERIOD * spec.evaluation_length)),
+    )
     return periods * PERIOD * spec.evaluation_length
 
 

@@ -106,14 +106,20 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | Non
 
 
 def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
-    """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`."""
+    """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`.
+
+    `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
+    """
     normed = rms_norm(x, block["attn_norm"], config.norm_eps)
     q = jnp.einsum("btd,dnh->btnh", normed, block["q"])
     k = jnp.einsum("btd,dkh->btkh", normed, block["k"])
     v = jnp.einsum("btd,dkh->btkh", normed, block["v"])
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
-    return causal_attention(rotate(q, rope), rotate(k, rope), v, config.window)
+    q, k = rotate(q, rope), rotate(k, rope)
+    if "kv_head" in block:
+        k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
+    return causal_attention(q, k, v, config.window)
 
 
 def attention_output(block: Block, units: jax.Array) -> jax.Array:

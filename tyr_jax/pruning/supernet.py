@@ -31,7 +31,7 @@ ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 
 @dataclasses.dataclass(frozen=True)
 class PruningSettings:
-    """How sites are pruned and errors accumulated; the defaults are the paper's."""
+    """How sites are pruned and errors accumulated."""
 
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import ModelConfig, Params
 
 State = TypeVar("State")
 ObjectiveName = Literal["kl", "hidden+kl", "perplexity"]
@@ -159,7 +159,7 @@ def score(
 def observe(
     params: Params,
     layers: Any,
-    block_of: Callable[[Any], Block],
+    apply: Callable[[Any, jax.Array, decoder.Rope], jax.Array],
     tokens: jax.Array,
     config: ModelConfig,
     objective: Objective,
@@ -169,7 +169,7 @@ def observe(
     Args:
         params: embeddings and head.
         layers: a pytree stacked on `L`.
-        block_of: the block of one slice of `layers`.
+        apply: `(slice of layers, x, rope) -> x`, one layer on the residual `x [B, T, D]`.
         tokens: `[B, T]`.
         config: the dense model's configuration.
         objective: names the observed layers.
@@ -181,7 +181,7 @@ def observe(
     x = decoder.embed(params, tokens)
 
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return decoder.apply_block(block_of(layer), x, rope, config), None
+        return apply(layer, x, rope), None
 
     observed_layers = objective.observed_layers(config.depth)
     edges = sorted({layer + 1 for layer in observed_layers} | {config.depth})

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score
@@ -26,7 +27,11 @@ CHUNK_TOKENS = 4096
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
 def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, objective: Objective) -> Batch:
     """The dense model's answer on `tokens [S, T]`."""
-    return Batch(tokens, *observe(params, params["blocks"], lambda block: block, tokens, config, objective))
+
+    def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+        return decoder.apply_block(block, x, rope, config)
+
+    return Batch(tokens, *observe(params, params["blocks"], apply, tokens, config, objective))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -40,13 +45,14 @@ def score_chunk(
 ) -> jax.Array:
     """Objective `[C]` of `candidates [C, 2, L]` on one batch: a `vmap` over distributions."""
 
-    def block_of(layer: tuple[Block, jax.Array, jax.Array, jax.Array]) -> Block:
+    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
         block, attn_out, mlp_down, levels = layer
-        return block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
+        block = block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
+        return decoder.apply_block(block, x, rope, config)
 
     def evaluate(distribution: jax.Array) -> jax.Array:
         layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
-        final, hidden = observe(params, layers, block_of, batch.tokens, config, objective)
+        final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
         return score(params, final, hidden, batch, objective)
 
     return jax.vmap(evaluate)(candidates)
@@ -75,20 +81,17 @@ def take(pool: Batch, sequences: np.ndarray) -> Batch:
     return Batch(pool.tokens[sequences], pool.final[sequences], pool.hidden[:, sequences])
 
 
-def score_population(
-    params: Params,
-    supernet: Supernet,
+def over_chunks(
+    run: Callable[[np.ndarray, Batch], jax.Array],
     candidates: np.ndarray,
     pool: Batch,
     sequences: np.ndarray,
-    config: ModelConfig,
-    objective: Objective,
-    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+    on_chunk: Callable[[int], None],
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
 
-    All candidates see the same tokens, so that their values compare. `on_chunk` is told the
-    candidate-tokens done.
+    `run(candidates, batch)` scores a chunk of candidates on a batch. All candidates see the same tokens, so
+    that their values compare. `on_chunk` is told the candidate-tokens done.
     """
     count, length = len(candidates), pool.tokens.shape[1]
     width = min(count, max(1, CHUNK_TOKENS // length))
@@ -102,8 +105,25 @@ def score_population(
         batch = take(pool, part)
         values = []
         for first in range(0, len(padded), width):
-            chunk = jnp.asarray(padded[first : first + width])
-            values.append(np.asarray(score_chunk(params, supernet, chunk, batch, config, objective)))
+            values.append(np.asarray(run(padded[first : first + width], batch)))
             on_chunk(min(width, count - first) * len(part) * length)
         totals.append(np.concatenate(values)[:count])
     return np.average(totals, axis=0, weights=weights)
+
+
+def score_population(
+    params: Params,
+    supernet: Supernet,
+    candidates: np.ndarray,
+    pool: Batch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+) -> np.ndarray:
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width."""
+
+    def run(chunk: np.ndarray, batch: Batch) -> jax.Array:
+        return score_chunk(params, supernet, jnp.asarray(chunk), batch, config, objective)
+
+    return over_chunks(run, candidates, pool, sequences, on_chunk)

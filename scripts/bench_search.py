@@ -1,0 +1,131 @@
+"""What scoring a population costs: at full width, and paying only for what is kept. Rerun:
+
+  python scripts/bench_search.py
+
+For each sparsity, offspring of the uniform distribution are scored on random tokens, in one supernet of
+random weights. Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over
+the causal half), the candidate-tokens a second (median), the share of the matmul rate measured in the same
+run that those needed FLOPs reach, and the ratio to the plain full-width formulation.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.pruning.supernet import PruningSettings, Supernet
+from tyr_jax.search import evolve, nested, population, space
+from tyr_jax.search.objective import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    sparsities: tuple[float, ...] = (0.25, 0.5)
+    """Targets."""
+    sequence_length: int = 512
+    """Tokens of a sequence."""
+    candidates: int = 8
+    """Candidates scored together."""
+    repeats: int = 5
+    """Timings of each, interleaved."""
+
+
+def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
+    """FLOP/s of a float32 product, the best of ten."""
+    a, b = jnp.ones((rows, size)), jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, b).block_until_ready()
+    return 2 * rows * size * size / min(seconds(lambda: product(a, b)) for _ in range(10))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long `run` takes."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def needed_flops(config: ModelConfig, kept: np.ndarray, length: int) -> float:
+    """FLOPs of a candidate-token that keeps `kept [2, L]` heads and neurons, head of the model included."""
+    shape, hidden, dim = config.dense_shape, config.hidden, config.head_dim
+    heads, neurons = kept.astype(float)
+    kv = np.minimum(heads, shape.kv_heads)
+    attention = 4 * hidden * dim * (heads + kv) + 4 * dim * heads * (length + 1) / 2
+    return float(np.sum(attention + 6 * hidden * neurons) + 2 * hidden * config.vocab)
+
+
+def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
+    """The dense weights at every level, removed in random order: the time does not depend on the values."""
+    rng, shape, depth = np.random.default_rng(0), config.dense_shape, config.depth
+    ranks = [np.stack([rng.permutation(units) for _ in range(depth)]) for units in (shape.heads, shape.ffn)]
+    levels = grid.kept.shape[-1]
+    zeros = jnp.zeros((2, depth, levels))
+    return Supernet(
+        attn_out=jnp.full((depth, levels, shape.heads, config.head_dim, config.hidden), 0.01),
+        mlp_down=jnp.full((depth, levels, shape.ffn, config.hidden), 0.01),
+        attn_rank=jnp.asarray(ranks[0]),
+        mlp_rank=jnp.asarray(ranks[1]),
+        kept=jnp.asarray(grid.kept),
+        exists=jnp.asarray(grid.exists),
+        error=zeros,
+        share=zeros[..., 0],
+        damping=zeros[..., 0],
+    )
+
+
+def main(bench: Bench) -> None:
+    """Print a row per sparsity and formulation."""
+    model = load_model(bench.model)
+    params, config, objective = model.params, model.config, Objective()
+    kinds = PruningSettings().kinds(config)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (1, bench.sequence_length))
+    pool = population.teacher_targets(params, tokens, config, objective)
+    rate = matmul_rate()
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, T = {bench.sequence_length}, {bench.candidates} candidates")
+    print("| sparsity | formulation | needed MFLOP/token | tokens/s | of the matmul rate | ratio |")
+    print("|---" * 6 + "|")
+    for sparsity in bench.sparsities:
+        budgets = tuple(space.unit_budget(kind, config.depth, sparsity) for kind in kinds)
+        centres = space.uniform_centres(kinds, config.depth, budgets)
+        grid = space.level_grid(kinds, centres, 9, 0.125)
+        supernet = random_supernet(config, grid)
+        state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
+        candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
+        net = nested.nest(params, supernet, config)
+        rest = (candidates, pool, np.arange(1), config, objective)
+        runs = {
+            "full width": functools.partial(population.score_population, params, supernet, *rest),
+            "kept units": functools.partial(nested.score_population, net, *rest),
+        }
+        for run in runs.values():
+            run()
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(bench.repeats):
+            for name, run in runs.items():
+                times[name].append(seconds(run))
+        flops = needed_flops(config, centres, bench.sequence_length)
+        count = bench.candidates * bench.sequence_length
+        for name in runs:
+            speed = count / statistics.median(times[name])
+            ratio = statistics.median(times["full width"]) / statistics.median(times[name])
+            print(
+                f"| {sparsity:.1%} | {name} | {flops / 1e6:.0f} | {speed:.0f} | {speed * flops / rate:.0%} "
+                f"| {ratio:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,126 @@
+"""The nested, sliced score of a population against the plain one at full width."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import random_supernet
+
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.pruning.supernet import PruningSettings, Supernet
+from tyr_jax.search import nested, population, space
+from tyr_jax.search.objective import Batch, Objective
+from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
+
+LENGTH, LEVELS = 16, 5
+KL = Objective("kl")
+
+
+class World(NamedTuple):
+    config: ModelConfig
+    params: Params
+    grid: LevelGrid
+    supernet: Supernet
+    pool: Batch
+
+    def candidates(self, count: int) -> np.ndarray:
+        """Random levels that exist."""
+        rng, exists = np.random.default_rng(1), self.grid.exists
+        return np.array(
+            [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in exists] for _ in range(count)],
+            np.int32,
+        )
+
+
+def make_world(config: ModelConfig, unit: str = "head", objective: Objective = KL) -> World:
+    kinds = PruningSettings(attention_unit=unit).kinds(config)  # type: ignore[arg-type]
+    half = np.repeat([[kinds[0].units // 2], [kinds[1].units // 2]], config.depth, axis=1)
+    grid = space.level_grid(kinds, half, LEVELS, 0.2)
+    params = random_params(config, jax.random.key(0), scale=0.2)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (3, LENGTH))
+    pool = population.teacher_targets(params, tokens, config, objective)
+    return World(config, params, grid, random_supernet(config, grid, kinds[0].units), pool)
+
+
+SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
+
+
+@pytest.mark.parametrize("objective", [KL, Objective("hidden+kl"), Objective("perplexity")], ids=str)
+@pytest.mark.parametrize("unit", ["head", "kv_group"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_it_is_the_objective_at_full_width(
+    biases: bool, unit: str, objective: Objective, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases)
+    world = make_world(config, unit, objective)
+    candidates, sequences = world.candidates(7), np.array([2, 0])
+    full = population.score_population(
+        world.params, world.supernet, candidates, world.pool, sequences, config, objective
+    )
+    sliced = nested.score_population(
+        nested.nest(world.params, world.supernet, config),
+        candidates,
+        world.pool,
+        sequences,
+        config,
+        objective,
+    )
+    assert np.ptp(full) > 1e-3
+    np.testing.assert_allclose(sliced, full, rtol=1e-4)
+
+
+def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(qkv_bias=True, mlp_bias=True)
+    world = make_world(config)
+    blocks, shape = world.params["blocks"], world.supernet.attn_out.shape
+    whole = jnp.array([config.dense_shape.heads, config.dense_shape.ffn])
+    dense = world.supernet.replace(
+        attn_out=jnp.broadcast_to(blocks["o"][:, None], shape),
+        mlp_down=jnp.broadcast_to(blocks["down"][:, None], world.supernet.mlp_down.shape),
+        kept=jnp.broadcast_to(whole[:, None, None], (2, 3, LEVELS)),
+    )
+    scores = nested.score_population(
+        nested.nest(world.params, dense, config), world.candidates(2), world.pool, np.arange(3), config, KL
+    )
+    assert np.abs(scores).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("units", "unit_size", "expected"),
+    [
+        (9, 1, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        (3, 3, (3, 6, 9)),
+        (32, 1, tuple(range(2, 33, 2))),
+        (1536, 1, tuple(range(96, 1537, 96))),
+        (20, 1, (2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 17, 18, 19, 20)),
+    ],
+)
+def test_bucket_widths(units: int, unit_size: int, expected: tuple[int, ...]) -> None:
+    assert nested.bucket_widths(units, unit_size) == expected
+
+
+def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(layers=2, shape=LayerShape(heads=6, kv_heads=2, ffn=80))
+    world = make_world(config, "kv_group")
+    net = nested.nest(world.params, world.supernet, config)
+    assert net.widths == ((3, 6), tuple(range(5, 81, 5)))
+    kept = np.asarray(world.supernet.kept)
+    assert kept[ATTENTION, 0].tolist() == [0, 0, 1, 2, 2]
+    assert kept[FFN, 0].tolist() == [8, 24, 40, 56, 72]
+    candidates = np.array([[[1, 3], [0, 2]], [[2, 0], [0, 3]]])
+    # Units kept: attention 0|1 and 2|0, FFN 8|8 and 40|56.
+    assert nested.chunk_buckets(net, candidates).tolist() == [[0, 1], [1, 11]]
+
+
+def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
+    world = make_world(tiny_config())
+    net = nested.nest(world.params, world.supernet, world.config)
+    sizes = []
+    for level in range(LEVELS):
+        candidates = np.full((4, 2, 3), level)
+        nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL)
+        sizes.append(nested.score_chunk._cache_size())
+    assert len(set(sizes)) == 1

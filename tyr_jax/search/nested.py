@@ -1,0 +1,161 @@
+"""Score a population and pay only for what is kept: nested units, width buckets, one `vmap`.
+
+With the units of every site in the order of their removal, last removed first, a level that keeps k units
+keeps the first k: masks become prefixes, and a site can run at any width. Shapes must be static, so the
+widths are a few buckets, one branch of a `lax.switch` each. The branch of a site is picked by the largest
+count among the candidates that run together; it is no part of the `vmap`, so it stays a real branch. The
+offspring of one parent keep nearly the same counts everywhere, so little is computed in vain.
+
+Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads,
+`H` head dim, `F` FFN width, `U` units of a site.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.search.objective import Batch, Objective, observe, score
+from tyr_jax.search.population import over_chunks
+from tyr_jax.search.space import ATTENTION, FFN
+
+BUCKETS = 16
+"""Widths that a site can run at, at most."""
+
+
+@flax.struct.dataclass
+class Nested:
+    """A model and its supernet with the units of every site in the order of removal.
+
+    `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
+    heads that are left no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]`;
+    `kept [2, L, E]` units, attention's of `heads_per_unit` heads; `widths`, the buckets in heads and neurons.
+    """
+
+    params: Params
+    attn_out: jax.Array
+    mlp_down: jax.Array
+    kept: jax.Array
+    heads_per_unit: int = flax.struct.field(pytree_node=False)
+    widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
+
+
+def bucket_widths(units: int, unit_size: int = 1) -> tuple[int, ...]:
+    """At most `BUCKETS` widths from small to whole, evenly apart, each of whole units of `unit_size`."""
+    edges = np.unique(-(-units * np.arange(1, BUCKETS + 1) // BUCKETS))
+    return tuple(int(edge) * unit_size for edge in edges)
+
+
+def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
+    """Reorder the units of a dense model (blocks stacked) and its supernet by removal."""
+    heads, kv_heads = config.dense_shape.heads, config.dense_shape.kv_heads
+    units = supernet.attn_rank.shape[1]
+    unit_order = jnp.argsort(supernet.attn_rank, axis=1)
+    in_unit = jnp.arange(heads // units)
+    head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
+    neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
+    block = params["blocks"]
+
+    def reorder(array: jax.Array, order: jax.Array, axis: int) -> jax.Array:
+        """Each layer's slice of `array [L, ...]` along `axis` (counted without L)."""
+        return jax.vmap(lambda part, index: jnp.take(part, index, axis=axis))(array, order)
+
+    axes = {"q": (head_order, 1), "gate": (neuron_order, 1), "up": (neuron_order, 1)}
+    axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
+    moved = {name: reorder(block[name], *axes[name]) for name in axes if name in block}
+    rest = {name: array for name, array in block.items() if name not in ("o", "down")}
+    return Nested(
+        params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
+        reorder(supernet.attn_out, head_order, 1),
+        reorder(supernet.mlp_down, neuron_order, 1),
+        supernet.kept,
+        len(in_unit),
+        (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
+    )
+
+
+def attention_prefix(block: Block, out: jax.Array, heads: int) -> Block:
+    """Attention of the first `heads` heads, with their output weights `out [heads, H, D]`."""
+    part = {"q": block["q"][:, :heads], "kv_head": block["kv_head"][:heads], "o": out}
+    return block | part | ({"q_bias": block["q_bias"][:heads]} if "q_bias" in block else {})
+
+
+def ffn_prefix(block: Block, down: jax.Array, neurons: int) -> Block:
+    """FFN of the first `neurons` neurons, with their output weights `down [neurons, D]`."""
+    part = {"gate": block["gate"][:, :neurons], "up": block["up"][:, :neurons], "down": down}
+    biases = {name: block[name][:neurons] for name in ("gate_bias", "up_bias") if name in block}
+    return block | part | biases
+
+
+def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
+    """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
+    kept = np.broadcast_to(np.asarray(nested.kept), (len(candidates), *nested.kept.shape))
+    most = np.take_along_axis(kept, candidates[..., None], axis=-1)[..., 0].max(axis=0)
+    most[ATTENTION] *= nested.heads_per_unit
+    return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def score_chunk(
+    nested: Nested,
+    candidates: jax.Array,
+    buckets: jax.Array,
+    batch: Batch,
+    config: ModelConfig,
+    objective: Objective,
+) -> jax.Array:
+    """Objective `[C]` of `candidates [C, 2, L]` on one batch, sites running at `buckets [2, L]`."""
+
+    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+        block, attn_out, mlp_down, levels, bucket = layer
+
+        def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
+            def run(x: jax.Array) -> jax.Array:
+                part = attention_prefix(block, attn_out[levels[ATTENTION], :heads], heads)
+                return x + decoder.attention_output(part, decoder.attention_units(part, x, rope, config))
+
+            return run
+
+        def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
+            def run(x: jax.Array) -> jax.Array:
+                part = ffn_prefix(block, mlp_down[levels[FFN], :neurons], neurons)
+                return x + decoder.ffn_output(part, decoder.ffn_units(part, x, config))
+
+            return run
+
+        heads, neurons = nested.widths
+        x = jax.lax.switch(bucket[ATTENTION], [attention(width) for width in heads], x)
+        return jax.lax.switch(bucket[FFN], [ffn(width) for width in neurons], x)
+
+    def evaluate(distribution: jax.Array) -> jax.Array:
+        sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
+        layers: Any = (*sites, distribution.T, buckets.T)
+        final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
+        return score(nested.params, final, hidden, batch, objective)
+
+    return jax.vmap(evaluate)(candidates)
+
+
+def score_population(
+    nested: Nested,
+    candidates: np.ndarray,
+    pool: Batch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+) -> np.ndarray:
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it."""
+
+    def run(chunk: np.ndarray, batch: Batch) -> jax.Array:
+        buckets = jnp.asarray(chunk_buckets(nested, chunk))
+        return score_chunk(nested, jnp.asarray(chunk), buckets, batch, config, objective)
+
+    return over_chunks(run, candidates, pool, sequences, on_chunk)
