@@ -35,6 +35,13 @@ class Rounds:
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
+    descent_steps: int = 2
+    """Steps down the slopes of the objective, before evolution takes over in each round: one backward pass
+    tells what each change of one site should do, and the best combination of them under the budget is
+    taken if it scores better. 0 leaves them out (the paper)."""
+    descent_tokens: int = 4096
+    """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
+    its proposals are scored on as many others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +114,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_windows=64,
         ),
         pruning=PruningSettings(saliency=PAPER_SALIENCY),
-        rounds=Rounds(rounds=4, start="uniform"),
+        rounds=Rounds(rounds=4, start="uniform", descent_steps=0),
         search=EvolutionSettings(),
     ),
 }
@@ -134,6 +141,10 @@ def validate(settings: Settings) -> None:
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     _require(odd, "--levels", rounds.levels, "an odd number from 3 on")
     _require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
+    _require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
+    _require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
+    two = not rounds.descent_steps or data.search_tokens >= 2 * data.sequence_length
+    _require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
     _require(pruning.damping > 0, "--damping", pruning.damping, "above 0")
     _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")

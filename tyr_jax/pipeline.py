@@ -5,6 +5,8 @@ progress display, the event log and, at the end, the output directory.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +24,16 @@ from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
 from tyr_jax.quality import Quality
 from tyr_jax.search import evolve, nested, space, surrogate
+from tyr_jax.search.nested import Nested
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.population import teacher_targets
 from tyr_jax.search.space import Kind, LevelGrid
 
 Qualities = dict[str, Quality]
 """Quality by name of the text."""
+
+Tell = Callable[[int], None]
+"""Told how much is done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +180,91 @@ def first_parent(supernet: Supernet, grid: LevelGrid, start: str) -> np.ndarray:
     return space.centre_distribution(grid)
 
 
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One round: the supernet around where the last one ended, nested, its layer `error [2, L, E]`, and the
+    search text with the dense model's answers."""
+
+    run: Run
+    dense: Dense
+    pool: Batch
+    number: int
+    grid: LevelGrid
+    net: Nested
+    error: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """What the progress display calls it."""
+        return f"round {self.number}/{self.run.settings.rounds.rounds}"
+
+    def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text."""
+        config, objective = self.dense.model.config, self.run.settings.objective
+        return nested.score_population(
+            self.net, candidates, self.pool, sequences, config, objective, on_tokens
+        )
+
+    def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Slopes `[2, L, E]` of the objective from `levels [2, L]`, on `sequences [s]` of the search text."""
+        config, objective = self.dense.model.config, self.run.settings.objective
+        return nested.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
+
+
+def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
+    """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
+    objectives met on the way."""
+    settings, sequences = this.run.settings, len(this.pool.tokens)
+    steps, length = settings.rounds.descent_steps, settings.data.sequence_length
+    count = max(1, min(settings.rounds.descent_tokens // length, sequences // 2))
+    rng = np.random.default_rng((settings.seed, this.number))
+    orders = [rng.permutation(sequences) for _ in range(steps)]
+    # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
+    total = steps * (2 + len(surrogate.CAUTIONS)) * count * length
+    with this.run.progress.stage(f"{this.name}: descent", total, "tokens") as stage:
+        return surrogate.descend(
+            start,
+            this.error,
+            this.grid.exists,
+            functools.partial(this.slopes, on_tokens=stage.advance),
+            functools.partial(this.score, on_tokens=stage.advance),
+            [(order[:count], order[count : 2 * count]) for order in orders],
+        )
+
+
+def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
+    run, settings = this.run, this.run.settings
+    schedule, length = settings.search, settings.data.sequence_length
+    spent, history = 0, []
+    total = schedule.generations * schedule.candidate_tokens(length)
+    with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
+
+        def spend(tokens: int) -> None:
+            nonlocal spent
+            spent += tokens
+            stage.advance(tokens)
+
+        def on_generation(state: evolve.EvolutionState, parent: float) -> None:
+            fitness = float(state.fitness)
+            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
+            stage.advance(0, note)
+            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
+            history.append(record | {"candidate_tokens": spent})
+            run.events.write("generation", round=this.number, **history[-1])
+
+        state = evolve.evolve(
+            evolve.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start),
+            this.grid.exists,
+            functools.partial(this.score, on_tokens=spend),
+            len(this.pool.tokens),
+            length,
+            schedule,
+            on_generation,
+        )
+    return np.asarray(state.parent), history
+
+
 def search_round(
     run: Run, dense: Dense, kept: np.ndarray, pool: Batch, number: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -182,42 +273,17 @@ def search_round(
     Returns the units kept `[2, L]` that it found, and a record.
     """
     settings, model, rounds = run.settings, dense.model, run.settings.rounds
-    name = f"round {number}/{rounds.rounds}"
     grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
-    supernet = fold(run, dense, grid, settings.pruning, f"{name}: supernet")
+    supernet = fold(run, dense, grid, settings.pruning, f"round {number}/{rounds.rounds}: supernet")
     start = first_parent(supernet, grid, rounds.start if number == 1 else "uniform")
-    net = nested.nest(model.params, supernet, model.config)
+    net, error = nested.nest(model.params, supernet, model.config), np.asarray(supernet.error)
     del supernet
-    length, schedule = settings.data.sequence_length, settings.search
-    spent, history = 0, []
-    total = schedule.generations * schedule.candidate_tokens(length)
-    with run.progress.stage(f"{name}: search", total, "candidate-tokens") as stage:
-
-        def spend(tokens: int) -> None:
-            nonlocal spent
-            spent += tokens
-            stage.advance(tokens)
-
-        def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-            return nested.score_population(
-                net, candidates, pool, sequences, model.config, settings.objective, spend
-            )
-
-        def on_generation(state: evolve.EvolutionState, parent: float) -> None:
-            fitness = float(state.fitness)
-            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
-            stage.advance(0, note)
-            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
-            history.append(record | {"candidate_tokens": spent})
-            run.events.write("generation", round=number, **history[-1])
-
-        key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        state = evolve.evolve(
-            evolve.init(key, start), grid.exists, score, len(pool.tokens), length, schedule, on_generation
-        )
-    found = space.kept_units(grid, np.asarray(state.parent))
+    this = Round(run, dense, pool, number, grid, net, error)
+    start, descent = descend(this, start)
+    levels, history = evolution(this, start)
+    found = space.kept_units(grid, levels)
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
-    record = {"round": number, "step": steps, "kept": kept_by_kind(found)}
+    record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(found)}
     run.events.write("round", **record)
     return found, record | {"history": history}
 

@@ -124,3 +124,28 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
         nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL)
         sizes.append(nested.score_chunk._cache_size())
     assert len(set(sizes)) == 1
+
+
+def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., ModelConfig]) -> None:
+    world = make_world(tiny_config(layers=2))
+    net = nested.nest(world.params, world.supernet, world.config)
+    # Units outside a level must count where its weights are moved towards a denser one.
+    whole = jnp.ones_like(net.kept) * jnp.array([4, 48])[:, None, None]
+    now, sequences = world.candidates(1)[0][:, :2], np.arange(3)
+    slopes = nested.pool_slopes(net, now, world.pool, sequences, world.config, KL)
+    assert slopes.shape == (2, 2, LEVELS)
+    for kind, layer, name in ((ATTENTION, 1, "attn_out"), (FFN, 0, "mlp_down")):
+        here = int(now[kind, layer])
+        assert slopes[kind, layer, here] == pytest.approx(0.0, abs=1e-6)
+        levels = getattr(net, name)
+        for level in {0, 3} - {here}:
+            values = []
+            for t in (-0.02, 0.02):
+                moved = (1 - t) * levels[layer, here] + t * levels[layer, level]
+                # Weights outside a level's own units must count, as they do in the slope.
+                wide = net.replace(**{name: levels.at[layer, here].set(moved)}, kept=whole)
+                values.append(
+                    nested.score_population(wide, now[None], world.pool, sequences, world.config, KL)[0]
+                )
+            difference = (values[1] - values[0]) / 0.04
+            assert slopes[kind, layer, level] == pytest.approx(difference, rel=2e-2, abs=1e-4)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from reference import kl64, layer_outputs64, nll64, norm64
 
-from tyr_jax.model.spec import ModelConfig, random_params
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, random_params
 from tyr_jax.search import objective
 from tyr_jax.search.objective import Batch, Objective
 
@@ -146,7 +147,11 @@ def test_observed_states_are_the_layers_outputs(depth: int, tiny_config: Configs
     params = random_params(config, jax.random.key(0), scale=0.2)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (2, 6))
     chosen = Objective("hidden+kl")
-    arguments = (params, params["blocks"], lambda block: block, jnp.asarray(tokens), config)
+
+    def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+        return decoder.apply_block(block, x, rope, config)
+
+    arguments = (params, params["blocks"], apply, jnp.asarray(tokens), config)
     observe = jax.jit(objective.observe, static_argnums=(2, 4, 5))
     final, hidden = observe(*arguments, chosen)
     outputs = layer_outputs64(params, tokens, config)

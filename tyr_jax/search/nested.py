@@ -23,11 +23,14 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score
-from tyr_jax.search.population import over_chunks
+from tyr_jax.search.population import over_chunks, take
 from tyr_jax.search.space import ATTENTION, FFN
 
 BUCKETS = 16
 """Widths that a site can run at, at most."""
+
+SLOPE_TOKENS = 2048
+"""Tokens that slopes are taken on at a time."""
 
 
 @flax.struct.dataclass
@@ -141,6 +144,55 @@ def score_chunk(
         return score(nested.params, final, hidden, batch, objective)
 
     return jax.vmap(evaluate)(candidates)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def level_slopes(
+    nested: Nested, distribution: jax.Array, batch: Batch, config: ModelConfig, objective: Objective
+) -> jax.Array:
+    """Slopes `[2, L, E]` of the objective on one batch from `distribution [2, L]` towards every level.
+
+    The slope towards a level is the derivative by t of the objective with the site's weight at
+    `(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width.
+    """
+
+    def loss(mixture: jax.Array) -> jax.Array:
+        def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+            block, attn_out, mlp_down, weights = layer
+            out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out)
+            down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down)
+            return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
+
+        sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
+        layers: Any = (*sites, mixture.transpose(1, 0, 2))
+        final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
+        return score(nested.params, final, hidden, batch, objective)
+
+    now = jax.nn.one_hot(distribution, nested.kept.shape[-1])
+    gradient = jax.grad(loss)(now)
+    return gradient - jnp.sum(gradient * now, axis=-1, keepdims=True)
+
+
+def pool_slopes(
+    nested: Nested,
+    distribution: np.ndarray,
+    pool: Batch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+    """Mean of `level_slopes` over `sequences [s]` of a pool; `on_chunk` is told the tokens done."""
+    length = pool.tokens.shape[1]
+    rows = max(1, SLOPE_TOKENS // length)
+    slopes, weights = [], []
+    for start in range(0, len(sequences), rows):
+        part = sequences[start : start + rows]
+        slopes.append(level_slopes(nested, jnp.asarray(distribution), take(pool, part), config, objective))
+        weights.append(len(part))
+        jax.block_until_ready(slopes[-1])
+        on_chunk(len(part) * length)
+    return np.average(np.stack(slopes), axis=0, weights=weights)
 
 
 def score_population(

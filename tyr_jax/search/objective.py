@@ -180,6 +180,8 @@ def observe(
     rope = decoder.rope_tables(config, tokens.shape[1])
     x = decoder.embed(params, tokens)
 
+    # A backward pass recomputes a layer's insides instead of keeping those of all layers.
+    @jax.checkpoint
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         return apply(layer, x, rope), None
 
