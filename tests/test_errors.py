@@ -332,3 +332,16 @@ def test_as_a_process(arguments: list[str], message: str, work: Path) -> None:
     assert message in sentence
     assert "Traceback" not in ended.stderr
     assert list(tree(work)) == ["neighbour.txt"]
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    command = [sys.executable, "-m", "tyr_jax.prune", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True, check=False
+    )
+    os.close(writing)
+    assert ended.returncode == 141
+    assert ended.stderr == ""

@@ -35,7 +35,7 @@ class Rounds:
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
-    descent_steps: int = 2
+    descent_steps: int = 1
     """Steps down the slopes of the objective, before evolution takes over in each round: one backward pass
     tells what each change of one site should do, and the best combination of them under the budget is
     taken if it scores better. 0 leaves them out (the paper)."""
@@ -83,7 +83,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=1024,
             evaluation_windows=4,
         ),
-        rounds=Rounds(rounds=2),
+        rounds=Rounds(rounds=2, descent_tokens=2048),
         search=EvolutionSettings(
             generations=8, offspring=8, survivors=(3, 1, 1), stage_tokens=(256, 512, 1024)
         ),
@@ -91,15 +91,15 @@ PRESETS: dict[str, Settings] = {
     "standard": Settings(
         preset="standard",
         data=DataSpec(
-            sequence_length=1024,
+            sequence_length=512,
             calibration_tokens=65536,
             search_tokens=32768,
             evaluation_length=2048,
             evaluation_windows=20,
         ),
-        rounds=Rounds(rounds=3),
+        rounds=Rounds(rounds=2),
         search=EvolutionSettings(
-            generations=16, offspring=32, survivors=(8, 3, 1), stage_tokens=(1024, 2048, 4096)
+            generations=12, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
         ),
     ),
     "paper": Settings(

@@ -26,6 +26,7 @@ from rich.table import Table
 from tyr_jax import command, errors, quality
 from tyr_jax.data import DataSpec, fingerprint, load_evaluation
 from tyr_jax.errors import UserError
+from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.pipeline import check_length
@@ -158,6 +159,7 @@ def parse(arguments: list[str]) -> EvaluateSettings:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the evaluation job."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_compiled()
     errors.run(lambda: run(parse(arguments)))
 
 

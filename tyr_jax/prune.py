@@ -26,6 +26,7 @@ import tyro
 
 from tyr_jax import command, errors, summary
 from tyr_jax.config import PRESETS, Settings
+from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.output import EventLog, staged_directory, write_json
 from tyr_jax.io.progress import Progress
@@ -55,6 +56,7 @@ def parse(arguments: list[str]) -> Settings:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the main job."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_compiled()
     errors.run(lambda: run(parse(arguments), arguments))
 
 

