@@ -28,6 +28,7 @@ VARIANTS = {
     **{mode: PruningSettings(accumulation=mode) for mode in ACCUMULATIONS},  # type: ignore[arg-type]
     "paper's saliency": PruningSettings(saliency=PAPER_SALIENCY),
     "signed saliency": PruningSettings(saliency=Saliency("signed", "block")),
+    "mean damping": PruningSettings(damping_scale="mean"),
 }
 """Settings by name; what a name does not say is the default."""
 
@@ -44,8 +45,10 @@ class Ablation:
     """Calibration text."""
     calibration_tokens: int = 32768
     """Tokens of it."""
+    calibration_noise: float = DataSpec.calibration_noise
+    """Share of sequences with noise."""
     sequence_length: int = 512
-    """Tokens in a sequence of it."""
+    """Tokens in a sequence."""
     wikitext: str = WIKITEXT
     """WikiText-2 test set: the hub's, or a local file."""
     windows: int = 10
@@ -66,6 +69,7 @@ def measure(
         calibration=(ablation.calibration,),
         evaluation=(ablation.wikitext,),
         calibration_tokens=ablation.calibration_tokens,
+        calibration_noise=ablation.calibration_noise,
         sequence_length=ablation.sequence_length,
         search_tokens=0,
         evaluation_windows=ablation.windows,

@@ -42,6 +42,8 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.data.sequence_length, paper.data.calibration_tokens) == (4096, 4 * 2**20)
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
     assert paper.pruning.saliency == Saliency("abs", "channel")
+    assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
+    assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)
     assert paper.objective.objective == "kl"
 
 

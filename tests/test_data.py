@@ -37,6 +37,10 @@ class Bytes:
 
     bos_token_id: int | None = BOS
     eos_token_id: int | None = EOS
+    all_special_ids = (0, BOS, EOS)
+
+    def __len__(self) -> int:
+        return 259
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         assert not add_special_tokens
@@ -68,6 +72,7 @@ def spec_of(*calibration: object, **changes: Any) -> DataSpec:
         evaluation=(),
         sequence_length=8,
         calibration_tokens=80,
+        calibration_noise=0.0,
         search_tokens=40,
         evaluation_length=8,
         evaluation_windows=4,
@@ -473,6 +478,22 @@ def test_splits_of_one_source(corpus: Path) -> None:
     assert np.array_equal(other.evaluation["corpus.txt"], splits.evaluation["corpus.txt"])
 
 
+def test_noise_replaces_half_the_tokens_of_some_calibration_sequences(corpus: Path) -> None:
+    spec = spec_of(corpus, calibration_tokens=1600)
+    clean, noisy = (
+        load_splits(dataclasses.replace(spec, calibration_noise=noise), Numbers(), 3) for noise in (0.0, 0.25)
+    )
+    changed = clean.calibration != noisy.calibration
+    assert changed.any(axis=1).sum() in (49, 50)
+    assert 0.4 < changed[changed.any(axis=1)].mean() < 0.6
+    fresh = noisy.calibration[changed]
+    assert fresh.min() >= 3
+    assert fresh.max() < len(Numbers())
+    assert len(np.unique(fresh)) > 60
+    np.testing.assert_array_equal(clean.search, noisy.search)
+    np.testing.assert_array_equal(clean.evaluation["corpus.txt"], noisy.evaluation["corpus.txt"])
+
+
 def test_a_small_budget_draws_from_all_over_a_text(tmp_path: Path) -> None:
     path = write(tmp_path / "long.txt", numbers(400_000))
     drawn = load_splits(spec_of(path, calibration_tokens=1600), Numbers(), 0).calibration
@@ -557,6 +578,7 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
             "has 4000 tokens, one evaluation window needs 4001; lower --evaluation-le",
         ),
         ({"calibration_tokens": 7}, "--calibration-tokens 7 is less than one sequence of 8 tokens; raise it"),
+        ({"calibration_noise": 1.5}, "--calibration-noise is 1.5; it must be between 0 and 1"),
         ({"search_tokens": -1}, "--search-tokens is -1; it must be at least 0"),
         ({"sequence_length": 1}, "--sequence-length is 1; it must be at least 2"),
         ({"evaluation_windows": 0}, "--evaluation-windows is 0"),

@@ -106,6 +106,7 @@ PRESETS: dict[str, Settings] = {
         preset="paper",
         data=DataSpec(
             calibration=("HuggingFaceFW/fineweb-edu:sample-10BT:train:text",),
+            calibration_noise=0.0,
             evaluation=(WIKITEXT,),
             sequence_length=4096,
             calibration_tokens=4 * 2**20,
@@ -113,7 +114,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=4096,
             evaluation_windows=64,
         ),
-        pruning=PruningSettings(saliency=PAPER_SALIENCY),
+        pruning=PruningSettings(saliency=PAPER_SALIENCY, damping_scale="mean"),
         rounds=Rounds(rounds=4, start="uniform", descent_steps=0),
         search=EvolutionSettings(),
     ),

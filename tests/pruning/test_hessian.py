@@ -43,6 +43,13 @@ def test_damping_is_a_share_of_the_mean_diagonal() -> None:
     np.testing.assert_allclose(np.asarray(hessian.damp(gram, 0.01)), [[1.02, 0.0], [0.0, 3.02]], rtol=1e-6)
 
 
+def test_damping_by_channel_does_not_depend_on_the_others_scale() -> None:
+    gram = jnp.diag(jnp.array([1.0, 1e6]))
+    damped = np.asarray(hessian.damp(gram, 0.01, "channel"))
+    floor = 1e-5 * (1e6 + 1) / 2
+    np.testing.assert_allclose(damped, np.diag([1.01 + floor, 1.01e6 + floor]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_damping_of_dead_inputs_is_positive(size: int) -> None:
     damped = np.asarray(hessian.damp(jnp.zeros((size, size)), 0.01))

@@ -97,6 +97,7 @@ def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> di
                     chunk=chunk,
                     saliency=settings.saliency,
                     damping=settings.damping,
+                    damping_scale=settings.damping_scale,
                 )
             weights = np.asarray(pruned.weights).reshape(LEVELS, *block[name].shape)
             out["attn_out" if kind == ATTENTION else "mlp_down"].append(weights)

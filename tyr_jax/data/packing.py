@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
 
     eos_token_id: int | None
     bos_token_id: int | None
+    all_special_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        """Entries of the vocabulary."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """A mapping with the token ids of `text` under "input_ids"."""
@@ -74,6 +78,9 @@ class DataSpec:
     """Tokens in a calibration or search sequence."""
     calibration_tokens: int = 65536
     """Tokens that the layers are pruned on."""
+    calibration_noise: float = 0.2
+    """Share of calibration sequences in which every other token, on average, is replaced by a random one of
+    the vocabulary: what the text of a few domains never uses would be pruned first, and missed elsewhere."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048
@@ -124,8 +131,11 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
         evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
     for source in extra:
         evaluation[names[source]] = _load_extra(source, spec, tokenizer)
+    noisy = with_noise(
+        interleave(calibration), spec.calibration_noise, tokenizer, np.random.default_rng([seed, len(held)])
+    )
     return Splits(
-        with_bos(interleave(calibration), _bos(spec, tokenizer)),
+        with_bos(noisy, _bos(spec, tokenizer)),
         with_bos(interleave(search), _bos(spec, tokenizer)),
         evaluation,
         {names[source]: describe(source) for source in (*held, *extra)},
@@ -166,6 +176,8 @@ def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
         value = getattr(spec, field)
         if value < least:
             raise UserError(f"--{field.replace('_', '-')} is {value}; it must be at least {least}")
+    if not 0 <= spec.calibration_noise <= 1:
+        raise UserError(f"--calibration-noise is {spec.calibration_noise}; it must be between 0 and 1")
     for field in ("calibration_tokens", "search_tokens"):
         if 0 < getattr(spec, field) < spec.sequence_length:
             raise UserError(
@@ -317,6 +329,19 @@ def interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several arrays `[S_i, T]` as one `[Σ S_i, T]`, each array's spread evenly over the whole."""
     places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts])
     return np.concatenate(parts)[np.argsort(places, kind="stable")]
+
+
+def with_noise(
+    sequences: np.ndarray, share: float, tokenizer: Tokenizer, rng: np.random.Generator
+) -> np.ndarray:
+    """Sequences `[S, T]`; in a `share` of them half the tokens, drawn at random, are replaced by random ones
+    (special tokens excepted)."""
+    if not share:
+        return sequences
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    noisy = rng.permutation(len(sequences)) < round(share * len(sequences))
+    replaced = noisy[:, None] & (rng.random(sequences.shape) < 0.5)
+    return np.where(replaced, rng.choice(ordinary, sequences.shape), sequences).astype(sequences.dtype)
 
 
 def with_bos(sequences: np.ndarray, bos: int | None) -> np.ndarray:

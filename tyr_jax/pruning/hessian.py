@@ -1,6 +1,7 @@
 """The layer Hessian of a site, `Hs = XᵀX + λI` (method §1), as an init / update / finish triple."""
 
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,11 @@ import jax.numpy as jnp
 PANELS = 4
 """Column panels of the upper triangle: 10/16 of the multiplications of a full XᵀX. More and narrower
 panels multiply less, but more slowly than they save."""
+
+FLOOR = 1e-3
+"""Damping of a dead channel in terms of the mean, where damping is by channel."""
+
+DampingScale = Literal["mean", "channel"]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -43,7 +49,15 @@ def finish(accumulator: jax.Array) -> jax.Array:
     return upper + jnp.triu(accumulator, 1).T
 
 
-def damp(gram: jax.Array, damping: jax.Array | float) -> jax.Array:
-    """`XᵀX + λI` with λ = `damping` times the mean diagonal (λ = `damping` where the inputs are all zero)."""
-    mean = jnp.mean(jnp.diagonal(gram))
-    return gram + damping * jnp.where(mean > 0, mean, 1.0) * jnp.eye(gram.shape[0], dtype=gram.dtype)
+def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale = "mean") -> jax.Array:
+    """`XᵀX + Λ`, where Λ is `damping` times the mean diagonal (`mean`, the paper) or times each channel's own
+    diagonal and a thousandth of the mean (`channel`); the mean counts as 1 where the inputs are all zero.
+
+    A few channels with massive activations can dominate the mean: then `mean` keeps all others from being
+    refitted at all, while `channel` treats every channel alike, whatever its scale.
+    """
+    diagonal = jnp.diagonal(gram)
+    mean = jnp.mean(diagonal)
+    mean = jnp.where(mean > 0, mean, 1.0)
+    own = jnp.full_like(diagonal, mean) if scale == "mean" else diagonal + FLOOR * mean
+    return gram + jnp.diag(damping * own)

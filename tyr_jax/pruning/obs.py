@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from tyr_jax.pruning.hessian import HIGHEST, damp
+from tyr_jax.pruning.hessian import HIGHEST, DampingScale, damp
 
 MAX_DAMPING_RAISES = 6
 
@@ -254,11 +254,13 @@ def level_weights(
     return jax.lax.map(solve_level, kept)
 
 
-def factorise(gram: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def factorise(
+    gram: jax.Array, damping: float, scale: DampingScale = "mean"
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(damped Hs, its inverse, damping used): the damping is raised tenfold until Cholesky succeeds."""
 
     def attempt(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hessian = damp(gram, factor)
+        hessian = damp(gram, factor, scale)
         return hessian, jnp.linalg.cholesky(hessian)
 
     def raise_damping(state: tuple) -> tuple:
@@ -275,7 +277,7 @@ def factorise(gram: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, ja
     return hessian, (inverse + inverse.T) / 2, used
 
 
-@functools.partial(jax.jit, static_argnames=("unit_size", "chunk", "saliency", "damping"))
+@functools.partial(jax.jit, static_argnames=("unit_size", "chunk", "saliency", "damping", "damping_scale"))
 def prune_site(
     gram: jax.Array,
     weight: jax.Array,
@@ -286,6 +288,7 @@ def prune_site(
     chunk: int,
     saliency: Saliency,
     damping: float,
+    damping_scale: DampingScale = "mean",
 ) -> PrunedSite:
     """Prune one site to every level in one progressive pass (Algorithm 1).
 
@@ -297,13 +300,14 @@ def prune_site(
         unit_size: input channels of a unit, b.
         chunk: the most units removed between two OBS updates.
         saliency: the terms of Eq. 4.
-        damping: λ as a fraction of the mean diagonal of XᵀX.
+        damping: λ as a fraction of the diagonal of XᵀX.
+        damping_scale: of its mean, or channel by channel.
 
     `error` is all NaN if `gram` is not finite or too ill-conditioned: the caller names the site.
     """
     dtype = gram.dtype
     dense = weight.astype(dtype)
-    hessian, inverse, used = factorise(gram, damping)
+    hessian, inverse, used = factorise(gram, damping, damping_scale)
     gradient = jnp.matmul(hessian, dense, precision=HIGHEST)
     rank, sound = removal_rank(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency

@@ -39,7 +39,9 @@ class PruningSettings:
     saliency: obs.Saliency = dataclasses.field(default_factory=obs.Saliency)
     """Saliency"""
     damping: float = 0.01
-    """λ of Hs = XᵀX + λI, as a fraction of the mean diagonal."""
+    """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
+    damping_scale: hessian.DampingScale = "channel"
+    """Of which diagonal: its `mean` (the paper), or each `channel` of its own."""
     neuron_chunk: int = 16
     """Neurons removed between two updates of the remaining weights."""
     attention_unit: Literal["head", "kv_group"] = "head"
@@ -166,6 +168,7 @@ def prune_kind(
         chunk=chunk,
         saliency=settings.saliency,
         damping=settings.damping,
+        damping_scale=settings.damping_scale,
     )
     if not np.isfinite(np.asarray(site.error)).all():
         raise UserError(
