@@ -92,4 +92,4 @@ def test_plain_values() -> None:
     settings = plain(PRESETS["paper"])
     assert settings["output"] == "pruned"
     assert settings["search"]["survivors"] == [16, 4, 1]
-    assert settings["pruning"]["saliency"] == {"first_order": "none", "second_order": "block"}
+    assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}
