@@ -10,27 +10,28 @@ import dataclasses
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import tyro
 
 from tyr_jax import quality
-from tyr_jax.config import WIKITEXT
+from tyr_jax.config import PRESETS, WIKITEXT
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
 from tyr_jax.pruning.obs import PAPER_SALIENCY, Saliency
-from tyr_jax.pruning.supernet import ACCUMULATIONS, PruningSettings, build_supernet, select
+from tyr_jax.pruning.supernet import ACCUMULATIONS, build_supernet, select
 from tyr_jax.search import space
 
-VARIANTS = {
-    **{mode: PruningSettings(accumulation=mode) for mode in ACCUMULATIONS},  # type: ignore[arg-type]
-    "paper's saliency": PruningSettings(saliency=PAPER_SALIENCY),
-    "signed saliency": PruningSettings(saliency=Saliency("signed", "block")),
-    "mean damping": PruningSettings(damping_scale="mean"),
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{mode: {"accumulation": mode} for mode in ACCUMULATIONS},
+    "paper's saliency": {"saliency": PAPER_SALIENCY},
+    "signed saliency": {"saliency": Saliency("signed", "block")},
+    "mean damping": {"damping_scale": "mean"},
 }
-"""Settings by name; what a name does not say is the default."""
+"""What each changes of the preset's local pruning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Ablation:
     """Calibration text."""
     calibration_tokens: int = 32768
     """Tokens of it."""
-    calibration_noise: float = DataSpec.calibration_noise
-    """Share of sequences with noise."""
+    preset: str = "standard"
+    """Where everything else about local pruning comes from, noise in the calibration text included."""
     sequence_length: int = 512
     """Tokens in a sequence."""
     wikitext: str = WIKITEXT
@@ -69,13 +70,13 @@ def measure(
         calibration=(ablation.calibration,),
         evaluation=(ablation.wikitext,),
         calibration_tokens=ablation.calibration_tokens,
-        calibration_noise=ablation.calibration_noise,
+        calibration_noise=PRESETS[ablation.preset].data.calibration_noise,
         sequence_length=ablation.sequence_length,
         search_tokens=0,
         evaluation_windows=ablation.windows,
     )
     splits = load_splits(data, model.tokenizer, seed)
-    pruning = VARIANTS[variant]
+    pruning = dataclasses.replace(PRESETS[ablation.preset].pruning, **VARIANTS[variant])
     kinds, depth = pruning.kinds(model.config), model.config.depth
     budgets = tuple(space.unit_budget(kind, depth, ablation.sparsity) for kind in kinds)
     grid = space.level_grid(kinds, space.uniform_centres(kinds, depth, budgets), 9, 0.125)
@@ -106,7 +107,7 @@ def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> 
     for variant in ablation.variants:
         cells = []
         for text in texts:
-            values = [results[f"{variant}-{seed}"][text] for seed in ablation.seeds]
+            values = [results[f"{ablation.preset}-{variant}-{seed}"][text] for seed in ablation.seeds]
             each = " / ".join(f"{value:.1f}" for value in values)
             cells.append(f"{statistics.median(values):.1f} ({each})")
         print(f"| {variant} | " + " | ".join(cells) + " |")
@@ -120,8 +121,10 @@ def main(ablation: Ablation) -> None:
     with Progress() as progress:
         for seed in ablation.seeds:
             for variant in ablation.variants:
-                if f"{variant}-{seed}" not in results:
-                    results[f"{variant}-{seed}"] = measure(ablation, model, variant, seed, progress)
+                if f"{ablation.preset}-{variant}-{seed}" not in results:
+                    results[f"{ablation.preset}-{variant}-{seed}"] = measure(
+                        ablation, model, variant, seed, progress
+                    )
                     write_json(ablation.results, results)
     print_markdown(results, ablation)
 
