@@ -24,7 +24,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score
 from tyr_jax.search.population import over_chunks, take
-from tyr_jax.search.space import ATTENTION, FFN
+from tyr_jax.search.space import ATTENTION, FFN, units_at
 
 BUCKETS = 16
 """Widths that a site can run at, at most."""
@@ -99,8 +99,7 @@ def ffn_prefix(block: Block, down: jax.Array, neurons: int) -> Block:
 
 def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
     """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
-    kept = np.broadcast_to(np.asarray(nested.kept), (len(candidates), *nested.kept.shape))
-    most = np.take_along_axis(kept, candidates[..., None], axis=-1)[..., 0].max(axis=0)
+    most = units_at(nested.kept, candidates).max(axis=0)
     most[ATTENTION] *= nested.heads_per_unit
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tyr_jax.errors import UserError
 
@@ -101,10 +102,16 @@ def centre_distribution(grid: LevelGrid) -> np.ndarray:
     return np.full(grid.kept.shape[:2], grid.centre, np.int32)
 
 
+def units_at(kept: ArrayLike, distribution: ArrayLike) -> np.ndarray:
+    """Units `[..., 2, L]` that levels `distribution [..., 2, L]` keep, where levels have `kept [2, L, E]`."""
+    levels, kept = np.asarray(distribution), np.asarray(kept)
+    every = np.broadcast_to(kept, (*levels.shape, kept.shape[-1]))
+    return np.take_along_axis(every, levels[..., None], axis=-1)[..., 0]
+
+
 def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
-    """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]`."""
-    kept = np.broadcast_to(grid.kept, (*distribution.shape, grid.kept.shape[-1]))
-    return np.take_along_axis(kept, np.asarray(distribution)[..., None], axis=-1)[..., 0]
+    """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]` of a grid."""
+    return units_at(grid.kept, distribution)
 
 
 def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array) -> jax.Array:
