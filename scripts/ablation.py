@@ -1,6 +1,6 @@
 """What single choices of local pruning are worth: uniform pruning under each, over several seeds.
 
-Variants are the modes of error accumulation (paper, Table 4) and saliencies other than the default. A
+Variants are the modes of error accumulation (paper, Table 4) and other saliencies and damping. A
 nine-level supernet is built with each, and its centre, the uniform distribution, is measured. Rerun:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt

@@ -2,8 +2,8 @@
 
   python scripts/bench_search.py
 
-For each sparsity, offspring of the uniform distribution are scored on random tokens, in one supernet of
-random weights. Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over
+For each sparsity, offspring of the uniform distribution are scored on random tokens, in a supernet of
+arbitrary weights. Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over
 the causal half), the candidate-tokens a second (median), the share of the matmul rate measured in the same
 run that those needed FLOPs reach, and the ratio to the plain full-width formulation.
 """
@@ -67,7 +67,7 @@ def needed_flops(config: ModelConfig, kept: np.ndarray, length: int) -> float:
 
 
 def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
-    """The dense weights at every level, removed in random order: the time does not depend on the values."""
+    """Equal weights at every level, units removed in random order: the time does not depend on the values."""
     rng, shape, depth = np.random.default_rng(0), config.dense_shape, config.depth
     ranks = [np.stack([rng.permutation(units) for _ in range(depth)]) for units in (shape.heads, shape.ffn)]
     levels = grid.kept.shape[-1]
