@@ -14,7 +14,7 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.search.objective import kl_divergence, negative_log_likelihood
+from tyr_jax.search.objective import kl_and_normaliser, log_normaliser, negative_log_likelihood
 
 BATCH_TOKENS = 4096
 """Tokens that run at a time."""
@@ -36,9 +36,12 @@ def window_sums(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(hidden states `[S, T, D]`, sum of next-token NLL, sum of KL to `teacher [S, T, D]`, if any)."""
     hidden = decoder.hidden_states(params, tokens, config)
-    nll = jnp.sum(negative_log_likelihood(params, hidden, tokens))
-    kl = jnp.float32(0) if teacher is None else jnp.sum(kl_divergence(params, teacher, hidden))
-    return hidden, nll, kl
+    if teacher is None:
+        kl, normaliser = jnp.float32(0), log_normaliser(params, hidden)
+    else:
+        kl, normaliser = kl_and_normaliser(params, teacher, hidden)
+    nll = negative_log_likelihood(params, hidden, normaliser, tokens)
+    return hidden, jnp.sum(nll), jnp.sum(kl)
 
 
 def batches(windows: np.ndarray) -> list[slice]:

@@ -104,12 +104,12 @@ class SoftmaxSum(NamedTuple):
         return self.peak + jnp.log(self.total)
 
 
-def kl_divergence(params: Params, teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """KL(z_dense ‖ z_sparse) `[B, T]` in nats, over whole softmaxes, from hidden states `[B, T, D]`.
+def kl_and_normaliser(params: Params, teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(KL(z_dense ‖ z_sparse), log Σ exp z_sparse), each `[B, T]` in nats, from hidden states `[B, T, D]`.
 
-    Written as `Σ p (y − z) − log Σ exp y + log Σ exp z`, with `p` the dense model's probabilities, `y` its
-    logits and `z` the sparse model's: what depends on the dense model alone is shared by all candidates of
-    a `vmap`.
+    Over whole softmaxes. The KL is written as `Σ p (y − z) − log Σ exp y + log Σ exp z`, with `p` the dense
+    model's probabilities, `y` its logits and `z` the sparse model's: what depends on the dense model alone
+    is shared by all candidates of a `vmap`.
     """
 
     def step(
@@ -124,18 +124,26 @@ def kl_divergence(params: Params, teacher: jax.Array, student: jax.Array) -> jax
     dense, sparse, gap = over_vocabulary(
         params, step, start, teacher.reshape(rows, width), student.reshape(rows, width)
     )
-    return (gap / dense.total - dense.log() + sparse.log()).reshape(teacher.shape[:-1])
+    kl = gap / dense.total - dense.log() + sparse.log()
+    return kl.reshape(teacher.shape[:-1]), sparse.log().reshape(teacher.shape[:-1])
 
 
-def negative_log_likelihood(params: Params, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Next-token NLL in nats `[B, T-1]` from normed hidden states `[B, T, D]` of `tokens [B, T]`."""
-    batch, length = tokens.shape
-    states, labels = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
-    start = SoftmaxSum.empty(len(labels))
-    normaliser = over_vocabulary(params, lambda state, logits: state.add(logits)[0], start, states).log()
-    rows = decoder.head(params)[labels]
-    label_logits = jnp.einsum("rd,rd->r", states, rows, preferred_element_type=jnp.float32)
-    return (normaliser - label_logits).reshape(batch, length - 1)
+def log_normaliser(params: Params, hidden: jax.Array) -> jax.Array:
+    """log Σ exp z `[B, T]` over the whole vocabulary, from normed hidden states `[B, T, D]`."""
+    states = hidden.reshape(-1, hidden.shape[-1])
+    start = SoftmaxSum.empty(len(states))
+    total = over_vocabulary(params, lambda state, logits: state.add(logits)[0], start, states)
+    return total.log().reshape(hidden.shape[:-1])
+
+
+def negative_log_likelihood(
+    params: Params, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """Next-token NLL in nats `[B, T-1]` of `tokens [B, T]`, from normed hidden states `[B, T, D]` and the
+    logits' `normaliser [B, T]`."""
+    rows = decoder.head(params)[tokens[:, 1:]]
+    label_logits = jnp.einsum("btd,btd->bt", hidden[:, :-1], rows, preferred_element_type=jnp.float32)
+    return normaliser[:, :-1] - label_logits
 
 
 def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
@@ -149,8 +157,9 @@ def score(
 ) -> jax.Array:
     """The objective, a float32 scalar (lower is better), of a model with hidden states as in `Batch`."""
     if objective.objective == "perplexity":
-        return jnp.mean(negative_log_likelihood(params, final, batch.tokens))
-    value = objective.beta * jnp.mean(kl_divergence(params, batch.final, final))
+        normaliser = log_normaliser(params, final)
+        return jnp.mean(negative_log_likelihood(params, final, normaliser, batch.tokens))
+    value = objective.beta * jnp.mean(kl_and_normaliser(params, batch.final, final)[0])
     if objective.objective == "hidden+kl":
         value += objective.alpha * hidden_distance(batch.hidden, hidden)
     return value
