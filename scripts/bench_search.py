@@ -10,14 +10,12 @@ run that those needed FLOPs reach, and the ratio to the plain full-width formula
 
 import dataclasses
 import functools
-import statistics
-import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from timing import matmul_rate, medians, print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
@@ -40,21 +38,6 @@ class Bench:
     """Candidates scored together."""
     repeats: int = 5
     """Timings of each, interleaved."""
-
-
-def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
-    """FLOP/s of a float32 product, the best of ten."""
-    a, b = jnp.ones((rows, size)), jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
-    product(a, b).block_until_ready()
-    return 2 * rows * size * size / min(seconds(lambda: product(a, b)) for _ in range(10))
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long `run` takes."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 def needed_flops(config: ModelConfig, kept: np.ndarray, length: int) -> float:
@@ -94,8 +77,8 @@ def main(bench: Bench) -> None:
     pool = population.teacher_targets(params, tokens, config, objective)
     rate = matmul_rate()
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, T = {bench.sequence_length}, {bench.candidates} candidates")
-    print("| sparsity | formulation | needed MFLOP/token | tokens/s | of the matmul rate | ratio |")
-    print("|---" * 6 + "|")
+    columns = ("needed MFLOP/token", "tokens/s", "of the matmul rate", "ratio")
+    print_header("sparsity", "formulation", *columns)
     for sparsity in bench.sparsities:
         budgets = tuple(space.unit_budget(kind, config.depth, sparsity) for kind in kinds)
         centres = space.uniform_centres(kinds, config.depth, budgets)
@@ -109,22 +92,13 @@ def main(bench: Bench) -> None:
             "full width": functools.partial(population.score_population, params, supernet, *rest),
             "kept units": functools.partial(nested.score_population, net, *rest),
         }
-        for run in runs.values():
-            run()
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(bench.repeats):
-            for name, run in runs.items():
-                times[name].append(seconds(run))
+        times = medians(runs, bench.repeats)
         flops = needed_flops(config, centres, bench.sequence_length)
         count = bench.candidates * bench.sequence_length
-        for name in runs:
-            speed = count / statistics.median(times[name])
-            ratio = statistics.median(times["full width"]) / statistics.median(times[name])
-            print(
-                f"| {sparsity:.1%} | {name} | {flops / 1e6:.0f} | {speed:.0f} | {speed * flops / rate:.0%} "
-                f"| {ratio:.2f} |",
-                flush=True,
-            )
+        for name, time in times.items():
+            speed = count / time
+            cells = (f"{flops / 1e6:.0f}", f"{speed:.0f}", f"{speed * flops / rate:.0%}")
+            print_row(f"{sparsity:.1%}", name, *cells, f"{times['full width'] / time:.2f}")
 
 
 if __name__ == "__main__":

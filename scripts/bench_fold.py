@@ -1,0 +1,117 @@
+"""What building a supernet costs: one level, nine levels, and the parts of the fold. Rerun:
+
+  python scripts/bench_fold.py
+
+The fold runs on random tokens; parts are timed on one site and one batch, and multiplied by their number.
+Printed are the FLOPs needed (attention counted over the causal half, XᵀX over its triangle, of ordering and
+solves none), the time (median), the share of the matmul rate, measured in the same run, that they reach, and
+the ratio to the plain formulation: a fold per level, and the whole of XᵀX.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from bench_forward import block_flops
+from timing import matmul_rate, medians, print_header, print_row
+
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.spec import layer_block
+from tyr_jax.pruning import hessian, obs, supernet
+from tyr_jax.search import space
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    sparsity: float = 0.5
+    """Target."""
+    tokens: int = 65536
+    """Calibration tokens."""
+    sequence_length: int = 512
+    """Tokens of a sequence."""
+    batch_tokens: int = 4096
+    """Tokens that run at a time."""
+    repeats: int = 1
+    """Timings of the whole fold, interleaved; its parts are timed five times."""
+
+
+def triangle_flops(size: int, tokens: int) -> float:
+    """FLOPs of one triangle of XᵀX."""
+    return tokens * size * (size + 1)
+
+
+def main(bench: Bench) -> None:
+    """Print a row per part, then a row per fold."""
+    model = load_model(bench.model)
+    params, config = model.params, model.config
+    settings = supernet.PruningSettings()
+    kinds, depth, ffn = settings.kinds(config), config.depth, config.dense_shape.ffn
+    width = config.dense_shape.heads * config.head_dim
+    length, count = bench.sequence_length, bench.tokens // bench.batch_tokens
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab, (bench.tokens // length, length))
+    budgets = tuple(space.unit_budget(kind, depth, bench.sparsity) for kind in kinds)
+    centres = space.uniform_centres(kinds, depth, budgets)
+    grids = {levels: space.level_grid(kinds, centres, levels, 0.125) for levels in (1, 9)}
+
+    def prune(kind: int, size: int, weight: jax.Array) -> obs.PrunedSite:
+        kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
+        return supernet.prune_kind(
+            grams[size], weight, kept, exists, kinds[kind].units, settings, rng, "the site"
+        ).pruned
+
+    block = layer_block(params["blocks"], 0)
+    inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}
+    grams = {n: hessian.update(hessian.init(n), x) for n, x in inputs.items()}
+    rows = bench.batch_tokens // length
+    x = jnp.asarray(rng.standard_normal((rows, length, config.hidden), np.float32))
+    heads = inputs[width].reshape(rows, length, -1, config.head_dim)
+    neurons = inputs[ffn].reshape(rows, length, ffn)
+    update, product = jax.jit(hessian.update), jax.jit(lambda x: x.T @ x)
+    rate = matmul_rate()
+    parts = medians(
+        {
+            "XᵀX, FFN": lambda: update(grams[ffn], inputs[ffn]),
+            "XᵀX, FFN, whole": lambda: product(inputs[ffn]),
+            "attention and its XᵀX": lambda: supernet.attention_statistics(block, x, grams[width], config),
+            "gate, up and their XᵀX": lambda: supernet.ffn_statistics(block, x, grams[ffn], config),
+            "attention output": lambda: supernet.add_attention(block, x, heads),
+            "FFN output": lambda: supernet.add_ffn(block, x, neurons),
+            "order and solves, attention": lambda: prune(
+                space.ATTENTION, width, block["o"].reshape(width, -1)
+            ),
+            "order and solves, FFN": lambda: prune(space.FFN, ffn, block["down"]),
+        },
+        5,
+    )
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, {bench.tokens} tokens, T = {length}")
+    print_header("part", "times", "seconds in all")
+    for name, time in parts.items():
+        times = depth * (1 if name.startswith("order") else count)
+        print_row(name, times, f"{time * times:.1f}")
+    print()
+    flops = bench.tokens * block_flops(config, length, 1)
+    flops += depth * (triangle_flops(width, bench.tokens) + triangle_flops(ffn, bench.tokens))
+
+    def fold(levels: int, tokens: np.ndarray) -> supernet.Supernet:
+        return supernet.build_supernet(params, tokens, config, grids[levels], settings, batch=rows)
+
+    for levels in grids:
+        fold(levels, tokens[:rows])
+    runs = {f"{levels} levels": functools.partial(fold, levels, tokens) for levels in grids}
+    folds = medians(runs, bench.repeats, warm_up=False)
+    print_header("fold", "needed TFLOP", "seconds", "of the matmul rate", "ratio to a fold per level")
+    for (name, time), levels in zip(folds.items(), grids, strict=True):
+        ratio = levels * folds["1 levels"] / time
+        print_row(name, f"{flops / 1e12:.1f}", f"{time:.1f}", f"{flops / time / rate:.0%}", f"{ratio:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,108 @@
+"""How fast the dense model runs: ours, and torch's own forward beside it. Rerun:
+
+  python scripts/bench_forward.py
+
+Printed are the FLOPs executed for a token (attention as it is computed, in chunks of the causal half), the
+tokens a second (median), and the share of the matmul rate, measured in the same run, that they reach.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from timing import matmul_rate, medians, print_header, print_row
+
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.search.objective import log_normaliser
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    lengths: tuple[int, ...] = (512, 2048)
+    """Tokens of a sequence."""
+    batch_tokens: int = 4096
+    """Tokens that run at a time."""
+    repeats: int = 5
+    """Timings of each, interleaved."""
+
+
+def block_flops(config: ModelConfig, length: int, chunk: int) -> float:
+    """FLOPs of a token in all blocks, attention computed in chunks of `chunk` query rows."""
+    shape, hidden, dim = config.dense_shape, config.hidden, config.head_dim
+    keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])
+    projections = 4 * hidden * dim * (shape.heads + shape.kv_heads)
+    return float(config.depth * (projections + 4 * dim * shape.heads * keys + 6 * hidden * shape.ffn))
+
+
+def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], object]:
+    """Logits by transformers' Llama of the same shape (random weights: the time does not depend on them)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = config.dense_shape
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab,
+            hidden_size=config.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=config.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=config.head_dim,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    inputs = torch.from_numpy(tokens).long()
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(inputs, use_cache=False).logits.shape
+
+    return run
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def normaliser(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Blocks and head: the logits' normaliser, whose cost is the whole head's."""
+    return log_normaliser(params, decoder.hidden_states(params, tokens, config))
+
+
+def main(bench: Bench) -> None:
+    """Print a row per length and program."""
+    model = load_model(bench.model)
+    params, config = model.params, model.config
+    rate = matmul_rate()
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, {bench.batch_tokens} tokens at a time")
+    print_header("T", "program", "MFLOP/token", "tokens/s", "of the matmul rate")
+    head = 2 * config.hidden * config.vocab
+    for length in bench.lengths:
+        tokens = np.random.default_rng(0).integers(0, config.vocab, (bench.batch_tokens // length, length))
+        inputs = jnp.asarray(tokens)
+        blocks = block_flops(config, length, decoder.QUERY_CHUNK)
+        flops = {"blocks": blocks, "blocks and head": blocks + head}
+        runs: dict[str, Callable[[], object]] = {
+            "blocks": functools.partial(decoder.hidden_states, params, inputs, config),
+            "blocks and head": functools.partial(normaliser, params, inputs, config),
+        }
+        if importlib.util.find_spec("torch"):
+            runs["torch, logits"] = torch_forward(config, tokens)
+            flops["torch, logits"] = block_flops(config, length, length) + head
+        for name, time in medians(runs, bench.repeats).items():
+            speed = bench.batch_tokens / time
+            share = speed * flops[name] / rate
+            print_row(length, name, f"{flops[name] / 1e6:.0f}", f"{speed:.0f}", f"{share:.0%}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,47 @@
+"""What the benchmarks share: fair timings, the machine's matmul rate, Markdown rows."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long `run` takes, until the arrays it returns are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def medians(
+    runs: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True
+) -> dict[str, float]:
+    """Median seconds of each of `runs`, called once untimed (`warm_up`) and then in turn, so that all meet
+    the same noise."""
+    for run in runs.values() if warm_up else ():
+        jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
+    """FLOP/s of a float32 product, the median of ten."""
+    a, b = jnp.ones((rows, size)), jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    return 2 * rows * size * size / medians({"": lambda: product(a, b)}, 10)[""]
+
+
+def print_row(*cells: object) -> None:
+    """Print a row of a Markdown table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def print_header(*columns: str) -> None:
+    """Print the head of a Markdown table."""
+    print_row(*columns)
+    print("|---" * len(columns) + "|")
