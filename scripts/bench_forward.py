@@ -18,9 +18,9 @@ import tyro
 from timing import matmul_rate, medians, print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.model import decoder
+from tyr_jax.model import attention, decoder
+from tyr_jax.model.prediction import log_normaliser
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.search.objective import log_normaliser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def main(bench: Bench) -> None:
     for length in bench.lengths:
         tokens = np.random.default_rng(0).integers(0, config.vocab, (bench.batch_tokens // length, length))
         inputs = jnp.asarray(tokens)
-        blocks = block_flops(config, length, decoder.QUERY_CHUNK)
+        blocks = block_flops(config, length, attention.QUERY_CHUNK)
         flops = {"blocks": blocks, "blocks and head": blocks + head}
         runs: dict[str, Callable[[], object]] = {
             "blocks": functools.partial(decoder.hidden_states, params, inputs, config),

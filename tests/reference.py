@@ -6,6 +6,7 @@ reads a supernet.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -138,3 +139,26 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
         *figures,
     )
     return Supernet(*map(jnp.asarray, fields))
+
+
+HIDDEN, VOCAB = 16, 50
+
+
+def head(tied: bool, scale: float = 1.0) -> dict[str, jax.Array]:
+    """Params of a model that has nothing but a head, [VOCAB, HIDDEN]."""
+    rng = np.random.default_rng(5)
+    params = {"embed": scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
+    if not tied:
+        params["unembed"] = scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
+    return {name: jnp.asarray(array) for name, array in params.items()}
+
+
+def states(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Random hidden states `[*shape, HIDDEN]`."""
+    return np.random.default_rng(seed).standard_normal((*shape, HIDDEN)).astype(np.float32)
+
+
+def logits(params: dict[str, jax.Array], hidden: np.ndarray) -> np.ndarray:
+    """Logits in float64."""
+    matrix = params.get("unembed", params["embed"])
+    return hidden.astype(np.float64) @ np.asarray(matrix, np.float64).T

@@ -51,10 +51,10 @@ def test_quality_is_that_of_whole_softmaxes(world: World, two_at_a_time: None) -
     states, own = quality.teach(world.dense, world.windows, world.config)
     dense = logits64(world.dense, world.windows, world.config)
     sparse = logits64(world.sparse, world.windows, world.config)
-    assert states.shape == (WINDOWS, LENGTH, world.config.hidden)
-    assert isinstance(states, np.ndarray)
+    assert states.hidden.shape == (WINDOWS, LENGTH, world.config.hidden)
+    assert all(isinstance(array, np.ndarray) for array in states)
     head = np.asarray(world.dense["unembed"], np.float64)
-    np.testing.assert_allclose(states @ head.T, dense, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(states.hidden @ head.T, dense, rtol=1e-4, atol=1e-4)
     assert own.perplexity == pytest.approx(math.exp(nll64(dense, world.windows).mean()), rel=1e-5)
     assert own.kl == 0.0
     done: list[int] = []

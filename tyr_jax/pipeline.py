@@ -19,6 +19,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
+from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
@@ -44,7 +45,7 @@ class Dense:
     splits: Splits
     kinds: tuple[Kind, Kind]
     budgets: tuple[int, int]
-    teachers: dict[str, np.ndarray]
+    teachers: dict[str, Prediction]
     quality: Qualities
 
 

@@ -13,8 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
+from tyr_jax.model.prediction import (
+    Prediction,
+    kl_divergence,
+    log_normaliser,
+    negative_log_likelihood,
+    predict,
+)
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.search.objective import kl_and_normaliser, log_normaliser, negative_log_likelihood
 
 BATCH_TOKENS = 4096
 """Tokens that run at a time."""
@@ -31,17 +37,22 @@ class Quality(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="config")
+def dense_answers(params: Params, tokens: jax.Array, config: ModelConfig) -> tuple[Prediction, jax.Array]:
+    """(predictions on `tokens [S, T]`, sum of their next-token NLL)."""
+    dense = predict(params, decoder.hidden_states(params, tokens, config))
+    return dense, jnp.sum(negative_log_likelihood(params, dense.hidden, dense.normaliser, tokens))
+
+
+@functools.partial(jax.jit, static_argnames="config")
 def window_sums(
-    params: Params, tokens: jax.Array, teacher: jax.Array | None, config: ModelConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(hidden states `[S, T, D]`, sum of next-token NLL, sum of KL to `teacher [S, T, D]`, if any)."""
+    params: Params, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """(sum of next-token NLL, sum of KL to the predictions `dense`; NaN without them) on `tokens [S, T]`."""
     hidden = decoder.hidden_states(params, tokens, config)
-    if teacher is None:
-        kl, normaliser = jnp.float32(0), log_normaliser(params, hidden)
-    else:
-        kl, normaliser = kl_and_normaliser(params, teacher, hidden)
+    normaliser = log_normaliser(params, hidden)
     nll = negative_log_likelihood(params, hidden, normaliser, tokens)
-    return hidden, jnp.sum(nll), jnp.sum(kl)
+    kl = jnp.float32(jnp.nan) if dense is None else jnp.sum(kl_divergence(dense, hidden, normaliser))
+    return jnp.sum(nll), kl
 
 
 def batches(windows: np.ndarray) -> list[slice]:
@@ -60,33 +71,35 @@ def teach(
     windows: np.ndarray,
     config: ModelConfig,
     on_windows: Callable[[int], None] = lambda windows: None,
-) -> tuple[np.ndarray, Quality]:
-    """The dense model's normed last states `[S, T, D]` on `windows [S, T]`, on the host, and its quality."""
-    states, total = [], 0.0
+) -> tuple[Prediction, Quality]:
+    """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
+    parts, total = [], 0.0
     for part in batches(windows):
-        hidden, nll, _ = window_sums(params, jnp.asarray(windows[part]), None, config)
-        states.append(np.asarray(hidden))
+        dense, nll = dense_answers(params, jnp.asarray(windows[part]), config)
+        parts.append(jax.tree.map(np.asarray, dense))
         total += float(nll)
         on_windows(len(windows[part]))
-    return np.concatenate(states), _quality(total, 0.0, windows)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), _quality(total, 0.0, windows)
 
 
 def measure(
     params: Params,
     windows: np.ndarray,
     config: ModelConfig,
-    teacher: np.ndarray | None = None,
+    dense: Prediction | None = None,
     on_windows: Callable[[int], None] = lambda windows: None,
 ) -> Quality:
     """Quality of a model on `windows [S, T]`; each window is read on its own, its first token is given.
 
-    `teacher [S, T, D]` are the dense model's states from `teach` (pruning leaves the head as it is);
-    without it `kl` is NaN.
+    `dense` are the dense model's predictions, from `teach` (pruning leaves the head as it is); without them
+    `kl` is NaN.
     """
-    total_nll, total_kl = 0.0, 0.0 if teacher is not None else math.nan
+    total_nll, total_kl = 0.0, 0.0
     for part in batches(windows):
-        dense = None if teacher is None else jnp.asarray(teacher[part])
-        _, nll, kl = window_sums(params, jnp.asarray(windows[part]), dense, config)
+        answers = (
+            None if dense is None else jax.tree.map(lambda array, at=part: jnp.asarray(array[at]), dense)
+        )
+        nll, kl = window_sums(params, jnp.asarray(windows[part]), answers, config)
         total_nll, total_kl = total_nll + float(nll), total_kl + float(kl)
         on_windows(len(windows[part]))
     return _quality(total_nll, total_kl, windows)

@@ -6,93 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import kl64, layer_outputs64, nll64, norm64
+from reference import VOCAB, head, kl64, layer_outputs64, logits, nll64, norm64, states
 
 from tyr_jax.model import decoder
+from tyr_jax.model.prediction import predict
 from tyr_jax.model.spec import Block, ModelConfig, random_params
 from tyr_jax.search import objective
 from tyr_jax.search.objective import Batch, Objective
 
 Configs = Callable[..., ModelConfig]
-HIDDEN, VOCAB = 16, 50
-
-SHAPES = [(1, 3), (4, 16), (3, 43)]
-
-
-@pytest.fixture(params=[16, 25, 2048])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Several chunks of the vocabulary with a remainder, without one, and a single chunk."""
-    monkeypatch.setattr(objective, "VOCABULARY_CHUNK", request.param)
-    return request.param
-
-
-def head(tied: bool, scale: float = 1.0) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(5)
-    params = {"embed": scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
-    if not tied:
-        params["unembed"] = scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
-    return {name: jnp.asarray(array) for name, array in params.items()}
-
-
-def states(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((*shape, HIDDEN)).astype(np.float32)
-
-
-def logits(params: dict[str, jax.Array], hidden: np.ndarray) -> np.ndarray:
-    matrix = params.get("unembed", params["embed"])
-    return hidden.astype(np.float64) @ np.asarray(matrix, np.float64).T
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("chunk")
-def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool) -> None:
-    params, dense, sparse = head(tied), states(shape, 0), states(shape, 1)
-    ours, normaliser = objective.kl_and_normaliser(params, jnp.asarray(dense), jnp.asarray(sparse))
-    assert ours.shape == normaliser.shape == shape
-    expected = kl64(logits(params, dense), logits(params, sparse))
-    np.testing.assert_allclose(np.asarray(ours), expected, rtol=2e-5, atol=2e-5)
-    expected = np.log(np.exp(logits(params, sparse)).sum(axis=-1))
-    np.testing.assert_allclose(np.asarray(normaliser), expected, rtol=2e-5, atol=2e-5)
-
-
-def test_kl_has_a_direction_and_vanishes_for_equals() -> None:
-    params, dense, sparse = head(True), states((2, 5), 0), states((2, 5), 1)
-    forward = np.asarray(objective.kl_and_normaliser(params, dense, sparse)[0])
-    backward = np.asarray(objective.kl_and_normaliser(params, sparse, dense)[0])
-    assert np.abs(forward - backward).max() > 0.1
-    assert np.abs(np.asarray(objective.kl_and_normaliser(params, dense, dense)[0])).max() < 1e-5
-
-
-@pytest.mark.usefixtures("chunk")
-def test_extreme_logits_stay_finite() -> None:
-    # Predictions so sure that most probabilities underflow.
-    params, dense, sparse = head(True, scale=300.0), states((2, 5), 0), states((2, 5), 1)
-    ours = np.asarray(objective.kl_and_normaliser(params, dense, sparse)[0])
-    np.testing.assert_allclose(
-        ours, kl64(logits(params, dense), logits(params, sparse)), rtol=1e-4, atol=1e-2
-    )
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("chunk")
-def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int]) -> None:
-    params, hidden = head(False), states(shape, 2)
-    tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
-    normaliser = objective.log_normaliser(params, jnp.asarray(hidden))
-    ours = objective.negative_log_likelihood(params, jnp.asarray(hidden), normaliser, jnp.asarray(tokens))
-    assert ours.shape == (shape[0], shape[1] - 1)
-    np.testing.assert_allclose(np.asarray(ours), nll64(logits(params, hidden), tokens), rtol=2e-5, atol=2e-5)
-
-
-def test_logits_of_a_part_of_the_vocabulary_exist_at_a_time() -> None:
-    shape, vocab = (1, 256), 64 * 1024
-    params = {"embed": jnp.zeros((vocab, HIDDEN))}
-    kl = jax.jit(objective.kl_and_normaliser)
-    dense = jnp.zeros((*shape, HIDDEN))
-    memory = kl.lower(params, dense, dense).compile().memory_analysis()
-    whole = 4 * vocab * shape[0] * shape[1]
-    assert memory.temp_size_in_bytes < whole / 4
 
 
 def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
@@ -131,7 +53,7 @@ def test_score_is_equation_6(chosen: Objective) -> None:
     dense_layers, layers = (np.stack([states(shape, s), states(shape, s + 1)]) for s in (10, 20))
     if chosen.objective != "hidden+kl":
         dense_layers, layers = dense_layers[:0], layers[:0]
-    batch = Batch(jnp.asarray(tokens), jnp.asarray(dense), jnp.asarray(dense_layers))
+    batch = Batch(jnp.asarray(tokens), predict(params, jnp.asarray(dense)), jnp.asarray(dense_layers))
     ours = objective.score(params, jnp.asarray(sparse), jnp.asarray(layers), batch, chosen)
     kl = kl64(logits(params, dense), logits(params, sparse)).mean()
     hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))

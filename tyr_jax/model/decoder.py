@@ -15,10 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
-
-QUERY_CHUNK = 128
-"""Rows of the attention square computed at a time: only keys up to a chunk's end are touched."""
 
 
 class Rope(NamedTuple):
@@ -65,44 +63,6 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype) * weight
-
-
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
-    """Causal grouped-query attention.
-
-    Args:
-        q: queries `[B, T, N, H]`; head `n` reads key/value head `n // G`.
-        k: keys `[B, T, K, H]`.
-        v: values `[B, T, K, H]`.
-        window: attend at most to this many last positions, one's own included.
-
-    Returns:
-        `[B, T, N, H]`.
-
-    The square is computed in chunks of query rows against the keys up to the chunk's end, with the heads
-    of a group folded into the rows: on CPUs this is up to 1.7× faster than computing all of it.
-    """
-    batch, length, heads, head_dim = q.shape
-    groups = k.shape[2]
-    q = (q * head_dim**-0.5).reshape(batch, length, groups, heads // groups, head_dim)
-    q = q.transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    outputs = []
-    for start in range(0, length, QUERY_CHUNK):
-        stop = min(start + QUERY_CHUNK, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        scores = jnp.einsum(
-            "bkgth,bkuh->bkgtu",
-            q[:, :, :, start:stop],
-            k[:, :, first:stop],
-            preferred_element_type=jnp.float32,
-        )
-        distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
-        visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
-        outputs.append(jnp.einsum("bkgtu,bkuh->bkgth", weights, v[:, :, first:stop]))
-    out = jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, length, heads, head_dim)
 
 
 def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:

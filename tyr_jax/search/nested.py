@@ -84,17 +84,34 @@ def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
     )
 
 
-def attention_prefix(block: Block, out: jax.Array, heads: int) -> Block:
-    """Attention of the first `heads` heads, with their output weights `out [heads, H, D]`."""
-    part = {"q": block["q"][:, :heads], "kv_head": block["kv_head"][:heads], "o": out}
-    return block | part | ({"q_bias": block["q_bias"][:heads]} if "q_bias" in block else {})
+def attention_prefix(nested: Nested, layer: jax.Array, heads: int) -> Block:
+    """The first `heads` heads of a layer, all but their output weights."""
+    blocks = nested.params["blocks"]
+    whole = ("attn_norm", "k", "v", "k_bias", "v_bias", "o_bias")
+    block = {name: blocks[name][layer] for name in whole if name in blocks}
+    block |= {"q": blocks["q"][layer, :, :heads], "kv_head": blocks["kv_head"][layer, :heads]}
+    return block | ({"q_bias": blocks["q_bias"][layer, :heads]} if "q_bias" in blocks else {})
 
 
-def ffn_prefix(block: Block, down: jax.Array, neurons: int) -> Block:
-    """FFN of the first `neurons` neurons, with their output weights `down [neurons, D]`."""
-    part = {"gate": block["gate"][:, :neurons], "up": block["up"][:, :neurons], "down": down}
-    biases = {name: block[name][:neurons] for name in ("gate_bias", "up_bias") if name in block}
-    return block | part | biases
+def ffn_prefix(nested: Nested, layer: jax.Array, neurons: int) -> Block:
+    """The first `neurons` neurons of a layer, all but their output weights."""
+    blocks = nested.params["blocks"]
+    block = {name: blocks[name][layer] for name in ("mlp_norm", "down_bias") if name in blocks}
+    block |= {name: blocks[name][layer, :, :neurons] for name in ("gate", "up")}
+    biases = ("gate_bias", "up_bias")
+    return block | {name: blocks[name][layer, :neurons] for name in biases if name in blocks}
+
+
+@jax.custom_batching.sequential_vmap
+def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
+    """What a site adds `[S, T, D]`, bias apart, if it keeps the first units, whose activations are
+    `units [S, T, U, ...]`, at a level of the site's weights in `stack [L, E, U', ..., D]`.
+
+    A `vmap` takes candidates one after the other: each multiplies with weights that are read where they
+    lie, instead of with a copy of them for every candidate.
+    """
+    weight = stack[layer, level, : units.shape[2]]
+    return jnp.tensordot(units, weight, axes=weight.ndim - 1)
 
 
 def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
@@ -115,20 +132,23 @@ def score_chunk(
 ) -> jax.Array:
     """Objective `[C]` of `candidates [C, 2, L]` on one batch, sites running at `buckets [2, L]`."""
 
-    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
-        block, attn_out, mlp_down, levels, bucket = layer
+    def apply(site: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+        layer, levels, bucket = site
 
         def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
             def run(x: jax.Array) -> jax.Array:
-                part = attention_prefix(block, attn_out[levels[ATTENTION], :heads], heads)
-                return x + decoder.attention_output(part, decoder.attention_units(part, x, rope, config))
+                block = attention_prefix(nested, layer, heads)
+                units = decoder.attention_units(block, x, rope, config)
+                out = project(nested.attn_out, layer, levels[ATTENTION], units)
+                return x + out + block.get("o_bias", 0)
 
             return run
 
         def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
             def run(x: jax.Array) -> jax.Array:
-                part = ffn_prefix(block, mlp_down[levels[FFN], :neurons], neurons)
-                return x + decoder.ffn_output(part, decoder.ffn_units(part, x, config))
+                block = ffn_prefix(nested, layer, neurons)
+                out = project(nested.mlp_down, layer, levels[FFN], decoder.ffn_units(block, x, config))
+                return x + out + block.get("down_bias", 0)
 
             return run
 
@@ -137,9 +157,8 @@ def score_chunk(
         return jax.lax.switch(bucket[FFN], [ffn(width) for width in neurons], x)
 
     def evaluate(distribution: jax.Array) -> jax.Array:
-        sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
-        layers: Any = (*sites, distribution.T, buckets.T)
-        final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
+        sites = (jnp.arange(config.depth), distribution.T, buckets.T)
+        final, hidden = observe(nested.params, sites, apply, batch.tokens, config, objective)
         return score(nested.params, final, hidden, batch, objective)
 
     return jax.vmap(evaluate)(candidates)

@@ -1,8 +1,8 @@
 """Score a population of candidates: one `vmap` over distributions, jitted with static shapes.
 
 A candidate is scored at full width: its projections are gathered from the supernet layer by layer inside
-the scan, while embeddings, queries, keys, values, gates and the teacher's logits are shared by the
-candidates of a chunk. The host walks chunks of candidates and sequences of one shape per stage, so each
+the scan, while embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a
+chunk. The host walks chunks of candidates and sequences of one shape per stage, so each
 stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
 """
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
+from tyr_jax.model.prediction import predict
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score
@@ -31,7 +32,8 @@ def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, object
     def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
         return decoder.apply_block(block, x, rope, config)
 
-    return Batch(tokens, *observe(params, params["blocks"], apply, tokens, config, objective))
+    final, hidden = observe(params, params["blocks"], apply, tokens, config, objective)
+    return Batch(tokens, predict(params, final), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -72,13 +74,18 @@ def teacher_targets(
         part = teacher_batch(params, jnp.asarray(tokens[start : start + size]), config, objective)
         parts.append(jax.block_until_ready(part))
         on_batch(len(part.tokens))
-    tokens_out, final, hidden = zip(*parts, strict=True)
-    return Batch(jnp.concatenate(tokens_out), jnp.concatenate(final), jnp.concatenate(hidden, axis=1))
+    rows, dense, hidden = zip(*parts, strict=True)
+    return Batch(
+        jnp.concatenate(rows),
+        jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *dense),
+        jnp.concatenate(hidden, axis=1),
+    )
 
 
 def take(pool: Batch, sequences: np.ndarray) -> Batch:
     """The part of a pool at `sequences [s]`."""
-    return Batch(pool.tokens[sequences], pool.final[sequences], pool.hidden[:, sequences])
+    dense = jax.tree.map(lambda array: array[sequences], pool.dense)
+    return Batch(pool.tokens[sequences], dense, pool.hidden[:, sequences])
 
 
 def over_chunks(

@@ -1,0 +1,85 @@
+"""The scripts that make the README's tables, on a tiny model: they run, and print every row."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+Rows = list[list[str]]
+
+
+@pytest.fixture
+def table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str, list[object]], Rows]:
+    """Runs a script and gives the cells of the Markdown rows that it prints."""
+
+    def run(script: str, arguments: list[object]) -> Rows:
+        monkeypatch.syspath_prepend(SCRIPTS)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        lines = capsys.readouterr().out.splitlines()
+        return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+
+    return run
+
+
+def test_bench_forward(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--lengths", 32, 64, "--batch-tokens", 128, "--repeats", 1]
+    header, *rows = table("bench_forward.py", ["--model", tiny_model, *sizes])
+    assert header[:2] == ["T", "program"]
+    assert [row[0] for row in rows] == ["32"] * 3 + ["64"] * 3
+    assert all(float(row[3]) > 0 for row in rows)
+
+
+def test_bench_fold(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--tokens", 128, "--sequence-length", 32, "--batch-tokens", 64]
+    rows = table("bench_fold.py", ["--model", tiny_model, *sizes])
+    assert [row[0] for row in rows[-3:]] == ["fold", "1 levels", "9 levels"]
+    assert float(rows[-2][-1]) == 1
+
+
+def test_bench_search(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--sequence-length", 32, "--candidates", 2, "--repeats", 1]
+    _, *rows = table("bench_search.py", ["--model", tiny_model, *sizes])
+    assert [row[:2] for row in rows] == [
+        [sparsity, formulation]
+        for sparsity in ("25.0%", "50.0%")
+        for formulation in ("full width", "kept units")
+    ]
+    assert [row[-1] for row in rows[::2]] == ["1.00", "1.00"]
+
+
+@pytest.fixture
+def inputs(save_tiny: Callable[..., Path], tmp_path: Path) -> list[object]:
+    """A model that takes the tables' windows, and texts."""
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(map(str, range(30000))))
+    model = save_tiny(tmp_path / "model", max_positions=2048)
+    return ["--model", model, "--calibration", text, "--wikitext", text]
+
+
+def test_result_table_makes_no_run_twice(
+    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    few = ["--preset", "quick", "--rounds", 1, "--generations", 1, "--windows", 1, "--sparsities", 0.25, 0.5]
+    arguments = [*inputs, *few, "--results", results]
+    rows = table("result_table.py", arguments)
+    assert [row[0] for row in rows[1:]] == ["words"] * 2
+    made = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    assert table("result_table.py", arguments) == rows
+    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == made
+
+
+def test_ablation_has_a_row_per_variant(
+    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+) -> None:
+    few = ["--calibration-tokens", 2048, "--windows", 1, "--variants", "none", "centre", "--seeds", 0, 1]
+    rows = table("ablation.py", [*inputs, *few, "--results", tmp_path / "ablation.json"])
+    assert [row[0] for row in rows] == ["variant", "none", "centre"]
+    assert rows[1] != rows[2]

@@ -1,0 +1,76 @@
+"""Causal grouped-query attention, in chunks of queries, and on CPUs a sequence at a time.
+
+Attention is what a plain forward loses on a CPU: the square of scores is large, and little is computed with
+each of its entries. So only keys up to a chunk's end are touched, the heads of a group share one matrix
+product, and a softmax is divided by its sum only after it has met the values. On a CPU, sequences follow
+each other, so that the square of one stays in cache: 1.9× faster for 8 sequences of 512 tokens. There, what a
+`vmap` adds are further sequences, not further rows of every product.
+
+Axis letters: `B` sequences, `T` tokens, `N` query heads, `K` key/value heads, `G = N / K`, `H` head dim.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+QUERY_CHUNK = 128
+"""Rows of the attention square computed at a time."""
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` → `[B, T, N, H]`."""
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
+    """Causal grouped-query attention.
+
+    Args:
+        q: queries `[B, T, N, H]`; head `n` reads key/value head `n // G`.
+        k: keys `[B, T, K, H]`.
+        v: values `[B, T, K, H]`.
+        window: attend at most to this many last positions, one's own included.
+
+    Returns:
+        `[B, T, N, H]`.
+    """
+    attend = functools.partial(attend_sequence, window=window)
+    return jax.lax.platform_dependent(q, k, v, cpu=one_by_one(attend), default=jax.vmap(attend))
+
+
+def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None) -> jax.Array:
+    """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`."""
+    length, heads, head_dim = q.shape
+    groups = k.shape[1]
+    q = (q * head_dim**-0.5).reshape(length, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
+    k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+    outputs = []
+    for start in range(0, length, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        queries, keys, values = q[:, :, start:stop], k[:, first:stop], v[:, first:stop]
+        scores = jnp.einsum("kgth,kuh->kgtu", queries, keys, preferred_element_type=jnp.float32)
+        distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
+        visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        out = jnp.einsum(
+            "kgtu,kuh->kgth", weights.astype(v.dtype), values, preferred_element_type=jnp.float32
+        )
+        outputs.append((out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype))
+    return jnp.concatenate(outputs, axis=2).transpose(2, 0, 1, 3).reshape(length, heads, head_dim)
+
+
+def one_by_one(attend: Attention) -> Attention:
+    """`attend`, for one sequence, applied to one after the other; a `vmap` over it makes more of them."""
+
+    def loop(*qkv: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda sequence: attend(*sequence), qkv)
+
+    batchable = jax.custom_batching.sequential_vmap(loop)
+    # It has no reverse mode of its own.
+    differentiable = jax.custom_vjp(batchable)
+    differentiable.defvjp(
+        lambda *qkv: (batchable(*qkv), qkv), lambda qkv, change: jax.vjp(loop, *qkv)[1](change)
+    )
+    return differentiable

@@ -1,0 +1,125 @@
+"""What a model predicts, from its hidden states: likelihood and KL divergence over whole softmaxes.
+
+The head is applied to a part of the vocabulary at a time, with a running softmax (Milakov & Gimelshein
+2018), so that logits are never stored whole. A teacher's predictions are kept exactly in 2·D + 1 numbers a
+token in place of V. With p the dense model's probabilities, y its logits and z the sparse model's,
+
+    KL(p ‖ q) = Σ_v p_v (y_v − z_v) − log Σ exp y + log Σ exp z,
+
+and both logits being linear in the hidden states, y = W h and z = W h', the first sum is (h − h') · Wᵀp. Of
+a sparse model only its normaliser is left to compute.
+
+Axis letters: `B` sequences, `T` tokens, `D` hidden, `V` vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Params
+
+State = TypeVar("State")
+
+VOCABULARY_CHUNK = 2048
+"""Entries of the vocabulary whose logits exist at one time: their rows of the head stay in cache while all
+positions are multiplied with them."""
+
+ABSENT = -1e30
+"""Logit of an entry that does not count; finite, so that differences of two are not NaN."""
+
+
+class Prediction(NamedTuple):
+    """A model's predictions: normed last hidden states `hidden [B, T, D]`, the row of the head that they
+    expect, Wᵀp, `expected [B, T, D]`, and `normaliser [B, T]`, log Σ exp y. The last two are float32."""
+
+    hidden: jax.Array
+    expected: jax.Array
+    normaliser: jax.Array
+
+
+def over_vocabulary(
+    params: Params, step: Callable[[State, jax.Array, jax.Array], State], start: State, hidden: jax.Array
+) -> State:
+    """Fold `state = step(state, rows, logits)` over the vocabulary, `VOCABULARY_CHUNK` entries at a time.
+
+    `rows [chunk, D]` are the head's, `logits [n, chunk]` float32 those of normed states `hidden [n, D]`. The
+    last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT` from it.
+    """
+    head = decoder.head(params)
+    vocab = head.shape[0]
+    size = min(VOCABULARY_CHUNK, vocab)
+
+    def fold(state: State, first: jax.Array) -> tuple[State, None]:
+        offset = jnp.minimum(first, vocab - size)
+        rows = jax.lax.dynamic_slice_in_dim(head, offset, size)
+        fresh = offset + jnp.arange(size) >= first
+        return step(state, rows, jnp.where(fresh, decoder.logits(rows, hidden), ABSENT)), None
+
+    return jax.lax.scan(jax.checkpoint(fold), start, jnp.arange(0, vocab, size))[0]
+
+
+class SoftmaxSum(NamedTuple):
+    """A running softmax: the largest logit so far `[n]`, and Σ exp(logit − it) `[n]`."""
+
+    peak: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def empty(cls, count: int) -> Self:
+        """Of no logits."""
+        return cls(jnp.full(count, ABSENT), jnp.zeros(count))
+
+    def add(self, logits: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
+        """(the sum with `logits [n, chunk]`, their exponentials, the factor on earlier exponentials)."""
+        peak = jnp.maximum(self.peak, jnp.max(logits, axis=-1))
+        rescale, terms = jnp.exp(self.peak - peak), jnp.exp(logits - peak[:, None])
+        return type(self)(peak, self.total * rescale + jnp.sum(terms, axis=-1)), terms, rescale
+
+    def log(self) -> jax.Array:
+        """log Σ exp(logits) `[n]`."""
+        return self.peak + jnp.log(self.total)
+
+
+def predict(params: Params, hidden: jax.Array) -> Prediction:
+    """The predictions of normed hidden states `[B, T, D]`."""
+    states = hidden.reshape(-1, hidden.shape[-1])
+
+    def step(
+        state: tuple[SoftmaxSum, jax.Array], rows: jax.Array, logits: jax.Array
+    ) -> tuple[SoftmaxSum, jax.Array]:
+        total, terms, rescale = state[0].add(logits)
+        fresh = jnp.einsum("nv,vd->nd", terms, rows, preferred_element_type=jnp.float32)
+        return total, state[1] * rescale[:, None] + fresh
+
+    start = SoftmaxSum.empty(len(states)), jnp.zeros(states.shape)
+    softmax, weighted = over_vocabulary(params, step, start, states)
+    expected = (weighted / softmax.total[:, None]).reshape(hidden.shape)
+    return Prediction(hidden, expected, softmax.log().reshape(hidden.shape[:-1]))
+
+
+def log_normaliser(params: Params, hidden: jax.Array) -> jax.Array:
+    """log Σ exp z `[B, T]` over the whole vocabulary, from normed hidden states `[B, T, D]`."""
+    states = hidden.reshape(-1, hidden.shape[-1])
+    start = SoftmaxSum.empty(len(states))
+    softmax = over_vocabulary(params, lambda state, _, logits: state.add(logits)[0], start, states)
+    return softmax.log().reshape(hidden.shape[:-1])
+
+
+def kl_divergence(dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -> jax.Array:
+    """KL(dense ‖ sparse) `[B, T]` in nats, from the sparse model's normed hidden states `[B, T, D]` and
+    `normaliser [B, T]`; both models have one head."""
+    change = dense.hidden.astype(jnp.float32) - hidden.astype(jnp.float32)
+    return jnp.einsum("btd,btd->bt", change, dense.expected) - dense.normaliser + normaliser
+
+
+def negative_log_likelihood(
+    params: Params, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """Next-token NLL in nats `[B, T-1]` of `tokens [B, T]`, from normed hidden states `[B, T, D]` and the
+    logits' `normaliser [B, T]`."""
+    rows = decoder.head(params)[tokens[:, 1:]]
+    label_logits = jnp.einsum("btd,btd->bt", hidden[:, :-1], rows, preferred_element_type=jnp.float32)
+    return normaliser[:, :-1] - label_logits
