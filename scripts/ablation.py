@@ -7,17 +7,20 @@ nine-level supernet is built with each, and its centre, the uniform distribution
 """
 
 import dataclasses
+import functools
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import tyro
 
-from tyr_jax import quality
-from tyr_jax.config import PRESETS, WIKITEXT
+from tyr_jax import command, errors, quality, summary
+from tyr_jax.config import PRESETS, WIKITEXT, Preset
 from tyr_jax.data import DataSpec, load_splits
+from tyr_jax.errors import UserError
+from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
@@ -46,7 +49,7 @@ class Ablation:
     """Calibration text."""
     calibration_tokens: int = 32768
     """Tokens of it."""
-    preset: str = "standard"
+    preset: Preset = "standard"
     """Where everything else about local pruning comes from, noise in the calibration text included."""
     sequence_length: int = 512
     """Tokens in a sequence."""
@@ -59,7 +62,8 @@ class Ablation:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Calibration seeds."""
     results: Path = Path("runs/ablation.json")
-    """Where results are kept; those that are there already are not computed again."""
+    """Where results are kept; those that are there already are not computed again, unless they were made with
+    other settings: then another file is asked for."""
 
 
 def measure(
@@ -78,8 +82,7 @@ def measure(
     splits = load_splits(data, model.tokenizer, seed)
     pruning = dataclasses.replace(PRESETS[ablation.preset].pruning, **VARIANTS[variant])
     kinds, depth = pruning.kinds(model.config), model.config.depth
-    budgets = tuple(space.unit_budget(kind, depth, ablation.sparsity) for kind in kinds)
-    grid = space.level_grid(kinds, space.uniform_centres(kinds, depth, budgets), 9, 0.125)
+    grid = space.uniform_grid(kinds, depth, ablation.sparsity, 9, 0.125)
     with progress.stage(f"{variant}, seed {seed}: supernet", 2 * depth, "sites") as stage:
         supernet = build_supernet(
             model.params,
@@ -107,7 +110,7 @@ def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> 
     for variant in ablation.variants:
         cells = []
         for text in texts:
-            values = [results[f"{ablation.preset}-{variant}-{seed}"][text] for seed in ablation.seeds]
+            values = [results[f"{variant}, seed {seed}"][text] for seed in ablation.seeds]
             each = " / ".join(f"{value:.1f}" for value in values)
             cells.append(f"{statistics.median(values):.1f} ({each})")
         print(f"| {variant} | " + " | ".join(cells) + " |")
@@ -115,19 +118,28 @@ def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> 
 
 def main(ablation: Ablation) -> None:
     """Compute what is missing, then print the table."""
-    results = json.loads(ablation.results.read_text()) if ablation.results.is_file() else {}
+    unknown = set(ablation.variants) - set(VARIANTS)
+    if unknown:
+        raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join(VARIANTS)}")
+    common = dataclasses.replace(ablation, variants=(), seeds=(), results=Path())
+    kept = {"settings": json.loads(json.dumps(summary.plain(common))), "perplexity": {}}
+    if ablation.results.is_file():
+        settings, kept = kept["settings"], json.loads(ablation.results.read_text())
+        if kept["settings"] != settings:
+            raise UserError(f"{ablation.results} was made with other settings; name another with --results")
+    results = kept["perplexity"]
     ablation.results.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(ablation.model)
     with Progress() as progress:
         for seed in ablation.seeds:
             for variant in ablation.variants:
-                if f"{ablation.preset}-{variant}-{seed}" not in results:
-                    results[f"{ablation.preset}-{variant}-{seed}"] = measure(
-                        ablation, model, variant, seed, progress
-                    )
-                    write_json(ablation.results, results)
+                if (name := f"{variant}, seed {seed}") not in results:
+                    results[name] = measure(ablation, model, variant, seed, progress)
+                    write_json(ablation.results, kept)
     print_markdown(results, ablation)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Ablation, description=__doc__))
+    keep_compiled()
+    parse = functools.partial(command.parse, Ablation, prog="scripts/ablation.py", description=__doc__)
+    errors.run(lambda: main(parse(sys.argv[1:])))

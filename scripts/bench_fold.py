@@ -5,7 +5,7 @@
 The fold runs on random tokens; parts are timed on one site and one batch, and multiplied by their number.
 Printed are the FLOPs needed (attention counted over the causal half, XᵀX over its triangle, of ordering and
 solves none), the time (median), the share of the matmul rate, measured in the same run, that they reach, and
-the ratio to the plain formulation: a fold per level, and the whole of XᵀX.
+the ratio to the plain formulation, a fold per level.
 """
 
 import dataclasses
@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from bench_forward import block_flops
-from timing import matmul_rate, medians, print_header, print_row
+from timing import block_flops, dense_units, matmul_rate, medians, print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import layer_block
@@ -57,9 +56,7 @@ def main(bench: Bench) -> None:
     length, count = bench.sequence_length, bench.tokens // bench.batch_tokens
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab, (bench.tokens // length, length))
-    budgets = tuple(space.unit_budget(kind, depth, bench.sparsity) for kind in kinds)
-    centres = space.uniform_centres(kinds, depth, budgets)
-    grids = {levels: space.level_grid(kinds, centres, levels, 0.125) for levels in (1, 9)}
+    grids = {levels: space.uniform_grid(kinds, depth, bench.sparsity, levels, 0.125) for levels in (1, 9)}
 
     def prune(kind: int, size: int, weight: jax.Array) -> obs.PrunedSite:
         kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
@@ -97,7 +94,7 @@ def main(bench: Bench) -> None:
         times = depth * (1 if name.startswith("order") else count)
         print_row(name, times, f"{time * times:.1f}")
     print()
-    flops = bench.tokens * block_flops(config, length, 1)
+    flops = bench.tokens * block_flops(config, dense_units(config), length)
     flops += depth * (triangle_flops(width, bench.tokens) + triangle_flops(ffn, bench.tokens))
 
     def fold(levels: int, tokens: np.ndarray) -> supernet.Supernet:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from timing import matmul_rate, medians, print_header, print_row
+from timing import block_flops, dense_units, head_flops, matmul_rate, medians, print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import attention, decoder
@@ -35,14 +35,6 @@ class Bench:
     """Tokens that run at a time."""
     repeats: int = 5
     """Timings of each, interleaved."""
-
-
-def block_flops(config: ModelConfig, length: int, chunk: int) -> float:
-    """FLOPs of a token in all blocks, attention computed in chunks of `chunk` query rows."""
-    shape, hidden, dim = config.dense_shape, config.hidden, config.head_dim
-    keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])
-    projections = 4 * hidden * dim * (shape.heads + shape.kv_heads)
-    return float(config.depth * (projections + 4 * dim * shape.heads * keys + 6 * hidden * shape.ffn))
 
 
 def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], object]:
@@ -85,11 +77,11 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, {bench.batch_tokens} tokens at a time")
     print_header("T", "program", "MFLOP/token", "tokens/s", "of the matmul rate")
-    head = 2 * config.hidden * config.vocab
+    head, units = head_flops(config), dense_units(config)
     for length in bench.lengths:
         tokens = np.random.default_rng(0).integers(0, config.vocab, (bench.batch_tokens // length, length))
         inputs = jnp.asarray(tokens)
-        blocks = block_flops(config, length, attention.QUERY_CHUNK)
+        blocks = block_flops(config, units, length, attention.QUERY_CHUNK)
         flops = {"blocks": blocks, "blocks and head": blocks + head}
         runs: dict[str, Callable[[], object]] = {
             "blocks": functools.partial(decoder.hidden_states, params, inputs, config),
@@ -97,7 +89,7 @@ def main(bench: Bench) -> None:
         }
         if importlib.util.find_spec("torch"):
             runs["torch, logits"] = torch_forward(config, tokens)
-            flops["torch, logits"] = block_flops(config, length, length) + head
+            flops["torch, logits"] = block_flops(config, units, length, length) + head
         for name, time in medians(runs, bench.repeats).items():
             speed = bench.batch_tokens / time
             share = speed * flops[name] / rate

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from timing import matmul_rate, medians, print_header, print_row
+from timing import block_flops, head_flops, matmul_rate, medians, print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
@@ -38,15 +38,6 @@ class Bench:
     """Candidates scored together."""
     repeats: int = 5
     """Timings of each, interleaved."""
-
-
-def needed_flops(config: ModelConfig, kept: np.ndarray, length: int) -> float:
-    """FLOPs of a candidate-token that keeps `kept [2, L]` heads and neurons, head of the model included."""
-    shape, hidden, dim = config.dense_shape, config.hidden, config.head_dim
-    heads, neurons = kept.astype(float)
-    kv = np.minimum(heads, shape.kv_heads)
-    attention = 4 * hidden * dim * (heads + kv) + 4 * dim * heads * (length + 1) / 2
-    return float(np.sum(attention + 6 * hidden * neurons) + 2 * hidden * config.vocab)
 
 
 def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
@@ -80,9 +71,7 @@ def main(bench: Bench) -> None:
     columns = ("needed MFLOP/token", "tokens/s", "of the matmul rate", "ratio")
     print_header("sparsity", "formulation", *columns)
     for sparsity in bench.sparsities:
-        budgets = tuple(space.unit_budget(kind, config.depth, sparsity) for kind in kinds)
-        centres = space.uniform_centres(kinds, config.depth, budgets)
-        grid = space.level_grid(kinds, centres, 9, 0.125)
+        grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
         supernet = random_supernet(config, grid)
         state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
         candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
@@ -93,7 +82,8 @@ def main(bench: Bench) -> None:
             "kept units": functools.partial(nested.score_population, net, *rest),
         }
         times = medians(runs, bench.repeats)
-        flops = needed_flops(config, centres, bench.sequence_length)
+        units = space.kept_units(grid, space.centre_distribution(grid))
+        flops = block_flops(config, units, bench.sequence_length) + head_flops(config)
         count = bench.candidates * bench.sequence_length
         for name, time in times.items():
             speed = count / time

@@ -11,6 +11,7 @@ for ((i = 1; i <= $#; i++)); do
   case "${!i}" in
     --output) next=$((i + 1)) && output=${!next:-} ;;
     --output=*) output=${!i#--output=} ;;
+    -h | --help) exec python -m tyr_jax.prune --help ;;
   esac
 done
 if [ -z "$output" ]; then

@@ -1,19 +1,22 @@
 """The README's result table: dense, uniform and searched, at several sparsities, calibrated on several texts.
 
-Every run's summary is kept, and a run that is there already is not made again. Rerun:
+Every run's summary is kept, and a run that is there already is not made again, unless it was made with other
+settings: then another directory is asked for. Rerun:
 
   python scripts/result_table.py --calibration builtin my-text.txt --wikitext wikitext-2-raw-test.txt
 """
 
 import dataclasses
+import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from tyr_jax import pipeline, summary
-from tyr_jax.config import PRESETS, WIKITEXT, Settings
+from tyr_jax import command, errors, pipeline, summary
+from tyr_jax.config import PRESETS, WIKITEXT, Preset, Settings, validate
+from tyr_jax.errors import UserError
+from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.output import EventLog, write_json
 from tyr_jax.io.progress import Progress
 
@@ -34,7 +37,7 @@ class ResultTable:
     """WikiText-2 test set: the hub's, or a local file."""
     windows: int = 20
     """Windows of 2048 tokens of each evaluation text."""
-    preset: str = "standard"
+    preset: Preset = "standard"
     """Preset of every run."""
     calibration_tokens: int | None = None
     """Tokens that the layers are pruned on, where not the preset's."""
@@ -55,13 +58,26 @@ def settings_of(table: ResultTable, sparsity: float, source: str, seed: int) -> 
         evaluation=(table.wikitext,),
         evaluation_length=2048,
         evaluation_windows=table.windows,
-        calibration_tokens=table.calibration_tokens or base.data.calibration_tokens,
     )
-    search = dataclasses.replace(base.search, generations=table.generations or base.search.generations)
-    rounds = dataclasses.replace(base.rounds, rounds=table.rounds or base.rounds.rounds)
-    return dataclasses.replace(
-        base, model=table.model, sparsity=sparsity, seed=seed, data=data, rounds=rounds, search=search
-    )
+    settings = dataclasses.replace(base, model=table.model, sparsity=sparsity, seed=seed, data=data)
+    for part, name in (("data", "calibration_tokens"), ("rounds", "rounds"), ("search", "generations")):
+        if (value := getattr(table, name)) is not None:
+            changed = dataclasses.replace(getattr(settings, part), **{name: value})
+            settings = dataclasses.replace(settings, **{part: changed})
+    validate(settings)
+    return settings
+
+
+def read_report(path: Path, settings: Settings) -> dict[str, Any]:
+    """The summary at `path`.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    report = json.loads(path.read_text())
+    if report["settings"] != json.loads(json.dumps(summary.plain(settings))):
+        raise UserError(f"{path} was made with other settings; name another directory with --results")
+    return dict(report)
 
 
 def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str, Any]]:
@@ -69,20 +85,22 @@ def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str,
 
     The dense model and its text are read and measured once for all of them.
     """
-    paths = {s: table.results / f"{Path(source).stem}-{s:g}-seed{seed}.json" for s in table.sparsities}
-    dense = None
-    for sparsity, path in paths.items():
-        if path.is_file():
-            continue
+    dense, reports = None, {}
+    for sparsity in table.sparsities:
+        path = table.results / f"{Path(source).stem}-{sparsity:g}-seed{seed}.json"
         settings = settings_of(table, sparsity, source, seed)
+        if path.is_file():
+            reports[sparsity] = read_report(path, settings)
+            continue
         with Progress() as progress, EventLog(path.with_suffix(".events.jsonl")) as events:
             progress.log(f"== {path.stem}")
             run = pipeline.Run(settings, progress, events)
             dense = dense or pipeline.prepare(run)
             budgets = pipeline.target_budgets(dense.kinds, dense.model.config.depth, sparsity)
             outcome = pipeline.prune_prepared(run, dataclasses.replace(dense, budgets=budgets))
-            write_json(path, summary.summarise(outcome, settings, [], progress.timings))
-    return {sparsity: json.loads(path.read_text()) for sparsity, path in paths.items()}
+            reports[sparsity] = summary.summarise(outcome, settings, [], progress.timings)
+            write_json(path, reports[sparsity])
+    return reports
 
 
 def main(table: ResultTable) -> None:
@@ -101,11 +119,14 @@ def main(table: ResultTable) -> None:
         obtained = ", ".join(f"{report['sparsity'][kind]:.2%}" for kind in ("attention", "ffn"))
         for text, dense in report["dense"]["quality"].items():
             uniform, searched = (report[model]["quality"][text] for model in ("uniform", "searched"))
-            cells = [Path(source).stem, obtained, str(seed), text]
+            windows = report["texts"][text]
+            cells = [Path(source).stem, obtained, str(seed), f"{text}, {windows['sequences']} windows"]
             cells += [f"{quality['perplexity']:.2f}" for quality in (dense, uniform, searched)]
             cells += [f"{quality['kl']:.4f}" for quality in (uniform, searched)]
             print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ResultTable, description=__doc__))
+    keep_compiled()
+    parse = functools.partial(command.parse, ResultTable, prog="scripts/result_table.py", description=__doc__)
+    errors.run(lambda: main(parse(sys.argv[1:])))

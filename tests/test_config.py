@@ -64,12 +64,24 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("sparsity", -0.1, "--sparsity is -0.1"),
         ("sparsity", float("nan"), "--sparsity is nan"),
         ("seed", -1, "--seed is -1"),
+        ("seed", 2**32, "--seed is 4294967296, but must be from 0 to"),
+        ("data.sequence_length", 0, "--sequence-length is 0; it must be at least 2"),
+        ("data.calibration_tokens", 0, "--calibration-tokens is 0, but must be at least one sequence"),
+        ("data.calibration_noise", 2.0, "--calibration-noise is 2.0"),
+        ("data.evaluation_windows", 0, "--evaluation-windows is 0"),
+        ("data.search_tokens", 600, "--search-tokens is 600, but must be at least two sequences"),
+        ("objective.beta", 0.0, "--beta is 0.0, but must be above 0 where nothing else counts"),
+        ("objective.beta", -1.0, "--beta is -1.0, but must be 0 or more"),
+        ("objective.alpha", float("nan"), "--alpha is nan"),
+        ("rounds.descent_steps", -1, "--descent-steps is -1"),
+        ("rounds.descent_tokens", 0, "--descent-tokens is 0"),
         ("rounds.rounds", -1, "--rounds is -1"),
         ("rounds.levels", 8, "--levels is 8, but must be an odd number from 3 on"),
         ("rounds.levels", 1, "--levels is 1"),
         ("rounds.interval", 0.0, "--interval is 0.0"),
         ("rounds.interval", 0.6, "--interval is 0.6"),
         ("pruning.damping", 0.0, "--damping is 0.0"),
+        ("pruning.damping", float("inf"), "--damping is inf"),
         ("pruning.neuron_chunk", 0, "--neuron-chunk is 0"),
         ("pruning.neuron_multiple", 0, "--neuron-multiple is 0"),
         ("search.generations", 0, "--generations is 0"),
@@ -79,6 +91,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("search.survivors", (4, 2, 2), "--survivors is .* down to 1"),
         ("search.survivors", (4, 0, 1), "--survivors is"),
         ("search.offspring", 3, r"--survivors is .* at most --offspring \(3\)"),
+        ("search.stage_tokens", (0, 1024, 2048), r"--stage-tokens is .* at least 1 each"),
         ("search.stage_tokens", (512, 1024, 99999), r"--stage-tokens .* --search-tokens \(16384\)"),
     ],
 )
@@ -86,6 +99,11 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
     settings = changed(SETTINGS, path, value)
     with pytest.raises(UserError, match=message):
         validate(settings)
+
+
+def test_without_rounds_nothing_about_the_search_matters() -> None:
+    settings = changed(changed(SETTINGS, "rounds.rounds", 0), "data.search_tokens", 0)
+    validate(changed(settings, "search.generations", 0))
 
 
 def test_a_saliency_needs_one_of_its_terms() -> None:

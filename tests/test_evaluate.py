@@ -45,6 +45,27 @@ def test_a_pruned_model_measures_as_it_did(pruned: Path, measure: Measure) -> No
     assert (row["text"], row["windows"], row["length"], row["bos"]) == ("words.txt", 4, 32, True)
 
 
+def test_from_another_folder_and_with_rounded_weights(
+    tiny_arguments: list[str],
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    measure: Measure,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    shutil.copy(tiny_text, here / "my.txt")
+    monkeypatch.chdir(here)
+    options = ["--rounds", "0", "--dtype", "bfloat16", "--calibration", "my.txt@2", "--output", "pruned"]
+    prune.main([*tiny_arguments, *options])
+    capsys.readouterr()
+    monkeypatch.chdir(there)
+    (row,) = measure(here / "pruned")
+    assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-6)
+
+
 def test_other_windows_are_not_held_against_those_of_the_run(
     pruned: Path, tiny_text: Path, measure: Measure
 ) -> None:

@@ -28,15 +28,16 @@ def run(command: list[Any], **options: Any) -> str:
     return ended.stdout
 
 
-def new_python() -> str:
-    """A Python 3.13 that can make virtual environments (its jax differs from 3.11's), or else this one."""
+def find_python(version: str) -> str | None:
+    """A Python of that version that can make virtual environments."""
     versions = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
-    candidates = [shutil.which("python3.13"), *sorted(versions.glob("3.13*/bin/python3.13"))]
-    check = "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 13))"
+    candidates = [sys.executable, shutil.which(f"python{version}")]
+    candidates += map(str, sorted(versions.glob(f"{version}*/bin/python{version}")))
+    check = f"import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '{version}')"
     for candidate in filter(None, candidates):
         if not subprocess.run([candidate, "-c", check], capture_output=True, check=False).returncode:
-            return str(candidate)
-    return sys.executable
+            return candidate
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment that holds the wheel and what it depends on."""
+@pytest.fixture(scope="module", params=["3.11", "3.13"])
+def python(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment that holds the wheel and what it depends on; the two versions
+    resolve different ones."""
+    made_with = find_python(request.param)
+    if made_with is None:
+        pytest.skip(f"there is no Python {request.param} here")
     directory = tmp_path_factory.mktemp("environment") / "venv"
-    run([new_python(), "-m", "venv", directory])
+    run([made_with, "-m", "venv", directory])
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     run([python, "-m", "pip", "install", "--quiet", wheel])
     return python
@@ -82,9 +87,14 @@ def test_it_prunes_and_evaluates_without_torch(
     torch, _, location = run([python, "-c", check], cwd=tmp_path, env=environment).strip().partition(" ")
     assert torch == "None"
     assert not location.startswith(str(ROOT))
-    shown = module("tyr_jax.prune", *tiny_arguments, "--output", "pruned")
+    turns = [{"role": "user", "content": "the cat and the hat"}, {"role": "assistant", "content": "on a mat"}]
+    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
+    chat = ["--chat-template", "--evaluation", "chat.jsonl"]
+    shown = module("tyr_jax.prune", *tiny_arguments, *chat, "--output", "pruned")
     assert "searched" in shown
-    (row,) = json.loads(module("tyr_jax.evaluate", "pruned", "--json"))["texts"]
-    assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-4)
+    rows = json.loads(module("tyr_jax.evaluate", "pruned", "--json"))["texts"]
+    assert [row["text"] for row in rows] == ["words.txt", "chat.jsonl"]
+    for row in rows:
+        assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-4)
     scripts = {path.stem for path in python.parent.iterdir()}
     assert {"tyr-prune", "tyr-evaluate"} <= scripts

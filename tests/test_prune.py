@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tyr_jax import prune
 from tyr_jax.config import PRESETS
-from tyr_jax.io.checkpoint import load_model
+from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import count_parameters
 
@@ -179,6 +179,9 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         *(["--accumulation", name] for name in ("uniform", "random", "centre", "none")),
         ["--first-order", "signed", "--second-order", "block"],
         ["--neuron-multiple", "1"],
+        # The paper's choices.
+        ["--start", "uniform", "--descent-steps", "0", "--no-refit", "--calibration-noise", "0"],
+        ["--damping-scale", "mean", "--first-order", "abs", "--second-order", "channel"],
         ["--bos", "--evaluation", "builtin:topics"],
         ["--survivors", "1", "--stage-tokens", "64"],
     ],
@@ -188,6 +191,37 @@ def test_every_choice_runs(arguments: list[str], run: Prune) -> None:
     summary = summary_of(run("--rounds", "1", "--generations", "1", *arguments))
     for name, kind in summary["searched"]["units"].items():
         assert kind["kept"] == kind["budget"] == sum(summary["distribution"][name])
+
+
+def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:
+    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--descent-steps", "0"]
+    first, second = summary_of(run(*steps))["rounds"]
+    assert first["step"] == {"attention": 2, "ffn": 24}
+    assert second["step"] == {"attention": 1, "ffn": 12}
+    # Three layers share 108 neurons and 9 heads.
+    assert {(kept - 36) % 24 for kept in first["kept"]["ffn"]} == {0}
+    moves = np.subtract(second["kept"]["ffn"], first["kept"]["ffn"])
+    assert set(moves % 12) == {0}
+
+
+def test_weights_are_written_as_they_were_stored_or_asked_for(
+    run: Prune, pruned: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model, half = load_model(str(tiny_model)), tmp_path / "half"
+    half.mkdir()
+    save_model(half, model.config, model.params, model.hf_config, model.tokenizer, dtype="bfloat16")
+    cases = [
+        (["--model", str(half)], "bfloat16", 2),
+        (["--dtype", "bfloat16"], "bfloat16", 2),
+        (["--model", str(half), "--dtype", "float32"], "float32", 4),
+    ]
+    for arguments, dtype, size in cases:
+        directory = run("--rounds", "0", *arguments)
+        written = load_model(str(directory))
+        assert written.stored_dtype == dtype
+        summary = summary_of(directory)["uniform"]
+        assert summary["size"]["bytes"] == size * summary["size"]["parameters"]
+    assert summary_of(pruned)["dense"]["size"]["bytes"] == 4 * count_parameters(model.config)[1]
 
 
 def test_whole_key_value_groups(run: Prune) -> None:

@@ -5,10 +5,11 @@ The command line is made from these classes, so a field's docstring is its help 
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Literal, get_args
 
-from tyr_jax.data import DataSpec
+from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import UserError
 from tyr_jax.pruning.obs import PAPER_SALIENCY
 from tyr_jax.pruning.supernet import PruningSettings
@@ -16,6 +17,7 @@ from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Objective
 
 Preset = Literal["quick", "standard", "paper"]
+WeightType = Literal["as-stored", "float32", "bfloat16", "float16"]
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 """The WikiText-2 test set on the hub."""
 
@@ -42,6 +44,9 @@ class Rounds:
     descent_tokens: int = 4096
     """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
     its proposals are scored on as many others."""
+    refit: bool = True
+    """Prune every site once more around the distribution found, each seeing what the chosen layers before it
+    really pass on. Without it the weights are those of the last supernet (the paper)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Settings:
     """Directory for the pruned model; must not exist yet, or be empty."""
     overwrite: bool = False
     """Replace an output directory that is not empty, once the new model is complete."""
+    dtype: WeightType = "as-stored"
+    """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
+    dense model's (float32 where that is quantised)."""
     preset: Preset = "standard"
     """Where all other defaults come from: `quick` (minutes on a laptop), `standard`, `paper`."""
     seed: int = 0
@@ -115,7 +123,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_windows=64,
         ),
         pruning=PruningSettings(saliency=PAPER_SALIENCY, damping_scale="mean"),
-        rounds=Rounds(rounds=4, start="uniform", descent_steps=0),
+        rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
         search=EvolutionSettings(),
     ),
 }
@@ -132,13 +140,29 @@ def validate(settings: Settings) -> None:
     Raises:
         UserError: names the flag, its value and what is wanted.
     """
-    rounds, search, data, pruning = settings.rounds, settings.search, settings.data, settings.pruning
+    data, pruning = settings.data, settings.pruning
     _require(0 < settings.sparsity < 1, "--sparsity", settings.sparsity, "between 0 and 1, ends excluded")
     source, output = Path(settings.model).resolve(), settings.output.resolve()
     swallows = source.exists() and output in (source, *source.parents)
     _require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")
-    _require(settings.seed >= 0, "--seed", settings.seed, "0 or more")
-    _require(rounds.rounds >= 0, "--rounds", rounds.rounds, "0 or more")
+    _require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
+    check_sizes(data)
+    enough = data.calibration_tokens >= data.sequence_length
+    _require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
+    _require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
+    _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
+    _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
+    both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
+    _require(not both_off, "--second-order", "none", "something else where --first-order is none too")
+    _require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
+    if settings.rounds.rounds:
+        _validate_rounds(settings)
+        _validate_search(settings)
+
+
+def _validate_rounds(settings: Settings) -> None:
+    """What rounds of supernets and searches are made of."""
+    rounds, data, objective = settings.rounds, settings.data, settings.objective
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     _require(odd, "--levels", rounds.levels, "an odd number from 3 on")
     _require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
@@ -146,11 +170,15 @@ def validate(settings: Settings) -> None:
     _require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
     two = not rounds.descent_steps or data.search_tokens >= 2 * data.sequence_length
     _require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
-    _require(pruning.damping > 0, "--damping", pruning.damping, "above 0")
-    _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
-    _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
-    both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
-    _require(not both_off, "--second-order", "none", "something else where --first-order is none too")
+    for flag, weight in (("--alpha", objective.alpha), ("--beta", objective.beta)):
+        _require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
+    counts = {"kl": objective.beta, "hidden+kl": objective.alpha + objective.beta, "perplexity": 1.0}
+    _require(counts[objective.objective] > 0, "--beta", objective.beta, "above 0 where nothing else counts")
+
+
+def _validate_search(settings: Settings) -> None:
+    """The schedule of the evolutionary search."""
+    search, data = settings.search, settings.data
     _require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
     _require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
     same = len(search.survivors) == len(search.stage_tokens) >= 1
@@ -159,5 +187,6 @@ def validate(settings: Settings) -> None:
     falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
     _require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
              f"--offspring ({search.offspring}) down to 1")  # fmt: skip
+    _require(min(search.stage_tokens) >= 1, "--stage-tokens", search.stage_tokens, "at least 1 each")
     fits = max(search.stage_sequences(data.sequence_length)) * data.sequence_length <= data.search_tokens
     _require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import quality
@@ -39,7 +40,7 @@ Tell = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """The model to prune, its text, and its answers on the evaluation windows."""
+    """The model to prune, its text and its answers on it, and the type that weights are written in."""
 
     model: LoadedModel
     splits: Splits
@@ -47,6 +48,7 @@ class Dense:
     budgets: tuple[int, int]
     teachers: dict[str, Prediction]
     quality: Qualities
+    dtype: np.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ def prepare(run: Run) -> Dense:
         for name, windows in texts.items():
             teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
     record_quality(run, "dense", measured)
-    return Dense(model, splits, kinds, budgets, teachers, measured)
+    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    return Dense(model, splits, kinds, budgets, teachers, measured, dtype)
 
 
 def target_budgets(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> tuple[int, int]:
@@ -267,20 +270,19 @@ def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str
 
 
 def search_round(
-    run: Run, dense: Dense, kept: np.ndarray, pool: Batch, number: int
+    run: Run, dense: Dense, grid: LevelGrid, pool: Batch, number: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One round around `kept [2, L]`: build the supernet, search it (Algorithms 2 and 3).
+    """One round: build the supernet of `grid`, search it (Algorithms 2 and 3).
 
     Returns the units kept `[2, L]` that it found, and a record.
     """
     settings, model, rounds = run.settings, dense.model, run.settings.rounds
-    grid = space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
     supernet = fold(run, dense, grid, settings.pruning, f"round {number}/{rounds.rounds}: supernet")
     start = first_parent(supernet, grid, rounds.start if number == 1 else "uniform")
     net, error = nested.nest(model.params, supernet, model.config), np.asarray(supernet.error)
     del supernet
     this = Round(run, dense, pool, number, grid, net, error)
-    start, descent = descend(this, start)
+    start, descent = descend(this, start) if rounds.descent_steps else (start, [])
     levels, history = evolution(this, start)
     found = space.kept_units(grid, levels)
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
@@ -294,24 +296,37 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
     return dict(zip(space.KINDS, kept.tolist(), strict=True))
 
 
-def refit(run: Run, dense: Dense, kept: np.ndarray, name: str) -> Pruned:
-    """The physically smaller model that keeps `kept [2, L]` units, measured.
+def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, name: str) -> Pruned:
+    """The physically smaller model that keeps `kept [2, L]` units, measured with weights as written.
 
     A supernet's weights were fitted to the expectation over many distributions. Once one is chosen, every
     site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
-    uniform baseline gets the same, so that the two compare.
+    uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
+    supernet of `grid`, in which the distribution was found (None where none was built).
     """
     model, settings = dense.model, run.settings
-    grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
-    exact = dataclasses.replace(settings.pruning, accumulation="centre")
-    supernet = fold(run, dense, grid, exact, f"prune {name}")
-    levels = space.centre_distribution(grid)
-    params, config = compress(model.params, supernet, levels, model.config, settings.pruning.neuron_multiple)
+    pruning = settings.pruning
+    if settings.rounds.refit or grid is None:
+        grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
+        pruning = dataclasses.replace(pruning, accumulation="centre")
+    supernet = fold(run, dense, grid, pruning, f"prune {name}")
+    levels = space.levels_of(grid, kept)
+    params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
+    params = jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), params)
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 
-def search_rounds(run: Run, dense: Dense, kept: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """(units kept `[2, L]`, a record per round): from `kept`, each round around the last one's answer."""
+def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
+    """The levels of a round around `kept [2, L]`: their distance halves every round."""
+    rounds = run.settings.rounds
+    return space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
+
+
+def search_rounds(
+    run: Run, dense: Dense, kept: np.ndarray
+) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]]]:
+    """(units kept `[2, L]`, the last round's levels, a record per round): from `kept`, each round around the
+    last one's answer."""
     settings, model = run.settings, dense.model
     records = []
     with run.progress.stage(
@@ -321,9 +336,10 @@ def search_rounds(run: Run, dense: Dense, kept: np.ndarray) -> tuple[np.ndarray,
             model.params, dense.splits.search, model.config, settings.objective, stage.advance
         )
     for number in range(1, settings.rounds.rounds + 1):
-        kept, record = search_round(run, dense, kept, pool, number)
+        grid = round_grid(run, dense, kept, number)
+        kept, record = search_round(run, dense, grid, pool, number)
         records.append(record)
-    return kept, records
+    return kept, grid, records
 
 
 def prune_model(settings: Settings, progress: Progress, events: EventLog) -> Outcome:
@@ -341,8 +357,8 @@ def prune_prepared(run: Run, dense: Dense) -> Outcome:
     """Prune a model that `prepare` has read, to the budgets in `dense` (which may be those of another
     sparsity: `target_budgets`)."""
     centres = space.uniform_centres(dense.kinds, dense.model.config.depth, dense.budgets)
-    uniform = refit(run, dense, centres, "uniform")
     if not run.settings.rounds.rounds:
-        return Outcome(dense, uniform, None, [])
-    kept, records = search_rounds(run, dense, centres)
-    return Outcome(dense, uniform, refit(run, dense, kept, "searched"), records)
+        return Outcome(dense, realise(run, dense, centres, None, "uniform"), None, [])
+    uniform = realise(run, dense, centres, round_grid(run, dense, centres, 1), "uniform")
+    kept, grid, records = search_rounds(run, dense, centres)
+    return Outcome(dense, uniform, realise(run, dense, kept, grid, "searched"), records)

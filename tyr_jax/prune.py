@@ -20,12 +20,14 @@ Examples:
       weight), and a further text to measure on
 """
 
+import dataclasses
 import sys
 
 import tyro
 
 from tyr_jax import command, errors, summary
 from tyr_jax.config import PRESETS, Settings
+from tyr_jax.data import anchored
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.output import EventLog, staged_directory, write_json
@@ -60,19 +62,36 @@ def main(arguments: list[str] | None = None) -> None:
     errors.run(lambda: run(parse(arguments), arguments))
 
 
+def anchor(settings: Settings) -> Settings:
+    """The same settings for any folder, so that a summary can be used in another than it was made in."""
+    calibration, evaluation = (
+        tuple(map(anchored, sources)) for sources in (settings.data.calibration, settings.data.evaluation)
+    )
+    data = dataclasses.replace(settings.data, calibration=calibration, evaluation=evaluation)
+    return dataclasses.replace(settings, data=data)
+
+
 def run(settings: Settings, arguments: list[str]) -> None:
     """Prune, write the output directory, print the closing table."""
+    settings = anchor(settings)
     with (
         staged_directory(settings.output, settings.overwrite) as staging,
         EventLog(staging / "events.jsonl") as events,
         Progress() as progress,
     ):
+        progress.log(f"what happens is written to {staging / 'events.jsonl'} as it happens")
         events.write("start", arguments=arguments)
         outcome = prune_model(settings, progress, events)
         with progress.stage("write", 1, "models") as stage:
             final, model = outcome.final, outcome.dense.model
             save_model(
-                staging, final.config, final.params, model.hf_config, model.tokenizer, model.generation_config
+                staging,
+                final.config,
+                final.params,
+                model.hf_config,
+                model.tokenizer,
+                model.generation_config,
+                dtype=outcome.dense.dtype,
             )
             stage.advance()
         report = summary.summarise(outcome, settings, arguments, progress.timings)

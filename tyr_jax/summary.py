@@ -23,13 +23,13 @@ from tyr_jax.search.space import KINDS
 
 FORMAT_VERSION = 1
 
-PACKAGES = ("jax", "flax", "optax", "transformers", "safetensors", "gguf", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 
 
-def size(config: ModelConfig, bytes_per_weight: int = 4) -> dict[str, int]:
-    """Parameters inside the blocks, parameters in all, and bytes on disk."""
+def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
+    """Parameters inside the blocks, parameters in all, and the bytes they take in `dtype`."""
     block, total = count_parameters(config)
-    return {"block_parameters": block, "parameters": total, "bytes": total * bytes_per_weight}
+    return {"block_parameters": block, "parameters": total, "bytes": total * dtype.itemsize}
 
 
 def units(dense: Dense, pruned: Pruned) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def describe(pruned: Pruned, dense: Dense) -> dict[str, Any]:
     return {
         "kept": kept_by_kind(pruned.kept),
         "units": units(dense, pruned),
-        "size": size(pruned.config),
+        "size": size(pruned.config, dense.dtype),
         "quality": {text: measured._asdict() for text, measured in pruned.quality.items()},
     }
 
@@ -96,7 +96,7 @@ def summarise(
         },
         "distribution": kept_by_kind(outcome.final.kept),
         "dense": {
-            "size": size(dense.model.config),
+            "size": size(dense.model.config, dense.model.stored_dtype),
             "quality": {text: measured._asdict() for text, measured in dense.quality.items()},
         },
         "uniform": describe(outcome.uniform, dense),

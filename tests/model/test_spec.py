@@ -122,7 +122,7 @@ def test_params_follow_the_table(layers: tuple[LayerShape, ...], tiny_config: Co
     params = build_params(config, make)
     keys = [spec.key for spec in all_specs(config)]
     assert sorted(made) == sorted(keys)
-    pairs = iter_tensors(params, config)
+    pairs = list(iter_tensors(params, config))
     assert [spec.key for spec, _ in pairs] == keys
     for spec, array in pairs:
         assert array.shape == spec.shape

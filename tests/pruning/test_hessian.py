@@ -40,7 +40,9 @@ def test_less_than_two_thirds_of_the_full_product_is_multiplied() -> None:
 
 def test_damping_is_a_share_of_the_mean_diagonal() -> None:
     gram = jnp.diag(jnp.array([1.0, 3.0]))
-    np.testing.assert_allclose(np.asarray(hessian.damp(gram, 0.01)), [[1.02, 0.0], [0.0, 3.02]], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(hessian.damp(gram, 0.01, "mean")), [[1.02, 0.0], [0.0, 3.02]], rtol=1e-6
+    )
 
 
 def test_damping_by_channel_does_not_depend_on_the_others_scale() -> None:
@@ -50,7 +52,7 @@ def test_damping_by_channel_does_not_depend_on_the_others_scale() -> None:
     np.testing.assert_allclose(damped, np.diag([1.01 + floor, 1.01e6 + floor]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 5])
-def test_damping_of_dead_inputs_is_positive(size: int) -> None:
-    damped = np.asarray(hessian.damp(jnp.zeros((size, size)), 0.01))
-    np.testing.assert_allclose(damped, 0.01 * np.eye(size), rtol=1e-6)
+@pytest.mark.parametrize(("size", "scale", "share"), [(1, "mean", 1), (5, "mean", 1), (5, "channel", 1e-3)])
+def test_damping_of_dead_inputs_is_positive(size: int, scale: hessian.DampingScale, share: float) -> None:
+    damped = np.asarray(hessian.damp(jnp.zeros((size, size)), 0.01, scale))
+    np.testing.assert_allclose(damped, 0.01 * share * np.eye(size), rtol=1e-6)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tyr_jax.pruning import obs
+from tyr_jax.pruning.hessian import DampingScale
 from tyr_jax.pruning.obs import Saliency
 
 SALIENCIES = [
@@ -25,6 +26,7 @@ class Site(NamedTuple):
     gram: np.ndarray
     weight: np.ndarray
     unit_size: int
+    damping_scale: DampingScale = "channel"
 
     @property
     def units(self) -> int:
@@ -32,7 +34,10 @@ class Site(NamedTuple):
 
     @property
     def hessian(self) -> np.ndarray:
-        return self.gram + DAMPING * np.mean(np.diag(self.gram)) * np.eye(len(self.gram))
+        diagonal = np.diag(self.gram)
+        mean = diagonal.mean()
+        own = mean if self.damping_scale == "mean" else diagonal + 1e-3 * mean
+        return self.gram + DAMPING * own * np.eye(len(self.gram))
 
 
 def random_site(units: int, unit_size: int, outputs: int, seed: int, tokens: int = 50) -> Site:
@@ -55,6 +60,7 @@ def prune(site: Site, kept: list[int], chunk: int = 1, saliency: Saliency = Sali
             chunk=chunk,
             saliency=saliency,
             damping=DAMPING,
+            damping_scale=site.damping_scale,
         )
     return obs.PrunedSite(*(np.asarray(field) for field in pruned))
 
@@ -115,11 +121,12 @@ def test_each_removed_unit_is_an_argmin_of_the_saliency(
     outputs=st.integers(1, 5),
     chunk=st.integers(1, 4),
     seed=st.integers(0, 999),
+    damping_scale=st.sampled_from(["mean", "channel"]),
 )
 def test_every_level_is_the_damped_optimum_on_its_support(
-    units: int, unit_size: int, outputs: int, chunk: int, seed: int
+    units: int, unit_size: int, outputs: int, chunk: int, seed: int, damping_scale: DampingScale
 ) -> None:
-    site = random_site(units, unit_size, outputs, seed)
+    site = random_site(units, unit_size, outputs, seed)._replace(damping_scale=damping_scale)
     kept = list(range(units + 1))
     pruned = prune(site, kept, chunk=min(chunk, units))
     assert sorted(pruned.rank) == list(range(units))
@@ -160,11 +167,22 @@ def test_levels_are_nested_and_chunks_end_on_their_boundaries() -> None:
     site = random_site(12, 1, outputs=3, seed=1)
     kept = [2, 5, 9, 12]
     coarse = prune(site, kept, chunk=4)
-    for few, many in itertools.pairwise(kept):
-        smaller, larger = coarse.rank < few, coarse.rank < many
-        assert not (smaller & ~larger).any()
-    for level, count in enumerate(kept):
-        assert np.count_nonzero(np.abs(coarse.weights[level]).sum(axis=1)) == count
+    supports = [set(np.flatnonzero(np.abs(weight).sum(axis=1))) for weight in coarse.weights]
+    assert [len(support) for support in supports] == kept
+    for smaller, larger in itertools.pairwise(supports):
+        assert smaller < larger
+
+
+@pytest.mark.parametrize("damping_scale", ["mean", "channel"])
+def test_a_chunk_leaves_by_the_saliency_before_it(damping_scale: DampingScale) -> None:
+    site = random_site(9, 1, outputs=4, seed=2)._replace(damping_scale=damping_scale)
+    rank = prune(site, [1, 9], chunk=4).rank
+    alive = list(range(9))
+    for least in (5, 1):
+        scores = dict(zip(alive, brute_saliency(site, alive, Saliency()), strict=True))
+        leaving = set(sorted(alive, key=scores.__getitem__)[:4])
+        assert leaving == {unit for unit in alive if rank[unit] >= least}
+        alive = [unit for unit in alive if unit not in leaving]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +241,7 @@ def test_collinear_channels_keep_a_finite_solution_in_float32() -> None:
         chunk=2,
         saliency=Saliency(),
         damping=DAMPING,
+        damping_scale="channel",
     )
     assert np.isfinite(np.asarray(pruned.weights)).all()
     # Three channels span the inputs, so keeping twelve down to a few loses next to nothing.
@@ -232,7 +251,7 @@ def test_collinear_channels_keep_a_finite_solution_in_float32() -> None:
 
 def test_damping_is_raised_until_the_hessian_factorises() -> None:
     gram = jnp.asarray(np.diag([1.0, 1.0, -0.05]), jnp.float32)
-    hessian, inverse, used = obs.factorise(gram, 0.01)
+    hessian, inverse, used = obs.factorise(gram, 0.01, "mean")
     assert float(used) == pytest.approx(0.1)
     np.testing.assert_allclose(np.asarray(hessian @ inverse), np.eye(3), atol=1e-5)
 

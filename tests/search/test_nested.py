@@ -11,7 +11,8 @@ from reference import random_supernet
 
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 from tyr_jax.pruning.supernet import PruningSettings, Supernet
-from tyr_jax.search import nested, population, space
+from tyr_jax.search import evolve, nested, population, space
+from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
 
@@ -124,6 +125,38 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
         nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL)
         sizes.append(nested.score_chunk._cache_size())
     assert len(set(sizes)) == 1
+
+
+def test_nothing_compiles_after_the_first_generation(
+    tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in another round; and the units of each kind stay exact in every candidate that is scored."""
+    monkeypatch.setattr(population, "CHUNK_TOKENS", 4 * LENGTH)
+    world = make_world(tiny_config())
+    net, sizes, totals = nested.nest(world.params, world.supernet, world.config), [], set()
+
+    def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        units = space.kept_units(world.grid, candidates).sum(axis=-1)
+        totals.update(map(tuple, units.tolist()))
+        return nested.score_population(net, candidates, world.pool, sequences, world.config, KL)
+
+    schedule = EvolutionSettings(
+        generations=3, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
+    )
+    start = space.centre_distribution(world.grid)
+    for number in range(2):
+        evolve.evolve(
+            evolve.init(jax.random.key(number), start),
+            world.grid.exists,
+            score,
+            len(world.pool.tokens),
+            LENGTH,
+            schedule,
+            lambda state, parent: sizes.append(nested.score_chunk._cache_size()),
+        )
+    assert len(sizes) == 6
+    assert len(set(sizes)) == 1
+    assert len(totals) == 1
 
 
 def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., ModelConfig]) -> None:

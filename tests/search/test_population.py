@@ -12,8 +12,7 @@ from reference import kl64, layer_outputs64, logits64, nll64, random_supernet
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, random_params
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, select
-from tyr_jax.search import evolve, population, space
-from tyr_jax.search.evolve import EvolutionSettings
+from tyr_jax.search import population, space
 from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.search.space import LevelGrid
 
@@ -178,31 +177,3 @@ def test_the_pool_keeps_states_in_order_whatever_the_batch(
     assert (np.asarray(taken.tokens) == world.tokens[[4, 1]]).all()
     np.testing.assert_array_equal(np.asarray(taken.hidden), np.asarray(whole.hidden)[:, [4, 1]])
     np.testing.assert_array_equal(np.asarray(taken.dense.expected), np.asarray(whole.dense.expected)[[4, 1]])
-
-
-def test_nothing_compiles_after_the_first_generation(world: World, small_chunks: None) -> None:
-    """And the units of each kind stay exact in every candidate that is scored."""
-    pool, sizes, totals = world.pool(), [], set()
-
-    def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        units = space.kept_units(world.grid, candidates).sum(axis=-1)
-        totals.update(map(tuple, units.tolist()))
-        return population.score_population(
-            world.params, world.supernet, candidates, pool, sequences, world.config, KL
-        )
-
-    schedule = EvolutionSettings(
-        generations=4, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
-    )
-    evolve.evolve(
-        evolve.init(jax.random.key(0), space.centre_distribution(world.grid)),
-        world.grid.exists,
-        score,
-        SEQUENCES,
-        LENGTH,
-        schedule,
-        lambda state, parent: sizes.append(population.score_chunk._cache_size()),
-    )
-    assert len(sizes) == 4
-    assert len(set(sizes)) == 1
-    assert totals == {(6, 72)}

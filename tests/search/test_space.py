@@ -324,3 +324,10 @@ def test_the_number_of_shifts_is_the_smaller_of_two_draws(most: int, odds: list[
     assert moved.max() <= most
     frequency = np.bincount(moved, minlength=most + 1)[1:] / draws
     np.testing.assert_allclose(frequency, np.array(odds) / sum(odds), atol=0.06)
+
+
+def test_levels_of_kept_units() -> None:
+    kinds = (Kind("attention", 4, 1), Kind("ffn", 48, 8))
+    grid = space.level_grid(kinds, np.array([[1, 3], [8, 40]]), 5, 1 / 6)
+    levels = np.array([[3, 1], [1, 3]])
+    np.testing.assert_array_equal(space.levels_of(grid, space.kept_units(grid, levels)), levels)

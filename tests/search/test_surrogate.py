@@ -115,6 +115,15 @@ def test_a_descent_takes_steps_that_help_and_no_others() -> None:
 
     np.testing.assert_array_equal(surrogate.descend(start, error, exists, slopes, worse, batches)[0], start)
 
+    def broken(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        values = slopes(levels, sequences)
+        values[0, 1, 2] = np.nan
+        return values
+
+    found, history = surrogate.descend(start, error, exists, broken, score, batches)
+    np.testing.assert_array_equal(found, start)
+    assert history == []
+
 
 def balanced(sites: int, levels: int, total: int) -> list[np.ndarray]:
     """All distributions of one kind that sum to `total`."""

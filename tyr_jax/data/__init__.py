@@ -8,19 +8,22 @@ from tyr_jax.data.packing import (
     DataSpec,
     Splits,
     Tokenizer,
+    check_sizes,
     fingerprint,
     load_evaluation,
     load_splits,
     read_tokens,
     tokenize,
 )
-from tyr_jax.data.sources import Source, describe, parse_source, read_documents
+from tyr_jax.data.sources import Source, anchored, describe, parse_source, read_documents
 
 __all__ = [
     "DataSpec",
     "Source",
     "Splits",
     "Tokenizer",
+    "anchored",
+    "check_sizes",
     "describe",
     "fingerprint",
     "load_evaluation",

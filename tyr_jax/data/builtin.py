@@ -23,7 +23,7 @@ MODULES = """
     difflib email._policybase email.charset email.header email.headerregistry email.message email.policy
     enum fileinput fractions ftplib functools heapq http.client http.cookiejar http.cookies http.server
     imaplib importlib.abc importlib.metadata inspect ipaddress json logging logging.handlers lzma
-    mailbox mimetypes optparse os pdb pickle pickletools pkgutil platform poplib pydoc queue random re
+    mailbox mimetypes optparse os pickle pickletools pkgutil platform poplib pydoc queue random re
     shutil site smtplib socket socketserver ssl statistics string subprocess tarfile tempfile textwrap
     threading timeit traceback typing unittest.case unittest.mock urllib.parse urllib.request uuid wave
     wsgiref.handlers xml.etree.ElementTree xml.sax.handler xml.sax.xmlreader xmlrpc.client xmlrpc.server

@@ -111,8 +111,6 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
     unreadable sources, and for sources too small for what is asked.
     """
     _check(spec, tokenizer)
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; it must be at least 0")
     held, extra = _sources(spec)
     if not held:
         raise UserError("no calibration source is given; name one with --calibration, e.g. builtin")
@@ -164,8 +162,12 @@ def fingerprint(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, dtype="<i4").tobytes()).hexdigest()
 
 
-def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
-    """Refuse sizes that make no sense, each with its flag."""
+def check_sizes(spec: DataSpec) -> None:
+    """Refuse sizes that make no sense, each with its flag.
+
+    Raises:
+        UserError: a size that cannot be.
+    """
     for field, least in (
         ("sequence_length", 2),
         ("evaluation_length", 2),
@@ -184,6 +186,10 @@ def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
                 f"--{field.replace('_', '-')} {getattr(spec, field)} is less than one sequence of "
                 f"{spec.sequence_length} tokens; raise it or lower --sequence-length"
             )
+
+
+def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
+    check_sizes(spec)
     if spec.bos and tokenizer.bos_token_id is None:
         raise UserError("this model's tokenizer has no BOS token; leave out --bos")
 

@@ -86,6 +86,14 @@ def parse_source(text: str) -> Source:
     return Source("hub", head, config, split or "train", column or "text", weight)
 
 
+def anchored(text: str) -> str:
+    """`SOURCE[@WEIGHT]` as it would be written in any other folder: a file by its whole path.
+
+    Raises `UserError` as `parse_source` does.
+    """
+    return str(Path.cwd() / text.strip()) if parse_source(text).kind == "file" else text
+
+
 def _split_weight(text: str) -> tuple[str, float]:
     name, at, tail = text.rpartition("@")
     # An `@` may also belong to a path: `me@home/notes.txt`.

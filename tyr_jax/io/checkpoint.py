@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from tyr_jax.model.spec import (
     Params,
     TensorSpec,
     all_specs,
-    block_specs,
-    layer_block,
-    model_specs,
+    iter_tensors,
 )
 
 BUILTIN = "builtin"
 """The name of the embedded model."""
+
+EMBEDDINGS = "model.embed_tokens.weight"
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -46,6 +46,8 @@ class LoadedModel:
     hf_config: dict[str, Any]
     generation_config: dict[str, Any] | None
     source: str
+    stored_dtype: np.dtype
+    """What its embeddings were stored in; float32 where they were quantised."""
 
 
 def load_model(name: str, dtype: DTypeLike = jnp.float32) -> LoadedModel:
@@ -66,13 +68,15 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel
     tokenizer = tokenizer_from_directory(directory)
     _check_vocabulary(tokenizer, config, name)
     generation = directory / "generation_config.json"
+    weights = hf.SafetensorsSource(directory)
     return LoadedModel(
         config=config,
-        params=hf.load_params(hf.SafetensorsSource(directory), config, dtype),
+        params=hf.load_params(weights, config, dtype),
         tokenizer=tokenizer,
         hf_config=hf_config,
         generation_config=hf.read_json(generation) if generation.is_file() else None,
         source=name,
+        stored_dtype=weights.dtype(EMBEDDINGS),
     )
 
 
@@ -82,13 +86,15 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike) -> LoadedModel:
     config = config_from_hf(hf_config)
     tokenizer = tokenizer_from_gguf(reader, path)
     _check_vocabulary(tokenizer, config, name)
+    weights = gguf.GgufSource(reader, path)
     return LoadedModel(
         config=config,
-        params=hf.load_params(gguf.GgufSource(reader, path), config, dtype),
+        params=hf.load_params(weights, config, dtype),
         tokenizer=tokenizer,
         hf_config=hf_config,
         generation_config=dict(gguf.token_ids(gguf.metadata(reader))) or None,
         source=name,
+        stored_dtype=weights.dtype(EMBEDDINGS),
     )
 
 
@@ -175,23 +181,15 @@ def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[list
     return shards
 
 
-def _tensors(params: Params, config: ModelConfig) -> Iterator[jax.Array]:
-    """Tensors in the order of `all_specs`, those of stacked blocks sliced out only when their turn comes."""
-    yield from (params[spec.name] for spec in model_specs(config))
-    for layer in range(config.depth):
-        block = layer_block(params["blocks"], layer)
-        yield from (block[spec.name] for spec in block_specs(config, layer))
-
-
 def _write_weights(
     directory: Path, config: ModelConfig, params: Params, dtype: np.dtype, max_bytes: int
 ) -> None:
     shards = plan_shards(config, dtype.itemsize, max_bytes)
-    tensors = _tensors(params, config)
+    tensors = iter_tensors(params, config)
     weight_map: dict[str, str] = {}
     for number, specs in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else hf.WEIGHTS
-        arrays = {spec.key: _to_checkpoint(spec, next(tensors), dtype) for spec in specs}
+        arrays = {spec.key: _to_checkpoint(*next(tensors), dtype) for spec in specs}
         save_file(arrays, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:

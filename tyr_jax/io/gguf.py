@@ -15,6 +15,7 @@ from gguf import GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 
 from tyr_jax.errors import UserError
+from tyr_jax.io.hf import DTYPES
 from tyr_jax.model.families import FAMILIES
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -128,6 +129,10 @@ class GgufSource:
     def keys(self) -> set[str]:
         """Names of all tensors."""
         return set(self._tensors)
+
+    def dtype(self, key: str) -> np.dtype:
+        """What tensor `key` is stored in; float32 where it is quantised."""
+        return DTYPES.get(self._tensors[key].tensor_type.name, np.dtype(np.float32))
 
     def read(self, key: str) -> np.ndarray:
         """Tensor `key`; raises `UserError` naming it and its type if that cannot be dequantised."""

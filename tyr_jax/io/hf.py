@@ -40,6 +40,10 @@ class TensorSource(Protocol):
         """One tensor (float32, bfloat16 or float16); raises `UserError` naming it if it cannot be read."""
         ...
 
+    def dtype(self, key: str) -> np.dtype:
+        """What a tensor is stored in; float32 where that is quantised."""
+        ...
+
 
 class SafetensorsSource:
     """Tensors of a directory with `model.safetensors`, or with shards and their index; memory-mapped."""
@@ -57,14 +61,20 @@ class SafetensorsSource:
         """Names of all tensors in all shards."""
         return set(self._where)
 
-    def read(self, key: str) -> np.ndarray:
-        """Tensor `key`; raises `UserError` naming it for a dtype other than `DTYPES`."""
+    def dtype(self, key: str) -> np.dtype:
+        """What tensor `key` is stored in; raises `UserError` naming it for a dtype other than `DTYPES`."""
         path = self._where[key]
         dtype = self._files[path].get_slice(key).get_dtype()
         if dtype not in DTYPES:
             raise UserError(
                 f"tensor '{key}' in {path} has dtype {dtype}: it must be float32, bfloat16 or float16"
             )
+        return DTYPES[dtype]
+
+    def read(self, key: str) -> np.ndarray:
+        """Tensor `key`; raises `UserError` naming it for a dtype other than `DTYPES`."""
+        self.dtype(key)
+        path = self._where[key]
         try:
             return self._files[path].get_tensor(key)
         except (SafetensorError, OSError) as error:

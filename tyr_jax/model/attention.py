@@ -19,7 +19,7 @@ QUERY_CHUNK = 128
 """Rows of the attention square computed at a time."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Queries `[B, T, N, H]`, keys and values `[B, T, K, H]` → `[B, T, N, H]`."""
+"""Queries, keys, values → what they attend to: of one sequence, `[T, N or K, H]`, or of several, `[B, …]`."""
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
@@ -53,11 +53,11 @@ def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
         distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
         visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         scores = jnp.where(visible, scores, -jnp.inf)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-        out = jnp.einsum(
-            "kgtu,kuh->kgth", weights.astype(v.dtype), values, preferred_element_type=jnp.float32
-        )
-        outputs.append((out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype))
+        peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - peak).astype(v.dtype)
+        out = jnp.einsum("kgtu,kuh->kgth", weights, values, preferred_element_type=jnp.float32)
+        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        outputs.append((out / total).astype(v.dtype))
     return jnp.concatenate(outputs, axis=2).transpose(2, 0, 1, 3).reshape(length, heads, head_dim)
 
 

@@ -14,7 +14,7 @@ Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -195,13 +195,13 @@ def build_params(config: ModelConfig, make: Callable[[TensorSpec], np.ndarray]) 
     return params
 
 
-def iter_tensors(params: Params, config: ModelConfig) -> list[tuple[TensorSpec, jax.Array]]:
-    """Pairs of every spec and its tensor (our layout), in checkpoint order."""
-    pairs = [(spec, params[spec.name]) for spec in model_specs(config)]
+def iter_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[TensorSpec, jax.Array]]:
+    """Pairs of every spec and its tensor (our layout), in checkpoint order; those of stacked blocks are
+    sliced out only when their turn comes."""
+    yield from ((spec, params[spec.name]) for spec in model_specs(config))
     for layer in range(config.depth):
         block = layer_block(params["blocks"], layer)
-        pairs += [(spec, block[spec.name]) for spec in block_specs(config, layer)]
-    return pairs
+        yield from ((spec, block[spec.name]) for spec in block_specs(config, layer))
 
 
 def layer_block(blocks: dict[str, jax.Array] | tuple[Block, ...], layer: int) -> Block:

@@ -49,7 +49,7 @@ def finish(accumulator: jax.Array) -> jax.Array:
     return upper + jnp.triu(accumulator, 1).T
 
 
-def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale = "mean") -> jax.Array:
+def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
     """`XᵀX + Λ`, where Λ is `damping` times the mean diagonal (`mean`, the paper) or times each channel's own
     diagonal and a thousandth of the mean (`channel`); the mean counts as 1 where the inputs are all zero.
 

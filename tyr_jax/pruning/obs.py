@@ -254,9 +254,7 @@ def level_weights(
     return jax.lax.map(solve_level, kept)
 
 
-def factorise(
-    gram: jax.Array, damping: float, scale: DampingScale = "mean"
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(damped Hs, its inverse, damping used): the damping is raised tenfold until Cholesky succeeds."""
 
     def attempt(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -288,7 +286,7 @@ def prune_site(
     chunk: int,
     saliency: Saliency,
     damping: float,
-    damping_scale: DampingScale = "mean",
+    damping_scale: DampingScale,
 ) -> PrunedSite:
     """Prune one site to every level in one progressive pass (Algorithm 1).
 

@@ -102,16 +102,21 @@ def ffn_prefix(nested: Nested, layer: jax.Array, neurons: int) -> Block:
     return block | {name: blocks[name][layer, :neurons] for name in biases if name in blocks}
 
 
-@jax.custom_batching.sequential_vmap
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
     """What a site adds `[S, T, D]`, bias apart, if it keeps the first units, whose activations are
     `units [S, T, U, ...]`, at a level of the site's weights in `stack [L, E, U', ..., D]`.
 
-    A `vmap` takes candidates one after the other: each multiplies with weights that are read where they
-    lie, instead of with a copy of them for every candidate.
+    On a CPU, a `vmap` takes candidates one after the other: each multiplies with weights that are read
+    where they lie, instead of with a copy of them for every candidate.
     """
-    weight = stack[layer, level, : units.shape[2]]
-    return jnp.tensordot(units, weight, axes=weight.ndim - 1)
+
+    def product(*arguments: jax.Array) -> jax.Array:
+        stack, layer, level, units = arguments
+        weight = stack[layer, level, : units.shape[2]]
+        return jnp.tensordot(units, weight, axes=weight.ndim - 1)
+
+    in_turn = jax.custom_batching.sequential_vmap(product)
+    return jax.lax.platform_dependent(stack, layer, level, units, cpu=in_turn, default=product)
 
 
 def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `L` layers, `O` observed la
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from tyr_jax.model.prediction import (
 from tyr_jax.model.spec import ModelConfig, Params
 
 ObjectiveName = Literal["kl", "hidden+kl", "perplexity"]
-OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 
 
 @dataclasses.dataclass(frozen=True)

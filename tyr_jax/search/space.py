@@ -97,6 +97,14 @@ def level_grid(kinds: tuple[Kind, Kind], centres: np.ndarray, levels: int, inter
     return LevelGrid(np.clip(kept, 0, units[:, None, None]).astype(np.int32), exists, steps)
 
 
+def uniform_grid(
+    kinds: tuple[Kind, Kind], depth: int, sparsity: float, levels: int, interval: float
+) -> LevelGrid:
+    """Levels around the uniform distribution of a sparsity; raises as `unit_budget` does."""
+    budgets = tuple(unit_budget(kind, depth, sparsity) for kind in kinds)
+    return level_grid(kinds, uniform_centres(kinds, depth, budgets), levels, interval)
+
+
 def centre_distribution(grid: LevelGrid) -> np.ndarray:
     """The distribution at which every site sits at its centre, int32 levels `[2, L]`."""
     return np.full(grid.kept.shape[:2], grid.centre, np.int32)
@@ -112,6 +120,11 @@ def units_at(kept: ArrayLike, distribution: ArrayLike) -> np.ndarray:
 def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
     """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]` of a grid."""
     return units_at(grid.kept, distribution)
+
+
+def levels_of(grid: LevelGrid, kept: np.ndarray) -> np.ndarray:
+    """The levels `[2, L]` of a grid that keep `kept [2, L]` units, which must be levels of it."""
+    return np.argmax((grid.kept == kept[..., None]) & grid.exists, axis=-1).astype(np.int32)
 
 
 def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array) -> jax.Array:

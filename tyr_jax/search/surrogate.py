@@ -126,13 +126,17 @@ def descend(
     """Improve `levels [2, L]` by one step for each of `batches`.
 
     A batch is (sequences the slopes are taken on, other sequences on which the proposals are scored beside
-    what they came from). The best of them goes on, so a step that does not help is not taken.
+    what they came from). The best of them goes on, so a step that does not help is not taken, nor is one
+    whose slopes are not finite.
 
     Returns the last levels, and the objectives of each step: what it came from, then its proposals.
     """
     history = []
     for sloped, scored in batches:
-        candidates = np.stack([levels, *proposals(slopes(levels, sloped), error, levels, exists)])
+        slope = slopes(levels, sloped)
+        if not np.isfinite(slope).all():
+            continue
+        candidates = np.stack([levels, *proposals(slope, error, levels, exists)])
         fitness = score(candidates, scored)
         levels = candidates[int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))]
         history.append([float(value) for value in fitness])

@@ -1,0 +1,201 @@
+"""How many candidate-tokens the way to an answer takes: the paper's search, and ours. Rerun:
+
+  python scripts/bench_convergence.py
+
+All searches run on one supernet for each sparsity and draw from one pool of text; what they found is scored
+on text that no search saw. The paper's search starts uniform: 32 offspring, stages 8 → 2 → 1 on 256, 1,024
+and 4,096 tokens, 25 generations. Ours starts from the additive estimate and descends first; slopes count as
+the candidate-tokens that take as long, as measured in the same run.
+"""
+
+import dataclasses
+import functools
+import statistics
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from timing import medians, print_header, print_row
+
+from tyr_jax.data import DataSpec, load_splits
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.io.progress import Progress
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.pruning.supernet import PruningSettings, build_supernet
+from tyr_jax.search import evolve, nested, population, space, surrogate
+from tyr_jax.search.evolve import EvolutionSettings
+from tyr_jax.search.objective import Batch, Objective
+
+OBJECTIVE = Objective()
+
+PAPER = EvolutionSettings(generations=25, offspring=32, survivors=(8, 2, 1), stage_tokens=(256, 1024, 4096))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    sparsities: tuple[float, ...] = (0.25, 0.5)
+    """Targets."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the searches."""
+    calibration: tuple[str, ...] = ("builtin",)
+    """Text."""
+    sequence_length: int = 256
+    """Tokens of a sequence."""
+    calibration_tokens: int = 16384
+    """Tokens that the supernet is built on."""
+    search_tokens: int = 32768
+    """Tokens that the searches draw from."""
+    held_out_tokens: int = 16384
+    """Tokens that what they found is scored on."""
+    descent_tokens: int = 4096
+    """Tokens of each descent step's slopes, and of scoring its proposals."""
+    descent_steps: int = 2
+    """Descent steps of our search."""
+    generations: int = 25
+    """Generations of the paper's search; ours runs as many as its budget pays for."""
+
+
+class World(NamedTuple):
+    """A nested supernet, what its fold tells of its sites, and text to search and to judge on."""
+
+    config: ModelConfig
+    grid: space.LevelGrid
+    net: nested.Nested
+    error: np.ndarray
+    share: np.ndarray
+    pool: Batch
+    held_out: Batch
+
+    def score(self, candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        """Objective `[C]` on sequences of the search text."""
+        return nested.score_population(self.net, candidates, self.pool, sequences, self.config, OBJECTIVE)
+
+    def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        """Slopes `[2, L, E]` on sequences of the search text."""
+        return nested.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
+
+    def judge(self, candidates: np.ndarray) -> np.ndarray:
+        """Objective `[C]` on the held-out text."""
+        everything = np.arange(len(self.held_out.tokens))
+        return nested.score_population(
+            self.net, candidates, self.held_out, everything, self.config, OBJECTIVE
+        )
+
+
+Trace = list[tuple[int, np.ndarray]]
+"""(candidate-tokens spent, levels `[2, L]`) as a search goes on."""
+
+
+def make_world(bench: Bench, sparsity: float) -> World:
+    """The supernet and the texts of one sparsity."""
+    model = load_model(bench.model)
+    data = DataSpec(
+        calibration=bench.calibration,
+        sequence_length=bench.sequence_length,
+        calibration_tokens=bench.calibration_tokens,
+        search_tokens=bench.search_tokens + bench.held_out_tokens,
+        evaluation_windows=1,
+    )
+    splits = load_splits(data, model.tokenizer, 0)
+    settings, config = PruningSettings(), model.config
+    kinds = settings.kinds(config)
+    grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
+    supernet = build_supernet(
+        model.params, splits.calibration, config, grid, settings, batch=4096 // bench.sequence_length
+    )
+    net = nested.nest(model.params, supernet, config)
+    held_out = bench.held_out_tokens // bench.sequence_length
+    pools = (
+        population.teacher_targets(model.params, tokens, config, OBJECTIVE)
+        for tokens in (splits.search[held_out:], splits.search[:held_out])
+    )
+    return World(config, grid, net, np.asarray(supernet.error), np.asarray(supernet.share), *pools)
+
+
+def evolution(
+    world: World, start: np.ndarray, schedule: EvolutionSettings, seed: int, spent: int = 0
+) -> Trace:
+    """Evolve from `start [2, L]`, `spent` candidate-tokens before."""
+    length = world.pool.tokens.shape[1]
+    trace = [(spent, start)]
+
+    def record(state: evolve.EvolutionState, _: float) -> None:
+        trace.append((trace[-1][0] + schedule.candidate_tokens(length), np.asarray(state.parent)))
+
+    state = evolve.init(jax.random.key(seed), start)
+    exists, sequences = world.grid.exists, len(world.pool.tokens)
+    evolve.evolve(state, exists, world.score, sequences, length, schedule, record)
+    return trace
+
+
+def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) -> Trace:
+    """Estimate, descent, then evolution until `budget` candidate-tokens are spent."""
+    length, steps = bench.sequence_length, bench.descent_steps
+    count = bench.descent_tokens // length
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(world.pool.tokens)) for _ in range(steps)]
+    batches = [(order[:count], order[count : 2 * count]) for order in orders]
+    start = surrogate.estimated_start(world.error, world.share, world.grid.exists)
+    levels, _ = surrogate.descend(start, world.error, world.grid.exists, world.slopes, world.score, batches)
+    spent = round(steps * count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
+    schedule = EvolutionSettings(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))
+    schedule = dataclasses.replace(
+        schedule, generations=max(1, (budget - spent) // schedule.candidate_tokens(length))
+    )
+    return [(0, start), *evolution(world, levels, schedule, seed, spent)]
+
+
+def slope_cost(world: World) -> float:
+    """Candidate-tokens that a token of slopes takes as long as."""
+    centre = space.centre_distribution(world.grid)
+    sequences = np.arange(8)
+    population_of = np.repeat(centre[None], 2, axis=0)
+    times = medians(
+        {
+            "slopes": functools.partial(world.slopes, centre, sequences),
+            "scores": functools.partial(world.score, population_of, sequences),
+        },
+        3,
+    )
+    return 2 * times["slopes"] / times["scores"]
+
+
+def at_budget(trace: Trace, budget: float) -> np.ndarray:
+    """Levels `[2, L]` that a search had after at most `budget` candidate-tokens."""
+    return max((point for point in trace if point[0] <= budget), key=lambda point: point[0])[1]
+
+
+def main(bench: Bench) -> None:
+    """Print a row per sparsity, search and budget."""
+    schedule = dataclasses.replace(PAPER, generations=bench.generations)
+    whole = schedule.generations * schedule.candidate_tokens(bench.sequence_length)
+    print(f"T = {bench.sequence_length}, whole budget {whole:,} candidate-tokens")
+    print_header("sparsity", "search", "candidate-tokens", "held-out KL, median", "by seed")
+    for sparsity in bench.sparsities:
+        world = make_world(bench, sparsity)
+        cost = slope_cost(world)
+        centre = space.centre_distribution(world.grid)
+        print_row(f"{sparsity:.1%}", "none (uniform)", 0, f"{world.judge(centre[None])[0]:.4f}", "")
+        with Progress() as progress, progress.stage("searches", 2 * len(bench.seeds), "searches") as stage:
+            traces: dict[str, list[Trace]] = {"the paper's": [], "ours": []}
+            for seed in bench.seeds:
+                traces["the paper's"].append(evolution(world, centre, schedule, seed))
+                stage.advance()
+                traces["ours"].append(ours(world, bench, seed, whole, cost))
+                stage.advance()
+        for name, runs in traces.items():
+            for share in (0.1, 0.2, 0.5, 1.0):
+                found = np.stack([at_budget(trace, share * whole) for trace in runs])
+                values = world.judge(found)
+                each = " / ".join(f"{value:.4f}" for value in values)
+                median = f"{statistics.median(values):.4f}"
+                print_row(f"{sparsity:.1%}", name, f"{share * whole:,.0f}", median, each)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))

@@ -1,0 +1,70 @@
+"""How stages join: what a command test does not see from outside."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tyr_jax import pipeline
+from tyr_jax.config import Rounds, Settings
+from tyr_jax.data import DataSpec
+from tyr_jax.io.output import EventLog
+from tyr_jax.io.progress import Progress
+from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.supernet import build_supernet
+from tyr_jax.search import space
+from tyr_jax.search.evolve import EvolutionSettings
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tiny_text: Path) -> Settings:
+    return Settings(
+        model=str(tiny_model),
+        sparsity=0.5,
+        data=DataSpec(
+            calibration=(str(tiny_text),),
+            sequence_length=32,
+            calibration_tokens=512,
+            search_tokens=256,
+            evaluation_length=32,
+            evaluation_windows=2,
+        ),
+        rounds=Rounds(rounds=1, levels=3, descent_tokens=32),
+        search=EvolutionSettings(generations=2, offspring=4, survivors=(1,), stage_tokens=(64,)),
+    )
+
+
+def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
+    with Progress(quiet=True) as progress, EventLog(tmp_path / "events.jsonl") as events:
+        return pipeline.prune_model(settings, progress, events)
+
+
+def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_path: Path) -> None:
+    plain = dataclasses.replace(settings.rounds, refit=False)
+    refitted, outcome = (
+        prune(settings, tmp_path),
+        prune(dataclasses.replace(settings, rounds=plain), tmp_path),
+    )
+    assert outcome.searched is not None
+    assert refitted.searched is not None
+    np.testing.assert_array_equal(outcome.searched.kept, refitted.searched.kept)
+    dense = outcome.dense
+    grid = space.uniform_grid(dense.kinds, dense.model.config.depth, settings.sparsity, 3, 0.125)
+    supernet = build_supernet(
+        dense.model.params, dense.splits.calibration, dense.model.config, grid, settings.pruning, batch=128
+    )
+    for pruned, other in ((outcome.uniform, refitted.uniform), (outcome.searched, refitted.searched)):
+        levels = space.levels_of(grid, pruned.kept)
+        params, config = compress(dense.model.params, supernet, levels, dense.model.config)
+        assert pruned.config == config
+        for ours, expected in zip(jax.tree.leaves(pruned.params), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+        # What later sites saw differs: the expectation over levels, or the one that was chosen.
+        gaps = [
+            np.abs(np.asarray(a) - np.asarray(b)).max()
+            for a, b in zip(jax.tree.leaves(pruned.params), jax.tree.leaves(other.params), strict=True)
+            if a.shape == b.shape
+        ]
+        assert max(gaps) > 1e-4
