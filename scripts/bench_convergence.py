@@ -97,6 +97,7 @@ def make_world(bench: Bench, sparsity: float) -> World:
     data = DataSpec(
         calibration=bench.calibration,
         sequence_length=bench.sequence_length,
+        search_length=bench.sequence_length,
         calibration_tokens=bench.calibration_tokens,
         search_tokens=bench.search_tokens + bench.held_out_tokens,
         evaluation_windows=1,

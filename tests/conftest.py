@@ -90,9 +90,9 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
     """Arguments of `tyr_jax.prune` for a run of seconds, all but `--output`; later ones override them."""
-    small = """--sequence-length 32 --calibration-tokens 512 --search-tokens 256 --evaluation-length 32
-        --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5 --generations 2 --offspring 4
-        --survivors 2 1 --stage-tokens 32 64"""
+    small = """--sequence-length 32 --search-length 32 --calibration-tokens 512 --search-tokens 256
+        --evaluation-length 32 --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5
+        --generations 2 --offspring 4 --survivors 2 1 --stage-tokens 32 64"""
     return ["--model", str(tiny_model), "--calibration", str(tiny_text), *small.split()]
 
 

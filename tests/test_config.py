@@ -13,7 +13,7 @@ from tyr_jax.pruning.obs import Saliency
 from tyr_jax.search.evolve import EvolutionSettings
 
 SETTINGS = Settings(
-    data=DataSpec(sequence_length=512, search_tokens=16384),
+    data=DataSpec(sequence_length=512, search_length=512, search_tokens=16384),
     search=EvolutionSettings(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
 )
 """Valid ones to change, whatever the presets say."""
@@ -39,7 +39,8 @@ def test_the_paper_preset_is_the_papers() -> None:
     search = paper.search
     assert (search.generations, search.offspring, search.survivors) == (50, 128, (16, 4, 1))
     assert search.stage_tokens == (2048, 16384, 131072)
-    assert (paper.data.sequence_length, paper.data.calibration_tokens) == (4096, 4 * 2**20)
+    assert (paper.data.sequence_length, paper.data.search_length) == (4096, 4096)
+    assert paper.data.calibration_tokens == paper.data.search_tokens == 4 * 2**20
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
     assert paper.pruning.saliency == Saliency("abs", "channel")
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
@@ -53,7 +54,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
     assert quick.rounds.rounds >= 2
     assert quick.search.generations >= 8
     assert len(quick.search.survivors) == 3
-    assert len(set(quick.search.stage_sequences(quick.data.sequence_length))) == 3
+    assert len(set(quick.search.stage_sequences(quick.data.search_length))) == 3
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
         data=DataSpec(
             calibration=(str(tiny_text),),
             sequence_length=32,
+            search_length=64,
             calibration_tokens=512,
             search_tokens=256,
             evaluation_length=32,

@@ -24,6 +24,7 @@ SETTINGS = Settings(
     sparsity=0.5,
     data=DataSpec(
         sequence_length=256,
+        search_length=512,
         calibration_tokens=8192,
         search_tokens=4096,
         evaluation_length=256,

@@ -86,14 +86,15 @@ PRESETS: dict[str, Settings] = {
         preset="quick",
         data=DataSpec(
             sequence_length=256,
+            search_length=512,
             calibration_tokens=8192,
-            search_tokens=8192,
+            search_tokens=16384,
             evaluation_length=1024,
             evaluation_windows=4,
         ),
         rounds=Rounds(rounds=2, descent_tokens=2048),
         search=EvolutionSettings(
-            generations=8, offspring=8, survivors=(3, 1, 1), stage_tokens=(256, 512, 1024)
+            generations=8, offspring=6, survivors=(3, 1, 1), stage_tokens=(512, 1024, 1536)
         ),
     ),
     "standard": Settings(
@@ -117,6 +118,7 @@ PRESETS: dict[str, Settings] = {
             calibration_noise=0.0,
             evaluation=(WIKITEXT,),
             sequence_length=4096,
+            search_length=4096,
             calibration_tokens=4 * 2**20,
             search_tokens=4 * 2**20,
             evaluation_length=4096,
@@ -168,7 +170,7 @@ def _validate_rounds(settings: Settings) -> None:
     _require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
     _require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
     _require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
-    two = not rounds.descent_steps or data.search_tokens >= 2 * data.sequence_length
+    two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length
     _require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
     for flag, weight in (("--alpha", objective.alpha), ("--beta", objective.beta)):
         _require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
@@ -188,5 +190,5 @@ def _validate_search(settings: Settings) -> None:
     _require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
              f"--offspring ({search.offspring}) down to 1")  # fmt: skip
     _require(min(search.stage_tokens) >= 1, "--stage-tokens", search.stage_tokens, "at least 1 each")
-    fits = max(search.stage_sequences(data.sequence_length)) * data.sequence_length <= data.search_tokens
+    fits = max(search.stage_sequences(data.search_length)) * data.search_length <= data.search_tokens
     _require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

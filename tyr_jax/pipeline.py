@@ -119,6 +119,7 @@ def prepare(run: Run) -> Dense:
     kinds = settings.pruning.kinds(model.config)
     budgets = target_budgets(kinds, model.config.depth, settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
+    check_length("--search-length", settings.data.search_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
@@ -219,7 +220,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
     objectives met on the way."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
-    steps, length = settings.rounds.descent_steps, settings.data.sequence_length
+    steps, length = settings.rounds.descent_steps, settings.data.search_length
     count = max(1, min(settings.rounds.descent_tokens // length, sequences // 2))
     rng = np.random.default_rng((settings.seed, this.number))
     orders = [rng.permutation(sequences) for _ in range(steps)]
@@ -239,7 +240,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
 def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
     run, settings = this.run, this.run.settings
-    schedule, length = settings.search, settings.data.sequence_length
+    schedule, length = settings.search, settings.data.search_length
     spent, history = 0, []
     total = schedule.generations * schedule.candidate_tokens(length)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:

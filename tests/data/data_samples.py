@@ -52,6 +52,7 @@ def spec_of(*calibration: object, **changes: Any) -> DataSpec:
         calibration=tuple(map(str, calibration)),
         evaluation=(),
         sequence_length=8,
+        search_length=8,
         calibration_tokens=80,
         calibration_noise=0.0,
         search_tokens=40,

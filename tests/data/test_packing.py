@@ -97,19 +97,29 @@ def test_a_template_that_writes_the_date_is_given_a_fixed_one(tmp_path: Path) ->
 # --- splits
 
 
-@given(st.integers(0, 500), st.integers(1, 20), st.integers(1, 40), st.integers(0, 9), st.integers(0, 9))
+@given(
+    st.integers(0, 500),
+    st.integers(1, 20),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
 def test_parts_of_a_stream_are_disjoint_and_whole(
-    tokens: int, window: int, length: int, first: int, second: int
+    tokens: int, window: int, lengths: tuple[int, int], needs: tuple[int, int]
 ) -> None:
     windows, rest = hold_out(np.arange(tokens, dtype=np.int32), window)
     assert sorted([*windows.reshape(-1), *rest]) == list(range(tokens))
     assert (windows % (PERIOD * window) == np.arange(window)).all()
-    if (first + second) * length > len(rest):
-        with pytest.raises(UserError):
-            deal(rest, length, (first, second), np.random.default_rng(0), "x")
+    # The longer sequences come whole; of every one left, as many shorter ones as fit.
+    (long, most), (short, few) = sorted(zip(lengths, needs, strict=True), reverse=True)
+    left = len(rest) // long - most
+    if lengths[0] == lengths[1]:
+        left, few, short = left + most - sum(needs), 0, 1
+    if left < 0 or left * (long // short) < few:
+        with pytest.raises(UserError, match="tokens beside its evaluation part"):
+            deal(rest, lengths, needs, np.random.default_rng(0), "x")
         return
-    parts = deal(rest, length, (first, second), np.random.default_rng(0), "x")
-    assert [part.shape for part in parts] == [(first, length), (second, length)]
+    parts = deal(rest, lengths, needs, np.random.default_rng(0), "x")
+    assert [part.shape for part in parts] == [*zip(needs, lengths, strict=True)]
     used = np.concatenate([windows.reshape(-1), *(part.reshape(-1) for part in parts)])
     assert len(set(used.tolist())) == len(used)
 
@@ -192,7 +202,11 @@ def test_evaluation_depends_on_neither_seed_nor_budgets(
     if not path.exists():
         path.write_text(numbers(4000))
     spec = spec_of(
-        path, sequence_length=length, calibration_tokens=calibration * length, search_tokens=search * length
+        path,
+        sequence_length=length,
+        search_length=12,
+        calibration_tokens=calibration * length,
+        search_tokens=search * 12,
     )
     splits = load_splits(spec, Numbers(), seed)
     expected = 10 + np.arange(4)[:, None] * PERIOD * 8 + np.arange(8)
@@ -262,6 +276,10 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
         ),
         ({"calibration_tokens": 7}, "--calibration-tokens 7 is less than one sequence of 8 tokens; raise it"),
         ({"calibration_noise": 1.5}, "--calibration-noise is 1.5; it must be between 0 and 1"),
+        (
+            {"search_tokens": 7},
+            "--search-tokens 7 is less than one .* lower --search-length",
+        ),
         ({"search_tokens": -1}, "--search-tokens is -1; it must be at least 0"),
         ({"sequence_length": 1}, "--sequence-length is 1; it must be at least 2"),
         ({"evaluation_windows": 0}, "--evaluation-windows is 0"),
@@ -278,8 +296,6 @@ def test_other_requests_that_cannot_be_met(corpus: Path, tmp_path: Path) -> None
     tokenizer.bos_token_id = None
     with pytest.raises(UserError, match="tokenizer has no BOS token; leave out --bos"):
         load_splits(spec_of(corpus, bos=True), tokenizer, 0)
-    with pytest.raises(UserError, match="--seed is -1"):
-        load_splits(spec_of(corpus), Numbers(), -1)
     short = write(tmp_path / "short.txt", numbers(5))
     with pytest.raises(UserError, match=r"'.*short.txt' has 5 tokens, one evaluation window needs 8"):
         load_evaluation(spec_of(corpus, evaluation=(str(short),)), Numbers())

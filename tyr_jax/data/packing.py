@@ -75,7 +75,9 @@ class DataSpec:
     evaluation: tuple[str, ...] = ()
     """Further sources to evaluate on, written the same way."""
     sequence_length: int = 1024
-    """Tokens in a calibration or search sequence."""
+    """Tokens in a calibration sequence. Short ones bring more different text for as many tokens."""
+    search_length: int = 1024
+    """Tokens in a search sequence. Layers that matter in long contexts only show in long ones."""
     calibration_tokens: int = 65536
     """Tokens that the layers are pruned on."""
     calibration_noise: float = 0.2
@@ -114,16 +116,17 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
     held, extra = _sources(spec)
     if not held:
         raise UserError("no calibration source is given; name one with --calibration, e.g. builtin")
-    length = spec.sequence_length
+    lengths = spec.sequence_length, spec.search_length
     weights = [source.weight for source in held]
-    budgets = (spec.calibration_tokens, spec.search_tokens)
-    counts = zip(*(apportion(budget // length, weights) for budget in budgets), strict=True)
+    budgets = zip((spec.calibration_tokens, spec.search_tokens), lengths, strict=True)
+    counts = zip(*(apportion(budget // length, weights) for budget, length in budgets), strict=True)
     names = short_names([*held, *extra])
     calibration, search, evaluation = [], [], {}
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
-        stream = read_tokens(source, tokenizer, _tokens_to_read(spec, sum(needs)), spec.chat_template)
+        count = _tokens_to_read(spec, int(np.dot(needs, lengths)))
+        stream = read_tokens(source, tokenizer, count, spec.chat_template)
         windows, rest = hold_out(stream, spec.evaluation_length)
-        first, second = deal(rest, length, needs, np.random.default_rng([seed, index]), source.label)
+        first, second = deal(rest, lengths, needs, np.random.default_rng([seed, index]), source.label)
         calibration.append(first)
         search.append(second)
         evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
@@ -170,6 +173,7 @@ def check_sizes(spec: DataSpec) -> None:
     """
     for field, least in (
         ("sequence_length", 2),
+        ("search_length", 2),
         ("evaluation_length", 2),
         ("evaluation_windows", 1),
         ("calibration_tokens", 0),
@@ -180,11 +184,12 @@ def check_sizes(spec: DataSpec) -> None:
             raise UserError(f"--{field.replace('_', '-')} is {value}; it must be at least {least}")
     if not 0 <= spec.calibration_noise <= 1:
         raise UserError(f"--calibration-noise is {spec.calibration_noise}; it must be between 0 and 1")
-    for field in ("calibration_tokens", "search_tokens"):
-        if 0 < getattr(spec, field) < spec.sequence_length:
+    pairs = (("calibration_tokens", "sequence_length"), ("search_tokens", "search_length"))
+    for field, length in pairs:
+        if 0 < getattr(spec, field) < getattr(spec, length):
             raise UserError(
                 f"--{field.replace('_', '-')} {getattr(spec, field)} is less than one sequence of "
-                f"{spec.sequence_length} tokens; raise it or lower --sequence-length"
+                f"{getattr(spec, length)} tokens; raise it or lower --{length.replace('_', '-')}"
             )
 
 
@@ -292,9 +297,9 @@ def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return windows[held], np.concatenate([windows[~held].reshape(-1), stream[whole * length :]])
 
 
-def _tokens_to_read(spec: DataSpec, sequences: int) -> int:
-    """Tokens of a source that hold enough windows and sequences: whole periods, so that windows are too."""
-    rest = POOL * sequences * spec.sequence_length
+def _tokens_to_read(spec: DataSpec, drawn: int) -> int:
+    """Tokens of a source that hold its windows and `drawn` more: whole periods, so that windows are whole."""
+    rest = POOL * drawn
     periods = max(
         spec.evaluation_windows,
         math.ceil(rest / ((PERIOD - 1) * spec.evaluation_length)),
@@ -304,21 +309,27 @@ def _tokens_to_read(spec: DataSpec, sequences: int) -> int:
 
 
 def deal(
-    stream: np.ndarray, length: int, needs: Sequence[int], rng: np.random.Generator, label: str
+    stream: np.ndarray, lengths: Sequence[int], needs: Sequence[int], rng: np.random.Generator, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint draws `[needs[i], length]` of the sequences of a stream, in an order that `rng` decides.
+    """Two disjoint draws, `[needs[i], lengths[i]]`, of sequences of a stream, in an order that `rng` decides.
+
+    The longer sequences are dealt first, whole; what they leave is cut into the shorter ones.
 
     Raises `UserError` if there are not so many sequences in it.
     """
-    available, needed = len(stream) // length, sum(needs)
-    if available < needed:
+    long = int(lengths[1] > lengths[0])
+    short = 1 - long
+    blocks = stream[: len(stream) // lengths[long] * lengths[long]].reshape(-1, lengths[long])
+    order = rng.permutation(len(blocks))
+    rest = blocks[order[needs[long] :]]
+    pieces = rest[:, : lengths[long] // lengths[short] * lengths[short]].reshape(-1, lengths[short])
+    if len(blocks) < needs[long] or len(pieces) < needs[short]:
         raise UserError(
-            f"'{label}' has {len(stream)} tokens beside its evaluation part, {needed * length} are needed; "
-            "lower --calibration-tokens, --search-tokens or its weight, or add a source"
+            f"'{label}' has {len(stream)} tokens beside its evaluation part, {np.dot(needs, lengths)} are "
+            "needed; lower --calibration-tokens, --search-tokens or its weight, or add a source"
         )
-    order = rng.permutation(available)[:needed]
-    drawn = stream[: available * length].reshape(available, length)[order]
-    return drawn[: needs[0]], drawn[needs[0] :]
+    drawn = {long: blocks[order[: needs[long]]], short: pieces[rng.permutation(len(pieces))[: needs[short]]]}
+    return drawn[0], drawn[1]
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:
