@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from markdown_table import print_header, print_row
 
 from tyr_jax import command, errors, quality, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Preset
@@ -105,15 +106,14 @@ def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> 
     """Print a row per variant: the median over seeds, and each seed."""
     texts = list(next(iter(results.values())))
     header = [f"{text}: median (seeds)" for text in texts]
-    print("| variant | " + " | ".join(header) + " |")
-    print("|---" * (1 + len(texts)) + "|")
+    print_header("variant", *header)
     for variant in ablation.variants:
         cells = []
         for text in texts:
             values = [results[f"{variant}, seed {seed}"][text] for seed in ablation.seeds]
             each = " / ".join(f"{value:.1f}" for value in values)
             cells.append(f"{statistics.median(values):.1f} ({each})")
-        print(f"| {variant} | " + " | ".join(cells) + " |")
+        print_row(variant, *cells)
 
 
 def main(ablation: Ablation) -> None:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import tyro
-from timing import medians, print_header, print_row
+from markdown_table import print_header, print_row
+from timing import medians
 
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import load_model

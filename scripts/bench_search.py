@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from timing import block_flops, head_flops, matmul_rate, medians, print_header, print_row
+from markdown_table import print_header, print_row
+from timing import block_flops, head_flops, matmul_rate, medians
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig

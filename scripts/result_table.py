@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from markdown_table import print_header, print_row
+
 from tyr_jax import command, errors, pipeline, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Preset, Settings, validate
 from tyr_jax.errors import UserError
@@ -113,8 +115,7 @@ def main(table: ResultTable) -> None:
         for report in run_all(table, source, seed).values()
     ]
     columns = ("calibration", "removed (heads, neurons)", "seed", "text", "dense", "uniform", "searched")
-    print("| " + " | ".join((*columns, "KL uniform", "KL searched")) + " |")
-    print("|---" * (len(columns) + 2) + "|")
+    print_header(*columns, "KL uniform", "KL searched")
     for source, seed, report in rows:
         obtained = ", ".join(f"{report['sparsity'][kind]:.2%}" for kind in ("attention", "ffn"))
         for text, dense in report["dense"]["quality"].items():
@@ -123,7 +124,7 @@ def main(table: ResultTable) -> None:
             cells = [Path(source).stem, obtained, str(seed), f"{text}, {windows['sequences']} windows"]
             cells += [f"{quality['perplexity']:.2f}" for quality in (dense, uniform, searched)]
             cells += [f"{quality['kl']:.4f}" for quality in (uniform, searched)]
-            print("| " + " | ".join(cells) + " |")
+            print_row(*cells)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timings, FLOPs of a model, the machine's matmul rate, Markdown rows."""
+"""What the benchmarks share: fair timings, FLOPs of a model, the machine's matmul rate."""
 
 import statistics
 import time
@@ -58,14 +58,3 @@ def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int 
 def head_flops(config: ModelConfig) -> float:
     """FLOPs of a token in the head."""
     return 2.0 * config.hidden * config.vocab
-
-
-def print_row(*cells: object) -> None:
-    """Print a row of a Markdown table."""
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def print_header(*columns: str) -> None:
-    """Print the head of a Markdown table."""
-    print_row(*columns)
-    print("|---" * len(columns) + "|")

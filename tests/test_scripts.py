@@ -54,6 +54,29 @@ def test_bench_search(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert [row[-1] for row in rows[::2]] == ["1.00", "1.00"]
 
 
+def test_bench_convergence(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:
+    text = ["--calibration", tiny_text, "--sequence-length", 32, "--calibration-tokens", 512]
+    text += ["--search-tokens", 512, "--held-out-tokens", 128]
+    few = [
+        "--sparsities",
+        0.5,
+        "--seeds",
+        0,
+        "--descent-tokens",
+        64,
+        "--descent-steps",
+        1,
+        "--generations",
+        1,
+    ]
+    _, uniform, *rows = table("bench_convergence.py", ["--model", tiny_model, *text, *few])
+    assert uniform[1] == "none (uniform)"
+    assert [row[1] for row in rows] == ["the paper's"] * 4 + ["ours"] * 4
+    # Before its first generation is paid for, the paper's search stands where it started.
+    assert rows[0][3] == uniform[3]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 @pytest.fixture
 def inputs(save_tiny: Callable[..., Path], tmp_path: Path) -> list[object]:
     """A model that takes the tables' windows, and texts."""

@@ -119,7 +119,8 @@ def prepare(run: Run) -> Dense:
     kinds = settings.pruning.kinds(model.config)
     budgets = target_budgets(kinds, model.config.depth, settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
-    check_length("--search-length", settings.data.search_length, model)
+    if settings.rounds.rounds:
+        check_length("--search-length", settings.data.search_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)

@@ -96,9 +96,7 @@ def measure(
     """
     total_nll, total_kl = 0.0, 0.0
     for part in batches(windows):
-        answers = (
-            None if dense is None else jax.tree.map(lambda array, at=part: jnp.asarray(array[at]), dense)
-        )
+        answers = jax.tree.map(lambda array, at=part: jnp.asarray(array[at]), dense)
         nll, kl = window_sums(params, jnp.asarray(windows[part]), answers, config)
         total_nll, total_kl = total_nll + float(nll), total_kl + float(kl)
         on_windows(len(windows[part]))

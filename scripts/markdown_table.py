@@ -1,0 +1,12 @@
+"""Markdown tables on stdout, a row at a time."""
+
+
+def print_row(*cells: object) -> None:
+    """Print a row."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def print_header(*columns: str) -> None:
+    """Print the head of a table."""
+    print_row(*columns)
+    print("|---" * len(columns) + "|")
