@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
 
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled() -> Iterator[None]:
+    """Compiled programs hold memory maps, of which Linux lets a process have 65,530 by default: all tests
+    together need more."""
+    yield
+    jax.clear_caches()
 
 
 def make_tiny_config(layers: int = 3, shape: LayerShape = TINY, **overrides: Any) -> ModelConfig:
