@@ -76,6 +76,7 @@ def measure(
         evaluation=(ablation.wikitext,),
         calibration_tokens=ablation.calibration_tokens,
         calibration_noise=PRESETS[ablation.preset].data.calibration_noise,
+        calibration_openings=PRESETS[ablation.preset].data.calibration_openings,
         sequence_length=ablation.sequence_length,
         search_tokens=0,
         evaluation_windows=ablation.windows,
@@ -87,12 +88,11 @@ def measure(
     with progress.stage(f"{variant}, seed {seed}: supernet", 2 * depth, "sites") as stage:
         supernet = build_supernet(
             model.params,
-            splits.calibration,
+            (splits.calibration, splits.openings),
             model.config,
             grid,
             pruning,
             seed=seed,
-            batch=max(1, quality.BATCH_TOKENS // data.sequence_length),
             on_site=lambda name, _: stage.advance(note=name),
         )
     masked = select(model.params, supernet, jnp.asarray(space.centre_distribution(grid)))

@@ -107,9 +107,8 @@ def make_world(bench: Bench, sparsity: float) -> World:
     settings, config = PruningSettings(), model.config
     kinds = settings.kinds(config)
     grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
-    supernet = build_supernet(
-        model.params, splits.calibration, config, grid, settings, batch=4096 // bench.sequence_length
-    )
+    texts = (splits.calibration, splits.openings)
+    supernet = build_supernet(model.params, texts, config, grid, settings)
     net = nested.nest(model.params, supernet, config)
     held_out = bench.held_out_tokens // bench.sequence_length
     pools = (

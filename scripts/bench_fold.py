@@ -99,7 +99,9 @@ def main(bench: Bench) -> None:
     flops += depth * (triangle_flops(width, bench.tokens) + triangle_flops(ffn, bench.tokens))
 
     def fold(levels: int, tokens: np.ndarray) -> supernet.Supernet:
-        return supernet.build_supernet(params, tokens, config, grids[levels], settings, batch=rows)
+        return supernet.build_supernet(
+            params, [tokens], config, grids[levels], settings, batch_tokens=bench.batch_tokens
+        )
 
     for levels in grids:
         fold(levels, tokens[:rows])

@@ -54,7 +54,11 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
     dense = outcome.dense
     grid = space.uniform_grid(dense.kinds, dense.model.config.depth, settings.sparsity, 3, 0.125)
     supernet = build_supernet(
-        dense.model.params, dense.splits.calibration, dense.model.config, grid, settings.pruning, batch=128
+        dense.model.params,
+        (dense.splits.calibration, dense.splits.openings),
+        dense.model.config,
+        grid,
+        settings.pruning,
     )
     for pruned, other in ((outcome.uniform, refitted.uniform), (outcome.searched, refitted.searched)):
         levels = space.levels_of(grid, pruned.kept)

@@ -1,5 +1,6 @@
 """Perplexity and divergence against a float64 model in numpy."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import pytest
 from reference import kl64, logits64, nll64
 
 from tyr_jax import quality
+from tyr_jax.batches import batches
 from tyr_jax.model.spec import ModelConfig, Params, random_params
 
 WINDOWS, LENGTH = 5, 16
@@ -34,17 +36,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture
 def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "BATCH_TOKENS", 2 * LENGTH + 3)
-
-
-@pytest.mark.parametrize(
-    ("windows", "length", "sizes"),
-    [(5, 16, [5]), (9, 1024, [4, 4, 1]), (3, 4096, [1, 1, 1]), (2, 8192, [1, 1]), (4, 2048, [2, 2])],
-)
-def test_batches_of_windows(windows: int, length: int, sizes: list[int]) -> None:
-    array = np.zeros((windows, length), np.int8)
-    assert [len(array[part]) for part in quality.batches(array)] == sizes
-    assert sum(sizes) == windows
+    monkeypatch.setattr(quality, "batches", functools.partial(batches, tokens=2 * LENGTH + 3))
 
 
 def test_quality_is_that_of_whole_softmaxes(world: World, two_at_a_time: None) -> None:
@@ -71,7 +63,7 @@ def test_batches_do_not_change_the_result(world: World, monkeypatch: pytest.Monk
         return [own.perplexity, *quality.measure(world.sparse, world.windows, world.config, states)]
 
     whole = both()
-    monkeypatch.setattr(quality, "BATCH_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr(quality, "batches", functools.partial(batches, tokens=2 * LENGTH))
     assert both() == pytest.approx(whole, rel=1e-5)
 
 

@@ -116,6 +116,7 @@ PRESETS: dict[str, Settings] = {
         data=DataSpec(
             calibration=("HuggingFaceFW/fineweb-edu:sample-10BT:train:text",),
             calibration_noise=0.0,
+            calibration_openings=0,
             evaluation=(WIKITEXT,),
             sequence_length=4096,
             search_length=4096,

@@ -158,7 +158,7 @@ def check_length(flag: str, length: int, model: LoadedModel) -> None:
 
 def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str) -> Supernet:
     """Build the supernet of `grid` on the calibration text, with progress."""
-    model, settings = dense.model, run.settings
+    model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
 
         def on_site(site: str, damping: float) -> None:
@@ -169,12 +169,11 @@ def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name
 
         return build_supernet(
             model.params,
-            dense.splits.calibration,
+            (dense.splits.calibration, dense.splits.openings),
             model.config,
             grid,
             pruning,
-            seed=settings.seed,
-            batch=max(1, quality.BATCH_TOKENS // settings.data.sequence_length),
+            seed=run.settings.seed,
             on_site=on_site,
         )
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.batches import batches
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import (
     Prediction,
@@ -21,9 +22,6 @@ from tyr_jax.model.prediction import (
     predict,
 )
 from tyr_jax.model.spec import ModelConfig, Params
-
-BATCH_TOKENS = 4096
-"""Tokens that run at a time."""
 
 MAX_LOG_PERPLEXITY = 700.0
 """Beyond it a float64 perplexity would overflow."""
@@ -53,12 +51,6 @@ def window_sums(
     nll = negative_log_likelihood(params, hidden, normaliser, tokens)
     kl = jnp.float32(jnp.nan) if dense is None else jnp.sum(kl_divergence(dense, hidden, normaliser))
     return jnp.sum(nll), kl
-
-
-def batches(windows: np.ndarray) -> list[slice]:
-    """Slices of `windows [S, T]` of at most `BATCH_TOKENS` tokens (at least one window) each."""
-    size = max(1, BATCH_TOKENS // windows.shape[1])
-    return [slice(start, start + size) for start in range(0, len(windows), size)]
 
 
 def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:

@@ -187,6 +187,16 @@ def test_noise_replaces_half_the_tokens_of_some_calibration_sequences(corpus: Pa
     np.testing.assert_array_equal(clean.evaluation["corpus.txt"], noisy.evaluation["corpus.txt"])
 
 
+def test_openings_are_pieces_of_calibration_text(corpus: Path) -> None:
+    spec = spec_of(corpus, calibration_tokens=1600, calibration_noise=0.0, calibration_openings=70)
+    splits = load_splits(spec, Numbers(), 3)
+    assert splits.openings.shape == (70, 4)
+    assert (np.diff(splits.openings) == 1).all()  # the text counts
+    assert set(splits.openings.reshape(-1)) <= set(splits.calibration.reshape(-1))
+    assert len(np.unique(splits.openings[:, 0] - splits.calibration[0, 0])) > 50
+    assert load_splits(dataclasses.replace(spec, calibration_openings=0), Numbers(), 3).openings.size == 0
+
+
 def test_a_small_budget_draws_from_all_over_a_text(tmp_path: Path) -> None:
     path = write(tmp_path / "long.txt", numbers(400_000))
     drawn = load_splits(spec_of(path, calibration_tokens=1600), Numbers(), 0).calibration

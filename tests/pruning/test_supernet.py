@@ -37,8 +37,9 @@ class World(NamedTuple):
         return space.level_grid(settings.kinds(self.config), centres, LEVELS, 0.2)
 
     def build(self, settings: PruningSettings, **options: Any) -> Supernet:
+        options = {"batch_tokens": 3 * LENGTH} | options
         return build_supernet(
-            self.params, self.tokens, self.config, self.grid(settings), settings, **{"batch": 3} | options
+            self.params, [self.tokens], self.config, self.grid(settings), settings, **options
         )
 
 
@@ -189,7 +190,7 @@ def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
     for name in ("attention_statistics", "ffn_statistics"):
         monkeypatch.setattr(supernet, name, counted(name))
-    world.build(chosen(), batch=3)
+    world.build(chosen())
     attention, ffn = [("attention_statistics", 3)] * 2, [("ffn_statistics", 3)] * 2
     assert calls == (attention + ffn) * world.config.depth
 
@@ -197,10 +198,25 @@ def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("batch", [4, 100])
 def test_the_batch_does_not_matter(batch: int, world: World) -> None:
     settings = chosen()
-    whole, parts = world.build(settings, batch=3), world.build(settings, batch=batch)
+    whole, parts = world.build(settings), world.build(settings, batch_tokens=batch * LENGTH)
     np.testing.assert_array_equal(np.asarray(whole.mlp_rank), np.asarray(parts.mlp_rank))
     np.testing.assert_allclose(np.asarray(whole.attn_out), np.asarray(parts.attn_out), rtol=2e-3, atol=2e-5)
     np.testing.assert_allclose(np.asarray(whole.mlp_down), np.asarray(parts.mlp_down), rtol=2e-3, atol=2e-5)
+
+
+def test_texts_of_any_length_count_alike(world: World) -> None:
+    settings = chosen()
+    whole, halves, more = (
+        build_supernet(world.params, texts, world.config, world.grid(settings), settings)
+        for texts in (
+            [world.tokens],
+            [world.tokens[:2], world.tokens[2:]],
+            [world.tokens, world.tokens[:, :4]],
+        )
+    )
+    np.testing.assert_allclose(halves.attn_out, whole.attn_out, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(halves.mlp_down, whole.mlp_down, rtol=1e-3, atol=1e-4)
+    assert np.abs(np.asarray(more.mlp_down - whole.mlp_down)).max() > 1e-3
 
 
 def test_shapes_levels_and_reports(world: World) -> None:
@@ -255,7 +271,7 @@ def test_the_dense_level_is_the_dense_weight(world: World) -> None:
     settings = chosen()
     centres = np.array([[4, 4, 4], [48, 48, 48]])
     grid = world.grid(settings, centres)
-    net = build_supernet(world.params, world.tokens, world.config, grid, settings, batch=3)
+    net = build_supernet(world.params, [world.tokens], world.config, grid, settings)
     dense = select(world.params, net, jnp.asarray(space.centre_distribution(grid)))
     for name in ("o", "down"):
         exact = np.asarray(world.params["blocks"][name])
@@ -269,7 +285,7 @@ def test_whole_key_value_groups_are_removed(world: World) -> None:
     assert (ffn.units, ffn.multiple) == (48, 8)
     centres = np.array([[1, 1, 1], [24, 24, 24]])
     grid = world.grid(settings, centres)
-    net = build_supernet(world.params, world.tokens, world.config, grid, settings, batch=3)
+    net = build_supernet(world.params, [world.tokens], world.config, grid, settings)
     assert net.attn_rank.shape == (3, 2)
     alive = (np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0).reshape(3, LEVELS, 2, 2)
     assert (alive[..., 0] == alive[..., 1]).all()
@@ -306,7 +322,7 @@ def test_what_is_not_finite_names_its_site(
         blocks[tensor] = blocks[tensor].at[layer, 0].set(value)
     settings = chosen()
     with pytest.raises(UserError, match=rf"the inputs of {named} gave"):
-        build_supernet(params, world.tokens, world.config, world.grid(settings), settings, batch=3)
+        build_supernet(params, [world.tokens], world.config, world.grid(settings), settings)
 
 
 def test_a_projection_of_zeros_is_no_error(world: World) -> None:
@@ -315,7 +331,7 @@ def test_a_projection_of_zeros_is_no_error(world: World) -> None:
     blocks["o"] = blocks["o"].at[1].set(0.0)
     settings = chosen()
     net = build_supernet(
-        world.params | {"blocks": blocks}, world.tokens, world.config, world.grid(settings), settings, batch=3
+        world.params | {"blocks": blocks}, [world.tokens], world.config, world.grid(settings), settings
     )
     assert not np.asarray(net.attn_out[1]).any()
     assert np.isfinite(np.asarray(net.error)).all()

@@ -131,7 +131,7 @@ def test_nothing_compiles_after_the_first_generation(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor in another round; and the units of each kind stay exact in every candidate that is scored."""
-    monkeypatch.setattr(population, "CHUNK_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
     world = make_world(tiny_config())
     net, sizes, totals = nested.nest(world.params, world.supernet, world.config), [], set()
 

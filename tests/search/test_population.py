@@ -57,7 +57,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four candidates run at a time, on one sequence."""
-    monkeypatch.setattr(population, "CHUNK_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
 
 
 def test_kl_equals_each_candidate_alone(world: World, small_chunks: None) -> None:
@@ -109,7 +109,7 @@ def test_chunks_of_sequences_are_averaged_by_their_size(
     sequences = np.arange(SEQUENCES)
     each = [world.score(world.candidates[:2], np.array([i])) for i in sequences]
     # Two candidates on two sequences: 5 sequences are chunks of 2, 2 and 1.
-    monkeypatch.setattr(population, "CHUNK_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
     np.testing.assert_allclose(world.score(world.candidates[:2], sequences), np.mean(each, axis=0), rtol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_the_pool_keeps_states_in_order_whatever_the_batch(
     objective = Objective("hidden+kl")
     whole = world.pool(objective)
     assert whole.hidden.shape == (3, SEQUENCES, LENGTH, world.config.hidden)
-    monkeypatch.setattr(population, "CHUNK_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr(population, "BATCH_TOKENS", 2 * LENGTH)
     parts = world.pool(objective)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-5)

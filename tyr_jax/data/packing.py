@@ -39,6 +39,8 @@ LEAST_READ = 2**19
 CHARS_PER_TOKEN = 8
 # Tokens dropped where a text is cut short, as its last word may have been cut.
 MARGIN = 16
+# Tokens of an opening: the first token of a sequence, and a few that attend to it.
+OPENING = 4
 # Some chat templates write today's date; put before one, this keeps its text the same tomorrow.
 FIXED_DATE = "{%- macro strftime_now(format) -%} 26 Jul 2024 {%- endmacro -%}"
 
@@ -83,6 +85,11 @@ class DataSpec:
     calibration_noise: float = 0.2
     """Share of calibration sequences in which every other token, on average, is replaced by a random one of
     the vocabulary: what the text of a few domains never uses would be pruned first, and missed elsewhere."""
+    calibration_openings: int = 512
+    """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. A
+    model turns the first token of whatever it reads into a place for attention to rest. Sequences bring few
+    first tokens, and where layers pruned on them fail to do it, every token after suffers. 0 leaves them out
+    (the paper)."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048
@@ -100,6 +107,7 @@ class Splits:
     """Disjoint parts of the text, int32; `sources` describes each text by its name in `evaluation`."""
 
     calibration: np.ndarray  # [S, T]
+    openings: np.ndarray  # [S, 4], taken from the calibration part
     search: np.ndarray  # [S, T]
     evaluation: dict[str, np.ndarray]  # name → [W, T]
     sources: dict[str, str]
@@ -132,12 +140,12 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
         evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
     for source in extra:
         evaluation[names[source]] = _load_extra(source, spec, tokenizer)
-    noisy = with_noise(
-        interleave(calibration), spec.calibration_noise, tokenizer, np.random.default_rng([seed, len(held)])
-    )
+    bos, rng = _bos(spec, tokenizer), np.random.default_rng([seed, len(held)])
+    noisy = with_noise(interleave(calibration), spec.calibration_noise, tokenizer, rng)
     return Splits(
-        with_bos(noisy, _bos(spec, tokenizer)),
-        with_bos(interleave(search), _bos(spec, tokenizer)),
+        with_bos(noisy, bos),
+        with_bos(openings(noisy, spec.calibration_openings, rng), bos),
+        with_bos(interleave(search), bos),
         evaluation,
         {names[source]: describe(source) for source in (*held, *extra)},
     )
@@ -177,6 +185,7 @@ def check_sizes(spec: DataSpec) -> None:
         ("evaluation_length", 2),
         ("evaluation_windows", 1),
         ("calibration_tokens", 0),
+        ("calibration_openings", 0),
         ("search_tokens", 0),
     ):
         value = getattr(spec, field)
@@ -359,6 +368,15 @@ def with_noise(
     noisy = rng.permutation(len(sequences)) < round(share * len(sequences))
     replaced = noisy[:, None] & (rng.random(sequences.shape) < 0.5)
     return np.where(replaced, rng.choice(ordinary, sequences.shape), sequences).astype(sequences.dtype)
+
+
+def openings(sequences: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` pieces `[count, OPENING]`, shorter where T is, from anywhere in sequences `[S, T]` if any."""
+    length = min(OPENING, sequences.shape[1])
+    shape = (count if len(sequences) else 0, 1)
+    rows = rng.integers(max(1, len(sequences)), size=shape)
+    starts = rng.integers(sequences.shape[1] - length + 1, size=shape)
+    return sequences[rows, starts + np.arange(length)]
 
 
 def with_bos(sequences: np.ndarray, bos: int | None) -> np.ndarray:

@@ -11,7 +11,7 @@ Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N`
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import flax.struct
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.batches import BATCH_TOKENS, batches
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
@@ -183,25 +184,25 @@ def prune_kind(
 
 def build_supernet(
     params: Params,
-    tokens: np.ndarray,
+    texts: Sequence[np.ndarray],
     config: ModelConfig,
     grid: LevelGrid,
     settings: PruningSettings,
     *,
     seed: int = 0,
-    batch: int = 8,
+    batch_tokens: int = BATCH_TOKENS,
     on_site: Callable[[str, float], None] = lambda name, damping: None,
 ) -> Supernet:
     """Prune every site of a dense model to every level of `grid` (Algorithm 2).
 
     Args:
         params: the dense model, blocks stacked.
-        tokens: calibration tokens `[B, T]`.
+        texts: calibration tokens, arrays `[B, T]` of any lengths T.
         config: its configuration.
         grid: levels of the 2·L sites.
         settings: local pruning and error accumulation.
         seed: for the `random` accumulation mode.
-        batch: sequences that run at a time.
+        batch_tokens: tokens that run at a time, in whole sequences.
         on_site: called with the name and damping of each finished site.
 
     The residual and the current sublayer's inputs of all calibration tokens are held on the device.
@@ -212,7 +213,9 @@ def build_supernet(
     shape, kinds = config.dense_shape, settings.kinds(config)
     rng = np.random.default_rng(seed)
     residual = [
-        decoder.embed(params, jnp.asarray(tokens[i : i + batch])) for i in range(0, len(tokens), batch)
+        decoder.embed(params, jnp.asarray(tokens[part]))
+        for tokens in texts
+        for part in batches(tokens, batch_tokens)
     ]
     sites: list[list[obs.PrunedSite]] = [[], []]
     shares: list[list[jax.Array]] = [[], []]

@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.batches import BATCH_TOKENS, batches
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import predict
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score
 from tyr_jax.search.space import ATTENTION, FFN
-
-CHUNK_TOKENS = 4096
-"""Candidate-tokens that run at a time: enough rows for the matmul rate, small enough to stay in memory."""
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -68,15 +66,14 @@ def teacher_targets(
     on_batch: Callable[[int], None] = lambda sequences: None,
 ) -> Batch:
     """The dense model's answer on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
-    size = max(1, CHUNK_TOKENS // tokens.shape[1])
     parts = []
-    for start in range(0, len(tokens), size):
-        part = teacher_batch(params, jnp.asarray(tokens[start : start + size]), config, objective)
+    for rows in batches(tokens, BATCH_TOKENS):
+        part = teacher_batch(params, jnp.asarray(tokens[rows]), config, objective)
         parts.append(jax.block_until_ready(part))
         on_batch(len(part.tokens))
-    rows, dense, hidden = zip(*parts, strict=True)
+    read, dense, hidden = zip(*parts, strict=True)
     return Batch(
-        jnp.concatenate(rows),
+        jnp.concatenate(read),
         jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *dense),
         jnp.concatenate(hidden, axis=1),
     )
@@ -101,8 +98,8 @@ def over_chunks(
     that their values compare. `on_chunk` is told the candidate-tokens done.
     """
     count, length = len(candidates), pool.tokens.shape[1]
-    width = min(count, max(1, CHUNK_TOKENS // length))
-    rows = min(len(sequences), max(1, CHUNK_TOKENS // (length * width)))
+    width = min(count, max(1, BATCH_TOKENS // length))
+    rows = min(len(sequences), max(1, BATCH_TOKENS // (length * width)))
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
     padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % width, axis=0)])
     weights, totals = [], []
