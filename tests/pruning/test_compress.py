@@ -255,7 +255,7 @@ def test_a_pruned_model_survives_the_way_through_a_directory(
     pruning = PruningSettings(neuron_chunk=4)
     grid = space.level_grid(pruning.kinds(config), np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
     tokens = np.random.default_rng(0).integers(0, 300, (3, 16))
-    net = build_supernet(params, tokens, config, grid, pruning)
+    net = build_supernet(params, [tokens], config, grid, pruning)
     levels = np.array([[1, 1, 3], [2, 4, 1]])
     units = space.kept_units(grid, levels)
     assert units.tolist() == [[0, 1, 4], [16, 48, 0]]
