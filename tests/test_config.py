@@ -44,6 +44,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
     assert paper.pruning.saliency == Saliency("abs", "channel")
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
+    assert paper.data.calibration_openings == 0
     assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)
     assert paper.objective.objective == "kl"
 

@@ -264,6 +264,7 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
     splits = load_splits(spec_of(corpus, bos=True), Numbers(), 0)
     pairs = [
         (plain.calibration, splits.calibration),
+        (plain.openings, splits.openings),
         (plain.search, splits.search),
         (plain.evaluation["corpus.txt"], splits.evaluation["corpus.txt"]),
     ]
@@ -290,6 +291,7 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
             {"search_tokens": 7},
             "--search-tokens 7 is less than one .* lower --search-length",
         ),
+        ({"calibration_openings": -1}, "--calibration-openings is -1; it must be at least 0"),
         ({"search_tokens": -1}, "--search-tokens is -1; it must be at least 0"),
         ({"sequence_length": 1}, "--sequence-length is 1; it must be at least 2"),
         ({"evaluation_windows": 0}, "--evaluation-windows is 0"),
