@@ -15,7 +15,7 @@ from typing import Any
 
 from markdown_table import print_header, print_row
 
-from tyr_jax import command, errors, pipeline, summary
+from tyr_jax import command, errors, pipeline, prepare, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Preset, Settings, validate
 from tyr_jax.errors import UserError
 from tyr_jax.io.cache import keep_compiled
@@ -61,7 +61,7 @@ def settings_of(table: ResultTable, sparsity: float, source: str, seed: int) -> 
         evaluation_length=2048,
         evaluation_windows=table.windows,
     )
-    settings = dataclasses.replace(base, model=table.model, sparsity=sparsity, seed=seed, data=data)
+    settings = dataclasses.replace(base, model=table.model, sparsity=(sparsity,), seed=seed, data=data)
     for part, name in (("data", "calibration_tokens"), ("rounds", "rounds"), ("search", "generations")):
         if (value := getattr(table, name)) is not None:
             changed = dataclasses.replace(getattr(settings, part), **{name: value})
@@ -96,11 +96,11 @@ def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str,
             continue
         with Progress() as progress, EventLog(path.with_suffix(".events.jsonl")) as events:
             progress.log(f"== {path.stem}")
-            run = pipeline.Run(settings, progress, events)
-            dense = dense or pipeline.prepare(run)
-            budgets = pipeline.target_budgets(dense.kinds, dense.model.config.depth, sparsity)
-            outcome = pipeline.prune_prepared(run, dataclasses.replace(dense, budgets=budgets))
-            reports[sparsity] = summary.summarise(outcome, settings, [], progress.timings)
+            run = prepare.Run(settings, progress, events)
+            dense = dense or prepare.prepare(run)
+            target = prepare.target_of(dense.kinds, dense.model.config.depth, sparsity)
+            (outcome,) = pipeline.prune_prepared(run, dataclasses.replace(dense, targets=(target,)))
+            reports[sparsity] = summary.summarise(outcome, [])
             write_json(path, reports[sparsity])
     return reports
 

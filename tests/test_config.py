@@ -51,7 +51,7 @@ def test_the_paper_preset_is_the_papers() -> None:
 
 def test_the_quick_preset_runs_every_part_of_the_method() -> None:
     quick = PRESETS["quick"]
-    assert quick.sparsity == 0.25
+    assert quick.sparsity == (0.25,)
     assert quick.rounds.rounds >= 2
     assert quick.search.generations >= 8
     assert len(quick.search.survivors) == 3
@@ -61,10 +61,12 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("sparsity", 0.0, "--sparsity is 0.0, but must be between 0 and 1, ends excluded"),
-        ("sparsity", 1.0, "--sparsity is 1.0"),
-        ("sparsity", -0.1, "--sparsity is -0.1"),
-        ("sparsity", float("nan"), "--sparsity is nan"),
+        ("sparsity", (0.0,), "--sparsity is 0.0, but must be between 0 and 1, ends excluded"),
+        ("sparsity", (0.25, 1.0), "--sparsity is 1.0"),
+        ("sparsity", (-0.1,), "--sparsity is -0.1"),
+        ("sparsity", (float("nan"),), "--sparsity is nan"),
+        ("sparsity", (0.5, 0.5), "one number, or several that differ"),
+        ("sparsity", (), "one number, or several that differ"),
         ("seed", -1, "--seed is -1"),
         ("seed", 2**32, "--seed is 4294967296, but must be from 0 to"),
         ("data.sequence_length", 0, "--sequence-length is 0; it must be at least 2"),

@@ -22,7 +22,7 @@ from tyr_jax.search.evolve import EvolutionSettings
 def settings(tiny_model: Path, tiny_text: Path) -> Settings:
     return Settings(
         model=str(tiny_model),
-        sparsity=0.5,
+        sparsity=(0.5,),
         data=DataSpec(
             calibration=(str(tiny_text),),
             sequence_length=32,
@@ -39,7 +39,8 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
 
 def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     with Progress(quiet=True) as progress, EventLog(tmp_path / "events.jsonl") as events:
-        return pipeline.prune_model(settings, progress, events)
+        (outcome,) = pipeline.prune_model(settings, progress, events)
+    return outcome
 
 
 def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
     assert refitted.searched is not None
     np.testing.assert_array_equal(outcome.searched.kept, refitted.searched.kept)
     dense = outcome.dense
-    grid = space.uniform_grid(dense.kinds, dense.model.config.depth, settings.sparsity, 3, 0.125)
+    grid = space.uniform_grid(dense.kinds, dense.model.config.depth, 0.5, 3, 0.125)
     supernet = build_supernet(
         dense.model.params,
         (dense.splits.calibration, dense.splits.openings),

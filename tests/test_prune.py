@@ -162,6 +162,33 @@ def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> 
         assert first["texts"][name]["sha256"] != second["texts"][name]["sha256"]
 
 
+def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: Path) -> None:
+    directory = run("--sparsity", "0.25", "0.5")
+    assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl"}
+    for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
+        summary = summary_of(directory / name)
+        assert summary["sparsity"]["asked"] == float(name)
+        assert [sum(units) for units in summary["distribution"].values()] == list(kept)
+        assert [layer.ffn for layer in load_model(str(directory / name)).config.layers] == summary[
+            "distribution"
+        ]["ffn"]
+        assert {"load model", "evaluate dense", "round 1/2: supernet"} <= set(summary["shared_seconds"])
+        assert {"round 1/2: search", "round 2/2: supernet", "prune searched"} <= set(summary["seconds"])
+        assert not set(summary["shared_seconds"]) & set(summary["seconds"])
+        assert len(summary["rounds"]) == 2
+        assert len([e for e in events_of(directory, "generation") if e["sparsity"] == float(name)]) == 4
+    # The uniform model does not depend on what a supernet is shared with.
+    assert summary_of(directory / "0.25")["uniform"] == summary_of(pruned)["uniform"]
+
+
+@pytest.mark.parametrize("rounds", ["0", "1"])
+def test_several_targets_without_a_refit(rounds: str, run: Prune) -> None:
+    directory = run("--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
+    for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
+        distribution = summary_of(directory / name)["distribution"]
+        assert [sum(units) for units in distribution.values()] == list(kept)
+
+
 def test_no_rounds_prune_uniformly(run: Prune) -> None:
     directory = run("--rounds", "0", "--sparsity", "0.5")
     summary = summary_of(directory)

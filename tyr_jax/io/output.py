@@ -1,6 +1,7 @@
 """The output directory: built beside its final place and moved there whole, with events as they happen."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -93,6 +94,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._start = time.monotonic()
+        self._fields: dict[str, Any] = {}
 
     def __enter__(self) -> "EventLog":
         return self
@@ -100,10 +102,16 @@ class EventLog:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
+    def part(self, **fields: Any) -> "EventLog":
+        """The same log for a part of the work: its events carry `fields` as well."""
+        part = copy.copy(self)
+        part._fields = self._fields | fields
+        return part
+
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the seconds since the start."""
         seconds = round(time.monotonic() - self._start, 3)
-        self._file.write(json.dumps({"event": event, "seconds": seconds, **fields}) + "\n")
+        self._file.write(json.dumps({"event": event, "seconds": seconds, **self._fields, **fields}) + "\n")
         self._file.flush()
 
 

@@ -1,6 +1,7 @@
 """Progress of every stage on stderr: a bar on a terminal, a line now and then anywhere else."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -69,6 +70,9 @@ class Stage:
 class Progress:
     """Shows stages, and keeps how long each took (`timings`, seconds by name; a name used again adds up).
 
+    `part` gives the same display to one of several like parts of the work; there `shared` are the timings of
+    what all parts share.
+
     `quiet` shows nothing but still keeps the time. On anything but a terminal a stage prints its first
     and last line and, in between, at most one line every `every` seconds.
     """
@@ -82,6 +86,8 @@ class Progress:
         every: float = 5.0,
     ) -> None:
         self.timings: dict[str, float] = {}
+        self.shared: dict[str, float] = {}
+        self._prefix = ""
         self._quiet = quiet
         self._console = console or Console(stderr=True)
         self._clock = clock
@@ -110,20 +116,28 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
+    def part(self, name: str) -> "Progress":
+        """The same display for a part of the work: its stages are shown with its name, and timed apart."""
+        part = copy.copy(self)
+        part.timings, part.shared = {}, self.timings
+        part._prefix = f"{name}: "
+        return part
+
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Stage]:
         """A stage of `total` units (None: unknown), shown while its block runs."""
-        task = self._bars.add_task(name, total=total, status="") if self._bars is not None else None
+        shown = self._prefix + name
+        task = self._bars.add_task(shown, total=total, status="") if self._bars is not None else None
 
         def changed(stage: Stage) -> None:
             if self._bars is not None and task is not None:
                 self._bars.update(task, completed=stage.done, status=stage.status())
             elif self._clock() - self._printed >= self._every:
-                self.log(f"{name}: {stage.status()}")
+                self.log(f"{shown}: {stage.status()}")
 
         stage = Stage(name, total, unit, self._clock, changed)
         if task is None:
-            self.log(f"{name}: {stage.status()}")
+            self.log(f"{shown}: {stage.status()}")
         ended = "stopped at "
         try:
             yield stage
@@ -132,7 +146,7 @@ class Progress:
             self.timings[name] = self.timings.get(name, 0.0) + stage.elapsed
             if self._bars is not None and task is not None:
                 self._bars.remove_task(task)
-            self.log(f"{name}: {ended}{stage.status(ended=True)}")
+            self.log(f"{shown}: {ended}{stage.status(ended=True)}")
 
     def log(self, line: str) -> None:
         """Print a line (above the bars, if there are any)."""

@@ -275,6 +275,20 @@ def stack_sites(
     )
 
 
+def at_levels(supernet: Supernet, grid: LevelGrid) -> Supernet:
+    """The levels of `grid` of a supernet, which has them all (those that exist)."""
+    same = (supernet.kept[..., None, :] == grid.kept[..., None]) & supernet.exists[..., None, :]
+    index = jnp.argmax(same, axis=-1)
+    pick = jax.vmap(lambda levels, e: levels[e])
+    return supernet.replace(  # type: ignore[attr-defined]
+        attn_out=pick(supernet.attn_out, index[ATTENTION]),
+        mlp_down=pick(supernet.mlp_down, index[FFN]),
+        kept=jnp.asarray(grid.kept),
+        exists=jnp.asarray(grid.exists),
+        error=jnp.take_along_axis(supernet.error, index, axis=-1),
+    )
+
+
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
     """Dense-shaped params whose pruned projections are those of `distribution`, int levels `[2, L]`."""
     pick = jax.vmap(lambda levels, e: levels[e])

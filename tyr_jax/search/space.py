@@ -7,6 +7,7 @@ units kept in a kind is the same for every candidate. Axis letters: `L` layers, 
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,29 @@ def uniform_grid(
     """Levels around the uniform distribution of a sparsity; raises as `unit_budget` does."""
     budgets = tuple(unit_budget(kind, depth, sparsity) for kind in kinds)
     return level_grid(kinds, uniform_centres(kinds, depth, budgets), levels, interval)
+
+
+def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
+    """The levels of all `grids`, which share their steps: what one supernet needs to serve each of them.
+
+    A site that needs fewer levels than others is padded on both sides with levels that do not exist.
+    """
+    if len(grids) == 1:
+        return grids[0]
+    kinds, depth, _ = grids[0].kept.shape
+    sites = [
+        np.unique(np.concatenate([grid.kept[kind, layer][grid.exists[kind, layer]] for grid in grids]))
+        for kind in range(kinds)
+        for layer in range(depth)
+    ]
+    count = max(map(len, sites))
+    # The middle of the levels that exist lies in the middle of all.
+    fronts = [count // 2 - len(site) // 2 for site in sites]
+    pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
+    kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]
+    exists = [np.pad(np.ones(len(site), bool), pad) for site, pad in zip(sites, pads, strict=True)]
+    shape = (kinds, depth, count)
+    return LevelGrid(np.reshape(kept, shape), np.reshape(exists, shape), grids[0].step)
 
 
 def centre_distribution(grid: LevelGrid) -> np.ndarray:

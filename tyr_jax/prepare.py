@@ -1,0 +1,120 @@
+"""What comes before any pruning: the model, its text, its answers on it, and the targets in whole units."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax import quality
+from tyr_jax.config import Settings
+from tyr_jax.data import Splits, load_splits
+from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.io.output import EventLog
+from tyr_jax.io.progress import Progress
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.quality import Quality
+from tyr_jax.search import space
+from tyr_jax.search.space import Kind
+
+Qualities = dict[str, Quality]
+"""Quality by name of the text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One of the sparsities asked for, and the units that each kind keeps in all for it."""
+
+    sparsity: float
+    budgets: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """What its directory and its part of the progress display are called."""
+        return f"{self.sparsity:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every stage of one run, or of its part for one target, shares."""
+
+    settings: Settings
+    progress: Progress
+    events: EventLog
+
+    def part(self, target: Target) -> "Run":
+        """What the stages for one of several targets share."""
+        progress, events = self.progress.part(target.name), self.events.part(sparsity=target.sparsity)
+        return Run(self.settings, progress, events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """The model to prune, its text and its answers on it, the targets, and the type of written weights."""
+
+    model: LoadedModel
+    splits: Splits
+    kinds: tuple[Kind, Kind]
+    targets: tuple[Target, ...]
+    teachers: dict[str, Prediction]
+    quality: Qualities
+    dtype: np.dtype
+
+
+def record_quality(run: Run, name: str, result: Qualities) -> None:
+    """Log the quality of the model called `name`."""
+    run.events.write("quality", model=name, texts={text: q._asdict() for text, q in result.items()})
+
+
+def prepare(run: Run) -> Dense:
+    """Load model and text, check that the targets are possible, and record the dense model's answers.
+
+    Raises:
+        UserError: anything about the model, the text or the targets that cannot work.
+    """
+    settings = run.settings
+    with run.progress.stage("load model", 1, "models") as stage:
+        model = load_model(settings.model)
+        stage.advance()
+    if not model.config.uniform:
+        raise UserError(
+            f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
+        )
+    kinds = settings.pruning.kinds(model.config)
+    targets = tuple(target_of(kinds, model.config.depth, sparsity) for sparsity in settings.sparsity)
+    check_length("--sequence-length", settings.data.sequence_length, model)
+    if settings.rounds.rounds:
+        check_length("--search-length", settings.data.search_length, model)
+    check_length("--evaluation-length", settings.data.evaluation_length, model)
+    with run.progress.stage("read text", 1, "texts") as stage:
+        splits = load_splits(settings.data, model.tokenizer, settings.seed)
+        stage.advance()
+    texts = splits.evaluation
+    teachers, measured = {}, {}
+    with run.progress.stage("evaluate dense", sum(map(len, texts.values())), "windows") as stage:
+        for name, windows in texts.items():
+            teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
+    record_quality(run, "dense", measured)
+    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    return Dense(model, splits, kinds, targets, teachers, measured, dtype)
+
+
+def target_of(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> Target:
+    """A sparsity in whole units.
+
+    Raises:
+        UserError: the sparsity, in whole units, would leave a kind intact or remove it altogether.
+    """
+    attention, ffn = (space.unit_budget(kind, depth, sparsity) for kind in kinds)
+    return Target(sparsity, (attention, ffn))
+
+
+def check_length(flag: str, length: int, model: LoadedModel) -> None:
+    """Sequences must fit the model's context.
+
+    Raises:
+        UserError: a sequence length beyond the model's positions.
+    """
+    limit = model.config.max_positions
+    if length > limit:
+        raise UserError(f"{flag} is {length}, but {model.source} has only {limit} positions; lower it")

@@ -1,0 +1,211 @@
+"""Rounds of supernet and search, each around the last one's answer (Algorithm 4)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tyr_jax.prepare import Dense, Run
+from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet
+from tyr_jax.search import evolve, nested, space, surrogate
+from tyr_jax.search.nested import Nested
+from tyr_jax.search.objective import Batch
+from tyr_jax.search.population import teacher_targets
+from tyr_jax.search.space import LevelGrid
+
+Tell = Callable[[int], None]
+"""Told how much is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where a search stands: units kept `[2, L]`, and a record per round.
+
+    `grid` has the levels of the supernet they were found in; before the first round, those that it will have.
+    """
+
+    kept: np.ndarray
+    grid: LevelGrid
+    rounds: list[dict[str, Any]]
+
+
+def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
+    """The levels of a round around `kept [2, L]`: their distance halves every round."""
+    rounds = run.settings.rounds
+    return space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
+
+
+def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str) -> Supernet:
+    """Build the supernet of `grid` on the calibration text, with progress."""
+    model = dense.model
+    with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
+
+        def on_site(site: str, damping: float) -> None:
+            raised = damping > pruning.damping * 1.01
+            stage.advance(note=f"{site}: damping raised to {damping:.2g}" if raised else site)
+            if raised:
+                run.events.write("damping raised", site=site, damping=damping, stage=name)
+
+        return build_supernet(
+            model.params,
+            (dense.splits.calibration, dense.splits.openings),
+            model.config,
+            grid,
+            pruning,
+            seed=run.settings.seed,
+            on_site=on_site,
+        )
+
+
+def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
+    """Units kept per layer, by kind, from `[2, L]`."""
+    return dict(zip(space.KINDS, kept.tolist(), strict=True))
+
+
+def first_parent(supernet: Supernet, grid: LevelGrid, start: str) -> np.ndarray:
+    """The levels `[2, L]` that a search starts from: its centre, or the best by estimate."""
+    if start == "estimate":
+        return surrogate.estimated_start(supernet.error, supernet.share, grid.exists)
+    return space.centre_distribution(grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One round: the supernet around where the last one ended, nested, its layer `error [2, L, E]`, and the
+    search text with the dense model's answers."""
+
+    run: Run
+    dense: Dense
+    pool: Batch
+    number: int
+    grid: LevelGrid
+    net: Nested
+    error: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """What the progress display calls it."""
+        return f"round {self.number}/{self.run.settings.rounds.rounds}"
+
+    def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text."""
+        config, objective = self.dense.model.config, self.run.settings.objective
+        return nested.score_population(
+            self.net, candidates, self.pool, sequences, config, objective, on_tokens
+        )
+
+    def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Slopes `[2, L, E]` of the objective from `levels [2, L]`, on `sequences [s]` of the search text."""
+        config, objective = self.dense.model.config, self.run.settings.objective
+        return nested.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
+
+
+def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
+    """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
+    objectives met on the way."""
+    settings, sequences = this.run.settings, len(this.pool.tokens)
+    steps, length = settings.rounds.descent_steps, settings.data.search_length
+    count = max(1, min(settings.rounds.descent_tokens // length, sequences // 2))
+    rng = np.random.default_rng((settings.seed, this.number))
+    orders = [rng.permutation(sequences) for _ in range(steps)]
+    # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
+    total = steps * (2 + len(surrogate.CAUTIONS)) * count * length
+    with this.run.progress.stage(f"{this.name}: descent", total, "tokens") as stage:
+        return surrogate.descend(
+            start,
+            this.error,
+            this.grid.exists,
+            functools.partial(this.slopes, on_tokens=stage.advance),
+            functools.partial(this.score, on_tokens=stage.advance),
+            [(order[:count], order[count : 2 * count]) for order in orders],
+        )
+
+
+def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
+    run, settings = this.run, this.run.settings
+    schedule, length = settings.search, settings.data.search_length
+    spent, history = 0, []
+    total = schedule.generations * schedule.candidate_tokens(length)
+    with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
+
+        def spend(tokens: int) -> None:
+            nonlocal spent
+            spent += tokens
+            stage.advance(tokens)
+
+        def on_generation(state: evolve.EvolutionState, parent: float) -> None:
+            fitness = float(state.fitness)
+            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
+            stage.advance(0, note)
+            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
+            history.append(record | {"candidate_tokens": spent})
+            run.events.write("generation", round=this.number, **history[-1])
+
+        state = evolve.evolve(
+            evolve.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start),
+            this.grid.exists,
+            functools.partial(this.score, on_tokens=spend),
+            len(this.pool.tokens),
+            length,
+            schedule,
+            on_generation,
+        )
+    return np.asarray(state.parent), history
+
+
+def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> Supernet:
+    """The supernet that a round searches."""
+    name = f"round {number}/{run.settings.rounds.rounds}: supernet"
+    return fold(run, dense, grid, run.settings.pruning, name)
+
+
+def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supernet | None = None) -> Found:
+    """The next round after `found`: build a supernet around it and search it (Algorithms 2 and 3).
+
+    `shared` is a supernet that has the round's levels among others: then none is built.
+    """
+    settings, model, number = run.settings, dense.model, len(found.rounds) + 1
+    grid = round_grid(run, dense, found.kept, number)
+    supernet = supernet_of_round(run, dense, grid, number) if shared is None else at_levels(shared, grid)
+    start = first_parent(supernet, grid, settings.rounds.start if number == 1 else "uniform")
+    net, error = nested.nest(model.params, supernet, model.config), np.asarray(supernet.error)
+    del supernet
+    this = Round(run, dense, pool, number, grid, net, error)
+    start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
+    levels, history = evolution(this, start)
+    kept = space.kept_units(grid, levels)
+    steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
+    record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
+    run.events.write("round", **record)
+    searched = grid if shared is None else found.grid
+    return Found(kept, searched, [*found.rounds, record | {"history": history}])
+
+
+def search_pool(run: Run, dense: Dense) -> Batch:
+    """The search text with the dense model's answers."""
+    text = dense.splits.search
+    with run.progress.stage("dense model's answers on the search text", len(text), "sequences") as stage:
+        return teacher_targets(
+            dense.model.params, text, dense.model.config, run.settings.objective, stage.advance
+        )
+
+
+def search(run: Run, dense: Dense, pool: Batch, found: Found) -> Found:
+    """All rounds that `found` still lacks."""
+    while len(found.rounds) < run.settings.rounds.rounds:
+        found = search_round(run, dense, pool, found)
+    return found
+
+
+def first_rounds(
+    run: Run, parts: Sequence[Run], dense: Dense, pool: Batch, starts: list[Found]
+) -> list[Found]:
+    """The first round for each of several targets, from `starts`, on one supernet that has all levels."""
+    supernet = supernet_of_round(run, dense, starts[0].grid, 1)
+    return [
+        search_round(part, dense, pool, start, supernet) for part, start in zip(parts, starts, strict=True)
+    ]
