@@ -54,6 +54,17 @@ def test_bench_search(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert [row[-1] for row in rows[::2]] == ["1.00", "1.00"]
 
 
+def test_bench_teacher(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:
+    few = ["--model", tiny_model, "--evaluation", tiny_text, "--tokens", 64, "--kept", 4]
+    _, *rows = table("bench_teacher.py", few)
+    (_, _, exact, error, worst), ours, lumped = rows
+    assert (float(error), float(worst)) == (0, 0)
+    assert abs(float(ours[3])) < 1e-3
+    # Lumping can only lose.
+    assert float(lumped[2]) <= float(exact)
+    assert float(lumped[1]) < float(ours[1])
+
+
 def test_bench_convergence(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:
     text = ["--calibration", tiny_text, "--sequence-length", 32, "--calibration-tokens", 512]
     text += ["--search-tokens", 512, "--held-out-tokens", 128]

@@ -1,0 +1,91 @@
+"""What is kept of the dense model's predictions, and what that costs the divergence. Rerun:
+
+  python scripts/bench_teacher.py
+
+The dense model reads real text; what stands for a pruned model is the dense one with noise on its last hidden
+states. Printed are the bytes that 1,024 tokens take, the KL divergence (mean over tokens), and how far it is
+from the exact one, computed in float64 from whole softmaxes: the mean, and the largest error of any token.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from markdown_table import print_header, print_row
+
+from tyr_jax.data import DataSpec, load_evaluation
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model import decoder
+from tyr_jax.model.prediction import kl_divergence, log_normaliser, predict
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    evaluation: tuple[str, ...] = ("builtin",)
+    """Text."""
+    tokens: int = 1024
+    """Tokens of it."""
+    noise: float = 0.5
+    """Noise on the hidden states, in terms of their root mean square."""
+    kept: int = 64
+    """Predictions that a teacher keeps who lumps the rest."""
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities in float64 of `logits [T, V]`."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """KL `[T]` of log probabilities `[T, n]`."""
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+def lumped(logs: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Log probabilities `[T, k + 1]` of the entries `kept [T, k]`, and of all others together."""
+    some = np.take_along_axis(logs, kept, axis=-1)
+    rest = np.log(np.maximum(1 - np.exp(some).sum(axis=-1, keepdims=True), np.finfo(float).tiny))
+    return np.concatenate([some, rest], axis=-1)
+
+
+def main(bench: Bench) -> None:
+    """Print a row per form."""
+    model = load_model(bench.model)
+    params, config = model.params, model.config
+    spec = DataSpec((), bench.evaluation, evaluation_length=bench.tokens, evaluation_windows=1)
+    tokens = jnp.asarray(next(iter(load_evaluation(spec, model.tokenizer).values())))
+    hidden = decoder.hidden_states(params, tokens, config)
+    scale = bench.noise * jnp.sqrt(jnp.mean(hidden**2))
+    noisy = hidden + scale * jax.random.normal(jax.random.key(0), hidden.shape)
+    head = np.asarray(decoder.head(params), np.float64)
+    dense, sparse = (log_softmax(np.asarray(states[0], np.float64) @ head.T) for states in (hidden, noisy))
+    best = np.argsort(-dense, axis=-1)[:, : bench.kept]
+    answers = predict(params, hidden)
+    exact = divergence(dense, sparse)
+    per_token = sum(array.nbytes for array in answers) / bench.tokens
+    forms = {
+        "logits": (config.vocab * 4, exact),
+        "hidden states, expected row, normaliser": (
+            per_token,
+            np.asarray(kl_divergence(answers, noisy, log_normaliser(params, noisy)))[0],
+        ),
+        f"{bench.kept} best and the rest lumped": (
+            bench.kept * 8 + 4,
+            divergence(lumped(dense, best), lumped(sparse, best)),
+        ),
+    }
+    print_header("kept", "MB for 1,024 tokens", "KL", "relative error", "largest error of a token")
+    for name, (size, kl) in forms.items():
+        error, worst = kl.mean() / exact.mean() - 1, np.abs(kl - exact).max()
+        print_row(name, f"{size * 1024 / 1e6:.2f}", f"{kl.mean():.4f}", f"{error:.1e}", f"{worst:.1e}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))
