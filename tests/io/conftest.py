@@ -1,11 +1,13 @@
 """Reference tokenizers, and the helpers of `io_samples` as fixtures."""
 
+import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_reference
 import pytest
-from io_samples import make_lines, rewrite_tokenizer, write_gguf
+from io_samples import make_lines, rewrite_tokenizer, write_gguf, write_sentencepiece
 
 
 @pytest.fixture(scope="session")
@@ -16,26 +18,7 @@ def lines() -> list[str]:
 @pytest.fixture(scope="session")
 def llama_cpp() -> Callable[[Path, list[str], bool], list[list[int]]]:
     """llama.cpp's tokenizer: (GGUF, texts, whether to add bos and eos) → tokens, special tokens parsed."""
-    bindings = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
-    ffi, lib = bindings.get_ffi(), bindings.get_lib()
-    lib.llama_backend_init()
-
-    def tokenize(path: Path, texts: list[str], add_special: bool = False) -> list[list[int]]:
-        parameters = lib.llama_model_default_params()
-        parameters.vocab_only = True
-        model = lib.llama_model_load_from_file(str(path).encode(), parameters)
-        assert model != ffi.NULL
-        vocab = lib.llama_model_get_vocab(model)
-        results = []
-        for text in texts:
-            raw = text.encode()
-            buffer = ffi.new(f"llama_token[{2 * len(raw) + 16}]")
-            count = lib.llama_tokenize(vocab, raw, len(raw), buffer, 2 * len(raw) + 16, add_special, True)
-            results.append([buffer[i] for i in range(count)])
-        lib.llama_model_free(model)
-        return results
-
-    return tokenize
+    return llama_reference.tokenize
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +29,29 @@ def gguf_writer() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tokenizer_rewriter() -> Callable[[Path, Path, dict[str, Any]], Path]:
     return rewrite_tokenizer
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    (directory / "text").write_text("\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(directory / "text"),
+        model_prefix=str(directory / "spm"),
+        vocab_size=2000,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_file=str(directory / "spm.model"))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_file(sentencepiece_model: Any) -> Callable[[Path, dict[str, Any]], Path]:
+    """Writes SentencePiece's vocabulary, with some metadata changed, as a GGUF without tensors."""
+    return lambda path, changes: write_sentencepiece(path, sentencepiece_model, changes)

@@ -143,6 +143,27 @@ def finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
+def write_sentencepiece(path: Path, model: Any, changes: dict[str, Any]) -> Path:
+    count = model.get_piece_size()
+    kinds = [
+        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
+        for i in range(count)
+    ]
+    writer = gguf.GGUFWriter(path, "llama")
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [model.id_to_piece(i) for i in range(count)],
+        "tokenizer.ggml.scores": [float(model.get_score(i)) for i in range(count)],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": model.bos_id(),
+        "tokenizer.ggml.eos_token_id": model.eos_id(),
+        "tokenizer.ggml.unknown_token_id": model.unk_id(),
+    }
+    add_metadata(writer, values | changes)
+    finish(writer)
+    return path
+
+
 def rewrite_tokenizer(source: Path, path: Path, changes: dict[str, Any]) -> Path:
     """A GGUF without tensors that has the tokenizer of `source` with some metadata changed."""
     reader = gguf.GGUFReader(source)

@@ -1,5 +1,4 @@
 import json
-import pydoc_data.topics
 import subprocess
 import sys
 import unicodedata
@@ -9,7 +8,7 @@ from typing import Any
 
 import gguf
 import pytest
-from io_samples import add_metadata, finish, make_lines
+from io_samples import add_metadata, finish, make_lines, write_sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
@@ -108,47 +107,6 @@ def test_smollm2_special_tokens_and_template(smollm2_path: Path) -> None:
     ids = tokenizer(text).input_ids
     assert ids.count(1) == 2
     assert tokenizer.decode(ids) == text
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    directory = tmp_path_factory.mktemp("sentencepiece")
-    (directory / "text").write_text("\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(directory / "text"),
-        model_prefix=str(directory / "spm"),
-        vocab_size=2000,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        minloglevel=2,
-    )
-    return sentencepiece.SentencePieceProcessor(model_file=str(directory / "spm.model"))
-
-
-def write_sentencepiece(path: Path, model: Any, changes: dict[str, Any]) -> Path:
-    count = model.get_piece_size()
-    kinds = [
-        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
-        for i in range(count)
-    ]
-    writer = gguf.GGUFWriter(path, "llama")
-    values = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [model.id_to_piece(i) for i in range(count)],
-        "tokenizer.ggml.scores": [float(model.get_score(i)) for i in range(count)],
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.bos_token_id": model.bos_id(),
-        "tokenizer.ggml.eos_token_id": model.eos_id(),
-        "tokenizer.ggml.unknown_token_id": model.unk_id(),
-    }
-    add_metadata(writer, values | changes)
-    finish(writer)
-    return path
 
 
 @pytest.mark.parametrize("prefix", [None, True, False])

@@ -112,6 +112,16 @@ def hf_key(name: str) -> str:
     return f"model.layers.{match[1]}.{BLOCK_TENSORS[match[2]]}.{match[3]}"
 
 
+def ggml_name(key: str) -> str:
+    """ggml's name for the tensor that Hugging Face calls `key`: the inverse of `hf_key`."""
+    whole = {hf: name for name, hf in TENSORS.items()}
+    if key in whole:
+        return whole[key]
+    _, _, layer, *module, kind = key.split(".")
+    blocks = {hf: name for name, hf in BLOCK_TENSORS.items()}
+    return f"blk.{layer}.{blocks['.'.join(module)]}.{kind}"
+
+
 class GgufSource:
     """Tensors of a GGUF file, dequantised to float32 one at a time, in Hugging Face's layout."""
 
@@ -154,6 +164,12 @@ class GgufSource:
             return array
         pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
         return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def permute(array: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows `(heads, 2, pairs)` of q and k as files of kind `llama` have them, `(heads, pairs, 2)`."""
+    halves = array.reshape(-1, 2, head_dim // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:

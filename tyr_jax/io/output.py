@@ -42,6 +42,28 @@ def staged_directory(target: Path, overwrite: bool) -> Iterator[Path]:
             ) from error
 
 
+@contextlib.contextmanager
+def staged_file(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A path beside `target` for a file that becomes `target` if the body succeeds, and vanishes if not.
+
+    Raises:
+        UserError: `target` exists (unless `overwrite`), is a directory, or cannot be written.
+    """
+    if target.is_dir():
+        raise UserError(f"output {target} is a directory; choose a file with --output")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; choose another with --output, or replace it with --overwrite")
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}; nothing was left") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
 def _check_target(final: Path, target: Path, overwrite: bool) -> None:
     """Refuse what cannot become, or may not be replaced by, the output directory."""
     if final.exists() and not final.is_dir():

@@ -163,13 +163,16 @@ def _byte_level(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]
     )
     if split.compose:
         tokenizer.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
-    prefix = bool(values.get("ggml.add_space_prefix", False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizer(split, bool(values.get("ggml.add_space_prefix", False)))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, split.add_bos
+
+
+def pre_tokenizer(split: Split, prefix: bool = False) -> pre_tokenizers.PreTokenizer:
+    """What cuts text before merging; with `prefix`, a text begins with a space."""
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+    return pre_tokenizers.Sequence([*steps, whole])
 
 
 def _sentencepiece(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]:

@@ -125,7 +125,12 @@ def run_blocks(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
         for block in params["blocks"]:
             x = apply_block(block, x, rope, config)
         return x
-    return jax.lax.scan(lambda x, block: (apply_block(block, x, rope, config), None), x, params["blocks"])[0]
+
+    def step(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+        return apply_block(block, x, rope, config), None
+
+    # Blocks without any tensor do not tell how many they are.
+    return jax.lax.scan(step, x, params["blocks"], length=config.depth)[0]
 
 
 def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:

@@ -364,13 +364,15 @@ def _override(layer: LayerShape, dense: LayerShape) -> Json:
     return {**entry, "skip": skip} if skip else entry
 
 
+def scaling_to_hf(rope: RopeScaling) -> Json:
+    """The keys of Llama-3 scaling in a `config.json`."""
+    sizes = (rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions)
+    return {"rope_type": "llama3", **dict(zip(LLAMA3_KEYS, sizes, strict=True))}
+
+
 def _rope_to_hf(config: ModelConfig, base: Json) -> Json:
     """Rope keys in the style `base` has, the older one (which every tool reads) if it has none."""
-    scaling: Json = {}
-    if config.rope_scaling is not None:
-        rope = config.rope_scaling
-        sizes = (rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions)
-        scaling = {"rope_type": "llama3", **dict(zip(LLAMA3_KEYS, sizes, strict=True))}
+    scaling = scaling_to_hf(config.rope_scaling) if config.rope_scaling is not None else {}
     if base.get("rope_parameters"):
         return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling}}
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}

@@ -1,0 +1,122 @@
+"""GGUF files of models whose layers differ, run by llama.cpp itself."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import jax
+import jax.numpy as jnp
+import llama_reference
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tyr_jax.errors import UserError
+from tyr_jax.io import deci
+from tyr_jax.model.decoder import forward
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params, RopeScaling, random_params
+
+TOKENS = np.random.default_rng(0).integers(0, 290, 40)
+WHOLE, SMALL = LayerShape(4, 2, 48), LayerShape(2, 2, 16)
+
+Tiny = Callable[..., ModelConfig]
+
+
+def make(tiny_config: Tiny, **changes: Any) -> tuple[ModelConfig, Params]:
+    config = dataclasses.replace(tiny_config(vocab=300), **changes)
+    return config, random_params(config, jax.random.key(0), scale=0.2)
+
+
+def ours(config: ModelConfig, params: Params) -> np.ndarray:
+    return np.asarray(forward(params, jnp.asarray(TOKENS)[None], config))[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied": True},
+        {"qkv_bias": True},
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        {"layers": (WHOLE, LayerShape(3, 1, 40), SMALL)},
+        {"layers": (WHOLE, LayerShape(3, 3, 8), SMALL)},
+        # Sublayers that are gone, where llama.cpp can do without and where it cannot.
+        {"layers": (WHOLE, LayerShape(0, 0, 40), SMALL)},
+        {"layers": (WHOLE, LayerShape(3, 1, 0), SMALL)},
+        {"layers": (WHOLE, LayerShape(0, 0, 0), SMALL)},
+        {"layers": (LayerShape(0, 0, 40), WHOLE, SMALL)},
+        {"layers": (LayerShape(4, 2, 0), WHOLE, SMALL)},
+        {"layers": (LayerShape(0, 0, 0), WHOLE, SMALL)},
+        {"layers": (WHOLE, SMALL, LayerShape(0, 0, 40))},
+        {"layers": (WHOLE, SMALL, LayerShape(4, 2, 0))},
+        {"layers": (WHOLE, SMALL, LayerShape(0, 0, 0)), "mlp_bias": True},
+        {"layers": (LayerShape(0, 0, 0), LayerShape(0, 0, 0), LayerShape(0, 0, 0))},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("multiple", [1, 32])
+def test_llama_cpp_computes_the_same(
+    changes: dict[str, Any],
+    multiple: int,
+    tiny_config: Tiny,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    config, params = make(tiny_config, **changes)
+    deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f32", multiple)
+    theirs = llama_reference.logits(tmp_path / "m.gguf", TOKENS)
+    np.testing.assert_allclose(ours(config, params), theirs, rtol=0, atol=1e-4)
+
+
+def test_what_llama_cpp_insists_on_takes_the_place_of_nothing() -> None:
+    nothing = LayerShape(0, 0, 0)
+    assert deci.stored_shape(nothing, True, False, 1) == LayerShape(1, 1, 1)
+    assert deci.stored_shape(nothing, False, False, 32) == nothing
+    assert deci.stored_shape(nothing, False, True, 32) == LayerShape(0, 0, 32)
+    assert deci.stored_shape(LayerShape(4, 2, 0), False, False, 8) == LayerShape(4, 2, 8)
+    assert deci.stored_shape(LayerShape(4, 2, 40), False, True, 32) == LayerShape(4, 2, 64)
+    assert deci.stored_shape(LayerShape(0, 0, 40), False, False, 1) == LayerShape(0, 0, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("f16", 0.002), ("bf16", 0.02), ("q8_0", 0.05), ("q5_1", 0.4), ("q4_0", 0.7)]
+)
+def test_types(
+    kind: str, error: float, tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config, params = make(tiny_config, layers=(WHOLE, LayerShape(3, 1, 40), SMALL))
+    deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, kind)
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    types = {tensor.name: tensor.tensor_type.name.lower() for tensor in reader.tensors}
+    assert types["blk.1.ffn_down.weight"] == types["token_embd.weight"] == kind
+    # Three heads of 8 are no whole block of 32.
+    quantised = kind not in ("f16", "bf16")
+    assert types["blk.1.attn_output.weight"] == ("f16" if quantised else kind)
+    assert types["blk.1.ffn_norm.weight"] == "f32"
+    widths = reader.fields["deci.feed_forward_length"].contents()
+    assert widths == ([64, 64, 32] if quantised else [48, 40, 16])
+    exact = ours(config, params)
+    theirs = llama_reference.logits(tmp_path / "m.gguf", TOKENS)
+    assert 0 < np.linalg.norm(exact - theirs) / np.linalg.norm(exact) < error
+
+
+def test_a_window_becomes_the_context(
+    tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for window, context in ((32, 32), (None, 128)):
+        config, params = make(tiny_config, family="mistral", window=window)
+        deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f32")
+        fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+        assert fields["deci.context_length"].contents() == context
+
+
+def test_what_float16_cannot_hold(
+    tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config, params = make(tiny_config)
+    params["blocks"]["up"] = params["blocks"]["up"].at[1, 0, 0].set(1e6)
+    with pytest.raises(UserError, match=r"'blk.1.ffn_up.weight' is too large for f16.*--quantize"):
+        deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f16")

@@ -1,0 +1,176 @@
+"""Writing GGUF files of models whose layers differ: llama.cpp's architecture `deci`.
+
+It is Llama with sizes per layer, and the one such architecture of stock llama.cpp that covers all of this
+project's families. A layer may lack its attention or its FFN, but not everywhere: attention without an FFN is
+not run, the first layer must have attention, and the last must have an FFN. There a head or some neurons
+without any effect (all weights zero) take their place.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from transformers import PreTrainedTokenizerFast
+
+from tyr_jax.errors import UserError
+from tyr_jax.io.gguf import ROPE_FACTORS, ggml_name, llama3_factors, permute
+from tyr_jax.io.vocabulary import gguf_vocabulary
+from tyr_jax.model.families import scaling_to_hf
+from tyr_jax.model.spec import (
+    LayerShape,
+    ModelConfig,
+    Params,
+    TensorSpec,
+    block_specs,
+    layer_block,
+    model_specs,
+)
+
+ARCHITECTURE = "deci"
+
+TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+"""Types that matrices can be written in (norms and biases stay float32), and what ggml calls such files."""
+
+
+def stored_shape(shape: LayerShape, first: bool, last: bool, multiple: int) -> LayerShape:
+    """The sizes a layer has in the file: with what llama.cpp insists on, and whole multiples of neurons."""
+    heads, kv_heads = (1, 1) if first and not shape.heads else (shape.heads, shape.kv_heads)
+    neurons = max(shape.ffn, 1 if heads or last else 0)
+    return LayerShape(heads, kv_heads, -(-neurons // multiple) * multiple)
+
+
+def stored_config(config: ModelConfig, multiple: int) -> ModelConfig:
+    """`config` with the sizes that layers have in the file."""
+    shapes = [
+        stored_shape(shape, layer == 0, layer == config.depth - 1, multiple)
+        for layer, shape in enumerate(config.layers)
+    ]
+    return dataclasses.replace(config, layers=tuple(shapes))
+
+
+def filled(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
+    """`array` filled up with zeros to the shape of `spec`; ones for a norm that there was not."""
+    if array is None:
+        return np.full(spec.shape, 1.0 if spec.name.endswith("norm") else 0.0, np.float32)
+    pairs = zip(spec.shape, array.shape, strict=True)
+    return np.pad(array.astype(np.float32), [(0, new - old) for new, old in pairs])
+
+
+def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and float32 array of every tensor of the file, whose sizes are `config`'s."""
+    for spec in model_specs(config):
+        yield ggml_name(spec.key), np.asarray(params[spec.name], np.float32)
+    for layer in range(config.depth):
+        block = layer_block(params["blocks"], layer)
+        for spec in block_specs(config, layer):
+            array = np.asarray(block[spec.name]) if spec.name in block else None
+            array = spec.to_checkpoint(filled(spec, array))
+            rotated = spec.name in ("q", "k", "q_bias", "k_bias")
+            yield ggml_name(spec.key), permute(array, config.head_dim) if rotated else array
+
+
+def metadata(config: ModelConfig) -> dict[str, Any]:
+    """What llama.cpp has to know of the model, by key."""
+    sizes = {
+        "block_count": config.depth,
+        # llama.cpp has no sliding window here; within one, it makes no difference.
+        "context_length": min(config.max_positions, config.window or config.max_positions),
+        "embedding_length": config.hidden,
+        "vocab_size": config.vocab,
+        "feed_forward_length": [shape.ffn for shape in config.layers],
+        "attention.head_count": [shape.heads for shape in config.layers],
+        "attention.head_count_kv": [shape.kv_heads for shape in config.layers],
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+    }
+    return {f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()}
+
+
+def add(writer: GGUFWriter, values: dict[str, Any]) -> None:
+    """Write metadata `values`, each by its type."""
+    for key, value in values.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+
+
+def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """`array` as it is stored, and its type: `kind` for matrices whose rows are whole blocks of it.
+
+    Raises:
+        UserError: a weight is too large for float16.
+    """
+    stored = GGMLQuantizationType[kind.upper()]
+    if array.ndim < 2:
+        stored = GGMLQuantizationType.F32
+    elif array.shape[-1] % gguf.GGML_QUANT_SIZES[stored][0]:
+        stored = GGMLQuantizationType.F16
+    if stored == GGMLQuantizationType.F16 and np.abs(array).max() > np.finfo(np.float16).max:
+        raise UserError(f"tensor '{name}' is too large for f16; choose bf16 or f32 with --quantize")
+    return gguf.quants.quantize(np.ascontiguousarray(array), stored), stored
+
+
+def write_gguf(
+    path: Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerFast,
+    kind: str,
+    multiple: int = 1,
+    on_tensor: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Write a model as a GGUF file that stock llama.cpp loads.
+
+    Args:
+        path: the file.
+        config: the model's configuration.
+        params: its weights.
+        tokenizer: its tokenizer, chat template included.
+        kind: type of the matrices, one of `TYPES`.
+        multiple: FFN widths are filled up with zeros to multiples of this, and of the type's blocks.
+        on_tensor: called with the name of each tensor that is ready.
+
+    Raises:
+        UserError: the tokenizer cannot be written, or a weight not in this type.
+    """
+    block = int(gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]][0])
+    stored = stored_config(config, int(np.lcm(multiple, block)))
+    writer = GGUFWriter(path, ARCHITECTURE)
+    add(writer, metadata(stored) | gguf_vocabulary(tokenizer, config.vocab))
+    writer.add_file_type(TYPES[kind])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for name, array in stored_tensors(params, stored):
+        data, data_type = quantised(name, array, kind)
+        writer.add_tensor(name, data, raw_dtype=data_type)
+        on_tensor(name)
+    if config.rope_scaling is not None:
+        scaling = scaling_to_hf(config.rope_scaling)
+        factors = llama3_factors(scaling, config.rope_theta, config.head_dim)
+        writer.add_tensor(ROPE_FACTORS, factors.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,107 @@
+"""A tokenizer as metadata of a GGUF file: the way back from `tyr_jax.io.tokenizer`."""
+
+import json
+import re
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from tyr_jax.errors import UserError
+from tyr_jax.io.tokenizer import SPACE, SPLITS, pre_tokenizer
+
+PROBES = (
+    "it's I'M we'll 'tis don'T",
+    "12 1234 1234567 3.14159 a1b22 ٣٤٥ ½",
+    "  two\n\n three \t tabs\r\n trailing   ",
+    "punctuation?! (((a))) x+=y; $5 <=> ~~~ ^|^ — “quoted”…",
+    "naïve Ὅμηρος 日本語 👩‍👧 e\u0301",
+)
+"""Lines that no two ways of `SPLITS` cut alike."""
+
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A byte that SentencePiece falls back to."""
+
+
+def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, Any]:
+    """The metadata `tokenizer.*` of a model with `size` embeddings.
+
+    Raises:
+        UserError: llama.cpp has no tokenizer that does the same.
+    """
+    backend = tokenizer.backend_tokenizer
+    description = json.loads(backend.to_str())
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise UserError(f"a GGUF file cannot hold this tokenizer: its model is {model['type']}, not BPE")
+    tokens, types = _tokens(description, size)
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    values: dict[str, Any] = {"ggml.tokens": tokens, "ggml.token_type": types}
+    if model["byte_fallback"]:
+        first = backend.encode("a", add_special_tokens=False).tokens[0]
+        values |= {"ggml.model": "llama", "ggml.scores": _scores(tokens, merges)}
+        values |= {"ggml.pre": "default", "ggml.add_space_prefix": first.startswith(SPACE)}
+    else:
+        values |= {"ggml.model": "gpt2", "ggml.merges": [" ".join(merge) for merge in merges]}
+        values |= {"ggml.pre": _split_name(backend, description)}
+    values |= _special(tokenizer)
+    if isinstance(tokenizer.chat_template, str):
+        values["chat_template"] = tokenizer.chat_template
+    return {f"tokenizer.{key}": value for key, value in values.items()}
+
+
+def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Every embedding's token and its type; embeddings that no token has are unused ones."""
+    tokens = [f"[PAD{index}]" for index in range(size)]
+    types = [int(TokenType.UNUSED)] * size
+    model = description["model"]
+    for token, index in model["vocab"].items():
+        byte = model["byte_fallback"] and BYTE.fullmatch(token)
+        tokens[index], types[index] = token, int(TokenType.BYTE if byte else TokenType.NORMAL)
+    for added in description["added_tokens"]:
+        index = added["id"]
+        tokens[index] = added["content"]
+        types[index] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
+    return tokens, types
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """Scores by which SentencePiece merges in the order of `merges`."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault("".join(merge), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _split_name(backend: Tokenizer, description: dict[str, Any]) -> str:
+    """llama.cpp's name for the way `backend` cuts text before merging."""
+    normalizer = description["normalizer"]
+    if backend.pre_tokenizer is not None and (normalizer is None or normalizer["type"] == "NFC"):
+        for name, split in SPLITS.items():
+            cut = pre_tokenizer(split)
+            alike = all(
+                backend.pre_tokenizer.pre_tokenize_str(probe) == cut.pre_tokenize_str(probe)
+                for probe in PROBES
+            )
+            options = (split.whole_words, split.compose)
+            if alike and options == (description["model"]["ignore_merges"], normalizer is not None):
+                return name
+    raise UserError(
+        f"a GGUF file cannot hold this tokenizer: it cuts text like none of {', '.join(SPLITS)} does"
+    )
+
+
+def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The special tokens, and whether texts begin with bos and end with eos."""
+    indices = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "unknown": tokenizer.unk_token_id,
+        "padding": tokenizer.pad_token_id,
+    }
+    ends = tokenizer("a").input_ids
+    return {f"ggml.{name}_token_id": index for name, index in indices.items() if index is not None} | {
+        "ggml.add_bos_token": ends[0] == tokenizer.bos_token_id,
+        "ggml.add_eos_token": ends[-1] == tokenizer.eos_token_id,
+    }
