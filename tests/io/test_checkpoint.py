@@ -56,7 +56,8 @@ def test_round_trip(changes: dict[str, Any], save: Callable[..., Path], tiny_con
     assert_equal_params(loaded, params, config)
     assert loaded.generation_config == GENERATION
     assert loaded.hf_config["initializer_range"] == 0.5
-    assert loaded.hf_config["architectures"] == ["LlamaForCausalLM"]
+    kind = "Llama" if config.uniform else "Pruned"
+    assert loaded.hf_config["architectures"] == [f"{kind}ForCausalLM"]
     assert loaded.source == str(directory)
     assert ("per_layer_config" in loaded.hf_config) == ("layers" in changes)
     assert loaded.tokenizer.chat_template.startswith("{% for message")

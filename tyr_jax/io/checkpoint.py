@@ -19,7 +19,7 @@ from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
-from tyr_jax.model.families import config_from_hf, config_to_hf
+from tyr_jax.model.families import FAMILIES, MODELING, config_from_hf, config_to_hf
 from tyr_jax.model.spec import (
     ModelConfig,
     Params,
@@ -143,6 +143,8 @@ def save_model(
     try:
         _write_weights(directory, config, params, kind, max_shard_bytes)
         write_json(directory / "config.json", written)
+        if "per_layer_config" in written:
+            _write_modeling(directory, config.family)
         if generation_config is not None:
             write_json(directory / "generation_config.json", generation_config)
         _write_tokenizer(directory, tokenizer)
@@ -150,6 +152,15 @@ def save_model(
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"cannot write weights into {directory}: {hf.first_line(error)}") from error
+
+
+def _write_modeling(directory: Path, family: str) -> None:
+    """Put the classes beside the weights that transformers needs where layers differ."""
+    name = f"{MODELING}.py"
+    stock = FAMILIES[family].architecture.removesuffix("ForCausalLM")
+    code = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    code = code.replace('FAMILY = "Llama"', f'FAMILY = "{stock}"')
+    (directory / name).write_text(code, encoding="utf-8")
 
 
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:

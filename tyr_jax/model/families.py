@@ -10,6 +10,8 @@ A model whose layers differ is written in the format transformers reserves for i
                                "num_key_value_heads": 1, "skip": ["attention"]}}
 
 Layers that are not listed have the global sizes; `skip` names sublayers (`attention`, `mlp`) that are gone.
+As transformers does not build such layers itself, `auto_map` names a file beside the weights that does
+(`tyr_jax.io.modeling_pruned`).
 """
 
 import dataclasses
@@ -120,6 +122,13 @@ FAMILIES: dict[str, Family] = {
         qkv_bias=True,
     ),
 }
+
+MODELING = "modeling_pruned"
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.PrunedConfig",
+    "AutoModelForCausalLM": f"{MODELING}.PrunedForCausalLM",
+}
+"""Where transformers finds the classes of a model whose layers differ."""
 
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ROPE_TYPES = ("default", "llama3")
@@ -410,6 +419,9 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
     entries = {str(layer): _override(shape, dense) for layer, shape in enumerate(config.layers)}
     if any(entries.values()):
         result["per_layer_config"] = {layer: entry for layer, entry in entries.items() if entry}
+        result |= {"auto_map": AUTO_MAP, "architectures": ["PrunedForCausalLM"]}
+        # Or else transformers cannot even read the configuration to choose a tokenizer's class.
+        result["allow_global_per_layer_attribute_access"] = True
     elif "auto_map" in result:
         # The modelling file that read `per_layer_config` has nothing left to read.
         del result["auto_map"]

@@ -1,0 +1,118 @@
+"""Written directories in transformers, with the modelling file that comes with them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, dynamic_module_utils
+
+from tyr_jax.io.checkpoint import load_model, save_model
+from tyr_jax.model.decoder import forward
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+
+TOKENS = np.random.default_rng(0).integers(0, 290, (2, 40))
+WHOLE, SMALL, NOTHING = LayerShape(4, 2, 48), LayerShape(2, 2, 16), LayerShape(0, 0, 0)
+GLOBAL = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+CASES: list[dict[str, Any]] = [
+    {"layers": (WHOLE, LayerShape(3, 1, 40), SMALL)},
+    {"layers": (WHOLE, LayerShape(3, 3, 40), NOTHING), "tied": True},
+    {"layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 3, 0)), "family": "qwen2", "qkv_bias": True},
+    {"layers": (NOTHING, WHOLE, LayerShape(0, 0, 16)), "family": "mistral", "window": 24},
+    {"layers": (LayerShape(4, 2, 0), SMALL, WHOLE), "qkv_bias": True, "out_bias": True, "mlp_bias": True},
+    # Only sizes that divide the hidden size in some other way than transformers takes for granted.
+    {"layers": (LayerShape(3, 1, 40),) * 3},
+]
+
+Save = Callable[..., tuple[Path, ModelConfig, Params]]
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers copies modelling files here, and not among the user's."""
+    cache = tmp_path / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    cache.mkdir()
+    monkeypatch.syspath_prepend(cache)
+
+
+@pytest.fixture
+def save(tiny_config: Callable[..., ModelConfig], tiny_tokenizer: Any, tmp_path: Path) -> Save:
+    """Writes a random model with some fields of its configuration changed."""
+
+    def save(**changes: Any) -> tuple[Path, ModelConfig, Params]:
+        layers = changes.pop("layers")
+        uniform = tiny_config(vocab=300, **changes)
+        config = type(uniform)(**{**uniform.__dict__, "layers": layers})
+        params = random_params(config, jax.random.key(0), scale=0.2)
+        directory = tmp_path / "written"
+        directory.mkdir()
+        base = {"model_type": config.family, **GLOBAL}
+        save_model(directory, config, params, base, tiny_tokenizer, {"eos_token_id": 2})
+        return directory, config, params
+
+    return save
+
+
+def in_torch(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True).eval()
+
+
+def logits(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp_path: Path) -> None:
+    directory, config, params = save(**changes)
+    model = in_torch(directory)
+    ours = np.asarray(forward(params, jnp.asarray(TOKENS), config))
+    theirs = logits(model)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+    # What it saves, it reads back, and so do we.
+    model.save_pretrained(tmp_path / "again")
+    again = in_torch(tmp_path / "again")
+    np.testing.assert_array_equal(logits(again), theirs)
+    load_tokenizer(directory).save_pretrained(tmp_path / "again")
+    assert load_model(str(tmp_path / "again")).config.layers == config.layers
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_generation_with_a_cache(changes: dict[str, Any], save: Save) -> None:
+    """Up to beyond the window, and for beams, which reorder the cache."""
+    model = in_torch(save(**changes)[0])
+    prompt = torch.from_numpy(TOKENS[:, :10])
+    options = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
+    for beams in (1, 3):
+        cached, plain = (
+            model.generate(prompt, use_cache=cache, num_beams=beams, **options).numpy()
+            for cache in (True, False)
+        )
+        assert cached.shape == (2, 30)
+        np.testing.assert_array_equal(cached, plain)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def test_the_tokenizer_needs_no_trust(save: Save, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    directory, _, _ = save(**CASES[0])
+    text = "the cat and the hat"
+    assert load_tokenizer(directory)(text).input_ids == tiny_tokenizer(text).input_ids
+
+
+def test_layers_of_one_shape_need_no_modelling_file(save: Save) -> None:
+    directory, config, params = save(layers=(SMALL,) * 3)
+    assert not (directory / "modeling_pruned.py").exists()
+    assert "auto_map" not in json.loads((directory / "config.json").read_text())
+    stock = AutoModelForCausalLM.from_pretrained(directory).eval()
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    ours = np.asarray(forward(params, jnp.asarray(TOKENS), config))
+    np.testing.assert_allclose(logits(stock), ours, rtol=0, atol=1e-4)
