@@ -42,12 +42,17 @@ def scale_frequencies(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array
 
 
 def rope_tables(config: ModelConfig, length: int) -> Rope:
-    """Rotary tables for positions `0 … length-1`, `[T, H/2]` (Su et al. 2021, rotate-half layout)."""
+    """Rotary tables for positions `0 … length-1`, `[T, H/2]`."""
+    return rope_at(config, jnp.arange(length))
+
+
+def rope_at(config: ModelConfig, positions: jax.Array) -> Rope:
+    """Rotary tables for `positions [T]`, `[T, H/2]` (Su et al. 2021, rotate-half layout)."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = scale_frequencies(frequencies, config.rope_scaling)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
     return Rope(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -65,18 +70,25 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (wide * scale).astype(x.dtype) * weight
 
 
-def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
-    """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`.
-
-    `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
-    """
+def queries_keys_values(
+    block: Block, x: jax.Array, rope: Rope, config: ModelConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated queries `[B, T, N, H]` and keys, and values `[B, T, K, H]`, from the residual `x [B, T, D]`."""
     normed = rms_norm(x, block["attn_norm"], config.norm_eps)
     q = jnp.einsum("btd,dnh->btnh", normed, block["q"])
     k = jnp.einsum("btd,dkh->btkh", normed, block["k"])
     v = jnp.einsum("btd,dkh->btkh", normed, block["v"])
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
-    q, k = rotate(q, rope), rotate(k, rope)
+    return rotate(q, rope), rotate(k, rope), v
+
+
+def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
+    """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`.
+
+    `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
+    """
+    q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
     return causal_attention(q, k, v, config.window)

@@ -1,0 +1,177 @@
+"""Generation with cached keys and values, also where layers differ: prefill once, then a token at a time.
+
+A cache has one slot for every position up to a size that is fixed when it is made, so that neither program
+compiles again. Prompts of a batch may differ in length: they are filled up at the end, each sequence writes
+its next token where its own prompt ended, and what a slot holds does not matter before that is reached.
+
+Axis letters: `B` sequences, `T` tokens, `S` slots, `D` hidden, `N` query heads, `K` key/value heads, `H` head
+dim, `V` vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.attention import causal_attention
+from tyr_jax.model.spec import ModelConfig, Params, layer_block
+
+PROMPT_MULTIPLE = 64
+"""Prompts are filled up to a multiple of this, so that most share a compilation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Choose among this many likeliest tokens; 0 means all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+
+
+class KeysValues(NamedTuple):
+    """What a layer's attention has seen, `keys` and `values`, both `[B, S, K, H]`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+Cache = dict[int, KeysValues]
+"""By layer; one without attention has none."""
+
+
+def unstack(params: Params, config: ModelConfig) -> Params:
+    """The same model with a dict of tensors for each block, however they were kept."""
+    return params | {"blocks": tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def prefill(
+    params: Params, tokens: jax.Array, lengths: jax.Array, config: ModelConfig, slots: int
+) -> tuple[jax.Array, Cache]:
+    """(logits `[B, V]` after each prompt, a cache of `slots`) for `tokens [B, T]`, of which `lengths [B]`
+    count; `params` unstacked."""
+    rope = decoder.rope_tables(config, tokens.shape[1])
+    x = decoder.embed(params, tokens)
+    cache = {}
+
+    def filled(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, slots - array.shape[1]), (0, 0), (0, 0)))
+
+    for layer, block in enumerate(params["blocks"]):
+        if "o" in block:
+            q, k, v = decoder.queries_keys_values(block, x, rope, config)
+            cache[layer] = KeysValues(filled(k), filled(v))
+            x = x + decoder.attention_output(block, causal_attention(q, k, v, config.window))
+        if "down" in block:
+            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+    return next_logits(params, last[:, 0], config), cache
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def decode(
+    params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
+) -> tuple[jax.Array, Cache]:
+    """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked."""
+    # One row of tokens that each have a position of their own.
+    rope = decoder.rope_at(config, positions)
+    x = decoder.embed(params, tokens[None])
+    rows, filled = jnp.arange(len(tokens)), {}
+    for layer, block in enumerate(params["blocks"]):
+        if "o" in block:
+            q, k, v = decoder.queries_keys_values(block, x, rope, config)
+            keys = cache[layer].keys.at[rows, positions].set(k[0])
+            values = cache[layer].values.at[rows, positions].set(v[0])
+            filled[layer] = KeysValues(keys, values)
+            units = attend_slots(q[0], filled[layer], positions, config.window)
+            x = x + decoder.attention_output(block, units[None])
+        if "down" in block:
+            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+    return next_logits(params, x[0], config), filled
+
+
+def attend_slots(q: jax.Array, seen: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
+    """What queries `[B, N, H]` at `positions [B]` attend to, `[B, N, H]`, among what has been `seen`."""
+    keys, values = seen
+    batch, heads, head_dim = q.shape
+    groups = keys.shape[2]
+    q = (q * head_dim**-0.5).reshape(batch, groups, heads // groups, head_dim)
+    scores = jnp.einsum("bkgh,bskh->bkgs", q, keys, preferred_element_type=jnp.float32)
+    distance = positions[:, None] - jnp.arange(keys.shape[1])
+    visible = (distance >= 0) & (distance < (window or keys.shape[1]))
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+    units = jnp.einsum("bkgs,bskh->bkgh", weights.astype(values.dtype), values)
+    return units.reshape(batch, heads, head_dim)
+
+
+def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """Logits `[B, V]` of residuals `x [B, D]`."""
+    return decoder.logits(decoder.head(params), decoder.final_hidden(params, x, config))
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+    """The next tokens `[B]`, from `logits [B, V]`."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits)
+
+
+def generate(
+    params: Params,
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling = Sampling(),
+    *,
+    stop: frozenset[int] = frozenset(),
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Up to `count` next tokens `[B]` of every prompt, one after the other.
+
+    Args:
+        params: a model, dense or pruned.
+        config: its configuration.
+        prompts: tokens of each sequence, at least one.
+        count: tokens to generate at most.
+        sampling: how they are chosen.
+        stop: tokens that end a sequence; it repeats the one that ended it until all have ended.
+        seed: of the choice.
+    """
+    params = unstack(params, config)
+    lengths = jnp.asarray([len(prompt) for prompt in prompts])
+    width = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    filled = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(filled, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    slots = width + -(-count // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    logits, cache = prefill(params, jnp.asarray(filled), lengths, config, slots)
+    key = jax.random.key(seed)
+    ended = np.zeros(len(prompts), bool)
+    last = np.zeros(len(prompts), np.int32)
+    for step in range(count):
+        tokens = np.asarray(sample(logits, jax.random.fold_in(key, step), sampling))
+        last = np.where(ended, last, tokens)
+        ended |= np.isin(last, list(stop))
+        yield last
+        if ended.all() or step == count - 1:
+            return
+        logits, cache = decode(params, jnp.asarray(last), lengths + step, cache, config)
