@@ -15,7 +15,6 @@ Examples:
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,12 +24,11 @@ from rich.table import Table
 
 from tyr_jax import command, errors, quality
 from tyr_jax.data import DataSpec, fingerprint, load_evaluation
-from tyr_jax.errors import UserError
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.prepare import check_length
-from tyr_jax.summary import FORMAT_VERSION
+from tyr_jax.summary import read_summary
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
 """For options whose default is said in words."""
@@ -55,27 +53,6 @@ class EvaluateSettings:
     """Render conversations with the model's chat template (default: likewise)."""
     json: bool = False
     """Print JSON on stdout in place of the table."""
-
-
-def read_summary(model: str) -> dict[str, Any] | None:
-    """The summary of the run that made directory `model`, or None if it is not one of ours.
-
-    Raises:
-        UserError: there is a summary, but it cannot be read.
-    """
-    path = Path(model) / "summary.json"
-    if not path.is_file():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        version = summary["format_version"]
-        DataSpec(**summary["settings"]["data"])
-        summary["uniform"], summary["searched"], summary["texts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the summary of a run ({error}); restore it or delete it") from None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, but this tyr_jax reads {FORMAT_VERSION}")
-    return summary
 
 
 def data_spec(settings: EvaluateSettings, summary: dict[str, Any] | None) -> DataSpec:

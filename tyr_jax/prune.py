@@ -39,6 +39,7 @@ from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.output import EventLog, staged_directory, write_json
 from tyr_jax.io.progress import Progress
 from tyr_jax.pipeline import Outcome, prune_model
+from tyr_jax.report import write_report
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -97,7 +98,7 @@ def run(settings: Settings, arguments: list[str]) -> None:
 
 
 def write(directory: Path, outcome: Outcome, arguments: list[str]) -> dict[str, Any]:
-    """Write the model and the summary of one target; returns the summary."""
+    """Write the model, the summary and the report of one target; returns the summary."""
     final, model = outcome.final, outcome.dense.model
     directory.mkdir(exist_ok=True)
     with outcome.run.progress.stage("write", 1, "models") as stage:
@@ -113,6 +114,7 @@ def write(directory: Path, outcome: Outcome, arguments: list[str]) -> dict[str, 
         stage.advance()
     report = summary.summarise(outcome, arguments)
     write_json(directory / "summary.json", report)
+    write_report(directory, report)
     return report
 
 

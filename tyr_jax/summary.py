@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tyr_jax import __version__
-from tyr_jax.data import fingerprint
+from tyr_jax.data import DataSpec, fingerprint
+from tyr_jax.errors import UserError
 from tyr_jax.io.progress import duration
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.pipeline import Outcome, Pruned
@@ -67,6 +69,38 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
         "size": size(pruned.config, outcome.dense.dtype),
         "quality": {text: measured._asdict() for text, measured in pruned.quality.items()},
     }
+
+
+PARTS = (
+    *("arguments", "versions", "device", "sparsity", "distribution", "dense", "uniform", "searched"),
+    *("rounds", "texts", "seconds", "shared_seconds"),
+)
+"""What a summary has beside its format and the settings."""
+
+
+def read_summary(directory: str | Path) -> dict[str, Any] | None:
+    """The summary of the run that made `directory`, or None if it is not one of ours.
+
+    Raises:
+        UserError: there is a summary, but it cannot be read.
+    """
+    path = Path(directory) / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        version = summary["format_version"]
+        DataSpec(**summary["settings"]["data"])
+        missing = [part for part in PARTS if part not in summary]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the summary of a run ({error}); restore it or delete it") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format_version {version}, but this tyr_jax reads {FORMAT_VERSION}")
+    if missing:
+        raise UserError(
+            f"{path} lacks '{missing[0]}': it is not the summary of a run; restore it or delete it"
+        )
+    return dict(summary)
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,165 @@
+"""The page and the card of a real run, and `python -m tyr_jax.report`."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tyr_jax.report import __main__ as command
+from tyr_jax.report import card, page, write_report
+
+VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
+
+
+class Reader(HTMLParser):
+    """Collects text, and checks that what is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.links: list[str] = []
+        self.figures = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open += [tag] if tag not in VOID else []
+        values = dict(attrs)
+        self.links += [str(values[name]) for name in ("src", "href") if name in values]
+        if tag == "svg":
+            self.figures += 1
+            assert values["role"] == "img"
+            assert values["aria-label"]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(source: str) -> Reader:
+    reader = Reader()
+    reader.feed(source)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, Any]) -> None:
+    source = (pruned / "report.html").read_text(encoding="utf-8")
+    reader = read(source)
+    text = " ".join(" ".join(reader.text).split())
+    for name in ("dense", "uniform", "searched"):
+        quality = summary[name]["quality"]["words.txt"]
+        assert f"{quality['perplexity']:.2f}" in text
+        assert f"{quality['kl']:.4f}" in text
+    assert "pruned to 50.0% sparsity" in text
+    assert "6 of 12 heads are kept; 50.00% are gone." in text
+    assert f"python -m tyr_jax.prune --model {summary['settings']['model']}" in text
+    assert '"generations": 2' in text
+    assert summary["versions"]["jax"] in text
+    # Bars and rows for both kinds, and the search.
+    assert reader.figures == 5
+    # Nothing is fetched.
+    assert reader.links == []
+    assert "url(" not in source
+
+
+def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
+    plain = summary | {"rounds": [], "searched": None, "distribution": summary["uniform"]["kept"]}
+    reader = read(page.render(plain))
+    assert reader.figures == 2
+    assert "Search" not in reader.text
+    assert "| searched |" not in card.render(plain, False)
+
+
+def test_what_a_name_may_hold_is_escaped(summary: dict[str, Any]) -> None:
+    settings = summary["settings"] | {"model": "<script>alert(1)</script>"}
+    source = page.render(summary | {"settings": settings, "arguments": ["--model", "a b&c"]})
+    assert "<script" not in source
+    assert html.escape("--model 'a b&c'", quote=True) in source.replace("&#39;", "&#x27;")
+
+
+def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
+    text = (pruned / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nlibrary_name: transformers\n")
+    assert "6 of 12 attention heads and 72 of 144 FFN neurons" in " ".join(text.split())
+    assert "trust_remote_code=True" in text
+    assert "trust_remote_code" not in card.render(summary, False)
+    final = summary["searched"]["quality"]["words.txt"]
+    assert re.search(rf"\| words.txt, perplexity \|.*\| {final['perplexity']:.2f} \|", text)
+    assert f"--model {summary['settings']['model']}" in text
+
+
+def test_both_are_made_again(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], summary: dict[str, Any]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned, copy)
+    for name in ("report.html", "README.md"):
+        (copy / name).unlink()
+    command.main([str(copy)])
+    for name in ("report.html", "README.md"):
+        assert (copy / name).read_text() == (pruned / name).read_text()
+        assert f"written to {copy / name}" in capsys.readouterr().out or name == "README.md"
+    assert [path.name for path in write_report(copy, summary)] == ["report.html", "README.md"]
+
+
+def test_directories_that_are_not_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], summary: dict[str, Any]
+) -> None:
+    for content, sentence in (
+        (None, "has no summary.json: name a directory that tyr_jax.prune wrote"),
+        ({"format_version": 1, "settings": {"data": {}}}, "lacks 'arguments'"),
+    ):
+        if content is not None:
+            (tmp_path / "summary.json").write_text(json.dumps(content))
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(tmp_path)])
+        assert stopped.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "DIR is what `python -m tyr_jax.prune` wrote" in capsys.readouterr().out
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_in_a_browser(width: int, pruned: Path, tmp_path: Path) -> None:
+    """As wide as a phone and as a desk: nothing to scroll sideways for, and nothing to complain about."""
+    source = html.escape((pruned / "report.html").read_text(encoding="utf-8"))
+    probe = """<title></title>
+<iframe id="frame" style="border:0;width:{0}px;height:800px" srcdoc="{1}"></iframe>
+<script>addEventListener("load", () => {{
+  const page = document.getElementById("frame").contentDocument;
+  page.querySelectorAll("details").forEach(part => part.open = true);
+  const {{scrollWidth, clientWidth}} = page.documentElement;
+  document.title = [scrollWidth - clientWidth, page.querySelectorAll("svg").length];
+}})</script>"""
+    path = tmp_path / "probe.html"
+    path.write_text(probe.format(width, source), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    result = subprocess.run(
+        [str(BROWSER), *options, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "<title>0,5</title>" in result.stdout
+    assert "CONSOLE" not in result.stderr

@@ -1,0 +1,152 @@
+"""Figures of a report as SVG, out of plain numbers; their colours are the page's, in light and dark.
+
+Axis letters: `L` layers.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 640, 200
+ROWS = 32
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 18, 30
+"""Sizes in the figure's own units; a page scales it to its width."""
+
+
+def svg(height: float, label: str, parts: Sequence[str]) -> Markup:
+    """A figure with a text alternative."""
+    body = Markup("").join(Markup(part) for part in parts)
+    return Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, label, body
+    )
+
+
+def text(x: float, y: float, content: object, anchor: str = "middle") -> Markup:
+    """A label."""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, content)
+
+
+def rect(
+    x: float, y: float, width: float, height: float, kind: str, title: str, opacity: float = 1
+) -> Markup:
+    """A box that tells its `title` where a pointer rests on it."""
+    return Markup(
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5" class="{}" '
+        'fill-opacity="{:.2f}"><title>{}</title></rect>'
+    ).format(x, y, width, height, kind, opacity, title)
+
+
+def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Markup:
+    """A straight line."""
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
+        x0, y0, x1, y1, kind
+    )
+
+
+def layer_ticks(depth: int, y: float) -> list[Markup]:
+    """Numbers below the first layer, the last, and round ones between that have room."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if depth / step <= 12)
+    shown = [layer for layer in range(0, depth, step) if layer == 0 or depth - 1 - layer >= step] + [
+        depth - 1
+    ]
+    return [text(column_centre(layer, depth), y, layer) for layer in dict.fromkeys(shown)]
+
+
+def column_centre(layer: int, depth: int) -> float:
+    """Where the column of a layer has its middle."""
+    return LEFT + (WIDTH - LEFT - RIGHT) * (layer + 0.5) / depth
+
+
+def kept_bars(kept: Sequence[int], uniform: Sequence[int], units: int, noun: str) -> Markup:
+    """What each layer keeps, `kept [L]` of `units`, over a mark of what it would keep in `uniform [L]`."""
+    depth, floor = len(kept), HEIGHT - BOTTOM
+    room, width = floor - TOP, (WIDTH - LEFT - RIGHT) / depth
+    parts: list[str] = []
+    for share in (0, 0.5, 1):
+        y = floor - share * room
+        parts += [line(LEFT, y, WIDTH - RIGHT, y, "grid"), text(LEFT - 6, y + 4, f"{share:.0%}", "end")]
+    for layer, (count, even) in enumerate(zip(kept, uniform, strict=True)):
+        x, tall = LEFT + layer * width, room * count / units
+        title = f"layer {layer}: {count} of {units} {noun}"
+        parts.append(rect(x + 1, floor - tall, max(width - 2, 1), tall, "mark", title))
+        level = floor - room * even / units
+        parts.append(line(x, level, x + width, level, "reference"))
+    parts += layer_ticks(depth, HEIGHT - 8)
+    least, most = min(kept), max(kept)
+    label = f"{noun} kept in each of {depth} layers: from {least} to {most} of {units}, {sum(kept)} in all"
+    return svg(HEIGHT, label, parts)
+
+
+def kept_rows(rows: Sequence[tuple[str, Sequence[int]]], units: int, noun: str) -> Markup:
+    """What each layer keeps, round by round: named rows of counts `[L]` of `units`; the more, the darker."""
+    depth, tall = len(rows[0][1]), 22
+    width, height = (WIDTH - LEFT - ROWS - RIGHT) / depth, TOP + len(rows) * tall + BOTTOM - 8
+    parts: list[str] = []
+    for number, (name, kept) in enumerate(rows):
+        y = TOP + number * tall
+        parts.append(text(LEFT + ROWS - 8, y + 15, name, "end"))
+        for layer, count in enumerate(kept):
+            title = f"{name}, layer {layer}: {count} of {units} {noun}"
+            x = LEFT + ROWS + layer * width
+            parts.append(
+                rect(x + 0.5, y + 1, width - 1, tall - 2, "mark", title, 0.06 + 0.94 * count / units)
+            )
+    changed = [
+        sum(a != b for a, b in zip(first, second, strict=True))
+        for (_, first), (_, second) in itertools.pairwise(rows)
+    ]
+    names = [name for name, _ in rows[1:]]
+    told = ", ".join(f"{name} changes {count} layers" for name, count in zip(names, changed, strict=True))
+    return svg(height, f"{noun} kept in each layer, round by round: {told}", parts)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Two to seven round numbers, evenly apart, that span `low` to `high`."""
+    span = max(high - low, abs(high) * 1e-3, 1e-12)
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return [round(step * number, 12) for number in range(first, last + 1)]
+
+
+def search_lines(rounds: Sequence[Sequence[tuple[float, float, float]]]) -> Markup:
+    """The objective of the winner of each generation and of the parent it had to beat, over candidate-tokens:
+    `(spent in this round, winner, parent)` for every generation of every round."""
+    height = HEIGHT + 20
+    floor, room = height - BOTTOM, height - BOTTOM - TOP
+    starts = [sum(points[-1][0] for points in rounds[:number]) for number in range(len(rounds))]
+    total = starts[-1] + rounds[-1][-1][0]
+    values = [value for points in rounds for point in points for value in point[1:]]
+    ticks = round_ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def place(spent: float, value: float) -> tuple[float, float]:
+        x = LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / total
+        return x, floor - room * (value - low) / (high - low)
+
+    parts: list[str] = []
+    for tick in ticks:
+        y = place(0, tick)[1]
+        parts += [line(LEFT + 10, y, WIDTH - RIGHT, y, "grid"), text(LEFT + 4, y + 4, f"{tick:g}", "end")]
+    for number, (start, points) in enumerate(zip(starts, rounds, strict=True), start=1):
+        left, right = place(start, low)[0], place(start + points[-1][0], low)[0]
+        parts.append(text((left + right) / 2, height - 8, f"round {number}"))
+        if start:
+            parts.append(line(left, TOP, left, floor, "divider"))
+        path = " ".join("{:.1f},{:.1f}".format(*place(start + spent, won)) for spent, won, _ in points)
+        parts.append(Markup('<polyline points="{}" class="curve"/>').format(path))
+        for generation, (spent, won, parent) in enumerate(points, start=1):
+            title = f"round {number}, generation {generation}: {won:.4f}, its parent {parent:.4f}"
+            for value, kind in ((parent, "parent"), (won, "winner")):
+                x, y = place(start + spent, value)
+                parts.append(
+                    Markup(
+                        '<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}"><title>{}</title></circle>'
+                    ).format(x, y, kind, title)
+                )
+    generations = sum(map(len, rounds))
+    label = f"objective of {generations} generations in {len(rounds)} rounds, {total:,.0f} candidate-tokens"
+    return svg(height, label, parts)
