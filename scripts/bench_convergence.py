@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from timing import medians
 
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import load_model
@@ -27,6 +26,7 @@ from tyr_jax.pruning.supernet import PruningSettings, build_supernet
 from tyr_jax.search import evolve, nested, population, space, surrogate
 from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Batch, Objective
+from tyr_jax.timing import medians
 
 OBJECTIVE = Objective()
 

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from timing import block_flops, dense_units, matmul_rate, medians
 
 from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import layer_block
 from tyr_jax.pruning import hessian, obs, supernet
 from tyr_jax.search import space
+from tyr_jax.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def main(bench: Bench) -> None:
         times = depth * (1 if name.startswith("order") else count)
         print_row(name, times, f"{time * times:.1f}")
     print()
-    flops = bench.tokens * block_flops(config, dense_units(config), length)
+    flops = bench.tokens * block_flops(config, unit_counts(config), length)
     flops += depth * (triangle_flops(width, bench.tokens) + triangle_flops(ffn, bench.tokens))
 
     def fold(levels: int, tokens: np.ndarray) -> supernet.Supernet:

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from timing import block_flops, dense_units, head_flops, matmul_rate, medians
 
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import attention, decoder
+from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import log_normaliser
 from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, {bench.batch_tokens} tokens at a time")
     print_header("T", "program", "MFLOP/token", "tokens/s", "of the matmul rate")
-    head, units = head_flops(config), dense_units(config)
+    head, units = head_flops(config), unit_counts(config)
     for length in bench.lengths:
         tokens = np.random.default_rng(0).integers(0, config.vocab, (bench.batch_tokens // length, length))
         inputs = jnp.asarray(tokens)

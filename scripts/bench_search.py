@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from timing import block_flops, head_flops, matmul_rate, medians
 
 from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.cost import block_flops, head_flops
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.supernet import PruningSettings, Supernet
 from tyr_jax.search import evolve, nested, population, space
 from tyr_jax.search.objective import Objective
+from tyr_jax.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""llama.cpp's own quantiser, for the types that it alone writes."""
+"""llama.cpp itself, through its C interface: its quantiser, and models that run in it."""
 
+import contextlib
 import functools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import LlamaFileType
 
 from tyr_jax.errors import UserError
@@ -30,8 +34,8 @@ def bindings() -> tuple[Any, Any]:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
         raise UserError(
-            f"{', '.join(TYPES)} are written by llama.cpp, which is not installed: pip install "
-            "'tyr-jax[llama]', or choose another type with --quantize"
+            f"llama.cpp is not installed, which alone writes {', '.join(TYPES)} and runs GGUF files: "
+            "pip install 'tyr-jax[llama]'"
         ) from None
     ffi, lib = get_ffi(), get_lib()
     lib.llama_log_set(_silence(ffi), ffi.NULL)
@@ -56,3 +60,60 @@ def quantise_file(source: Path, target: Path, kind: str) -> None:
     parameters.ftype = int(TYPES[kind])
     if lib.llama_model_quantize(str(source).encode(), str(target).encode(), parameters):
         raise UserError(f"llama.cpp could not quantise {source} to {kind}; choose another with --quantize")
+
+
+class Session:
+    """A model that runs in llama.cpp, one sequence at a time, with keys and values cached in float32."""
+
+    def __init__(self, ffi: Any, lib: Any, context: Any, vocab: int) -> None:
+        self._ffi, self._lib, self._context, self._vocab = ffi, lib, context, vocab
+
+    def clear(self) -> None:
+        """Forget all that was run."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
+
+    def forget(self, start: int) -> None:
+        """Forget what was run from position `start` on."""
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), 0, start, -1)
+
+    def run(self, tokens: np.ndarray, start: int, *, every: bool = False) -> np.ndarray:
+        """Logits after the last of `tokens [T]`, which come at position `start`: `[1, V]`, or after `every`
+        one of them, `[T, V]`."""
+        count = len(tokens)
+        batch = self._lib.llama_batch_init(count, 0, 1)
+        batch.n_tokens = count
+        for place, token in enumerate(tokens):
+            batch.token[place], batch.pos[place] = int(token), start + place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = every or place == count - 1
+        failed = self._lib.llama_decode(self._context, batch)
+        self._lib.llama_batch_free(batch)
+        if failed:
+            raise UserError(f"llama.cpp could not run {count} tokens at position {start} (status {failed})")
+        rows = count if every else 1
+        buffer = self._ffi.buffer(self._lib.llama_get_logits(self._context), rows * self._vocab * 4)
+        return np.frombuffer(buffer, np.float32).reshape(rows, self._vocab).copy()
+
+
+@contextlib.contextmanager
+def session(path: Path, slots: int) -> Iterator[Session]:
+    """The model of a GGUF file, ready to run up to `slots` tokens.
+
+    Raises:
+        UserError: llama.cpp is not installed, or does not load the file.
+    """
+    ffi, lib = bindings()
+    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    if model == ffi.NULL:
+        raise UserError(f"llama.cpp does not load {path}")
+    parameters = lib.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = slots
+    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+    parameters.type_k = parameters.type_v = 0
+    parameters.flash_attn_type = 0
+    context = lib.llama_init_from_model(model, parameters)
+    try:
+        yield Session(ffi, lib, context, lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
+    finally:
+        lib.llama_free(context)
+        lib.llama_model_free(model)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timings, FLOPs of a model, the machine's matmul rate."""
+"""What benchmarks share: fair timings, and the machine's matmul rate."""
 
 import statistics
 import time
@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from tyr_jax.model.spec import ModelConfig
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -37,24 +34,3 @@ def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
     a, b = jnp.ones((rows, size)), jnp.ones((size, size))
     product = jax.jit(jnp.matmul)
     return 2 * rows * size * size / medians({"": lambda: product(a, b)}, 10)[""]
-
-
-def dense_units(config: ModelConfig) -> np.ndarray:
-    """Heads and neurons of every layer `[2, L]`."""
-    return np.array([[layer.heads, layer.ffn] for layer in config.layers]).T
-
-
-def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int = 1) -> float:
-    """FLOPs of a token in all blocks with `units [2, L]` heads and neurons, attention computed in chunks of
-    `chunk` query rows (1: what the causal half needs)."""
-    heads, neurons = units.astype(float)
-    hidden, dim = config.hidden, config.head_dim
-    kv = np.minimum(heads, config.dense_shape.kv_heads)
-    keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])
-    attention = 4 * hidden * dim * (heads + kv) + 4 * dim * heads * keys
-    return float(np.sum(attention + 6 * hidden * neurons))
-
-
-def head_flops(config: ModelConfig) -> float:
-    """FLOPs of a token in the head."""
-    return 2.0 * config.hidden * config.vocab

@@ -1,0 +1,298 @@
+"""Is it faster? `python -m tyr_jax.benchmark DENSE PRUNED`.
+
+Time to the first token and tokens a second after it, of a dense model and a
+pruned one, in turn and in one run, in JAX and (with --llama-cpp) in llama.cpp;
+beside each ratio the one that FLOPs or bytes would allow.
+
+Example:
+
+  python -m tyr_jax.benchmark builtin pruned --prompts 128 1024 --batches 1 8
+"""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tyr_jax import command, errors
+from tyr_jax.errors import UserError
+from tyr_jax.io import deci, llama_cpp
+from tyr_jax.io.cache import keep_compiled
+from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.io.output import write_json
+from tyr_jax.io.progress import Progress
+from tyr_jax.model import generation
+from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, head_flops, unit_counts
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.timing import medians
+
+NAME = "benchmark.json"
+"""Where the figures lie in the pruned model's directory."""
+
+MODELS = ("dense", "pruned")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkSettings:
+    """What to compare, and on what."""
+
+    dense: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DENSE")]
+    """The dense model: a directory, a .gguf file, a hub id, or `builtin`."""
+    pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
+    """The pruned one."""
+    prompts: tuple[int, ...] = (128, 512)
+    """Lengths of the prompt, in tokens."""
+    batches: tuple[int, ...] = (1, 4)
+    """Sequences that run together (llama.cpp: one)."""
+    tokens: int = 16
+    """Tokens that are generated in a timing."""
+    repeats: int = 5
+    """Timings of each, dense and pruned in turn; the median counts."""
+    llama_cpp: bool = False
+    """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""
+
+
+def validate(settings: BenchmarkSettings) -> None:
+    """Check every value that can be checked before anything is read.
+
+    Raises:
+        UserError: names the flag and what is wanted.
+    """
+    for flag, values in (("--prompts", settings.prompts), ("--batches", settings.batches)):
+        if not values or min(values) < 1:
+            raise UserError(f"{flag} is {values}, but must be numbers from 1 on")
+    for flag, value in (("--tokens", settings.tokens), ("--repeats", settings.repeats)):
+        if value < 1:
+            raise UserError(f"{flag} is {value}, but must be at least 1")
+    if settings.llama_cpp:
+        llama_cpp.bindings()
+
+
+def prefill_flops(config: ModelConfig, length: int) -> float:
+    """FLOPs of a prompt of `length` tokens: all blocks, and the head after the last token."""
+    return length * block_flops(config, unit_counts(config), length) + head_flops(config)
+
+
+def read_bytes(config: ModelConfig, length: int, batch: int) -> float:
+    """Bytes of float32 weights and cache read for the next tokens of `batch` sequences of `length`."""
+    return decode_bytes(config, 4) + batch * length * cache_bytes(config.layers, config.head_dim, 4)
+
+
+Runs = dict[str, Callable[[], object]]
+"""What to time, by model."""
+
+
+def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: int) -> Callable[[], object]:
+    """`count` steps from `start`, (logits, cache) after prompts of `length`; again and again on its cache."""
+    state = [start]
+
+    def run() -> object:
+        logits, cache = state.pop()
+        for step in range(count):
+            tokens = generation.sample(logits, jax.random.key(0), generation.Sampling())
+            positions = jnp.full(len(tokens), length + step)
+            logits, cache = generation.decode(params, tokens, positions, cache, config)
+        state.append((logits, cache))
+        return logits
+
+    return run
+
+
+def jax_runs(models: dict[str, LoadedModel], length: int, batch: int, count: int) -> tuple[Runs, Runs]:
+    """(prefills, `count` steps after one) of `batch` prompts of `length` tokens."""
+    prompts, lengths = jnp.ones((batch, length), jnp.int32), jnp.full(batch, length)
+    prefills: Runs = {}
+    steps: Runs = {}
+    for name, model in models.items():
+        params, config = generation.unstack(model.params, model.config), model.config
+        prefill = functools.partial(generation.prefill, params, prompts, lengths, config, length + count)
+        prefills[name] = prefill
+        steps[name] = decoding(params, config, prefill(), length, count)
+    return prefills, steps
+
+
+def llama_runs(sessions: dict[str, llama_cpp.Session], length: int, count: int) -> tuple[Runs, Runs]:
+    """The same in llama.cpp, for one sequence."""
+    prompt = np.ones(length, int)
+
+    def prefill(session: llama_cpp.Session) -> None:
+        session.clear()
+        session.run(prompt, 0)
+
+    def decode(session: llama_cpp.Session) -> None:
+        session.forget(length)
+        for step in range(count):
+            session.run(prompt[:1], length + step)
+
+    return tuple(
+        {name: functools.partial(work, session) for name, session in sessions.items()}
+        for work in (prefill, decode)
+    )  # type: ignore[return-value]
+
+
+def compare(
+    runs: tuple[Runs, Runs],
+    configs: dict[str, ModelConfig],
+    engine: str,
+    length: int,
+    batch: int,
+    settings: BenchmarkSettings,
+) -> list[dict[str, Any]]:
+    """A row for the prompt and one for the tokens after it."""
+    limits = (
+        {name: prefill_flops(config, length) for name, config in configs.items()},
+        {name: read_bytes(config, length, batch) for name, config in configs.items()},
+    )
+    units = (1.0, settings.tokens)
+    names = ("first token", "each token after")
+    rows = []
+    for name, work, limit, unit in zip(names, runs, limits, units, strict=True):
+        seconds = medians(work, settings.repeats)
+        rows.append(
+            {
+                "engine": engine,
+                "prompt": length,
+                "batch": batch,
+                "measure": name,
+                **{model: seconds[model] / unit for model in MODELS},
+                "ratio": seconds["dense"] / seconds["pruned"],
+                "limit": limit["dense"] / limit["pruned"],
+            }
+        )
+    return rows
+
+
+def sizes(models: dict[str, LoadedModel]) -> dict[str, dict[str, int]]:
+    """Parameters, bytes in the type they are stored in, and bytes of float32 cache for a token."""
+    return {
+        name: {
+            "parameters": count_parameters(model.config)[1],
+            "bytes": count_parameters(model.config)[1] * model.stored_dtype.itemsize,
+            "cache_bytes_per_token": cache_bytes(model.config.layers, model.config.head_dim, 4),
+        }
+        for name, model in models.items()
+    }
+
+
+def measure(
+    models: dict[str, LoadedModel], settings: BenchmarkSettings, progress: Progress
+) -> list[dict[str, Any]]:
+    """All rows: both engines, every length and batch."""
+    configs = {name: model.config for name, model in models.items()}
+    cases = [(length, batch) for length in settings.prompts for batch in settings.batches]
+    rows = []
+    with progress.stage("JAX", len(cases), "cases") as stage:
+        for length, batch in cases:
+            runs = jax_runs(models, length, batch, settings.tokens)
+            rows += compare(runs, configs, "JAX", length, batch, settings)
+            stage.advance()
+    if not settings.llama_cpp:
+        return rows
+    slots = max(settings.prompts) + settings.tokens
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, model in models.items():
+            path = Path(directory) / f"{name}.gguf"
+            deci.write_gguf(path, model.config, model.params, model.tokenizer, "f32")
+            sessions[name] = stack.enter_context(llama_cpp.session(path, slots))
+        with progress.stage("llama.cpp", len(settings.prompts), "cases") as stage:
+            for length in settings.prompts:
+                runs = llama_runs(sessions, length, settings.tokens)
+                rows += compare(runs, configs, "llama.cpp", length, 1, settings)
+                stage.advance()
+    return rows
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    table = Table(title="seconds, medians", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("", "prompt", "batch", *MODELS, "faster", "at best"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in result["rows"]:
+        cells = [f"{row['engine']}, {row['measure']}", str(row["prompt"]), str(row["batch"])]
+        cells += [f"{row[model]:.4f}" for model in MODELS]
+        table.add_row(*cells, f"{row['ratio']:.2f}×", f"{row['limit']:.2f}×")
+    console = Console()
+    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", *MODELS):
+        table.add_column(column, justify="right" if column else "left")
+    for label, key in (
+        ("parameters", "parameters"),
+        ("bytes", "bytes"),
+        ("cache bytes for a token", "cache_bytes_per_token"),
+    ):
+        table.add_row(label, *(f"{result['sizes'][model][key]:,}" for model in MODELS))
+    console.print(table)
+
+
+def run(settings: BenchmarkSettings) -> None:
+    """Load both models, time them, print and write the figures.
+
+    Raises:
+        UserError: anything about the models, the output or the settings that cannot work.
+    """
+    validate(settings)
+    names = {"dense": settings.dense, "pruned": settings.pruned}
+    directory = Path(settings.pruned)
+    output = settings.output or (directory / NAME if directory.is_dir() else Path(NAME))
+    with Progress() as progress:
+        models = {}
+        with progress.stage("load models", 2, "models") as stage:
+            for name, source in names.items():
+                models[name] = load_model(source)
+                stage.advance()
+        longest = max(settings.prompts) + settings.tokens
+        for model in models.values():
+            if longest > model.config.max_positions:
+                raise UserError(
+                    f"--prompts and --tokens need {longest} positions, but {model.source} has only "
+                    f"{model.config.max_positions}; lower them"
+                )
+        rows = measure(models, settings, progress)
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    result = {"models": names, "device": device, "sizes": sizes(models), "rows": rows}
+    print_result(result)
+    try:
+        write_json(output, result)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}; choose another with --output"
+        ) from error
+    print(f"written to {output}")
+
+
+def parse(arguments: list[str]) -> BenchmarkSettings:
+    """Settings from command-line arguments.
+
+    Raises:
+        UserError: the arguments cannot be understood.
+    """
+    return command.parse(
+        BenchmarkSettings, arguments, prog="python -m tyr_jax.benchmark", description=__doc__ or ""
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the benchmark."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    keep_compiled()
+    errors.run(lambda: run(parse(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What running a model takes at least: FLOPs of its matrix products, bytes of its weights and cache."""
+
+import math
+
+import numpy as np
+
+from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
+
+
+def unit_counts(config: ModelConfig) -> np.ndarray:
+    """Heads and neurons of every layer `[2, L]`."""
+    return np.array([[layer.heads, layer.ffn] for layer in config.layers]).T
+
+
+def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int = 1) -> float:
+    """FLOPs of a token in all blocks with `units [2, L]` heads and neurons, in a sequence of `length` tokens.
+
+    Attention is computed in chunks of `chunk` query rows (1: what the causal half needs). A layer has as many
+    key/value heads as `config`'s, as far as it has heads.
+    """
+    heads, neurons = units.astype(float)
+    hidden, dim = config.hidden, config.head_dim
+    kv = np.minimum(heads, [layer.kv_heads for layer in config.layers])
+    keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])
+    attention = 4 * hidden * dim * (heads + kv) + 4 * dim * heads * keys
+    return float(np.sum(attention + 6 * hidden * neurons))
+
+
+def head_flops(config: ModelConfig) -> float:
+    """FLOPs of a token in the head."""
+    return 2.0 * config.hidden * config.vocab
+
+
+def decode_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Bytes of weights that are read for every token: all blocks, the head and the last norm."""
+    blocks = sum(
+        math.prod(spec.shape) for layer in range(config.depth) for spec in block_specs(config, layer)
+    )
+    return itemsize * (blocks + config.hidden * (config.vocab + 1))
+
+
+def cache_bytes(layers: tuple[LayerShape, ...], head_dim: int, itemsize: int) -> int:
+    """Bytes that the cache of keys and values takes for a token."""
+    return 2 * itemsize * head_dim * sum(layer.kv_heads for layer in layers)
