@@ -8,7 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 from tyr_jax import prune
 from tyr_jax.config import PRESETS
@@ -249,6 +251,26 @@ def test_weights_are_written_as_they_were_stored_or_asked_for(
         summary = summary_of(directory)["uniform"]
         assert summary["size"]["bytes"] == size * summary["size"]["parameters"]
     assert summary_of(pruned)["dense"]["size"]["bytes"] == 4 * count_parameters(model.config)[1]
+
+
+def test_the_masked_layout_is_the_same_model_for_stock_transformers(
+    run: Prune, pruned: Path, tiny_model: Path
+) -> None:
+    masked = run("--layout", "masked")
+    assert not (masked / "modeling_pruned.py").exists()
+    assert "physically" not in (masked / "README.md").read_text() + (masked / "report.html").read_text()
+    summary = summary_of(masked)
+    assert summary["distribution"] == summary_of(pruned)["distribution"]
+    assert summary["searched"]["size"] == summary["dense"]["size"]
+    dense, small = load_model(str(tiny_model)), load_model(str(pruned))
+    assert load_model(str(masked)).config == dense.config
+    tokens = np.random.default_rng(0).integers(0, dense.config.vocab, (2, 40))
+    stock = AutoModelForCausalLM.from_pretrained(masked).eval()
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        theirs = stock(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(forward(small.params, jnp.asarray(tokens), small.config))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
 
 
 def test_whole_key_value_groups(run: Prune) -> None:

@@ -20,6 +20,7 @@ from tyr_jax.search.objective import Objective
 
 Preset = Literal["quick", "standard", "paper"]
 WeightType = Literal["as-stored", "float32", "bfloat16", "float16"]
+Layout = Literal["compressed", "masked"]
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 """The WikiText-2 test set on the hub."""
 
@@ -69,6 +70,12 @@ class Settings:
     dtype: WeightType = "as-stored"
     """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
     dense model's (float32 where that is quantised)."""
+    layout: Layout = "compressed"
+    """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
+    removed: no smaller, but loaded by what knows layers of one shape only."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Also upload the output directory to the Hugging Face hub as this repository, such as user/model (of
+    several sparsities: user/model-0.25). Log in first, with `hf auth login`."""
     preset: Preset = "standard"
     """Where all other defaults come from: `quick` (minutes on a laptop), `standard`, `paper`."""
     seed: int = 0

@@ -20,7 +20,7 @@ from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.prepare import Dense, Qualities, Run, Target, prepare, record_quality
-from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.rounds import Found, first_rounds, fold, round_grid, search, search_pool
 from tyr_jax.search import space
 from tyr_jax.search.space import LevelGrid
@@ -80,7 +80,10 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
         pruning = dataclasses.replace(pruning, accumulation="centre")
     supernet = fold(run, dense, grid, pruning, f"prune {name}")
     levels = space.levels_of(grid, kept)
-    params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
+    if settings.layout == "masked":
+        params, config = mask(model.params, supernet, levels, model.config), model.config
+    else:
+        params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
     params = jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), params)
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 

@@ -26,6 +26,7 @@ Examples:
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import tyro
 from tyr_jax import command, errors, summary
 from tyr_jax.config import PRESETS, Settings
 from tyr_jax.data import anchored
+from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.output import EventLog, staged_directory, write_json
@@ -79,9 +81,18 @@ def anchor(settings: Settings) -> Settings:
 
 
 def run(settings: Settings, arguments: list[str]) -> None:
-    """Prune, write the output directory, print the closing tables."""
+    """Prune, write the output directory, print the closing tables, upload what was asked to be.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
     settings = anchor(settings)
-    reports, places = [], []
+    several = len(settings.sparsity) > 1
+    parts = [f"{sparsity:g}" if several else "" for sparsity in settings.sparsity]
+    repositories = repository_names(settings.push_to_hub, parts)
+    for name in repositories:
+        hub.check_upload(name, settings.overwrite)
+    reports = []
     with (
         staged_directory(settings.output, settings.overwrite) as staging,
         EventLog(staging / "events.jsonl") as events,
@@ -89,12 +100,18 @@ def run(settings: Settings, arguments: list[str]) -> None:
     ):
         progress.log(f"what happens is written to {staging / 'events.jsonl'} as it happens")
         events.write("start", arguments=arguments)
-        for outcome in prune_model(settings, progress, events):
-            place = outcome.target.name if len(settings.sparsity) > 1 else ""
-            reports.append(write(staging / place, outcome, arguments))
-            places.append(settings.output / place)
+        for part, outcome in zip(parts, prune_model(settings, progress, events), strict=True):
+            reports.append(write(staging / part, outcome, arguments))
         events.write("done")
+    places = [settings.output / part for part in parts]
     summary.print_tables(reports, places)
+    for place, name in zip(places, repositories, strict=False):
+        print(f"uploaded to {hub.upload(place, name)}")
+
+
+def repository_names(name: str | None, parts: Sequence[str]) -> list[str]:
+    """The repositories of the hub to upload the `parts` of an output directory to; none without a `name`."""
+    return [] if name is None else [f"{name}-{part}" if part else name for part in parts]
 
 
 def write(directory: Path, outcome: Outcome, arguments: list[str]) -> dict[str, Any]:

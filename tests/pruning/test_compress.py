@@ -21,11 +21,12 @@ from tyr_jax.model.spec import (
     LayerShape,
     ModelConfig,
     Params,
+    block_specs,
     count_parameters,
     iter_tensors,
     random_params,
 )
-from tyr_jax.pruning.compress import compress, head_layout, kept_masks
+from tyr_jax.pruning.compress import compress, head_layout, kept_masks, mask
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet, select
 from tyr_jax.search import space
 from tyr_jax.search.space import ATTENTION, FFN
@@ -104,6 +105,10 @@ def check(
     masked = select(params, net, jnp.asarray(levels))
     np.testing.assert_allclose(
         logits64(small, tokens, shape), logits64(masked, tokens, config), rtol=1e-9, atol=1e-9
+    )
+    zeros = mask(params, net, levels, config)
+    np.testing.assert_allclose(
+        logits64(zeros, tokens, config), logits64(masked, tokens, config), rtol=1e-9, atol=1e-9
     )
     for spec, array in iter_tensors(small, shape):
         assert array.shape == spec.shape, spec.key
@@ -190,8 +195,8 @@ def test_query_biases_of_padded_heads_are_gone(tiny_config: Configs) -> None:
     params, net, _ = make(config, [4], [24])
     # Three heads of the first group and one of the second: the second is padded.
     net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3, 4, 5]]))
-    mask = (np.arange(6) < 4)[:, None, None]
-    net = net.replace(attn_out=jnp.asarray(np.broadcast_to(mask, net.attn_out.shape) * 0.3))
+    real = (np.arange(6) < 4)[:, None, None]
+    net = net.replace(attn_out=jnp.asarray(np.broadcast_to(real, net.attn_out.shape) * 0.3))
     small, shape = check(config, params, net, np.array([[1], [1]]))
     assert shape.layers == (LayerShape(6, 2, 24),)
     blocks = small["blocks"]
@@ -204,8 +209,8 @@ def test_a_uniform_result_stays_stacked(tiny_config: Configs) -> None:
     config = tiny_config(layers=2)
     params, net, levels = make(config, [2, 2], [16, 16], unit="head", seed=3)
     net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3], [3, 2, 1, 0]]))
-    mask = (np.asarray(net.attn_rank) < 2)[:, None, :, None, None]
-    net = net.replace(attn_out=net.attn_out * 0 + 0.1 * mask)
+    kept = (np.asarray(net.attn_rank) < 2)[:, None, :, None, None]
+    net = net.replace(attn_out=net.attn_out * 0 + 0.1 * kept)
     small, shape = check(config, params, net, levels)
     assert shape.layers == (LayerShape(2, 1, 16),) * 2
     assert isinstance(small["blocks"], dict)
@@ -222,6 +227,23 @@ def test_masks_of_kept_heads_and_neurons(tiny_config: Configs) -> None:
     # One group of the first layer is kept, two of the second, of two heads each.
     assert heads.astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1]]
     assert neurons.astype(int).tolist() == [[0, 1, 0, 0], [0, 1, 1, 1]]
+
+
+def test_a_mask_leaves_nothing_of_removed_units(tiny_config: Configs) -> None:
+    config = tiny_config(**BIASES)
+    params, net, levels = make(config, [2, 0, 1], [16, 48, 0])
+    heads, neurons = kept_masks(net, levels, config)
+    kv = np.stack([heads[:, :2].any(axis=1), heads[:, 2:].any(axis=1)], axis=1)
+    zeros = mask(params, net, levels, config)
+    for letter, kept, count in (("N", heads, 3), ("K", kv, 4), ("F", neurons, 5)):
+        specs = [spec for spec in block_specs(config, 0) if letter in spec.axes]
+        assert len(specs) == count
+        for spec in specs:
+            array = np.moveaxis(np.asarray(zeros["blocks"][spec.name]), 1 + spec.axes.index(letter), 1)
+            present = np.abs(array).reshape(*kept.shape, -1).sum(axis=2) > 0
+            np.testing.assert_array_equal(present, kept, err_msg=spec.name)
+    for name in ("attn_norm", "mlp_norm", "o_bias", "down_bias"):
+        assert zeros["blocks"][name] is params["blocks"][name]
 
 
 def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -> None:

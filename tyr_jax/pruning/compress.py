@@ -1,7 +1,8 @@
 """Compress: from a distribution to a physically smaller model (Algorithm 4's last step).
 
 Kept heads and neurons are gathered, key/value groups that no kept head reads disappear, and a sublayer
-without units disappears whole. Axis letters as in `tyr_jax.model.spec`; `U` units of a site.
+without units disappears whole. (Or zeros take their place, for what loads dense shapes only.) Axis letters
+as in `tyr_jax.model.spec`; `U` units of a site.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.search.space import ATTENTION, FFN, units_at
 
@@ -114,6 +115,20 @@ def kept_masks(
     neurons = np.asarray(supernet.mlp_rank) < kept[FFN]
     # A unit of attention is one head or a whole key/value group of neighbouring heads.
     return np.repeat(heads, config.dense_shape.heads // heads.shape[1], axis=1), neurons
+
+
+def mask(params: Params, supernet: Supernet, distribution: np.ndarray, config: ModelConfig) -> Params:
+    """The model of levels `distribution [2, L]` in the dense model's shapes, with zeros for whatever is of
+    removed units alone; same function as the compressed one."""
+    masked = select(params, supernet, jnp.asarray(distribution))
+    heads, neurons = kept_masks(supernet, distribution, config)
+    kv = heads.reshape(config.depth, config.dense_shape.kv_heads, -1).any(axis=-1)
+    kept, blocks = {"N": heads, "K": kv, "F": neurons}, dict(masked["blocks"])
+    for spec in block_specs(config, 0):
+        for axis in kept.keys() & set(spec.axes):
+            shape = [kept[axis].shape[1] if letter == axis else 1 for letter in spec.axes]
+            blocks[spec.name] *= kept[axis].reshape(config.depth, *shape)
+    return masked | {"blocks": blocks}
 
 
 def compress(

@@ -4,7 +4,7 @@ import importlib.resources
 
 import jinja2
 
-from tyr_jax.report.page import Report, Rows, command_of, quality_rows, size_rows, title_of
+from tyr_jax.report.page import Report, Rows, command_of, fate_of, quality_rows, size_rows, title_of
 
 
 def markdown_table(rows: Rows) -> str:
@@ -24,6 +24,7 @@ def render(report: Report, trust: bool) -> str:
         heads=f"{units['attention']['removed']:,} of {units['attention']['total']:,}",
         neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
         figures=markdown_table([*quality_rows(report), *size_rows(report)[1:]]),
+        fate=fate_of(report),
         trust=trust,
         command=command_of(report),
     )

@@ -189,13 +189,19 @@ def title_of(report: Report) -> str:
     return f"{report['settings']['model']}, pruned to {report['sparsity']['asked']:.1%} sparsity"
 
 
+def fate_of(report: Report) -> str:
+    """What became of the units that were pruned."""
+    masked = report["settings"]["layout"] == "masked"
+    return "zero, in the dense model's shapes" if masked else "physically gone"
+
+
 def render(report: Report) -> str:
     """The page about the model of `report`, as HTML."""
     source = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         title=title_of(report),
-        subtitle="Structured pruning: attention heads and FFN neurons are physically gone.",
+        subtitle=f"Structured pruning: attention heads and FFN neurons are {fate_of(report)}.",
         tiles=tiles(report),
         sections=sections(report),
         table=html_table,
