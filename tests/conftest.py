@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+import smollm2_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -112,3 +113,9 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     return load_model("builtin")
+
+
+@pytest.fixture(scope="session")
+def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> smollm2_run.Found:
+    """SmolLM2 after a small run of the whole method, to 50 %."""
+    return smollm2_run.prune(tmp_path_factory.mktemp("run") / "events.jsonl")

@@ -1,14 +1,18 @@
 """`python -m tyr_jax.benchmark` on tiny models: every row is there, and what it allows is counted right."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tyr_jax import benchmark, prune
+from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
+from tyr_jax.report import write_report
+from tyr_jax.summary import read_summary
 
 FEW = ["--prompts", "16", "32", "--batches", "1", "2", "--tokens", "3", "--repeats", "2"]
 
@@ -48,6 +52,30 @@ def test_figures_lie_in_the_pruned_models_directory(pruned: Path, tiny_model: Pa
     few = ["--prompts", "16", "--batches", "1", "--tokens", "1", "--repeats", "1"]
     benchmark.main([str(tiny_model), str(pruned), *few])
     assert json.loads((pruned / "benchmark.json").read_text())["models"]["pruned"] == str(pruned)
+
+
+def test_the_report_shows_them(pruned: Path, tiny_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned, copy, ignore=shutil.ignore_patterns("benchmark.json"))
+    write_report(copy, read_summary(copy) or {})
+    assert "Not measured yet" in (copy / "report.html").read_text()
+    few = ["--prompts", "16", "32", "--batches", "1", "--tokens", "1", "--repeats", "1"]
+    benchmark.main([str(tiny_model), str(copy), *few])
+    page = (copy / "report.html").read_text()
+    assert "Not measured yet" not in page
+    for row in json.loads((copy / "benchmark.json").read_text())["rows"]:
+        name = f"JAX, prompt {row['prompt']}, batch 1"
+        assert f"<title>{name}: {row['ratio']:.2f} times faster, at best {row['limit']:.2f}</title>" in page
+        assert f"<td>{1e3 * row['dense']:.1f}</td><td>{1e3 * row['pruned']:.1f}</td>" in page
+
+
+def test_what_is_no_benchmark(pruned: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned, copy)
+    for content in ("", "[]", '{"device": "x", "rows": [{"engine": "JAX"}]}'):
+        (copy / "benchmark.json").write_text(content)
+        with pytest.raises(UserError, match="is not what a benchmark writes"):
+            write_report(copy, read_summary(copy) or {})
 
 
 def test_limits_by_hand(tiny_config: Callable[..., ModelConfig]) -> None:

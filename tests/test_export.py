@@ -1,6 +1,8 @@
 """`python -m tyr_jax.export` on tiny models and on a pruned one, read back by llama.cpp."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from tyr_jax import export, prune
+from tyr_jax.errors import UserError
 from tyr_jax.export import ExportSettings, Quantize, output_of
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import load_model
@@ -114,6 +117,41 @@ def test_a_missing_quantiser(
     assert "pip install 'tyr-jax[llama]'" in capsys.readouterr().err
     export.main([*arguments, "--quantize", "q4_0"])
     assert (tmp_path / "x.gguf").is_file()
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """A limit on file sizes, which makes writers meet the operating system's own error."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("kind", ["f32", "q4_k_m"])
+def test_a_full_disk(kind: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_text("old")
+    arguments = [str(tiny_model), "--output", str(path), "--overwrite", "--quantize", kind]
+    for size in (1000, 40_000):
+        with room_for(size), pytest.raises(SystemExit) as stopped:
+            export.main(arguments)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert f"cannot write {path}" in error
+        assert "Traceback" not in error
+        assert [entry.name for entry in tmp_path.iterdir()] == ["x.gguf"]
+        assert path.read_text() == "old"
+
+
+def test_a_disk_that_is_full_for_llama_cpp(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    export.main([str(tiny_model), "--output", str(path), "--quantize", "f32"])
+    with room_for(1000), pytest.raises(UserError, match=r"could not write .*y\.gguf as q4_k_m; free space"):
+        llama_cpp.quantise_file(path, tmp_path / "y.gguf", "q4_k_m")
 
 
 def test_an_existing_file_is_replaced_if_asked(tiny_model: Path, tmp_path: Path) -> None:

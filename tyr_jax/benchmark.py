@@ -36,10 +36,10 @@ from tyr_jax.io.progress import Progress
 from tyr_jax.model import generation
 from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.report import write_report
+from tyr_jax.report.speed import MEASURES, NAME, Timing, as_json
+from tyr_jax.summary import read_summary
 from tyr_jax.timing import medians
-
-NAME = "benchmark.json"
-"""Where the figures lie in the pruned model's directory."""
 
 MODELS = ("dense", "pruned")
 
@@ -151,29 +151,20 @@ def compare(
     length: int,
     batch: int,
     settings: BenchmarkSettings,
-) -> list[dict[str, Any]]:
-    """A row for the prompt and one for the tokens after it."""
+) -> list[Timing]:
+    """A timing of the prompt and one of the tokens after it."""
     limits = (
         {name: prefill_flops(config, length) for name, config in configs.items()},
         {name: read_bytes(config, length, batch) for name, config in configs.items()},
     )
     units = (1.0, settings.tokens)
-    names = ("first token", "each token after")
-    rows = []
-    for name, work, limit, unit in zip(names, runs, limits, units, strict=True):
+    timings = []
+    for measure, work, limit, unit in zip(MEASURES, runs, limits, units, strict=True):
         seconds = medians(work, settings.repeats)
-        rows.append(
-            {
-                "engine": engine,
-                "prompt": length,
-                "batch": batch,
-                "measure": name,
-                **{model: seconds[model] / unit for model in MODELS},
-                "ratio": seconds["dense"] / seconds["pruned"],
-                "limit": limit["dense"] / limit["pruned"],
-            }
-        )
-    return rows
+        dense, pruned = (seconds[model] / unit for model in MODELS)
+        allowed = limit["dense"] / limit["pruned"]
+        timings.append(Timing(engine, length, batch, measure, dense, pruned, allowed))
+    return timings
 
 
 def sizes(models: dict[str, LoadedModel]) -> dict[str, dict[str, int]]:
@@ -188,20 +179,18 @@ def sizes(models: dict[str, LoadedModel]) -> dict[str, dict[str, int]]:
     }
 
 
-def measure(
-    models: dict[str, LoadedModel], settings: BenchmarkSettings, progress: Progress
-) -> list[dict[str, Any]]:
-    """All rows: both engines, every length and batch."""
+def measure(models: dict[str, LoadedModel], settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
+    """All timings: both engines, every length and batch."""
     configs = {name: model.config for name, model in models.items()}
     cases = [(length, batch) for length in settings.prompts for batch in settings.batches]
-    rows = []
+    timings = []
     with progress.stage("JAX", len(cases), "cases") as stage:
         for length, batch in cases:
             runs = jax_runs(models, length, batch, settings.tokens)
-            rows += compare(runs, configs, "JAX", length, batch, settings)
+            timings += compare(runs, configs, "JAX", length, batch, settings)
             stage.advance()
     if not settings.llama_cpp:
-        return rows
+        return timings
     slots = max(settings.prompts) + settings.tokens
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         sessions = {}
@@ -212,20 +201,20 @@ def measure(
         with progress.stage("llama.cpp", len(settings.prompts), "cases") as stage:
             for length in settings.prompts:
                 runs = llama_runs(sessions, length, settings.tokens)
-                rows += compare(runs, configs, "llama.cpp", length, 1, settings)
+                timings += compare(runs, configs, "llama.cpp", length, 1, settings)
                 stage.advance()
-    return rows
+    return timings
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Print the tables."""
+def print_tables(timings: list[Timing], sizes: dict[str, dict[str, int]]) -> None:
+    """Print what `measure` and `sizes` found."""
     table = Table(title="seconds, medians", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("", "prompt", "batch", *MODELS, "faster", "at best"):
         table.add_column(column, justify="right" if column else "left")
-    for row in result["rows"]:
-        cells = [f"{row['engine']}, {row['measure']}", str(row["prompt"]), str(row["batch"])]
-        cells += [f"{row[model]:.4f}" for model in MODELS]
-        table.add_row(*cells, f"{row['ratio']:.2f}×", f"{row['limit']:.2f}×")
+    for timing in timings:
+        cells = [f"{timing.engine}, {timing.measure}", str(timing.prompt), str(timing.batch)]
+        cells += [f"{timing.dense:.4f}", f"{timing.pruned:.4f}"]
+        table.add_row(*cells, f"{timing.ratio:.2f}×", f"{timing.limit:.2f}×")
     console = Console()
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD)
@@ -236,12 +225,12 @@ def print_result(result: dict[str, Any]) -> None:
         ("bytes", "bytes"),
         ("cache bytes for a token", "cache_bytes_per_token"),
     ):
-        table.add_row(label, *(f"{result['sizes'][model][key]:,}" for model in MODELS))
+        table.add_row(label, *(f"{sizes[model][key]:,}" for model in MODELS))
     console.print(table)
 
 
 def run(settings: BenchmarkSettings) -> None:
-    """Load both models, time them, print and write the figures.
+    """Load both models, time them, print and write the figures, and show them in the pruned model's report.
 
     Raises:
         UserError: anything about the models, the output or the settings that cannot work.
@@ -263,10 +252,11 @@ def run(settings: BenchmarkSettings) -> None:
                     f"--prompts and --tokens need {longest} positions, but {model.source} has only "
                     f"{model.config.max_positions}; lower them"
                 )
-        rows = measure(models, settings, progress)
+        timings = measure(models, settings, progress)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    rows = [as_json(timing) for timing in timings]
     result = {"models": names, "device": device, "sizes": sizes(models), "rows": rows}
-    print_result(result)
+    print_tables(timings, sizes(models))
     try:
         write_json(output, result)
     except OSError as error:
@@ -274,6 +264,9 @@ def run(settings: BenchmarkSettings) -> None:
             f"cannot write {output}: {error.strerror or error}; choose another with --output"
         ) from error
     print(f"written to {output}")
+    if output == directory / NAME and (summary := read_summary(directory)):
+        for path in write_report(directory, summary):
+            print(f"written to {path}")
 
 
 def parse(arguments: list[str]) -> BenchmarkSettings:

@@ -68,6 +68,18 @@ def test_the_search_goes_down_as_its_objective_does() -> None:
     assert root.attrib["aria-label"] == "objective of 3 generations in 2 rounds, 30 candidate-tokens"
 
 
+def test_bars_are_as_long_as_their_ratio() -> None:
+    root = parse(figures.speed_bars([("JAX", 1.5, 2.0), ("llama.cpp", 0.75, 2.0)], "first token"))
+    fast, slow = root.iter("rect")
+    assert float(fast.attrib["width"]) == pytest.approx(2 * float(slow.attrib["width"]), rel=1e-3)
+    lines = [(line.attrib["class"], float(line.attrib["x1"])) for line in root.iter("line")]
+    # Lines at 0, 1 and 2 times; the marks lie on the last.
+    zero, _, twice = (x for kind, x in lines if kind == "grid")
+    assert [x for kind, x in lines if kind == "reference"] == [twice, twice]
+    assert zero == float(fast.attrib["x"])
+    assert "JAX: 1.50, at best 2.00; llama.cpp: 0.75" in root.attrib["aria-label"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [

@@ -13,6 +13,7 @@ import pytest
 
 from tyr_jax.report import __main__ as command
 from tyr_jax.report import card, page, write_report
+from tyr_jax.report.speed import MEASURES, Speed, Timing
 
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
@@ -140,9 +141,14 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
 @pytest.mark.parametrize("width", [360, 1200])
-def test_in_a_browser(width: int, pruned: Path, tmp_path: Path) -> None:
+def test_in_a_browser(width: int, summary: dict[str, Any], tmp_path: Path) -> None:
     """As wide as a phone and as a desk: nothing to scroll sideways for, and nothing to complain about."""
-    source = html.escape((pruned / "report.html").read_text(encoding="utf-8"))
+    timings = [
+        Timing(engine, 512, 4, measure, 0.2, 0.1, 2.2)
+        for engine in ("JAX", "llama.cpp")
+        for measure in MEASURES
+    ]
+    source = html.escape(page.render(summary, Speed("4 × TPU", timings)))
     probe = """<title></title>
 <iframe id="frame" style="border:0;width:{0}px;height:800px" srcdoc="{1}"></iframe>
 <script>addEventListener("load", () => {{
@@ -161,5 +167,5 @@ def test_in_a_browser(width: int, pruned: Path, tmp_path: Path) -> None:
         timeout=120,
         check=True,
     )
-    assert "<title>0,5</title>" in result.stdout
+    assert "<title>0,7</title>" in result.stdout
     assert "CONSOLE" not in result.stderr

@@ -53,13 +53,15 @@ def quantise_file(source: Path, target: Path, kind: str) -> None:
     """Write the GGUF file `source` again as `target`, in `kind` of `TYPES`.
 
     Raises:
-        UserError: llama.cpp is not installed, or refuses.
+        UserError: llama.cpp is not installed, or refuses, or the disk is full.
     """
     ffi, lib = bindings()
     parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
     parameters.ftype = int(TYPES[kind])
     if lib.llama_model_quantize(str(source).encode(), str(target).encode(), parameters):
-        raise UserError(f"llama.cpp could not quantise {source} to {kind}; choose another with --quantize")
+        raise UserError(
+            f"llama.cpp could not write {target} as {kind}; free space, or choose another --quantize"
+        )
 
 
 class Session:
@@ -112,6 +114,11 @@ def session(path: Path, slots: int) -> Iterator[Session]:
     parameters.type_k = parameters.type_v = 0
     parameters.flash_attn_type = 0
     context = lib.llama_init_from_model(model, parameters)
+    if context == ffi.NULL:
+        lib.llama_model_free(model)
+        raise UserError(
+            f"llama.cpp has no room to run {slots} tokens of {path}; free memory or ask for fewer"
+        )
     try:
         yield Session(ffi, lib, context, lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
     finally:

@@ -6,16 +6,20 @@ from typing import Any
 
 from tyr_jax.errors import UserError
 from tyr_jax.report import card, page
+from tyr_jax.report.speed import read_speed
 
 
 def write_report(directory: Path, summary: Mapping[str, Any]) -> list[Path]:
     """Write `report.html` and `README.md` of the model in `directory` that has this `summary`.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written, or has a benchmark that cannot be read.
     """
     trust = (directory / "modeling_pruned.py").is_file()
-    files = {"report.html": page.render(summary), "README.md": card.render(summary, trust)}
+    files = {
+        "report.html": page.render(summary, read_speed(directory)),
+        "README.md": card.render(summary, trust),
+    }
     try:
         for name, content in files.items():
             (directory / name).write_text(content, encoding="utf-8")

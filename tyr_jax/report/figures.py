@@ -102,6 +102,28 @@ def kept_rows(rows: Sequence[tuple[str, Sequence[int]]], units: int, noun: str) 
     return svg(height, f"{noun} kept in each layer, round by round: {told}", parts)
 
 
+def speed_bars(bars: Sequence[tuple[str, float, float]], measure: str) -> Markup:
+    """How many times faster, with a mark of what could be: `(name, ratio, limit)` of each case."""
+    tall, left = 46, 16
+    end = max(value for _, *values in bars for value in values) * 1.12
+    height = len(bars) * tall + BOTTOM
+    room = WIDTH - left - RIGHT
+
+    parts: list[str] = []
+    for tick in range(int(end) + 1):
+        x = left + room * tick / end
+        parts += [line(x, 0, x, len(bars) * tall, "grid"), text(x, height - 8, f"{tick}×")]
+    for number, (name, ratio, limit) in enumerate(bars):
+        y = number * tall
+        title = f"{name}: {ratio:.2f} times faster, at best {limit:.2f}"
+        parts.append(text(left, y + 18, f"{name}: {ratio:.2f}×", "start"))
+        parts.append(rect(left, y + 25, room * ratio / end, 14, "mark", title))
+        mark = left + room * limit / end
+        parts.append(line(mark, y + 21, mark, y + 43, "reference"))
+    cases = "; ".join(f"{name}: {ratio:.2f}, at best {limit:.2f}" for name, ratio, limit in bars)
+    return svg(height, f"times faster than the dense model, {measure}. {cases}", parts)
+
+
 def round_ticks(low: float, high: float) -> list[float]:
     """Two to seven round numbers, evenly apart, that span `low` to `high`."""
     span = max(high - low, abs(high) * 1e-3, 1e-12)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from tyr_jax.io.progress import duration
 from tyr_jax.report import figures
+from tyr_jax.report.speed import MEASURES, Speed
 from tyr_jax.search.space import KINDS
 
 Report = Mapping[str, Any]
@@ -136,7 +137,32 @@ def search_section(report: Report) -> Section:
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)])
 
 
-def sections(report: Report) -> list[Section]:
+def speed_section(report: Report, speed: Speed | None) -> Section:
+    """How many times faster than the dense model."""
+    if speed is None:
+        line = f"python -m tyr_jax.benchmark {shlex.quote(report['settings']['model'])} DIR"
+        return Section("Speed", f"Not measured yet. {line} does, and adds it here.")
+    pictures = []
+    for measure, time, resource in zip(
+        MEASURES, ("Time to the first token", "Time of each token after"), ("FLOPs", "bytes"), strict=True
+    ):
+        timings = {
+            f"{timing.engine}, prompt {timing.prompt}, batch {timing.batch}": timing
+            for timing in speed.timings
+            if timing.measure == measure
+        }
+        bars = [(name, timing.ratio, timing.limit) for name, timing in timings.items()]
+        caption = f"{time}: how many times shorter than the dense model's. The mark is what {resource} allow."
+        numbers: list[Sequence[object]] = [["", "dense, ms", "pruned, ms"]]
+        numbers += [
+            [name, f"{1e3 * timing.dense:.1f}", f"{1e3 * timing.pruned:.1f}"]
+            for name, timing in timings.items()
+        ]
+        pictures.append(Figure(figures.speed_bars(bars, measure), caption, numbers))
+    return Section("Speed", f"On {speed.device}, in turn with the dense model.", pictures)
+
+
+def sections(report: Report, speed: Speed | None) -> list[Section]:
     """The parts of the page."""
     seconds = {**report["shared_seconds"], **report["seconds"]}
     times: list[Sequence[object]] = [["stage", ""]]
@@ -145,6 +171,7 @@ def sections(report: Report) -> list[Section]:
     return [
         Section("Quality", "On text that neither calibration nor search saw.", table=quality_rows(report)),
         Section("Size", table=size_rows(report)),
+        speed_section(report, speed),
         *(layer_section(report, kind) for kind in KINDS),
         *([search_section(report)] if report["rounds"] else []),
         Section("Time", f"On {report['device']}.", table=times),
@@ -195,15 +222,15 @@ def fate_of(report: Report) -> str:
     return "zero, in the dense model's shapes" if masked else "physically gone"
 
 
-def render(report: Report) -> str:
-    """The page about the model of `report`, as HTML."""
+def render(report: Report, speed: Speed | None = None) -> str:
+    """The page about the model of `report`, with its `speed` where that was measured, as HTML."""
     source = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         title=title_of(report),
         subtitle=f"Structured pruning: attention heads and FFN neurons are {fate_of(report)}.",
         tiles=tiles(report),
-        sections=sections(report),
+        sections=sections(report, speed),
         table=html_table,
         command=command_of(report),
         settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),

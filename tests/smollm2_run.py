@@ -1,0 +1,55 @@
+"""SmolLM2 pruned by the whole method, at a budget of a minute."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tyr_jax import pipeline
+from tyr_jax.config import Rounds, Settings
+from tyr_jax.data import DataSpec
+from tyr_jax.io.output import EventLog
+from tyr_jax.io.progress import Progress
+from tyr_jax.model.spec import Params
+from tyr_jax.pipeline import Outcome
+from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.search.evolve import EvolutionSettings
+
+SETTINGS = Settings(
+    sparsity=(0.5,),
+    data=DataSpec(
+        sequence_length=256,
+        search_length=512,
+        calibration_tokens=8192,
+        search_tokens=4096,
+        evaluation_length=256,
+        evaluation_windows=6,
+    ),
+    rounds=Rounds(rounds=1),
+    search=EvolutionSettings(generations=3, offspring=8, survivors=(3, 1), stage_tokens=(512, 1024)),
+)
+"""A small part of what a preset spends: enough to show the direction."""
+
+
+class Found(NamedTuple):
+    """A run's outcome, and its final model at full width, pruned weights zero."""
+
+    outcome: Outcome
+    masked: Params
+
+
+def prune(events: Path) -> Found:
+    """A run at 50 %, measured on text that neither calibration nor search saw."""
+    masked: list[Params] = []
+
+    def compress_and_keep(params: Params, supernet: Supernet, levels: np.ndarray, *rest: Any) -> Any:
+        masked.append(select(params, supernet, jnp.asarray(levels)))
+        return compress(params, supernet, levels, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:
+        patch.setattr(pipeline, "compress", compress_and_keep)
+        (outcome,) = pipeline.prune_model(SETTINGS, progress, log)
+    return Found(outcome, masked[-1])

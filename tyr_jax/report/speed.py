@@ -1,0 +1,66 @@
+"""How fast a pruned model is beside the dense one: what `python -m tyr_jax.benchmark` leaves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tyr_jax.errors import UserError
+
+NAME = "benchmark.json"
+"""The file."""
+
+MEASURES = ("first token", "each token after")
+
+
+class Timing(NamedTuple):
+    """One comparison."""
+
+    engine: str
+    """What ran the models."""
+    prompt: int
+    """Tokens of the prompt."""
+    batch: int
+    """Sequences that ran together."""
+    measure: str
+    """What was timed, one of `MEASURES`."""
+    dense: float
+    """Seconds, median."""
+    pruned: float
+    """Seconds, median."""
+    limit: float
+    """How many times faster the pruned model would be if FLOPs, or bytes, were all that counts."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the pruned model is."""
+        return self.dense / self.pruned
+
+
+class Speed(NamedTuple):
+    """A benchmark's result."""
+
+    device: str
+    timings: Sequence[Timing]
+
+
+def as_json(timing: Timing) -> dict[str, Any]:
+    """A timing with its ratio, for people who read the file."""
+    return {**timing._asdict(), "ratio": timing.ratio}
+
+
+def read_speed(directory: Path) -> Speed | None:
+    """The benchmark of the model in `directory`, or None if there was none.
+
+    Raises:
+        UserError: the file is there, but is no benchmark.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        timings = [Timing(*(row[field] for field in Timing._fields)) for row in result["rows"]]
+        return Speed(result["device"], timings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what a benchmark writes ({error}); delete it") from None
