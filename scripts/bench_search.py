@@ -3,13 +3,16 @@
   python scripts/bench_search.py
 
 For each sparsity, offspring of the uniform distribution are scored on random tokens, in a supernet of
-arbitrary weights. Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over
-the causal half), the candidate-tokens a second (median), the share of the matmul rate measured in the same
-run that those needed FLOPs reach, and the ratio to the plain full-width formulation.
+arbitrary weights: plainly, all in one `vmap` at full width, and paying only for the units that are kept.
+Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over the causal half),
+the candidate-tokens a second (median), the share that those FLOPs reach of the matmul rate and of the dense
+forward's own rate (blocks and head, the same tokens), both measured in the same run, and the ratio of the
+two formulations.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +21,10 @@ import tyro
 from markdown_table import print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.model.cost import block_flops, head_flops
-from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model import decoder
+from tyr_jax.model.cost import block_flops, head_flops, unit_counts
+from tyr_jax.model.prediction import log_normaliser
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.supernet import PruningSettings, Supernet
 from tyr_jax.search import evolve, nested, population, space
 from tyr_jax.search.objective import Objective
@@ -37,7 +42,7 @@ class Bench:
     sequence_length: int = 512
     """Tokens of a sequence."""
     candidates: int = 8
-    """Candidates scored together."""
+    """Candidates of a population."""
     repeats: int = 5
     """Timings of each, interleaved."""
 
@@ -61,16 +66,23 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
     )
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def dense_forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Blocks and head of the dense model."""
+    return log_normaliser(params, decoder.hidden_states(params, tokens, config))
+
+
 def main(bench: Bench) -> None:
     """Print a row per sparsity and formulation."""
     model = load_model(bench.model)
     params, config, objective = model.params, model.config, Objective()
-    kinds = PruningSettings().kinds(config)
-    tokens = np.random.default_rng(0).integers(0, config.vocab, (1, bench.sequence_length))
+    kinds, length = PruningSettings().kinds(config), bench.sequence_length
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (1, length))
     pool = population.teacher_targets(params, tokens, config, objective)
     rate = matmul_rate()
-    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, T = {bench.sequence_length}, {bench.candidates} candidates")
-    columns = ("needed MFLOP/token", "tokens/s", "of the matmul rate", "ratio")
+    dense_flops = block_flops(config, unit_counts(config), length) + head_flops(config)
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, T = {length}, {bench.candidates} candidates")
+    columns = ("needed MFLOP/token", "tokens/s", "of the matmul rate", "of the forward's", "ratio")
     print_header("sparsity", "formulation", *columns)
     for sparsity in bench.sparsities:
         grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
@@ -78,19 +90,30 @@ def main(bench: Bench) -> None:
         state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
         candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
         net = nested.nest(params, supernet, config)
-        rest = (candidates, pool, np.arange(1), config, objective)
-        runs = {
-            "full width": functools.partial(population.score_population, params, supernet, *rest),
-            "kept units": functools.partial(nested.score_population, net, *rest),
+        runs: dict[str, Callable[[], object]] = {
+            "dense forward": functools.partial(dense_forward, params, jnp.asarray(tokens), config),
+            "full width": functools.partial(
+                population.score_chunk,
+                params,
+                supernet,
+                jnp.asarray(candidates),
+                pool,
+                config,
+                objective,
+            ),
+            "kept units": functools.partial(
+                nested.score_population, net, candidates, pool, np.arange(1), config, objective
+            ),
         }
         times = medians(runs, bench.repeats)
+        forward_rate = length * dense_flops / times.pop("dense forward")
         units = space.kept_units(grid, space.centre_distribution(grid))
-        flops = block_flops(config, units, bench.sequence_length) + head_flops(config)
-        count = bench.candidates * bench.sequence_length
+        flops = block_flops(config, units, length) + head_flops(config)
         for name, time in times.items():
-            speed = count / time
-            cells = (f"{flops / 1e6:.0f}", f"{speed:.0f}", f"{speed * flops / rate:.0%}")
-            print_row(f"{sparsity:.1%}", name, *cells, f"{times['full width'] / time:.2f}")
+            speed = bench.candidates * length / time
+            shares = (f"{speed * flops / whole:.0%}" for whole in (rate, forward_rate))
+            cells = (f"{flops / 1e6:.0f}", f"{speed:.0f}", *shares, f"{times['full width'] / time:.2f}")
+            print_row(f"{sparsity:.1%}", name, *cells)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,19 @@ SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
 @pytest.mark.parametrize("biases", [False, True])
 def test_it_is_the_objective_at_full_width(
-    biases: bool, unit: str, objective: Objective, tiny_config: Callable[..., ModelConfig]
+    biases: bool,
+    unit: str,
+    objective: Objective,
+    tiny_config: Callable[..., ModelConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where candidates agree in their first layers, and run in chunks that start at different ones."""
+    monkeypatch.setattr(population, "candidate_tokens", lambda: 2 * LENGTH)
     config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases)
     world = make_world(config, unit, objective)
-    candidates, sequences = world.candidates(7), np.array([2, 0])
+    candidates, sequences = world.candidates(9), np.array([2, 0])
+    for other, layers in enumerate((1, 2, 3, 2, 1), start=1):
+        candidates[other, :, :layers] = candidates[7, :, :layers]
     full = population.score_population(
         world.params, world.supernet, candidates, world.pool, sequences, config, objective
     )
@@ -71,6 +79,28 @@ def test_it_is_the_objective_at_full_width(
     )
     assert np.ptp(full) > 1e-3
     np.testing.assert_allclose(sliced, full, rtol=1e-4)
+
+
+def test_layers_that_candidates_share() -> None:
+    one = np.array([[0, 1, 2], [3, 4, 5]])
+    others = np.array(
+        [one, [[9, 1, 2], [3, 4, 5]], [[0, 1, 2], [3, 9, 5]], [[0, 1, 9], [3, 4, 5]], [[0, 9, 2], [3, 4, 9]]]
+    )
+    assert nested.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2, 3])
+def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
+    """Weights of layers before the start may be anything once the trunk has run; those after it count."""
+    world = make_world(tiny_config())
+    net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
+    buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), population.take(world.pool, np.arange(2))
+    states = nested.trunk_states(net, jnp.asarray(one[0]), buckets, batch.tokens, world.config)
+    for broken in range(3):
+        poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
+        arguments = (poisoned, jnp.asarray(one), buckets, states, jnp.asarray(shared), batch)
+        (value,) = nested.score_chunk(*arguments, world.config, KL)
+        assert np.isfinite(value) == (broken < shared)
 
 
 def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[..., ModelConfig]) -> None:
@@ -131,7 +161,7 @@ def test_nothing_compiles_after_the_first_generation(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor in another round; and the units of each kind stay exact in every candidate that is scored."""
-    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr(population, "candidate_tokens", lambda: 4 * LENGTH)
     world = make_world(tiny_config())
     net, sizes, totals = nested.nest(world.params, world.supernet, world.config), [], set()
 
@@ -152,7 +182,9 @@ def test_nothing_compiles_after_the_first_generation(
             len(world.pool.tokens),
             LENGTH,
             schedule,
-            lambda state, parent: sizes.append(nested.score_chunk._cache_size()),
+            lambda state, parent: sizes.append(
+                (nested.score_chunk._cache_size(), nested.trunk_states._cache_size())
+            ),
         )
     assert len(sizes) == 6
     assert len(set(sizes)) == 1

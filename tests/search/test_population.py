@@ -56,8 +56,8 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four candidates run at a time, on one sequence."""
-    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
+    """Two candidates run at a time where there are two sequences, else one."""
+    monkeypatch.setattr(population, "candidate_tokens", lambda: 4 * LENGTH)
 
 
 def test_kl_equals_each_candidate_alone(world: World, small_chunks: None) -> None:
@@ -108,8 +108,8 @@ def test_chunks_of_sequences_are_averaged_by_their_size(
 ) -> None:
     sequences = np.arange(SEQUENCES)
     each = [world.score(world.candidates[:2], np.array([i])) for i in sequences]
-    # Two candidates on two sequences: 5 sequences are chunks of 2, 2 and 1.
-    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
+    # 5 sequences are chunks of 2, 2 and 1.
+    monkeypatch.setattr(population, "candidate_tokens", lambda: 2 * LENGTH)
     np.testing.assert_allclose(world.score(world.candidates[:2], sequences), np.mean(each, axis=0), rtol=1e-5)
 
 
@@ -133,6 +133,10 @@ def test_progress_counts_candidate_tokens(world: World, small_chunks: None) -> N
         spent.append,
     )
     assert sum(spent) == 7 * 3 * LENGTH
+
+
+def test_progress_counts_sequences(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "BATCH_TOKENS", 4 * LENGTH)
     done: list[int] = []
     population.teacher_targets(world.params, world.tokens, world.config, KL, done.append)
     assert done == [4, 1]

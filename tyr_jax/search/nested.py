@@ -6,13 +6,17 @@ widths are a few buckets, one branch of a `lax.switch` each. The branch of a sit
 count among the candidates that run together; it is no part of the `vmap`, so it stays a real branch. The
 offspring of one parent keep nearly the same counts everywhere, so little is computed in vain.
 
+They also agree with one another up to the first layer that a mutation touched. So one of them, the trunk, is
+run first and its residual kept before every layer; each chunk starts where its candidates first differ from
+the trunk, a `fori_loop` over layers whose start is data.
+
 Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads,
 `H` head dim, `F` FFN width, `U` units of a site.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,7 +26,7 @@ import numpy as np
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.search.objective import Batch, Objective, observe, score
+from tyr_jax.search.objective import Batch, Objective, observe, score, watch
 from tyr_jax.search.population import over_chunks, take
 from tyr_jax.search.space import ATTENTION, FFN, units_at
 
@@ -126,44 +130,91 @@ def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 
 
+def shared_layers(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """In how many of their first layers candidates `[..., 2, L]` agree `[...]`."""
+    same = np.all(one == other, axis=-2)
+    return np.cumprod(same, axis=-1).sum(axis=-1)
+
+
+class Site(NamedTuple):
+    """Where a candidate's layer is, what it keeps, and how wide it runs: `layer []`, `levels [2]`,
+    `buckets [2]`."""
+
+    layer: jax.Array
+    levels: jax.Array
+    buckets: jax.Array
+
+
+def apply_layer(
+    nested: Nested, site: Site, x: jax.Array, rope: decoder.Rope, config: ModelConfig
+) -> jax.Array:
+    """A layer of a candidate on the residual `x [S, T, D]`."""
+
+    def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
+            block = attention_prefix(nested, site.layer, heads)
+            units = decoder.attention_units(block, x, rope, config)
+            out = project(nested.attn_out, site.layer, site.levels[ATTENTION], units)
+            return x + out + block.get("o_bias", 0)
+
+        return run
+
+    def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
+            block = ffn_prefix(nested, site.layer, neurons)
+            units = decoder.ffn_units(block, x, config)
+            out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
+            return x + out + block.get("down_bias", 0)
+
+        return run
+
+    heads, neurons = nested.widths
+    x = jax.lax.switch(site.buckets[ATTENTION], [attention(width) for width in heads], x)
+    return jax.lax.switch(site.buckets[FFN], [ffn(width) for width in neurons], x)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def trunk_states(
+    nested: Nested, trunk: jax.Array, buckets: jax.Array, tokens: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """The residual `[L + 1, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the last,
+    on `tokens [S, T]`, sites running at `buckets [2, L]`."""
+    rope = decoder.rope_tables(config, tokens.shape[1])
+
+    def step(x: jax.Array, site: Site) -> tuple[jax.Array, jax.Array]:
+        return apply_layer(nested, site, x, rope, config), x
+
+    sites = Site(jnp.arange(config.depth), trunk.T, buckets.T)
+    last, before = jax.lax.scan(step, decoder.embed(nested.params, tokens), sites)
+    return jnp.concatenate([before, last[None]])
+
+
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
 def score_chunk(
     nested: Nested,
     candidates: jax.Array,
     buckets: jax.Array,
+    states: jax.Array,
+    shared: jax.Array,
     batch: Batch,
     config: ModelConfig,
     objective: Objective,
 ) -> jax.Array:
-    """Objective `[C]` of `candidates [C, 2, L]` on one batch, sites running at `buckets [2, L]`."""
-
-    def apply(site: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
-        layer, levels, bucket = site
-
-        def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
-            def run(x: jax.Array) -> jax.Array:
-                block = attention_prefix(nested, layer, heads)
-                units = decoder.attention_units(block, x, rope, config)
-                out = project(nested.attn_out, layer, levels[ATTENTION], units)
-                return x + out + block.get("o_bias", 0)
-
-            return run
-
-        def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
-            def run(x: jax.Array) -> jax.Array:
-                block = ffn_prefix(nested, layer, neurons)
-                out = project(nested.mlp_down, layer, levels[FFN], decoder.ffn_units(block, x, config))
-                return x + out + block.get("down_bias", 0)
-
-            return run
-
-        heads, neurons = nested.widths
-        x = jax.lax.switch(bucket[ATTENTION], [attention(width) for width in heads], x)
-        return jax.lax.switch(bucket[FFN], [ffn(width) for width in neurons], x)
+    """Objective `[C]` of `candidates [C, 2, L]` on one batch, sites running at `buckets [2, L]`: all agree
+    in their first `shared []` layers with the candidate whose `trunk_states` are `states`."""
+    rope = decoder.rope_tables(config, batch.tokens.shape[1])
 
     def evaluate(distribution: jax.Array) -> jax.Array:
-        sites = (jnp.arange(config.depth), distribution.T, buckets.T)
-        final, hidden = observe(nested.params, sites, apply, batch.tokens, config, objective)
+        def step(layer: jax.Array, x: jax.Array) -> jax.Array:
+            site = Site(layer, distribution[:, layer], buckets[:, layer])
+            return apply_layer(nested, site, x, rope, config)
+
+        def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+            first = jnp.clip(shared, start, stop)
+            x = jnp.where(shared >= start, states[first], x)
+            return jax.lax.fori_loop(first, stop, step, x)
+
+        final, hidden = watch(nested.params, states[0], advance, config, objective)
         return score(nested.params, final, hidden, batch, objective)
 
     return jax.vmap(evaluate)(candidates)
@@ -228,9 +279,23 @@ def score_population(
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it."""
+    shared = shared_layers(candidates[:, None], candidates[None])
+    trunk = int(np.argmax(shared.sum(axis=1)))
+    # Sorted, so that those that run together have about as many layers left to run.
+    order = np.argsort(shared[trunk], kind="stable")
 
-    def run(chunk: np.ndarray, batch: Batch) -> jax.Array:
-        buckets = jnp.asarray(chunk_buckets(nested, chunk))
-        return score_chunk(nested, jnp.asarray(chunk), buckets, batch, config, objective)
+    def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
+        one = candidates[trunk]
+        buckets = jnp.asarray(chunk_buckets(nested, one[None]))
+        states = trunk_states(nested, jnp.asarray(one), buckets, batch.tokens, config)
 
-    return over_chunks(run, candidates, pool, sequences, on_chunk)
+        def run(chunk: np.ndarray) -> jax.Array:
+            buckets = jnp.asarray(chunk_buckets(nested, chunk))
+            count = jnp.asarray(shared_layers(one, chunk).min())
+            rest = (buckets, states, count, batch, config, objective)
+            return score_chunk(nested, jnp.asarray(chunk), *rest)
+
+        return run
+
+    values = over_chunks(prepare, candidates[order], pool, sequences, on_chunk)
+    return values[np.argsort(order)]

@@ -98,18 +98,32 @@ def observe(
         Normed last hidden states `[B, T, D]`, and the observed layers' outputs `[O, B, T, D]`.
     """
     rope = decoder.rope_tables(config, tokens.shape[1])
-    x = decoder.embed(params, tokens)
 
     # A backward pass recomputes a layer's insides instead of keeping those of all layers.
     @jax.checkpoint
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         return apply(layer, x, rope), None
 
+    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+        return jax.lax.scan(step, x, jax.tree.map(lambda array: array[start:stop], layers))[0]
+
+    return watch(params, decoder.embed(params, tokens), advance, config, objective)
+
+
+def watch(
+    params: Params,
+    x: jax.Array,
+    advance: Callable[[jax.Array, int, int], jax.Array],
+    config: ModelConfig,
+    objective: Objective,
+) -> tuple[jax.Array, jax.Array]:
+    """What `observe` returns, where `advance(x, start, stop)` runs the layers `start` to `stop` (itself not
+    one of them) on the residual `x [B, T, D]`."""
     observed_layers = objective.observed_layers(config.depth)
     edges = sorted({layer + 1 for layer in observed_layers} | {config.depth})
     outputs = {}
     for start, stop in itertools.pairwise([0, *edges]):
-        x, _ = jax.lax.scan(step, x, jax.tree.map(lambda a, s=start, e=stop: a[s:e], layers))
+        x = advance(x, start, stop)
         outputs[stop - 1] = x
     hidden = [outputs[layer] for layer in observed_layers]
     stacked = jnp.stack(hidden) if hidden else jnp.zeros((0, *x.shape), x.dtype)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.batches import BATCH_TOKENS, batches
+from tyr_jax.batches import BATCH_TOKENS, batches, candidate_tokens
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import predict
 from tyr_jax.model.spec import Block, ModelConfig, Params
@@ -86,7 +86,7 @@ def take(pool: Batch, sequences: np.ndarray) -> Batch:
 
 
 def over_chunks(
-    run: Callable[[np.ndarray, Batch], jax.Array],
+    prepare: Callable[[Batch], Callable[[np.ndarray], jax.Array]],
     candidates: np.ndarray,
     pool: Batch,
     sequences: np.ndarray,
@@ -94,22 +94,23 @@ def over_chunks(
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
 
-    `run(candidates, batch)` scores a chunk of candidates on a batch. All candidates see the same tokens, so
-    that their values compare. `on_chunk` is told the candidate-tokens done.
+    `prepare(batch)` gives what scores a chunk of candidates on a batch. All candidates see the same tokens,
+    so that their values compare. `on_chunk` is told the candidate-tokens done.
     """
     count, length = len(candidates), pool.tokens.shape[1]
-    width = min(count, max(1, BATCH_TOKENS // length))
-    rows = min(len(sequences), max(1, BATCH_TOKENS // (length * width)))
+    size = candidate_tokens()
+    rows = min(len(sequences), max(1, size // length))
+    width = min(count, max(1, size // (length * rows)))
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
     padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % width, axis=0)])
     weights, totals = [], []
     for start in range(0, len(sequences), rows):
         part = sequences[start : start + rows]
         weights.append(len(part))
-        batch = take(pool, part)
+        run = prepare(take(pool, part))
         values = []
         for first in range(0, len(padded), width):
-            values.append(np.asarray(run(padded[first : first + width], batch)))
+            values.append(np.asarray(run(padded[first : first + width])))
             on_chunk(min(width, count - first) * len(part) * length)
         totals.append(np.concatenate(values)[:count])
     return np.average(totals, axis=0, weights=weights)
@@ -127,7 +128,7 @@ def score_population(
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width."""
 
-    def run(chunk: np.ndarray, batch: Batch) -> jax.Array:
-        return score_chunk(params, supernet, jnp.asarray(chunk), batch, config, objective)
+    def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
+        return lambda chunk: score_chunk(params, supernet, jnp.asarray(chunk), batch, config, objective)
 
-    return over_chunks(run, candidates, pool, sequences, on_chunk)
+    return over_chunks(prepare, candidates, pool, sequences, on_chunk)
