@@ -1,0 +1,159 @@
+"""What the whole job costs, stage by stage, in plain formulations and in this project's. Rerun:
+
+  python scripts/bench_pipeline.py
+
+Plain: every level of the supernet is pruned from scratch, with forwards of its own, and candidates are scored
+in one `vmap` at full width, as the method is written. Both versions have the same text, levels, offspring and
+generations, one after the other in one run, compilation apart; what both do alike is timed once. The searches
+should end with the same distribution, as they ask the same questions: the last line tells.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from markdown_table import print_header, print_row
+
+from tyr_jax.batches import BATCH_TOKENS
+from tyr_jax.data import DataSpec, Splits, load_splits
+from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
+from tyr_jax.search import evolve, nested, population, space
+from tyr_jax.search.evolve import EvolutionSettings
+from tyr_jax.search.objective import Batch, Objective
+from tyr_jax.search.space import LevelGrid
+from tyr_jax.timing import seconds
+
+OBJECTIVE, PRUNING = Objective(), PruningSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    model: str = "builtin"
+    """The dense model."""
+    calibration: tuple[str, ...] = ("builtin",)
+    """Text."""
+    sparsity: float = 0.5
+    """Target."""
+    levels: int = 9
+    """Levels of a site."""
+    calibration_tokens: int = 8192
+    """Tokens that layers are pruned on."""
+    length: int = 512
+    """Tokens of a sequence."""
+    generations: int = 8
+    """Generations of the search."""
+    offspring: int = 32
+    """Offspring of a generation; 8, 2 and 1 of them survive its stages."""
+    stage_tokens: tuple[int, ...] = (512, 1024, 4096)
+    """Tokens that the stages score on."""
+
+
+def single(grid: LevelGrid, level: int) -> LevelGrid:
+    """One level of `grid`."""
+    part = slice(level, level + 1)
+    return dataclasses.replace(grid, kept=grid.kept[..., part], exists=grid.exists[..., part])
+
+
+class World(NamedTuple):
+    """A model, its text, and the levels of its sites."""
+
+    model: LoadedModel
+    splits: Splits
+    grid: LevelGrid
+
+
+def make_world(bench: Bench) -> World:
+    """What both versions work on."""
+    model = load_model(bench.model)
+    data = DataSpec(
+        calibration=bench.calibration,
+        sequence_length=bench.length,
+        search_length=bench.length,
+        calibration_tokens=bench.calibration_tokens,
+        calibration_openings=0,
+        search_tokens=2 * max(bench.stage_tokens),
+        evaluation_windows=1,
+    )
+    kinds, depth = PRUNING.kinds(model.config), model.config.depth
+    grid = space.uniform_grid(kinds, depth, bench.sparsity, bench.levels, 0.125)
+    return World(model, load_splits(data, model.tokenizer, 0), grid)
+
+
+def fold(world: World, grid: LevelGrid, sequences: int | None = None) -> Supernet:
+    """The supernet of `grid` on the calibration text, or on its first sequences."""
+    tokens = world.splits.calibration[:sequences]
+    return build_supernet(world.model.params, [tokens], world.model.config, grid, PRUNING)
+
+
+def time_folds(world: World, bench: Bench) -> tuple[float, float, float]:
+    """Seconds of a supernet level by level, of one in one pass, and of a single level."""
+    levels = [single(world.grid, level) for level in range(bench.levels)]
+    for grid in (levels[0], world.grid):
+        fold(world, grid, max(1, BATCH_TOKENS // bench.length))
+    by_level = [seconds(lambda grid=grid: fold(world, grid).mlp_down) for grid in levels]
+    return sum(by_level), seconds(lambda: fold(world, world.grid).mlp_down), by_level[0]
+
+
+def time_searches(world: World, pool: Batch, bench: Bench) -> tuple[float, float, int]:
+    """Seconds of the search with a plain score and with ours, and at how many sites the answers differ."""
+    params, config, grid = world.model.params, world.model.config, world.grid
+    supernet = fold(world, grid)
+    net = nested.nest(params, supernet, config)
+    schedule = EvolutionSettings(bench.generations, bench.offspring, (8, 2, 1), bench.stage_tokens)
+
+    def plain(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        def score(sequence: np.ndarray) -> jax.Array:
+            batch = population.take(pool, sequence)
+            return population.score_chunk(params, supernet, jnp.asarray(candidates), batch, config, OBJECTIVE)
+
+        return np.mean([score(sequence) for sequence in sequences[:, None]], axis=0)
+
+    def ours(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        return nested.score_population(net, candidates, pool, sequences, config, OBJECTIVE)
+
+    def search(score: evolve.Scorer, generations: int) -> np.ndarray:
+        state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
+        few = dataclasses.replace(schedule, generations=generations)
+        state = evolve.evolve(state, grid.exists, score, len(pool.tokens), bench.length, few)
+        return np.asarray(state.parent)
+
+    times, answers = [], []
+    for score in (plain, ours):
+        search(score, 1)
+        times.append(seconds(lambda score=score: answers.append(search(score, bench.generations))))
+    return times[0], times[1], int(np.sum(answers[0] != answers[1]))
+
+
+def main(bench: Bench) -> None:
+    """Print a row per stage."""
+    world = make_world(bench)
+    params, config = world.model.params, world.model.config
+
+    def answer() -> Batch:
+        return population.teacher_targets(params, world.splits.search, config, OBJECTIVE)
+
+    pool = answer()
+    answering = seconds(answer)
+    plain_fold, our_fold, one_level = time_folds(world, bench)
+    plain_search, our_search, differ = time_searches(world, pool, bench)
+    rows = {
+        "dense model's answers": (answering, answering),
+        "supernet": (plain_fold, our_fold),
+        "search": (plain_search, our_search),
+        "pruning to the answer": (one_level, one_level),
+    }
+    rows["all"] = tuple(np.sum(list(rows.values()), axis=0))
+    print_header("stage", "plain, s", "ours, s", "ratio")
+    for name, (plain, ours) in rows.items():
+        print_row(name, f"{plain:.1f}", f"{ours:.1f}", f"{plain / ours:.2f}")
+    print(f"\nthe answers of the two searches differ at {differ} of {world.grid.exists[..., 0].size} sites")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))
