@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: formatting, lint, types, and every test. Arguments go to pytest, e.g. `-m "not slow"`.
+# All checks: formatting, lint, types, and every test, in two processes. Arguments go to pytest, e.g. `-m "not slow"`.
 #
 # The tests compare with torch. Where pip would take its build with CUDA (gigabytes, on Linux), point pip at
 # the index of PyTorch's CPU builds first, in its own variable PIP_EXTRA_INDEX_URL.
@@ -11,4 +11,4 @@ cd "$repo"
 ruff check
 ruff format --check
 mypy
-python -m pytest --durations=10 "$@"
+python -m pytest --numprocesses 2 --dist loadfile --durations=10 "$@"

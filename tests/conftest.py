@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests share most of their programs with tests of other modules, and with those of the last run.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import jax
 import pytest
-import smollm2_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+
+keep_compiled()
 
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 
@@ -113,9 +117,3 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     return load_model("builtin")
-
-
-@pytest.fixture(scope="session")
-def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> smollm2_run.Found:
-    """SmolLM2 after a small run of the whole method, to 50 %."""
-    return smollm2_run.prune(tmp_path_factory.mktemp("run") / "events.jsonl")

@@ -72,7 +72,7 @@ def test_the_report_shows_them(pruned: Path, tiny_model: Path, tmp_path: Path) -
 def test_what_is_no_benchmark(pruned: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(pruned, copy)
-    for content in ("", "[]", '{"device": "x", "rows": [{"engine": "JAX"}]}'):
+    for content in ("", "[]", '{"device": "x", "rows": []}', '{"device": "x", "rows": [{"engine": "JAX"}]}'):
         (copy / "benchmark.json").write_text(content)
         with pytest.raises(UserError, match="is not what a benchmark writes"):
             write_report(copy, read_summary(copy) or {})

@@ -1,15 +1,52 @@
-"""The method on a real model, SmolLM2-135M, at small budgets."""
+"""SmolLM2-135M pruned at a small budget: how good it is, and that it runs where people run models."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import llama_reference
 import numpy as np
 import pytest
-from smollm2_run import Found
+import torch
+from reference import random_supernet
+from smollm2_run import Found, prune
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
+from tyr_jax.io import llama_cpp
+from tyr_jax.io.checkpoint import LoadedModel, save_model
+from tyr_jax.io.deci import write_gguf
+from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import count_parameters
+from tyr_jax.model.spec import ModelConfig, Params, count_parameters
 from tyr_jax.pipeline import Pruned
+from tyr_jax.prune import write
+from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.supernet import PruningSettings
+from tyr_jax.search import space
+from tyr_jax.search.space import ATTENTION
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
+
+README = Path(__file__).parents[1] / "README.md"
+PROMPT = "The capital of France is"
+SMALLER = {"tyr_jax.benchmark": shlex.split("--prompts 64 --batches 1 --tokens 4 --repeats 1")}
+"""What a test need not take in full."""
+GONE: dict[str, tuple[list[int], list[int]]] = {
+    "first and last sublayers": ([0, 17], [12, 29]),
+    "whole layers": ([5, 17, 29], [5, 17, 28]),
+}
+"""Layers without attention, and layers without an FFN. (Without all of layer 0, float32 itself is up to
+2e-3 off float64, in torch as well.)"""
+
+
+@pytest.fixture(scope="module")
+def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """SmolLM2 after a small run of the whole method, to 50 %."""
+    return prune(tmp_path_factory.mktemp("run") / "events.jsonl")
 
 
 def mean_kl(pruned: Pruned) -> float:
@@ -42,3 +79,162 @@ def test_the_compressed_model_is_the_masked_one(smollm2_found: Found) -> None:
     np.testing.assert_allclose(small, full, rtol=0, atol=1e-3)
     blocks, _ = count_parameters(final.config)
     assert blocks < 0.6 * count_parameters(dense.model.config)[0]
+
+
+class Model(NamedTuple):
+    """A pruned model, and the same in the dense model's shapes."""
+
+    config: ModelConfig
+    params: Params
+    dense_config: ModelConfig
+    masked: Params
+
+
+def without(dense: LoadedModel, gone: tuple[list[int], list[int]]) -> Model:
+    """SmolLM2 with whole sublayers gone and some units of the others, its other weights as they were."""
+    config, blocks = dense.config, dense.params["blocks"]
+    rng = np.random.default_rng(0)
+    kept = np.stack([rng.integers(6, 10, config.depth), 8 * rng.integers(120, 193, config.depth)])
+    for row, layers in zip(kept, gone, strict=True):
+        row[layers] = 0
+    kinds = PruningSettings().kinds(config)
+    net = random_supernet(config, space.level_grid(kinds, kept, 1, 0.125), kinds[ATTENTION].units)
+    heads, neurons = net.attn_out != 0, net.mlp_down != 0
+    net = net.replace(attn_out=blocks["o"][:, None] * heads, mlp_down=blocks["down"][:, None] * neurons)
+    levels = np.zeros((2, config.depth), int)
+    params, small = compress(dense.params, net, levels, config)
+    return Model(small, params, config, mask(dense.params, net, levels, config))
+
+
+@pytest.fixture(scope="module", params=["searched", *GONE])
+def model(request: pytest.FixtureRequest, smollm2: LoadedModel, smollm2_found: Found) -> Iterator[Model]:
+    if request.param == "searched":
+        final = smollm2_found.outcome.final
+        yield Model(final.config, final.params, smollm2.config, smollm2_found.masked)
+    else:
+        yield without(smollm2, GONE[request.param])
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers copies modelling files here, and not among the user's."""
+    cache = tmp_path / "modules"
+    cache.mkdir()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(cache)
+
+
+@pytest.fixture(scope="module")
+def tokens(smollm2_found: Found) -> np.ndarray:
+    """A held-out window of 256 tokens."""
+    return np.asarray(next(iter(smollm2_found.outcome.dense.splits.evaluation.values()))[0])
+
+
+def assert_same(theirs: np.ndarray, ours: np.ndarray) -> None:
+    """Logits within 1e-3, and the same choice wherever it is clear."""
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3)
+    second, first = np.sort(ours, axis=-1)[:, -2:].T
+    clear = first - second > 2e-3
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(theirs.argmax(-1)[clear], ours.argmax(-1)[clear])
+
+
+def test_transformers(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tmp_path: Path) -> None:
+    """Both layouts; the masked one as stock Llama."""
+    ours = np.asarray(forward(model.params, jnp.asarray(tokens)[None], model.config))[0]
+    layouts = {"compressed": (model.config, model.params), "masked": (model.dense_config, model.masked)}
+    for name, (config, params) in layouts.items():
+        directory = tmp_path / name
+        directory.mkdir()
+        save_model(directory, config, params, smollm2.hf_config, smollm2.tokenizer)
+        trust = name == "compressed"
+        theirs = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust).eval()
+        assert (type(theirs).__name__ == "LlamaForCausalLM") == (name == "masked")
+        with torch.no_grad():
+            assert_same(theirs(torch.from_numpy(tokens)[None]).logits[0].numpy(), ours)
+
+
+def greedy(session: llama_cpp.Session, prompt: list[int], count: int) -> list[int]:
+    """The likeliest `count` tokens after `prompt`, in llama.cpp."""
+    tokens = list(prompt)
+    logits = session.run(np.asarray(tokens), 0)
+    for _ in range(count):
+        tokens.append(int(logits[0].argmax()))
+        logits = session.run(np.asarray(tokens[-1:]), len(tokens) - 1)
+    return tokens[len(prompt) :]
+
+
+def test_llama_cpp(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, model.config, model.params, smollm2.tokenizer, "f32")
+    ours = np.asarray(forward(model.params, jnp.asarray(tokens)[None], model.config))[0]
+    assert_same(llama_reference.logits(path, tokens), ours)
+    prompt = tokens[:40].tolist()
+    steps = generation.generate(model.params, model.config, [prompt], 24)
+    with llama_cpp.session(path, 64) as session:
+        assert greedy(session, prompt, 24) == [int(step[0]) for step in steps]
+
+
+def perplexity(path: Path, windows: np.ndarray) -> float:
+    """Of `windows [n, T]`, in llama.cpp."""
+    losses = []
+    with llama_cpp.session(path, windows.shape[1]) as session:
+        for window in windows:
+            session.clear()
+            logits = torch.from_numpy(session.run(window, 0, every=True)[:-1])
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.from_numpy(window[1:]).long()))
+    return float(np.exp(np.mean(losses)))
+
+
+def test_eight_bits_cost_next_to_nothing(smollm2_found: Found, tmp_path: Path) -> None:
+    outcome = smollm2_found.outcome
+    final, tokenizer = outcome.final, outcome.dense.model.tokenizer
+    windows = np.concatenate(list(outcome.dense.splits.evaluation.values()))
+    values = {}
+    for kind in ("f32", "q8_0"):
+        path = tmp_path / f"{kind}.gguf"
+        write_gguf(path, final.config, final.params, tokenizer, kind)
+        values[kind] = perplexity(path, windows)
+    ours = [np.log(quality.perplexity) for quality in final.quality.values()]
+    assert values["f32"] == pytest.approx(np.exp(np.mean(ours)), rel=1e-3)
+    assert values["q8_0"] == pytest.approx(values["f32"], rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def directory(smollm2_found: Found, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the main job writes."""
+    directory = tmp_path_factory.mktemp("run") / "pruned"
+    write(directory, smollm2_found.outcome, [])
+    return directory
+
+
+def code_blocks(language: str) -> list[str]:
+    """Blocks of the README about running a model."""
+    section = README.read_text(encoding="utf-8").split("### Run it")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+def test_the_readme_leads_to_text_in_every_runtime(
+    directory: Path, smollm2: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its blocks as they stand, with another directory; llama.cpp without its command-line program."""
+    texts = []
+    for block in code_blocks("python"):
+        exec(block.replace("runs/demo", str(directory)), {})
+        texts.append(capsys.readouterr().out.strip())
+    in_torch, in_jax = texts
+    assert in_torch == f"{PROMPT} {in_jax}"
+    modules = []
+    for line in "".join(code_blocks("bash")).replace("runs/demo", str(directory)).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["python", "-m"]:
+            modules.append(words[2])
+            import_module(words[2]).main([*words[3:], *SMALLER.get(words[2], [])])
+        else:
+            assert words[:2] == ["llama-cli", "-m"]
+            prompt = smollm2.tokenizer(PROMPT).input_ids
+            with llama_cpp.session(Path(words[2]), 64) as session:
+                text = smollm2.tokenizer.decode(greedy(session, prompt, 20))
+            assert len(text.split()) > 5
+    assert modules == [f"tyr_jax.{name}" for name in ("export", "generate", "benchmark")]
+    assert in_jax in capsys.readouterr().out

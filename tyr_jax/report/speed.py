@@ -61,6 +61,8 @@ def read_speed(directory: Path) -> Speed | None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         timings = [Timing(*(row[field] for field in Timing._fields)) for row in result["rows"]]
+        if not timings:
+            raise ValueError("it has no rows")
         return Speed(result["device"], timings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what a benchmark writes ({error}); delete it") from None
