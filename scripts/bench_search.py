@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from bench_forward import normaliser
 from markdown_table import print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
-from tyr_jax.model.prediction import log_normaliser
-from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.supernet import PruningSettings, Supernet
 from tyr_jax.search import evolve, nested, population, space
 from tyr_jax.search.objective import Objective
@@ -66,12 +65,6 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
     )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def dense_forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
-    """Blocks and head of the dense model."""
-    return log_normaliser(params, decoder.hidden_states(params, tokens, config))
-
-
 def main(bench: Bench) -> None:
     """Print a row per sparsity and formulation."""
     model = load_model(bench.model)
@@ -91,7 +84,7 @@ def main(bench: Bench) -> None:
         candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
         net = nested.nest(params, supernet, config)
         runs: dict[str, Callable[[], object]] = {
-            "dense forward": functools.partial(dense_forward, params, jnp.asarray(tokens), config),
+            "dense forward": functools.partial(normaliser, params, jnp.asarray(tokens), config),
             "full width": functools.partial(
                 population.score_chunk,
                 params,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All checks: formatting, lint, types, and every test, in two processes. Arguments go to pytest, e.g. `-m "not slow"`.
+# All checks: formatting, lint, types, and every test, in two processes. Arguments go to pytest, e.g.
+# `-m "not slow"`.
 #
 # The tests compare with torch. Where pip would take its build with CUDA (gigabytes, on Linux), point pip at
 # the index of PyTorch's CPU builds first, in its own variable PIP_EXTRA_INDEX_URL.

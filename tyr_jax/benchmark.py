@@ -255,8 +255,8 @@ def run(settings: BenchmarkSettings) -> None:
         timings = measure(models, settings, progress)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     rows = [as_json(timing) for timing in timings]
-    result = {"models": names, "device": device, "sizes": sizes(models), "rows": rows}
-    print_tables(timings, sizes(models))
+    result: dict[str, Any] = {"models": names, "device": device, "sizes": sizes(models), "rows": rows}
+    print_tables(timings, result["sizes"])
     try:
         write_json(output, result)
     except OSError as error:

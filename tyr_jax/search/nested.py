@@ -283,11 +283,11 @@ def score_population(
     trunk = int(np.argmax(shared.sum(axis=1)))
     # Sorted, so that those that run together have about as many layers left to run.
     order = np.argsort(shared[trunk], kind="stable")
+    one = candidates[trunk]
+    own_buckets = jnp.asarray(chunk_buckets(nested, one[None]))
 
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        one = candidates[trunk]
-        buckets = jnp.asarray(chunk_buckets(nested, one[None]))
-        states = trunk_states(nested, jnp.asarray(one), buckets, batch.tokens, config)
+        states = trunk_states(nested, jnp.asarray(one), own_buckets, batch.tokens, config)
 
         def run(chunk: np.ndarray) -> jax.Array:
             buckets = jnp.asarray(chunk_buckets(nested, chunk))
