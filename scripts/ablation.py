@@ -7,21 +7,18 @@ nine-level supernet is built with each, and its centre, the uniform distribution
 """
 
 import dataclasses
-import functools
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from markdown_table import print_header, print_row
 
-from tyr_jax import command, errors, quality, summary
+from tyr_jax import command, quality, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Preset
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
@@ -140,6 +137,4 @@ def main(ablation: Ablation) -> None:
 
 
 if __name__ == "__main__":
-    keep_compiled()
-    parse = functools.partial(command.parse, Ablation, prog="scripts/ablation.py", description=__doc__)
-    errors.run(lambda: main(parse(sys.argv[1:])))
+    command.execute(main, Ablation, None, prog="scripts/ablation.py", description=__doc__)

@@ -7,18 +7,15 @@ settings: then another directory is asked for. Rerun:
 """
 
 import dataclasses
-import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from markdown_table import print_header, print_row
 
-from tyr_jax import command, errors, pipeline, prepare, summary
+from tyr_jax import command, pipeline, prepare, summary
 from tyr_jax.config import PRESETS, WIKITEXT, Preset, Settings, validate
 from tyr_jax.errors import UserError
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.output import EventLog, write_json
 from tyr_jax.io.progress import Progress
 
@@ -128,6 +125,4 @@ def main(table: ResultTable) -> None:
 
 
 if __name__ == "__main__":
-    keep_compiled()
-    parse = functools.partial(command.parse, ResultTable, prog="scripts/result_table.py", description=__doc__)
-    errors.run(lambda: main(parse(sys.argv[1:])))
+    command.execute(main, ResultTable, None, prog="scripts/result_table.py", description=__doc__)

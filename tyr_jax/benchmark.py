@@ -12,7 +12,6 @@ Example:
 import contextlib
 import dataclasses
 import functools
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tyr_jax import command, errors
+from tyr_jax import command
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.progress import Progress
@@ -269,22 +267,11 @@ def run(settings: BenchmarkSettings) -> None:
             print(f"written to {path}")
 
 
-def parse(arguments: list[str]) -> BenchmarkSettings:
-    """Settings from command-line arguments.
-
-    Raises:
-        UserError: the arguments cannot be understood.
-    """
-    return command.parse(
-        BenchmarkSettings, arguments, prog="python -m tyr_jax.benchmark", description=__doc__ or ""
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the benchmark."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    keep_compiled()
-    errors.run(lambda: run(parse(arguments)))
+    command.execute(
+        run, BenchmarkSettings, arguments, prog="python -m tyr_jax.benchmark", description=__doc__
+    )
 
 
 if __name__ == "__main__":

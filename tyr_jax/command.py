@@ -3,16 +3,35 @@
 import contextlib
 import io
 import re
+import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tyro
 
+from tyr_jax import errors
 from tyr_jax.errors import UserError
+from tyr_jax.io.cache import keep_compiled
 
 T = TypeVar("T")
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours of a terminal."""
+
+
+def execute(
+    run: Callable[[T], None],
+    settings: type[T],
+    arguments: list[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+) -> None:
+    """Be a command: `run` with settings from `arguments` (by default the process's), programs that XLA
+    compiles kept, and a user's mistake told in a line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    keep_compiled()
+    errors.run(lambda: run(parse(settings, given, prog=prog, description=description or "")))
 
 
 def parse(

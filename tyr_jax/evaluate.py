@@ -14,7 +14,6 @@ Examples:
 
 import dataclasses
 import json
-import sys
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,9 +21,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tyr_jax import command, errors, quality
+from tyr_jax import command, quality
 from tyr_jax.data import DataSpec, fingerprint, load_evaluation
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.prepare import check_length
@@ -122,22 +120,9 @@ def print_rows(model: str, rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def parse(arguments: list[str]) -> EvaluateSettings:
-    """Settings from command-line arguments.
-
-    Raises:
-        UserError: the arguments cannot be understood.
-    """
-    return command.parse(
-        EvaluateSettings, arguments, prog="python -m tyr_jax.evaluate", description=__doc__ or ""
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the evaluation job."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    keep_compiled()
-    errors.run(lambda: run(parse(arguments)))
+    command.execute(run, EvaluateSettings, arguments, prog="python -m tyr_jax.evaluate", description=__doc__)
 
 
 if __name__ == "__main__":

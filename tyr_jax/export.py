@@ -12,13 +12,13 @@ Examples:
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from tyr_jax import command, errors
+from tyr_jax import command
+from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import staged_file
@@ -88,7 +88,7 @@ def run(settings: ExportSettings) -> None:
         UserError: anything about the model, the output or the settings that cannot work.
     """
     if settings.neuron_multiple < 1:
-        raise errors.UserError(f"--neuron-multiple is {settings.neuron_multiple}, but must be at least 1")
+        raise UserError(f"--neuron-multiple is {settings.neuron_multiple}, but must be at least 1")
     if settings.quantize in llama_cpp.TYPES:
         llama_cpp.bindings()
     output = output_of(settings)
@@ -101,21 +101,9 @@ def run(settings: ExportSettings) -> None:
     print(f"written to {output} ({size / 1e6:.0f} MB): run with `llama-cli -m {output}`")
 
 
-def parse(arguments: list[str]) -> ExportSettings:
-    """Settings from command-line arguments.
-
-    Raises:
-        UserError: the arguments cannot be understood.
-    """
-    return command.parse(
-        ExportSettings, arguments, prog="python -m tyr_jax.export", description=__doc__ or ""
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the export."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    errors.run(lambda: run(parse(arguments)))
+    command.execute(run, ExportSettings, arguments, prog="python -m tyr_jax.export", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Examples:
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -20,9 +19,8 @@ import numpy as np
 import tyro
 from transformers import PreTrainedTokenizerFast
 
-from tyr_jax import command, errors
+from tyr_jax import command
 from tyr_jax.errors import UserError
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.generation import Sampling, generate
@@ -141,22 +139,9 @@ def run(settings: GenerateSettings) -> None:
         print(model.tokenizer.decode(row, skip_special_tokens=True))
 
 
-def parse(arguments: list[str]) -> GenerateSettings:
-    """Settings from command-line arguments.
-
-    Raises:
-        UserError: the arguments cannot be understood.
-    """
-    return command.parse(
-        GenerateSettings, arguments, prog="python -m tyr_jax.generate", description=__doc__ or ""
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of generation."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    keep_compiled()
-    errors.run(lambda: run(parse(arguments)))
+    command.execute(run, GenerateSettings, arguments, prog="python -m tyr_jax.generate", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ this makes them again from its `summary.json`.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from tyr_jax import command, errors
+from tyr_jax import command
 from tyr_jax.errors import UserError
 from tyr_jax.report import write_report
 from tyr_jax.summary import read_summary
@@ -40,21 +39,9 @@ def run(settings: ReportSettings) -> None:
         print(f"written to {path}")
 
 
-def parse(arguments: list[str]) -> ReportSettings:
-    """Settings from command-line arguments.
-
-    Raises:
-        UserError: the arguments cannot be understood.
-    """
-    return command.parse(
-        ReportSettings, arguments, prog="python -m tyr_jax.report", description=__doc__ or ""
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the report."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    errors.run(lambda: run(parse(arguments)))
+    command.execute(run, ReportSettings, arguments, prog="python -m tyr_jax.report", description=__doc__)
 
 
 if __name__ == "__main__":
