@@ -55,8 +55,8 @@ class Bench:
     """Tokens that what they found is scored on."""
     descent_tokens: int = 4096
     """Tokens of each descent step's slopes, and of scoring its proposals."""
-    descent_steps: int = 2
-    """Descent steps of our search."""
+    descent_steps: int = 3
+    """Descent steps of our search, at most."""
     generations: int = 25
     """Generations of the paper's search; ours runs as many as its budget pays for."""
 
@@ -67,8 +67,7 @@ class World(NamedTuple):
     config: ModelConfig
     grid: space.LevelGrid
     net: nested.Nested
-    error: np.ndarray
-    share: np.ndarray
+    sites: surrogate.Sites
     pool: Batch
     held_out: Batch
 
@@ -77,7 +76,7 @@ class World(NamedTuple):
         return nested.score_population(self.net, candidates, self.pool, sequences, self.config, OBJECTIVE)
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """Slopes `[2, L, E]` on sequences of the search text."""
+        """Slopes `[P, 2, L, E]` on parts of sequences of the search text."""
         return nested.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
 
     def judge(self, candidates: np.ndarray) -> np.ndarray:
@@ -115,7 +114,8 @@ def make_world(bench: Bench, sparsity: float) -> World:
         population.teacher_targets(model.params, tokens, config, OBJECTIVE)
         for tokens in (splits.search[held_out:], splits.search[:held_out])
     )
-    return World(config, grid, net, np.asarray(supernet.error), np.asarray(supernet.share), *pools)
+    sites = surrogate.Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
+    return World(config, grid, net, sites, *pools)
 
 
 def evolution(
@@ -136,19 +136,25 @@ def evolution(
 
 def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) -> Trace:
     """Estimate, descent, then evolution until `budget` candidate-tokens are spent."""
-    length, steps = bench.sequence_length, bench.descent_steps
+    length = bench.sequence_length
     count = bench.descent_tokens // length
+    step_cost = round(count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(world.pool.tokens)) for _ in range(steps)]
-    batches = [(order[:count], order[count : 2 * count]) for order in orders]
-    start = surrogate.estimated_start(world.error, world.share, world.grid.exists)
-    levels, _ = surrogate.descend(start, world.error, world.grid.exists, world.slopes, world.score, batches)
-    spent = round(steps * count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
+    trace = [(0, surrogate.estimated_start(world.sites))]
+    for _ in range(bench.descent_steps):
+        spent, levels = trace[-1]
+        order = rng.permutation(len(world.pool.tokens))
+        batch = order[:count], order[count : 2 * count]
+        better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, [batch])
+        trace.append((spent + step_cost, better))
+        if (better == levels).all():
+            break
+    spent, levels = trace[-1]
     schedule = EvolutionSettings(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))
     schedule = dataclasses.replace(
         schedule, generations=max(1, (budget - spent) // schedule.candidate_tokens(length))
     )
-    return [(0, start), *evolution(world, levels, schedule, seed, spent)]
+    return [*trace, *evolution(world, levels, schedule, seed, spent)]
 
 
 def slope_cost(world: World) -> float:

@@ -40,9 +40,9 @@ class Bench:
     """Targets."""
     sequence_length: int = 512
     """Tokens of a sequence."""
-    candidates: int = 8
+    candidates: int = 32
     """Candidates of a population."""
-    repeats: int = 5
+    repeats: int = 3
     """Timings of each, interleaved."""
 
 

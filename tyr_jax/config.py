@@ -40,10 +40,10 @@ class Rounds:
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
-    descent_steps: int = 1
-    """Steps down the slopes of the objective, before evolution takes over in each round: one backward pass
-    tells what each change of one site should do, and the best combination of them under the budget is
-    taken if it scores better. 0 leaves them out (the paper)."""
+    descent_steps: int = 2
+    """Steps down the slopes of the objective, at most, before evolution takes over in each round: one
+    backward pass tells what each change of one site should do, and the best combination of them under the
+    budget is taken if it scores better; else that is the end of it. 0 leaves them out (the paper)."""
     descent_tokens: int = 4096
     """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
     its proposals are scored on as many others."""

@@ -15,6 +15,7 @@ from tyr_jax.search.nested import Nested
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.population import teacher_targets
 from tyr_jax.search.space import LevelGrid
+from tyr_jax.search.surrogate import Sites
 
 Tell = Callable[[int], None]
 """Told how much is done."""
@@ -65,17 +66,15 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
     return dict(zip(space.KINDS, kept.tolist(), strict=True))
 
 
-def first_parent(supernet: Supernet, grid: LevelGrid, start: str) -> np.ndarray:
+def first_parent(sites: Sites, grid: LevelGrid, start: str) -> np.ndarray:
     """The levels `[2, L]` that a search starts from: its centre, or the best by estimate."""
-    if start == "estimate":
-        return surrogate.estimated_start(supernet.error, supernet.share, grid.exists)
-    return space.centre_distribution(grid)
+    return surrogate.estimated_start(sites) if start == "estimate" else space.centre_distribution(grid)
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round: the supernet around where the last one ended, nested, its layer `error [2, L, E]`, and the
-    search text with the dense model's answers."""
+    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, and
+    the search text with the dense model's answers."""
 
     run: Run
     dense: Dense
@@ -83,7 +82,7 @@ class Round:
     number: int
     grid: LevelGrid
     net: Nested
-    error: np.ndarray
+    sites: Sites
 
     @property
     def name(self) -> str:
@@ -98,7 +97,8 @@ class Round:
         )
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
-        """Slopes `[2, L, E]` of the objective from `levels [2, L]`, on `sequences [s]` of the search text."""
+        """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
+        search text."""
         config, objective = self.dense.model.config, self.run.settings.objective
         return nested.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
@@ -116,8 +116,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     with this.run.progress.stage(f"{this.name}: descent", total, "tokens") as stage:
         return surrogate.descend(
             start,
-            this.error,
-            this.grid.exists,
+            this.sites,
             functools.partial(this.slopes, on_tokens=stage.advance),
             functools.partial(this.score, on_tokens=stage.advance),
             [(order[:count], order[count : 2 * count]) for order in orders],
@@ -171,10 +170,11 @@ def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supe
     settings, model, number = run.settings, dense.model, len(found.rounds) + 1
     grid = round_grid(run, dense, found.kept, number)
     supernet = supernet_of_round(run, dense, grid, number) if shared is None else at_levels(shared, grid)
-    start = first_parent(supernet, grid, settings.rounds.start if number == 1 else "uniform")
-    net, error = nested.nest(model.params, supernet, model.config), np.asarray(supernet.error)
+    sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
+    start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
+    net = nested.nest(model.params, supernet, model.config)
     del supernet
-    this = Round(run, dense, pool, number, grid, net, error)
+    this = Round(run, dense, pool, number, grid, net, sites)
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = evolution(this, start)
     kept = space.kept_units(grid, levels)

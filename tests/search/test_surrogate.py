@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tyr_jax.search import surrogate
+from tyr_jax.search.surrogate import Sites
 
 
 @settings(max_examples=40, deadline=None)
@@ -33,7 +34,7 @@ def test_the_answer_is_the_cheapest_of_all_that_keep_the_budget(
 def test_a_site_that_matters_gains_what_one_that_does_not_gives() -> None:
     error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 3, 1))
     share = np.array([[0.1, 5.0, 1.0], [1.0, 1.0, 1.0]])
-    start = surrogate.estimated_start(error, share, np.ones((2, 3, 5), bool), limit=1)
+    start = surrogate.estimated_start(Sites(error, share, np.ones((2, 3, 5), bool)), limit=1)
     assert start[0].tolist() == [1, 3, 2]
     assert start.sum(axis=1).tolist() == [6, 6]
 
@@ -42,7 +43,8 @@ def test_levels_that_do_not_exist_are_never_chosen() -> None:
     error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 2, 1))
     exists = np.ones((2, 2, 5), bool)
     exists[0, 0, 3:] = False
-    start = surrogate.estimated_start(error, np.array([[9.0, 1.0], [9.0, 1.0]]), exists, limit=1)
+    sites = Sites(error, np.array([[9.0, 1.0], [9.0, 1.0]]), exists)
+    start = surrogate.estimated_start(sites, limit=1)
     assert start[0].tolist() == [2, 2]
     assert start[1].tolist() == [3, 1]
 
@@ -52,75 +54,104 @@ def test_shifted(by: int, expected: list[float]) -> None:
     np.testing.assert_array_equal(surrogate.shifted(np.array([1.0, 2.0, 3.0]), by), expected)
 
 
+def quadratic(sensitivity: np.ndarray, sites: Sites, levels: np.ndarray) -> np.ndarray:
+    """Slopes `[2, L, E]` at `levels` where every site hurts by `sensitivity [2, L]` × its error alone."""
+    gain = sites.error - surrogate.at(sites.error, levels)[..., None]
+    return np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
+
+
 def test_slopes_and_errors_of_a_quadratic_are_its_exact_change() -> None:
-    """Sites that hurt by s·E alone: from the slopes that a projection has, the change is exact."""
     error = np.tile([0.9, 0.5, 0.3, 0.1, 0.0], (2, 3, 1)) * np.array([1.0, 2.0, 3.0])[:, None]
-    sensitivity = np.array([[1.0, 4.0, 0.5], [2.0, 0.0, 3.0]])
+    sensitivity = np.array([[1.0, 4.0, 0.5], [2.0, 0.3, 3.0]])
     levels = np.array([[2, 1, 3], [2, 2, 1]])
-    gain = error - np.take_along_axis(error, levels[..., None], axis=-1)
-    slopes = np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
-    exists = np.ones(error.shape, bool)
-    change = surrogate.expected_change(slopes, error, levels, exists)
+    sites = Sites(error, np.ones((2, 3)), np.ones(error.shape, bool))
+    slopes = quadratic(sensitivity, sites, levels)
+    np.testing.assert_allclose(surrogate.sensitivity(slopes[None], sites, levels), sensitivity)
+    change = surrogate.expected_change(slopes[None], sites, levels)
+    gain = error - surrogate.at(error, levels)[..., None]
     np.testing.assert_allclose(change, sensitivity[..., None] * gain, atol=1e-12)
 
 
-def test_the_densest_level_has_its_slopes_alone_and_missing_levels_are_never_proposed() -> None:
+def test_a_sensitivity_on_which_parts_of_a_text_disagree_is_drawn_towards_the_share() -> None:
+    error, levels = np.tile([1.0, 0.5, 0.25, 0.0], (2, 5, 1)), np.full((2, 5), 1)
+    share = np.array([[1.0, 2.0, 1.0, 1.0, 1.0]] * 2)
+    sites = Sites(error, share, np.ones(error.shape, bool))
+    # Sites 0, 1 and 2 as expected, 3 firmly a quarter of it, 4 a quarter on average, from part to part.
+    steady = np.array([3.0, 6.0, 1.5, 0.75, 0.75])
+    doubtful = np.array([0.0, 0.0, 3.0, 0.0])
+    parts = [np.stack([np.append(steady[:4], last)] * 2) for last in doubtful]
+    found = surrogate.sensitivity(np.stack([quadratic(part, sites, levels) for part in parts]), sites, levels)
+    factor = np.median(steady / share[0])
+    np.testing.assert_allclose(found[:, :4], np.tile(steady[:4], (2, 1)))
+    assert (found[:, 4] > 0.75).all()
+    assert (found[:, 4] < factor).all()
+
+
+def test_where_slopes_tell_nothing_the_share_does() -> None:
+    error, levels = np.tile([0.9, 0.4, 0.0], (2, 3, 1)), np.array([[1, 1, 2], [1, 1, 2]])
+    sites = Sites(error, np.array([[1.0, 1.0, 5.0]] * 2), np.ones(error.shape, bool))
+    slopes = quadratic(np.full((2, 3), 3.0), sites, levels)[None]
+    np.testing.assert_allclose(surrogate.sensitivity(slopes, sites, levels), [[3.0, 3.0, 15.0]] * 2)
+    assert not surrogate.sensitivity(np.zeros_like(slopes), sites, levels).any()
+
+
+def test_fewer_units_are_never_better_and_missing_levels_are_never_proposed() -> None:
     error = np.tile([0.5, 0.2, 0.0], (2, 2, 1))
-    slopes = np.array([[[3.0, 1.0, 0.0], [0.0, 0.0, -5.0]], [[0.0, 0.0, -1.0], [0.0, 0.0, -9.0]]])
+    slopes = np.array([[[3.0, 1.0, 0.0], [0.0, 0.0, -5.0]], [[0.0, 0.0, -1.0], [-2.0, 0.0, -9.0]]])
     exists = np.ones((2, 2, 3), bool)
     exists[1, 1, 2] = False
-    levels = np.array([[2, 1], [1, 1]])
-    change = surrogate.expected_change(slopes, error, levels, exists)
+    levels, sites = np.array([[2, 1], [1, 1]]), Sites(error, np.zeros((2, 2)), exists)
+    change = surrogate.expected_change(slopes[None], sites, levels)
     assert change[0, 0].tolist() == [3.0, 1.0, 0.0]
     assert change[1, 1].tolist() == [0.0, 0.0, np.inf]
-    found = surrogate.proposals(slopes, error, levels, exists)
-    assert found.shape == (3, 2, 2)
-    # One level costs 1 and gains 2.5; the other kind has nowhere to go but back and forth.
+    found = surrogate.proposals(slopes[None], sites, levels)
+    assert found.shape == (len(surrogate.CAUTIONS), 2, 2)
+    # One level costs 1 and gains 5; the other kind has nowhere to go but back and forth.
     assert found[0].tolist() == [[1, 2], [2, 0]]
     assert (found.sum(axis=-1) == levels.sum(axis=-1)).all()
 
 
-def test_a_descent_takes_steps_that_help_and_no_others() -> None:
+def test_a_descent_takes_steps_until_one_does_not_help() -> None:
     error = np.tile([0.9, 0.5, 0.3, 0.1, 0.0], (2, 4, 1))
     sensitivity = np.array([[1.0, 9.0, 1.0, 9.0], [5.0, 1.0, 1.0, 5.0]])
-    exists, start = np.ones(error.shape, bool), np.full((2, 4), 2)
+    sites, start = Sites(error, np.ones((2, 4)), np.ones(error.shape, bool)), np.full((2, 4), 2)
     seen: list[np.ndarray] = []
 
     def total(levels: np.ndarray) -> float:
-        return float(np.sum(sensitivity * np.take_along_axis(error, levels[..., None], axis=-1)[..., 0]))
+        return float(np.sum(sensitivity * surrogate.at(error, levels)))
 
     def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         seen.append(sequences)
-        gain = error - np.take_along_axis(error, levels[..., None], axis=-1)
-        return np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
+        return quadratic(sensitivity, sites, levels)[None]
 
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         seen.append(sequences)
         return np.array([total(candidate) for candidate in candidates])
 
     batches = [(np.array([i]), np.array([9 + i])) for i in range(3)]
-    found, history = surrogate.descend(start, error, exists, slopes, score, batches)
+    found, history = surrogate.descend(start, sites, slopes, score, batches)
     best = min(
         (np.stack(pair) for pair in itertools.product(*[list(balanced(4, 5, 8))] * 2)),
         key=total,
     )
     assert total(found) == pytest.approx(total(best))
-    assert [int(s[0]) for s in seen] == [0, 9, 1, 10, 2, 11]
+    # The second step finds nothing better, so there is no third.
+    assert [int(s[0]) for s in seen] == [0, 9, 1, 10]
     assert history[0][0] == pytest.approx(total(start))
     assert history[-1][0] == pytest.approx(total(found))
-    assert all(len(step) == 4 for step in history)
+    assert all(len(step) == 1 + len(surrogate.CAUTIONS) for step in history)
 
     def worse(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.array([1.0, *[2.0] * (len(candidates) - 2), np.nan])
 
-    np.testing.assert_array_equal(surrogate.descend(start, error, exists, slopes, worse, batches)[0], start)
+    np.testing.assert_array_equal(surrogate.descend(start, sites, slopes, worse, batches)[0], start)
 
     def broken(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         values = slopes(levels, sequences)
-        values[0, 1, 2] = np.nan
+        values[0, 0, 1, 2] = np.nan
         return values
 
-    found, history = surrogate.descend(start, error, exists, broken, score, batches)
+    found, history = surrogate.descend(start, sites, broken, score, batches)
     np.testing.assert_array_equal(found, start)
     assert history == []
 

@@ -33,8 +33,8 @@ from tyr_jax.search.space import ATTENTION, FFN, units_at
 BUCKETS = 16
 """Widths that a site can run at, at most."""
 
-SLOPE_TOKENS = 2048
-"""Tokens that slopes are taken on at a time."""
+SLOPE_TOKENS = 512
+"""Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
 
 
 @flax.struct.dataclass
@@ -256,17 +256,16 @@ def pool_slopes(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
-    """Mean of `level_slopes` over `sequences [s]` of a pool; `on_chunk` is told the tokens done."""
+    """`level_slopes` on parts of `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each:
+    `[P, 2, L, E]`; `on_chunk` is told the tokens done."""
     length = pool.tokens.shape[1]
     rows = max(1, SLOPE_TOKENS // length)
-    slopes, weights = [], []
+    slopes = []
     for start in range(0, len(sequences), rows):
-        part = sequences[start : start + rows]
-        slopes.append(level_slopes(nested, jnp.asarray(distribution), take(pool, part), config, objective))
-        weights.append(len(part))
-        jax.block_until_ready(slopes[-1])
-        on_chunk(len(part) * length)
-    return np.average(np.stack(slopes), axis=0, weights=weights)
+        part = take(pool, sequences[start : start + rows])
+        slopes.append(np.asarray(level_slopes(nested, jnp.asarray(distribution), part, config, objective)))
+        on_chunk(part.tokens.size)
+    return np.stack(slopes)
 
 
 def score_population(

@@ -10,15 +10,22 @@ Two of them, each a cost `[2, L, E]` for every level of every site, that sum ove
   another, so a site's own layer error is exactly quadratic on the way from its level to another: it falls
   from E with slope -2ΔE towards a denser level and rises from slope 0 towards a sparser one, where ΔE is
   the difference of the two errors. The slope towards the next denser level thus tells how much the
-  objective rises with the site's error, s = -slope / 2ΔE, and every level costs slope + s·ΔE.
+  objective rises with the site's error, its sensitivity s = -slope / 2ΔE, and every level costs
+  slope + s·ΔE.
+
+Some sites are harmless on most text and ruinous on some, such as those that attention rests on, and a few
+thousand tokens may not show it. Their slopes also vary most. So a sensitivity is drawn towards what the
+disturbance makes of it, the more the less parts of the text agree on it, and none is trusted that says that
+fewer units are better.
 
 Neither knows how changes of several sites meet, so moves are limited to a few levels, where the sum can be
 trusted, and what it proposes is scored before it is believed.
 
-Axis letters: `L` layers, `E` levels, `P` proposals.
+Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,40 +33,86 @@ from numpy.typing import ArrayLike
 from tyr_jax.search.evolve import Scorer
 
 Slopes = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(levels [2, L], sequences [s]) -> slopes [2, L, E]` of the objective towards every level."""
+"""`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
+the sequences."""
 
-
-CAUTIONS = (1.0, 3.0, 9.0)
+CAUTIONS = (1.0, 1.5)
 """Factors on the curvature with which a descent proposes: how far the sum over sites can be trusted differs
 from step to step, and scoring a proposal tells."""
 
-
-def disturbance(error: ArrayLike, share: ArrayLike, exists: np.ndarray) -> np.ndarray:
-    """Estimated cost `[2, L, E]` of every level: relative `error [2, L, E]` × `share [2, L]`; +inf where
-    a level does not exist `[2, L, E]`."""
-    return np.where(exists, np.asarray(error) * np.asarray(share)[..., None], np.inf)
+LEAST_RATIO = 0.05
+"""The least that a slope can make of the sensitivity that is expected of a site."""
 
 
-def expected_change(
-    slopes: ArrayLike, error: ArrayLike, levels: np.ndarray, exists: np.ndarray, caution: float = 1.0
-) -> np.ndarray:
-    """Expected change of the objective `[2, L, E]` if one site leaves its level in `levels [2, L]` for
-    another; +inf where that does not exist `[2, L, E]`.
+class Sites(NamedTuple):
+    """What a supernet's fold tells of its sites: relative layer `error [2, L, E]`, the `share [2, L]` of the
+    residual stream that the dense output has, and which levels there are, `exists [2, L, E]`."""
 
-    `slopes [2, L, E]` of the objective towards every level, relative layer `error [2, L, E]`. `caution`
-    multiplies the curvature, so that fewer and smaller moves seem worth it.
+    error: np.ndarray
+    share: np.ndarray
+    exists: np.ndarray
+
+
+def at(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """`values [..., 2, L, E]` at `levels [2, L]`."""
+    index = np.broadcast_to(levels, values.shape[:-1])
+    return np.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def disturbance(sites: Sites) -> np.ndarray:
+    """Estimated cost `[2, L, E]` of every level: relative error × share; +inf where it does not exist."""
+    return np.where(sites.exists, sites.error * sites.share[..., None], np.inf)
+
+
+def sensitivity(slopes: ArrayLike, sites: Sites, levels: np.ndarray) -> np.ndarray:
+    """How much the objective rises with the relative layer error of each site `[2, L]`, at `levels [2, L]`,
+    from `slopes [P, 2, L, E]` of the objective on parts of a text.
+
+    A kind's sensitivities are expected to be its shares times one factor. The logarithm of the ratio between
+    the slope's and that is drawn to zero as a normal mean would be, given how it varies from part to part,
+    and from site to site. Where there is no denser level, or it is as good, what is expected stands.
     """
-    slopes, error = np.asarray(slopes, float), np.asarray(error, float)
+    slopes = np.asarray(slopes, float)
+    denser = np.minimum(levels + 1, slopes.shape[-1] - 1)
+    gain = at(sites.error, levels) - at(sites.error, denser)
+    known = (denser > levels) & at(sites.exists, denser) & (gain > 0) & (sites.share > 0)
+    of_parts = np.where(known, np.maximum(-at(slopes, denser), 0) / np.where(known, 2 * gain, 1), 0)
+    return np.stack(
+        [_shrunk(*kind) for kind in zip(of_parts.swapaxes(0, 1), sites.share, known, strict=True)]
+    )
 
-    def at(values: np.ndarray, level: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, level[..., None], axis=-1)[..., 0]
 
-    distance = np.abs(error - at(error, levels)[..., None])
-    denser = np.minimum(levels + 1, exists.shape[-1] - 1)
-    known = (denser > levels) & at(exists, denser) & (at(distance, denser) > 0)
-    fall = np.maximum(-at(slopes, denser), 0.0)
-    sensitivity = np.where(known, fall / np.where(known, 2 * at(distance, denser), 1.0), 0.0)
-    return np.where(exists, slopes + caution * sensitivity[..., None] * distance, np.inf)
+def _shrunk(of_parts: np.ndarray, share: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`sensitivity [L]` of one kind of site, from that of parts of a text `[P, L]`, where it is `known`."""
+    measured = of_parts.mean(axis=0)
+    factor = np.median(measured[known] / share[known]) if known.any() else 0.0
+    if factor == 0:
+        return measured
+    expected = factor * share
+
+    def log_ratio(values: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(values / np.where(share > 0, expected, 1), LEAST_RATIO))
+
+    ratio = log_ratio(measured)
+    spread = np.median(np.abs(ratio[known] - np.median(ratio[known]))) * 1.4826
+    noise = log_ratio(of_parts).var(axis=0) / max(1, len(of_parts) - 1)
+    weight = np.where(known & (noise > 0), spread**2 / (spread**2 + np.where(noise > 0, noise, 1)), known)
+    return expected * np.exp(weight * ratio)
+
+
+def expected_change(slopes: ArrayLike, sites: Sites, levels: np.ndarray, caution: float = 1.0) -> np.ndarray:
+    """Expected change of the objective `[2, L, E]` if one site leaves its level in `levels [2, L]` for
+    another; +inf where that does not exist.
+
+    `slopes [P, 2, L, E]` of the objective towards every level, on parts of a text. `caution` multiplies the
+    curvature, so that fewer and smaller moves seem worth it.
+    """
+    slope = np.asarray(slopes, float).mean(axis=0)
+    sparser = np.arange(slope.shape[-1]) < levels[..., None]
+    slope = np.where(sparser, np.maximum(slope, 0), slope)
+    distance = np.abs(sites.error - at(sites.error, levels)[..., None])
+    curvature = sensitivity(slopes, sites, levels)[..., None] * distance
+    return np.where(sites.exists, slope + caution * curvature, np.inf)
 
 
 def cheapest_levels(cost: np.ndarray, start: np.ndarray, limit: int) -> np.ndarray:
@@ -97,37 +150,30 @@ def cheapest(cost: np.ndarray, start: np.ndarray, limit: int) -> np.ndarray:
     return np.stack([cheapest_levels(*kind, limit) for kind in zip(cost, start, strict=True)])
 
 
-def estimated_start(error: ArrayLike, share: ArrayLike, exists: np.ndarray, limit: int = 2) -> np.ndarray:
-    """The distribution `[2, L]` of least `disturbance`, within `limit` levels of the centre.
-
-    Arguments as in `disturbance`, out of a supernet.
-    """
-    cost = disturbance(error, share, exists)
+def estimated_start(sites: Sites, limit: int = 2) -> np.ndarray:
+    """The distribution `[2, L]` of least `disturbance`, within `limit` levels of the centre."""
+    cost = disturbance(sites)
     return cheapest(cost, np.full(cost.shape[:2], cost.shape[-1] // 2), limit)
 
 
-def proposals(
-    slopes: ArrayLike, error: ArrayLike, levels: np.ndarray, exists: np.ndarray, limit: int = 2
-) -> np.ndarray:
-    """Distributions `[P, 2, L]` of least `expected_change` within `limit` levels of `levels [2, L]`, one for
-    each of `CAUTIONS`; arguments as in `expected_change`."""
-    costs = (expected_change(slopes, error, levels, exists, caution) for caution in CAUTIONS)
+def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray, limit: int = 2) -> np.ndarray:
+    """Distributions `[Q, 2, L]` of least `expected_change` within `limit` levels of `levels [2, L]`, one for
+    each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
+    costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
     return np.stack([cheapest(cost, levels, limit) for cost in costs])
 
 
 def descend(
     levels: np.ndarray,
-    error: ArrayLike,
-    exists: np.ndarray,
+    sites: Sites,
     slopes: Slopes,
     score: Scorer,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, list[list[float]]]:
-    """Improve `levels [2, L]` by one step for each of `batches`.
+    """Improve `levels [2, L]` by a step for each of `batches`, until one does not help.
 
     A batch is (sequences the slopes are taken on, other sequences on which the proposals are scored beside
-    what they came from). The best of them goes on, so a step that does not help is not taken, nor is one
-    whose slopes are not finite.
+    what they came from). The best of them goes on. A batch whose slopes are not finite is left out.
 
     Returns the last levels, and the objectives of each step: what it came from, then its proposals.
     """
@@ -136,8 +182,11 @@ def descend(
         slope = slopes(levels, sloped)
         if not np.isfinite(slope).all():
             continue
-        candidates = np.stack([levels, *proposals(slope, error, levels, exists)])
+        candidates = np.stack([levels, *proposals(slope, sites, levels)])
         fitness = score(candidates, scored)
-        levels = candidates[int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))]
         history.append([float(value) for value in fitness])
+        best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
+        if best == 0:
+            break
+        levels = candidates[best]
     return levels, history
