@@ -103,7 +103,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=1024,
             evaluation_windows=4,
         ),
-        rounds=Rounds(rounds=2),
+        rounds=Rounds(rounds=2, descent_tokens=2048),
         search=EvolutionSettings(
             generations=8, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)
         ),
