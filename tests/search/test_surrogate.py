@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tyr_jax.search import surrogate
+from tyr_jax.search.space import values_at
 from tyr_jax.search.surrogate import Sites
 
 
@@ -56,7 +57,7 @@ def test_shifted(by: int, expected: list[float]) -> None:
 
 def quadratic(sensitivity: np.ndarray, sites: Sites, levels: np.ndarray) -> np.ndarray:
     """Slopes `[2, L, E]` at `levels` where every site hurts by `sensitivity [2, L]` × its error alone."""
-    gain = sites.error - surrogate.at(sites.error, levels)[..., None]
+    gain = sites.error - values_at(sites.error, levels)[..., None]
     return np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
 
 
@@ -68,7 +69,7 @@ def test_slopes_and_errors_of_a_quadratic_are_its_exact_change() -> None:
     slopes = quadratic(sensitivity, sites, levels)
     np.testing.assert_allclose(surrogate.sensitivity(slopes[None], sites, levels), sensitivity)
     change = surrogate.expected_change(slopes[None], sites, levels)
-    gain = error - surrogate.at(error, levels)[..., None]
+    gain = error - values_at(error, levels)[..., None]
     np.testing.assert_allclose(change, sensitivity[..., None] * gain, atol=1e-12)
 
 
@@ -118,7 +119,7 @@ def test_a_descent_takes_steps_until_one_does_not_help() -> None:
     seen: list[np.ndarray] = []
 
     def total(levels: np.ndarray) -> float:
-        return float(np.sum(sensitivity * surrogate.at(error, levels)))
+        return float(np.sum(sensitivity * values_at(error, levels)))
 
     def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         seen.append(sequences)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
 from tyr_jax.pruning.supernet import Supernet, select
-from tyr_jax.search.space import ATTENTION, FFN, units_at
+from tyr_jax.search.space import ATTENTION, FFN, values_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def kept_masks(
     supernet: Supernet, distribution: np.ndarray, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boolean masks of kept heads `[L, N]` and neurons `[L, F]` under levels `[2, L]`."""
-    kept = units_at(supernet.kept, distribution)[..., None]
+    kept = values_at(supernet.kept, distribution)[..., None]
     heads = np.asarray(supernet.attn_rank) < kept[ATTENTION]
     neurons = np.asarray(supernet.mlp_rank) < kept[FFN]
     # A unit of attention is one head or a whole key/value group of neighbouring heads.

@@ -28,7 +28,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score, watch
 from tyr_jax.search.population import over_chunks, take
-from tyr_jax.search.space import ATTENTION, FFN, units_at
+from tyr_jax.search.space import ATTENTION, FFN, values_at
 
 BUCKETS = 16
 """Widths that a site can run at, at most."""
@@ -125,7 +125,7 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
 
 def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
     """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
-    most = units_at(nested.kept, candidates).max(axis=0)
+    most = values_at(nested.kept, candidates).max(axis=0)
     most[ATTENTION] *= nested.heads_per_unit
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 

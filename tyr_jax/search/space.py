@@ -134,16 +134,17 @@ def centre_distribution(grid: LevelGrid) -> np.ndarray:
     return np.full(grid.kept.shape[:2], grid.centre, np.int32)
 
 
-def units_at(kept: ArrayLike, distribution: ArrayLike) -> np.ndarray:
-    """Units `[..., 2, L]` that levels `distribution [..., 2, L]` keep, where levels have `kept [2, L, E]`."""
-    levels, kept = np.asarray(distribution), np.asarray(kept)
-    every = np.broadcast_to(kept, (*levels.shape, kept.shape[-1]))
-    return np.take_along_axis(every, levels[..., None], axis=-1)[..., 0]
+def values_at(values: ArrayLike, levels: ArrayLike) -> np.ndarray:
+    """`values [..., 2, L, E]` at `levels [..., 2, L]`; leading axes broadcast."""
+    values, levels = np.asarray(values), np.asarray(levels)
+    shape = np.broadcast_shapes(values.shape[:-1], levels.shape)
+    every = np.broadcast_to(values, (*shape, values.shape[-1]))
+    return np.take_along_axis(every, np.broadcast_to(levels, shape)[..., None], axis=-1)[..., 0]
 
 
 def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
     """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]` of a grid."""
-    return units_at(grid.kept, distribution)
+    return values_at(grid.kept, distribution)
 
 
 def levels_of(grid: LevelGrid, kept: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tyr_jax.search.evolve import Scorer
+from tyr_jax.search.space import values_at
 
 Slopes = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
@@ -53,12 +54,6 @@ class Sites(NamedTuple):
     exists: np.ndarray
 
 
-def at(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """`values [..., 2, L, E]` at `levels [2, L]`."""
-    index = np.broadcast_to(levels, values.shape[:-1])
-    return np.take_along_axis(values, index[..., None], axis=-1)[..., 0]
-
-
 def disturbance(sites: Sites) -> np.ndarray:
     """Estimated cost `[2, L, E]` of every level: relative error × share; +inf where it does not exist."""
     return np.where(sites.exists, sites.error * sites.share[..., None], np.inf)
@@ -74,9 +69,9 @@ def sensitivity(slopes: ArrayLike, sites: Sites, levels: np.ndarray) -> np.ndarr
     """
     slopes = np.asarray(slopes, float)
     denser = np.minimum(levels + 1, slopes.shape[-1] - 1)
-    gain = at(sites.error, levels) - at(sites.error, denser)
-    known = (denser > levels) & at(sites.exists, denser) & (gain > 0) & (sites.share > 0)
-    of_parts = np.where(known, np.maximum(-at(slopes, denser), 0) / np.where(known, 2 * gain, 1), 0)
+    gain = values_at(sites.error, levels) - values_at(sites.error, denser)
+    known = (denser > levels) & values_at(sites.exists, denser) & (gain > 0) & (sites.share > 0)
+    of_parts = np.where(known, np.maximum(-values_at(slopes, denser), 0) / np.where(known, 2 * gain, 1), 0)
     return np.stack(
         [_shrunk(*kind) for kind in zip(of_parts.swapaxes(0, 1), sites.share, known, strict=True)]
     )
@@ -110,7 +105,7 @@ def expected_change(slopes: ArrayLike, sites: Sites, levels: np.ndarray, caution
     slope = np.asarray(slopes, float).mean(axis=0)
     sparser = np.arange(slope.shape[-1]) < levels[..., None]
     slope = np.where(sparser, np.maximum(slope, 0), slope)
-    distance = np.abs(sites.error - at(sites.error, levels)[..., None])
+    distance = np.abs(sites.error - values_at(sites.error, levels)[..., None])
     curvature = sensitivity(slopes, sites, levels)[..., None] * distance
     return np.where(sites.exists, slope + caution * curvature, np.inf)
 
