@@ -43,10 +43,11 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
     return accumulator
 
 
+@jax.jit
 def finish(accumulator: jax.Array) -> jax.Array:
     """The full symmetric XᵀX `[d_in, d_in]` from an accumulator's upper triangle."""
-    upper = jnp.triu(accumulator)
-    return upper + jnp.triu(accumulator, 1).T
+    index = jnp.arange(len(accumulator))
+    return jnp.where(index[:, None] <= index, accumulator, accumulator.T)
 
 
 def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:

@@ -12,14 +12,17 @@ Axis letters here: `U` units of a site, `b` input channels of a unit (H for head
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax.linalg import cholesky
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from tyr_jax.pruning.hessian import HIGHEST, DampingScale, damp
+from tyr_jax.search.space import bucket_widths
 
 MAX_DAMPING_RAISES = 6
 
@@ -238,18 +241,26 @@ def level_weights(
     permuted by rank, level e's factor is the leading block of one Cholesky factor, and its forward
     substitution is a prefix of the full one; only the back-substitutions differ.
     """
-    size = hessian.shape[0]
     order = jnp.argsort(rank)
     channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
-    factor = jnp.linalg.cholesky(hessian[channels][:, channels])
+    factor = cholesky(hessian[channels][:, channels], symmetrize_input=False)
     forward = solve_triangular(factor, gradient[channels], lower=True)
+    widths = bucket_widths(len(rank), unit_size)
+
+    def solve_leading(width: int) -> Callable[[jax.Array], jax.Array]:
+        def solve(count: jax.Array) -> jax.Array:
+            inside = jnp.arange(width) < count * unit_size
+            # The identity outside the level's block gives the exact answer in a static shape.
+            block = inside[:, None] & inside
+            leading = jnp.where(block, factor[:width, :width], jnp.eye(width, dtype=factor.dtype))
+            solution = solve_triangular(leading, forward[:width] * inside[:, None], trans=1, lower=True)
+            return jnp.zeros_like(forward).at[channels[:width]].set(solution)
+
+        return solve
 
     def solve_level(count: jax.Array) -> jax.Array:
-        inside = jnp.arange(size) < count * unit_size
-        # Outside the leading block the factor becomes the identity, so static shapes give the exact answer.
-        leading = jnp.where(inside[:, None] & inside[None, :], factor, jnp.eye(size, dtype=factor.dtype))
-        solution = solve_triangular(leading, forward * inside[:, None], trans=1, lower=True)
-        return jnp.zeros_like(solution).at[channels].set(solution)
+        bucket = jnp.searchsorted(jnp.array(widths), count * unit_size)
+        return jax.lax.switch(bucket, [solve_leading(width) for width in widths], count)
 
     return jax.lax.map(solve_level, kept)
 
@@ -257,22 +268,22 @@ def level_weights(
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(damped Hs, its inverse, damping used): the damping is raised tenfold until Cholesky succeeds."""
 
-    def attempt(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hessian = damp(gram, factor, scale)
-        return hessian, jnp.linalg.cholesky(hessian)
+    def attempt(factor: jax.Array) -> jax.Array:
+        return cholesky(damp(gram, factor, scale), symmetrize_input=False)
 
     def raise_damping(state: tuple) -> tuple:
-        tries, factor, _, _ = state
-        return tries + 1, factor * 10, *attempt(factor * 10)
+        tries, factor, _ = state
+        return tries + 1, factor * 10, attempt(factor * 10)
 
     def failed(state: tuple) -> jax.Array:
-        tries, _, _, lower = state
-        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(lower))
+        tries, _, lower = state
+        # A matrix that has no factor gives NaN throughout.
+        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(jnp.diagonal(lower)))
 
     start = jnp.asarray(damping, gram.dtype)
-    _, used, hessian, lower = jax.lax.while_loop(failed, raise_damping, (0, start, *attempt(start)))
+    _, used, lower = jax.lax.while_loop(failed, raise_damping, (0, start, attempt(start)))
     inverse = cho_solve((lower, True), jnp.eye(gram.shape[0], dtype=gram.dtype))
-    return hessian, (inverse + inverse.T) / 2, used
+    return damp(gram, used, scale), inverse, used
 
 
 @functools.partial(jax.jit, static_argnames=("unit_size", "chunk", "saliency", "damping", "damping_scale"))

@@ -28,10 +28,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score, watch
 from tyr_jax.search.population import over_chunks, take
-from tyr_jax.search.space import ATTENTION, FFN, values_at
-
-BUCKETS = 16
-"""Widths that a site can run at, at most."""
+from tyr_jax.search.space import ATTENTION, FFN, bucket_widths, values_at
 
 SLOPE_TOKENS = 512
 """Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
@@ -52,12 +49,6 @@ class Nested:
     kept: jax.Array
     heads_per_unit: int = flax.struct.field(pytree_node=False)
     widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
-
-
-def bucket_widths(units: int, unit_size: int = 1) -> tuple[int, ...]:
-    """At most `BUCKETS` widths from small to whole, evenly apart, each of whole units of `unit_size`."""
-    edges = np.unique(-(-units * np.arange(1, BUCKETS + 1) // BUCKETS))
-    return tuple(int(edge) * unit_size for edge in edges)
 
 
 def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:

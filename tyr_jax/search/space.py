@@ -19,6 +19,9 @@ from tyr_jax.errors import UserError
 KINDS = ("attention", "ffn")
 ATTENTION, FFN = 0, 1
 
+BUCKETS = 16
+"""Widths that what keeps only some of a site's units runs at, at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -44,6 +47,12 @@ class LevelGrid:
     def centre(self) -> int:
         """Index of the centre level."""
         return self.kept.shape[-1] // 2
+
+
+def bucket_widths(units: int, unit_size: int = 1) -> tuple[int, ...]:
+    """At most `BUCKETS` widths from small to whole, evenly apart, each of whole units of `unit_size`."""
+    edges = np.unique(-(-units * np.arange(1, BUCKETS + 1) // BUCKETS))
+    return tuple(int(edge) * unit_size for edge in edges)
 
 
 def step_units(kind: Kind, interval: float) -> int:
