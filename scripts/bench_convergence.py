@@ -146,8 +146,8 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
     for _ in range(bench.descent_steps):
         spent, levels = trace[-1]
         order = rng.permutation(len(world.pool.tokens))
-        batch = order[:count], order[count : 2 * count]
-        better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, [batch])
+        text = order[:count], order[count : 2 * count]
+        better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, *text)
         trace.append((spent + step_cost, better))
         if (better == levels).all():
             break

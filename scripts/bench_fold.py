@@ -62,9 +62,7 @@ def main(bench: Bench) -> None:
 
     def prune(kind: int, size: int, weight: jax.Array) -> obs.PrunedSite:
         kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
-        return supernet.prune_kind(
-            grams[size], weight, kept, exists, kinds[kind].units, settings, rng, "the site"
-        ).pruned
+        return supernet.prune_kind(grams[size], weight, kept, exists, kinds[kind].units, settings)
 
     block = layer_block(params["blocks"], 0)
     inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}

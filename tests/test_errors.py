@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import errors, evaluate, prune
+from tyr_jax import errors, evaluate, prepare, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint, output
 
@@ -48,12 +48,14 @@ def work(tmp_path: Path) -> Path:
 def fails(work: Path, tiny_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Fails:
     """Prune with further arguments: its one sentence, after checking status, stderr and the disk."""
 
-    def run(*arguments: object, status: int = 2) -> str:
+    def run(*arguments: object, status: int = 2, unfinished: bool = False) -> str:
         before = tree(work)
         with pytest.raises(SystemExit) as stopped:
             prune.main([*tiny_arguments, "--output", str(work / "pruned"), *map(str, arguments)])
         assert stopped.value.code == status
-        assert tree(work) == before
+        assert (work / ".pruned.unfinished" / "finished").is_dir() == unfinished
+        left = {path: content for path, content in tree(work).items() if ".unfinished" not in path}
+        assert (left if unfinished else tree(work)) == before
         stderr = capsys.readouterr().err
         assert "Traceback" not in stderr
         lines = stderr.splitlines()
@@ -248,26 +250,35 @@ def test_a_full_disk_spares_the_old_output(
         "events": (output.EventLog, "write"),
     }[stage]
     monkeypatch.setattr(owner, name, full_disk)
-    sentence = fails("--overwrite", "--rounds", 0)
+    sentence = fails("--overwrite", "--rounds", 0, unfinished=stage == "weights")
     assert "No space left on device" in sentence
     assert str(work) in sentence
 
 
-def test_ctrl_c_leaves_nothing(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stage", "said", "unfinished"),
+    [
+        ((prepare, "load_model"), "nothing was written", False),
+        ((prune, "save_model"), "the same command goes on from what is finished", True),
+    ],
+)
+def test_ctrl_c(
+    stage: tuple[Any, str], said: str, unfinished: bool, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prune, "save_model", interrupt)
-    assert fails("--rounds", 0, status=130) == "interrupted: nothing was written"
+    monkeypatch.setattr(*stage, interrupt)
+    assert fails("--rounds", 0, status=130, unfinished=unfinished) == f"interrupted: {said}"
 
 
-def test_termination_leaves_nothing(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def terminate(*_: Any, **__: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(prune, "save_model", terminate)
-    fails("--rounds", 0, status=143)
+    fails("--rounds", 0, status=143, unfinished=True)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

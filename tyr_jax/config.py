@@ -67,6 +67,9 @@ class Settings:
     directory in it, such as pruned/0.25."""
     overwrite: bool = False
     """Replace an output directory that is not empty, once the new model is complete."""
+    restart: bool = False
+    """Begin anew, where an interrupted run left finished work. Without it the same command goes on from
+    there, and another one is refused."""
     dtype: WeightType = "as-stored"
     """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
     dense model's (float32 where that is quantised)."""

@@ -18,7 +18,7 @@ def _terminated(*_: Any) -> None:
 def run(command: Callable[[], None]) -> None:
     """Run a command; print a `UserError` as one line on stderr and exit with status 2.
 
-    Ctrl-C and SIGTERM unwind it, so that it takes its unfinished output away, and end in 130 and 143. A
+    Ctrl-C and SIGTERM unwind it, so that it leaves nothing half written, and end in 130 and 143. A
     reader that has had enough of the output (`… --help | head`) ends it in silence.
     """
     previous = signal.signal(signal.SIGTERM, _terminated)
@@ -32,8 +32,8 @@ def run(command: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

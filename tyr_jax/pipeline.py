@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tyr_jax import quality
+from tyr_jax import quality, resume
 from tyr_jax.config import Settings, validate
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
+from tyr_jax.io.store import Store
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.prepare import Dense, Qualities, Run, Target, prepare, record_quality
 from tyr_jax.pruning.compress import compress, mask
-from tyr_jax.rounds import Found, first_rounds, fold, round_grid, search, search_pool
+from tyr_jax.rounds import Found, first_rounds, fold, found_so_far, round_grid, search, search_pool
 from tyr_jax.search import space
 from tyr_jax.search.space import LevelGrid
 
@@ -56,11 +57,17 @@ class Outcome:
 def measure_texts(params: Params, config: ModelConfig, dense: Dense, run: Run, name: str) -> Qualities:
     """Quality of a pruned model on every evaluation text."""
     texts = dense.splits.evaluation
-    result = {}
-    with run.progress.stage(f"evaluate {name}", sum(map(len, texts.values())), "windows") as stage:
+    count = sum(map(len, texts.values()))
+    with run.progress.stage(f"evaluate {name}", count, "windows") as stage:
+        result = resume.kept_qualities(run.store, name)
+        if result is not None:
+            stage.advance(count, note=resume.KEPT)
+            return result
+        result = {}
         for text, windows in texts.items():
             teacher = dense.teachers[text]
             result[text] = quality.measure(params, windows, config, teacher, stage.advance)
+    resume.keep_qualities(run.store, name, result)
     record_quality(run, name, result)
     return result
 
@@ -78,7 +85,7 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
     if settings.rounds.refit or grid is None:
         grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
         pruning = dataclasses.replace(pruning, accumulation="centre")
-    supernet = fold(run, dense, grid, pruning, f"prune {name}")
+    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"))
     levels = space.levels_of(grid, kept)
     if settings.layout == "masked":
         params, config = mask(model.params, supernet, levels, model.config), model.config
@@ -88,14 +95,17 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 
-def prune_model(settings: Settings, progress: Progress, events: EventLog) -> Iterator[Outcome]:
-    """Prune a model as `settings` say (Algorithm 4), to each of the targets in turn.
+def prune_model(
+    settings: Settings, progress: Progress, events: EventLog, store: Store | None = None
+) -> Iterator[Outcome]:
+    """Prune a model as `settings` say (Algorithm 4), to each of the targets in turn; `store` has what an
+    interrupted run finished, and gets what this one finishes.
 
     Raises:
         UserError: anything in the settings, the model or the text that cannot work.
     """
     validate(settings)
-    run = Run(settings, progress, events)
+    run = Run(settings, progress, events, store or Store())
     yield from prune_prepared(run, prepare(run))
 
 
@@ -110,7 +120,7 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         return
     pool = search_pool(run, dense)
     first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
-    founds = [Found(kept, first, []) for kept in centres]
+    founds = [found_so_far(part, Found(kept, first, [])) for part, kept in zip(parts, centres, strict=True)]
     if len(targets) > 1:
         founds = first_rounds(run, parts, dense, pool, founds)
     for part, target, kept, found in zip(parts, targets, centres, founds, strict=True):

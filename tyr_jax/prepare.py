@@ -5,13 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import quality
+from tyr_jax import quality, resume
 from tyr_jax.config import Settings
 from tyr_jax.data import Splits, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
+from tyr_jax.io.store import Store
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.quality import Quality
 from tyr_jax.search import space
@@ -41,11 +42,12 @@ class Run:
     settings: Settings
     progress: Progress
     events: EventLog
+    store: Store = dataclasses.field(default_factory=Store)
 
     def part(self, target: Target) -> "Run":
         """What the stages for one of several targets share."""
         progress, events = self.progress.part(target.name), self.events.part(sparsity=target.sparsity)
-        return Run(self.settings, progress, events)
+        return Run(self.settings, progress, events, self.store.part(target.name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +91,29 @@ def prepare(run: Run) -> Dense:
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
-    texts = splits.evaluation
-    teachers, measured = {}, {}
-    with run.progress.stage("evaluate dense", sum(map(len, texts.values())), "windows") as stage:
-        for name, windows in texts.items():
-            teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
-    record_quality(run, "dense", measured)
+    resume.check_inputs(run.store, model.params, splits)
+    teachers, measured = dense_answers(run, model, splits)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     return Dense(model, splits, kinds, targets, teachers, measured, dtype)
+
+
+def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answers:
+    """The dense model's predictions on the evaluation texts, and its quality there, by name of the text."""
+    texts = splits.evaluation
+    count = sum(map(len, texts.values()))
+    with run.progress.stage("evaluate dense", count, "windows") as stage:
+        answers = resume.kept_answers(run.store)
+        if answers is not None:
+            stage.advance(count, note=resume.KEPT)
+            return answers
+        answers = {}, {}
+        for name, windows in texts.items():
+            answers[0][name], answers[1][name] = quality.teach(
+                model.params, windows, model.config, stage.advance
+            )
+    resume.keep_answers(run.store, answers)
+    record_quality(run, "dense", answers[1])
+    return answers
 
 
 def target_of(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> Target:

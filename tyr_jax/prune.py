@@ -25,6 +25,7 @@ Examples:
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,14 +33,16 @@ from typing import Any
 
 import tyro
 
-from tyr_jax import command, errors, summary
+from tyr_jax import command, errors, resume, summary
 from tyr_jax.config import PRESETS, Settings
 from tyr_jax.data import anchored
+from tyr_jax.errors import UserError
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import save_model
-from tyr_jax.io.output import EventLog, staged_directory, write_json
+from tyr_jax.io.output import EventLog, workplace, write_json
 from tyr_jax.io.progress import Progress
+from tyr_jax.io.store import Store
 from tyr_jax.pipeline import Outcome, prune_model
 from tyr_jax.report import write_report
 
@@ -94,19 +97,49 @@ def run(settings: Settings, arguments: list[str]) -> None:
         hub.check_upload(name, settings.overwrite)
     reports = []
     with (
-        staged_directory(settings.output, settings.overwrite) as staging,
-        EventLog(staging / "events.jsonl") as events,
+        workplace(settings.output, settings.overwrite, settings.restart) as place,
+        EventLog(place.staging / "events.jsonl") as events,
         Progress() as progress,
     ):
-        progress.log(f"what happens is written to {staging / 'events.jsonl'} as it happens")
+        claim(place.settings, settings)
+        progress.log(
+            f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
+            f"what happens is written to {place.staging / 'events.jsonl'}"
+        )
         events.write("start", arguments=arguments)
-        for part, outcome in zip(parts, prune_model(settings, progress, events), strict=True):
-            reports.append(write(staging / part, outcome, arguments))
+        outcomes = prune_model(settings, progress, events, Store(place.finished))
+        for part, outcome in zip(parts, outcomes, strict=True):
+            reports.append(write(place.staging / part, outcome, arguments))
         events.write("done")
-    places = [settings.output / part for part in parts]
-    summary.print_tables(reports, places)
-    for place, name in zip(places, repositories, strict=False):
-        print(f"uploaded to {hub.upload(place, name)}")
+    directories = [settings.output / part for part in parts]
+    summary.print_tables(reports, directories)
+    for directory, name in zip(directories, repositories, strict=False):
+        print(f"uploaded to {hub.upload(directory, name)}")
+
+
+def claim(path: Path, settings: Settings) -> None:
+    """Note at `path` what a run is asked for; one that was interrupted is only gone on with for the same.
+
+    Raises:
+        UserError: it was asked for something else; names the options.
+    """
+    asked = summary.plain(settings)
+    # None of these changes what is found.
+    for name in ("output", "overwrite", "restart", "push_to_hub", "preset"):
+        del asked[name]
+    if not path.is_file():
+        write_json(path, asked)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        flags = resume.differences(before, asked)
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path} is damaged; begin anew with --restart") from None
+    if flags:
+        raise UserError(
+            f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
+            "begin anew with --restart"
+        )
 
 
 def repository_names(name: str | None, parts: Sequence[str]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tyr_jax import resume
+from tyr_jax.io.store import Store
 from tyr_jax.prepare import Dense, Run
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet
 from tyr_jax.search import evolve, nested, space, surrogate
@@ -39,10 +41,15 @@ def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGr
     return space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
 
 
-def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str) -> Supernet:
-    """Build the supernet of `grid` on the calibration text, with progress."""
+def fold(
+    run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str, store: Store
+) -> Supernet:
+    """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
+        begun = resume.kept_fold(store)
+        if begun is not None:
+            stage.advance(2 * len(begun.blocks), note=resume.KEPT)
 
         def on_site(site: str, damping: float) -> None:
             raised = damping > pruning.damping * 1.01
@@ -57,7 +64,9 @@ def fold(run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name
             grid,
             pruning,
             seed=run.settings.seed,
+            fold=begun,
             on_site=on_site,
+            on_block=functools.partial(resume.keep_block, store),
         )
 
 
@@ -73,8 +82,8 @@ def first_parent(sites: Sites, grid: LevelGrid, start: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, and
-    the search text with the dense model's answers."""
+    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, the
+    search text with the dense model's answers, and where its steps are kept."""
 
     run: Run
     dense: Dense
@@ -83,6 +92,7 @@ class Round:
     grid: LevelGrid
     net: Nested
     sites: Sites
+    store: Store
 
     @property
     def name(self) -> str:
@@ -112,24 +122,35 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     rng = np.random.default_rng((settings.seed, this.number))
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
-    total = steps * (2 + len(surrogate.CAUTIONS)) * count * length
-    with this.run.progress.stage(f"{this.name}: descent", total, "tokens") as stage:
-        return surrogate.descend(
-            start,
-            this.sites,
-            functools.partial(this.slopes, on_tokens=stage.advance),
-            functools.partial(this.score, on_tokens=stage.advance),
-            [(order[:count], order[count : 2 * count]) for order in orders],
-        )
+    cost = (2 + len(surrogate.CAUTIONS)) * count * length
+    done, levels, history, over = resume.kept_descent(this.store) or (0, start, [], False)
+    with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
+        if done:
+            stage.advance(done * cost, note=resume.KEPT)
+        slopes, score = (functools.partial(f, on_tokens=stage.advance) for f in (this.slopes, this.score))
+        for step in range(done, steps):
+            if over:
+                break
+            sloped, scored = orders[step][:count], orders[step][count : 2 * count]
+            better, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
+            # Other text may tell better slopes where these were not finite, but not where they did not help.
+            over = bool(objectives) and bool((better == levels).all())
+            levels, history = better, [*history, *([objectives] if objectives else [])]
+            resume.keep_descent(this.store, step + 1, levels, history, over)
+    return levels, history
 
 
 def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
     run, settings = this.run, this.run.settings
     schedule, length = settings.search, settings.data.search_length
-    spent, history = 0, []
+    begun = evolve.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start)
+    begun, history = resume.kept_generation(this.store, begun)
+    spent = history[-1]["candidate_tokens"] if history else 0
     total = schedule.generations * schedule.candidate_tokens(length)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
+        if spent:
+            stage.advance(spent, note=resume.KEPT)
 
         def spend(tokens: int) -> None:
             nonlocal spent
@@ -142,10 +163,11 @@ def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str
             stage.advance(0, note)
             record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
             history.append(record | {"candidate_tokens": spent})
+            resume.keep_generation(this.store, state, history)
             run.events.write("generation", round=this.number, **history[-1])
 
         state = evolve.evolve(
-            evolve.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start),
+            begun,
             this.grid.exists,
             functools.partial(this.score, on_tokens=spend),
             len(this.pool.tokens),
@@ -156,10 +178,15 @@ def evolution(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str
     return np.asarray(state.parent), history
 
 
+def work_of(run: Run, number: int) -> Store:
+    """Where the steps of a round are kept."""
+    return run.store.part(f"work-{number}")
+
+
 def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> Supernet:
     """The supernet that a round searches."""
     name = f"round {number}/{run.settings.rounds.rounds}: supernet"
-    return fold(run, dense, grid, run.settings.pruning, name)
+    return fold(run, dense, grid, run.settings.pruning, name, work_of(run, number))
 
 
 def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supernet | None = None) -> Found:
@@ -174,38 +201,58 @@ def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supe
     start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
     net = nested.nest(model.params, supernet, model.config)
     del supernet
-    this = Round(run, dense, pool, number, grid, net, sites)
+    this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = evolution(this, start)
     kept = space.kept_units(grid, levels)
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
-    run.events.write("round", **record)
     searched = grid if shared is None else found.grid
-    return Found(kept, searched, [*found.rounds, record | {"history": history}])
+    found = Found(kept, searched, [*found.rounds, record | {"history": history}])
+    resume.keep_round(run.store, found.kept, found.grid, found.rounds)
+    run.events.write("round", **record)
+    return found
 
 
 def search_pool(run: Run, dense: Dense) -> Batch:
     """The search text with the dense model's answers."""
     text = dense.splits.search
     with run.progress.stage("dense model's answers on the search text", len(text), "sequences") as stage:
-        return teacher_targets(
-            dense.model.params, text, dense.model.config, run.settings.objective, stage.advance
-        )
+        pool = resume.kept_pool(run.store)
+        if pool is None:
+            model, objective = dense.model, run.settings.objective
+            pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
+            resume.keep_pool(run.store, pool)
+        else:
+            stage.advance(len(text), note=resume.KEPT)
+    return pool
 
 
 def search(run: Run, dense: Dense, pool: Batch, found: Found) -> Found:
     """All rounds that `found` still lacks."""
-    while len(found.rounds) < run.settings.rounds.rounds:
+    while True:
+        # A round that is kept needs none of its steps any more.
+        work_of(run, len(found.rounds)).clear()
+        if len(found.rounds) >= run.settings.rounds.rounds:
+            return found
         found = search_round(run, dense, pool, found)
-    return found
+
+
+def found_so_far(run: Run, start: Found) -> Found:
+    """Where the search that starts from `start` stood when it was interrupted."""
+    kept = resume.kept_round(run.store)
+    return Found(*kept) if kept else start
 
 
 def first_rounds(
     run: Run, parts: Sequence[Run], dense: Dense, pool: Batch, starts: list[Found]
 ) -> list[Found]:
     """The first round for each of several targets, from `starts`, on one supernet that has all levels."""
-    supernet = supernet_of_round(run, dense, starts[0].grid, 1)
-    return [
-        search_round(part, dense, pool, start, supernet) for part, start in zip(parts, starts, strict=True)
-    ]
+    if any(not start.rounds for start in starts):
+        supernet = supernet_of_round(run, dense, starts[0].grid, 1)
+        starts = [
+            start if start.rounds else search_round(part, dense, pool, start, supernet)
+            for part, start in zip(parts, starts, strict=True)
+        ]
+    work_of(run, 1).clear()
+    return starts

@@ -10,13 +10,13 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.io import output
-from tyr_jax.io.output import EventLog, staged_directory, write_json
+from tyr_jax.io.output import EventLog, workplace, write_json
 
 
 def write(target: Path, overwrite: bool = False, content: str = "new") -> None:
-    with staged_directory(target, overwrite) as staging:
-        assert staging.parent == target.resolve().parent
-        (staging / "model").write_text(content)
+    with workplace(target, overwrite, restart=False) as place:
+        assert place.staging.parent.parent == target.resolve().parent
+        (place.staging / "model").write_text(content)
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
 
 
 def write_half(target: Path, error: BaseException) -> None:
-    with staged_directory(target, overwrite=True) as staging:
-        (staging / "model").write_text("half")
+    with workplace(target, overwrite=True, restart=False) as place:
+        (place.staging / "model").write_text("half")
         raise error
 
 

@@ -75,7 +75,7 @@ def naive_probabilities(
 
 def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> dict[str, np.ndarray]:
     """Algorithm 2 in float64: each level of a site is run by itself, then the residuals are averaged."""
-    config, grid, rng = world.config, world.grid(settings), np.random.default_rng(seed)
+    config, grid = world.config, world.grid(settings)
     kinds = settings.kinds(config)
     x = f64(world.params["embed"])[world.tokens]
     out: dict[str, list[np.ndarray]] = {"attn_out": [], "mlp_down": [], "attn_rank": [], "mlp_rank": []}
@@ -108,6 +108,7 @@ def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> di
                 x = add(block, x, units)
                 continue
             rows = [int(count) if there else None for count, there in zip(kept, exists, strict=True)]
+            rng = np.random.default_rng((seed, layer, kind))
             p = naive_probabilities(settings.accumulation, rows, kinds[kind].units, rng)
             x = sum(p[e] * add(block | {name: weights[e]}, x, units) for e in range(LEVELS) if p[e])
     return {name: np.stack(values) for name, values in out.items()}

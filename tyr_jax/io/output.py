@@ -9,17 +9,32 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import filelock
 
 from tyr_jax.errors import UserError
 
 
+class Workplace(NamedTuple):
+    """Where a run works: `staging` becomes its output; `finished` is for work that an interruption must not
+    cost, and `settings` for what was asked of it."""
+
+    staging: Path
+    finished: Path
+    settings: Path
+
+
 @contextlib.contextmanager
-def staged_directory(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A staging directory beside `target` that becomes `target` if the body succeeds, and vanishes if not.
+def workplace(target: Path, overwrite: bool, restart: bool) -> Iterator[Workplace]:
+    """A place beside `target` whose staging directory becomes `target` if the body succeeds.
+
+    If it fails, everything vanishes, unless there is finished work: then the place is found again by the
+    next run for the same target (unless `restart`). One run at a time can have it.
 
     Raises:
-        UserError: `target` exists and is not empty (unless `overwrite`), is a file, or cannot be written.
+        UserError: `target` exists and is not empty (unless `overwrite`), is a file, cannot be written, or
+            another run has the place.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -27,19 +42,63 @@ def staged_directory(target: Path, overwrite: bool) -> Iterator[Path]:
             final = target.resolve()
             _check_target(final, target, overwrite)
             stack.enter_context(_parents(final))
-            staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
-            stack.callback(shutil.rmtree, staging, ignore_errors=True)
-            staging.chmod(0o755)
+            root = final.with_name(f".{final.name}.unfinished")
+            root.mkdir(exist_ok=True)
+            place = Workplace(root / "output", root / "finished", root / "settings.json")
+            stack.enter_context(_alone(root / "lock", target))
+            stack.callback(_leave, place)
+            if restart or not _has_work(place):
+                _empty(place)
+            place.staging.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write output directory {target}: {error.strerror or error}") from None
         try:
-            yield staging
-            _replace(staging, final)
+            yield place
+            _replace(place.staging, final)
+            _empty(place)
         except OSError as error:
             raise UserError(
                 f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
-                "permissions and run again (nothing was left half written)"
+                "permissions and run the same command again"
             ) from error
+        except KeyboardInterrupt:
+            if _has_work(place):
+                raise KeyboardInterrupt("the same command goes on from what is finished") from None
+            raise
+
+
+def _has_work(place: Workplace) -> bool:
+    """Whether there is anything to go on from."""
+    return place.finished.is_dir() and any(place.finished.iterdir())
+
+
+def _empty(place: Workplace) -> None:
+    """Take away all that runs left."""
+    shutil.rmtree(place.finished, ignore_errors=True)
+    shutil.rmtree(place.staging, ignore_errors=True)
+    place.settings.unlink(missing_ok=True)
+
+
+def _leave(place: Workplace) -> None:
+    """Take the place away, if there is nothing to go on from."""
+    if not _has_work(place):
+        shutil.rmtree(place.staging.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(path: Path, target: Path) -> Iterator[None]:
+    """Hold the lock at `path`, which a process that dies loses, whatever kills it.
+
+    Raises:
+        UserError: another process has it.
+    """
+    try:
+        with filelock.FileLock(path, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(
+            f"another run is writing {target}; wait until it is done, or choose another with --output"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -111,10 +170,10 @@ def _replace(staging: Path, target: Path) -> None:
 
 
 class EventLog:
-    """Events of a run as JSON lines, each flushed when it happens."""
+    """Events of a run as JSON lines, each flushed when it happens, after those of the run it goes on from."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
 

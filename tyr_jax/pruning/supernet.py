@@ -102,11 +102,20 @@ def level_probabilities(
     return (share / share.sum()).astype(np.float32)
 
 
-class _Site(NamedTuple):
-    """A pruned site and the weight its output is passed on with."""
+class BlockSites(NamedTuple):
+    """Both pruned sites of a block, and the `share [2]` of the residual stream of their dense outputs."""
 
-    pruned: obs.PrunedSite
-    passed: jax.Array
+    attention: obs.PrunedSite
+    ffn: obs.PrunedSite
+    share: jax.Array
+
+
+class Fold(NamedTuple):
+    """Where a fold over the blocks stands: the sites of the blocks done, and the residuals `[B, T, D]`, one
+    for each batch of calibration text, that enter the next."""
+
+    blocks: list[BlockSites]
+    residual: list[jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -155,17 +164,11 @@ def prune_kind(
     exists: np.ndarray,
     units: int,
     settings: PruningSettings,
-    rng: np.random.Generator,
-    name: str,
-) -> _Site:
-    """Prune one site to levels `kept [E]` and choose what it passes on; `weight [d_in, D]`, `gram` XᵀX.
-
-    Raises:
-        UserError: the Hessian is not finite; names the site.
-    """
+) -> obs.PrunedSite:
+    """Prune one site to levels `kept [E]`, of which it has `exists [E]`; `weight [d_in, D]`, `gram` XᵀX."""
     size = gram.shape[0]
     chunk = min(settings.neuron_chunk, units) if size == units else 1
-    site = obs.prune_site(
+    return obs.prune_site(
         hessian.finish(gram),
         weight,
         jnp.asarray(kept),
@@ -176,15 +179,75 @@ def prune_kind(
         damping=settings.damping,
         damping_scale=settings.damping_scale,
     )
-    if not np.isfinite(np.asarray(site.error)).all():
-        raise UserError(
-            f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
-            "more damping; check the weights of this layer and of those before it"
-        )
-    if settings.accumulation == "none":
-        return _Site(site, weight)
-    p = level_probabilities(settings.accumulation, kept, exists, units, rng)
-    return _Site(site, jnp.einsum("e,eio->io", p, site.weights))
+
+
+def begin_fold(params: Params, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> Fold:
+    """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
+    `batch_tokens` run at a time, in whole sequences."""
+    embedded = [
+        decoder.embed(params, jnp.asarray(tokens[part]))
+        for tokens in texts
+        for part in batches(tokens, batch_tokens)
+    ]
+    return Fold([], embedded)
+
+
+def fold_block(
+    params: Params,
+    fold: Fold,
+    config: ModelConfig,
+    grid: LevelGrid,
+    settings: PruningSettings,
+    seed: int,
+    on_site: Callable[[str, float], None],
+) -> Fold:
+    """Prune the next block and pass the residuals on behind it (a step of Algorithm 2).
+
+    Raises:
+        UserError: a site's Hessian is not finite; names the site.
+    """
+    layer, shape = len(fold.blocks), config.dense_shape
+    block = layer_block(params["blocks"], layer)
+
+    def collect(
+        statistics: Callable[..., tuple[jax.Array, jax.Array]], residual: list[jax.Array], size: int
+    ) -> tuple[list[jax.Array], jax.Array]:
+        gram, units = hessian.init(size), []
+        for x in residual:
+            unit, gram = statistics(block, x, gram, config)
+            units.append(unit)
+        return units, gram
+
+    def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[obs.PrunedSite, jax.Array]:
+        """The pruned site, and the weight that its output is passed on with."""
+        name, count = f"layer {layer} {KINDS[kind]}", settings.kinds(config)[kind].units
+        kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
+        site = prune_kind(gram, weight, kept, exists, count, settings)
+        if not np.isfinite(np.asarray(site.error)).all():
+            raise UserError(
+                f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
+                "more damping; check the weights of this layer and of those before it"
+            )
+        on_site(name, float(site.damping))
+        if settings.accumulation == "none":
+            return site, weight
+        rng = np.random.default_rng((seed, layer, kind))
+        p = level_probabilities(settings.accumulation, kept, exists, count, rng)
+        return site, jnp.einsum("e,eio->io", p, site.weights)
+
+    dense = block["o"].reshape(-1, config.hidden)
+    units, gram = collect(attention_statistics, fold.residual, shape.heads * config.head_dim)
+    attention, passed = prune(ATTENTION, gram, dense)
+    share = [output_share(dense, fold.residual[0], units[0])]
+    passed_block = block | {"o": passed.reshape(block["o"].shape)}
+    residual = [add_attention(passed_block, x, unit) for x, unit in zip(fold.residual, units, strict=True)]
+
+    units, gram = collect(ffn_statistics, residual, shape.ffn)
+    ffn, passed = prune(FFN, gram, block["down"])
+    share.append(output_share(block["down"], residual[0], units[0]))
+    passed_block = block | {"down": passed}
+    residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
+    return Fold([*fold.blocks, BlockSites(attention, ffn, jnp.stack(share))], residual)
 
 
 def build_supernet(
@@ -196,7 +259,9 @@ def build_supernet(
     *,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    fold: Fold | None = None,
     on_site: Callable[[str, float], None] = lambda name, damping: None,
+    on_block: Callable[[Fold], None] = lambda fold: None,
 ) -> Supernet:
     """Prune every site of a dense model to every level of `grid` (Algorithm 2).
 
@@ -208,75 +273,42 @@ def build_supernet(
         settings: local pruning and error accumulation.
         seed: for the `random` accumulation mode.
         batch_tokens: tokens that run at a time, in whole sequences.
+        fold: where an earlier call stopped, from its `on_block`.
         on_site: called with the name and damping of each finished site.
+        on_block: called with the fold after each block.
 
     The residual and the current sublayer's inputs of all calibration tokens are held on the device.
 
     Raises:
         UserError: a site's Hessian is not finite.
     """
-    shape, kinds = config.dense_shape, settings.kinds(config)
-    rng = np.random.default_rng(seed)
-    residual = [
-        decoder.embed(params, jnp.asarray(tokens[part]))
-        for tokens in texts
-        for part in batches(tokens, batch_tokens)
-    ]
-    sites: list[list[obs.PrunedSite]] = [[], []]
-    shares: list[list[jax.Array]] = [[], []]
-
-    def prune(kind: int, layer: int, gram: jax.Array, units: list[jax.Array], weight: jax.Array) -> jax.Array:
-        name = f"layer {layer} {KINDS[kind]}"
-        levels = grid.kept[kind, layer], grid.exists[kind, layer]
-        site = prune_kind(gram, weight, *levels, kinds[kind].units, settings, rng, name)
-        sites[kind].append(site.pruned)
-        shares[kind].append(output_share(weight, residual[0], units[0]))
-        on_site(name, float(site.pruned.damping))
-        return site.passed
-
-    def collect(
-        statistics: Callable[..., tuple[jax.Array, jax.Array]], block: Block, size: int
-    ) -> tuple[list[jax.Array], jax.Array]:
-        gram, units = hessian.init(size), []
-        for x in residual:
-            unit, gram = statistics(block, x, gram, config)
-            units.append(unit)
-        return units, gram
-
-    for layer in range(config.depth):
-        block = layer_block(params["blocks"], layer)
-        units, gram = collect(attention_statistics, block, shape.heads * config.head_dim)
-        passed = prune(ATTENTION, layer, gram, units, block["o"].reshape(-1, config.hidden))
-        passed_block = block | {"o": passed.reshape(block["o"].shape)}
-        residual = [add_attention(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
-        units, gram = collect(ffn_statistics, block, shape.ffn)
-        passed_block = block | {"down": prune(FFN, layer, gram, units, block["down"])}
-        residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
-        del units
-    return stack_sites(sites, shares, grid, config)
+    fold = fold or begin_fold(params, texts, batch_tokens)
+    while len(fold.blocks) < config.depth:
+        fold = fold_block(params, fold, config, grid, settings, seed, on_site)
+        on_block(fold)
+    return stack_sites(fold.blocks, grid, config)
 
 
-def stack_sites(
-    sites: list[list[obs.PrunedSite]], shares: list[list[jax.Array]], grid: LevelGrid, config: ModelConfig
-) -> Supernet:
-    """The supernet out of `[2][L]` pruned sites and their shares."""
-    attention, ffn = sites
-    heads = config.dense_shape.heads
+def stack_sites(blocks: Sequence[BlockSites], grid: LevelGrid, config: ModelConfig) -> Supernet:
+    """The supernet out of the pruned sites of all blocks."""
+    kinds = [[block.attention for block in blocks], [block.ffn for block in blocks]]
 
-    def stack(kind: list[obs.PrunedSite], field: str) -> jax.Array:
-        return jnp.stack([getattr(site, field) for site in kind])
+    def stack(kind: int, field: str) -> jax.Array:
+        return jnp.stack([getattr(site, field) for site in kinds[kind]])
 
-    attn_out = stack(attention, "weights")
+    attn_out = stack(ATTENTION, "weights")
     return Supernet(
-        attn_out=attn_out.reshape(*attn_out.shape[:2], heads, config.head_dim, config.hidden),
-        mlp_down=stack(ffn, "weights"),
-        attn_rank=stack(attention, "rank"),
-        mlp_rank=stack(ffn, "rank"),
+        attn_out=attn_out.reshape(
+            *attn_out.shape[:2], config.dense_shape.heads, config.head_dim, config.hidden
+        ),
+        mlp_down=stack(FFN, "weights"),
+        attn_rank=stack(ATTENTION, "rank"),
+        mlp_rank=stack(FFN, "rank"),
         kept=jnp.asarray(grid.kept),
         exists=jnp.asarray(grid.exists),
-        error=jnp.stack([stack(kind, "error") for kind in sites]),
-        share=jnp.stack([jnp.stack(kind) for kind in shares]),
-        damping=jnp.stack([stack(kind, "damping") for kind in sites]),
+        error=jnp.stack([stack(kind, "error") for kind in (ATTENTION, FFN)]),
+        share=jnp.stack([block.share for block in blocks], axis=1),
+        damping=jnp.stack([stack(kind, "damping") for kind in (ATTENTION, FFN)]),
     )
 
 

@@ -24,7 +24,7 @@ trusted, and what it proposes is scored before it is believed.
 Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -163,25 +163,18 @@ def descend(
     sites: Sites,
     slopes: Slopes,
     score: Scorer,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, list[list[float]]]:
-    """Improve `levels [2, L]` by a step for each of `batches`, until one does not help.
+    sloped: np.ndarray,
+    scored: np.ndarray,
+) -> tuple[np.ndarray, list[float]]:
+    """A step down from `levels [2, L]`: slopes are taken on sequences `sloped`, proposals scored on others.
 
-    A batch is (sequences the slopes are taken on, other sequences on which the proposals are scored beside
-    what they came from). The best of them goes on. A batch whose slopes are not finite is left out.
-
-    Returns the last levels, and the objectives of each step: what it came from, then its proposals.
+    Returns the best of `levels` and the proposals, and the objectives of all, in this order; none, and
+    `levels`, if the slopes are not finite.
     """
-    history = []
-    for sloped, scored in batches:
-        slope = slopes(levels, sloped)
-        if not np.isfinite(slope).all():
-            continue
-        candidates = np.stack([levels, *proposals(slope, sites, levels)])
-        fitness = score(candidates, scored)
-        history.append([float(value) for value in fitness])
-        best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
-        if best == 0:
-            break
-        levels = candidates[best]
-    return levels, history
+    slope = slopes(levels, sloped)
+    if not np.isfinite(slope).all():
+        return levels, []
+    candidates = np.stack([levels, *proposals(slope, sites, levels)])
+    fitness = score(candidates, scored)
+    best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
+    return candidates[best], [float(value) for value in fitness]

@@ -1,0 +1,187 @@
+"""What of a run is kept while it lasts, so that the same command goes on where it was interrupted.
+
+Kept are every finished block of a supernet, every descent step and generation of a search, every round, and
+the dense model's answers. All random draws are functions of the seed and of where the work stands, so that a
+run that was interrupted ends as one that was not, bit for bit on the same devices.
+
+A part of the work has a part of the store, and forgets it once its result is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.data import Splits
+from tyr_jax.errors import UserError
+from tyr_jax.io.store import Store, checksum
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.model.spec import Params
+from tyr_jax.pruning.obs import PrunedSite
+from tyr_jax.pruning.supernet import BlockSites, Fold
+from tyr_jax.quality import Quality
+from tyr_jax.search.evolve import EvolutionState
+from tyr_jax.search.objective import Batch
+from tyr_jax.search.space import LevelGrid
+
+KEPT = "done before the interruption"
+"""What the progress display says of work that need not be done again."""
+
+SAMPLES = 4096
+"""Elements of an array that tell whether it is the same one."""
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Flags of the settings that differ between two runs, from their JSON."""
+    flags = []
+    for name in one.keys() | other.keys():
+        left, right = one.get(name), other.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            flags += differences(left, right)
+        elif left != right:
+            flags.append(f"--{name.replace('_', '-')}")
+    return sorted(flags)
+
+
+def check_inputs(store: Store, params: Params, splits: Splits) -> None:
+    """Refuse to go on with another model or text than the run began with.
+
+    Raises:
+        UserError: they have changed.
+    """
+    sample = jax.tree.map(lambda leaf: leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)], params)
+    text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
+    now = {"model": checksum(sample), "text": checksum(text)}
+    saved = store.load("inputs")
+    if saved is None:
+        store.save("inputs", facts=now)
+        return
+    changed = [name for name, value in now.items() if saved.facts[name] != value]
+    if changed:
+        raise UserError(
+            f"the {' and the '.join(changed)} of the interrupted run changed since it began; bring back what "
+            "it began with, or begin anew with --restart"
+        )
+
+
+def keep_block(store: Store, fold: Fold) -> None:
+    """Keep the block that a fold has just finished, and the residuals behind it in place of those before."""
+    layer = len(fold.blocks) - 1
+    block = fold.blocks[layer]
+    sites = {"attention": block.attention._asdict(), "ffn": block.ffn._asdict(), "share": block.share}
+    store.save(f"sites-{layer}", sites)
+    store.save_step("residual", layer, fold.residual)
+
+
+def kept_fold(store: Store) -> Fold | None:
+    """The fold as far as it is kept, or None if no block is."""
+    last = store.last_step("residual")
+    if last is None:
+        return None
+    layer, residual = last
+    blocks = []
+    for index in range(layer + 1):
+        saved = store.load(f"sites-{index}")
+        if saved is None:
+            return None
+        attention, ffn = (
+            PrunedSite(**jax.tree.map(jnp.asarray, saved.arrays[kind])) for kind in ("attention", "ffn")
+        )
+        blocks.append(BlockSites(attention, ffn, jnp.asarray(saved.arrays["share"])))
+    return Fold(blocks, [jnp.asarray(x) for x in residual.arrays])
+
+
+Answers = tuple[dict[str, Prediction], dict[str, Quality]]
+"""The dense model's predictions on the evaluation texts, by name, and its quality there."""
+
+
+def keep_answers(store: Store, answers: Answers) -> None:
+    """Keep the dense model's answers on the evaluation texts."""
+    predictions, qualities = answers
+    keep_qualities(store, "dense", qualities, [prediction._asdict() for prediction in predictions.values()])
+
+
+def kept_answers(store: Store) -> Answers | None:
+    """The dense model's answers on the evaluation texts, or None if they are not kept."""
+    saved = store.load("dense")
+    if saved is None:
+        return None
+    qualities = {name: Quality(**fields) for name, fields in saved.facts.items()}
+    return dict(zip(qualities, (Prediction(**fields) for fields in saved.arrays), strict=True)), qualities
+
+
+def keep_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
+    """Keep how good a model is on every evaluation text, and `arrays` with it."""
+    store.save(name, arrays, {text: quality._asdict() for text, quality in qualities.items()})
+
+
+def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
+    """How good a model is on every evaluation text, or None if that is not kept."""
+    saved = store.load(name)
+    return saved and {text: Quality(**fields) for text, fields in saved.facts.items()}
+
+
+def keep_pool(store: Store, pool: Batch) -> None:
+    """Keep the search text with the dense model's answers."""
+    hidden = {"hidden": pool.hidden} if len(pool.hidden) else {}
+    store.save("pool", {"tokens": pool.tokens, "dense": pool.dense._asdict(), **hidden})
+
+
+def kept_pool(store: Store) -> Batch | None:
+    """The search text with the dense model's answers, or None if they are not kept."""
+    saved = store.load("pool")
+    if saved is None:
+        return None
+    arrays = jax.tree.map(jnp.asarray, saved.arrays)
+    dense = Prediction(**arrays["dense"])
+    none = jnp.zeros((0, *dense.hidden.shape), dense.hidden.dtype)
+    return Batch(arrays["tokens"], dense, arrays.get("hidden", none))
+
+
+def keep_round(store: Store, kept: np.ndarray, grid: LevelGrid, rounds: list[dict[str, Any]]) -> None:
+    """Keep where a search stands after its last round: units `[2, L]`, the supernet's levels, the records."""
+    levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
+    store.save_step("round", len(rounds), {"kept": kept, "grid": levels}, {"rounds": rounds})
+
+
+def kept_round(store: Store) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]]] | None:
+    """What `keep_round` kept last, or None before the first round."""
+    last = store.last_step("round")
+    if last is None:
+        return None
+    _, saved = last
+    return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
+
+
+def keep_descent(store: Store, step: int, levels: np.ndarray, history: list[list[float]], over: bool) -> None:
+    """Keep where a descent stands after `step` steps: `levels [2, L]`, objectives met, whether it is over."""
+    store.save_step("descent", step, levels, {"history": history, "over": over})
+
+
+def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]], bool] | None:
+    """(steps done, and what `keep_descent` kept), or None before the first."""
+    last = store.last_step("descent")
+    if last is None:
+        return None
+    step, saved = last
+    return step, saved.arrays, saved.facts["history"], saved.facts["over"]
+
+
+def keep_generation(store: Store, state: EvolutionState, history: list[dict[str, Any]]) -> None:
+    """Keep where a search stands after a generation, and the records of all so far."""
+    facts = {"fitness": float(state.fitness), "history": history}
+    store.save_step("generation", int(state.generation), state.parent, facts)
+
+
+def kept_generation(store: Store, begun: EvolutionState) -> tuple[EvolutionState, list[dict[str, Any]]]:
+    """A search that `begun` would start, and its records, as far as they are kept."""
+    last = store.last_step("generation")
+    if last is None:
+        return begun, []
+    generation, saved = last
+    state = EvolutionState(
+        begun.key, jnp.int32(generation), jnp.asarray(saved.arrays), jnp.float32(saved.facts["fitness"])
+    )
+    return state, saved.facts["history"]
