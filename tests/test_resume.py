@@ -5,11 +5,13 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,3 +307,40 @@ def test_differences() -> None:
     one = {"a": 1, "b": {"c_d": [1], "e": None}, "f": 0.5}
     assert resume.differences(one, one) == []
     assert resume.differences(one, {"a": 2, "b": {"c_d": [2], "e": None}}) == ["--a", "--c-d", "--f"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--sparsity", "0.25", "0.5"], ["--no-refit", "--objective", "hidden+kl"], ["--rounds", "0"]],
+)
+def test_the_disk_that_a_run_takes_is_foreseen(
+    arguments: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save, most, foreseen = Store.save, 0, []
+
+    def files(name: str) -> int:
+        place = tmp_path / ".pruned.unfinished"
+        return sum(path.stat().st_size for path in place.rglob(name) if path.is_file())
+
+    def weigh(store: Store, *rest: Any, **more: Any) -> None:
+        nonlocal most
+        save(store, *rest, **more)
+        # Arrays, without Orbax's descriptions of them, which do not grow with a model.
+        most = max(most, sum(p.stat().st_size for p in tmp_path.rglob("ocdbt.process_0/d/*")))
+
+    def foresee(_: Store, needed: int) -> None:
+        foreseen.append(needed)
+
+    monkeypatch.setattr(Store, "save", weigh)
+    monkeypatch.setattr(resume, "check_space", foresee)
+    prune.main([*command, *arguments])
+    assert most < foreseen[0] < 2.5 * most
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_done(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10_000))
+    sentence = refused(command, capsys)
+    assert re.search(r"has 10 kB left, but this run may take \d+ [kM]B while it lasts", sentence)
+    assert list(tmp_path.iterdir()) == []

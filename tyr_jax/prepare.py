@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import quality, resume
+from tyr_jax import plan, quality, resume
 from tyr_jax.config import Settings
 from tyr_jax.data import Splits, load_splits
 from tyr_jax.errors import UserError
@@ -88,12 +89,16 @@ def prepare(run: Run) -> Dense:
     if settings.rounds.rounds:
         check_length("--search-length", settings.data.search_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
+    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    itemsize = jax.tree.leaves(model.params)[0].dtype.itemsize
+    disk = sum(plan.disk_bytes(model.config, settings, itemsize, dtype.itemsize).values())
+    run.progress.log(f"this will take up to {plan.in_words(disk)} on disk while it lasts")
+    resume.check_space(run.store, disk)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
     resume.check_inputs(run.store, model.params, splits)
     teachers, measured = dense_answers(run, model, splits)
-    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     return Dense(model, splits, kinds, targets, teachers, measured, dtype)
 
 
@@ -106,14 +111,12 @@ def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answer
         if answers is not None:
             stage.advance(count, note=resume.KEPT)
             return answers
-        answers = {}, {}
+        teachers, measured = {}, {}
         for name, windows in texts.items():
-            answers[0][name], answers[1][name] = quality.teach(
-                model.params, windows, model.config, stage.advance
-            )
-    resume.keep_answers(run.store, answers)
-    record_quality(run, "dense", answers[1])
-    return answers
+            teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
+    resume.keep_answers(run.store, (teachers, measured))
+    record_quality(run, "dense", measured)
+    return teachers, measured
 
 
 def target_of(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> Target:

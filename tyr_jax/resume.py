@@ -7,6 +7,7 @@ run that was interrupted ends as one that was not, bit for bit on the same devic
 A part of the work has a part of the store, and forgets it once its result is kept.
 """
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store, checksum
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import Params
+from tyr_jax.plan import in_words
 from tyr_jax.pruning.obs import PrunedSite
 from tyr_jax.pruning.supernet import BlockSites, Fold
 from tyr_jax.quality import Quality
@@ -45,6 +47,25 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(flags)
 
 
+def check_space(store: Store, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        UserError: it has fewer than `needed` bytes left, besides what is kept already.
+    """
+    if store.directory is None:
+        return
+    store.directory.mkdir(parents=True, exist_ok=True)
+    kept = sum(path.stat().st_size for path in store.directory.rglob("*") if path.is_file())
+    free = shutil.disk_usage(store.directory).free
+    if needed > kept + free:
+        raise UserError(
+            f"the disk of {store.directory} has {in_words(free)} left, but this run may take "
+            f"{in_words(needed - kept)} while it lasts; choose another --output, or fewer --levels or "
+            "--calibration-tokens"
+        )
+
+
 def check_inputs(store: Store, params: Params, splits: Splits) -> None:
     """Refuse to go on with another model or text than the run began with.
 
@@ -66,13 +87,14 @@ def check_inputs(store: Store, params: Params, splits: Splits) -> None:
         )
 
 
-def keep_block(store: Store, fold: Fold) -> None:
-    """Keep the block that a fold has just finished, and the residuals behind it in place of those before."""
+def keep_block(store: Store, depth: int, fold: Fold) -> None:
+    """Keep the block that a fold over `depth` blocks has just finished, and the residuals behind it in place
+    of those before; the last block's nobody needs."""
     layer = len(fold.blocks) - 1
     block = fold.blocks[layer]
     sites = {"attention": block.attention._asdict(), "ffn": block.ffn._asdict(), "share": block.share}
     store.save(f"sites-{layer}", sites)
-    store.save_step("residual", layer, fold.residual)
+    store.save_step("residual", layer, fold.residual if layer + 1 < depth else None)
 
 
 def kept_fold(store: Store) -> Fold | None:
@@ -90,7 +112,7 @@ def kept_fold(store: Store) -> Fold | None:
             PrunedSite(**jax.tree.map(jnp.asarray, saved.arrays[kind])) for kind in ("attention", "ffn")
         )
         blocks.append(BlockSites(attention, ffn, jnp.asarray(saved.arrays["share"])))
-    return Fold(blocks, [jnp.asarray(x) for x in residual.arrays])
+    return Fold(blocks, [jnp.asarray(x) for x in residual.arrays or []])
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

@@ -66,7 +66,7 @@ def fold(
             seed=run.settings.seed,
             fold=begun,
             on_site=on_site,
-            on_block=functools.partial(resume.keep_block, store),
+            on_block=functools.partial(resume.keep_block, store, model.config.depth),
         )
 
 

@@ -5,6 +5,7 @@
 """
 
 from tyr_jax.data.packing import (
+    OPENING,
     DataSpec,
     Splits,
     Tokenizer,
@@ -18,6 +19,7 @@ from tyr_jax.data.packing import (
 from tyr_jax.data.sources import Source, anchored, describe, parse_source, read_documents
 
 __all__ = [
+    "OPENING",
     "DataSpec",
     "Source",
     "Splits",
