@@ -22,6 +22,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax import prune, resume
+from tyr_jax.io.output import read_events
 from tyr_jax.io.store import Store
 
 RESULTS = ("distribution", "rounds", "texts", "dense", "uniform", "searched")
@@ -213,6 +214,11 @@ def test_what_does_not_change_the_result_may_change(
 ) -> None:
     prune.main([*command, "--overwrite"])
     assert result(tmp_path / "pruned") == uninterrupted()
+    events = read_events(tmp_path / "pruned" / "events.jsonl", "stage")
+    took = [entry["ended"]["seconds"] for entry in events if entry["ended"]["stage"] == "round 1/2: search"]
+    summary = json.loads((tmp_path / "pruned" / "summary.json").read_text())
+    assert len(took) == 2
+    assert summary["seconds"]["round 1/2: search"] == pytest.approx(sum(took), abs=0.06)
 
 
 def test_another_text_is_refused(

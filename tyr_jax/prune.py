@@ -24,7 +24,9 @@ Examples:
       than three runs
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -40,8 +42,8 @@ from tyr_jax.errors import UserError
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import save_model
-from tyr_jax.io.output import EventLog, workplace, write_json
-from tyr_jax.io.progress import Progress
+from tyr_jax.io.output import EventLog, read_events, workplace, write_json
+from tyr_jax.io.progress import Ended, Progress
 from tyr_jax.io.store import Store
 from tyr_jax.pipeline import Outcome, prune_model
 from tyr_jax.report import write_report
@@ -96,15 +98,17 @@ def run(settings: Settings, arguments: list[str]) -> None:
     for name in repositories:
         hub.check_upload(name, settings.overwrite)
     reports = []
-    with (
-        workplace(settings.output, settings.overwrite, settings.restart) as place,
-        EventLog(place.staging / "events.jsonl") as events,
-        Progress() as progress,
-    ):
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(workplace(settings.output, settings.overwrite, settings.restart))
+        log = place.staging / "events.jsonl"
+        earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]
+        events = stack.enter_context(EventLog(log))
+        told = functools.partial(write_stage, events)
+        progress = stack.enter_context(Progress(earlier=earlier, on_end=told))
         claim(place.settings, settings)
         progress.log(
             f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
-            f"what happens is written to {place.staging / 'events.jsonl'}"
+            f"what happens is written to {log}"
         )
         events.write("start", arguments=arguments)
         outcomes = prune_model(settings, progress, events, Store(place.finished))
@@ -115,6 +119,11 @@ def run(settings: Settings, arguments: list[str]) -> None:
     summary.print_tables(reports, directories)
     for directory, name in zip(directories, repositories, strict=False):
         print(f"uploaded to {hub.upload(directory, name)}")
+
+
+def write_stage(events: EventLog, ended: Ended) -> None:
+    """Log that a stage is over."""
+    events.write("stage", ended=ended._asdict())
 
 
 def claim(path: Path, settings: Settings) -> None:

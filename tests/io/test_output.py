@@ -10,7 +10,7 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.io import output
-from tyr_jax.io.output import EventLog, workplace, write_json
+from tyr_jax.io.output import EventLog, read_events, workplace, write_json
 
 
 def write(target: Path, overwrite: bool = False, content: str = "new") -> None:
@@ -134,6 +134,18 @@ def test_events_of_a_part_carry_its_fields(tmp_path: Path) -> None:
     first, last = map(json.loads, path.read_text().splitlines())
     assert (first["sparsity"], first["number"]) == (0.5, 1)
     assert "sparsity" not in last
+
+
+def test_events_go_on_after_those_of_an_interrupted_run(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert read_events(path, "a") == []
+    for number in (1, 2):
+        with EventLog(path) as events:
+            events.write("a", number=number)
+            events.write("b")
+    with path.open("a") as file:
+        file.write('{"event": "a", "num')
+    assert [entry["number"] for entry in read_events(path, "a")] == [1, 2]
 
 
 def test_json_files_end_in_a_newline(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from tyr_jax.io.progress import Progress, duration
+from tyr_jax.io.progress import Ended, Progress, duration
 
 
 class Clock:
@@ -74,6 +74,18 @@ def test_times_add_up_by_name_and_nest() -> None:
             with progress.stage("part"):
                 clock.now += 2.0
     assert progress.timings == {"part": 4.0, "all": 4.0}
+
+
+def test_what_an_interrupted_run_took_counts() -> None:
+    clock, ended = Clock(), []
+    earlier = [Ended("", "a", 2.0), Ended("", "a", 1.0), Ended("0.5", "b", 4.0)]
+    progress, _ = plain(clock, earlier=earlier, on_end=ended.append)
+    part = progress.part("0.5")
+    for stages, name in ((progress, "a"), (part, "b"), (part, "c")):
+        with stages.stage(name):
+            clock.now += 1.0
+    assert (progress.timings, part.timings, part.shared) == ({"a": 4.0}, {"b": 5.0, "c": 1.0}, {"a": 4.0})
+    assert ended == [Ended("", "a", 1.0), Ended("0.5", "b", 1.0), Ended("0.5", "c", 1.0)]
 
 
 def test_a_stage_that_fails_says_where_it_stopped() -> None:

@@ -196,6 +196,17 @@ class EventLog:
         self._file.flush()
 
 
+def read_events(path: Path, event: str) -> list[dict[str, Any]]:
+    """Events of one name in a log, the last line left out if the process died while writing it."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if entry["event"] == event:
+                found.append(entry)
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")

@@ -3,9 +3,9 @@
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -67,11 +67,20 @@ class Stage:
         return " · ".join([*parts, self.note] if self.note else parts)
 
 
+class Ended(NamedTuple):
+    """A stage that is over: of which `part` of the work (empty: of all), and the `seconds` it took."""
+
+    part: str
+    stage: str
+    seconds: float
+
+
 class Progress:
     """Shows stages, and keeps how long each took (`timings`, seconds by name; a name used again adds up).
 
     `part` gives the same display to one of several like parts of the work; there `shared` are the timings of
-    what all parts share.
+    what all parts share. `earlier` are stages of an interrupted run that this one goes on from, and `on_end`
+    is told of those that end.
 
     `quiet` shows nothing but still keeps the time. On anything but a terminal a stage prints its first
     and last line and, in between, at most one line every `every` seconds.
@@ -84,10 +93,14 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         every: float = 5.0,
+        earlier: Sequence[Ended] = (),
+        on_end: Callable[[Ended], None] = lambda ended: None,
     ) -> None:
-        self.timings: dict[str, float] = {}
         self.shared: dict[str, float] = {}
-        self._prefix = ""
+        self._earlier = earlier
+        self._on_end = on_end
+        self._part = ""
+        self.timings = self._timings_of("")
         self._quiet = quiet
         self._console = console or Console(stderr=True)
         self._clock = clock
@@ -119,14 +132,22 @@ class Progress:
     def part(self, name: str) -> "Progress":
         """The same display for a part of the work: its stages are shown with its name, and timed apart."""
         part = copy.copy(self)
-        part.timings, part.shared = {}, self.timings
-        part._prefix = f"{name}: "
+        part.timings, part.shared = self._timings_of(name), self.timings
+        part._part = name
         return part
+
+    def _timings_of(self, part: str) -> dict[str, float]:
+        """Seconds that an interrupted run spent on the stages of a part."""
+        timings: dict[str, float] = {}
+        for ended in self._earlier:
+            if ended.part == part:
+                timings[ended.stage] = timings.get(ended.stage, 0.0) + ended.seconds
+        return timings
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Stage]:
         """A stage of `total` units (None: unknown), shown while its block runs."""
-        shown = self._prefix + name
+        shown = f"{self._part}: {name}" if self._part else name
         task = self._bars.add_task(shown, total=total, status="") if self._bars is not None else None
 
         def changed(stage: Stage) -> None:
@@ -143,7 +164,9 @@ class Progress:
             yield stage
             ended = ""
         finally:
-            self.timings[name] = self.timings.get(name, 0.0) + stage.elapsed
+            seconds = stage.elapsed
+            self.timings[name] = self.timings.get(name, 0.0) + seconds
+            self._on_end(Ended(self._part, name, seconds))
             if self._bars is not None and task is not None:
                 self._bars.remove_task(task)
             self.log(f"{shown}: {ended}{stage.status(ended=True)}")
