@@ -95,7 +95,7 @@ def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str,
             progress.log(f"== {path.stem}")
             run = prepare.Run(settings, progress, events)
             dense = dense or prepare.prepare(run)
-            target = prepare.target_of(dense.kinds, dense.model.config.depth, sparsity)
+            target = prepare.target_of(dense.kinds, dense.whole, sparsity)
             (outcome,) = pipeline.prune_prepared(run, dataclasses.replace(dense, targets=(target,)))
             reports[sparsity] = summary.summarise(outcome, [])
             write_json(path, reports[sparsity])

@@ -1,5 +1,6 @@
 """SmolLM2 pruned by the whole method, at a budget of a minute."""
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,29 +9,17 @@ import numpy as np
 import pytest
 
 from tyr_jax import pipeline
-from tyr_jax.config import Rounds, Settings
-from tyr_jax.data import DataSpec
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.spec import Params
 from tyr_jax.pipeline import Outcome
+from tyr_jax.prune import parse
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import Supernet, select
-from tyr_jax.search.evolve import EvolutionSettings
 
-SETTINGS = Settings(
-    sparsity=(0.5,),
-    data=DataSpec(
-        sequence_length=256,
-        search_length=512,
-        calibration_tokens=8192,
-        search_tokens=4096,
-        evaluation_length=256,
-        evaluation_windows=6,
-    ),
-    rounds=Rounds(rounds=1),
-    search=EvolutionSettings(generations=3, offspring=8, survivors=(3, 1), stage_tokens=(512, 1024)),
-)
+ARGUMENTS = shlex.split("""--sparsity 0.5 --sequence-length 256 --search-length 512 --calibration-tokens 8192
+    --search-tokens 4096 --evaluation-length 256 --evaluation-windows 6 --rounds 1 --generations 3
+    --offspring 8 --survivors 3 1 --stage-tokens 512 1024""")
 """A small part of what a preset spends: enough to show the direction."""
 
 
@@ -51,5 +40,5 @@ def prune(events: Path) -> Found:
 
     with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:
         patch.setattr(pipeline, "compress", compress_and_keep)
-        (outcome,) = pipeline.prune_model(SETTINGS, progress, log)
+        (outcome,) = pipeline.prune_model(parse(ARGUMENTS), progress, log)
     return Found(outcome, masked[-1])

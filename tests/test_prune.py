@@ -233,6 +233,25 @@ def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> No
     assert set(moves % 12) == {0}
 
 
+def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2")
+    distribution = summary_of(directory)["distribution"]
+    assert (distribution["attention"][0], sum(distribution["attention"])) == (4, 6)
+    assert (distribution["ffn"][2], sum(distribution["ffn"])) == (48, 72)
+    pruned, dense = load_file(directory / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    for name in ("self_attn.o_proj", "self_attn.q_proj"):
+        np.testing.assert_array_equal(*(m[f"model.layers.0.{name}.weight"] for m in (pruned, dense)))
+    for name in ("down_proj", "gate_proj", "up_proj"):
+        np.testing.assert_array_equal(*(m[f"model.layers.2.mlp.{name}.weight"] for m in (pruned, dense)))
+    for arguments, message in (
+        (["--keep-heads", "3"], "--keep-heads names layer 3, but the model has layers 0 to 2"),
+        (["--keep-neurons", "0", "1", "2"], "3 of 3 layers are to keep all of theirs, which are 144"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+        assert message in capsys.readouterr().err
+
+
 def test_weights_are_written_as_they_were_stored_or_asked_for(
     run: Prune, pruned: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

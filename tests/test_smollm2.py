@@ -2,28 +2,33 @@
 
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import llama_reference
 import numpy as np
 import pytest
 import torch
 from reference import random_supernet
-from smollm2_run import Found, prune
+from smollm2_run import ARGUMENTS, Found, prune
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from tyr_jax.io import llama_cpp
-from tyr_jax.io.checkpoint import LoadedModel, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.deci import write_gguf
 from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, count_parameters
 from tyr_jax.pipeline import Pruned
-from tyr_jax.prune import write
+from tyr_jax.prune import main, write
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.supernet import PruningSettings
 from tyr_jax.search import space
@@ -57,6 +62,22 @@ def test_searching_beats_uniform_on_held_out_text(smollm2_found: Found) -> None:
     outcome = smollm2_found.outcome
     assert outcome.searched is not None
     assert mean_kl(outcome.searched) < 0.95 * mean_kl(outcome.uniform)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(smollm2_found: Found, tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "--output", str(tmp_path / "pruned")]
+    half = tmp_path / ".pruned.unfinished" / "finished" / "work-1" / "residual-14"
+    process = subprocess.Popen([sys.executable, "-m", "tyr_jax.prune", *arguments], stderr=subprocess.DEVNULL)
+    while not half.is_dir() and process.poll() is None:
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    main(arguments)
+    found, model = smollm2_found.outcome.searched, load_model(str(tmp_path / "pruned"))
+    assert found is not None
+    assert model.config.layers == found.config.layers
+    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(found.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_budgets_are_exact(smollm2_found: Found) -> None:

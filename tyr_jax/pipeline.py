@@ -111,9 +111,9 @@ def prune_model(
 
 def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     """Prune a model that `prepare` has read, to each of its targets in turn."""
-    depth, targets = dense.model.config.depth, dense.targets
+    targets = dense.targets
     parts = [run.part(target) for target in targets] if len(targets) > 1 else [run]
-    centres = [space.uniform_centres(dense.kinds, depth, target.budgets) for target in targets]
+    centres = [space.uniform_centres(dense.kinds, target.budgets, dense.whole) for target in targets]
     if not run.settings.rounds.rounds:
         for part, target, kept in zip(parts, targets, centres, strict=True):
             yield Outcome(part, dense, target, realise(part, dense, kept, None, "uniform"), None, [])

@@ -53,11 +53,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """The model to prune, its text and its answers on it, the targets, and the type of written weights."""
+    """The model to prune, its text and its answers on it, the sites that stay whole `[2, L]`, the targets,
+    and the type of written weights."""
 
     model: LoadedModel
     splits: Splits
     kinds: tuple[Kind, Kind]
+    whole: np.ndarray
     targets: tuple[Target, ...]
     teachers: dict[str, Prediction]
     quality: Qualities
@@ -84,7 +86,8 @@ def prepare(run: Run) -> Dense:
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
         )
     kinds = settings.pruning.kinds(model.config)
-    targets = tuple(target_of(kinds, model.config.depth, sparsity) for sparsity in settings.sparsity)
+    whole = settings.pruning.whole(model.config.depth)
+    targets = tuple(target_of(kinds, whole, sparsity) for sparsity in settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
     if settings.rounds.rounds:
         check_length("--search-length", settings.data.search_length, model)
@@ -99,7 +102,7 @@ def prepare(run: Run) -> Dense:
         stage.advance()
     resume.check_inputs(run.store, model.params, splits)
     teachers, measured = dense_answers(run, model, splits)
-    return Dense(model, splits, kinds, targets, teachers, measured, dtype)
+    return Dense(model, splits, kinds, whole, targets, teachers, measured, dtype)
 
 
 def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answers:
@@ -119,13 +122,16 @@ def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answer
     return teachers, measured
 
 
-def target_of(kinds: tuple[Kind, Kind], depth: int, sparsity: float) -> Target:
-    """A sparsity in whole units.
+def target_of(kinds: tuple[Kind, Kind], whole: np.ndarray, sparsity: float) -> Target:
+    """A sparsity in whole units, sites `whole [2, L]` keeping all of theirs.
 
     Raises:
         UserError: the sparsity, in whole units, would leave a kind intact or remove it altogether.
     """
-    attention, ffn = (space.unit_budget(kind, depth, sparsity) for kind in kinds)
+    attention, ffn = (
+        space.unit_budget(kind, len(stays), sparsity, int(stays.sum()))
+        for kind, stays in zip(kinds, whole, strict=True)
+    )
     return Target(sparsity, (attention, ffn))
 
 

@@ -38,7 +38,9 @@ class Found:
 def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
     """The levels of a round around `kept [2, L]`: their distance halves every round."""
     rounds = run.settings.rounds
-    return space.level_grid(dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1))
+    return space.level_grid(
+        dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1), dense.whole
+    )
 
 
 def fold(

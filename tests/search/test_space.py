@@ -110,6 +110,26 @@ def test_the_remainder_is_spread_over_the_depth() -> None:
     assert space.uniform_split(Kind("ffn", 1536, 8), 4, 3080).tolist() == [768, 768, 768, 776]
 
 
+def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() -> None:
+    kinds = Kind("attention", 4, 1), Kind("ffn", 50, 8)
+    whole = np.array([[True, False, False, False], [False, False, True, False]])
+    budgets = tuple(space.unit_budget(kind, 4, 0.5, 1) for kind in kinds)
+    # Of 200 neurons 100 are to stay: 50, and 48 of the others, which go by eights.
+    assert budgets == (8, 98)
+    centres = space.uniform_centres(kinds, budgets, whole)
+    assert centres.tolist() == [[4, 1, 1, 2], [16, 16, 50, 16]]
+    grid = space.level_grid(kinds, centres, 3, 0.25, whole)
+    assert grid.exists[0, 0].tolist() == grid.exists[1, 2].tolist() == [False, True, False]
+    assert grid.exists[0, 1].tolist() == [True, True, True]
+    parent = jnp.asarray(space.centre_distribution(grid))
+    for seed in range(20):
+        child = space.mutate(jax.random.key(seed), parent, jnp.asarray(grid.exists))
+        assert np.asarray(child)[whole].tolist() == [1, 1]
+    message = r"would keep 2 of 16 attention units, but 1 of 4 layers are to keep all of theirs, which are 4"
+    with pytest.raises(UserError, match=message):
+        space.unit_budget(kinds[0], 4, 0.875, 1)
+
+
 def grid_rows(grid: LevelGrid, kind: int, layer: int) -> list[int | None]:
     """Units of a site's levels, None where the level does not exist."""
     pairs = zip(grid.kept[kind, layer], grid.exists[kind, layer], strict=True)

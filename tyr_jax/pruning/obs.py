@@ -322,6 +322,8 @@ def prune_site(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
     weights = level_weights(hessian, gradient, rank, kept, unit_size)
+    # A site that keeps all keeps its weights, to the last bit.
+    weights = jnp.where(kept[:, None, None] * unit_size == len(weight), dense, weights)
     energy = jnp.sum(dense * gradient)
     # At the optimum W_e ⟂ (W − W_e) in the Hs metric, so the error is the energy lost: tr(GᵀW) − tr(GᵀW_e).
     left = jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST)

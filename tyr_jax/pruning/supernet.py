@@ -52,12 +52,32 @@ class PruningSettings:
     """What is removed from attention: single heads (the paper) or whole key/value groups."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
+    keep_heads: tuple[int, ...] = ()
+    """Layers, counted from 0, whose attention stays whole; the others make up for it."""
+    keep_neurons: tuple[int, ...] = ()
+    """Layers, counted from 0, whose FFN stays whole; the others make up for it."""
 
     def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
         """The two kinds of site of a model, with their unit counts."""
         shape = config.dense_shape
         units = shape.heads if self.attention_unit == "head" else shape.kv_heads
         return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
+
+    def whole(self, depth: int) -> np.ndarray:
+        """The sites that stay whole `[2, L]`.
+
+        Raises:
+            UserError: a layer that the model does not have.
+        """
+        sites = np.zeros((2, depth), bool)
+        for row, flag, layers in zip(
+            sites, ("--keep-heads", "--keep-neurons"), (self.keep_heads, self.keep_neurons), strict=True
+        ):
+            for layer in layers:
+                if not 0 <= layer < depth:
+                    raise UserError(f"{flag} names layer {layer}, but the model has layers 0 to {depth - 1}")
+                row[layer] = True
+        return sites
 
 
 @flax.struct.dataclass

@@ -60,20 +60,27 @@ def step_units(kind: Kind, interval: float) -> int:
     return max(1, round(interval * kind.units / kind.multiple)) * kind.multiple
 
 
-def unit_budget(kind: Kind, depth: int, sparsity: float) -> int:
-    """Units that all `depth` sites of a kind keep together: a whole multiple of `kind.multiple`.
+def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
+    """Units that all `depth` sites of a kind keep together, `whole` of them all of theirs: what the others
+    keep is a multiple of `kind.multiple`.
 
     Raises:
         UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether.
     """
-    total = depth * kind.units
-    budget = round((1 - sparsity) * total / kind.multiple) * kind.multiple
+    total, fixed = depth * kind.units, whole * kind.units
+    budget = fixed + round(((1 - sparsity) * total - fixed) / kind.multiple) * kind.multiple
     # Of a width that is no multiple, a layer can keep at most the multiple below it.
-    most = min(depth * (kind.units // kind.multiple) * kind.multiple, total - kind.multiple)
+    most = fixed + (depth - whole) * (kind.units // kind.multiple) * kind.multiple
+    most = min(most, total - kind.multiple)
     if kind.units < kind.multiple:
         raise UserError(
             f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
             "are to be kept in; lower --neuron-multiple"
+        )
+    if whole and not fixed <= budget <= most:
+        raise UserError(
+            f"sparsity {sparsity:g} would keep {budget} of {total} {kind.name} units, but {whole} of {depth} "
+            f"layers are to keep all of theirs, which are {fixed}; name fewer layers, or a lower sparsity"
         )
     if not 0 < budget <= most:
         state = "intact" if budget > 0 else "without a single unit"
@@ -91,19 +98,31 @@ def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
     return np.diff(shares) * kind.multiple
 
 
-def uniform_centres(kinds: tuple[Kind, Kind], depth: int, budgets: tuple[int, ...]) -> np.ndarray:
-    """Units kept `[2, L]` when every site of a kind keeps the same share of its budget."""
-    pairs = zip(kinds, budgets, strict=True)
-    return np.stack([uniform_split(kind, depth, budget) for kind, budget in pairs])
+def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
+    """Units kept `[2, L]` when the sites of a kind keep the same share of its budget, but for those that are
+    to stay `whole [2, L]`."""
+    kept = np.empty(whole.shape, int)
+    for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
+        row[stays] = kind.units
+        row[~stays] = uniform_split(kind, int((~stays).sum()), budget - int(stays.sum()) * kind.units)
+    return kept
 
 
-def level_grid(kinds: tuple[Kind, Kind], centres: np.ndarray, levels: int, interval: float) -> LevelGrid:
-    """Levels around `centres [2, L]` (units): `levels` of them, `interval` (a fraction) apart."""
+def level_grid(
+    kinds: tuple[Kind, Kind],
+    centres: np.ndarray,
+    levels: int,
+    interval: float,
+    whole: ArrayLike = False,
+) -> LevelGrid:
+    """Levels around `centres [2, L]` (units): `levels` of them, `interval` (a fraction) apart; sites that are
+    to stay `whole [2, L]` have that one only."""
     steps = np.array([step_units(kind, interval) for kind in kinds])
     units = np.array([kind.units for kind in kinds])
     offsets = np.arange(levels) - levels // 2
     kept = centres[..., None] + offsets * steps[:, None, None]
     exists = (kept >= 0) & (kept <= units[:, None, None])
+    exists &= (offsets == 0) | ~np.asarray(whole)[..., None]
     return LevelGrid(np.clip(kept, 0, units[:, None, None]).astype(np.int32), exists, steps)
 
 
@@ -112,7 +131,8 @@ def uniform_grid(
 ) -> LevelGrid:
     """Levels around the uniform distribution of a sparsity; raises as `unit_budget` does."""
     budgets = tuple(unit_budget(kind, depth, sparsity) for kind in kinds)
-    return level_grid(kinds, uniform_centres(kinds, depth, budgets), levels, interval)
+    centres = uniform_centres(kinds, budgets, np.zeros((2, depth), bool))
+    return level_grid(kinds, centres, levels, interval)
 
 
 def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
