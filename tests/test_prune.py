@@ -213,6 +213,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         ["--damping-scale", "mean", "--first-order", "abs", "--second-order", "channel"],
         ["--bos", "--evaluation", "builtin:topics"],
         ["--survivors", "1", "--stage-tokens", "64"],
+        ["--compute-dtype", "bfloat16"],
     ],
     ids=" ".join,
 )

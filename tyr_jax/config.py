@@ -20,6 +20,7 @@ from tyr_jax.search.objective import Objective
 
 Preset = Literal["quick", "standard", "paper"]
 WeightType = Literal["as-stored", "float32", "bfloat16", "float16"]
+ComputeType = Literal["float32", "bfloat16"]
 Layout = Literal["compressed", "masked"]
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 """The WikiText-2 test set on the hub."""
@@ -73,6 +74,9 @@ class Settings:
     dtype: WeightType = "as-stored"
     """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
     dense model's (float32 where that is quantised)."""
+    compute_dtype: ComputeType = "float32"
+    """Type of weights and activations while a model runs. `bfloat16` halves their memory and suits
+    accelerators; Hessians, solves and objectives are float32 either way."""
     layout: Layout = "compressed"
     """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
     removed: no smaller, but loaded by what knows layers of one shape only."""

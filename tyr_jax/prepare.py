@@ -79,7 +79,7 @@ def prepare(run: Run) -> Dense:
     """
     settings = run.settings
     with run.progress.stage("load model", 1, "models") as stage:
-        model = load_model(settings.model)
+        model = load_model(settings.model, settings.compute_dtype)
         stage.advance()
     if not model.config.uniform:
         raise UserError(

@@ -253,7 +253,7 @@ def fold_block(
             return site, weight
         rng = np.random.default_rng((seed, layer, kind))
         p = level_probabilities(settings.accumulation, kept, exists, count, rng)
-        return site, jnp.einsum("e,eio->io", p, site.weights)
+        return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
 
     dense = block["o"].reshape(-1, config.hidden)
     units, gram = collect(attention_statistics, fold.residual, shape.heads * config.head_dim)

@@ -224,8 +224,8 @@ def level_slopes(
     def loss(mixture: jax.Array) -> jax.Array:
         def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
             block, attn_out, mlp_down, weights = layer
-            out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out)
-            down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down)
+            out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out).astype(attn_out.dtype)
+            down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down).astype(mlp_down.dtype)
             return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
 
         sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
