@@ -218,8 +218,7 @@ def test_eight_bits_cost_next_to_nothing(smollm2_found: Found, tmp_path: Path) -
         values[kind] = perplexity(path, windows)
     ours = [np.log(quality.perplexity) for quality in final.quality.values()]
     assert values["f32"] == pytest.approx(np.exp(np.mean(ours)), rel=1e-3)
-    # With one search it was below 1 %, with another 1.4 %: which layers are left decides.
-    assert values["q8_0"] == pytest.approx(values["f32"], rel=0.02)
+    assert values["q8_0"] == pytest.approx(values["f32"], rel=0.01)
 
 
 @pytest.fixture(scope="module")

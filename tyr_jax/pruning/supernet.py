@@ -29,7 +29,7 @@ from tyr_jax.search.space import ATTENTION, FFN, KINDS, Kind, LevelGrid
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 
-SHARE_TOKENS = 1024
+SHARE_TOKENS = 4096
 """Tokens, in whole sequences, that the share of a site's output in the residual stream is taken on."""
 
 
