@@ -29,9 +29,6 @@ from tyr_jax.search.space import ATTENTION, FFN, KINDS, Kind, LevelGrid
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 
-SHARE_TOKENS = 4096
-"""Tokens, in whole sequences, that the share of a site's output in the residual stream is taken on."""
-
 
 @dataclasses.dataclass(frozen=True)
 class PruningSettings:
@@ -170,9 +167,7 @@ def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
 
 @jax.jit
 def output_share(weight: jax.Array, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Mean ‖site output‖² / ‖residual‖² over `SHARE_TOKENS` of `x [B, T, D]` and what enters `weight`."""
-    rows = max(1, SHARE_TOKENS // x.shape[1])
-    x, units = x[:rows], units[:rows]
+    """Mean over tokens of ‖site output‖² / ‖residual‖², from `x [B, T, D]` and what enters `weight`."""
     out = units.reshape(*x.shape[:2], -1) @ weight
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
