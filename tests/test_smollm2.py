@@ -11,18 +11,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import llama_reference
 import numpy as np
 import pytest
 import torch
 from reference import random_supernet
-from smollm2_run import ARGUMENTS, Found, prune
+from smollm2_run import Found, prune
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from tyr_jax.io import llama_cpp
-from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.io.deci import write_gguf
 from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
@@ -40,6 +39,10 @@ README = Path(__file__).parents[1] / "README.md"
 PROMPT = "The capital of France is"
 SMALLER = {"tyr_jax.benchmark": shlex.split("--prompts 64 --batches 1 --tokens 4 --repeats 1")}
 """What a test need not take in full."""
+SHORTER = shlex.split("""--sparsity 0.5 --sequence-length 128 --search-length 128 --calibration-tokens 1024
+    --search-tokens 512 --evaluation-length 128 --evaluation-windows 1 --rounds 1 --generations 1
+    --offspring 4 --survivors 1 --stage-tokens 128 --descent-steps 1 --descent-tokens 128 --no-refit""")
+"""A run that takes hardly longer than pruning SmolLM2 at all."""
 GONE: dict[str, tuple[list[int], list[int]]] = {
     "first and last sublayers": ([0, 17], [12, 29]),
     "whole layers": ([5, 17, 29], [5, 17, 28]),
@@ -64,20 +67,19 @@ def test_searching_beats_uniform_on_held_out_text(smollm2_found: Found) -> None:
     assert mean_kl(outcome.searched) < 0.95 * mean_kl(outcome.uniform)
 
 
-def test_a_killed_run_ends_as_one_that_was_not(smollm2_found: Found, tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS, "--output", str(tmp_path / "pruned")]
-    half = tmp_path / ".pruned.unfinished" / "finished" / "work-1" / "residual-14"
-    process = subprocess.Popen([sys.executable, "-m", "tyr_jax.prune", *arguments], stderr=subprocess.DEVNULL)
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    half = tmp_path / ".killed.unfinished" / "finished" / "work-1" / "residual-14"
+    command = [sys.executable, "-m", "tyr_jax.prune", *SHORTER, "--output", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not half.is_dir() and process.poll() is None:
         time.sleep(0.1)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    main(arguments)
-    found, model = smollm2_found.outcome.searched, load_model(str(tmp_path / "pruned"))
-    assert found is not None
-    assert model.config.layers == found.config.layers
-    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(found.params), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for output in (killed, whole):
+        main([*SHORTER, "--output", str(output)])
+    for name in ("config.json", "model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_budgets_are_exact(smollm2_found: Found) -> None:
@@ -103,12 +105,13 @@ def test_the_compressed_model_is_the_masked_one(smollm2_found: Found) -> None:
 
 
 class Model(NamedTuple):
-    """A pruned model, and the same in the dense model's shapes."""
+    """A pruned model, the same in the dense model's shapes, and how far logits may be `off`."""
 
     config: ModelConfig
     params: Params
     dense_config: ModelConfig
     masked: Params
+    off: float = 1e-3
 
 
 def without(dense: LoadedModel, gone: tuple[list[int], list[int]]) -> Model:
@@ -131,7 +134,8 @@ def without(dense: LoadedModel, gone: tuple[list[int], list[int]]) -> Model:
 def model(request: pytest.FixtureRequest, smollm2: LoadedModel, smollm2_found: Found) -> Iterator[Model]:
     if request.param == "searched":
         final = smollm2_found.outcome.final
-        yield Model(final.config, final.params, smollm2.config, smollm2_found.masked)
+        # Machines round differently, and so lead to different models; of some, float32 knows logits to 1e-3.
+        yield Model(final.config, final.params, smollm2.config, smollm2_found.masked, off=3e-3)
     else:
         yield without(smollm2, GONE[request.param])
 
@@ -151,11 +155,12 @@ def tokens(smollm2_found: Found) -> np.ndarray:
     return np.asarray(next(iter(smollm2_found.outcome.dense.splits.evaluation.values()))[0])
 
 
-def assert_same(theirs: np.ndarray, ours: np.ndarray) -> None:
-    """Logits within 1e-3, and the same choice wherever it is clear."""
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3)
+def assert_same(theirs: np.ndarray, ours: np.ndarray, off: float) -> None:
+    """Logits at most `off` apart, nearly all within 1e-3, and the same choice wherever it is clear."""
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=off)
+    assert np.mean(np.abs(theirs - ours) > 1e-3) < 1e-3
     second, first = np.sort(ours, axis=-1)[:, -2:].T
-    clear = first - second > 2e-3
+    clear = first - second > 2 * off
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(theirs.argmax(-1)[clear], ours.argmax(-1)[clear])
 
@@ -172,7 +177,7 @@ def test_transformers(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tm
         theirs = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust).eval()
         assert (type(theirs).__name__ == "LlamaForCausalLM") == (name == "masked")
         with torch.no_grad():
-            assert_same(theirs(torch.from_numpy(tokens)[None]).logits[0].numpy(), ours)
+            assert_same(theirs(torch.from_numpy(tokens)[None]).logits[0].numpy(), ours, model.off)
 
 
 def greedy(session: llama_cpp.Session, prompt: list[int], count: int) -> list[int]:
@@ -189,7 +194,7 @@ def test_llama_cpp(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tmp_p
     path = tmp_path / "model.gguf"
     write_gguf(path, model.config, model.params, smollm2.tokenizer, "f32")
     ours = np.asarray(forward(model.params, jnp.asarray(tokens)[None], model.config))[0]
-    assert_same(llama_reference.logits(path, tokens), ours)
+    assert_same(llama_reference.logits(path, tokens), ours, model.off)
     prompt = tokens[:40].tolist()
     steps = generation.generate(model.params, model.config, [prompt], 24)
     with llama_cpp.session(path, 64) as session:

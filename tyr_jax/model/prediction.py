@@ -23,7 +23,7 @@ from tyr_jax.model.spec import Params
 
 State = TypeVar("State")
 
-VOCABULARY_CHUNK = 2048
+VOCABULARY_CHUNK = 1024
 """Entries of the vocabulary whose logits exist at one time: their rows of the head stay in cache while all
 positions are multiplied with them."""
 
