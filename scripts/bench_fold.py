@@ -66,19 +66,20 @@ def main(bench: Bench) -> None:
 
     block = layer_block(params["blocks"], 0)
     inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}
-    grams = {n: hessian.update(hessian.init(n), x) for n, x in inputs.items()}
+    grams = {n: hessian.update(hessian.init(n), x)[None] for n, x in inputs.items()}
     rows = bench.batch_tokens // length
     x = jnp.asarray(rng.standard_normal((rows, length, config.hidden), np.float32))
     heads = inputs[width].reshape(rows, length, -1, config.head_dim)
     neurons = inputs[ffn].reshape(rows, length, ffn)
+    statistics = supernet.attention_statistics, supernet.ffn_statistics
     update, product = jax.jit(hessian.update), jax.jit(lambda x: x.T @ x)
     rate = matmul_rate()
     parts = medians(
         {
-            "XᵀX, FFN": lambda: update(grams[ffn], inputs[ffn]),
+            "XᵀX, FFN": lambda: update(grams[ffn][0], inputs[ffn]),
             "XᵀX, FFN, whole": lambda: product(inputs[ffn]),
-            "attention and its XᵀX": lambda: supernet.attention_statistics(block, x, grams[width], config),
-            "gate, up and their XᵀX": lambda: supernet.ffn_statistics(block, x, grams[ffn], config),
+            "attention and its XᵀX": lambda: statistics[0](block, x, grams[width], None, config),
+            "gate, up and their XᵀX": lambda: statistics[1](block, x, grams[ffn], None, config),
             "attention output": lambda: supernet.add_attention(block, x, heads),
             "FFN output": lambda: supernet.add_ffn(block, x, neurons),
             "order and solves, attention": lambda: prune(

@@ -11,6 +11,6 @@ from tyr_jax.batches import batches
     [(5, 16, [5]), (9, 1024, [4, 4, 1]), (3, 4096, [1, 1, 1]), (2, 8192, [1, 1]), (4, 2048, [2, 2])],
 )
 def test_batches(sequences: int, length: int, sizes: list[int]) -> None:
-    array = np.zeros((sequences, length), np.int8)
-    assert [len(array[part]) for part in batches(array)] == sizes
-    assert sum(sizes) == sequences
+    found = batches(np.zeros((sequences, length), np.int8))
+    assert [rows.real for rows in found] == sizes
+    assert np.concatenate([rows.indices for rows in found]).tolist() == list(range(sequences))

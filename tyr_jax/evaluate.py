@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tyr_jax import command, quality
+from tyr_jax import command, devices, quality
 from tyr_jax.data import DataSpec, fingerprint, load_evaluation
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
@@ -80,15 +80,16 @@ def run(settings: EvaluateSettings) -> None:
     """Measure and print."""
     summary = read_summary(settings.model)
     spec = data_spec(settings, summary)
-    with Progress() as progress:
+    with devices.in_use(), Progress() as progress:
         with progress.stage("load model", 1, "models") as stage:
             model = load_model(settings.model)
+            params = devices.place(model.params, whole=True)
             stage.advance()
         check_length("--evaluation-length", spec.evaluation_length, model)
         texts = load_evaluation(spec, model.tokenizer)
         with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
             measured = {
-                name: quality.measure(model.params, windows, model.config, on_windows=stage.advance)
+                name: quality.measure(params, windows, model.config, on_windows=stage.advance)
                 for name, windows in texts.items()
             }
     rows = [

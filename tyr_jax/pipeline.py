@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tyr_jax import quality, resume
+from tyr_jax import devices, quality, resume
 from tyr_jax.config import Settings, validate
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
@@ -92,6 +92,7 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
     else:
         params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
     params = jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), params)
+    params = devices.place(params, whole=True)
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import plan, quality, resume
+from tyr_jax import devices, plan, quality, resume
 from tyr_jax.config import Settings
 from tyr_jax.data import Splits, load_splits
 from tyr_jax.errors import UserError
@@ -80,6 +80,7 @@ def prepare(run: Run) -> Dense:
     settings = run.settings
     with run.progress.stage("load model", 1, "models") as stage:
         model = load_model(settings.model, settings.compute_dtype)
+        model = dataclasses.replace(model, params=devices.place(model.params, whole=True))
         stage.advance()
     if not model.config.uniform:
         raise UserError(

@@ -35,7 +35,7 @@ from typing import Any
 
 import tyro
 
-from tyr_jax import command, errors, resume, summary
+from tyr_jax import command, devices, errors, resume, summary
 from tyr_jax.config import PRESETS, Settings
 from tyr_jax.data import anchored
 from tyr_jax.errors import UserError
@@ -99,6 +99,7 @@ def run(settings: Settings, arguments: list[str]) -> None:
         hub.check_upload(name, settings.overwrite)
     reports = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.in_use())
         place = stack.enter_context(workplace(settings.output, settings.overwrite, settings.restart))
         log = place.staging / "events.jsonl"
         earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]

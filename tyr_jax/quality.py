@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.batches import batches
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import (
@@ -36,21 +37,31 @@ class Quality(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="config")
 def dense_answers(params: Params, tokens: jax.Array, config: ModelConfig) -> tuple[Prediction, jax.Array]:
-    """(predictions on `tokens [S, T]`, sum of their next-token NLL)."""
-    dense = predict(params, decoder.hidden_states(params, tokens, config))
-    return dense, jnp.sum(negative_log_likelihood(params, dense.hidden, dense.normaliser, tokens))
+    """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL)."""
+
+    def answer(params: Params, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
+        dense = predict(params, decoder.hidden_states(params, tokens, config))
+        nll = negative_log_likelihood(params, dense.hidden, dense.normaliser, tokens)
+        return dense, jnp.sum(nll, axis=1)
+
+    return devices.divided(answer, whole=1)(params, tokens)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def window_sums(
     params: Params, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of next-token NLL, sum of KL to the predictions `dense`; NaN without them) on `tokens [S, T]`."""
-    hidden = decoder.hidden_states(params, tokens, config)
-    normaliser = log_normaliser(params, hidden)
-    nll = negative_log_likelihood(params, hidden, normaliser, tokens)
-    kl = jnp.float32(jnp.nan) if dense is None else jnp.sum(kl_divergence(dense, hidden, normaliser))
-    return jnp.sum(nll), kl
+    """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without)."""
+
+    def compare(params: Params, tokens: jax.Array, dense: Prediction | None) -> tuple[jax.Array, jax.Array]:
+        hidden = decoder.hidden_states(params, tokens, config)
+        normaliser = log_normaliser(params, hidden)
+        nll = jnp.sum(negative_log_likelihood(params, hidden, normaliser, tokens), axis=1)
+        if dense is None:
+            return nll, jnp.full_like(nll, jnp.nan)
+        return nll, jnp.sum(kl_divergence(dense, hidden, normaliser), axis=1)
+
+    return devices.divided(compare, whole=1)(params, tokens, dense)
 
 
 def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:
@@ -66,11 +77,11 @@ def teach(
 ) -> tuple[Prediction, Quality]:
     """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
     parts, total = [], 0.0
-    for part in batches(windows):
-        dense, nll = dense_answers(params, jnp.asarray(windows[part]), config)
-        parts.append(jax.tree.map(np.asarray, dense))
-        total += float(nll)
-        on_windows(len(windows[part]))
+    for rows, real in batches(windows):
+        dense, nll = dense_answers(params, jnp.asarray(windows[rows]), config)
+        parts.append(jax.tree.map(lambda array, real=real: np.asarray(array)[:real], dense))
+        total += float(np.sum(np.asarray(nll)[:real]))
+        on_windows(real)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), _quality(total, 0.0, windows)
 
 
@@ -87,9 +98,10 @@ def measure(
     `kl` is NaN.
     """
     total_nll, total_kl = 0.0, 0.0
-    for part in batches(windows):
-        answers = jax.tree.map(lambda array, at=part: jnp.asarray(array[at]), dense)
-        nll, kl = window_sums(params, jnp.asarray(windows[part]), answers, config)
-        total_nll, total_kl = total_nll + float(nll), total_kl + float(kl)
-        on_windows(len(windows[part]))
+    for rows, real in batches(windows):
+        answers = jax.tree.map(lambda array, at=rows: jnp.asarray(array[at]), dense)
+        sums = window_sums(params, jnp.asarray(windows[rows]), answers, config)
+        nll, kl = (float(np.sum(np.asarray(values)[:real])) for values in sums)
+        total_nll, total_kl = total_nll + nll, total_kl + kl
+        on_windows(real)
     return _quality(total_nll, total_kl, windows)

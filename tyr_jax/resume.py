@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.data import Splits
 from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store, checksum
@@ -67,14 +68,14 @@ def check_space(store: Store, needed: int) -> None:
 
 
 def check_inputs(store: Store, params: Params, splits: Splits) -> None:
-    """Refuse to go on with another model or text than the run began with.
+    """Refuse to go on with another model, text or number of devices than the run began with.
 
     Raises:
         UserError: they have changed.
     """
     sample = jax.tree.map(lambda leaf: leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)], params)
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
-    now = {"model": checksum(sample), "text": checksum(text)}
+    now = {"model": checksum(sample), "text": checksum(text), "number of devices": devices.count()}
     saved = store.load("inputs")
     if saved is None:
         store.save("inputs", facts=now)
@@ -94,7 +95,8 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     block = fold.blocks[layer]
     sites = {"attention": block.attention._asdict(), "ffn": block.ffn._asdict(), "share": block.share}
     store.save(f"sites-{layer}", sites)
-    store.save_step("residual", layer, fold.residual if layer + 1 < depth else None)
+    residual = fold.residual if layer + 1 < depth else None
+    store.save_step("residual", layer, residual, {"real": fold.real})
 
 
 def kept_fold(store: Store) -> Fold | None:
@@ -112,7 +114,8 @@ def kept_fold(store: Store) -> Fold | None:
             PrunedSite(**jax.tree.map(jnp.asarray, saved.arrays[kind])) for kind in ("attention", "ffn")
         )
         blocks.append(BlockSites(attention, ffn, jnp.asarray(saved.arrays["share"])))
-    return Fold(blocks, [jnp.asarray(x) for x in residual.arrays or []])
+    arrays = devices.place([jnp.asarray(x) for x in residual.arrays or []], whole=False)
+    return Fold(blocks, arrays, residual.facts["real"])
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]
@@ -147,7 +150,7 @@ def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
 
 def keep_pool(store: Store, pool: Batch) -> None:
     """Keep the search text with the dense model's answers."""
-    hidden = {"hidden": pool.hidden} if len(pool.hidden) else {}
+    hidden = {"hidden": pool.hidden} if pool.hidden.size else {}
     store.save("pool", {"tokens": pool.tokens, "dense": pool.dense._asdict(), **hidden})
 
 
@@ -158,7 +161,8 @@ def kept_pool(store: Store) -> Batch | None:
         return None
     arrays = jax.tree.map(jnp.asarray, saved.arrays)
     dense = Prediction(**arrays["dense"])
-    none = jnp.zeros((0, *dense.hidden.shape), dense.hidden.dtype)
+    count, *rest = dense.hidden.shape
+    none = jnp.zeros((count, 0, *rest), dense.hidden.dtype)
     return Batch(arrays["tokens"], dense, arrays.get("hidden", none))
 
 

@@ -20,7 +20,7 @@ Configs = Callable[..., ModelConfig]
 def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
     dense, sparse = (np.stack([states((2, 7), seed), 9 * states((2, 7), seed + 1)]) for seed in (0, 5))
     distances = [np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense, sparse, strict=True)]
-    ours = float(objective.hidden_distance(jnp.asarray(dense), jnp.asarray(sparse)))
+    ours = float(objective.hidden_distance(*(jnp.asarray(x).swapaxes(0, 1) for x in (dense, sparse))))
     assert ours == pytest.approx(sum(distances), rel=1e-5)
 
 
@@ -53,8 +53,11 @@ def test_score_is_equation_6(chosen: Objective) -> None:
     dense_layers, layers = (np.stack([states(shape, s), states(shape, s + 1)]) for s in (10, 20))
     if chosen.objective != "hidden+kl":
         dense_layers, layers = dense_layers[:0], layers[:0]
-    batch = Batch(jnp.asarray(tokens), predict(params, jnp.asarray(dense)), jnp.asarray(dense_layers))
-    ours = objective.score(params, jnp.asarray(sparse), jnp.asarray(layers), batch, chosen)
+    batch = Batch(
+        jnp.asarray(tokens), predict(params, jnp.asarray(dense)), jnp.asarray(dense_layers.swapaxes(0, 1))
+    )
+    observed = jnp.asarray(layers.swapaxes(0, 1))
+    ours = objective.score(params, jnp.asarray(sparse), observed, batch, chosen)
     kl = kl64(logits(params, dense), logits(params, sparse)).mean()
     hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))
     expected = {
@@ -81,9 +84,9 @@ def test_observed_states_are_the_layers_outputs(depth: int, tiny_config: Configs
     final, hidden = observe(*arguments, chosen)
     outputs = layer_outputs64(params, tokens, config)
     expected = np.stack([outputs[layer] for layer in chosen.observed_layers(depth)])
-    np.testing.assert_allclose(np.asarray(hidden), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(hidden).swapaxes(0, 1), expected, rtol=1e-4, atol=1e-5)
     last = norm64(outputs[-1], params["final_norm"], config.norm_eps)
     np.testing.assert_allclose(np.asarray(final), last, rtol=1e-4, atol=1e-5)
     plain, none = observe(*arguments, Objective("kl"))
-    assert none.shape == (0, 2, 6, config.hidden)
+    assert none.shape == (2, 0, 6, config.hidden)
     np.testing.assert_allclose(np.asarray(plain), last, rtol=1e-4, atol=1e-5)

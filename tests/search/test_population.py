@@ -108,7 +108,7 @@ def test_chunks_of_sequences_are_averaged_by_their_size(
 ) -> None:
     sequences = np.arange(SEQUENCES)
     each = [world.score(world.candidates[:2], np.array([i])) for i in sequences]
-    # 5 sequences are chunks of 2, 2 and 1.
+    # 5 sequences are chunks of one.
     monkeypatch.setattr(population, "candidate_tokens", lambda: 2 * LENGTH)
     np.testing.assert_allclose(world.score(world.candidates[:2], sequences), np.mean(each, axis=0), rtol=1e-5)
 
@@ -172,12 +172,12 @@ def test_the_pool_keeps_states_in_order_whatever_the_batch(
 ) -> None:
     objective = Objective("hidden+kl")
     whole = world.pool(objective)
-    assert whole.hidden.shape == (3, SEQUENCES, LENGTH, world.config.hidden)
+    assert whole.hidden.shape == (SEQUENCES, 3, LENGTH, world.config.hidden)
     monkeypatch.setattr(population, "BATCH_TOKENS", 2 * LENGTH)
     parts = world.pool(objective)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-5)
     taken = population.take(whole, np.array([4, 1]))
     assert (np.asarray(taken.tokens) == world.tokens[[4, 1]]).all()
-    np.testing.assert_array_equal(np.asarray(taken.hidden), np.asarray(whole.hidden)[:, [4, 1]])
+    np.testing.assert_array_equal(np.asarray(taken.hidden), np.asarray(whole.hidden)[[4, 1]])
     np.testing.assert_array_equal(np.asarray(taken.dense.expected), np.asarray(whole.dense.expected)[[4, 1]])

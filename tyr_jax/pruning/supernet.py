@@ -19,12 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.batches import BATCH_TOKENS, batches
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, obs
 from tyr_jax.search.space import ATTENTION, FFN, KINDS, Kind, LevelGrid
+
+SHARE_TOKENS = 4096
+"""Tokens of the first batch that tell how much of the residual stream a site's output is."""
 
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
@@ -129,46 +133,83 @@ class BlockSites(NamedTuple):
 
 class Fold(NamedTuple):
     """Where a fold over the blocks stands: the sites of the blocks done, and the residuals `[B, T, D]`, one
-    for each batch of calibration text, that enter the next."""
+    for each batch of calibration text, that enter the next; the first `real` sequences of each count."""
 
     blocks: list[BlockSites]
     residual: list[jax.Array]
+    real: list[int]
+
+
+Statistics = tuple[jax.Array, jax.Array]
+"""What enters a projection, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
+
+
+def collected(
+    enter: Callable[[Block, jax.Array], jax.Array],
+    block: Block,
+    x: jax.Array,
+    gram: jax.Array,
+    counts: jax.Array | None,
+) -> Statistics:
+    """`enter(block, x)`, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX; sequences
+    count `counts [B]` times there, or once."""
+
+    def collect(block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None) -> Statistics:
+        units = enter(block, x)
+        inputs = units.reshape(*x.shape[:2], -1)
+        if counts is not None:
+            inputs = inputs * counts[:, None, None].astype(inputs.dtype)
+        return units, hessian.update(gram[0], inputs)[None]
+
+    return devices.divided(collect, whole=1)(block, x, gram, counts)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def attention_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, config: ModelConfig
-) -> tuple[jax.Array, jax.Array]:
-    """(head outputs `[B, T, N, H]`, updated XᵀX) of one chunk of residuals `x [B, T, D]`."""
-    units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-    return units, hessian.update(gram, units.reshape(*x.shape[:2], -1))
+    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
+) -> Statistics:
+    """Head outputs `[B, T, N, H]` and updated `gram [n, d_in, d_in]`, as `collected`."""
+
+    def enter(block: Block, x: jax.Array) -> jax.Array:
+        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
+
+    return collected(enter, block, x, gram, counts)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def ffn_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, config: ModelConfig
-) -> tuple[jax.Array, jax.Array]:
-    """(neuron activations `[B, T, F]`, updated XᵀX) of one chunk of residuals `x [B, T, D]`."""
-    units = decoder.ffn_units(block, x, config)
-    return units, hessian.update(gram, units)
+    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
+) -> Statistics:
+    """Neuron activations `[B, T, F]` and updated `gram [n, d_in, d_in]`, as `collected`."""
+    return collected(lambda block, x: decoder.ffn_units(block, x, config), block, x, gram, counts)
 
 
 @jax.jit
 def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
     """Residual after attention with the output projection of `block`."""
-    return x + decoder.attention_output(block, units)
+
+    def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
+        return x + decoder.attention_output(block, units)
+
+    return devices.divided(add, whole=1)(block, x, units)
 
 
 @jax.jit
 def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
     """Residual after the FFN with the down projection of `block`."""
-    return x + decoder.ffn_output(block, units)
+
+    def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
+        return x + decoder.ffn_output(block, units)
+
+    return devices.divided(add, whole=1)(block, x, units)
 
 
-@jax.jit
-def output_share(weight: jax.Array, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Mean over tokens of ‖site output‖² / ‖residual‖², from `x [B, T, D]` and what enters `weight`."""
-    out = units.reshape(*x.shape[:2], -1) @ weight
+@functools.partial(jax.jit, static_argnames="count")
+def output_share(weight: jax.Array, x: jax.Array, units: jax.Array, count: int) -> jax.Array:
+    """Mean over tokens of ‖site output‖² / ‖residual‖², from the first `count` sequences of `x [B, T, D]` and
+    of what enters `weight`."""
+    x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
+    out = inputs @ weight
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
@@ -180,11 +221,12 @@ def prune_kind(
     units: int,
     settings: PruningSettings,
 ) -> obs.PrunedSite:
-    """Prune one site to levels `kept [E]`, of which it has `exists [E]`; `weight [d_in, D]`, `gram` XᵀX."""
-    size = gram.shape[0]
+    """Prune one site to levels `kept [E]`, of which it has `exists [E]`; `weight [d_in, D]`, `gram` XᵀX in
+    the parts `[n, d_in, d_in]` that n devices have collected."""
+    size = gram.shape[1]
     chunk = min(settings.neuron_chunk, units) if size == units else 1
     return obs.prune_site(
-        hessian.finish(gram),
+        hessian.finish(devices.total(gram)),
         weight,
         jnp.asarray(kept),
         jnp.asarray(obs.removal_schedule(units, chunk, kept, exists)),
@@ -199,12 +241,12 @@ def prune_kind(
 def begin_fold(params: Params, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> Fold:
     """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
     `batch_tokens` run at a time, in whole sequences."""
+    read = [(tokens, rows) for tokens in texts for rows in batches(tokens, batch_tokens)]
     embedded = [
-        decoder.embed(params, jnp.asarray(tokens[part]))
-        for tokens in texts
-        for part in batches(tokens, batch_tokens)
+        decoder.embed(params, devices.place(jnp.asarray(tokens[rows.indices]), whole=False))
+        for tokens, rows in read
     ]
-    return Fold([], embedded)
+    return Fold([], embedded, [rows.real for _, rows in read])
 
 
 def fold_block(
@@ -225,11 +267,12 @@ def fold_block(
     block = layer_block(params["blocks"], layer)
 
     def collect(
-        statistics: Callable[..., tuple[jax.Array, jax.Array]], residual: list[jax.Array], size: int
+        statistics: Callable[..., Statistics], residual: list[jax.Array], size: int
     ) -> tuple[list[jax.Array], jax.Array]:
-        gram, units = hessian.init(size), []
-        for x in residual:
-            unit, gram = statistics(block, x, gram, config)
+        gram, units = devices.copies(hessian.init(size)), []
+        for x, real in zip(residual, fold.real, strict=True):
+            counts = None if real == len(x) else jnp.arange(len(x)) < real
+            unit, gram = statistics(block, x, gram, counts, config)
             units.append(unit)
         return units, gram
 
@@ -253,16 +296,17 @@ def fold_block(
     dense = block["o"].reshape(-1, config.hidden)
     units, gram = collect(attention_statistics, fold.residual, shape.heads * config.head_dim)
     attention, passed = prune(ATTENTION, gram, dense)
-    share = [output_share(dense, fold.residual[0], units[0])]
+    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
+    share = [output_share(dense, fold.residual[0], units[0], seen)]
     passed_block = block | {"o": passed.reshape(block["o"].shape)}
     residual = [add_attention(passed_block, x, unit) for x, unit in zip(fold.residual, units, strict=True)]
 
     units, gram = collect(ffn_statistics, residual, shape.ffn)
     ffn, passed = prune(FFN, gram, block["down"])
-    share.append(output_share(block["down"], residual[0], units[0]))
+    share.append(output_share(block["down"], residual[0], units[0], seen))
     passed_block = block | {"down": passed}
     residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
-    return Fold([*fold.blocks, BlockSites(attention, ffn, jnp.stack(share))], residual)
+    return Fold([*fold.blocks, BlockSites(attention, ffn, jnp.stack(share))], residual, fold.real)
 
 
 def build_supernet(

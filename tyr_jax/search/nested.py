@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score, watch
-from tyr_jax.search.population import over_chunks, take
+from tyr_jax.search.population import equal_parts, over_chunks, take
 from tyr_jax.search.space import ATTENTION, FFN, bucket_widths, values_at
 
 SLOPE_TOKENS = 512
@@ -168,16 +169,19 @@ def apply_layer(
 def trunk_states(
     nested: Nested, trunk: jax.Array, buckets: jax.Array, tokens: jax.Array, config: ModelConfig
 ) -> jax.Array:
-    """The residual `[L + 1, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the last,
-    on `tokens [S, T]`, sites running at `buckets [2, L]`."""
+    """The residual `[n, L + 1, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
+    last, on the parts of `tokens [n · S, T]` of n devices, sites running at `buckets [2, L]`."""
     rope = decoder.rope_tables(config, tokens.shape[1])
 
-    def step(x: jax.Array, site: Site) -> tuple[jax.Array, jax.Array]:
-        return apply_layer(nested, site, x, rope, config), x
+    def run(nested: Nested, sites: Site, tokens: jax.Array) -> jax.Array:
+        def step(x: jax.Array, site: Site) -> tuple[jax.Array, jax.Array]:
+            return apply_layer(nested, site, x, rope, config), x
+
+        last, before = jax.lax.scan(step, decoder.embed(nested.params, tokens), sites)
+        return jnp.concatenate([before, last[None]])[None]
 
     sites = Site(jnp.arange(config.depth), trunk.T, buckets.T)
-    last, before = jax.lax.scan(step, decoder.embed(nested.params, tokens), sites)
-    return jnp.concatenate([before, last[None]])
+    return devices.divided(run, whole=2)(nested, sites, tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -191,51 +195,70 @@ def score_chunk(
     config: ModelConfig,
     objective: Objective,
 ) -> jax.Array:
-    """Objective `[C]` of `candidates [C, 2, L]` on one batch, sites running at `buckets [2, L]`: all agree
-    in their first `shared []` layers with the candidate whose `trunk_states` are `states`."""
+    """Objective `[n · C]` of n chunks of `candidates [n · C, 2, L]`, each on its device's part of the batch.
+
+    Sites run at `buckets [n, 2, L]`; all candidates of a chunk agree in their first `shared [n]` layers with
+    the one whose `trunk_states` are `states`.
+    """
     rope = decoder.rope_tables(config, batch.tokens.shape[1])
 
-    def evaluate(distribution: jax.Array) -> jax.Array:
-        def step(layer: jax.Array, x: jax.Array) -> jax.Array:
-            site = Site(layer, distribution[:, layer], buckets[:, layer])
-            return apply_layer(nested, site, x, rope, config)
+    def evaluate(
+        nested: Nested,
+        candidates: jax.Array,
+        all_buckets: jax.Array,
+        all_states: jax.Array,
+        all_shared: jax.Array,
+        batch: Batch,
+    ) -> jax.Array:
+        (buckets,), (states,), (shared,) = all_buckets, all_states, all_shared
 
-        def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
-            first = jnp.clip(shared, start, stop)
-            x = jnp.where(shared >= start, states[first], x)
-            return jax.lax.fori_loop(first, stop, step, x)
+        def alone(distribution: jax.Array) -> jax.Array:
+            def step(layer: jax.Array, x: jax.Array) -> jax.Array:
+                site = Site(layer, distribution[:, layer], buckets[:, layer])
+                return apply_layer(nested, site, x, rope, config)
 
-        final, hidden = watch(nested.params, states[0], advance, config, objective)
-        return score(nested.params, final, hidden, batch, objective)
+            def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+                first = jnp.clip(shared, start, stop)
+                x = jnp.where(shared >= start, states[first], x)
+                return jax.lax.fori_loop(first, stop, step, x)
 
-    return jax.vmap(evaluate)(candidates)
+            final, hidden = watch(nested.params, states[0], advance, config, objective)
+            return score(nested.params, final, hidden, batch, objective)
+
+        return jax.vmap(alone)(candidates)
+
+    return devices.divided(evaluate, whole=1)(nested, candidates, buckets, states, shared, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
 def level_slopes(
     nested: Nested, distribution: jax.Array, batch: Batch, config: ModelConfig, objective: Objective
 ) -> jax.Array:
-    """Slopes `[2, L, E]` of the objective on one batch from `distribution [2, L]` towards every level.
+    """Slopes `[n, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on each of the
+    parts of a batch that n devices have.
 
     The slope towards a level is the derivative by t of the objective with the site's weight at
     `(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width.
     """
 
-    def loss(mixture: jax.Array) -> jax.Array:
-        def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
-            block, attn_out, mlp_down, weights = layer
-            out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out).astype(attn_out.dtype)
-            down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down).astype(mlp_down.dtype)
-            return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
+    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+        block, attn_out, mlp_down, weights = layer
+        out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out).astype(attn_out.dtype)
+        down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down).astype(mlp_down.dtype)
+        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
 
+    def loss(mixture: jax.Array, nested: Nested, batch: Batch) -> jax.Array:
         sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
         layers: Any = (*sites, mixture.transpose(1, 0, 2))
         final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
         return score(nested.params, final, hidden, batch, objective)
 
+    def slopes(nested: Nested, now: jax.Array, batch: Batch) -> jax.Array:
+        gradient = jax.grad(loss)(now, nested, batch)
+        return (gradient - jnp.sum(gradient * now, axis=-1, keepdims=True))[None]
+
     now = jax.nn.one_hot(distribution, nested.kept.shape[-1])
-    gradient = jax.grad(loss)(now)
-    return gradient - jnp.sum(gradient * now, axis=-1, keepdims=True)
+    return devices.divided(slopes, whole=2)(nested, now, batch)
 
 
 def pool_slopes(
@@ -249,14 +272,17 @@ def pool_slopes(
 ) -> np.ndarray:
     """`level_slopes` on parts of `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each:
     `[P, 2, L, E]`; `on_chunk` is told the tokens done."""
-    length = pool.tokens.shape[1]
-    rows = max(1, SLOPE_TOKENS // length)
+    length, together = pool.tokens.shape[1], devices.count()
+    parts = equal_parts(sequences, SLOPE_TOKENS // length)
     slopes = []
-    for start in range(0, len(sequences), rows):
-        part = take(pool, sequences[start : start + rows])
-        slopes.append(np.asarray(level_slopes(nested, jnp.asarray(distribution), part, config, objective)))
-        on_chunk(part.tokens.size)
-    return np.stack(slopes)
+    for start in range(0, len(parts), together):
+        real = parts[start : start + together]
+        filled = np.pad(real, ((0, together - len(real)), (0, 0)), mode="edge")
+        batch = take(pool, filled.ravel())
+        found = level_slopes(nested, jnp.asarray(distribution), batch, config, objective)
+        slopes.append(np.asarray(found)[: len(real)])
+        on_chunk(real.size * length)
+    return np.concatenate(slopes)
 
 
 def score_population(
@@ -279,11 +305,11 @@ def score_population(
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
         states = trunk_states(nested, jnp.asarray(one), own_buckets, batch.tokens, config)
 
-        def run(chunk: np.ndarray) -> jax.Array:
-            buckets = jnp.asarray(chunk_buckets(nested, chunk))
-            count = jnp.asarray(shared_layers(one, chunk).min())
-            rest = (buckets, states, count, batch, config, objective)
-            return score_chunk(nested, jnp.asarray(chunk), *rest)
+        def run(chunks: np.ndarray) -> jax.Array:
+            buckets = jnp.asarray(np.stack([chunk_buckets(nested, chunk) for chunk in chunks]))
+            counts = jnp.asarray(shared_layers(one, chunks).min(axis=1))
+            rest = (buckets, states, counts, batch, config, objective)
+            return score_chunk(nested, jnp.asarray(np.concatenate(chunks)), *rest)
 
         return run
 

@@ -47,7 +47,7 @@ class Objective:
 class Batch(NamedTuple):
     """A minibatch with the dense model's answer.
 
-    `tokens [B, T]`, its predictions `dense`, its observed layers' outputs `hidden [O, B, T, D]` (O = 0
+    `tokens [B, T]`, its predictions `dense`, its observed layers' outputs `hidden [B, O, T, D]` (O = 0
     unless the objective compares them).
     """
 
@@ -57,8 +57,8 @@ class Batch(NamedTuple):
 
 
 def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """‖h_dense − h_sparse‖² / ‖h_dense‖² summed over the observed layers; arrays `[O, B, T, D]`."""
-    axes = (1, 2, 3)
+    """‖h_dense − h_sparse‖² / ‖h_dense‖² summed over the observed layers; arrays `[B, O, T, D]`."""
+    axes = (0, 2, 3)
     return jnp.sum(jnp.sum((teacher - student) ** 2, axes) / jnp.sum(teacher**2, axes))
 
 
@@ -66,7 +66,7 @@ def score(
     params: Params, final: jax.Array, hidden: jax.Array, batch: Batch, objective: Objective
 ) -> jax.Array:
     """The objective, a float32 scalar (lower is better), of a model with normed last hidden states
-    `final [B, T, D]` and observed layers' outputs `hidden [O, B, T, D]`."""
+    `final [B, T, D]` and observed layers' outputs `hidden [B, O, T, D]`."""
     normaliser = log_normaliser(params, final)
     if objective.objective == "perplexity":
         return jnp.mean(negative_log_likelihood(params, final, normaliser, batch.tokens))
@@ -95,7 +95,7 @@ def observe(
         objective: names the observed layers.
 
     Returns:
-        Normed last hidden states `[B, T, D]`, and the observed layers' outputs `[O, B, T, D]`.
+        Normed last hidden states `[B, T, D]`, and the observed layers' outputs `[B, O, T, D]`.
     """
     rope = decoder.rope_tables(config, tokens.shape[1])
 
@@ -126,5 +126,5 @@ def watch(
         x = advance(x, start, stop)
         outputs[stop - 1] = x
     hidden = [outputs[layer] for layer in observed_layers]
-    stacked = jnp.stack(hidden) if hidden else jnp.zeros((0, *x.shape), x.dtype)
+    stacked = jnp.stack(hidden, axis=1) if hidden else jnp.zeros((len(x), 0, *x.shape[1:]), x.dtype)
     return decoder.final_hidden(params, x, config), stacked

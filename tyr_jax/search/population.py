@@ -7,6 +7,7 @@ stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.batches import BATCH_TOKENS, batches, candidate_tokens
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import predict
@@ -30,8 +32,11 @@ def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, object
     def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
         return decoder.apply_block(block, x, rope, config)
 
-    final, hidden = observe(params, params["blocks"], apply, tokens, config, objective)
-    return Batch(tokens, predict(params, final), hidden)
+    def answer(params: Params, tokens: jax.Array) -> Batch:
+        final, hidden = observe(params, params["blocks"], apply, tokens, config, objective)
+        return Batch(tokens, predict(params, final), hidden)
+
+    return devices.divided(answer, whole=1)(params, tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -43,19 +48,25 @@ def score_chunk(
     config: ModelConfig,
     objective: Objective,
 ) -> jax.Array:
-    """Objective `[C]` of `candidates [C, 2, L]` on one batch: a `vmap` over distributions."""
+    """Objective `[C]` of `candidates [C, 2, L]` on a batch: a `vmap` over distributions.
+
+    Each device has its part of the candidates, and its part of the batch to score them on.
+    """
 
     def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
         block, attn_out, mlp_down, levels = layer
         block = block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
         return decoder.apply_block(block, x, rope, config)
 
-    def evaluate(distribution: jax.Array) -> jax.Array:
-        layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
-        final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
-        return score(params, final, hidden, batch, objective)
+    def evaluate(params: Params, supernet: Supernet, candidates: jax.Array, batch: Batch) -> jax.Array:
+        def alone(distribution: jax.Array) -> jax.Array:
+            layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
+            final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
+            return score(params, final, hidden, batch, objective)
 
-    return jax.vmap(evaluate)(candidates)
+        return jax.vmap(alone)(candidates)
+
+    return devices.divided(evaluate, whole=2)(params, supernet, candidates, batch)
 
 
 def teacher_targets(
@@ -67,22 +78,22 @@ def teacher_targets(
 ) -> Batch:
     """The dense model's answer on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
     parts = []
-    for rows in batches(tokens, BATCH_TOKENS):
+    for rows, real in batches(tokens, BATCH_TOKENS):
         part = teacher_batch(params, jnp.asarray(tokens[rows]), config, objective)
-        parts.append(jax.block_until_ready(part))
-        on_batch(len(part.tokens))
-    read, dense, hidden = zip(*parts, strict=True)
-    return Batch(
-        jnp.concatenate(read),
-        jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *dense),
-        jnp.concatenate(hidden, axis=1),
-    )
+        parts.append(jax.tree.map(lambda array, real=real: array[:real], jax.block_until_ready(part)))
+        on_batch(real)
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
 def take(pool: Batch, sequences: np.ndarray) -> Batch:
     """The part of a pool at `sequences [s]`."""
-    dense = jax.tree.map(lambda array: array[sequences], pool.dense)
-    return Batch(pool.tokens[sequences], dense, pool.hidden[:, sequences])
+    return jax.tree.map(lambda array: array[sequences], pool)
+
+
+def equal_parts(sequences: np.ndarray, most: int) -> np.ndarray:
+    """`sequences [s]` in the fewest parts of one size, at most `most`: `[P, rows]`."""
+    rows = max(size for size in range(1, max(1, most) + 1) if len(sequences) % size == 0)
+    return sequences.reshape(-1, rows)
 
 
 def over_chunks(
@@ -94,26 +105,36 @@ def over_chunks(
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
 
-    `prepare(batch)` gives what scores a chunk of candidates on a batch. All candidates see the same tokens,
-    so that their values compare. `on_chunk` is told the candidate-tokens done.
+    A chunk of candidates meets a part of the sequences on one device. On n devices, n such pairs run at a
+    time: of as many parts as divide n, and beside each other only then of several chunks.
+
+    Args:
+        prepare: given the parts of all devices, one after the other, gives what scores a chunk on each of
+            them: `[n, width, 2, L]` → `[n · width]`.
+        candidates: all see the same tokens, so that their values compare.
+        pool: the search text.
+        sequences: of it.
+        on_chunk: told the candidate-tokens done.
     """
-    count, length = len(candidates), pool.tokens.shape[1]
-    size = candidate_tokens()
-    rows = min(len(sequences), max(1, size // length))
-    width = min(count, max(1, size // (length * rows)))
+    count, length, size = len(candidates), pool.tokens.shape[1], candidate_tokens()
+    parts = equal_parts(sequences, size // length)
+    beside = math.gcd(len(parts), devices.count())
+    groups = devices.count() // beside
+    width = min(-(-count // groups), max(1, size // (length * parts.shape[1])))
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
-    padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % width, axis=0)])
-    weights, totals = [], []
-    for start in range(0, len(sequences), rows):
-        part = sequences[start : start + rows]
-        weights.append(len(part))
-        run = prepare(take(pool, part))
+    padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % (groups * width), axis=0)])
+    chunks = padded.reshape(-1, groups, width, *candidates.shape[1:])
+    means = []
+    for together in parts.reshape(-1, beside, parts.shape[1]):
+        run = prepare(take(pool, np.tile(together.ravel(), groups)))
         values = []
-        for first in range(0, len(padded), width):
-            values.append(np.asarray(run(padded[first : first + width])))
-            on_chunk(min(width, count - first) * len(part) * length)
-        totals.append(np.concatenate(values)[:count])
-    return np.average(totals, axis=0, weights=weights)
+        for number, chunk in enumerate(chunks):
+            scores = np.asarray(run(np.repeat(chunk, beside, axis=0)))
+            values.append(scores.reshape(groups, beside, width).mean(axis=1))
+            new = min(groups * width, count - number * groups * width)
+            on_chunk(new * together.size * length)
+        means.append(np.concatenate(values).reshape(-1)[:count])
+    return np.mean(means, axis=0)
 
 
 def score_population(
@@ -129,6 +150,10 @@ def score_population(
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width."""
 
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        return lambda chunk: score_chunk(params, supernet, jnp.asarray(chunk), batch, config, objective)
+        def run(chunks: np.ndarray) -> jax.Array:
+            joined = jnp.asarray(np.concatenate(chunks))
+            return score_chunk(params, supernet, joined, batch, config, objective)
+
+        return run
 
     return over_chunks(prepare, candidates, pool, sequences, on_chunk)

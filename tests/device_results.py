@@ -1,0 +1,66 @@
+"""What the stages compute on 1, 2, … devices of one process: run by test_devices with many CPU devices."""
+
+import dataclasses
+import pickle
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from conftest import make_tiny_config
+from reference import random_supernet
+
+from tyr_jax import devices, quality
+from tyr_jax.model.spec import random_params
+from tyr_jax.pruning import supernet as supernet_module
+from tyr_jax.pruning.supernet import PruningSettings, build_supernet
+from tyr_jax.search import nested, population, space
+from tyr_jax.search.objective import Objective
+
+LENGTH = 16
+
+
+def results(number: int) -> dict[str, Any]:
+    """Everything that is computed on `number` devices, by name."""
+    config = make_tiny_config(qkv_bias=True)
+    settings, objective = PruningSettings(), Objective("hidden+kl")
+    rng = np.random.default_rng(0)
+    # Numbers of sequences that no number of devices divides.
+    calibration, openings, search, windows = (
+        rng.integers(0, config.vocab, shape) for shape in ((21, LENGTH), (7, 4), (12, LENGTH), (11, LENGTH))
+    )
+    grid = space.uniform_grid(settings.kinds(config), config.depth, 0.5, 5, 0.125)
+    population.candidate_tokens = lambda: 2 * LENGTH
+    supernet_module.SHARE_TOKENS = 2 * LENGTH
+    with devices.in_use(number):
+        params = devices.place(random_params(config, jax.random.key(0), scale=0.2), whole=True)
+        supernet = build_supernet(params, [calibration, openings], config, grid, settings, batch_tokens=32)
+        teacher, dense = quality.teach(params, windows, config)
+        pool = population.teacher_targets(params, search, config, objective)
+        found: dict[str, Any] = {
+            "supernet": dataclasses.asdict(supernet),
+            "teacher": teacher,
+            "quality": (dense, quality.measure(params, windows, config, teacher)),
+            "pool": pool,
+        }
+        net = nested.nest(params, random_supernet(config, grid, config.dense_shape.heads), config)
+        exists = np.argwhere(grid.exists[0, 0]).ravel()
+        candidates = rng.choice(exists, (11, 2, config.depth))
+        for count, sequences in ((11, 1), (11, 2), (3, 4), (1, 12), (11, 3)):
+            few, some = candidates[:count], np.arange(sequences)
+            rest = (pool, some, config, objective)
+            found[f"scores of {count} on {sequences}"] = nested.score_population(net, few, *rest)
+        for sequences in (1, 12):
+            some = np.arange(sequences)
+            found[f"slopes on {sequences}"] = nested.pool_slopes(
+                net, candidates[0], pool, some, config, objective
+            )
+        found["full width"] = population.score_population(
+            params, supernet, candidates, pool, np.arange(3), config, objective
+        )
+    return jax.tree.map(np.asarray, found)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "wb") as file:
+        pickle.dump({number: results(number) for number in map(int, sys.argv[2:])}, file)

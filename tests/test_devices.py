@@ -1,0 +1,57 @@
+"""Several devices find what one finds. In processes of their own, whose CPU counts as eight devices."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tyr_jax import devices, prune
+
+NUMBERS = 1, 2, 8
+
+
+def run(*arguments: str) -> None:
+    """Run Python where JAX sees eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    subprocess.run([sys.executable, *arguments], env={**os.environ, "XLA_FLAGS": flags}, check=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("devices") / "results.pickle"
+    run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("number", NUMBERS[1:])
+def test_every_stage(number: int, results: dict[int, dict[str, Any]]) -> None:
+    one, other = (jax.tree.flatten_with_path(results[n])[0] for n in (1, number))
+    for (path, expected), (_, ours) in zip(one, other, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
+    outputs = tmp_path / "one", tmp_path / "eight"
+    prune.main([*tiny_arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *tiny_arguments, "--output", str(outputs[1]))
+    one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
+    assert one["distribution"] == eight["distribution"]
+    weights, others = (load_file(output / "model.safetensors") for output in outputs)
+    assert weights.keys() == others.keys()
+    for name, expected in weights.items():
+        np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_where_there_is_no_mesh_nothing_is_divided() -> None:
+    assert devices.count() == 1
+    assert devices.divided(len) is len
+    with devices.in_use():
+        assert devices.count() == 1

@@ -1,0 +1,69 @@
+"""All devices at once: a mesh of one axis, and functions of which every device computes its own part.
+
+The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed
+or divided. Arrays are divided along their first axis.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Tree = TypeVar("Tree")
+
+AXIS = "devices"
+
+
+def in_use(number: int | None = None) -> contextlib.AbstractContextManager[Any]:
+    """A context in which all devices are in use, or the first `number` of them."""
+    return jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:number]), (AXIS,)))
+
+
+def count() -> int:
+    """Devices of the current mesh; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def divided(function: Function, whole: int = 0) -> Function:
+    """`function`, computed by every device on its part of the arguments.
+
+    The first `whole` arguments are the same for all devices; the arrays of the others, and of the results,
+    are divided along their first axis, whose length must be a multiple of the number of devices.
+    """
+    if count() == 1:
+        return function
+
+    def run(*arguments: Any) -> Any:
+        own = PartitionSpec(AXIS)
+        specs = tuple(PartitionSpec() if i < whole else own for i in range(len(arguments)))
+        # Attention's loop over sequences has no rule for how its values vary over devices.
+        return jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)(*arguments)
+
+    return run  # type: ignore[return-value]
+
+
+def copies(array: jax.Array) -> jax.Array:
+    """`array` once for every device, `[n, ...]`, and divided among them."""
+    return place(jnp.broadcast_to(array, (count(), *array.shape)), whole=False)
+
+
+@jax.jit
+def total(parts: jax.Array) -> jax.Array:
+    """The sum of `parts [n, ...]`, one of each device, whole on all of them."""
+    if count() == 1:
+        return parts[0]
+    return jax.lax.with_sharding_constraint(jnp.sum(parts, axis=0), PartitionSpec())
+
+
+def place(tree: Tree, whole: bool) -> Tree:
+    """The arrays of a pytree on the devices: `whole` on each, or divided along their first axis."""
+    if count() == 1:
+        return tree
+    mesh = jax.sharding.get_mesh()
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec(AXIS)))
