@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.pruning.linalg import HIGHEST
+
 PANELS = 4
 """Column panels of the upper triangle: 10/16 of the multiplications of a full XᵀX. More and narrower
 panels multiply less, but more slowly than they save."""
@@ -14,8 +16,6 @@ FLOOR = 1e-3
 """Damping of a dead channel in terms of the mean, where damping is by channel."""
 
 DampingScale = Literal["mean", "channel"]
-
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def panel_edges(size: int) -> list[int]:

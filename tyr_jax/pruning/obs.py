@@ -2,9 +2,9 @@
 
 Units (heads or neurons) leave in the order of their saliency, a chunk at a time, with an OBS update of the
 remaining weights and of Hs⁻¹ after each chunk (Eq. 10). The order does not depend on any target, so one
-pass serves all levels. Numbered last-removed first, the units of every level are a prefix, and one Cholesky
-factor of the permuted Hs holds each level's factor as its leading block: the weights of a level are the
-least-squares optimum on its support, `W_S = Hs_SS⁻¹ G_S`, free of the drift of the incremental updates.
+pass serves all levels. Numbered last-removed first, the units of every level are a prefix, and one pass over
+the permuted Hs gives the solutions on all prefixes: the weights of a level are the least-squares optimum on
+its support, `W_S = Hs_SS⁻¹ G_S`, free of the drift of the incremental updates.
 
 Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
 1 for neurons), `d_in = U·b`, `D` outputs, `E` levels.
@@ -12,16 +12,16 @@ Axis letters here: `U` units of a site, `b` input channels of a unit (H for head
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax.linalg import cholesky
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 
-from tyr_jax.pruning.hessian import HIGHEST, DampingScale, damp
+from tyr_jax.pruning import linalg
+from tyr_jax.pruning.hessian import DampingScale, damp
+from tyr_jax.pruning.linalg import HIGHEST
 from tyr_jax.search.space import bucket_widths
 
 MAX_DAMPING_RAISES = 6
@@ -238,51 +238,32 @@ def level_weights(
     """Least-squares weights of every level `[E, d_in, D]`: `W_S = Hs_SS⁻¹ G_S`, zero elsewhere.
 
     `hessian [d_in, d_in]` damped, `gradient [d_in, D]`, `rank [U]`, `kept [E]` units. With channels
-    permuted by rank, level e's factor is the leading block of one Cholesky factor, and its forward
-    substitution is a prefix of the full one; only the back-substitutions differ.
+    permuted by rank, the support of every level is a prefix.
     """
     order = jnp.argsort(rank)
     channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
-    factor = cholesky(hessian[channels][:, channels], symmetrize_input=False)
-    forward = solve_triangular(factor, gradient[channels], lower=True)
-    widths = bucket_widths(len(rank), unit_size)
-
-    def solve_leading(width: int) -> Callable[[jax.Array], jax.Array]:
-        def solve(count: jax.Array) -> jax.Array:
-            inside = jnp.arange(width) < count * unit_size
-            # The identity outside the level's block gives the exact answer in a static shape.
-            block = inside[:, None] & inside
-            leading = jnp.where(block, factor[:width, :width], jnp.eye(width, dtype=factor.dtype))
-            solution = solve_triangular(leading, forward[:width] * inside[:, None], trans=1, lower=True)
-            return jnp.zeros_like(forward).at[channels[:width]].set(solution)
-
-        return solve
-
-    def solve_level(count: jax.Array) -> jax.Array:
-        bucket = jnp.searchsorted(jnp.array(widths), count * unit_size)
-        return jax.lax.switch(bucket, [solve_leading(width) for width in widths], count)
-
-    return jax.lax.map(solve_level, kept)
+    permuted, widths = hessian[channels][:, channels], bucket_widths(len(rank), unit_size)
+    solutions = linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths)
+    return jnp.zeros_like(solutions).at[:, channels].set(solutions)
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(damped Hs, its inverse, damping used): the damping is raised tenfold until Cholesky succeeds."""
+    """(damped Hs, its inverse, damping used): the damping is raised tenfold until there is an inverse."""
 
     def attempt(factor: jax.Array) -> jax.Array:
-        return cholesky(damp(gram, factor, scale), symmetrize_input=False)
+        return linalg.inverse(damp(gram, factor, scale))
 
     def raise_damping(state: tuple) -> tuple:
         tries, factor, _ = state
         return tries + 1, factor * 10, attempt(factor * 10)
 
     def failed(state: tuple) -> jax.Array:
-        tries, _, lower = state
-        # A matrix that has no factor gives NaN throughout.
-        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(jnp.diagonal(lower)))
+        tries, _, inverse = state
+        # A matrix that is not positive definite gives NaN throughout.
+        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(jnp.diagonal(inverse)))
 
     start = jnp.asarray(damping, gram.dtype)
-    _, used, lower = jax.lax.while_loop(failed, raise_damping, (0, start, attempt(start)))
-    inverse = cho_solve((lower, True), jnp.eye(gram.shape[0], dtype=gram.dtype))
+    _, used, inverse = jax.lax.while_loop(failed, raise_damping, (0, start, attempt(start)))
     return damp(gram, used, scale), inverse, used
 
 

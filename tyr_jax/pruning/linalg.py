@@ -1,0 +1,159 @@
+"""The two pieces of linear algebra that a site needs: its Hessian's inverse, and solutions on its prefixes.
+
+On CPUs, LAPACK does both. Elsewhere they are Gauss–Jordan sweeps of a block of channels at a time: products
+of matrices and the factor of a small block, in one loop whatever the size. (XLA's own factorisation unrolls
+on a TPU: at 14,336 channels it does not compile in minutes.) A sweep of channels S turns `[H | G]` into the
+one whose rows S are `H_SS⁻¹ [H | G]_S`: after all channels the left side is the inverse, and after the first
+k the right side's first k rows are the solution on them.
+
+Axis letters: `d` channels, `D` outputs, `E` prefixes.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.lax.linalg import cholesky
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+BLOCK = 256
+"""Channels swept at a time, at most."""
+
+Inverse = Callable[[jax.Array], jax.Array]
+"""`H [d, d]` → `H⁻¹ [d, d]`."""
+
+matmul = functools.partial(jnp.matmul, precision=HIGHEST)
+
+
+def inverse(hessian: jax.Array) -> jax.Array:
+    """`H⁻¹ [d, d]` of a symmetric positive definite `hessian [d, d]`; not finite if it is not that."""
+    return jax.lax.platform_dependent(hessian, cpu=inverse_by_factor, default=inverse_by_sweeps)
+
+
+def prefix_solutions(
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...]
+) -> jax.Array:
+    """`X[e, :k] = H[:k, :k]⁻¹ G[:k]`, zero below, for every `k` of `counts [E]`: `[E, d, D]`.
+
+    `hessian [d, d]` symmetric positive definite, `right [d, D]`; `widths`, of which the last is d, are sizes
+    that a solution may be computed at where that is cheaper.
+    """
+    by_factor = functools.partial(solve_by_factor, widths=widths)
+    return jax.lax.platform_dependent(hessian, right, counts, cpu=by_factor, default=solve_by_sweeps)
+
+
+def inverse_by_factor(hessian: jax.Array) -> jax.Array:
+    """`inverse`, by a Cholesky factor."""
+    lower = cholesky(hessian, symmetrize_input=False)
+    return cho_solve((lower, True), jnp.eye(len(hessian), dtype=hessian.dtype))
+
+
+def solve_by_factor(
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...]
+) -> jax.Array:
+    """`prefix_solutions`, by one Cholesky factor.
+
+    A prefix's factor is the leading block of the whole one, and its forward substitution a prefix of the
+    whole one's; only the back-substitutions differ.
+    """
+    factor = cholesky(hessian, symmetrize_input=False)
+    forward = solve_triangular(factor, right, lower=True)
+
+    def solve_leading(width: int) -> Callable[[jax.Array], jax.Array]:
+        def solve(count: jax.Array) -> jax.Array:
+            inside = jnp.arange(width) < count
+            # The identity outside the prefix's block gives the exact answer in a static shape.
+            block = inside[:, None] & inside
+            leading = jnp.where(block, factor[:width, :width], jnp.eye(width, dtype=factor.dtype))
+            solution = solve_triangular(leading, forward[:width] * inside[:, None], trans=1, lower=True)
+            return jnp.zeros_like(forward).at[:width].set(solution)
+
+        return solve
+
+    def solve_prefix(count: jax.Array) -> jax.Array:
+        bucket = jnp.searchsorted(jnp.array(widths), count)
+        return jax.lax.switch(bucket, [solve_leading(width) for width in widths], count)
+
+    return jax.lax.map(solve_prefix, counts)
+
+
+def sweep(
+    matrix: jax.Array, right: jax.Array, first: jax.Array, count: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """`[matrix | right]` with channels `first` to `first + count` swept, at most `block`; all before are.
+
+    `matrix [d, d]` is symmetric but for the sign of what swept and other channels have in common, so that
+    its rows tell its columns.
+    """
+    size = len(matrix)
+    channel = jnp.arange(size)
+    start = jnp.minimum(first, size - block)
+    place = start + jnp.arange(block)
+    active = (place >= first) & (place < first + count)
+
+    def rows_of(array: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(array, start, block) * active[:, None]
+
+    def with_rows(array: jax.Array, rows: jax.Array) -> jax.Array:
+        others = jax.lax.dynamic_slice_in_dim(array, start, block)
+        rows = jnp.where(active[:, None], rows, others)
+        return jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0)
+
+    rows = rows_of(matrix)
+    corner = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+    identity = jnp.eye(block, dtype=matrix.dtype)
+    corner = jnp.where(active[:, None] & active, corner, identity)
+    # corner = L Lᵀ; half = L⁻¹.
+    half = solve_triangular(cholesky(corner, symmetrize_input=False), identity, lower=True)
+    left, answers = matmul(half, rows), matmul(half, rows_of(right))
+    sign = jnp.where(channel < first, -1, 1).astype(matrix.dtype)
+    columns = (sign * left).T
+    swept = (channel >= first) & (channel < first + count)
+    at = jnp.clip(channel - start, 0, block - 1)
+    fresh = jnp.where(swept, matmul(half.T, half)[:, at], matmul(half.T, left))
+    matrix = jnp.where(swept, -(sign * fresh).T[:, at], matrix - matmul(columns, left))
+    right = right - matmul(columns, answers)
+    return with_rows(matrix, fresh), with_rows(right, matmul(half.T, answers))
+
+
+def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
+    """`inverse`, by sweeps of all channels."""
+    size = len(hessian)
+    block = min(BLOCK, size)
+    nothing = jnp.zeros((size, 0), hessian.dtype)
+
+    def step(number: jax.Array, matrix: jax.Array) -> jax.Array:
+        first = number * block
+        return sweep(matrix, nothing, first, jnp.minimum(block, size - first), block)[0]
+
+    return jax.lax.fori_loop(0, -(-size // block), step, hessian)
+
+
+def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> jax.Array:
+    """`prefix_solutions`, by sweeps that halt at every one of `counts`."""
+    size = len(hessian)
+    block = min(BLOCK, size)
+    State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+    def more(state: State) -> jax.Array:
+        return state[0] < jnp.max(counts)
+
+    def step(state: State) -> State:
+        done, matrix, right, found = state
+        halt = jnp.min(jnp.where(counts > done, counts, size))
+        count = jnp.minimum(block, halt - done)
+        matrix, right = sweep(matrix, right, done, count, block)
+        done += count
+
+        def keep(found: jax.Array) -> jax.Array:
+            solution = jnp.where((jnp.arange(size) < done)[:, None], right, 0)
+            return jnp.where((counts == done)[:, None, None], solution, found)
+
+        return done, matrix, right, jax.lax.cond(done == halt, keep, lambda found: found, found)
+
+    nothing = jnp.zeros((len(counts), *right.shape), right.dtype)
+    start = jnp.zeros((), counts.dtype), hessian, right, nothing
+    return jax.lax.while_loop(more, step, start)[3]
