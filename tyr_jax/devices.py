@@ -53,12 +53,16 @@ def copies(array: jax.Array) -> jax.Array:
     return place(jnp.broadcast_to(array, (count(), *array.shape)), whole=False)
 
 
-@jax.jit
-def total(parts: jax.Array) -> jax.Array:
-    """The sum of `parts [n, ...]`, one of each device, whole on all of them."""
-    if count() == 1:
-        return parts[0]
-    return jax.lax.with_sharding_constraint(jnp.sum(parts, axis=0), PartitionSpec())
+def along(array: jax.Array, axis: int) -> jax.Array:
+    """`array`, within a jitted function, divided along `axis`, where the devices divide its length."""
+    if count() == 1 or array.shape[axis] % count():
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(*[None] * axis, AXIS))
+
+
+def everywhere(array: jax.Array) -> jax.Array:
+    """`array`, within a jitted function, whole on every device."""
+    return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
 def place(tree: Tree, whole: bool) -> Tree:

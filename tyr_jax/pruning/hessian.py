@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from tyr_jax import devices
 from tyr_jax.pruning.linalg import HIGHEST
 
 PANELS = 4
@@ -44,10 +45,12 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def finish(accumulator: jax.Array) -> jax.Array:
-    """The full symmetric XᵀX `[d_in, d_in]` from an accumulator's upper triangle."""
-    index = jnp.arange(len(accumulator))
-    return jnp.where(index[:, None] <= index, accumulator, accumulator.T)
+def finish(parts: jax.Array) -> jax.Array:
+    """The full symmetric XᵀX `[d_in, d_in]` from the upper triangles of the accumulators `[n, d_in, d_in]` of
+    n devices; its columns are divided among them."""
+    total = devices.along(jnp.sum(parts, axis=0), 1)
+    index = jnp.arange(len(total))
+    return devices.along(jnp.where(index[:, None] <= index, total, total.T), 1)
 
 
 def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:

@@ -1,10 +1,10 @@
 """The two pieces of linear algebra that a site needs: its Hessian's inverse, and solutions on its prefixes.
 
-On CPUs, LAPACK does both. Elsewhere they are Gauss–Jordan sweeps of a block of channels at a time: products
-of matrices and the factor of a small block, in one loop whatever the size. (XLA's own factorisation unrolls
-on a TPU: at 14,336 channels it does not compile in minutes.) A sweep of channels S turns `[H | G]` into the
-one whose rows S are `H_SS⁻¹ [H | G]_S`: after all channels the left side is the inverse, and after the first
-k the right side's first k rows are the solution on them.
+On one CPU, LAPACK does both. Elsewhere they are Gauss–Jordan sweeps of a block of channels at a time:
+products of matrices and the factor of a small block, in one loop whatever the size. (XLA's own factorisation
+unrolls on a TPU: at 14,336 channels it does not compile in minutes.) A sweep of channels S turns `[H | G]`
+into the one whose rows S are `H_SS⁻¹ [H | G]_S`: after all channels the left side is the inverse, and after
+the first k the right side's first k rows are the solution on them.
 
 Axis letters: `d` channels, `D` outputs, `E` prefixes.
 """
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax.linalg import cholesky
 from jax.scipy.linalg import cho_solve, solve_triangular
+
+from tyr_jax import devices
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -30,6 +32,8 @@ matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
 def inverse(hessian: jax.Array) -> jax.Array:
     """`H⁻¹ [d, d]` of a symmetric positive definite `hessian [d, d]`; not finite if it is not that."""
+    if devices.count() > 1:
+        return inverse_by_sweeps(hessian)
     return jax.lax.platform_dependent(hessian, cpu=inverse_by_factor, default=inverse_by_sweeps)
 
 
@@ -41,6 +45,8 @@ def prefix_solutions(
     `hessian [d, d]` symmetric positive definite, `right [d, D]`; `widths`, of which the last is d, are sizes
     that a solution may be computed at where that is cheaper.
     """
+    if devices.count() > 1:
+        return solve_by_sweeps(hessian, right, counts)
     by_factor = functools.partial(solve_by_factor, widths=widths)
     return jax.lax.platform_dependent(hessian, right, counts, cpu=by_factor, default=solve_by_sweeps)
 
@@ -86,7 +92,7 @@ def sweep(
     """`[matrix | right]` with channels `first` to `first + count` swept, at most `block`; all before are.
 
     `matrix [d, d]` is symmetric but for the sign of what swept and other channels have in common, so that
-    its rows tell its columns.
+    its rows tell its columns. Several devices have columns each, and exchange the rows of a block.
     """
     size = len(matrix)
     channel = jnp.arange(size)
@@ -100,15 +106,15 @@ def sweep(
     def with_rows(array: jax.Array, rows: jax.Array) -> jax.Array:
         others = jax.lax.dynamic_slice_in_dim(array, start, block)
         rows = jnp.where(active[:, None], rows, others)
-        return jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0)
+        return devices.along(jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0), 1)
 
     rows = rows_of(matrix)
-    corner = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1)
+    corner = devices.everywhere(jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1))
     identity = jnp.eye(block, dtype=matrix.dtype)
     corner = jnp.where(active[:, None] & active, corner, identity)
     # corner = L Lᵀ; half = L⁻¹.
     half = solve_triangular(cholesky(corner, symmetrize_input=False), identity, lower=True)
-    left, answers = matmul(half, rows), matmul(half, rows_of(right))
+    left, answers = devices.everywhere(matmul(half, rows)), matmul(half, rows_of(right))
     sign = jnp.where(channel < first, -1, 1).astype(matrix.dtype)
     columns = (sign * left).T
     swept = (channel >= first) & (channel < first + count)
@@ -129,7 +135,7 @@ def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
         first = number * block
         return sweep(matrix, nothing, first, jnp.minimum(block, size - first), block)[0]
 
-    return jax.lax.fori_loop(0, -(-size // block), step, hessian)
+    return jax.lax.fori_loop(0, -(-size // block), step, devices.along(hessian, 1))
 
 
 def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> jax.Array:
@@ -155,5 +161,10 @@ def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> 
         return done, matrix, right, jax.lax.cond(done == halt, keep, lambda found: found, found)
 
     nothing = jnp.zeros((len(counts), *right.shape), right.dtype)
-    start = jnp.zeros((), counts.dtype), hessian, right, nothing
+    start = (
+        jnp.zeros((), counts.dtype),
+        devices.along(hessian, 1),
+        devices.along(right, 1),
+        devices.along(nothing, 2),
+    )
     return jax.lax.while_loop(more, step, start)[3]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
+from tyr_jax import devices
 from tyr_jax.pruning import linalg
 from tyr_jax.pruning.hessian import DampingScale, damp
 from tyr_jax.pruning.linalg import HIGHEST
@@ -125,13 +126,13 @@ class Inverse(NamedTuple):
 
 def inverse_of(matrix: jax.Array, unit_size: int, rows: int) -> Inverse:
     """`matrix [d_in, d_in]`, Hs⁻¹ of all channels, with an empty panel of `rows`."""
-    panel = jnp.zeros((rows, matrix.shape[0]), matrix.dtype)
-    return Inverse(matrix, panel, unit_blocks(matrix, unit_size))
+    panel = devices.along(jnp.zeros((rows, matrix.shape[0]), matrix.dtype), 1)
+    return Inverse(devices.along(matrix, 1), panel, devices.along(unit_blocks(matrix, unit_size), 0))
 
 
 def absorb(inverse: Inverse) -> Inverse:
     """The same matrix with an empty panel."""
-    product = jnp.matmul(inverse.panel.T, inverse.panel, precision=HIGHEST)
+    product = jnp.matmul(devices.everywhere(inverse.panel).T, inverse.panel, precision=HIGHEST)
     return inverse._replace(base=inverse.base - product, panel=jnp.zeros_like(inverse.panel))
 
 
@@ -144,14 +145,14 @@ def obs_step(
     """
     base, panel, blocks = inverse
     units, unit_size = blocks.shape[:2]
-    rows = base[channels] - jnp.matmul(panel[:, channels].T, panel, precision=HIGHEST)
+    rows = base[channels] - jnp.matmul(devices.everywhere(panel[:, channels]).T, panel, precision=HIGHEST)
     rows *= active[:, None]
+    corner = devices.everywhere(rows[:, channels])
     # Rounding must not make a nearly singular corner indefinite.
-    floor = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.diagonal(rows[:, channels]))
-    corner = rows[:, channels] * active + jnp.diag(1.0 - active + floor)
-    factor = jnp.linalg.cholesky(corner)
-    fresh = solve_triangular(factor, rows, lower=True)
-    step = solve_triangular(factor, weight[channels] * active[:, None], lower=True)
+    floor = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.diagonal(corner))
+    factor = jnp.linalg.cholesky(corner * active + jnp.diag(1.0 - active + floor))
+    fresh = devices.along(solve_triangular(factor, rows, lower=True), 1)
+    step = solve_triangular(factor, devices.everywhere(weight[channels]) * active[:, None], lower=True)
     parts = fresh.reshape(-1, units, unit_size)
     blocks -= jnp.einsum("cub,cuk->ubk", parts, parts, precision=HIGHEST)
     weight -= jnp.matmul(fresh.T, step, precision=HIGHEST)
@@ -220,7 +221,7 @@ def removal_rank(
         return state._replace(inverse=absorb(state.inverse))
 
     start = _Pass(
-        weight,
+        devices.along(weight, 0),
         inverse_of(inverse, unit_size, steps * width),
         jnp.zeros(units, jnp.int32),
         jnp.ones(units, bool),
@@ -242,7 +243,9 @@ def level_weights(
     """
     order = jnp.argsort(rank)
     channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
-    permuted, widths = hessian[channels][:, channels], bucket_widths(len(rank), unit_size)
+    # Only rows move, from columns of one device each.
+    permuted = devices.along(devices.along(hessian[channels], 1).T, 1)[channels]
+    widths = bucket_widths(len(rank), unit_size)
     solutions = linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths)
     return jnp.zeros_like(solutions).at[:, channels].set(solutions)
 
@@ -298,10 +301,12 @@ def prune_site(
     dtype = gram.dtype
     dense = weight.astype(dtype)
     hessian, inverse, used = factorise(gram, damping, damping_scale)
-    gradient = jnp.matmul(hessian, dense, precision=HIGHEST)
+    # Hs is its own transpose, and of that one, rows are at hand.
+    gradient = devices.along(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
     rank, sound = removal_rank(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
+    gradient = devices.along(gradient, 1)
     weights = level_weights(hessian, gradient, rank, kept, unit_size)
     # A site that keeps all keeps its weights, to the last bit.
     weights = jnp.where(kept[:, None, None] * unit_size == len(weight), dense, weights)

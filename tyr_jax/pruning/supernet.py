@@ -226,7 +226,7 @@ def prune_kind(
     size = gram.shape[1]
     chunk = min(settings.neuron_chunk, units) if size == units else 1
     return obs.prune_site(
-        hessian.finish(devices.total(gram)),
+        hessian.finish(gram),
         weight,
         jnp.asarray(kept),
         jnp.asarray(obs.removal_schedule(units, chunk, kept, exists)),
