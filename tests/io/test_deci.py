@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, RopeScaling, random_params
+from tyr_jax.model.spec import (
+    LayerShape,
+    ModelConfig,
+    Params,
+    RopeScaling,
+    layer_block,
+    random_params,
+)
 
 TOKENS = np.random.default_rng(0).integers(0, 290, 40)
 WHOLE, SMALL = LayerShape(4, 2, 48), LayerShape(2, 2, 16)
@@ -69,6 +76,22 @@ def test_llama_cpp_computes_the_same(
     deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f32", multiple)
     theirs = llama_reference.logits(tmp_path / "m.gguf", TOKENS)
     np.testing.assert_allclose(ours(config, params), theirs, rtol=0, atol=1e-4)
+
+
+def test_neurons_of_like_size_lie_side_by_side(tiny_config: Tiny) -> None:
+    config, params = make(tiny_config, mlp_bias=True)
+    tensors = dict(deci.stored_tensors(params, config))
+    sizes = np.linalg.norm(tensors["blk.1.ffn_down.weight"], axis=0)
+    assert (np.diff(sizes) <= 0).all()
+    # Every neuron moved as a whole.
+    block = layer_block(params["blocks"], 1)
+    place = {bytes(np.asarray(row)): n for n, row in enumerate(block["down"])}
+    order = [place[bytes(column)] for column in tensors["blk.1.ffn_down.weight"].T]
+    assert sorted(order) == list(range(config.layers[1].ffn))
+    for name, tensor in (("gate", "ffn_gate.weight"), ("up", "ffn_up.weight")):
+        np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name]).T[order])
+    for name, tensor in (("gate_bias", "ffn_gate.bias"), ("up_bias", "ffn_up.bias")):
+        np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name])[order])
 
 
 def test_what_llama_cpp_insists_on_takes_the_place_of_nothing() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jax.numpy as jnp
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +22,7 @@ from tyr_jax.io.gguf import ROPE_FACTORS, ggml_name, llama3_factors, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
 from tyr_jax.model.families import scaling_to_hf
 from tyr_jax.model.spec import (
+    Block,
     LayerShape,
     ModelConfig,
     Params,
@@ -69,12 +71,25 @@ def filled(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
     return np.pad(array.astype(np.float32), [(0, new - old) for new, old in pairs])
 
 
+def sorted_neurons(block: Block) -> Block:
+    """`block` with its neurons by the size of their output weights, the largest first.
+
+    Their order means nothing to the model, but quantised types share a scale among 32 neighbours, of weights
+    and in llama.cpp of activations: so neighbours had better be alike.
+    """
+    if "down" not in block:
+        return block
+    order = jnp.argsort(-jnp.linalg.norm(block["down"].astype(jnp.float32), axis=1), stable=True)
+    axes = {"gate": 1, "up": 1, "down": 0, "gate_bias": 0, "up_bias": 0}
+    return block | {name: jnp.take(block[name], order, axes[name]) for name in axes if name in block}
+
+
 def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Name and float32 array of every tensor of the file, whose sizes are `config`'s."""
     for spec in model_specs(config):
         yield ggml_name(spec.key), np.asarray(params[spec.name], np.float32)
     for layer in range(config.depth):
-        block = layer_block(params["blocks"], layer)
+        block = sorted_neurons(layer_block(params["blocks"], layer))
         for spec in block_specs(config, layer):
             array = np.asarray(block[spec.name]) if spec.name in block else None
             array = spec.to_checkpoint(filled(spec, array))
