@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tyr_jax import devices, prune
 
-NUMBERS = 1, 2, 8
+NUMBERS = 1, 8
 
 
 def run(*arguments: str) -> None:
