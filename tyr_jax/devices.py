@@ -1,7 +1,7 @@
 """All devices at once: a mesh of one axis, and functions of which every device computes its own part.
 
 The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed
-or divided. Arrays are divided along their first axis.
+or divided.
 """
 
 import contextlib

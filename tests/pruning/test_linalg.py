@@ -1,11 +1,15 @@
 """Both ways to the inverse and to solutions on prefixes, against float64."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tyr_jax.pruning import linalg
+
+Inverse = Callable[[jax.Array], jax.Array]
 
 
 def problem(size: int, outputs: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +24,7 @@ def problem(size: int, outputs: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("way", [linalg.inverse, linalg.inverse_by_sweeps])
 @pytest.mark.parametrize("size", [1, 7, 64, 150])
-def test_inverse(way: linalg.Inverse, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inverse(way: Inverse, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linalg, "BLOCK", 32)
     hessian, _ = problem(size)
     ours = np.asarray(jax.jit(way)(jnp.asarray(hessian, jnp.float32)))
@@ -52,7 +56,7 @@ def test_solutions_on_prefixes(sweeps: bool, counts: list[int], monkeypatch: pyt
 
 @pytest.mark.parametrize("way", [linalg.inverse, linalg.inverse_by_sweeps])
 def test_a_matrix_that_is_not_positive_definite_has_none(
-    way: linalg.Inverse, monkeypatch: pytest.MonkeyPatch
+    way: Inverse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linalg, "BLOCK", 16)
     for bad in (np.diag([1.0] * 20 + [-1.0] + [1.0] * 19), np.full((40, 40), np.nan)):

@@ -24,9 +24,6 @@ HIGHEST = jax.lax.Precision.HIGHEST
 BLOCK = 256
 """Channels swept at a time, at most."""
 
-Inverse = Callable[[jax.Array], jax.Array]
-"""`H [d, d]` → `H⁻¹ [d, d]`."""
-
 matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
 
