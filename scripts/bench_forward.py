@@ -69,7 +69,7 @@ def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], objec
 @functools.partial(jax.jit, static_argnames="config")
 def normaliser(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Blocks and head: the logits' normaliser, whose cost is the whole head's."""
-    return log_normaliser(params, decoder.hidden_states(params, tokens, config))
+    return log_normaliser(decoder.head(params), decoder.hidden_states(params, tokens, config))
 
 
 def main(bench: Bench) -> None:

@@ -67,14 +67,14 @@ def main(bench: Bench) -> None:
     head = np.asarray(decoder.head(params), np.float64)
     dense, sparse = (log_softmax(np.asarray(states[0], np.float64) @ head.T) for states in (hidden, noisy))
     best = np.argsort(-dense, axis=-1)[:, : bench.kept]
-    answers = predict(params, hidden)
+    answers = predict(decoder.head(params), hidden)
     exact = divergence(dense, sparse)
     per_token = sum(array.nbytes for array in answers) / bench.tokens
     forms = {
         "logits": (config.vocab * 4, exact),
         "hidden states, expected row, normaliser": (
             per_token,
-            np.asarray(kl_divergence(answers, noisy, log_normaliser(params, noisy)))[0],
+            np.asarray(kl_divergence(answers, noisy, log_normaliser(decoder.head(params), noisy)))[0],
         ),
         f"{bench.kept} best and the rest lumped": (
             bench.kept * 8 + 4,

@@ -33,7 +33,7 @@ def results(number: int) -> dict[str, Any]:
     population.candidate_tokens = lambda: 2 * LENGTH
     supernet_module.SHARE_TOKENS = 2 * LENGTH
     with devices.in_use(number):
-        params = devices.place(random_params(config, jax.random.key(0), scale=0.2), whole=True)
+        params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden)
         supernet = build_supernet(params, [calibration, openings], config, grid, settings, batch_tokens=32)
         teacher, dense = quality.teach(params, windows, config)
         pool = population.teacher_targets(params, search, config, objective)
@@ -55,9 +55,6 @@ def results(number: int) -> dict[str, Any]:
             found[f"slopes on {sequences}"] = nested.pool_slopes(
                 net, candidates[0], pool, some, config, objective
             )
-        found["full width"] = population.score_population(
-            params, supernet, candidates, pool, np.arange(3), config, objective
-        )
     return jax.tree.map(np.asarray, found)
 
 

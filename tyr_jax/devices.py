@@ -1,5 +1,9 @@
 """All devices at once: a mesh of one axis, and functions of which every device computes its own part.
 
+What batches are made of is divided along its first axis. Weights are divided as well, so that none need hold
+a whole model or supernet: a layer is gathered when it runs, as an argument that is `whole` of a function
+that is `divided`, and each device then has all of it for its part of the batch.
+
 The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed
 or divided.
 """
@@ -50,7 +54,7 @@ def divided(function: Function, whole: int = 0) -> Function:
 
 def copies(array: jax.Array) -> jax.Array:
     """`array` once for every device, `[n, ...]`, and divided among them."""
-    return place(jnp.broadcast_to(array, (count(), *array.shape)), whole=False)
+    return place(jnp.broadcast_to(array, (count(), *array.shape)))
 
 
 def along(array: jax.Array, axis: int) -> jax.Array:
@@ -65,9 +69,31 @@ def everywhere(array: jax.Array) -> jax.Array:
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
-def place(tree: Tree, whole: bool) -> Tree:
-    """The arrays of a pytree on the devices: `whole` on each, or divided along their first axis."""
+def place(tree: Tree) -> Tree:
+    """The arrays of a pytree on the devices, divided along their first axis."""
+    return _placed(tree, lambda shape: 0)
+
+
+def spread(weights: Tree, hidden: int) -> Tree:
+    """The arrays of a pytree of weights, within a jitted function or without, divided along their axis of
+    length `hidden`; whole where they have none, or where the devices do not divide it."""
+
+    def axis(shape: tuple[int, ...]) -> int | None:
+        return shape.index(hidden) if hidden in shape and hidden % count() == 0 else None
+
+    return _placed(weights, axis)
+
+
+def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
+    """The arrays of a pytree, divided along the `axis` of their shape, or whole on every device."""
     if count() == 1:
         return tree
-    mesh = jax.sharding.get_mesh()
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec(AXIS)))
+
+    def put(array: jax.Array) -> jax.Array:
+        at = axis(array.shape)
+        spec = PartitionSpec() if at is None else PartitionSpec(*[None] * at, AXIS)
+        if isinstance(array, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(array, spec)
+        return jax.device_put(array, NamedSharding(jax.sharding.get_mesh(), spec))
+
+    return jax.tree.map(put, tree)

@@ -83,7 +83,7 @@ def run(settings: EvaluateSettings) -> None:
     with devices.in_use(), Progress() as progress:
         with progress.stage("load model", 1, "models") as stage:
             model = load_model(settings.model)
-            params = devices.place(model.params, whole=True)
+            params = devices.spread(model.params, model.config.hidden)
             stage.advance()
         check_length("--evaluation-length", spec.evaluation_length, model)
         texts = load_evaluation(spec, model.tokenizer)

@@ -92,7 +92,7 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
     else:
         params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
     params = jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), params)
-    params = devices.place(params, whole=True)
+    params = devices.spread(params, config.hidden)
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 

@@ -80,7 +80,7 @@ def prepare(run: Run) -> Dense:
     settings = run.settings
     with run.progress.stage("load model", 1, "models") as stage:
         model = load_model(settings.model, settings.compute_dtype)
-        model = dataclasses.replace(model, params=devices.place(model.params, whole=True))
+        model = dataclasses.replace(model, params=devices.spread(model.params, model.config.hidden))
         stage.advance()
     if not model.config.uniform:
         raise UserError(

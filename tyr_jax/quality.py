@@ -39,12 +39,12 @@ class Quality(NamedTuple):
 def dense_answers(params: Params, tokens: jax.Array, config: ModelConfig) -> tuple[Prediction, jax.Array]:
     """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL)."""
 
-    def answer(params: Params, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
-        dense = predict(params, decoder.hidden_states(params, tokens, config))
-        nll = negative_log_likelihood(params, dense.hidden, dense.normaliser, tokens)
-        return dense, jnp.sum(nll, axis=1)
+    def answer(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
+        dense = predict(head, hidden)
+        return dense, jnp.sum(negative_log_likelihood(head, hidden, dense.normaliser, tokens), axis=1)
 
-    return devices.divided(answer, whole=1)(params, tokens)
+    hidden = decoder.hidden_states(params, tokens, config)
+    return devices.divided(answer, whole=1)(decoder.head(params), hidden, tokens)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -53,15 +53,17 @@ def window_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without)."""
 
-    def compare(params: Params, tokens: jax.Array, dense: Prediction | None) -> tuple[jax.Array, jax.Array]:
-        hidden = decoder.hidden_states(params, tokens, config)
-        normaliser = log_normaliser(params, hidden)
-        nll = jnp.sum(negative_log_likelihood(params, hidden, normaliser, tokens), axis=1)
+    def compare(
+        head: jax.Array, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
+    ) -> tuple[jax.Array, jax.Array]:
+        normaliser = log_normaliser(head, hidden)
+        nll = jnp.sum(negative_log_likelihood(head, hidden, normaliser, tokens), axis=1)
         if dense is None:
             return nll, jnp.full_like(nll, jnp.nan)
         return nll, jnp.sum(kl_divergence(dense, hidden, normaliser), axis=1)
 
-    return devices.divided(compare, whole=1)(params, tokens, dense)
+    hidden = decoder.hidden_states(params, tokens, config)
+    return devices.divided(compare, whole=1)(decoder.head(params), hidden, tokens, dense)
 
 
 def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:

@@ -114,7 +114,7 @@ def kept_fold(store: Store) -> Fold | None:
             PrunedSite(**jax.tree.map(jnp.asarray, saved.arrays[kind])) for kind in ("attention", "ffn")
         )
         blocks.append(BlockSites(attention, ffn, jnp.asarray(saved.arrays["share"])))
-    arrays = devices.place([jnp.asarray(x) for x in residual.arrays or []], whole=False)
+    arrays = devices.place([jnp.asarray(x) for x in residual.arrays or []])
     return Fold(blocks, arrays, residual.facts["real"])
 
 

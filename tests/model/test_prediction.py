@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import HIDDEN, VOCAB, head, kl64, logits, nll64, states
 
-from tyr_jax.model import prediction
+from tyr_jax.model import decoder, prediction
 from tyr_jax.model.spec import Params
 
 SHAPES = [(1, 3), (4, 16), (3, 43)]
@@ -23,8 +23,8 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def kl(params: Params, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
     """KL between the predictions of two arrays of hidden states."""
-    normaliser = prediction.log_normaliser(params, jnp.asarray(sparse))
-    answers = prediction.predict(params, jnp.asarray(dense))
+    normaliser = prediction.log_normaliser(decoder.head(params), jnp.asarray(sparse))
+    answers = prediction.predict(decoder.head(params), jnp.asarray(dense))
     return np.asarray(prediction.kl_divergence(answers, jnp.asarray(sparse), normaliser))
 
 
@@ -42,14 +42,14 @@ def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool) -> 
 @pytest.mark.usefixtures("chunk")
 def test_a_prediction_in_compact_form() -> None:
     params, hidden = head(False), states((3, 7), 0)
-    ours = prediction.predict(params, jnp.asarray(hidden))
+    ours = prediction.predict(decoder.head(params), jnp.asarray(hidden))
     exponentials = np.exp(logits(params, hidden))
     total = exponentials.sum(axis=-1)
     assert (np.asarray(ours.hidden) == hidden).all()
     np.testing.assert_allclose(ours.normaliser, np.log(total), rtol=1e-5)
     expected = exponentials / total[..., None] @ np.asarray(params["unembed"], float)
     np.testing.assert_allclose(ours.expected, expected, rtol=1e-4, atol=1e-5)
-    alone = prediction.log_normaliser(params, jnp.asarray(hidden))
+    alone = prediction.log_normaliser(decoder.head(params), jnp.asarray(hidden))
     np.testing.assert_allclose(alone, np.log(total), rtol=1e-5)
 
 
@@ -72,8 +72,10 @@ def test_extreme_logits_stay_finite() -> None:
 def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int]) -> None:
     params, hidden = head(False), states(shape, 2)
     tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
-    normaliser = prediction.log_normaliser(params, jnp.asarray(hidden))
-    ours = prediction.negative_log_likelihood(params, jnp.asarray(hidden), normaliser, jnp.asarray(tokens))
+    normaliser = prediction.log_normaliser(decoder.head(params), jnp.asarray(hidden))
+    ours = prediction.negative_log_likelihood(
+        decoder.head(params), jnp.asarray(hidden), normaliser, jnp.asarray(tokens)
+    )
     assert ours.shape == (shape[0], shape[1] - 1)
     np.testing.assert_allclose(np.asarray(ours), nll64(logits(params, hidden), tokens), rtol=2e-5, atol=2e-5)
 
@@ -81,7 +83,7 @@ def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int]) -> No
 @pytest.mark.parametrize("run", [prediction.predict, prediction.log_normaliser])
 def test_logits_of_a_part_of_the_vocabulary_exist_at_a_time(run: Callable[..., object]) -> None:
     shape, vocab = (1, 256), 64 * 1024
-    params = {"embed": jnp.zeros((vocab, HIDDEN))}
-    memory = jax.jit(run).lower(params, jnp.zeros((*shape, HIDDEN))).compile().memory_analysis()
+    head = jnp.zeros((vocab, HIDDEN))
+    memory = jax.jit(run).lower(head, jnp.zeros((*shape, HIDDEN))).compile().memory_analysis()
     whole = 4 * vocab * shape[0] * shape[1]
     assert memory.temp_size_in_bytes < whole / 4

@@ -98,7 +98,7 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     states = nested.trunk_states(net, jnp.asarray(one[0]), buckets, batch.tokens, world.config)
     for broken in range(3):
         poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
-        arguments = (poisoned, jnp.asarray(one), buckets[None], states, jnp.array([shared]), batch)
+        arguments = (poisoned, jnp.asarray(one), buckets[None], states, jnp.int32(shared), batch)
         (value,) = nested.score_chunk(*arguments, world.config, KL)
         assert np.isfinite(value) == (broken < shared)
 

@@ -54,10 +54,12 @@ def test_score_is_equation_6(chosen: Objective) -> None:
     if chosen.objective != "hidden+kl":
         dense_layers, layers = dense_layers[:0], layers[:0]
     batch = Batch(
-        jnp.asarray(tokens), predict(params, jnp.asarray(dense)), jnp.asarray(dense_layers.swapaxes(0, 1))
+        jnp.asarray(tokens),
+        predict(decoder.head(params), jnp.asarray(dense)),
+        jnp.asarray(dense_layers.swapaxes(0, 1)),
     )
     observed = jnp.asarray(layers.swapaxes(0, 1))
-    ours = objective.score(params, jnp.asarray(sparse), observed, batch, chosen)
+    ours = objective.score(decoder.head(params), jnp.asarray(sparse), observed, batch, chosen)
     kl = kl64(logits(params, dense), logits(params, sparse)).mean()
     hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))
     expected = {
@@ -76,7 +78,7 @@ def test_observed_states_are_the_layers_outputs(depth: int, tiny_config: Configs
     tokens = np.random.default_rng(0).integers(0, config.vocab, (2, 6))
     chosen = Objective("hidden+kl")
 
-    def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+    def apply(block: Block, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         return decoder.apply_block(block, x, rope, config)
 
     arguments = (params, params["blocks"], apply, jnp.asarray(tokens), config)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tyr_jax import devices
 from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
 
@@ -127,27 +128,29 @@ def apply_block(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """Token embeddings `[B, T, D]` of `tokens [B, T]`."""
-    return params["embed"][tokens]
+    return devices.divided(lambda table, tokens: table[tokens], whole=1)(params["embed"], tokens)
 
 
 def run_blocks(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """All decoder layers on `x [B, T, D]`: a scan over stacked blocks, a loop over blocks that differ."""
     rope = rope_tables(config, x.shape[1])
+    apply = devices.divided(lambda block, rope, x: apply_block(block, x, rope, config), whole=2)
     if isinstance(params["blocks"], tuple):
         for block in params["blocks"]:
-            x = apply_block(block, x, rope, config)
+            x = apply(block, rope, x)
         return x
 
     def step(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-        return apply_block(block, x, rope, config), None
+        return apply(block, rope, x), None
 
     # Blocks without any tensor do not tell how many they are.
     return jax.lax.scan(step, x, params["blocks"], length=config.depth)[0]
 
 
 def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The last norm, on `x [B, T, D]`."""
-    return rms_norm(x, params["final_norm"], config.norm_eps)
+    """The last norm, on `x [B, ..., D]`."""
+    norm = devices.divided(lambda weight, x: rms_norm(x, weight, config.norm_eps), whole=1)
+    return norm(params["final_norm"], x)
 
 
 def head(params: Params) -> jax.Array:

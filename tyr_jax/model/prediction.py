@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Params
 
 State = TypeVar("State")
 
@@ -41,14 +40,14 @@ class Prediction(NamedTuple):
 
 
 def over_vocabulary(
-    params: Params, step: Callable[[State, jax.Array, jax.Array], State], start: State, hidden: jax.Array
+    head: jax.Array, step: Callable[[State, jax.Array, jax.Array], State], start: State, hidden: jax.Array
 ) -> State:
     """Fold `state = step(state, rows, logits)` over the vocabulary, `VOCABULARY_CHUNK` entries at a time.
 
-    `rows [chunk, D]` are the head's, `logits [n, chunk]` float32 those of normed states `hidden [n, D]`. The
-    last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT` from it.
+    `rows [chunk, D]` are those of `head [V, D]`, `logits [n, chunk]` float32 those of normed states
+    `hidden [n, D]`. The last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT`
+    from it.
     """
-    head = decoder.head(params)
     vocab = head.shape[0]
     size = min(VOCABULARY_CHUNK, vocab)
 
@@ -83,8 +82,8 @@ class SoftmaxSum(NamedTuple):
         return self.peak + jnp.log(self.total)
 
 
-def predict(params: Params, hidden: jax.Array) -> Prediction:
-    """The predictions of normed hidden states `[B, T, D]`."""
+def predict(head: jax.Array, hidden: jax.Array) -> Prediction:
+    """The predictions, through `head [V, D]`, of normed hidden states `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
 
     def step(
@@ -95,16 +94,17 @@ def predict(params: Params, hidden: jax.Array) -> Prediction:
         return total, state[1] * rescale[:, None] + fresh
 
     start = SoftmaxSum.empty(len(states)), jnp.zeros(states.shape)
-    softmax, weighted = over_vocabulary(params, step, start, states)
+    softmax, weighted = over_vocabulary(head, step, start, states)
     expected = (weighted / softmax.total[:, None]).reshape(hidden.shape)
     return Prediction(hidden, expected, softmax.log().reshape(hidden.shape[:-1]))
 
 
-def log_normaliser(params: Params, hidden: jax.Array) -> jax.Array:
-    """log Σ exp z `[B, T]` over the whole vocabulary, from normed hidden states `[B, T, D]`."""
+def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
+    """log Σ exp z `[B, T]` over the whole vocabulary, from `head [V, D]` and normed hidden states
+    `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
     start = SoftmaxSum.empty(len(states))
-    softmax = over_vocabulary(params, lambda state, _, logits: state.add(logits)[0], start, states)
+    softmax = over_vocabulary(head, lambda state, _, logits: state.add(logits)[0], start, states)
     return softmax.log().reshape(hidden.shape[:-1])
 
 
@@ -116,10 +116,10 @@ def kl_divergence(dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -
 
 
 def negative_log_likelihood(
-    params: Params, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
+    head: jax.Array, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
 ) -> jax.Array:
-    """Next-token NLL in nats `[B, T-1]` of `tokens [B, T]`, from normed hidden states `[B, T, D]` and the
-    logits' `normaliser [B, T]`."""
-    rows = decoder.head(params)[tokens[:, 1:]]
+    """Next-token NLL in nats `[B, T-1]` of `tokens [B, T]`, from `head [V, D]`, normed hidden states
+    `[B, T, D]` and the logits' `normaliser [B, T]`."""
+    rows = head[tokens[:, 1:]]
     label_logits = jnp.einsum("btd,btd->bt", hidden[:, :-1], rows, preferred_element_type=jnp.float32)
     return normaliser[:, :-1] - label_logits

@@ -243,8 +243,7 @@ def begin_fold(params: Params, texts: Sequence[np.ndarray], batch_tokens: int = 
     `batch_tokens` run at a time, in whole sequences."""
     read = [(tokens, rows) for tokens in texts for rows in batches(tokens, batch_tokens)]
     embedded = [
-        decoder.embed(params, devices.place(jnp.asarray(tokens[rows.indices]), whole=False))
-        for tokens, rows in read
+        decoder.embed(params, devices.place(jnp.asarray(tokens[rows.indices]))) for tokens, rows in read
     ]
     return Fold([], embedded, [rows.real for _, rows in read])
 
@@ -356,7 +355,7 @@ def stack_sites(blocks: Sequence[BlockSites], grid: LevelGrid, config: ModelConf
         return jnp.stack([getattr(site, field) for site in kinds[kind]])
 
     attn_out = stack(ATTENTION, "weights")
-    return Supernet(
+    supernet = Supernet(
         attn_out=attn_out.reshape(
             *attn_out.shape[:2], config.dense_shape.heads, config.head_dim, config.hidden
         ),
@@ -369,6 +368,7 @@ def stack_sites(blocks: Sequence[BlockSites], grid: LevelGrid, config: ModelConf
         share=jnp.stack([block.share for block in blocks], axis=1),
         damping=jnp.stack([stack(kind, "damping") for kind in (ATTENTION, FFN)]),
     )
+    return devices.spread(supernet, config.hidden)
 
 
 def at_levels(supernet: Supernet, grid: LevelGrid) -> Supernet:

@@ -70,7 +70,7 @@ def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
     axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
     moved = {name: reorder(block[name], *axes[name]) for name in axes if name in block}
     rest = {name: array for name, array in block.items() if name not in ("o", "down")}
-    return Nested(
+    net = Nested(
         params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
         reorder(supernet.attn_out, head_order, 1),
         reorder(supernet.mlp_down, neuron_order, 1),
@@ -78,6 +78,7 @@ def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
         len(in_unit),
         (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
     )
+    return devices.spread(net, config.hidden)
 
 
 def attention_prefix(nested: Nested, layer: jax.Array, heads: int) -> Block:
@@ -165,23 +166,65 @@ def apply_layer(
     return jax.lax.switch(site.buckets[FFN], [ffn(width) for width in neurons], x)
 
 
+def of_layer(nested: Nested, layer: jax.Array, hidden: int) -> tuple[Nested, jax.Array]:
+    """A layer to gather, and its index there; on one device it is read where it lies."""
+    if devices.count() == 1:
+        return nested, layer
+    stacks = nested.params["blocks"], nested.attn_out, nested.mlp_down
+    # Divided as the whole is: else it is the whole that is gathered.
+    blocks, attn_out, mlp_down = devices.spread(
+        jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
+    )
+    alone = nested.replace(  # type: ignore[attr-defined]
+        params={"blocks": blocks}, attn_out=attn_out, mlp_down=mlp_down
+    )
+    return alone, jnp.int32(0)
+
+
+def apply_to_chunks(
+    nested: Nested,
+    layer: jax.Array,
+    candidates: jax.Array,
+    buckets: jax.Array,
+    x: jax.Array,
+    config: ModelConfig,
+) -> jax.Array:
+    """A layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, sites
+    running at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
+
+    def own(
+        nested: Nested,
+        index: jax.Array,
+        rope: decoder.Rope,
+        levels: jax.Array,
+        buckets: jax.Array,
+        x: jax.Array,
+    ) -> jax.Array:
+        def alone(levels: jax.Array, x: jax.Array) -> jax.Array:
+            return apply_layer(nested, Site(index, levels, buckets[0]), x, rope, config)
+
+        return jax.vmap(alone)(levels, x)
+
+    rope = decoder.rope_tables(config, x.shape[2])
+    at = candidates[..., layer], buckets[..., layer]
+    return devices.divided(own, whole=3)(*of_layer(nested, layer, config.hidden), rope, *at, x)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def trunk_states(
     nested: Nested, trunk: jax.Array, buckets: jax.Array, tokens: jax.Array, config: ModelConfig
 ) -> jax.Array:
-    """The residual `[n, L + 1, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
+    """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
     last, on the parts of `tokens [n · S, T]` of n devices, sites running at `buckets [2, L]`."""
-    rope = decoder.rope_tables(config, tokens.shape[1])
+    count = devices.count()
+    trunks, every = (jnp.repeat(of_sites[None], count, axis=0) for of_sites in (trunk, buckets))
 
-    def run(nested: Nested, sites: Site, tokens: jax.Array) -> jax.Array:
-        def step(x: jax.Array, site: Site) -> tuple[jax.Array, jax.Array]:
-            return apply_layer(nested, site, x, rope, config), x
+    def step(x: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return apply_to_chunks(nested, layer, trunks, every, x, config), x
 
-        last, before = jax.lax.scan(step, decoder.embed(nested.params, tokens), sites)
-        return jnp.concatenate([before, last[None]])[None]
-
-    sites = Site(jnp.arange(config.depth), trunk.T, buckets.T)
-    return devices.divided(run, whole=2)(nested, sites, tokens)
+    x = decoder.embed(nested.params, tokens.reshape(count, -1, tokens.shape[1]))
+    last, before = jax.lax.scan(step, x, jnp.arange(config.depth))
+    return jnp.concatenate([before, last[None]])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -197,37 +240,26 @@ def score_chunk(
 ) -> jax.Array:
     """Objective `[n · C]` of n chunks of `candidates [n · C, 2, L]`, each on its device's part of the batch.
 
-    Sites run at `buckets [n, 2, L]`; all candidates of a chunk agree in their first `shared [n]` layers with
-    the one whose `trunk_states` are `states`.
+    Sites run at `buckets [n, 2, L]`; all candidates agree in their first `shared` layers with the one whose
+    `trunk_states` are `states`.
     """
-    rope = decoder.rope_tables(config, batch.tokens.shape[1])
+    together = len(candidates) // len(buckets)
 
-    def evaluate(
-        nested: Nested,
-        candidates: jax.Array,
-        all_buckets: jax.Array,
-        all_states: jax.Array,
-        all_shared: jax.Array,
-        batch: Batch,
-    ) -> jax.Array:
-        (buckets,), (states,), (shared,) = all_buckets, all_states, all_shared
+    def step(layer: jax.Array, x: jax.Array) -> jax.Array:
+        return apply_to_chunks(nested, layer, candidates, buckets, x, config)
 
-        def alone(distribution: jax.Array) -> jax.Array:
-            def step(layer: jax.Array, x: jax.Array) -> jax.Array:
-                site = Site(layer, distribution[:, layer], buckets[:, layer])
-                return apply_layer(nested, site, x, rope, config)
+    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+        first = jnp.clip(shared, start, stop)
+        x = jnp.where(shared >= start, jnp.repeat(states[first], together, axis=0), x)
+        return jax.lax.fori_loop(first, stop, step, x)
 
-            def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
-                first = jnp.clip(shared, start, stop)
-                x = jnp.where(shared >= start, states[first], x)
-                return jax.lax.fori_loop(first, stop, step, x)
+    def evaluate(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
+        return jax.vmap(lambda final, hidden: score(head, final, hidden, batch, objective))(final, hidden)
 
-            final, hidden = watch(nested.params, states[0], advance, config, objective)
-            return score(nested.params, final, hidden, batch, objective)
-
-        return jax.vmap(alone)(candidates)
-
-    return devices.divided(evaluate, whole=1)(nested, candidates, buckets, states, shared, batch)
+    x = jnp.repeat(states[0], together, axis=0)
+    final, hidden = watch(nested.params, x, advance, config, objective)
+    # Of each candidate, beside the batch of its device.
+    return devices.divided(evaluate, whole=1)(decoder.head(nested.params), final, hidden, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -241,24 +273,34 @@ def level_slopes(
     `(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width.
     """
 
-    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
-        block, attn_out, mlp_down, weights = layer
-        out = jnp.einsum("e,enhd->nhd", weights[ATTENTION], attn_out).astype(attn_out.dtype)
-        down = jnp.einsum("e,efd->fd", weights[FFN], mlp_down).astype(mlp_down.dtype)
+    def own(
+        block: Block, stacks: list[jax.Array], rope: decoder.Rope, mixtures: jax.Array, x: jax.Array
+    ) -> jax.Array:
+        out, down = (
+            jnp.einsum("e,e...->...", weights, stack).astype(stack.dtype)
+            for weights, stack in zip(mixtures[0], stacks, strict=True)
+        )
         return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
 
-    def loss(mixture: jax.Array, nested: Nested, batch: Batch) -> jax.Array:
-        sites = (nested.params["blocks"], nested.attn_out, nested.mlp_down)
-        layers: Any = (*sites, mixture.transpose(1, 0, 2))
+    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
+        block, stacks, mixtures = layer
+        return devices.divided(own, whole=3)(block, stacks, rope, mixtures, x)
+
+    def evaluate(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
+        return score(head, final, hidden, batch, objective)[None]
+
+    def loss(mixtures: jax.Array) -> jax.Array:
+        stacks = [nested.attn_out, nested.mlp_down]
+        layers: Any = (nested.params["blocks"], stacks, jnp.moveaxis(mixtures, 2, 0))
         final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
-        return score(nested.params, final, hidden, batch, objective)
+        head = decoder.head(nested.params)
+        return jnp.sum(devices.divided(evaluate, whole=1)(head, final, hidden, batch))
 
-    def slopes(nested: Nested, now: jax.Array, batch: Batch) -> jax.Array:
-        gradient = jax.grad(loss)(now, nested, batch)
-        return (gradient - jnp.sum(gradient * now, axis=-1, keepdims=True))[None]
-
-    now = jax.nn.one_hot(distribution, nested.kept.shape[-1])
-    return devices.divided(slopes, whole=2)(nested, now, batch)
+    one = jax.nn.one_hot(distribution, nested.kept.shape[-1])
+    now = jnp.repeat(one[None], devices.count(), axis=0)
+    # A part's objective depends on its own mixture alone.
+    gradient = jax.grad(loss)(now)
+    return gradient - jnp.sum(gradient * now, axis=-1, keepdims=True)
 
 
 def pool_slopes(
@@ -307,8 +349,7 @@ def score_population(
 
         def run(chunks: np.ndarray) -> jax.Array:
             buckets = jnp.asarray(np.stack([chunk_buckets(nested, chunk) for chunk in chunks]))
-            counts = jnp.asarray(shared_layers(one, chunks).min(axis=1))
-            rest = (buckets, states, counts, batch, config, objective)
+            rest = (buckets, states, shared_layers(one, chunks).min(), batch, config, objective)
             return score_chunk(nested, jnp.asarray(np.concatenate(chunks)), *rest)
 
         return run

@@ -63,13 +63,13 @@ def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
 
 
 def score(
-    params: Params, final: jax.Array, hidden: jax.Array, batch: Batch, objective: Objective
+    head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch, objective: Objective
 ) -> jax.Array:
-    """The objective, a float32 scalar (lower is better), of a model with normed last hidden states
-    `final [B, T, D]` and observed layers' outputs `hidden [B, O, T, D]`."""
-    normaliser = log_normaliser(params, final)
+    """The objective, a float32 scalar (lower is better), of a model with output embedding `head [V, D]`,
+    normed last hidden states `final [B, T, D]` and observed layers' outputs `hidden [B, O, T, D]`."""
+    normaliser = log_normaliser(head, final)
     if objective.objective == "perplexity":
-        return jnp.mean(negative_log_likelihood(params, final, normaliser, batch.tokens))
+        return jnp.mean(negative_log_likelihood(head, final, normaliser, batch.tokens))
     value = objective.beta * jnp.mean(kl_divergence(batch.dense, final, normaliser))
     if objective.objective == "hidden+kl":
         value += objective.alpha * hidden_distance(batch.hidden, hidden)
@@ -79,7 +79,7 @@ def score(
 def observe(
     params: Params,
     layers: Any,
-    apply: Callable[[Any, jax.Array, decoder.Rope], jax.Array],
+    apply: Callable[[Any, decoder.Rope, jax.Array], jax.Array],
     tokens: jax.Array,
     config: ModelConfig,
     objective: Objective,
@@ -89,7 +89,7 @@ def observe(
     Args:
         params: embeddings and head.
         layers: a pytree stacked on `L`.
-        apply: `(slice of layers, x, rope) -> x`, one layer on the residual `x [B, T, D]`.
+        apply: `(slice of layers, rope, x) -> x`, one layer on the residual `x [B, T, D]`.
         tokens: `[B, T]`.
         config: the dense model's configuration.
         objective: names the observed layers.
@@ -102,7 +102,7 @@ def observe(
     # A backward pass recomputes a layer's insides instead of keeping those of all layers.
     @jax.checkpoint
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return apply(layer, x, rope), None
+        return apply(layer, rope, x), None
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
         return jax.lax.scan(step, x, jax.tree.map(lambda array: array[start:stop], layers))[0]
@@ -118,7 +118,7 @@ def watch(
     objective: Objective,
 ) -> tuple[jax.Array, jax.Array]:
     """What `observe` returns, where `advance(x, start, stop)` runs the layers `start` to `stop` (itself not
-    one of them) on the residual `x [B, T, D]`."""
+    one of them) on the residual `x [..., T, D]`; then the hidden states are `[..., O, T, D]`."""
     observed_layers = objective.observed_layers(config.depth)
     edges = sorted({layer + 1 for layer in observed_layers} | {config.depth})
     outputs = {}
@@ -126,5 +126,5 @@ def watch(
         x = advance(x, start, stop)
         outputs[stop - 1] = x
     hidden = [outputs[layer] for layer in observed_layers]
-    stacked = jnp.stack(hidden, axis=1) if hidden else jnp.zeros((len(x), 0, *x.shape[1:]), x.dtype)
+    stacked = jnp.stack(hidden, axis=-3) if hidden else jnp.zeros((*x.shape[:-2], 0, *x.shape[-2:]), x.dtype)
     return decoder.final_hidden(params, x, config), stacked

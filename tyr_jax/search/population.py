@@ -29,14 +29,12 @@ from tyr_jax.search.space import ATTENTION, FFN
 def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, objective: Objective) -> Batch:
     """The dense model's answer on `tokens [S, T]`."""
 
-    def apply(block: Block, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+    def apply(block: Block, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         return decoder.apply_block(block, x, rope, config)
 
-    def answer(params: Params, tokens: jax.Array) -> Batch:
-        final, hidden = observe(params, params["blocks"], apply, tokens, config, objective)
-        return Batch(tokens, predict(params, final), hidden)
-
-    return devices.divided(answer, whole=1)(params, tokens)
+    own = devices.divided(apply, whole=2)
+    final, hidden = observe(params, params["blocks"], own, tokens, config, objective)
+    return Batch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -48,25 +46,19 @@ def score_chunk(
     config: ModelConfig,
     objective: Objective,
 ) -> jax.Array:
-    """Objective `[C]` of `candidates [C, 2, L]` on a batch: a `vmap` over distributions.
+    """Objective `[C]` of `candidates [C, 2, L]` on a batch: a `vmap` over distributions."""
 
-    Each device has its part of the candidates, and its part of the batch to score them on.
-    """
-
-    def apply(layer: Any, x: jax.Array, rope: decoder.Rope) -> jax.Array:
+    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, attn_out, mlp_down, levels = layer
         block = block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
         return decoder.apply_block(block, x, rope, config)
 
-    def evaluate(params: Params, supernet: Supernet, candidates: jax.Array, batch: Batch) -> jax.Array:
-        def alone(distribution: jax.Array) -> jax.Array:
-            layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
-            final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
-            return score(params, final, hidden, batch, objective)
+    def alone(distribution: jax.Array) -> jax.Array:
+        layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
+        final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
+        return score(decoder.head(params), final, hidden, batch, objective)
 
-        return jax.vmap(alone)(candidates)
-
-    return devices.divided(evaluate, whole=2)(params, supernet, candidates, batch)
+    return jax.vmap(alone)(candidates)
 
 
 def teacher_targets(
@@ -147,7 +139,8 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> np.ndarray:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width."""
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
+    device."""
 
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
         def run(chunks: np.ndarray) -> jax.Array:
