@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from tyr_jax import devices
@@ -25,7 +24,7 @@ class Rows(NamedTuple):
 
 def candidate_tokens() -> int:
     """Candidate-tokens that run at a time on a device."""
-    return CPU_CANDIDATE_TOKENS if jax.default_backend() == "cpu" else BATCH_TOKENS
+    return CPU_CANDIDATE_TOKENS if devices.platform() == "cpu" else BATCH_TOKENS
 
 
 def batches(sequences: np.ndarray, tokens: int = BATCH_TOKENS) -> list[Rows]:

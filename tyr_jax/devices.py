@@ -69,14 +69,20 @@ def everywhere(array: jax.Array) -> jax.Array:
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
-def place(tree: Tree) -> Tree:
-    """The arrays of a pytree on the devices, divided along their first axis."""
-    return _placed(tree, lambda shape: 0)
+def platform() -> str:
+    """Of the devices of the current mesh, or where there is none, of those that JAX uses: cpu, tpu, …"""
+    mesh = jax.sharding.get_mesh()
+    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+
+
+def place(tree: Tree, axis: int = 0) -> Tree:
+    """The arrays of a pytree on the devices, or abstract ones as they lie there, divided along `axis`."""
+    return _placed(tree, lambda shape: axis)
 
 
 def spread(weights: Tree, hidden: int) -> Tree:
-    """The arrays of a pytree of weights, within a jitted function or without, divided along their axis of
-    length `hidden`; whole where they have none, or where the devices do not divide it."""
+    """The arrays of a pytree of weights, within a jitted function or without, or abstract ones, divided along
+    their axis of length `hidden`; whole where they have none, or where the devices do not divide it."""
 
     def axis(shape: tuple[int, ...]) -> int | None:
         return shape.index(hidden) if hidden in shape and hidden % count() == 0 else None
@@ -89,11 +95,14 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
     if count() == 1:
         return tree
 
-    def put(array: jax.Array) -> jax.Array:
+    def put(array: Any) -> Any:
         at = axis(array.shape)
         spec = PartitionSpec() if at is None else PartitionSpec(*[None] * at, AXIS)
         if isinstance(array, jax.core.Tracer):
             return jax.lax.with_sharding_constraint(array, spec)
-        return jax.device_put(array, NamedSharding(jax.sharding.get_mesh(), spec))
+        sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return array.update(sharding=sharding)
+        return jax.device_put(array, sharding)
 
     return jax.tree.map(put, tree)

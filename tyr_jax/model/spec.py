@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 Params = dict[str, Any]
 Block = dict[str, jax.Array]
@@ -179,7 +180,7 @@ def all_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
     return (*model_specs(config), *blocks)
 
 
-def build_params(config: ModelConfig, make: Callable[[TensorSpec], np.ndarray]) -> Params:
+def build_params(config: ModelConfig, make: Callable[[TensorSpec], ArrayLike]) -> Params:
     """Params from `make(spec)` (our layout), called once per tensor; blocks stacked where shapes allow."""
     params: Params = {spec.name: jnp.asarray(make(spec)) for spec in model_specs(config)}
     if config.uniform:

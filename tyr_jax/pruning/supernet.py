@@ -12,7 +12,7 @@ Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N`
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
@@ -213,6 +213,17 @@ def output_share(weight: jax.Array, x: jax.Array, units: jax.Array, count: int) 
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
+def site_options(size: int, units: int, settings: PruningSettings) -> dict[str, Any]:
+    """The static arguments of `obs.prune_site` for a site of `units` units, `size` input channels in all."""
+    return {
+        "unit_size": size // units,
+        "chunk": min(settings.neuron_chunk, units) if size == units else 1,
+        "saliency": settings.saliency,
+        "damping": settings.damping,
+        "damping_scale": settings.damping_scale,
+    }
+
+
 def prune_kind(
     gram: jax.Array,
     weight: jax.Array,
@@ -223,19 +234,9 @@ def prune_kind(
 ) -> obs.PrunedSite:
     """Prune one site to levels `kept [E]`, of which it has `exists [E]`; `weight [d_in, D]`, `gram` XᵀX in
     the parts `[n, d_in, d_in]` that n devices have collected."""
-    size = gram.shape[1]
-    chunk = min(settings.neuron_chunk, units) if size == units else 1
-    return obs.prune_site(
-        hessian.finish(gram),
-        weight,
-        jnp.asarray(kept),
-        jnp.asarray(obs.removal_schedule(units, chunk, kept, exists)),
-        unit_size=size // units,
-        chunk=chunk,
-        saliency=settings.saliency,
-        damping=settings.damping,
-        damping_scale=settings.damping_scale,
-    )
+    options = site_options(gram.shape[1], units, settings)
+    schedule = obs.removal_schedule(units, options["chunk"], kept, exists)
+    return obs.prune_site(hessian.finish(gram), weight, jnp.asarray(kept), jnp.asarray(schedule), **options)
 
 
 def begin_fold(params: Params, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> Fold:

@@ -9,7 +9,7 @@ stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,27 @@ def equal_parts(sequences: np.ndarray, most: int) -> np.ndarray:
     return sequences.reshape(-1, rows)
 
 
+class Deal(NamedTuple):
+    """How (chunk of candidates, part of sequences) pairs are dealt to devices: `beside` parts and `groups`
+    chunks run at a time, of `rows` sequences and `width` candidates."""
+
+    beside: int
+    groups: int
+    rows: int
+    width: int
+
+
+def deal(candidates: int, sequences: int, length: int) -> Deal:
+    """How so many candidates and sequences of `length` tokens are dealt: as many parts beside each other as
+    divide the number of devices, and only then several chunks."""
+    size = candidate_tokens()
+    parts = equal_parts(np.arange(sequences), size // length)
+    beside = math.gcd(len(parts), devices.count())
+    groups = devices.count() // beside
+    rows = parts.shape[1]
+    return Deal(beside, groups, rows, min(-(-candidates // groups), max(1, size // (length * rows))))
+
+
 def over_chunks(
     prepare: Callable[[Batch], Callable[[np.ndarray], jax.Array]],
     candidates: np.ndarray,
@@ -98,7 +119,7 @@ def over_chunks(
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
 
     A chunk of candidates meets a part of the sequences on one device. On n devices, n such pairs run at a
-    time: of as many parts as divide n, and beside each other only then of several chunks.
+    time.
 
     Args:
         prepare: given the parts of all devices, one after the other, gives what scores a chunk on each of
@@ -108,16 +129,13 @@ def over_chunks(
         sequences: of it.
         on_chunk: told the candidate-tokens done.
     """
-    count, length, size = len(candidates), pool.tokens.shape[1], candidate_tokens()
-    parts = equal_parts(sequences, size // length)
-    beside = math.gcd(len(parts), devices.count())
-    groups = devices.count() // beside
-    width = min(-(-count // groups), max(1, size // (length * parts.shape[1])))
+    count, length = len(candidates), pool.tokens.shape[1]
+    beside, groups, rows, width = deal(count, len(sequences), length)
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
     padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % (groups * width), axis=0)])
     chunks = padded.reshape(-1, groups, width, *candidates.shape[1:])
     means = []
-    for together in parts.reshape(-1, beside, parts.shape[1]):
+    for together in sequences.reshape(-1, beside, rows):
         run = prepare(take(pool, np.tile(together.ravel(), groups)))
         values = []
         for number, chunk in enumerate(chunks):

@@ -1,0 +1,25 @@
+"""Every jitted stage lowers for every platform, whether or not a device of it is there."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import pytest
+
+from tyr_jax import stages
+from tyr_jax.config import PRESETS
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.search.objective import Objective
+
+PLATFORMS = "cpu", "cuda", "rocm", "tpu"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_stage_lowers_for_every_platform(dtype: str, tiny_config: Callable[..., ModelConfig]) -> None:
+    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,), objective=Objective("hidden+kl"))
+    found = stages.all_stages(tiny_config(qkv_bias=True, mlp_bias=True), settings, jnp.dtype(dtype))
+    names = [stage.name for stage in found]
+    assert len(set(names)) == len(names) >= 14
+    for stage in found:
+        for platform in PLATFORMS:
+            assert "func.func public @main" in stage.lower(platform).as_text(), (stage.name, platform)

@@ -1,0 +1,186 @@
+"""Every jitted stage of a run with the arguments that it will have, none of which exists: to lower and
+compile for devices that need not be there, and to see what memory and time they would take.
+
+What a stage returns, and another is given, is derived from the functions themselves. Axis letters: `B`
+sequences, `T` tokens.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import ShapeDtypeStruct
+
+from tyr_jax import devices, quality
+from tyr_jax.batches import batches
+from tyr_jax.config import Settings
+from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.pruning import hessian, obs, supernet
+from tyr_jax.rounds import descent_sequences
+from tyr_jax.search import nested, population, space, surrogate
+from tyr_jax.search.objective import Batch
+from tyr_jax.search.space import ATTENTION, FFN, KINDS
+
+
+class Stage(NamedTuple):
+    """A jitted `function` with abstract `arguments` and `static` ones, and what it is called."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    static: dict[str, Any]
+
+    def result(self) -> Any:
+        """What it returns, abstract."""
+        return jax.eval_shape(functools.partial(self.function, **self.static), *self.arguments)
+
+    def lower(self, *platforms: str) -> jax.stages.Lowered:
+        """The stage lowered for `platforms`, or for the current devices."""
+        traced = self.function.trace(*self.arguments, **self.static)
+        return traced.lower(lowering_platforms=platforms or None)
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
+    """A model's params, abstract."""
+    return jax.eval_shape(lambda: build_params(config, lambda spec: jnp.zeros(spec.shape, dtype)))
+
+
+def texts(count: int, length: int) -> ShapeDtypeStruct:
+    """A batch of tokens `[B, T]` as it runs, out of `count` sequences of `length` tokens."""
+    rows = batches(np.broadcast_to(0, (count, length)))[0]
+    return devices.place(ShapeDtypeStruct((len(rows.indices), length), jnp.int32))
+
+
+def grid_of(config: ModelConfig, settings: Settings) -> space.LevelGrid:
+    """The levels of the first round's supernet, of the first target."""
+    rounds, kinds = settings.rounds, settings.pruning.kinds(config)
+    return space.uniform_grid(kinds, config.depth, settings.sparsity[0], rounds.levels, rounds.interval)
+
+
+def site_stages(
+    kind: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
+) -> list[Stage]:
+    """What a site takes in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning, and
+    the residual behind it."""
+    enter, leave, name = (
+        (supernet.attention_statistics, supernet.add_attention, "o"),
+        (supernet.ffn_statistics, supernet.add_ffn, "down"),
+    )[kind]
+    weight = block[name]
+    size, grid = math.prod(weight.shape[:-1]), grid_of(config, settings)
+    units = settings.pruning.kinds(config)[kind].units
+    gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
+    statistics = Stage(f"{KINDS[kind]}: statistics", enter, (block, x, gram, None), {"config": config})
+    inputs = devices.place(statistics.result()[0])
+    total = Stage(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
+    options = supernet.site_options(size, units, settings.pruning)
+    schedule = obs.removal_schedule(units, options["chunk"], grid.kept[kind, 0], grid.exists[kind, 0])
+    matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
+    numbers = (ShapeDtypeStruct(array.shape, jnp.int32) for array in (grid.kept[kind, 0], schedule))
+    arguments = devices.place(total.result(), axis=1), matrix, *numbers
+    prune = Stage(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options)
+    return [statistics, total, prune, Stage(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {})]
+
+
+def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Stage]:
+    """What a block takes in the fold that builds a supernet."""
+    data = settings.data
+    tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
+    x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
+    block = devices.spread(
+        jax.eval_shape(lambda blocks: layer_block(blocks, 0), params["blocks"]), config.hidden
+    )
+    return [
+        stage
+        for kind in (ATTENTION, FFN)
+        for stage in site_stages(kind, block, devices.place(x), config, settings)
+    ]
+
+
+def abstract_nested(
+    params: Params, fold: list[Stage], config: ModelConfig, settings: Settings
+) -> nested.Nested:
+    """The nested supernet that the search runs on, abstract, out of the stages of its fold."""
+    attention, ffn = (stage.result() for stage in fold if stage.function is obs.prune_site)
+
+    def build(params: Params, attention: obs.PrunedSite, ffn: obs.PrunedSite) -> nested.Nested:
+        sites = supernet.BlockSites(attention, ffn, jnp.zeros(len(KINDS)))
+        whole = supernet.stack_sites([sites] * config.depth, grid_of(config, settings), config)
+        return nested.nest(params, whole, config)
+
+    return devices.spread(jax.eval_shape(build, params, attention, ffn), config.hidden)
+
+
+def scoring_stages(
+    net: nested.Nested, candidates: int, sequences: int, config: ModelConfig, settings: Settings
+) -> list[Stage]:
+    """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of candidates."""
+    length, n = settings.data.search_length, devices.count()
+    deal = population.deal(candidates, sequences, length)
+    batch = answers(net.params, n * deal.rows, config, settings)
+    integers = functools.partial(ShapeDtypeStruct, dtype=jnp.int32)
+    sites = integers((2, config.depth))
+    arguments = net, sites, sites, batch.tokens
+    name = f"{deal.rows} × {length} tokens"
+    trunk = Stage(f"search: trunk, {name}", nested.trunk_states, arguments, {"config": config})
+    chunks = devices.place(integers((n * deal.width, 2, config.depth)))
+    buckets = devices.place(integers((n, 2, config.depth)))
+    states = devices.place(trunk.result(), axis=1)
+    static = {"config": config, "objective": settings.objective}
+    whole = net, chunks, buckets, states, integers(()), batch
+    score = Stage(f"search: {deal.width} candidates, {name}", nested.score_chunk, whole, static)
+    return [trunk, score]
+
+
+def answers(params: Params, sequences: int, config: ModelConfig, settings: Settings) -> Batch:
+    """The dense model's answers on a batch of search text, abstract."""
+    tokens = devices.place(ShapeDtypeStruct((sequences, settings.data.search_length), jnp.int32))
+    static = {"config": config, "objective": settings.objective}
+    return devices.place(Stage("", population.teacher_batch, (params, tokens), static).result())
+
+
+def search_stages(
+    params: Params, net: nested.Nested, config: ModelConfig, settings: Settings
+) -> Iterator[Stage]:
+    """What the search takes: the dense model's answers, slopes, and scores at every size that occurs."""
+    data, rounds, schedule = settings.data, settings.rounds, settings.search
+    static = {"config": config, "objective": settings.objective}
+    length = data.search_length
+    tokens = texts(data.search_tokens // length, length)
+    yield Stage("search: dense answers", population.teacher_batch, (params, tokens), static)
+    sizes = set(zip(schedule.stage_sizes(), schedule.stage_sequences(length), strict=True))
+    sites = ShapeDtypeStruct((2, config.depth), jnp.int32)
+    if rounds.descent_steps:
+        count = descent_sequences(settings, data.search_tokens // length)
+        rows = population.equal_parts(np.arange(count), nested.SLOPE_TOKENS // length).shape[1]
+        batch = answers(params, devices.count() * rows, config, settings)
+        yield Stage("search: slopes", nested.level_slopes, (net, sites, batch), static)
+        sizes.add((1 + len(surrogate.CAUTIONS), count))
+    named = {
+        stage.name: stage for size in sorted(sizes) for stage in scoring_stages(net, *size, config, settings)
+    }
+    yield from named.values()
+
+
+def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Stage]:
+    """What measuring a model on a batch of evaluation text takes."""
+    data = settings.data
+    tokens = texts(data.evaluation_windows, data.evaluation_length)
+    static = {"config": config}
+    dense = Stage("quality: dense answers", quality.dense_answers, (params, tokens), static)
+    yield dense
+    answer = devices.place(dense.result()[0])
+    yield Stage("quality: of a model", quality.window_sums, (params, tokens, answer), static)
+
+
+def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Stage]:
+    """Every stage of a run on the current devices, with weights and activations of `dtype`."""
+    params = devices.spread(abstract_params(config, dtype), config.hidden)
+    fold = fold_stages(params, config, settings)
+    net = abstract_nested(params, fold, config, settings)
+    search = search_stages(params, net, config, settings) if settings.rounds.rounds else ()
+    return [*fold, *search, *quality_stages(params, config, settings)]
