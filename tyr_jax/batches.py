@@ -24,7 +24,7 @@ class Rows(NamedTuple):
 
 def candidate_tokens() -> int:
     """Candidate-tokens that run at a time on a device."""
-    return CPU_CANDIDATE_TOKENS if devices.platform() == "cpu" else BATCH_TOKENS
+    return CPU_CANDIDATE_TOKENS if devices.are_cpus() else BATCH_TOKENS
 
 
 def batches(sequences: np.ndarray, tokens: int = BATCH_TOKENS) -> list[Rows]:

@@ -69,10 +69,10 @@ def everywhere(array: jax.Array) -> jax.Array:
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
-def platform() -> str:
-    """Of the devices of the current mesh, or where there is none, of those that JAX uses: cpu, tpu, …"""
-    mesh = jax.sharding.get_mesh()
-    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+def are_cpus() -> bool:
+    """Whether the devices of the current mesh, or where there is none, those that JAX uses, are CPUs."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() == "cpu" if device is None else device.platform == "cpu"
 
 
 def place(tree: Tree, axis: int = 0) -> Tree:

@@ -21,7 +21,7 @@ def random_qkv(length: int, *batch: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def together(window: int | None) -> Attention:
     """What runs where sequences need not follow each other."""
-    return jax.vmap(functools.partial(attend_sequence, window=window))
+    return jax.vmap(functools.partial(attend_sequence, window=window, chunk=QUERY_CHUNK))
 
 
 @pytest.mark.parametrize("window", [None, 7, 150])
@@ -47,7 +47,8 @@ def test_a_vmap_adds_sequences(axes: tuple[int | None, ...]) -> None:
 
 def test_sequences_under_a_vmap_follow_each_other_too() -> None:
     q, k, v = random_qkv(64, 5, 2)
-    nested = jax.make_jaxpr(jax.vmap(one_by_one(functools.partial(attend_sequence, window=None))))(q, k, v)
+    attend = functools.partial(attend_sequence, window=None, chunk=QUERY_CHUNK)
+    nested = jax.make_jaxpr(jax.vmap(one_by_one(attend)))(q, k, v)
     assert re.findall(r"length=(\d+)", str(nested)) == ["2", "5"]
 
 

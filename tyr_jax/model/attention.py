@@ -16,7 +16,10 @@ import jax
 import jax.numpy as jnp
 
 QUERY_CHUNK = 128
-"""Rows of the attention square computed at a time."""
+"""Rows of the attention square computed at a time on a CPU, few enough to stay in cache."""
+
+LONG_QUERY_CHUNK = 512
+"""The same elsewhere: every chunk is compiled."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Queries, keys, values → what they attend to: of one sequence, `[T, N or K, H]`, or of several, `[B, …]`."""
@@ -34,19 +37,22 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | Non
     Returns:
         `[B, T, N, H]`.
     """
-    attend = functools.partial(attend_sequence, window=window)
-    return jax.lax.platform_dependent(q, k, v, cpu=one_by_one(attend), default=jax.vmap(attend))
+    on_cpu, attend = (
+        functools.partial(attend_sequence, window=window, chunk=chunk)
+        for chunk in (QUERY_CHUNK, LONG_QUERY_CHUNK)
+    )
+    return jax.lax.platform_dependent(q, k, v, cpu=one_by_one(on_cpu), default=jax.vmap(attend))
 
 
-def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None) -> jax.Array:
-    """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`."""
+def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, chunk: int) -> jax.Array:
+    """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`, `chunk` queries at a time."""
     length, heads, head_dim = q.shape
     groups = k.shape[1]
     q = (q * head_dim**-0.5).reshape(length, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
     outputs = []
-    for start in range(0, length, QUERY_CHUNK):
-        stop = min(start + QUERY_CHUNK, length)
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
         first = 0 if window is None else max(0, start - window + 1)
         queries, keys, values = q[:, :, start:stop], k[:, first:stop], v[:, first:stop]
         scores = jnp.einsum("kgth,kuh->kgtu", queries, keys, preferred_element_type=jnp.float32)

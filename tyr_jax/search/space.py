@@ -14,13 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tyr_jax import devices
 from tyr_jax.errors import UserError
 
 KINDS = ("attention", "ffn")
 ATTENTION, FFN = 0, 1
 
-BUCKETS = 16
-"""Widths that what keeps only some of a site's units runs at, at most."""
+BUCKETS = 8
+"""Widths that what keeps only some of a site's units runs at, at most: each is compiled, which takes most of
+two minutes for those of a large model."""
+
+CPU_BUCKETS = 16
+"""The same on a CPU, where they compile in seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,8 @@ class LevelGrid:
 
 def bucket_widths(units: int, unit_size: int = 1) -> tuple[int, ...]:
     """At most `BUCKETS` widths from small to whole, evenly apart, each of whole units of `unit_size`."""
-    edges = np.unique(-(-units * np.arange(1, BUCKETS + 1) // BUCKETS))
+    count = CPU_BUCKETS if devices.are_cpus() else BUCKETS
+    edges = np.unique(-(-units * np.arange(1, count + 1) // count))
     return tuple(int(edge) * unit_size for edge in edges)
 
 
