@@ -53,7 +53,7 @@ class Bench:
     """Tokens that the searches draw from."""
     held_out_tokens: int = 16384
     """Tokens that what they found is scored on."""
-    descent_tokens: int = 4096
+    descent_tokens: int = 2048
     """Tokens of each descent step's slopes, and of scoring its proposals."""
     descent_steps: int = 3
     """Descent steps of our search, at most."""
@@ -149,8 +149,6 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
         text = order[:count], order[count : 2 * count]
         better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, *text)
         trace.append((spent + step_cost, better))
-        if (better == levels).all():
-            break
     spent, levels = trace[-1]
     schedule = EvolutionSettings(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))
     schedule = dataclasses.replace(

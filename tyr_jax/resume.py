@@ -181,18 +181,18 @@ def kept_round(store: Store) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]
     return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
 
 
-def keep_descent(store: Store, step: int, levels: np.ndarray, history: list[list[float]], over: bool) -> None:
-    """Keep where a descent stands after `step` steps: `levels [2, L]`, objectives met, whether it is over."""
-    store.save_step("descent", step, levels, {"history": history, "over": over})
+def keep_descent(store: Store, step: int, levels: np.ndarray, history: list[list[float]]) -> None:
+    """Keep where a descent stands after `step` steps: `levels [2, L]`, and the objectives met."""
+    store.save_step("descent", step, levels, {"history": history})
 
 
-def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]], bool] | None:
+def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]]] | None:
     """(steps done, and what `keep_descent` kept), or None before the first."""
     last = store.last_step("descent")
     if last is None:
         return None
     step, saved = last
-    return step, saved.arrays, saved.facts["history"], saved.facts["over"]
+    return step, saved.arrays, saved.facts["history"]
 
 
 def keep_generation(store: Store, state: EvolutionState, history: list[dict[str, Any]]) -> None:

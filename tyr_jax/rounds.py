@@ -131,20 +131,16 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
     cost = (2 + len(surrogate.CAUTIONS)) * count * length
-    done, levels, history, over = resume.kept_descent(this.store) or (0, start, [], False)
+    done, levels, history = resume.kept_descent(this.store) or (0, start, [])
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:
             stage.advance(done * cost, note=resume.KEPT)
         slopes, score = (functools.partial(f, on_tokens=stage.advance) for f in (this.slopes, this.score))
         for step in range(done, steps):
-            if over:
-                break
             sloped, scored = orders[step][:count], orders[step][count : 2 * count]
-            better, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
-            # Other text may tell better slopes where these were not finite, but not where they did not help.
-            over = bool(objectives) and bool((better == levels).all())
-            levels, history = better, [*history, *([objectives] if objectives else [])]
-            resume.keep_descent(this.store, step + 1, levels, history, over)
+            levels, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
+            history = [*history, *([objectives] if objectives else [])]
+            resume.keep_descent(this.store, step + 1, levels, history)
     return levels, history
 
 

@@ -135,18 +135,26 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
         (np.stack(pair) for pair in itertools.product(*[list(balanced(4, 5, 8))] * 2)),
         key=total,
     )
-    assert total(found) == pytest.approx(total(best))
+    assert np.abs(found - start).max() == 1
     assert seen == [0, 9]
     assert len(objectives) == 1 + len(surrogate.CAUTIONS)
     assert objectives[0] == pytest.approx(total(start))
+    found, _ = surrogate.descend(found, sites, slopes, score, *text)
+    assert total(found) == pytest.approx(total(best))
     again, objectives = surrogate.descend(found, sites, slopes, score, *text)
     np.testing.assert_array_equal(again, found)
     assert objectives[0] == pytest.approx(total(found))
 
-    def worse(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        return np.array([1.0, *[2.0] * (len(candidates) - 2), np.nan])
+    def scored(own: float, *others: float) -> bool:
+        """Whether a proposal is taken if it scores so."""
+        fixed = np.array([own, *others])
+        return bool((surrogate.descend(start, sites, slopes, lambda *_: fixed, *text)[0] != start).any())
 
-    np.testing.assert_array_equal(surrogate.descend(start, sites, slopes, worse, *text)[0], start)
+    assert scored(1.0, 2.0, 0.9)
+    assert scored(1.0, 1.04, np.nan)
+    assert scored(np.nan, np.nan, 3.0)
+    assert not scored(1.0, 1.06, np.nan)
+    assert not scored(np.nan, np.nan, np.inf)
 
     def broken(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         values = slopes(levels, sequences)

@@ -1,0 +1,86 @@
+"""What every stage of a large model's run takes on TPUs, from their compiler, without a TPU. Rerun:
+
+  pip install libtpu && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
+
+A row per stage: seconds to compile, what a device holds of its arguments and what it needs besides, and the
+largest array that a collective gathers: of a layer's weights, never of all layers'.
+"""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from markdown_table import print_header, print_row
+
+from tyr_jax import devices, stages
+from tyr_jax.config import PRESETS, Preset
+from tyr_jax.model.spec import LayerShape, ModelConfig
+
+MODELS = {
+    "llama-3.1-8b": ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32),
+    "llama-3.1-70b": ModelConfig("llama", 128256, 8192, 128, (LayerShape(64, 8, 28672),) * 80),
+}
+
+COLLECTIVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+COLLECTIVE = re.compile(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(")
+ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to compile."""
+
+    topology: str = "v5e:2x4"
+    """TPUs, as their compiler calls them."""
+    model: str = "llama-3.1-8b"
+    """Shapes of the model."""
+    preset: Preset = "standard"
+    """Sizes of the text, and the search's schedule."""
+    sparsity: float = 0.5
+    """Target."""
+    only: tuple[str, ...] = ()
+    """Stages whose name has one of these in it; all where none is given."""
+
+
+def largest_collective(text: str) -> tuple[int, str]:
+    """(bytes, what) of the largest array that a compiled program's collectives give a device."""
+    found = [
+        (int(np.prod([int(n) for n in shape.split(",") if n])) * bits(kind) // 8, f"{what} {kind}[{shape}]")
+        for result, what in COLLECTIVE.findall(text)
+        for kind, shape in ARRAY.findall(result)
+    ]
+    return max(found, default=(0, ""))
+
+
+def bits(kind: str) -> int:
+    """Bits of an element of an HLO type."""
+    return int(re.sub(r"\D", "", kind) or 8)
+
+
+def main(bench: Bench) -> None:
+    """Print a row per stage."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=bench.topology)
+    settings = dataclasses.replace(PRESETS[bench.preset], sparsity=(bench.sparsity,))
+    print_header("stage", "compiles in, s", "arguments, GiB", "besides, GiB", "largest collective")
+    with jax.set_mesh(Mesh(np.array(topology.devices), (devices.AXIS,))):
+        for stage in stages.all_stages(MODELS[bench.model], settings, jnp.dtype("bfloat16")):
+            if bench.only and not any(name in stage.name for name in bench.only):
+                continue
+            start = time.perf_counter()
+            compiled: Any = stage.lower().compile()
+            seconds = time.perf_counter() - start
+            memory = compiled.memory_analysis()
+            sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes + memory.output_size_in_bytes
+            _, largest = largest_collective(compiled.as_text())
+            print_row(stage.name, f"{seconds:.0f}", *(f"{size / 2**30:.2f}" for size in sizes), largest)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))
