@@ -41,10 +41,11 @@ class Rounds:
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
-    descent_steps: int = 2
-    """Steps down the slopes of the objective, at most, before evolution takes over in each round: one
-    backward pass tells what each change of one site should do, and the best combination of them under the
-    budget is taken if it scores better; else that is the end of it. 0 leaves them out (the paper)."""
+    descent_steps: int = 4
+    """Steps down the slopes of the objective before evolution takes over in each round: one backward pass
+    tells what each change of one site should do, and of the best combinations of them under the budget the
+    one that scores best, if better than before, is where the next step starts. 0 leaves them out (the
+    paper)."""
     descent_tokens: int = 4096
     """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
     its proposals are scored on as many others."""
@@ -110,9 +111,9 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=1024,
             evaluation_windows=4,
         ),
-        rounds=Rounds(rounds=2, descent_tokens=2048),
+        rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=2048),
         search=EvolutionSettings(
-            generations=8, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)
+            generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)
         ),
     ),
     "standard": Settings(
@@ -126,7 +127,7 @@ PRESETS: dict[str, Settings] = {
         ),
         rounds=Rounds(rounds=2),
         search=EvolutionSettings(
-            generations=12, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
+            generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
         ),
     ),
     "paper": Settings(

@@ -41,10 +41,6 @@ CAUTIONS = (0.8, 1.25)
 """Factors on the curvature with which a descent proposes: how far the sum over sites can be trusted differs
 from step to step, and scoring a proposal tells."""
 
-TOLERANCE = 0.05
-"""Share of the objective by which a proposal may score worse and yet be taken: the text that it is scored on
-is little, and that on which the slopes were taken speaks for it."""
-
 LEAST_RATIO = 0.05
 """The least that a slope can make of the sensitivity that is expected of a site."""
 
@@ -172,15 +168,14 @@ def descend(
 ) -> tuple[np.ndarray, list[float]]:
     """A step down from `levels [2, L]`: slopes are taken on sequences `sloped`, proposals scored on others.
 
-    Returns the best of the proposals, or `levels` if none comes near it within `TOLERANCE`, and the
-    objectives of `levels` and the proposals, in this order; none, and `levels`, if the slopes are not finite.
+    Returns the best of `levels` and the proposals, and the objectives of all, in this order; none, and
+    `levels`, if the slopes are not finite. Where no proposal was better, other text may yet tell of one: the
+    scores of a few sequences are noisy.
     """
     slope = slopes(levels, sloped)
     if not np.isfinite(slope).all():
         return levels, []
     candidates = np.stack([levels, *proposals(slope, sites, levels)])
     fitness = score(candidates, scored)
-    own, *others = np.where(np.isfinite(fitness), fitness, np.inf)
-    best = int(np.argmin(others))
-    near = np.isfinite(others[best]) and others[best] <= own + TOLERANCE * abs(own)
-    return candidates[1 + best if near else 0], [float(value) for value in fitness]
+    best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
+    return candidates[best], [float(value) for value in fitness]
