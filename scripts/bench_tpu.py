@@ -7,7 +7,6 @@ largest array that a collective gathers: of a layer's weights, never of all laye
 """
 
 import dataclasses
-import re
 import time
 from typing import Any
 
@@ -28,10 +27,6 @@ MODELS = {
     "llama-3.1-70b": ModelConfig("llama", 128256, 8192, 128, (LayerShape(64, 8, 28672),) * 80),
 }
 
-COLLECTIVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-COLLECTIVE = re.compile(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(")
-ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
-
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
@@ -49,21 +44,6 @@ class Bench:
     """Stages whose name has one of these in it; all where none is given."""
 
 
-def largest_collective(text: str) -> tuple[int, str]:
-    """(bytes, what) of the largest array that a compiled program's collectives give a device."""
-    found = [
-        (int(np.prod([int(n) for n in shape.split(",") if n])) * bits(kind) // 8, f"{what} {kind}[{shape}]")
-        for result, what in COLLECTIVE.findall(text)
-        for kind, shape in ARRAY.findall(result)
-    ]
-    return max(found, default=(0, ""))
-
-
-def bits(kind: str) -> int:
-    """Bits of an element of an HLO type."""
-    return int(re.sub(r"\D", "", kind) or 8)
-
-
 def main(bench: Bench) -> None:
     """Print a row per stage."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=bench.topology)
@@ -78,7 +58,7 @@ def main(bench: Bench) -> None:
             seconds = time.perf_counter() - start
             memory = compiled.memory_analysis()
             sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes + memory.output_size_in_bytes
-            _, largest = largest_collective(compiled.as_text())
+            _, largest = stages.largest_collective(compiled.as_text())
             print_row(stage.name, f"{seconds:.0f}", *(f"{size / 2**30:.2f}" for size in sizes), largest)
 
 

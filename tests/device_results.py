@@ -6,11 +6,13 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from conftest import make_tiny_config
 from reference import random_supernet
 
-from tyr_jax import devices, quality
+from tyr_jax import devices, quality, stages
+from tyr_jax.config import PRESETS
 from tyr_jax.model.spec import random_params
 from tyr_jax.pruning import supernet as supernet_module
 from tyr_jax.pruning.supernet import PruningSettings, build_supernet
@@ -18,6 +20,8 @@ from tyr_jax.search import nested, population, space
 from tyr_jax.search.objective import Objective
 
 LENGTH = 16
+LAYERS = 24
+"""So many that one tensor of all layers is larger than a layer's at all levels."""
 
 
 def results(number: int) -> dict[str, Any]:
@@ -58,6 +62,16 @@ def results(number: int) -> dict[str, Any]:
     return jax.tree.map(np.asarray, found)
 
 
+def collectives(number: int) -> dict[str, tuple[int, str]]:
+    """The largest array that every stage gives a device in a collective."""
+    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,))
+    with devices.in_use(number):
+        every = stages.all_stages(make_tiny_config(layers=LAYERS), settings, jnp.dtype("float32"))
+        return {stage.name: stages.largest_collective(stage.lower().compile().as_text()) for stage in every}
+
+
 if __name__ == "__main__":
     with open(sys.argv[1], "wb") as file:
-        pickle.dump({number: results(number) for number in map(int, sys.argv[2:])}, file)
+        numbers = [int(number) for number in sys.argv[2:]]
+        found = {number: results(number) for number in numbers}
+        pickle.dump((found, {number: collectives(number) for number in numbers if number > 1}), file)

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import make_tiny_config
 from safetensors.numpy import load_file
 
 from tyr_jax import devices, prune
+from tyr_jax.config import PRESETS
 
 NUMBERS = 1, 8
 
@@ -26,17 +28,27 @@ def run(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str, Any]], ...]:
+    """Results, and collectives, of every number of devices."""
     path = tmp_path_factory.mktemp("devices") / "results.pickle"
     run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
     return pickle.loads(path.read_bytes())
 
 
 @pytest.mark.parametrize("number", NUMBERS[1:])
-def test_every_stage(number: int, results: dict[int, dict[str, Any]]) -> None:
-    one, other = (jax.tree.flatten_with_path(results[n])[0] for n in (1, number))
+def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) -> None:
+    one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("number", NUMBERS[1:])
+def test_no_more_than_a_layer_is_gathered(number: int, found: tuple[dict[int, dict[str, Any]], ...]) -> None:
+    divided = found[1][number]
+    config, levels = make_tiny_config(), PRESETS["quick"].rounds.levels
+    layer = 4 * levels * config.dense_shape.ffn * config.hidden
+    assert {name: what for name, what in divided.items() if what[0] > layer} == {}
+    assert divided["search: slopes"][0] == layer
 
 
 def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ sequences, `T` tokens.
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ from tyr_jax.search import nested, population, space, surrogate
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.space import ATTENTION, FFN, KINDS
 
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
+"""A type in a compiled program, such as bf16[4096,128]."""
+
 
 class Stage(NamedTuple):
     """A jitted `function` with abstract `arguments` and `static` ones, and what it is called."""
@@ -42,6 +49,19 @@ class Stage(NamedTuple):
         """The stage lowered for `platforms`, or for the current devices."""
         traced = self.function.trace(*self.arguments, **self.static)
         return traced.lower(lowering_platforms=platforms or None)
+
+
+def largest_collective(program: str) -> tuple[int, str]:
+    """(bytes, what it is) of the largest array that the collectives of a compiled program give a device."""
+    found = [
+        (
+            math.prod(map(int, filter(None, shape.split(",")))) * int(bits or 8) // 8,
+            f"{what} {kind}{bits}[{shape}]",
+        )
+        for result, what in COLLECTIVE.findall(program)
+        for kind, bits, shape in ARRAY.findall(result)
+    ]
+    return max(found, default=(0, "none"))
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> Params:

@@ -187,6 +187,7 @@ def apply_to_chunks(
     candidates: jax.Array,
     buckets: jax.Array,
     x: jax.Array,
+    rope: decoder.Rope,
     config: ModelConfig,
 ) -> jax.Array:
     """A layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, sites
@@ -205,7 +206,6 @@ def apply_to_chunks(
 
         return jax.vmap(alone)(levels, x)
 
-    rope = decoder.rope_tables(config, x.shape[2])
     at = candidates[..., layer], buckets[..., layer]
     return devices.divided(own, whole=3)(*of_layer(nested, layer, config.hidden), rope, *at, x)
 
@@ -218,9 +218,10 @@ def trunk_states(
     last, on the parts of `tokens [n · S, T]` of n devices, sites running at `buckets [2, L]`."""
     count = devices.count()
     trunks, every = (jnp.repeat(of_sites[None], count, axis=0) for of_sites in (trunk, buckets))
+    rope = decoder.rope_tables(config, tokens.shape[1])
 
     def step(x: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply_to_chunks(nested, layer, trunks, every, x, config), x
+        return apply_to_chunks(nested, layer, trunks, every, x, rope, config), x
 
     x = decoder.embed(nested.params, tokens.reshape(count, -1, tokens.shape[1]))
     last, before = jax.lax.scan(step, x, jnp.arange(config.depth))
@@ -244,9 +245,10 @@ def score_chunk(
     `trunk_states` are `states`.
     """
     together = len(candidates) // len(buckets)
+    rope = decoder.rope_tables(config, batch.tokens.shape[1])
 
     def step(layer: jax.Array, x: jax.Array) -> jax.Array:
-        return apply_to_chunks(nested, layer, candidates, buckets, x, config)
+        return apply_to_chunks(nested, layer, candidates, buckets, x, rope, config)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
         first = jnp.clip(shared, start, stop)
