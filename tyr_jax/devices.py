@@ -57,13 +57,6 @@ def copies(array: jax.Array) -> jax.Array:
     return place(jnp.broadcast_to(array, (count(), *array.shape)))
 
 
-def along(array: jax.Array, axis: int) -> jax.Array:
-    """`array`, within a jitted function, divided along `axis`, where the devices divide its length."""
-    if count() == 1 or array.shape[axis] % count():
-        return array
-    return jax.lax.with_sharding_constraint(array, PartitionSpec(*[None] * axis, AXIS))
-
-
 def everywhere(array: jax.Array) -> jax.Array:
     """`array`, within a jitted function, whole on every device."""
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
@@ -76,30 +69,32 @@ def are_cpus() -> bool:
 
 
 def place(tree: Tree, axis: int = 0) -> Tree:
-    """The arrays of a pytree on the devices, or abstract ones as they lie there, divided along `axis`."""
+    """The arrays of a pytree divided along `axis`, as `_placed` does it."""
     return _placed(tree, lambda shape: axis)
 
 
 def spread(weights: Tree, hidden: int) -> Tree:
-    """The arrays of a pytree of weights, within a jitted function or without, or abstract ones, divided along
-    their axis of length `hidden`; whole where they have none, or where the devices do not divide it."""
-
-    def axis(shape: tuple[int, ...]) -> int | None:
-        return shape.index(hidden) if hidden in shape and hidden % count() == 0 else None
-
-    return _placed(weights, axis)
+    """The arrays of a pytree of weights divided along their axis of length `hidden`, if they have one, as
+    `_placed` does it."""
+    return _placed(weights, lambda shape: shape.index(hidden) if hidden in shape else None)
 
 
 def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
-    """The arrays of a pytree, divided along the `axis` of their shape, or whole on every device."""
+    """The arrays of a pytree on the devices, divided along the `axis` of their shape.
+
+    Arrays without one, or of a length that the devices do not divide, are whole on every device; those within
+    a jitted function stay as the compiler has them. Abstract arrays are told where they would lie.
+    """
     if count() == 1:
         return tree
 
     def put(array: Any) -> Any:
         at = axis(array.shape)
+        if at is not None and array.shape[at] % count():
+            at = None
         spec = PartitionSpec() if at is None else PartitionSpec(*[None] * at, AXIS)
         if isinstance(array, jax.core.Tracer):
-            return jax.lax.with_sharding_constraint(array, spec)
+            return array if at is None else jax.lax.with_sharding_constraint(array, spec)
         sharding = NamedSharding(jax.sharding.get_mesh(), spec)
         if isinstance(array, jax.ShapeDtypeStruct):
             return array.update(sharding=sharding)

@@ -176,7 +176,7 @@ def search_stages(
     sites = ShapeDtypeStruct((2, config.depth), jnp.int32)
     if rounds.descent_steps:
         count = descent_sequences(settings, data.search_tokens // length)
-        rows = population.equal_parts(np.arange(count), nested.SLOPE_TOKENS // length).shape[1]
+        rows = population.part_rows(count, nested.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
         yield Stage("search: slopes", nested.level_slopes, (net, sites, batch), static)
         sizes.add((1 + len(surrogate.CAUTIONS), count))

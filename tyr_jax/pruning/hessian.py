@@ -48,9 +48,9 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
 def finish(parts: jax.Array) -> jax.Array:
     """The full symmetric XᵀX `[d_in, d_in]` from the upper triangles of the accumulators `[n, d_in, d_in]` of
     n devices; its columns are divided among them."""
-    total = devices.along(jnp.sum(parts, axis=0), 1)
+    total = devices.place(jnp.sum(parts, axis=0), 1)
     index = jnp.arange(len(total))
-    return devices.along(jnp.where(index[:, None] <= index, total, total.T), 1)
+    return devices.place(jnp.where(index[:, None] <= index, total, total.T), 1)
 
 
 def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:

@@ -103,7 +103,7 @@ def sweep(
     def with_rows(array: jax.Array, rows: jax.Array) -> jax.Array:
         others = jax.lax.dynamic_slice_in_dim(array, start, block)
         rows = jnp.where(active[:, None], rows, others)
-        return devices.along(jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0), 1)
+        return devices.place(jax.lax.dynamic_update_slice_in_dim(array, rows, start, 0), 1)
 
     rows = rows_of(matrix)
     corner = devices.everywhere(jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1))
@@ -132,7 +132,7 @@ def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
         first = number * block
         return sweep(matrix, nothing, first, jnp.minimum(block, size - first), block)[0]
 
-    return jax.lax.fori_loop(0, -(-size // block), step, devices.along(hessian, 1))
+    return jax.lax.fori_loop(0, -(-size // block), step, devices.place(hessian, 1))
 
 
 def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> jax.Array:
@@ -160,8 +160,8 @@ def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> 
     nothing = jnp.zeros((len(counts), *right.shape), right.dtype)
     start = (
         jnp.zeros((), counts.dtype),
-        devices.along(hessian, 1),
-        devices.along(right, 1),
-        devices.along(nothing, 2),
+        devices.place(hessian, 1),
+        devices.place(right, 1),
+        devices.place(nothing, 2),
     )
     return jax.lax.while_loop(more, step, start)[3]

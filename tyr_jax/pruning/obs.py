@@ -126,8 +126,8 @@ class Inverse(NamedTuple):
 
 def inverse_of(matrix: jax.Array, unit_size: int, rows: int) -> Inverse:
     """`matrix [d_in, d_in]`, Hs⁻¹ of all channels, with an empty panel of `rows`."""
-    panel = devices.along(jnp.zeros((rows, matrix.shape[0]), matrix.dtype), 1)
-    return Inverse(devices.along(matrix, 1), panel, devices.along(unit_blocks(matrix, unit_size), 0))
+    panel = devices.place(jnp.zeros((rows, matrix.shape[0]), matrix.dtype), 1)
+    return Inverse(devices.place(matrix, 1), panel, devices.place(unit_blocks(matrix, unit_size), 0))
 
 
 def absorb(inverse: Inverse) -> Inverse:
@@ -151,7 +151,7 @@ def obs_step(
     # Rounding must not make a nearly singular corner indefinite.
     floor = 4 * jnp.finfo(rows.dtype).eps * jnp.max(jnp.diagonal(corner))
     factor = jnp.linalg.cholesky(corner * active + jnp.diag(1.0 - active + floor))
-    fresh = devices.along(solve_triangular(factor, rows, lower=True), 1)
+    fresh = devices.place(solve_triangular(factor, rows, lower=True), 1)
     step = solve_triangular(factor, devices.everywhere(weight[channels]) * active[:, None], lower=True)
     parts = fresh.reshape(-1, units, unit_size)
     blocks -= jnp.einsum("cub,cuk->ubk", parts, parts, precision=HIGHEST)
@@ -221,7 +221,7 @@ def removal_rank(
         return state._replace(inverse=absorb(state.inverse))
 
     start = _Pass(
-        devices.along(weight, 0),
+        devices.place(weight, 0),
         inverse_of(inverse, unit_size, steps * width),
         jnp.zeros(units, jnp.int32),
         jnp.ones(units, bool),
@@ -244,7 +244,7 @@ def level_weights(
     order = jnp.argsort(rank)
     channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
     # Only rows move, from columns of one device each.
-    permuted = devices.along(devices.along(hessian[channels], 1).T, 1)[channels]
+    permuted = devices.place(devices.place(hessian[channels], 1).T, 1)[channels]
     widths = bucket_widths(len(rank), unit_size)
     solutions = linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths)
     return jnp.zeros_like(solutions).at[:, channels].set(solutions)
@@ -302,11 +302,11 @@ def prune_site(
     dense = weight.astype(dtype)
     hessian, inverse, used = factorise(gram, damping, damping_scale)
     # Hs is its own transpose, and of that one, rows are at hand.
-    gradient = devices.along(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
+    gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
     rank, sound = removal_rank(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
-    gradient = devices.along(gradient, 1)
+    gradient = devices.place(gradient, 1)
     weights = level_weights(hessian, gradient, rank, kept, unit_size)
     # A site that keeps all keeps its weights, to the last bit.
     weights = jnp.where(kept[:, None, None] * unit_size == len(weight), dense, weights)

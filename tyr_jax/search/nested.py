@@ -28,7 +28,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score, watch
-from tyr_jax.search.population import equal_parts, over_chunks, take
+from tyr_jax.search.population import over_chunks, part_rows, take
 from tyr_jax.search.space import ATTENTION, FFN, bucket_widths, values_at
 
 SLOPE_TOKENS = 512
@@ -317,7 +317,7 @@ def pool_slopes(
     """`level_slopes` on parts of `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each:
     `[P, 2, L, E]`; `on_chunk` is told the tokens done."""
     length, together = pool.tokens.shape[1], devices.count()
-    parts = equal_parts(sequences, SLOPE_TOKENS // length)
+    parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))
     slopes = []
     for start in range(0, len(parts), together):
         real = parts[start : start + together]

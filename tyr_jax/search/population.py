@@ -82,10 +82,9 @@ def take(pool: Batch, sequences: np.ndarray) -> Batch:
     return jax.tree.map(lambda array: array[sequences], pool)
 
 
-def equal_parts(sequences: np.ndarray, most: int) -> np.ndarray:
-    """`sequences [s]` in the fewest parts of one size, at most `most`: `[P, rows]`."""
-    rows = max(size for size in range(1, max(1, most) + 1) if len(sequences) % size == 0)
-    return sequences.reshape(-1, rows)
+def part_rows(count: int, most: int) -> int:
+    """Sequences of each of the fewest parts of one size, at most `most`, that `count` sequences make."""
+    return max(size for size in range(1, max(1, most) + 1) if count % size == 0)
 
 
 class Deal(NamedTuple):
@@ -102,10 +101,9 @@ def deal(candidates: int, sequences: int, length: int) -> Deal:
     """How so many candidates and sequences of `length` tokens are dealt: as many parts beside each other as
     divide the number of devices, and only then several chunks."""
     size = candidate_tokens()
-    parts = equal_parts(np.arange(sequences), size // length)
-    beside = math.gcd(len(parts), devices.count())
+    rows = part_rows(sequences, size // length)
+    beside = math.gcd(sequences // rows, devices.count())
     groups = devices.count() // beside
-    rows = parts.shape[1]
     return Deal(beside, groups, rows, min(-(-candidates // groups), max(1, size // (length * rows))))
 
 
