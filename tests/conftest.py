@@ -12,17 +12,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import jax
 import pytest
+from tiny import make_tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
-from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.model.spec import ModelConfig, random_params
 
 keep_compiled()
-
-TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,19 +30,6 @@ def forget_compiled() -> Iterator[None]:
     together need more."""
     yield
     jax.clear_caches()
-
-
-def make_tiny_config(layers: int = 3, shape: LayerShape = TINY, **overrides: Any) -> ModelConfig:
-    """A small grouped-query Llama; `layers` and `shape`, or any field of `ModelConfig`, can be set."""
-    fields: dict[str, Any] = {
-        "family": "llama",
-        "vocab": 96,
-        "hidden": 32,
-        "head_dim": 8,
-        "layers": (shape,) * layers,
-        "max_positions": 128,
-    }
-    return ModelConfig(**(fields | overrides))
 
 
 @pytest.fixture(scope="session")

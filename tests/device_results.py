@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import make_tiny_config
 from reference import random_supernet
+from tiny import make_tiny_config
 
 from tyr_jax import devices, quality, stages
 from tyr_jax.config import PRESETS

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import make_tiny_config
 from safetensors.numpy import load_file
+from tiny import make_tiny_config
 
 from tyr_jax import devices, prune
 from tyr_jax.config import PRESETS
