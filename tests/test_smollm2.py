@@ -217,9 +217,9 @@ def test_eight_bits_cost_next_to_nothing(
     """In perplexity: of held-out text, and of text that the model itself would write.
 
     The latter, the exponential of the divergence, is without luck. Rounding moves the former by as much as it
-    costs: the searched model of one machine lost 1.7 %, and 0.3 to 1.2 % with its channels in other orders, at
-    one divergence. As in llama.cpp's own tool, the second half of each window counts, whose tokens have
-    others before them.
+    costs: one searched model lost 1.7 %, and 0.3 to 1.2 % with its channels in other orders, at the same
+    divergence. As in llama.cpp's own tool, the second half of each window counts, whose tokens have others
+    before them.
     """
     outcome = smollm2_found.outcome
     final = outcome.final if which == "searched" else None
