@@ -24,6 +24,12 @@ from tyr_jax.model.spec import ModelConfig, random_params
 keep_compiled()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled() -> Iterator[None]:
     """Compiled programs hold memory maps, of which Linux lets a process have 65,530 by default: all tests

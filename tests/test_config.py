@@ -98,6 +98,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("search.offspring", 3, r"--survivors is .* at most --offspring \(3\)"),
         ("search.stage_tokens", (0, 1024, 2048), r"--stage-tokens is .* at least 1 each"),
         ("search.stage_tokens", (512, 1024, 99999), r"--stage-tokens .* --search-tokens \(16384\)"),
+        ("search.stage_tokens", (1024, 512, 2048), r"--stage-tokens is .* none below the one before"),
     ],
 )
 def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:

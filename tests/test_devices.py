@@ -17,6 +17,8 @@ from tiny import make_tiny_config
 from tyr_jax import devices, prune
 from tyr_jax.config import PRESETS
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = 1, 8
 
 

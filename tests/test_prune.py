@@ -132,9 +132,9 @@ def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
     # A winner is at least as good as the parent on the same tokens.
     assert all(event["objective"] <= event["parent"] for event in generations)
     # 4 candidates on 32 tokens, then 2 survivors and the parent on 64.
-    assert [event["candidate_tokens"] for event in generations] == [320, 640, 320, 640]
+    assert [event["candidate_tokens"] for event in generations] == [256, 512, 256, 512]
     for record in summary_of(pruned)["rounds"]:
-        assert [entry["candidate_tokens"] for entry in record["history"]] == [320, 640]
+        assert [entry["candidate_tokens"] for entry in record["history"]] == [256, 512]
 
 
 def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixture[str]) -> None:

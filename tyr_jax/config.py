@@ -212,6 +212,7 @@ def _validate_search(settings: Settings) -> None:
     falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
     _require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
              f"--offspring ({search.offspring}) down to 1")  # fmt: skip
-    _require(min(search.stage_tokens) >= 1, "--stage-tokens", search.stage_tokens, "at least 1 each")
-    fits = max(search.stage_sequences(data.search_length)) * data.search_length <= data.search_tokens
+    grows = all(a <= b for a, b in itertools.pairwise((1, *search.stage_tokens)))
+    _require(grows, "--stage-tokens", search.stage_tokens, "at least 1 each, and none below the one before")
+    fits = search.stage_sequences(data.search_length)[-1] * data.search_length <= data.search_tokens
     _require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

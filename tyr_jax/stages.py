@@ -138,9 +138,9 @@ def abstract_nested(
 def scoring_stages(
     net: nested.Nested, candidates: int, sequences: int, config: ModelConfig, settings: Settings
 ) -> list[Stage]:
-    """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of candidates."""
+    """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of the others."""
     length, n = settings.data.search_length, devices.count()
-    deal = population.deal(candidates, sequences, length)
+    deal = population.deal(candidates - 1, sequences, length)
     batch = answers(net.params, n * deal.rows, config, settings)
     integers = functools.partial(ShapeDtypeStruct, dtype=jnp.int32)
     sites = integers((2, config.depth))
@@ -151,9 +151,10 @@ def scoring_stages(
     buckets = devices.place(integers((n, 2, config.depth)))
     states = devices.place(trunk.result(), axis=1)
     static = {"config": config, "objective": settings.objective}
+    own = Stage(f"search: trunk's score, {name}", nested.score_trunk, (net, states, batch), static)
     whole = net, chunks, buckets, states, integers(()), batch
     score = Stage(f"search: {deal.width} candidates, {name}", nested.score_chunk, whole, static)
-    return [trunk, score]
+    return [trunk, own, score]
 
 
 def answers(params: Params, sequences: int, config: ModelConfig, settings: Settings) -> Batch:
@@ -172,7 +173,8 @@ def search_stages(
     length = data.search_length
     tokens = texts(data.search_tokens // length, length)
     yield Stage("search: dense answers", population.teacher_batch, (params, tokens), static)
-    sizes = set(zip(schedule.stage_sizes(), schedule.stage_sequences(length), strict=True))
+    added = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
+    sizes = {(size, count) for size, count in added if count}
     sites = ShapeDtypeStruct((2, config.depth), jnp.int32)
     if rounds.descent_steps:
         count = descent_sequences(settings, data.search_tokens // length)

@@ -81,15 +81,18 @@ def test_staged_selection_by_brute_force(seed: int, survivors: list[int]) -> Non
     pool = rng.integers(0, LEVELS, (24, 2, DEPTH))
     parent = rng.integers(0, LEVELS, (2, DEPTH))
     score = Recorder(seed, noise=1.0)
-    stages = [(np.arange(i + 1), keep) for i, keep in enumerate([*survivors, 1])]
+    counts = sorted(rng.integers(1, POOL + 1, len(survivors) + 1))
+    new, keeps = np.split(np.arange(counts[-1]), counts[:-1]), [*survivors, 1]
+    stages = list(zip(new, keeps, strict=True))
     winner, fitness, parent_fitness = evolve.staged_selection(pool, parent, stages, score)
-    for sequences, keep in stages[:-1]:
-        values = score(pool, sequences)
+    # As if each stage scored anew on all text so far.
+    for count, keep in zip(counts, keeps, strict=True):
+        values = score(pool, np.arange(count))
         pool = pool[sorted(range(len(pool)), key=lambda i, v=values: (v[i], i))[:keep]]
     finalists = np.concatenate([parent[None], pool])
-    last = score(finalists, stages[-1][0])
+    last = score(finalists, np.arange(counts[-1]))
     assert (winner == finalists[last.argmin()]).all()
-    assert (fitness, parent_fitness) == (last.min(), last[0])
+    np.testing.assert_allclose((fitness, parent_fitness), (last.min(), last[0]))
 
 
 @pytest.mark.parametrize("broken", [np.inf, np.nan])
@@ -102,7 +105,7 @@ def test_a_candidate_without_a_finite_objective_never_wins(broken: float, stages
         # The candidate that would be the best of all is broken.
         return np.where(candidates[:, 0, 0] == START[0, 0] + 3, broken, values)
 
-    plan = [(np.arange(1), 2)] * (stages - 1) + [(np.arange(2), 1)]
+    plan = [(np.arange(1), 2)] * (stages - 1) + [(np.arange(1, 3), 1)]
     winner, fitness, _ = evolve.staged_selection(offspring, START, plan, score)
     assert (winner == START + 2).all()
     assert fitness == -(START[0, 0] + 2)
@@ -127,23 +130,30 @@ def test_a_tie_does_not_replace_the_parent() -> None:
     assert (winner == START).all()
 
 
-def test_stages_score_what_is_left_on_growing_tokens() -> None:
+def test_stages_score_what_is_left_on_more_tokens() -> None:
     score = Recorder(noise=1.0)
     run(score)
     stages = [score.calls[i : i + 3] for i in range(0, len(score.calls), 3)]
     assert len(stages) == SCHEDULE.generations
     orders = set()
     for first, second, last in stages:
-        assert [len(call[0]) for call in (first, second, last)] == [24, 8, 4]
-        assert [len(call[1]) for call in (first, second, last)] == [1, 2, 5]
-        # Each stage's sequences begin with those of the stage before; none comes twice.
-        assert last[1][:2].tolist() == second[1].tolist()
-        assert second[1][:1].tolist() == first[1].tolist()
-        assert len(set(last[1].tolist())) == 5
-        orders.add(tuple(last[1].tolist()))
-        best = first[0][np.argsort(first[2], kind="stable")[:8]]
-        assert (second[0] == best).all()
+        assert [len(call[0]) for call in (first, second, last)] == [25, 9, 4]
+        # No sequence comes twice: one, then another, then three more.
+        assert [len(call[1]) for call in (first, second, last)] == [1, 1, 3]
+        order = np.concatenate([call[1] for call in (first, second, last)])
+        assert len(set(order.tolist())) == 5
+        orders.add(tuple(order.tolist()))
+        best = first[0][1:][np.argsort(first[2][1:], kind="stable")[:8]]
+        assert (second[0][1:] == best).all()
+        for candidates, _, _ in (second, last):
+            assert (candidates[0] == first[0][0]).all()
     assert len(orders) == SCHEDULE.generations
+
+
+def test_a_stage_that_adds_no_text_only_narrows() -> None:
+    score = Recorder()
+    run(score, EvolutionSettings(**{**vars(SCHEDULE), "generations": 1, "stage_tokens": (8, 9, 40)}))
+    assert [len(candidates) for candidates, _, _ in score.calls] == [25, 4]
 
 
 def test_the_parent_of_a_generation_is_the_winner_of_the_last() -> None:
@@ -155,12 +165,14 @@ def test_the_parent_of_a_generation_is_the_winner_of_the_last() -> None:
     evolve.evolve(initial(), GRID.exists, score, POOL, LENGTH, SCHEDULE, on_generation)
     assert len(history) == SCHEDULE.generations
     parent = START
-    for (winner, fitness, parent_fitness), (pool, _, values) in zip(history, score.calls[2::3], strict=True):
-        assert (pool[0] == parent).all()
-        assert parent_fitness == values[0]
+    for number, (winner, fitness, parent_fitness) in enumerate(history):
+        calls = score.calls[3 * number : 3 * number + 3]
+        assert (calls[-1][0][0] == parent).all()
+        order = np.concatenate([sequences for _, sequences, _ in calls])
+        np.testing.assert_allclose(parent_fitness, score(parent[None], order)[0], rtol=1e-6)
+        np.testing.assert_allclose(fitness, score(winner[None], order)[0], rtol=1e-6)
         # On the same tokens the next parent is never worse than this one.
         assert fitness <= np.float32(parent_fitness)
-        assert np.float32(values.min()) == np.float32(fitness)
         parent = winner
 
 
@@ -213,11 +225,11 @@ def test_asking_compiles_once() -> None:
 @pytest.mark.parametrize(
     ("schedule", "sizes", "tokens"),
     [
-        # 128 on 2 K tokens, 16 on 16 K, 4 and the parent on 128 K.
-        (EvolutionSettings(), (128, 16, 5), 128 * 2048 + 16 * 16384 + 5 * 131072),
+        # All on 2 K tokens, 17 on 14 K more, 5 on 112 K more: the parent is one of them.
+        (EvolutionSettings(), (129, 17, 5), 129 * 2048 + 17 * 14336 + 5 * 114688),
         (EvolutionSettings(offspring=10, survivors=(1,), stage_tokens=(4096,)), (11,), 11 * 4096),
         # Fewer tokens than a sequence has are still one sequence.
-        (EvolutionSettings(offspring=6, survivors=(2, 1), stage_tokens=(5, 5000)), (6, 3), 12 * 2048),
+        (EvolutionSettings(offspring=6, survivors=(2, 1), stage_tokens=(5, 5000)), (7, 3), 10 * 2048),
     ],
     ids=["paper", "one stage", "short"],
 )

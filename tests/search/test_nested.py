@@ -81,6 +81,17 @@ def test_it_is_the_objective_at_full_width(
     np.testing.assert_allclose(sliced, full, rtol=1e-4)
 
 
+def test_one_candidate_alone(tiny_config: Callable[..., ModelConfig]) -> None:
+    world, told = make_world(tiny_config()), []
+    candidates, sequences = world.candidates(3), np.arange(3)
+    net = nested.nest(world.params, world.supernet, world.config)
+    rest = (world.pool, sequences, world.config, KL)
+    together = nested.score_population(net, candidates, *rest)
+    alone = [nested.score_population(net, one[None], *rest, told.append)[0] for one in candidates]
+    np.testing.assert_allclose(alone, together, rtol=1e-5)
+    assert sum(told) == 3 * 3 * LENGTH
+
+
 def test_layers_that_candidates_share() -> None:
     one = np.array([[0, 1, 2], [3, 4, 5]])
     others = np.array(

@@ -7,6 +7,7 @@ generation, so a run repeats and can continue from its state. Axis letters: `C` 
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import flax.struct
@@ -22,33 +23,39 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EvolutionSettings:
-    """Schedule of the search: stage i scores what is left on `stage_tokens[i]`, keeps `survivors[i]`."""
+    """Schedule of the search: stage i scores what is left on `stage_tokens[i]`, keeps `survivors[i]`.
+
+    Stages share their text: each scores on what it adds to the last one's, and averages over all.
+    """
 
     generations: int = 50
     """Generations of a round."""
     offspring: int = 128
     """Offspring of the one parent in a generation."""
     survivors: tuple[int, ...] = (16, 4, 1)
-    """Candidates left after each selection stage; the parent joins the last stage."""
+    """Offspring left after each stage; the parent is scored beside them, and competes in the last."""
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
-    """Tokens that each stage scores its candidates on."""
+    """Tokens that candidates have been scored on after each stage."""
     max_shifts: int = 4
     """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
 
     def stage_sizes(self) -> tuple[int, ...]:
-        """Candidates scored at each stage; the parent joins the last."""
-        sizes = [self.offspring, *self.survivors[:-1]]
-        sizes[-1] += 1
-        return tuple(sizes)
+        """Candidates scored at each stage, the parent among them."""
+        return tuple(1 + size for size in (self.offspring, *self.survivors[:-1]))
 
     def candidate_tokens(self, sequence_length: int) -> int:
         """Candidate-tokens of one generation."""
-        pairs = zip(self.stage_sizes(), self.stage_sequences(sequence_length), strict=True)
+        pairs = zip(self.stage_sizes(), self.new_sequences(sequence_length), strict=True)
         return sum(size * sequences * sequence_length for size, sequences in pairs)
 
     def stage_sequences(self, sequence_length: int) -> tuple[int, ...]:
         """Sequences of `sequence_length` that each stage's tokens amount to, at least one."""
         return tuple(max(1, tokens // sequence_length) for tokens in self.stage_tokens)
+
+    def new_sequences(self, sequence_length: int) -> tuple[int, ...]:
+        """Sequences that each stage adds to those of the stage before."""
+        counts = self.stage_sequences(sequence_length)
+        return tuple(count - before for before, count in itertools.pairwise((0, *counts)))
 
 
 @flax.struct.dataclass
@@ -84,7 +91,7 @@ def tell(state: EvolutionState, winner: np.ndarray, fitness: float) -> Evolution
 
 
 def draw_sequences(state: EvolutionState, pool: int, count: int) -> np.ndarray:
-    """This generation's order of `count` of the pool's sequences; stages take growing prefixes of it."""
+    """This generation's order of `count` of the pool's sequences; each stage takes the next of them."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.generation), 1 << 20)
     return np.asarray(jax.random.permutation(key, pool))[:count]
 
@@ -100,26 +107,24 @@ def staged_selection(
     Args:
         offspring: candidates.
         parent: levels `[2, L]`.
-        stages: (sequences, survivors) of every stage.
+        stages: (sequences that it adds, survivors) of every stage, of the last one survivor.
         score: the objective; candidates of a stage are scored on the same sequences.
 
     Returns:
-        The winner `[2, L]`, its objective, and the parent's on the same tokens. A candidate must beat the
+        The winner `[2, L]`, its objective on all sequences, and the parent's. A candidate must beat the
         parent to replace it; one whose objective is not finite never does.
     """
-
-    def finite_score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        fitness = score(candidates, sequences)
-        return np.where(np.isfinite(fitness), fitness, np.inf)
-
-    pool = offspring
-    for sequences, survivors in stages[:-1]:
-        fitness = finite_score(pool, sequences)
-        pool = pool[np.argsort(fitness, kind="stable")[:survivors]]
-    pool = np.concatenate([parent[None], pool])
-    fitness = finite_score(pool, stages[-1][0])
-    best = int(np.argmin(fitness))
-    return pool[best], float(fitness[best]), float(fitness[0])
+    pool = np.concatenate([parent[None], offspring])
+    sums, seen = np.zeros(len(pool)), 0
+    for sequences, survivors in stages:
+        if len(sequences):
+            sums = sums + len(sequences) * score(pool, sequences)
+            seen += len(sequences)
+        sums = np.where(np.isfinite(sums), sums, np.inf)
+        left = [0, *(1 + np.argsort(sums[1:], kind="stable")[:survivors])]
+        pool, sums = pool[left], sums[left]
+    best = int(np.argmin(sums))
+    return pool[best], float(sums[best] / seen), float(sums[0] / seen)
 
 
 def evolve(
@@ -145,8 +150,8 @@ def evolve(
     counts = settings.stage_sequences(sequence_length)
     for _ in range(int(state.generation), settings.generations):
         offspring = ask(state, jnp.asarray(exists), settings.offspring, settings.max_shifts)
-        order = draw_sequences(state, pool_sequences, max(counts))
-        stages = [(order[:count], keep) for count, keep in zip(counts, settings.survivors, strict=True)]
+        order = draw_sequences(state, pool_sequences, counts[-1])
+        stages = list(zip(np.split(order, counts[:-1]), settings.survivors, strict=True))
         winner, fitness, parent_fitness = staged_selection(
             np.asarray(offspring), np.asarray(state.parent), stages, score
         )

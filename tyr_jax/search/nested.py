@@ -7,8 +7,8 @@ count among the candidates that run together; it is no part of the `vmap`, so it
 offspring of one parent keep nearly the same counts everywhere, so little is computed in vain.
 
 They also agree with one another up to the first layer that a mutation touched. So one of them, the trunk, is
-run first and its residual kept before every layer; each chunk starts where its candidates first differ from
-the trunk, a `fori_loop` over layers whose start is data.
+run first and its residual kept before every layer; each chunk of the others starts where its candidates first
+differ from the trunk, a `fori_loop` over layers whose start is data.
 
 Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads,
 `H` head dim, `F` FFN width, `U` units of a site.
@@ -228,6 +228,33 @@ def trunk_states(
     return jnp.concatenate([before, last[None]])
 
 
+def watched(
+    nested: Nested,
+    x: jax.Array,
+    advance: Callable[[jax.Array, int, int], jax.Array],
+    batch: Batch,
+    config: ModelConfig,
+    objective: Objective,
+) -> jax.Array:
+    """Objective `[n · C]` of candidates that `advance` takes from `x [n · C, S, T, D]` to their last layer,
+    each on its device's part of the batch."""
+
+    def own(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
+        return jax.vmap(lambda final, hidden: score(head, final, hidden, batch, objective))(final, hidden)
+
+    final, hidden = watch(nested.params, x, advance, config, objective)
+    return devices.divided(own, whole=1)(decoder.head(nested.params), final, hidden, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def score_trunk(
+    nested: Nested, states: jax.Array, batch: Batch, config: ModelConfig, objective: Objective
+) -> jax.Array:
+    """Objective `[n]` of the candidate whose `trunk_states` are `states`, on each device's part of the
+    batch."""
+    return watched(nested, states[0], lambda x, start, stop: states[stop], batch, config, objective)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
 def score_chunk(
     nested: Nested,
@@ -255,13 +282,7 @@ def score_chunk(
         x = jnp.where(shared >= start, jnp.repeat(states[first], together, axis=0), x)
         return jax.lax.fori_loop(first, stop, step, x)
 
-    def evaluate(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
-        return jax.vmap(lambda final, hidden: score(head, final, hidden, batch, objective))(final, hidden)
-
-    x = jnp.repeat(states[0], together, axis=0)
-    final, hidden = watch(nested.params, x, advance, config, objective)
-    # Of each candidate, beside the batch of its device.
-    return devices.divided(evaluate, whole=1)(decoder.head(nested.params), final, hidden, batch)
+    return watched(nested, jnp.repeat(states[0], together, axis=0), advance, batch, config, objective)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -341,20 +362,22 @@ def score_population(
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it."""
     shared = shared_layers(candidates[:, None], candidates[None])
     trunk = int(np.argmax(shared.sum(axis=1)))
-    # Sorted, so that those that run together have about as many layers left to run.
-    order = np.argsort(shared[trunk], kind="stable")
-    one = candidates[trunk]
-    own_buckets = jnp.asarray(chunk_buckets(nested, one[None]))
+    # Sorted, so that those that run together have about as many layers left to run. The trunk is the last.
+    order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
+    one, rest = candidates[trunk], candidates[order[:-1]]
+    own_buckets, own_values = jnp.asarray(chunk_buckets(nested, one[None])), []
 
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
         states = trunk_states(nested, jnp.asarray(one), own_buckets, batch.tokens, config)
+        own_values.append(np.mean(score_trunk(nested, states, batch, config, objective)))
 
         def run(chunks: np.ndarray) -> jax.Array:
             buckets = jnp.asarray(np.stack([chunk_buckets(nested, chunk) for chunk in chunks]))
-            rest = (buckets, states, shared_layers(one, chunks).min(), batch, config, objective)
-            return score_chunk(nested, jnp.asarray(np.concatenate(chunks)), *rest)
+            others = (buckets, states, shared_layers(one, chunks).min(), batch, config, objective)
+            return score_chunk(nested, jnp.asarray(np.concatenate(chunks)), *others)
 
         return run
 
-    values = over_chunks(prepare, candidates[order], pool, sequences, on_chunk)
-    return values[np.argsort(order)]
+    values = over_chunks(prepare, rest, pool, sequences, on_chunk)
+    on_chunk(sequences.size * pool.tokens.shape[1])
+    return np.append(values, np.mean(own_values))[np.argsort(order)]

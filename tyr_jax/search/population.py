@@ -104,7 +104,8 @@ def deal(candidates: int, sequences: int, length: int) -> Deal:
     rows = part_rows(sequences, size // length)
     beside = math.gcd(sequences // rows, devices.count())
     groups = devices.count() // beside
-    return Deal(beside, groups, rows, min(-(-candidates // groups), max(1, size // (length * rows))))
+    width = min(-(-candidates // groups), size // (length * rows))
+    return Deal(beside, groups, rows, max(1, width))
 
 
 def over_chunks(
@@ -130,12 +131,13 @@ def over_chunks(
     count, length = len(candidates), pool.tokens.shape[1]
     beside, groups, rows, width = deal(count, len(sequences), length)
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
+    numbers = -(-count // (groups * width))
     padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % (groups * width), axis=0)])
-    chunks = padded.reshape(-1, groups, width, *candidates.shape[1:])
+    chunks = padded.reshape(numbers, groups, width, *candidates.shape[1:])
     means = []
     for together in sequences.reshape(-1, beside, rows):
         run = prepare(take(pool, np.tile(together.ravel(), groups)))
-        values = []
+        values = [np.empty((0, width))]
         for number, chunk in enumerate(chunks):
             scores = np.asarray(run(np.repeat(chunk, beside, axis=0)))
             values.append(scores.reshape(groups, beside, width).mean(axis=1))
