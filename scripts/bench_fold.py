@@ -18,8 +18,9 @@ import tyro
 from markdown_table import print_header, print_row
 
 from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
-from tyr_jax.model.spec import layer_block
+from tyr_jax.model.spec import Block, layer_block
 from tyr_jax.pruning import hessian, obs, supernet
 from tyr_jax.search import space
 from tyr_jax.timing import matmul_rate, medians
@@ -72,14 +73,21 @@ def main(bench: Bench) -> None:
     heads = inputs[width].reshape(rows, length, -1, config.head_dim)
     neurons = inputs[ffn].reshape(rows, length, ffn)
     statistics = supernet.attention_statistics, supernet.ffn_statistics
-    update, product = jax.jit(hessian.update), jax.jit(lambda x: x.T @ x)
+    alone = jax.jit(functools.partial(decoder.ffn_units, config=config))
+
+    @jax.jit
+    def unhalved(block: Block, x: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        units = decoder.ffn_units(block, x, config)
+        inputs = units.reshape(-1, ffn)
+        return units, gram + inputs.T @ inputs
+
     rate = matmul_rate()
     parts = medians(
         {
-            "XᵀX, FFN": lambda: update(grams[ffn][0], inputs[ffn]),
-            "XᵀX, FFN, whole": lambda: product(inputs[ffn]),
             "attention and its XᵀX": lambda: statistics[0](block, x, grams[width], None, config),
+            "gate and up": lambda: alone(block, x),
             "gate, up and their XᵀX": lambda: statistics[1](block, x, grams[ffn], None, config),
+            "gate, up and XᵀX, not by symmetry": lambda: unhalved(block, x, grams[ffn]),
             "attention output": lambda: supernet.add_attention(block, x, heads),
             "FFN output": lambda: supernet.add_ffn(block, x, neurons),
             "order and solves, attention": lambda: prune(

@@ -40,5 +40,5 @@ def prune(events: Path) -> Found:
 
     with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:
         patch.setattr(pipeline, "compress", compress_and_keep)
-        (outcome,) = pipeline.prune_model(parse(ARGUMENTS), progress, log)
+        (outcome,) = pipeline.prune_model(parse(ARGUMENTS).settings, progress, log)
     return Found(outcome, masked[-1])

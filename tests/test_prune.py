@@ -326,10 +326,10 @@ def test_overwrite_replaces_an_old_output(run: Prune, tmp_path: Path) -> None:
 
 def test_presets_are_where_defaults_come_from() -> None:
     for name, preset in PRESETS.items():
-        assert prune.parse(["--preset", name]) == preset
-        assert prune.parse([f"--preset={name}", "--seed", "3"]).search == preset.search
-    assert prune.parse([]) == PRESETS["standard"]
-    assert prune.parse(["--preset", "quick", "--rounds", "5"]).rounds.rounds == 5
+        assert prune.parse(["--preset", name]).settings == preset
+        assert prune.parse([f"--preset={name}", "--seed", "3"]).settings.search == preset.search
+    assert prune.parse([]).settings == PRESETS["standard"]
+    assert prune.parse(["--preset", "quick", "--rounds", "5"]).settings.rounds.rounds == 5
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

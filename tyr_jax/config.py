@@ -99,6 +99,10 @@ class Settings:
     objective: Objective = dataclasses.field(default_factory=Objective)
     """Objective"""
 
+    def descent_sequences(self, sequences: int) -> int:
+        """Of so many sequences of search text, those that a descent step takes slopes on, and scores on."""
+        return max(1, min(self.rounds.descent_tokens // self.data.search_length, sequences // 2))
+
 
 PRESETS: dict[str, Settings] = {
     "quick": Settings(

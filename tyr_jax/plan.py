@@ -1,19 +1,85 @@
-"""What a run will need, from its configuration and settings alone."""
+"""What a run will need, from its configuration and settings alone: memory, disk, FLOPs and time.
 
+Memory is a device's, of `n` that divide weights and text among them, at the moment of a stage when it is
+most. Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
+"""
+
+import dataclasses
 import math
+from typing import Annotated, NamedTuple
 
+import numpy as np
+import tyro
+
+from tyr_jax.batches import BATCH_TOKENS
 from tyr_jax.config import Settings
 from tyr_jax.data import OPENING
+from tyr_jax.model.attention import LONG_QUERY_CHUNK
+from tyr_jax.model.cost import block_flops, head_flops, unit_counts
+from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.search import surrogate
+from tyr_jax.search.nested import SLOPE_TOKENS
 
 FLOAT = 4
-"""Bytes of a number of the dense model's answers."""
+"""Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    """What a plan is for."""
+
+    plan: bool = False
+    """Print what the run would need (memory, disk, FLOPs, time), from the model's configuration alone, and
+    do nothing else."""
+    plan_devices: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Plan for this many devices (default: those there are)."""
+    plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S", help_behavior_hint="")] = None
+    """Plan times for devices that reach so many FLOP/s each, such as 1e14."""
+
+
+class Need(NamedTuple):
+    """What a stage needs: bytes of a device for `weights`, the `supernet`, `text` (tokens' activations and
+    answers that stay) and `working` (what is there only while a program runs); and `flops` in all."""
+
+    stage: str
+    weights: float
+    supernet: float
+    text: float
+    working: float
+    flops: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.weights + self.supernet + self.text + self.working
 
 
 def level_bytes(config: ModelConfig, itemsize: int) -> int:
     """Bytes of one level of all sites: the output projections of attention and FFN of every layer."""
+    return itemsize * config.depth * config.hidden * sum(site_sizes(config))
+
+
+def site_sizes(config: ModelConfig) -> tuple[int, int]:
+    """Input channels of a layer's two sites: N·H, F."""
     shape = config.dense_shape
-    return itemsize * config.depth * config.hidden * (shape.heads * config.head_dim + shape.ffn)
+    return shape.heads * config.head_dim, shape.ffn
+
+
+def layer_bytes(config: ModelConfig, itemsize: int) -> float:
+    """Bytes of a dense layer."""
+    return itemsize * count_parameters(config)[0] / config.depth
+
+
+def calibration_tokens(settings: Settings) -> int:
+    """Tokens that layers are pruned on, openings included."""
+    return settings.data.calibration_tokens + settings.data.calibration_openings * OPENING
+
+
+def evaluation_tokens(settings: Settings) -> int:
+    """Tokens that models are measured on."""
+    data = settings.data
+    return (len(data.calibration) + len(data.evaluation)) * data.evaluation_windows * data.evaluation_length
 
 
 def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: int) -> dict[str, int]:
@@ -22,11 +88,8 @@ def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: 
     `itemsize` is that of the weights and residuals in memory, `written` that of the weights written.
     """
     data, targets = settings.data, len(settings.sparsity)
-    calibration = data.calibration_tokens + data.calibration_openings * OPENING
-    texts = len(data.calibration) + len(data.evaluation)
     searching = settings.rounds.rounds > 0
     search = data.search_tokens if searching else 0
-    evaluation = texts * data.evaluation_windows * data.evaluation_length
     answer = FLOAT * (2 * config.hidden + 1)
     observed = FLOAT * config.hidden * len(settings.objective.observed_layers(config.depth))
     level = level_bytes(config, itemsize)
@@ -35,10 +98,198 @@ def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: 
     refits = level if settings.rounds.refit or not searching else level * levels
     return {
         "supernet": levels * level,
-        "residuals": 2 * itemsize * calibration * config.hidden,
-        "dense answers": (search + evaluation) * answer + search * (observed + FLOAT),
+        "residuals": 2 * itemsize * calibration_tokens(settings) * config.hidden,
+        "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
+    }
+
+
+def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
+    """Bytes at work in the attention of `tokens` tokens, in sequences of `length`."""
+    shape, dim = config.dense_shape, config.head_dim
+    numbers = 2 * config.hidden + dim * (3 * shape.heads + 4 * shape.kv_heads)
+    scores = shape.heads * min(LONG_QUERY_CHUNK, length)
+    return tokens * (itemsize * numbers + 2 * FLOAT * scores)
+
+
+def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
+    """Bytes at work in the FFN of `tokens` tokens."""
+    return tokens * itemsize * (2 * config.hidden + 2 * config.dense_shape.ffn)
+
+
+def layer_working(config: ModelConfig, tokens: int, length: int, itemsize: int, n: int) -> float:
+    """Bytes at work when a layer runs on `tokens` tokens of a device: it is gathered, if it was divided."""
+    gathered = layer_bytes(config, itemsize) if n > 1 else 0
+    return gathered + max(
+        attention_working(config, tokens, length, itemsize), ffn_working(config, tokens, itemsize)
+    )
+
+
+def head_working(config: ModelConfig, tokens: int, itemsize: int, n: int) -> float:
+    """Bytes at work when the head runs: it is gathered, and a part of the vocabulary has logits."""
+    gathered = itemsize * config.vocab * config.hidden if n > 1 else 0
+    return gathered + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
+
+
+def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
+    """Heads and neurons of every layer `[2, L]` that a sparsity leaves, evenly."""
+    return (1 - sparsity) * unit_counts(config)
+
+
+def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: int) -> float:
+    """FLOPs of a model with `units [2, L]` on `tokens` tokens, head included."""
+    return tokens * (block_flops(config, units, length) + head_flops(config))
+
+
+def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
+    """FLOPs of a fold on `tokens` tokens: forward, XᵀX (10/16 of it, by symmetry), its inverse, downdates of
+    the inverse, and solutions of all levels."""
+    sites = sum(2 * size**2 * (10 / 16 * tokens + 3 * size + config.hidden) for size in site_sizes(config))
+    return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
+
+
+def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What building a supernet of so many levels needs; of one level, pruning to an answer."""
+    tokens, length = calibration_tokens(settings), settings.data.sequence_length
+    _, ffn = site_sizes(config)
+    together = min(BATCH_TOKENS, -(-tokens // n))
+    # A device's own XᵀX, before and after a batch; then its columns of XᵀX, Hs, Hs⁻¹ and what becomes of
+    # them, and of the levels' weights.
+    statistics = 2 * FLOAT * ffn**2 + layer_working(config, together, length, itemsize, n)
+    pruning = FLOAT * ffn * (7 * ffn + (levels + 2) * config.hidden) / n
+    # Before the block, between its sites, and behind it; and what enters the FFN's site.
+    text = tokens * itemsize * (3 * config.hidden + ffn) / n
+    return Need(
+        name,
+        itemsize * count_parameters(config)[1] / n,
+        levels * level_bytes(config, itemsize) / n,
+        text,
+        max(statistics, pruning),
+        pruning_flops(config, tokens, length),
+    )
+
+
+def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What the dense model's answers on search and evaluation text need."""
+    data = settings.data
+    together = min(BATCH_TOKENS, -(-data.search_tokens // n))
+    working = max(
+        layer_working(config, together, data.search_length, itemsize, n),
+        head_working(config, together, itemsize, n),
+    )
+    units = unit_counts(config)
+    texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
+    # The head runs once more, for the row of it that is expected.
+    flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
+    weights = itemsize * count_parameters(config)[1] / n
+    return Need("dense answers", weights, 0, pool_bytes(config, settings, n), working, flops)
+
+
+def pool_bytes(config: ModelConfig, settings: Settings, n: int) -> float:
+    """Bytes of a device for the dense model's answers on the search text."""
+    observed = len(settings.objective.observed_layers(config.depth))
+    return FLOAT * settings.data.search_tokens * ((2 + observed) * config.hidden + 2) / n
+
+
+def searched_need(
+    name: str, working: float, flops: float, config: ModelConfig, settings: Settings, itemsize: int, n: int
+) -> Need:
+    """What a stage needs that runs on the supernet: beside the dense weights, what lies in the order of
+    removal."""
+    heads, ffn = site_sizes(config)
+    ordered = config.depth * config.hidden * (heads + 2 * ffn)
+    weights = itemsize * (count_parameters(config)[1] + ordered) / n
+    supernet = settings.rounds.levels * level_bytes(config, itemsize) / n
+    return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
+
+
+def order_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What putting the supernet in the order of removal needs: there are two of it for a moment."""
+    need = searched_need("in order", 0, 0, config, settings, itemsize, n)
+    return need._replace(supernet=2 * need.supernet)
+
+
+def descent_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What a round's descent needs: slopes by a backward pass at full width, and scores of proposals."""
+    data, rounds = settings.data, settings.rounds
+    length, units = data.search_length, unit_counts(config)
+    together = max(length, SLOPE_TOKENS // length * length)
+    tokens = settings.descent_sequences(data.search_tokens // length) * length
+    # Forward, again, and backward: for the inputs of all products, and the weights of the two sites.
+    share = sum(site_sizes(config)) * config.hidden / (count_parameters(config)[0] / config.depth)
+    slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
+    proposals = 1 + len(surrogate.CAUTIONS)
+    scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
+    kept = config.depth * together * config.hidden * itemsize
+    # Of a layer's levels there is a copy, and their slopes.
+    levels = 2 * settings.rounds.levels * level_bytes(config, itemsize) / config.depth
+    working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
+    return searched_need(
+        "descent", working, rounds.descent_steps * (slopes + scores), config, settings, itemsize, n
+    )
+
+
+def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
+    length, schedule = settings.data.search_length, settings.search
+    together = max(length, BATCH_TOKENS // length * length)
+    states = (config.depth + 1) * together * config.hidden * itemsize
+    levels = settings.rounds.levels * level_bytes(config, itemsize) / config.depth if n > 1 else 0
+    working = states + levels + layer_working(config, together, length, itemsize, n)
+    tokens = schedule.generations * schedule.candidate_tokens(length)
+    flops = model_flops(config, kept_units(config, sparsity), tokens, length)
+    return searched_need("search", working, flops, config, settings, itemsize, n)
+
+
+def evaluation_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What measuring a pruned model needs, beside the dense one."""
+    length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
+    together = min(max(length, BATCH_TOKENS), -(-tokens // n))
+    working = max(
+        layer_working(config, together, length, itemsize, n), head_working(config, together, itemsize, n)
+    )
+    weights = itemsize * count_parameters(config)[1] * (2 - sparsity) / n
+    flops = model_flops(config, kept_units(config, sparsity), tokens, length)
+    return Need("evaluation", weights, 0, 0, working, flops)
+
+
+def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> list[tuple[Need, int]]:
+    """What every stage needs on `n` devices, weights and activations taking `itemsize` bytes a number; and
+    how often it runs."""
+    targets, rounds = len(settings.sparsity), settings.rounds
+    shared, sparsity = (config, settings, itemsize, n), min(settings.sparsity)
+    single = fold_need("last pruning", 1, *shared)
+    evaluation = evaluation_need(sparsity, *shared)
+    if not rounds.rounds:
+        return [(answers_need(*shared), 1), (single, targets), (evaluation, targets)]
+    first = fold_need("first supernet", rounds.levels * targets, *shared)
+    later = fold_need("next supernets", rounds.levels, *shared)
+    searches = {
+        order_need(*shared): True,
+        descent_need(sparsity, *shared): rounds.descent_steps > 0,
+        evolution_need(sparsity, *shared): True,
+    }
+    stages = [
+        (answers_need(*shared), 1),
+        (first, 1),
+        (later, targets * (rounds.rounds - 1)),
+        *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
+        (single, targets * (2 if rounds.refit else 1)),
+        (evaluation, 2 * targets),
+    ]
+    return [(need, times) for need, times in stages if times]
+
+
+def host_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> dict[str, float]:
+    """Bytes of host memory beside what devices hold, by what they are for."""
+    shape = config.dense_shape
+    stacked = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
+    residuals = itemsize * calibration_tokens(settings) * config.hidden
+    return {
+        "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),
+        "writing residuals": residuals,
+        "dense answers": evaluation_tokens(settings) * FLOAT * (2 * config.hidden + 1),
     }
 
 

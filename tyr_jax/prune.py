@@ -22,6 +22,10 @@ Examples:
   python -m tyr_jax.prune --sparsity 0.125 0.25 0.5 --output pruned
       three models, in pruned/0.125, pruned/0.25 and pruned/0.5, in less time
       than three runs
+
+  python -m tyr_jax.prune --model meta-llama/Llama-3.1-8B --sparsity 0.5 \\
+      --compute-dtype bfloat16 --plan --plan-devices 8 --plan-flops 1e14
+      what that would take, from the model's configuration alone
 """
 
 import contextlib
@@ -33,6 +37,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import tyro
 
 from tyr_jax import command, devices, errors, resume, summary
@@ -41,16 +47,27 @@ from tyr_jax.data import anchored
 from tyr_jax.errors import UserError
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
-from tyr_jax.io.checkpoint import save_model
+from tyr_jax.io.checkpoint import load_config, save_model
 from tyr_jax.io.output import EventLog, read_events, workplace, write_json
 from tyr_jax.io.progress import Ended, Progress
 from tyr_jax.io.store import Store
 from tyr_jax.pipeline import Outcome, prune_model
+from tyr_jax.plan import PlanSettings
 from tyr_jax.report import write_report
 
 
-def parse(arguments: list[str]) -> Settings:
-    """Settings from command-line arguments; defaults come from the preset that `--preset` names.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to prune and how, or to plan."""
+
+    settings: Settings
+    """Settings"""
+    plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
+    """Plan"""
+
+
+def parse(arguments: list[str]) -> Job:
+    """The job that command-line arguments ask for; defaults come from the preset that `--preset` names.
 
     Raises:
         UserError: the arguments cannot be understood.
@@ -61,11 +78,11 @@ def parse(arguments: list[str]) -> Settings:
         if name == "--preset":
             preset = value or next(iter(arguments[index + 1 : index + 2]), preset)
     return command.parse(
-        tyro.conf.OmitArgPrefixes[Settings],
+        tyro.conf.OmitArgPrefixes[Job],
         arguments,
         prog="python -m tyr_jax.prune",
         description=__doc__ or "",
-        default=PRESETS.get(preset, PRESETS["standard"]),
+        default=Job(PRESETS.get(preset, PRESETS["standard"])),
     )
 
 
@@ -73,7 +90,31 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the main job."""
     arguments = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
-    errors.run(lambda: run(parse(arguments), arguments))
+    errors.run(lambda: carry_out(parse(arguments), arguments))
+
+
+def carry_out(job: Job, arguments: list[str]) -> None:
+    """Prune, or say what that would need.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    if job.plan.plan:
+        describe(job.settings, job.plan)
+    else:
+        run(job.settings, arguments)
+
+
+def describe(settings: Settings, asked: PlanSettings) -> None:
+    """Print what a run would need.
+
+    Raises:
+        UserError: there is no such model, its configuration is not understood, or a setting cannot be.
+    """
+    config, stored = load_config(settings.model)
+    written = stored if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    devices_count = asked.plan_devices or len(jax.devices())
+    summary.print_plan(config, settings, written.itemsize, devices_count, asked.plan_flops)
 
 
 def anchor(settings: Settings) -> Settings:

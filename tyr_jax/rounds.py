@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from tyr_jax import resume
-from tyr_jax.config import Settings
 from tyr_jax.io.store import Store
 from tyr_jax.prepare import Dense, Run
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet
@@ -116,17 +115,12 @@ class Round:
         return nested.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
-def descent_sequences(settings: Settings, sequences: int) -> int:
-    """Of so many sequences of search text, those that a descent step takes slopes on, and scores on."""
-    return max(1, min(settings.rounds.descent_tokens // settings.data.search_length, sequences // 2))
-
-
 def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
     """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
     objectives met on the way."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
     steps, length = settings.rounds.descent_steps, settings.data.search_length
-    count = descent_sequences(settings, sequences)
+    count = settings.descent_sequences(sequences)
     rng = np.random.default_rng((settings.seed, this.number))
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.

@@ -21,7 +21,6 @@ from tyr_jax.batches import batches
 from tyr_jax.config import Settings
 from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.pruning import hessian, obs, supernet
-from tyr_jax.rounds import descent_sequences
 from tyr_jax.search import nested, population, space, surrogate
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.space import ATTENTION, FFN, KINDS
@@ -177,7 +176,7 @@ def search_stages(
     sizes = {(size, count) for size, count in added if count}
     sites = ShapeDtypeStruct((2, config.depth), jnp.int32)
     if rounds.descent_steps:
-        count = descent_sequences(settings, data.search_tokens // length)
+        count = settings.descent_sequences(data.search_tokens // length)
         rows = population.part_rows(count, nested.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
         yield Stage("search: slopes", nested.level_slopes, (net, sites, batch), static)

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tyr_jax import __version__
+from tyr_jax import __version__, plan
+from tyr_jax.config import Settings
 from tyr_jax.data import DataSpec, fingerprint
 from tyr_jax.errors import UserError
 from tyr_jax.io.progress import duration
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.pipeline import Outcome, Pruned
+from tyr_jax.plan import Need, in_words
 from tyr_jax.rounds import kept_by_kind
 from tyr_jax.search.space import KINDS
 
@@ -232,3 +235,48 @@ def print_tables(
     for output in outputs:
         line = f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`"
         console.print(line, soft_wrap=True)
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in GB, such as `0.538`."""
+    return f"{size / 1e9:.3g}"
+
+
+def plan_table(needs: Sequence[tuple[Need, int]], n: int, flops: float | None) -> Table:
+    """Memory of each of `n` devices, FLOPs, and time if a device reaches `flops` a second, by stage."""
+    columns = ("weights", "supernet", "text", "working", "in all", "FLOPs", *(["time"] if flops else []))
+    devices = "the device's" if n == 1 else f"each of {n} devices'"
+    table = plain_table(f"GB of {devices} memory, and work", *columns)
+    table.columns[0].no_wrap, table.padding = True, (0, 0)
+    for need, times in needs:
+        parts = (need.weights, need.supernet, need.text, need.working, need.memory)
+        work = times * need.flops
+        cells = [*map(gigabytes, parts), f"{work:.1e}", *([duration(work / (n * flops))] if flops else [])]
+        table.add_row(need.stage + (f" × {times}" if times > 1 else ""), *cells)
+    most, work = max(need.memory for need, _ in needs), sum(times * need.flops for need, times in needs)
+    last = [gigabytes(most), f"{work:.1e}", *([duration(work / (n * flops))] if flops else [])]
+    table.add_row("all", "", "", "", "", *last, style="bold")
+    return table
+
+
+def print_plan(
+    config: ModelConfig,
+    settings: Settings,
+    written: int,
+    n: int,
+    flops: float | None,
+    console: Console | None = None,
+) -> None:
+    """Print what a run on `n` devices, each reaching `flops` a second, needs; weights that are written take
+    `written` bytes a number."""
+    console = console or Console()
+    itemsize = jnp.dtype(settings.compute_dtype).itemsize
+    console.print(plan_table(plan.needs(config, settings, itemsize, n), n, flops))
+    for title, parts in (
+        ("memory of the host", plan.host_bytes(config, settings, itemsize)),
+        ("disk", plan.disk_bytes(config, settings, itemsize, written)),
+    ):
+        table = plain_table(title, "")
+        for name, size in parts.items():
+            table.add_row(name, in_words(size))
+        console.print(table)

@@ -59,11 +59,25 @@ def load_model(name: str, dtype: DTypeLike = jnp.float32) -> LoadedModel:
     return _load_gguf(path, name, dtype) if path.is_file() else _load_directory(path, name, dtype)
 
 
+def load_config(name: str) -> tuple[ModelConfig, np.dtype]:
+    """The configuration of the model called `name`, and what its weights are stored in as far as that tells;
+    of the hub, nothing else is downloaded.
+
+    Raises `UserError` when there is no such model, or its configuration is not understood.
+    """
+    path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
+    if path.is_file():
+        return config_from_hf(gguf.read_hf_config(gguf.open_gguf(path), path)), np.dtype(np.float32)
+    hf_config = hf.read_json(path / hf.CONFIG)
+    dtype = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
+    return config_from_hf(hf_config), jnp.dtype(dtype)
+
+
 def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel:
-    if not (directory / "config.json").is_file():
+    if not (directory / hf.CONFIG).is_file():
         # Only weights of a known format make it worth saying what is missing besides them.
         hf.SafetensorsSource(directory)
-    hf_config = hf.read_json(directory / "config.json")
+    hf_config = hf.read_json(directory / hf.CONFIG)
     config = config_from_hf(hf_config)
     tokenizer = tokenizer_from_directory(directory)
     _check_vocabulary(tokenizer, config, name)
@@ -142,7 +156,7 @@ def save_model(
     written["dtype"] = kind.name
     try:
         _write_weights(directory, config, params, kind, max_shard_bytes)
-        write_json(directory / "config.json", written)
+        write_json(directory / hf.CONFIG, written)
         if "per_layer_config" in written:
             _write_modeling(directory, config.family)
         if generation_config is not None:

@@ -6,15 +6,17 @@ only place that decides whether the tensors are the ones the configuration asks 
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from safetensors import SafetensorError, safe_open
 
+from tyr_jax import devices
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
 
@@ -25,6 +27,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 IGNORED_KEYS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Tensors that older versions of transformers saved although they follow from the configuration."""
+
+CONFIG = "config.json"
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -145,7 +149,12 @@ def load_params(source: TensorSource, config: ModelConfig, dtype: DTypeLike = jn
         raise UserError(
             f"{_listed(unknown)} in the checkpoint but not in a {config.family} model of this config"
         )
-    return build_params(config, lambda spec: _read(source, spec).astype(jnp.dtype(dtype)))
+
+    def read(spec: TensorSpec) -> ArrayLike:
+        # Several devices get their parts at once: no device need have room for the whole.
+        return devices.spread(_read(source, spec).astype(jnp.dtype(dtype)), config.hidden)
+
+    return build_params(config, read)
 
 
 def _listed(keys: list[str]) -> str:
@@ -184,8 +193,9 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
 
 
-def resolve(name: str) -> Path:
-    """The directory or `.gguf` file that `name` (a path, or a hub id to be downloaded) stands for.
+def resolve(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
+    """The directory or `.gguf` file that `name` (a path, or a hub id, whose files of these `patterns` are
+    downloaded) stands for.
 
     Raises `UserError` when there is no such thing, or the hub cannot or will not give it.
     """
@@ -200,15 +210,15 @@ def resolve(name: str) -> Path:
         raise UserError(f"{name} is a file: give the model's directory, or a .gguf file")
     if looks_like_path(name):
         raise UserError(f"no such file or directory: '{name}'")
-    return _download(name)
+    return _download(name, patterns)
 
 
-def _download(name: str) -> Path:
-    """The model `name` from the hub, weights in safetensors only; later calls find it in the hub's cache."""
+def _download(name: str, patterns: Sequence[str]) -> Path:
+    """Files of the model `name` from the hub; later calls find them in the hub's cache."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except errors.HFValidationError as error:
         raise UserError(f"'{name}' is neither a file, a directory nor a valid hub id: {error}") from error
     except errors.GatedRepoError as error:

@@ -220,12 +220,13 @@ def trunk_states(
     trunks, every = (jnp.repeat(of_sites[None], count, axis=0) for of_sites in (trunk, buckets))
     rope = decoder.rope_tables(config, tokens.shape[1])
 
-    def step(x: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply_to_chunks(nested, layer, trunks, every, x, rope, config), x
+    def step(layer: jax.Array, states: jax.Array) -> jax.Array:
+        x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, config)
+        return states.at[layer + 1].set(x)
 
     x = decoder.embed(nested.params, tokens.reshape(count, -1, tokens.shape[1]))
-    last, before = jax.lax.scan(step, x, jnp.arange(config.depth))
-    return jnp.concatenate([before, last[None]])
+    states = jnp.zeros((config.depth + 1, *x.shape), x.dtype).at[0].set(x)
+    return jax.lax.fori_loop(0, config.depth, step, states)
 
 
 def watched(

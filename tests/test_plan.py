@@ -1,0 +1,129 @@
+"""What a plan says, against what is known of a model and what XLA says of compiled stages."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from tyr_jax import plan, prune, stages
+from tyr_jax.batches import BATCH_TOKENS
+from tyr_jax.config import PRESETS, Settings
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.search import population
+
+LLAMA_8B = ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32)
+HALF = dataclasses.replace(PRESETS["standard"], sparsity=(0.5,))
+HF_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def needs(settings: Settings = HALF, itemsize: int = 4, n: int = 1) -> dict[str, plan.Need]:
+    return {need.stage: need for need, _ in plan.needs(LLAMA_8B, settings, itemsize, n)}
+
+
+def test_what_one_knows_of_a_model() -> None:
+    # 8.03 billion parameters; 4M tokens of 4096 numbers of 2 bytes are 34 GB; nine levels of 4096 × 18432.
+    paper = needs(dataclasses.replace(PRESETS["paper"], sparsity=(0.5,)), itemsize=2)
+    first = paper["first supernet"]
+    assert first.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
+    assert first.supernet == 9 * 32 * 4096 * (4096 + 14336) * 2
+    assert plan.host_bytes(LLAMA_8B, PRESETS["paper"], 2)["writing residuals"] == 4 * 2**20 * 4096 * 2
+    # A pass over 4M tokens takes 2 FLOPs for a token and weight, and attention; XᵀX half as much again.
+    assert 2 * 6.98e9 * 2**22 < first.flops < 3 * 2 * 6.98e9 * 2**22
+    assert "descent" not in paper
+
+
+def test_devices_share() -> None:
+    one, eight = needs(), needs(n=8)
+    for stage, need in one.items():
+        assert eight[stage].weights == need.weights / 8
+        assert eight[stage].supernet == need.supernet / 8
+        assert eight[stage].flops == need.flops
+        assert need.memory / 8 <= eight[stage].memory < need.memory
+
+
+def test_work_is_counted_as_often_as_it_is_done() -> None:
+    three = dataclasses.replace(HALF.rounds, rounds=3)
+    several = dataclasses.replace(HALF, sparsity=(0.25, 0.5), rounds=three)
+    times = {need.stage: count for need, count in plan.needs(LLAMA_8B, several, 4, 1)}
+    assert times["first supernet"] == 1
+    assert times["next supernets"] == 2 * 2
+    assert times["search"] == times["descent"] == times["in order"] == 2 * 3
+    assert times["last pruning"] == 2 * 2
+    uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
+    assert [need.stage for need, _ in plan.needs(LLAMA_8B, uniform, 4, 1)] == [
+        "dense answers", "last pruning", "evaluation",
+    ]  # fmt: skip
+
+
+def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, which is what the CPU computes in, of Llama-3.1-8B's shapes; no array is made."""
+    monkeypatch.setattr(population, "candidate_tokens", lambda: BATCH_TOKENS)
+    found, planned = {stage.name: stage for stage in stages.all_stages(LLAMA_8B, HALF, jnp.float32)}, needs()
+
+    def memory(name: str) -> Any:
+        compiled: Any = found[name].lower().compile()
+        return compiled.memory_analysis()
+
+    # Of the block's programs, the one with the most; the levels that it returns are the supernet's.
+    pruning = memory("ffn: pruning")
+    working = pruning.argument_size_in_bytes + pruning.temp_size_in_bytes
+    assert working == pytest.approx(planned["first supernet"].working, rel=0.2)
+    for name, stage in (("descent", "search: slopes"), ("search", "search: trunk, 4 × 1024 tokens")):
+        compiled, need = memory(stage), planned[name]
+        working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes
+        assert working == pytest.approx(need.working, rel=0.2), name
+        # What stays of the dense model where the search has its own, in the order of removal.
+        unused = 32 * 4096 * (2 * 4096 + 3 * 14336) * 4
+        whole = compiled.argument_size_in_bytes + working + unused
+        assert whole == pytest.approx(need.memory - need.text, rel=0.05), name
+
+
+@pytest.fixture
+def only_a_configuration(tmp_path: Path) -> Path:
+    directory = tmp_path / "llama"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(HF_8B))
+    return directory
+
+
+def test_a_plan_is_printed_and_nothing_done(
+    only_a_configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "pruned"
+    job = ["--model", str(only_a_configuration), "--output", str(output), "--compute-dtype", "bfloat16"]
+    prune.main([*job, "--sparsity", "0.5", "--plan", "--plan-devices", "8", "--plan-flops", "1e14"])
+    text = capsys.readouterr().out
+    assert "GB of each of 8 devices' memory" in text
+    assert [stage for stage in needs() if stage not in text] == []
+    # Weights of 16 GB on 8 devices; the model is written as it was stored, half of it gone from the blocks.
+    assert "2.01" in text
+    assert "16.1 GB" in text
+    assert not output.exists()
+
+
+def test_a_plan_for_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(tmp_path), "--plan"])
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune.main(["--model", str(tiny_model), "--plan"])
+    assert "GB of the device's memory" in capsys.readouterr().out
