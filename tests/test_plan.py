@@ -64,7 +64,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     times = {need.stage: count for need, count in plan.needs(LLAMA_8B, several, 4, 1)}
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
-    assert times["search"] == times["descent"] == times["in order"] == 2 * 3
+    assert times["search"] == times["descent"] == 2 * 3
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(LLAMA_8B, uniform, 4, 1)] == [
@@ -81,10 +81,14 @@ def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pyte
         compiled: Any = found[name].lower().compile()
         return compiled.memory_analysis()
 
-    # Of the block's programs, the one with the most; the levels that it returns are the supernet's.
-    pruning = memory("ffn: pruning")
+    # Of a block's programs, those with the most: one has XᵀX, and one returns the levels, the supernet's.
+    statistics, pruning = memory("ffn: statistics"), memory("ffn: pruning")
+    gram = 14336**2 * 4
+    assert 2 * gram + statistics.temp_size_in_bytes == pytest.approx(
+        plan.statistics_working(LLAMA_8B, HALF, 4, 1), rel=0.2
+    )
     working = pruning.argument_size_in_bytes + pruning.temp_size_in_bytes
-    assert working == pytest.approx(planned["first supernet"].working, rel=0.2)
+    assert working == pytest.approx(plan.site_working(9, LLAMA_8B, 1), rel=0.2)
     for name, stage in (("descent", "search: slopes"), ("search", "search: trunk, 4 × 1024 tokens")):
         compiled, need = memory(stage), planned[name]
         working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes

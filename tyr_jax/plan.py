@@ -149,25 +149,31 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
 
 
+def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+    """Bytes at work when XᵀX of an FFN's site is added up: a device's own, before and after a batch."""
+    together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
+    return 2 * FLOAT * site_sizes(config)[1] ** 2 + layer_working(config, together, length, itemsize, n)
+
+
+def site_working(levels: int, config: ModelConfig, n: int) -> float:
+    """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
+    becomes of them, and of the levels' weights."""
+    size = site_sizes(config)[1]
+    return FLOAT * size * (7 * size + (levels + 2) * config.hidden) / n
+
+
 def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
     """What building a supernet of so many levels needs; of one level, pruning to an answer."""
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    _, ffn = site_sizes(config)
-    together = min(BATCH_TOKENS, -(-tokens // n))
-    # A device's own XᵀX, before and after a batch; then its columns of XᵀX, Hs, Hs⁻¹ and what becomes of
-    # them, and of the levels' weights.
-    statistics = 2 * FLOAT * ffn**2 + layer_working(config, together, length, itemsize, n)
-    pruning = FLOAT * ffn * (7 * ffn + (levels + 2) * config.hidden) / n
-    # Before the block, between its sites, and behind it; and what enters the FFN's site.
-    text = tokens * itemsize * (3 * config.hidden + ffn) / n
-    return Need(
-        name,
-        itemsize * count_parameters(config)[1] / n,
-        levels * level_bytes(config, itemsize) / n,
-        text,
-        max(statistics, pruning),
-        pruning_flops(config, tokens, length),
+    supernet = levels * level_bytes(config, itemsize) / n
+    # In the end, the blocks' sites are there once more as a stack.
+    working = max(
+        statistics_working(config, settings, itemsize, n), site_working(levels, config, n), supernet
     )
+    # Before the block, between its sites, and behind it; and what enters the FFN's site.
+    text = tokens * itemsize * (3 * config.hidden + site_sizes(config)[1]) / n
+    weights = itemsize * count_parameters(config)[1] / n
+    return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
 
 def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
@@ -202,12 +208,6 @@ def searched_need(
     weights = itemsize * (count_parameters(config)[1] + ordered) / n
     supernet = settings.rounds.levels * level_bytes(config, itemsize) / n
     return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
-
-
-def order_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
-    """What putting the supernet in the order of removal needs: there are two of it for a moment."""
-    need = searched_need("in order", 0, 0, config, settings, itemsize, n)
-    return need._replace(supernet=2 * need.supernet)
 
 
 def descent_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
@@ -266,7 +266,6 @@ def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> lis
     first = fold_need("first supernet", rounds.levels * targets, *shared)
     later = fold_need("next supernets", rounds.levels, *shared)
     searches = {
-        order_need(*shared): True,
         descent_need(sparsity, *shared): rounds.descent_steps > 0,
         evolution_need(sparsity, *shared): True,
     }

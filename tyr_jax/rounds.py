@@ -197,8 +197,7 @@ def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supe
     supernet = supernet_of_round(run, dense, grid, number) if shared is None else at_levels(shared, grid)
     sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
     start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
-    net = nested.nest(model.params, supernet, model.config)
-    del supernet
+    net = nested.nest(model.params, supernet, model.config, consume=True)
     this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = evolution(this, start)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -34,6 +35,7 @@ def keep_compiled() -> None:
     Programs compiled for one processor may not run on another, and a home directory may be shared by
     several: each kind has a folder of its own.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled" / processor()))
         jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)

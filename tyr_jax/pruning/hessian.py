@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from tyr_jax import devices
 from tyr_jax.pruning.linalg import HIGHEST
@@ -25,7 +26,7 @@ def panel_edges(size: int) -> list[int]:
     return [*range(0, size, width), size]
 
 
-def init(size: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def init(size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """An empty accumulator `[d_in, d_in]`."""
     return jnp.zeros((size, size), dtype)
 

@@ -52,8 +52,24 @@ class Nested:
     widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
 
 
-def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
-    """Reorder the units of a dense model (blocks stacked) and its supernet by removal."""
+def in_order(stack: jax.Array, order: jax.Array, axis: int) -> jax.Array:
+    """Every layer's slice of `stack [L, ...]` with its units along `axis` (counted without L) in the layer's
+    `order [L, U]`: layer by layer, so that a program that may overwrite `stack` needs no second one."""
+
+    def move(layer: jax.Array, stack: jax.Array) -> jax.Array:
+        return stack.at[layer].set(jnp.take(stack[layer], order[layer], axis=axis))
+
+    return jax.lax.fori_loop(0, len(stack), move, stack)
+
+
+overwrite_in_order = jax.jit(in_order, static_argnames="axis", donate_argnames="stack")
+
+
+def nest(params: Params, supernet: Supernet, config: ModelConfig, *, consume: bool = False) -> Nested:
+    """Reorder the units of a dense model (blocks stacked) and its supernet by removal.
+
+    With `consume`, the supernet's weights are overwritten, and it must not be used any more.
+    """
     heads, kv_heads = config.dense_shape.heads, config.dense_shape.kv_heads
     units = supernet.attn_rank.shape[1]
     unit_order = jnp.argsort(supernet.attn_rank, axis=1)
@@ -61,19 +77,15 @@ def nest(params: Params, supernet: Supernet, config: ModelConfig) -> Nested:
     head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
     neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
     block = params["blocks"]
-
-    def reorder(array: jax.Array, order: jax.Array, axis: int) -> jax.Array:
-        """Each layer's slice of `array [L, ...]` along `axis` (counted without L)."""
-        return jax.vmap(lambda part, index: jnp.take(part, index, axis=axis))(array, order)
-
     axes = {"q": (head_order, 1), "gate": (neuron_order, 1), "up": (neuron_order, 1)}
     axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
-    moved = {name: reorder(block[name], *axes[name]) for name in axes if name in block}
+    moved = {name: in_order(block[name], *axes[name]) for name in axes if name in block}
     rest = {name: array for name, array in block.items() if name not in ("o", "down")}
+    move_levels = overwrite_in_order if consume else in_order
     net = Nested(
         params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
-        reorder(supernet.attn_out, head_order, 1),
-        reorder(supernet.mlp_down, neuron_order, 1),
+        move_levels(supernet.attn_out, head_order, axis=1),
+        move_levels(supernet.mlp_down, neuron_order, axis=1),
         supernet.kept,
         len(in_unit),
         (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
