@@ -66,6 +66,11 @@ def site_sizes(config: ModelConfig) -> tuple[int, int]:
     return shape.heads * config.head_dim, shape.ffn
 
 
+def weight_bytes(config: ModelConfig, itemsize: int, n: int) -> float:
+    """Bytes of a dense model's weights on each of `n` devices."""
+    return itemsize * count_parameters(config)[1] / n
+
+
 def layer_bytes(config: ModelConfig, itemsize: int) -> float:
     """Bytes of a dense layer."""
     return itemsize * count_parameters(config)[0] / config.depth
@@ -172,7 +177,7 @@ def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, i
     )
     # Before the block, between its sites, and behind it; and what enters the FFN's site.
     text = tokens * itemsize * (3 * config.hidden + site_sizes(config)[1]) / n
-    weights = itemsize * count_parameters(config)[1] / n
+    weights = weight_bytes(config, itemsize, n)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
 
@@ -188,7 +193,7 @@ def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int)
     texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
     # The head runs once more, for the row of it that is expected.
     flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
-    weights = itemsize * count_parameters(config)[1] / n
+    weights = weight_bytes(config, itemsize, n)
     return Need("dense answers", weights, 0, pool_bytes(config, settings, n), working, flops)
 
 
@@ -205,7 +210,7 @@ def searched_need(
     removal."""
     heads, ffn = site_sizes(config)
     ordered = config.depth * config.hidden * (heads + 2 * ffn)
-    weights = itemsize * (count_parameters(config)[1] + ordered) / n
+    weights = weight_bytes(config, itemsize, n) + itemsize * ordered / n
     supernet = settings.rounds.levels * level_bytes(config, itemsize) / n
     return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
 
@@ -217,7 +222,7 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     together = max(length, SLOPE_TOKENS // length * length)
     tokens = settings.descent_sequences(data.search_tokens // length) * length
     # Forward, again, and backward: for the inputs of all products, and the weights of the two sites.
-    share = sum(site_sizes(config)) * config.hidden / (count_parameters(config)[0] / config.depth)
+    share = level_bytes(config, 1) / count_parameters(config)[0]
     slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
     proposals = 1 + len(surrogate.CAUTIONS)
     scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
@@ -249,7 +254,7 @@ def evaluation_need(sparsity: float, config: ModelConfig, settings: Settings, it
     working = max(
         layer_working(config, together, length, itemsize, n), head_working(config, together, itemsize, n)
     )
-    weights = itemsize * count_parameters(config)[1] * (2 - sparsity) / n
+    weights = (2 - sparsity) * weight_bytes(config, itemsize, n)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return Need("evaluation", weights, 0, 0, working, flops)
 
