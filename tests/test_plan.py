@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_a_plan_for_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         prune.main(["--model", str(tmp_path), "--plan"])
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["--plan-devices 0", "--plan-flops=-1", "--sparsity 2"])
+def test_a_plan_for_what_cannot_be(wrong: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(tiny_model), "--plan", *wrong.split()])
+    assert re.split("[ =]", wrong)[0] in capsys.readouterr().err
+
+
+def test_a_plan_for_weights_of_no_known_type(
+    only_a_configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (only_a_configuration / "config.json").write_text(json.dumps(HF_8B | {"dtype": "int4"}))
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(only_a_configuration), "--plan"])
+    assert "has dtype 'int4'" in capsys.readouterr().err
 
 
 def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import tyro
 
 from tyr_jax import command, devices, errors, resume, summary
-from tyr_jax.config import PRESETS, Settings
+from tyr_jax.config import PRESETS, Settings, validate
 from tyr_jax.data import anchored
 from tyr_jax.errors import UserError
 from tyr_jax.io import hub
@@ -111,10 +111,16 @@ def describe(settings: Settings, asked: PlanSettings) -> None:
     Raises:
         UserError: there is no such model, its configuration is not understood, or a setting cannot be.
     """
+    for flag, value in (("--plan-devices", asked.plan_devices), ("--plan-flops", asked.plan_flops)):
+        if value is not None and not value > 0:
+            raise UserError(f"{flag} is {value}, but must be above 0")
+    validate(settings)
     config, stored = load_config(settings.model)
+    if not config.uniform:
+        raise UserError(f"{settings.model} is pruned already: its layers differ; plan for the dense model")
     written = stored if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
-    devices_count = asked.plan_devices or len(jax.devices())
-    summary.print_plan(config, settings, written.itemsize, devices_count, asked.plan_flops)
+    number = asked.plan_devices or len(jax.devices())
+    summary.print_plan(config, settings, written.itemsize, number, asked.plan_flops)
 
 
 def anchor(settings: Settings) -> Settings:

@@ -69,8 +69,11 @@ def load_config(name: str) -> tuple[ModelConfig, np.dtype]:
     if path.is_file():
         return config_from_hf(gguf.read_hf_config(gguf.open_gguf(path), path)), np.dtype(np.float32)
     hf_config = hf.read_json(path / hf.CONFIG)
-    dtype = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
-    return config_from_hf(hf_config), jnp.dtype(dtype)
+    stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
+    dtypes = {dtype.name: dtype for dtype in hf.DTYPES.values()}
+    if stored not in dtypes:
+        raise UserError(f"{path / hf.CONFIG} has dtype {stored!r}: it must be one of {', '.join(dtypes)}")
+    return config_from_hf(hf_config), dtypes[stored]
 
 
 def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel:
