@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -55,6 +56,19 @@ def divided(function: Function, whole: int = 0) -> Function:
 def copies(array: jax.Array) -> jax.Array:
     """`array` once for every device, `[n, ...]`, and divided among them."""
     return place(jnp.broadcast_to(array, (count(), *array.shape)))
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a pytree as NumPy's; those that several hosts have parts of are put together, in which
+    all of these must take part."""
+
+    def get(array: Any) -> np.ndarray:
+        partly = isinstance(array, jax.Array) and not (
+            array.is_fully_addressable or array.is_fully_replicated
+        )
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True) if partly else array)
+
+    return jax.tree.map(get, tree)
 
 
 def everywhere(array: jax.Array) -> jax.Array:
@@ -98,6 +112,9 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
         sharding = NamedSharding(jax.sharding.get_mesh(), spec)
         if isinstance(array, jax.ShapeDtypeStruct):
             return array.update(sharding=sharding)
-        return jax.device_put(array, sharding)
+        if sharding.is_fully_addressable or isinstance(array, jax.Array):
+            return jax.device_put(array, sharding)
+        # `device_put` would compare what all hosts have, which is as much to send as to load.
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree)

@@ -3,12 +3,18 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 
 class UserError(Exception):
     """A mistake of the user's: one sentence that names the thing and says how to mend it."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for messages that must fit on one."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _terminated(*_: Any) -> None:
@@ -25,15 +31,25 @@ def run(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered has nowhere to go; without this the interpreter would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {str(interrupt) or 'nothing was written'}", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (BrokenPipeError, UserError, KeyboardInterrupt) as error:
+        raise SystemExit(report(error)) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr what ended a command, its trace if it is no user's doing; returns the exit status."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        # What is still buffered has nowhere to go; without this the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        print(f"interrupted: {str(error) or 'nothing was written'}", file=sys.stderr)
+        return 130
+    traceback.print_exception(error)
+    return 1

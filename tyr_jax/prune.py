@@ -32,8 +32,10 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,18 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from tyr_jax import command, devices, errors, resume, summary
+from tyr_jax import command, devices, errors, hosts, resume, summary
 from tyr_jax.config import PRESETS, Settings, validate
 from tyr_jax.data import anchored
 from tyr_jax.errors import UserError
+from tyr_jax.hosts import HostSettings
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_config, save_model
-from tyr_jax.io.output import EventLog, read_events, workplace, write_json
+from tyr_jax.io.output import EventLog, Workplace, read_events, workplace, workplace_of, write_json
 from tyr_jax.io.progress import Ended, Progress
 from tyr_jax.io.store import Store
+from tyr_jax.model.spec import iter_tensors
 from tyr_jax.pipeline import Outcome, prune_model
 from tyr_jax.plan import PlanSettings
 from tyr_jax.report import write_report
@@ -64,6 +68,8 @@ class Job:
     """Settings"""
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
     """Plan"""
+    hosts: HostSettings = dataclasses.field(default_factory=HostSettings)
+    """Several hosts"""
 
 
 def parse(arguments: list[str]) -> Job:
@@ -102,7 +108,8 @@ def carry_out(job: Job, arguments: list[str]) -> None:
     if job.plan.plan:
         describe(job.settings, job.plan)
     else:
-        run(job.settings, arguments)
+        with hosts.joined(job.hosts):
+            run(job.settings, arguments)
 
 
 def describe(settings: Settings, asked: PlanSettings) -> None:
@@ -141,19 +148,18 @@ def run(settings: Settings, arguments: list[str]) -> None:
     settings = anchor(settings)
     several = len(settings.sparsity) > 1
     parts = [f"{sparsity:g}" if several else "" for sparsity in settings.sparsity]
-    repositories = repository_names(settings.push_to_hub, parts)
+    repositories = repository_names(settings.push_to_hub, parts) if hosts.is_first() else []
     for name in repositories:
         hub.check_upload(name, settings.overwrite)
     reports = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.in_use())
-        place = stack.enter_context(workplace(settings.output, settings.overwrite, settings.restart))
-        log = place.staging / "events.jsonl"
+        place = stack.enter_context(place_of(settings))
+        log = place.staging / "events.jsonl" if hosts.is_first() else Path(os.devnull)
         earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]
         events = stack.enter_context(EventLog(log))
         told = functools.partial(write_stage, events)
-        progress = stack.enter_context(Progress(earlier=earlier, on_end=told))
-        claim(place.settings, settings)
+        progress = stack.enter_context(Progress(quiet=not hosts.is_first(), earlier=earlier, on_end=told))
         progress.log(
             f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
             f"what happens is written to {log}"
@@ -163,15 +169,48 @@ def run(settings: Settings, arguments: list[str]) -> None:
         for part, outcome in zip(parts, outcomes, strict=True):
             reports.append(write(place.staging / part, outcome, arguments))
         events.write("done")
+    if not hosts.is_first():
+        return
     directories = [settings.output / part for part in parts]
     summary.print_tables(reports, directories)
     for directory, name in zip(directories, repositories, strict=False):
         print(f"uploaded to {hub.upload(directory, name)}")
 
 
+@contextlib.contextmanager
+def place_of(settings: Settings) -> Iterator[Workplace]:
+    """Where a run works, claimed for what it is asked; of several hosts, the first makes it.
+
+    Raises:
+        UserError: as `workplace` and `claim`; or a host does not see what the first has made.
+    """
+    hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
+    if hosts.is_first():
+        with workplace(settings.output, settings.overwrite, settings.restart) as place:
+            claim(place.settings, settings)
+            hosts.wait("place")
+            yield place
+        return
+    place = workplace_of(settings.output)
+    hosts.wait("place")
+    if not place.settings.is_file():
+        raise UserError(
+            f"this host does not see what the first has made beside {settings.output}: choose an --output on "
+            "a file system that all hosts share"
+        )
+    yield place
+
+
 def write_stage(events: EventLog, ended: Ended) -> None:
     """Log that a stage is over."""
     events.write("stage", ended=ended._asdict())
+
+
+def asked(settings: Settings) -> dict[str, Any]:
+    """Settings that change what is found, as JSON has them."""
+    plain = summary.plain(settings)
+    others = ("output", "overwrite", "restart", "push_to_hub", "preset")
+    return {name: value for name, value in plain.items() if name not in others}
 
 
 def claim(path: Path, settings: Settings) -> None:
@@ -180,16 +219,12 @@ def claim(path: Path, settings: Settings) -> None:
     Raises:
         UserError: it was asked for something else; names the options.
     """
-    asked = summary.plain(settings)
-    # None of these changes what is found.
-    for name in ("output", "overwrite", "restart", "push_to_hub", "preset"):
-        del asked[name]
     if not path.is_file():
-        write_json(path, asked)
+        write_json(path, asked(settings))
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        flags = resume.differences(before, asked)
+        flags = resume.differences(before, asked(settings))
     except (OSError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged; begin anew with --restart") from None
     if flags:
@@ -205,8 +240,13 @@ def repository_names(name: str | None, parts: Sequence[str]) -> list[str]:
 
 
 def write(directory: Path, outcome: Outcome, arguments: list[str]) -> dict[str, Any]:
-    """Write the model, the summary and the report of one target; returns the summary."""
+    """Write the model, the summary and the report of one target; returns the summary. Of several hosts, the
+    others than the first only lend it what they have of the weights."""
     final, model = outcome.final, outcome.dense.model
+    if not hosts.is_first():
+        for _, tensor in iter_tensors(final.params, final.config):
+            devices.fetch(tensor)
+        return {}
     directory.mkdir(exist_ok=True)
     with outcome.run.progress.stage("write", 1, "models") as stage:
         save_model(

@@ -80,9 +80,9 @@ def teach(
     """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
     parts, total = [], 0.0
     for rows, real in batches(windows):
-        dense, nll = dense_answers(params, jnp.asarray(windows[rows]), config)
-        parts.append(jax.tree.map(lambda array, real=real: np.asarray(array)[:real], dense))
-        total += float(np.sum(np.asarray(nll)[:real]))
+        dense, nll = devices.fetch(dense_answers(params, jnp.asarray(windows[rows]), config))
+        parts.append(jax.tree.map(lambda array, real=real: array[:real], dense))
+        total += float(np.sum(nll[:real]))
         on_windows(real)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), _quality(total, 0.0, windows)
 
@@ -102,8 +102,8 @@ def measure(
     total_nll, total_kl = 0.0, 0.0
     for rows, real in batches(windows):
         answers = jax.tree.map(lambda array, at=rows: jnp.asarray(array[at]), dense)
-        sums = window_sums(params, jnp.asarray(windows[rows]), answers, config)
-        nll, kl = (float(np.sum(np.asarray(values)[:real])) for values in sums)
+        sums = devices.fetch(window_sums(params, jnp.asarray(windows[rows]), answers, config))
+        nll, kl = (float(np.sum(values[:real])) for values in sums)
         total_nll, total_kl = total_nll + nll, total_kl + kl
         on_windows(real)
     return _quality(total_nll, total_kl, windows)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import devices
+from tyr_jax import devices, hosts
 from tyr_jax.data import Splits
 from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store, checksum
@@ -68,14 +68,21 @@ def check_space(store: Store, needed: int) -> None:
 
 
 def check_inputs(store: Store, params: Params, splits: Splits) -> None:
-    """Refuse to go on with another model, text or number of devices than the run began with.
+    """Refuse to go on with another model, text or number of devices than the run began with, or than other
+    hosts have.
 
     Raises:
-        UserError: they have changed.
+        UserError: they have changed, or differ between hosts.
     """
     sample = jax.tree.map(lambda leaf: leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)], params)
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
-    now = {"model": checksum(sample), "text": checksum(text), "number of devices": devices.count()}
+    now = {
+        "model": checksum(devices.fetch(sample)),
+        "text": checksum(text),
+        "number of devices": devices.count(),
+    }
+    for what, number in now.items():
+        hosts.check_agreed(what, number)
     saved = store.load("inputs")
     if saved is None:
         store.save("inputs", facts=now)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tyr_jax import resume
+from tyr_jax import devices, resume
 from tyr_jax.io.store import Store
 from tyr_jax.prepare import Dense, Run
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet
@@ -195,7 +195,7 @@ def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supe
     settings, model, number = run.settings, dense.model, len(found.rounds) + 1
     grid = round_grid(run, dense, found.kept, number)
     supernet = supernet_of_round(run, dense, grid, number) if shared is None else at_levels(shared, grid)
-    sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
+    sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
     net = nested.nest(model.params, supernet, model.config, consume=True)
     this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
-from tyr_jax.errors import UserError
+from tyr_jax import devices
+from tyr_jax.errors import UserError, first_line
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.output import write_json
@@ -168,7 +169,7 @@ def save_model(
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"cannot write weights into {directory}: {hf.first_line(error)}") from error
+        raise UserError(f"cannot write weights into {directory}: {first_line(error)}") from error
 
 
 def _write_modeling(directory: Path, family: str) -> None:
@@ -187,7 +188,7 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Non
         raise
     except Exception as error:
         # `tokenizers` raises a bare exception for whatever the disk says.
-        raise UserError(f"cannot write the tokenizer into {directory}: {hf.first_line(error)}") from error
+        raise UserError(f"cannot write the tokenizer into {directory}: {first_line(error)}") from error
     path = directory / "tokenizer_config.json"
     settings = hf.read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
@@ -229,7 +230,7 @@ def _write_weights(
 def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.ndarray:
     """One tensor in the checkpoint's layout and dtype; raises `UserError` if that makes it infinite."""
     with np.errstate(over="ignore"):
-        array = spec.to_checkpoint(np.asarray(tensor)).astype(dtype)
+        array = spec.to_checkpoint(devices.fetch(tensor)).astype(dtype)
     if not np.isfinite(array).all():
         raise UserError(f"tensor '{spec.key}' is not finite in {dtype.name}: save it in a wider dtype")
     return np.ascontiguousarray(array)

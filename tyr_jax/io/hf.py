@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from tyr_jax import devices
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, first_line
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
@@ -241,8 +241,3 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
     except Exception as error:
         # A full disk, or whatever the HTTP client in use raises when a connection breaks midway.
         raise UserError(f"cannot download model '{name}': {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for messages that must fit on one."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

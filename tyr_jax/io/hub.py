@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tyr_jax.errors import UserError
-from tyr_jax.io.hf import first_line
+from tyr_jax.errors import UserError, first_line
 
 
 @contextmanager

@@ -25,6 +25,13 @@ class Workplace(NamedTuple):
     settings: Path
 
 
+def workplace_of(target: Path) -> Workplace:
+    """Where a run for `target` works."""
+    final = target.resolve()
+    root = final.with_name(f".{final.name}.unfinished")
+    return Workplace(root / "output", root / "finished", root / "settings.json")
+
+
 @contextlib.contextmanager
 def workplace(target: Path, overwrite: bool, restart: bool) -> Iterator[Workplace]:
     """A place beside `target` whose staging directory becomes `target` if the body succeeds.
@@ -42,9 +49,9 @@ def workplace(target: Path, overwrite: bool, restart: bool) -> Iterator[Workplac
             final = target.resolve()
             _check_target(final, target, overwrite)
             stack.enter_context(_parents(final))
-            root = final.with_name(f".{final.name}.unfinished")
+            place = workplace_of(final)
+            root = place.staging.parent
             root.mkdir(exist_ok=True)
-            place = Workplace(root / "output", root / "finished", root / "settings.json")
             stack.enter_context(_alone(root / "lock", target))
             stack.callback(_leave, place)
             if restart or not _has_work(place):

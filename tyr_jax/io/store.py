@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tyr_jax import devices, hosts
 from tyr_jax.errors import UserError
 
 
@@ -62,13 +63,15 @@ class Store:
         path = self.directory / name
         piece = {"facts": np.frombuffer(json.dumps(facts or {}).encode(), np.uint8)}
         if arrays is not None:
-            piece["arrays"] = jax.tree.map(np.asarray, arrays)
+            piece["arrays"] = devices.fetch(arrays)
         piece["checksum"] = np.asarray(checksum(piece), np.uint32)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with _checkpointer() as checkpointer:
                 checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(piece), force=True)
         except (OSError, ValueError) as error:
+            if hosts.is_lost(error):
+                raise
             raise UserError(
                 f"cannot keep finished work in {path}: {_reason(error)}; free space or mend the permissions "
                 "and run the same command again, which goes on from here"
@@ -125,7 +128,7 @@ class Store:
 
     def clear(self) -> None:
         """Forget all pieces and parts."""
-        if self.directory is None:
+        if self.directory is None or not hosts.is_first():
             return
         # Renamed first: what is half deleted must not look like a piece.
         gone = self.directory.with_name(f"{self.directory.name}.dropped")

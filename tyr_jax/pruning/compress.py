@@ -10,6 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.search.space import ATTENTION, FFN, values_at
@@ -111,8 +112,8 @@ def kept_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boolean masks of kept heads `[L, N]` and neurons `[L, F]` under levels `[2, L]`."""
     kept = values_at(supernet.kept, distribution)[..., None]
-    heads = np.asarray(supernet.attn_rank) < kept[ATTENTION]
-    neurons = np.asarray(supernet.mlp_rank) < kept[FFN]
+    heads = devices.fetch(supernet.attn_rank) < kept[ATTENTION]
+    neurons = devices.fetch(supernet.mlp_rank) < kept[FFN]
     # A unit of attention is one head or a whole key/value group of neighbouring heads.
     return np.repeat(heads, config.dense_shape.heads // heads.shape[1], axis=1), neurons
 

@@ -281,12 +281,12 @@ def fold_block(
         name, count = f"layer {layer} {KINDS[kind]}", settings.kinds(config)[kind].units
         kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
         site = prune_kind(gram, weight, kept, exists, count, settings)
-        if not np.isfinite(np.asarray(site.error)).all():
+        if not np.isfinite(devices.fetch(site.error)).all():
             raise UserError(
                 f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
                 "more damping; check the weights of this layer and of those before it"
             )
-        on_site(name, float(site.damping))
+        on_site(name, float(devices.fetch(site.damping)))
         if settings.accumulation == "none":
             return site, weight
         rng = np.random.default_rng((seed, layer, kind))

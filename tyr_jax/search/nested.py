@@ -358,7 +358,7 @@ def pool_slopes(
         filled = np.pad(real, ((0, together - len(real)), (0, 0)), mode="edge")
         batch = take(pool, filled.ravel())
         found = level_slopes(nested, jnp.asarray(distribution), batch, config, objective)
-        slopes.append(np.asarray(found)[: len(real)])
+        slopes.append(devices.fetch(found)[: len(real)])
         on_chunk(real.size * length)
     return np.concatenate(slopes)
 
@@ -382,7 +382,7 @@ def score_population(
 
     def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
         states = trunk_states(nested, jnp.asarray(one), own_buckets, batch.tokens, config)
-        own_values.append(np.mean(score_trunk(nested, states, batch, config, objective)))
+        own_values.append(np.mean(devices.fetch(score_trunk(nested, states, batch, config, objective))))
 
         def run(chunks: np.ndarray) -> jax.Array:
             buckets = jnp.asarray(np.stack([chunk_buckets(nested, chunk) for chunk in chunks]))

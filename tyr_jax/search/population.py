@@ -139,7 +139,7 @@ def over_chunks(
         run = prepare(take(pool, np.tile(together.ravel(), groups)))
         values = [np.empty((0, width))]
         for number, chunk in enumerate(chunks):
-            scores = np.asarray(run(np.repeat(chunk, beside, axis=0)))
+            scores = devices.fetch(run(np.repeat(chunk, beside, axis=0)))
             values.append(scores.reshape(groups, beside, width).mean(axis=1))
             new = min(groups * width, count - number * groups * width)
             on_chunk(new * together.size * length)

@@ -1,0 +1,119 @@
+"""Several hosts: the same command in a process on each, joined by `jax.distributed`.
+
+All of them compute the same program, each on its own devices. Only the first writes and prints; the others
+read what it has written, so that the output must be on a file system that all of them share. A process that
+loses another cannot go on: it ends, and the same command on all hosts goes on from what is finished.
+"""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tyr_jax import errors
+from tyr_jax.errors import UserError, first_line
+
+HEARTBEAT = 30
+"""Seconds after which a host that says nothing counts as lost."""
+
+LOST = (
+    "another host has ended or cannot be reached (it may have said why); start the same command on all hosts "
+    "again, which goes on from what is finished"
+)
+
+SIGNS = ("gloo", "nccl", "rccl", "unavailable", "coordination", "heartbeat", "deadline_exceeded", "barrier")
+"""What errors of JAX say that come of a lost host."""
+
+WATCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if not sys.stdin.read():
+    print("error: " + sys.argv[1], file=sys.stderr)
+"""
+"""A program that says its argument if its parent ends without a word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostSettings:
+    """One process of several, if the job runs on several hosts."""
+
+    distributed: bool = False
+    """Join the processes that the cluster has started with this command, as it describes them: Slurm, Open
+    MPI, Kubernetes, or a TPU slice. --output must be on a file system that all of them share."""
+    coordinator_address: str | None = None
+    """HOST:PORT at the first of the processes, where no cluster describes them; with the next two."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, counted from 0, the first."""
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def joined(settings: HostSettings) -> Iterator[None]:
+    """A context in which this process is one of several, if `settings` say so.
+
+    If the body fails, the process ends there and then: its exit would wait for the others.
+
+    Raises:
+        UserError: the processes cannot be joined.
+    """
+    explicit = settings.coordinator_address, settings.num_processes, settings.process_id
+    if not settings.distributed and explicit == (None, None, None):
+        yield
+        return
+    try:
+        jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot join the other processes: {first_line(error)}; give --coordinator-address, "
+            "--num-processes and --process-id, the first the same for all"
+        ) from error
+    # The coordinator of a lost host ends this process from outside Python.
+    with subprocess.Popen([sys.executable, "-c", WATCH, LOST], stdin=subprocess.PIPE, text=True) as watch:
+        try:
+            yield
+        except BaseException as error:
+            status = errors.report(UserError(LOST) if is_lost(error) else error)
+            watch.communicate("failed")
+            os._exit(status)
+        watch.communicate("done")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error comes of a host that has ended."""
+    known = isinstance(error, RuntimeError | ValueError) and jax.process_count() > 1
+    return known and any(sign in str(error).lower() for sign in SIGNS)
+
+
+def wait(name: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_agreed(what: str, number: int) -> None:
+    """Refuse to go on where the processes differ in what `number`, of 32 bits, was made of.
+
+    Raises:
+        UserError: they do.
+    """
+    if jax.process_count() == 1:
+        return
+    numbers = multihost_utils.process_allgather(np.uint32(number))
+    different = np.flatnonzero(numbers != numbers[0])
+    if len(different):
+        raise UserError(
+            f"process {different[0]} has another {what} than process 0; give all hosts the same, and start "
+            "the command on all of them again"
+        )
