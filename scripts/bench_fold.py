@@ -10,6 +10,7 @@ the ratio to the plain formulation, a fold per level.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from markdown_table import print_header, print_row
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
-from tyr_jax.model.spec import Block, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, layer_block
 from tyr_jax.pruning import hessian, obs, supernet
 from tyr_jax.search import space
 from tyr_jax.timing import matmul_rate, medians
@@ -72,11 +73,22 @@ def main(bench: Bench) -> None:
     x = jnp.asarray(rng.standard_normal((rows, length, config.hidden), np.float32))
     heads = inputs[width].reshape(rows, length, -1, config.head_dim)
     neurons = inputs[ffn].reshape(rows, length, ffn)
-    statistics = supernet.attention_statistics, supernet.ffn_statistics
+    residuals = {n: jnp.array(x) for n in (width, ffn)}
+
+    def collect(statistics: Any, n: int) -> jax.Array:
+        units, grams[n] = statistics(block, x, grams[n], None, config)
+        return units
+
+    def leave(add: Any, n: int, units: jax.Array) -> jax.Array:
+        residuals[n] = add(block, residuals[n], units)
+        return residuals[n]
+
     alone = jax.jit(functools.partial(decoder.ffn_units, config=config))
 
-    @jax.jit
-    def unhalved(block: Block, x: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    @functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
+    def unhalved(
+        block: Block, x: jax.Array, gram: jax.Array, counts: None, config: ModelConfig
+    ) -> tuple[jax.Array, jax.Array]:
         units = decoder.ffn_units(block, x, config)
         inputs = units.reshape(-1, ffn)
         return units, gram + inputs.T @ inputs
@@ -84,12 +96,12 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     parts = medians(
         {
-            "attention and its XᵀX": lambda: statistics[0](block, x, grams[width], None, config),
+            "attention and its XᵀX": lambda: collect(supernet.attention_statistics, width),
             "gate and up": lambda: alone(block, x),
-            "gate, up and their XᵀX": lambda: statistics[1](block, x, grams[ffn], None, config),
-            "gate, up and XᵀX, not by symmetry": lambda: unhalved(block, x, grams[ffn]),
-            "attention output": lambda: supernet.add_attention(block, x, heads),
-            "FFN output": lambda: supernet.add_ffn(block, x, neurons),
+            "gate, up and their XᵀX": lambda: collect(supernet.ffn_statistics, ffn),
+            "gate, up and XᵀX, not by symmetry": lambda: collect(unhalved, ffn),
+            "attention output": lambda: leave(supernet.add_attention, width, heads),
+            "FFN output": lambda: leave(supernet.add_ffn, ffn, neurons),
             "order and solves, attention": lambda: prune(
                 space.ATTENTION, width, block["o"].reshape(width, -1)
             ),

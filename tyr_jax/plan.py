@@ -155,9 +155,9 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
 
 
 def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
-    """Bytes at work when XᵀX of an FFN's site is added up: a device's own, before and after a batch."""
+    """Bytes at work when XᵀX of an FFN's site is added up: a device's own."""
     together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
-    return 2 * FLOAT * site_sizes(config)[1] ** 2 + layer_working(config, together, length, itemsize, n)
+    return FLOAT * site_sizes(config)[1] ** 2 + layer_working(config, together, length, itemsize, n)
 
 
 def site_working(levels: int, config: ModelConfig, n: int) -> float:
@@ -171,12 +171,9 @@ def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, i
     """What building a supernet of so many levels needs; of one level, pruning to an answer."""
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     supernet = levels * level_bytes(config, itemsize) / n
-    # In the end, the blocks' sites are there once more as a stack.
-    working = max(
-        statistics_working(config, settings, itemsize, n), site_working(levels, config, n), supernet
-    )
-    # Before the block, between its sites, and behind it; and what enters the FFN's site.
-    text = tokens * itemsize * (3 * config.hidden + site_sizes(config)[1]) / n
+    working = max(statistics_working(config, settings, itemsize, n), site_working(levels, config, n))
+    # The residual, and what enters the FFN's site.
+    text = tokens * itemsize * (config.hidden + site_sizes(config)[1]) / n
     weights = weight_bytes(config, itemsize, n)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 

@@ -8,7 +8,7 @@ A part of the work has a part of the store, and forgets it once its result is ke
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,8 +22,7 @@ from tyr_jax.io.store import Store, checksum
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import Params
 from tyr_jax.plan import in_words
-from tyr_jax.pruning.obs import PrunedSite
-from tyr_jax.pruning.supernet import BlockSites, Fold
+from tyr_jax.pruning.supernet import Fold, Supernet, of_layer, with_layer
 from tyr_jax.quality import Quality
 from tyr_jax.search.evolve import EvolutionState
 from tyr_jax.search.objective import Batch
@@ -98,31 +97,26 @@ def check_inputs(store: Store, params: Params, splits: Splits) -> None:
 def keep_block(store: Store, depth: int, fold: Fold) -> None:
     """Keep the block that a fold over `depth` blocks has just finished, and the residuals behind it in place
     of those before; the last block's nobody needs."""
-    layer = len(fold.blocks) - 1
-    block = fold.blocks[layer]
-    sites = {"attention": block.attention._asdict(), "ffn": block.ffn._asdict(), "share": block.share}
-    store.save(f"sites-{layer}", sites)
-    residual = fold.residual if layer + 1 < depth else None
+    layer = fold.done - 1
+    store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
+    residual = fold.residual if fold.done < depth else None
     store.save_step("residual", layer, residual, {"real": fold.real})
 
 
-def kept_fold(store: Store) -> Fold | None:
-    """The fold as far as it is kept, or None if no block is."""
+def kept_fold(store: Store, make_empty: Callable[[], Supernet]) -> Fold | None:
+    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is."""
     last = store.last_step("residual")
     if last is None:
         return None
     layer, residual = last
-    blocks = []
+    supernet = make_empty()
     for index in range(layer + 1):
         saved = store.load(f"sites-{index}")
         if saved is None:
             return None
-        attention, ffn = (
-            PrunedSite(**jax.tree.map(jnp.asarray, saved.arrays[kind])) for kind in ("attention", "ffn")
-        )
-        blocks.append(BlockSites(attention, ffn, jnp.asarray(saved.arrays["share"])))
+        supernet = with_layer(supernet, jnp.int32(index), saved.arrays)
     arrays = devices.place([jnp.asarray(x) for x in residual.arrays or []])
-    return Fold(blocks, arrays, residual.facts["real"])
+    return Fold(supernet, layer + 1, arrays, residual.facts["real"])
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

@@ -11,7 +11,7 @@ import numpy as np
 from tyr_jax import devices, resume
 from tyr_jax.io.store import Store
 from tyr_jax.prepare import Dense, Run
-from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet
+from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet, empty_supernet
 from tyr_jax.search import evolve, nested, space, surrogate
 from tyr_jax.search.nested import Nested
 from tyr_jax.search.objective import Batch
@@ -49,9 +49,11 @@ def fold(
     """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
-        begun = resume.kept_fold(store)
+        dtype = model.params["blocks"]["o"].dtype
+        empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning)
+        begun = resume.kept_fold(store, empty)
         if begun is not None:
-            stage.advance(2 * len(begun.blocks), note=resume.KEPT)
+            stage.advance(2 * begun.done, note=resume.KEPT)
 
         def on_site(site: str, damping: float) -> None:
             raised = damping > pruning.damping * 1.01

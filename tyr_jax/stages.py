@@ -113,25 +113,28 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     block = devices.spread(
         jax.eval_shape(lambda blocks: layer_block(blocks, 0), params["blocks"]), config.hidden
     )
+    whole = abstract_supernet(params, config, settings)
+    sites = devices.spread(jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden)
+    layer = ShapeDtypeStruct((), jnp.int32)
     return [
-        stage
-        for kind in (ATTENTION, FFN)
-        for stage in site_stages(kind, block, devices.place(x), config, settings)
+        *site_stages(ATTENTION, block, devices.place(x), config, settings),
+        *site_stages(FFN, block, devices.place(x), config, settings),
+        Stage("supernet: a layer", supernet.with_layer, (whole, layer, sites), {}),
     ]
 
 
-def abstract_nested(
-    params: Params, fold: list[Stage], config: ModelConfig, settings: Settings
-) -> nested.Nested:
-    """The nested supernet that the search runs on, abstract, out of the stages of its fold."""
-    attention, ffn = (stage.result() for stage in fold if stage.function is obs.prune_site)
+def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -> supernet.Supernet:
+    """The first round's supernet, abstract."""
+    dtype, grid = params["embed"].dtype, grid_of(config, settings)
+    whole = jax.eval_shape(lambda: supernet.empty_supernet(dtype, config, grid, settings.pruning))
+    return devices.spread(whole, config.hidden)
 
-    def build(params: Params, attention: obs.PrunedSite, ffn: obs.PrunedSite) -> nested.Nested:
-        sites = supernet.BlockSites(attention, ffn, jnp.zeros(len(KINDS)))
-        whole = supernet.stack_sites([sites] * config.depth, grid_of(config, settings), config)
-        return nested.nest(params, whole, config)
 
-    return devices.spread(jax.eval_shape(build, params, attention, ffn), config.hidden)
+def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> nested.Nested:
+    """The nested supernet that the search runs on, abstract."""
+    whole = abstract_supernet(params, config, settings)
+    net = jax.eval_shape(lambda params, whole: nested.nest(params, whole, config), params, whole)
+    return devices.spread(net, config.hidden)
 
 
 def scoring_stages(
@@ -202,6 +205,6 @@ def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> lis
     """Every stage of a run on the current devices, with weights and activations of `dtype`."""
     params = devices.spread(abstract_params(config, dtype), config.hidden)
     fold = fold_stages(params, config, settings)
-    net = abstract_nested(params, fold, config, settings)
+    net = abstract_nested(params, config, settings)
     search = search_stages(params, net, config, settings) if settings.rounds.rounds else ()
     return [*fold, *search, *quality_stages(params, config, settings)]

@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from tyr_jax import devices
 from tyr_jax.batches import BATCH_TOKENS, batches
@@ -123,19 +124,63 @@ def level_probabilities(
     return (share / share.sum()).astype(np.float32)
 
 
-class BlockSites(NamedTuple):
-    """Both pruned sites of a block, and the `share [2]` of the residual stream of their dense outputs."""
+Layer = dict[str, jax.Array]
+"""What a supernet has of one layer, by the names of its fields."""
 
-    attention: obs.PrunedSite
-    ffn: obs.PrunedSite
-    share: jax.Array
+SITE_FIELDS = ("attn_out", "mlp_down", "attn_rank", "mlp_rank")
+"""Fields of a supernet whose first axis is its layers."""
+
+KIND_FIELDS = ("error", "share", "damping")
+"""Those whose first axis is the kinds, and the second its layers."""
+
+
+def empty_supernet(
+    dtype: DTypeLike, config: ModelConfig, grid: LevelGrid, settings: PruningSettings
+) -> Supernet:
+    """A supernet of `grid`, of weights of type `dtype`, whose layers are all yet to come."""
+    shape, (depth, levels) = config.dense_shape, grid.kept.shape[1:]
+    attention, ffn = settings.kinds(config)
+
+    @jax.jit
+    def make() -> Supernet:
+        supernet = Supernet(
+            attn_out=jnp.zeros((depth, levels, shape.heads, config.head_dim, config.hidden), dtype),
+            mlp_down=jnp.zeros((depth, levels, shape.ffn, config.hidden), dtype),
+            attn_rank=jnp.zeros((depth, attention.units), jnp.int32),
+            mlp_rank=jnp.zeros((depth, ffn.units), jnp.int32),
+            kept=jnp.asarray(grid.kept),
+            exists=jnp.asarray(grid.exists),
+            error=jnp.zeros(grid.kept.shape),
+            share=jnp.zeros((len(KINDS), depth)),
+            damping=jnp.zeros((len(KINDS), depth)),
+        )
+        return devices.spread(supernet, config.hidden)
+
+    return make()
+
+
+def of_layer(supernet: Supernet, layer: int) -> Layer:
+    """What a supernet has of a layer."""
+    sites = {name: getattr(supernet, name)[layer] for name in SITE_FIELDS}
+    return sites | {name: getattr(supernet, name)[:, layer] for name in KIND_FIELDS}
+
+
+@functools.partial(jax.jit, donate_argnames="supernet")
+def with_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
+    """A supernet, in place, with what it has of a layer."""
+    whole = {name: getattr(supernet, name).at[layer].set(sites[name]) for name in SITE_FIELDS}
+    whole |= {name: getattr(supernet, name).at[:, layer].set(sites[name]) for name in KIND_FIELDS}
+    supernet = supernet.replace(**whole)  # type: ignore[attr-defined]
+    return devices.spread(supernet, supernet.mlp_down.shape[-1])
 
 
 class Fold(NamedTuple):
-    """Where a fold over the blocks stands: the sites of the blocks done, and the residuals `[B, T, D]`, one
-    for each batch of calibration text, that enter the next; the first `real` sequences of each count."""
+    """Where a fold over the blocks stands: the supernet, of which layers `done` on are still empty, and the
+    residuals `[B, T, D]`, one for each batch of calibration text, that enter the next; the first `real`
+    sequences of each count."""
 
-    blocks: list[BlockSites]
+    supernet: Supernet
+    done: int
     residual: list[jax.Array]
     real: list[int]
 
@@ -164,11 +209,11 @@ def collected(
     return devices.divided(collect, whole=1)(block, x, gram, counts)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
 def attention_statistics(
     block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
 ) -> Statistics:
-    """Head outputs `[B, T, N, H]` and updated `gram [n, d_in, d_in]`, as `collected`."""
+    """Head outputs `[B, T, N, H]` and updated `gram [n, d_in, d_in]`, as `collected`, in place."""
 
     def enter(block: Block, x: jax.Array) -> jax.Array:
         return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
@@ -176,17 +221,17 @@ def attention_statistics(
     return collected(enter, block, x, gram, counts)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
 def ffn_statistics(
     block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
 ) -> Statistics:
-    """Neuron activations `[B, T, F]` and updated `gram [n, d_in, d_in]`, as `collected`."""
+    """Neuron activations `[B, T, F]` and updated `gram [n, d_in, d_in]`, as `collected`, in place."""
     return collected(lambda block, x: decoder.ffn_units(block, x, config), block, x, gram, counts)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnames="x")
 def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Residual after attention with the output projection of `block`."""
+    """Residual after attention with the output projection of `block`, in place of `x`."""
 
     def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
         return x + decoder.attention_output(block, units)
@@ -194,9 +239,9 @@ def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
     return devices.divided(add, whole=1)(block, x, units)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnames="x")
 def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Residual after the FFN with the down projection of `block`."""
+    """Residual after the FFN with the down projection of `block`, in place of `x`."""
 
     def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
         return x + decoder.ffn_output(block, units)
@@ -239,14 +284,16 @@ def prune_kind(
     return obs.prune_site(hessian.finish(gram), weight, jnp.asarray(kept), jnp.asarray(schedule), **options)
 
 
-def begin_fold(params: Params, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> Fold:
+def begin_fold(
+    params: Params, supernet: Supernet, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS
+) -> Fold:
     """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
-    `batch_tokens` run at a time, in whole sequences."""
+    `batch_tokens` run at a time, in whole sequences; `supernet` is empty."""
     read = [(tokens, rows) for tokens in texts for rows in batches(tokens, batch_tokens)]
     embedded = [
         decoder.embed(params, devices.place(jnp.asarray(tokens[rows.indices]))) for tokens, rows in read
     ]
-    return Fold([], embedded, [rows.real for _, rows in read])
+    return Fold(supernet, 0, embedded, [rows.real for _, rows in read])
 
 
 def fold_block(
@@ -258,12 +305,13 @@ def fold_block(
     seed: int,
     on_site: Callable[[str, float], None],
 ) -> Fold:
-    """Prune the next block and pass the residuals on behind it (a step of Algorithm 2).
+    """Prune the next block and pass the residuals on behind it (a step of Algorithm 2), in place of those of
+    `fold`.
 
     Raises:
         UserError: a site's Hessian is not finite; names the site.
     """
-    layer, shape = len(fold.blocks), config.dense_shape
+    layer, shape = fold.done, config.dense_shape
     block = layer_block(params["blocks"], layer)
 
     def collect(
@@ -306,7 +354,16 @@ def fold_block(
     share.append(output_share(block["down"], residual[0], units[0], seen))
     passed_block = block | {"down": passed}
     residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
-    return Fold([*fold.blocks, BlockSites(attention, ffn, jnp.stack(share))], residual, fold.real)
+    sites = {
+        "attn_out": attention.weights.reshape(-1, *block["o"].shape),
+        "mlp_down": ffn.weights,
+        "attn_rank": attention.rank,
+        "mlp_rank": ffn.rank,
+        "error": jnp.stack([attention.error, ffn.error]),
+        "share": jnp.stack(share),
+        "damping": jnp.stack([attention.damping, ffn.damping]),
+    }
+    return Fold(with_layer(fold.supernet, jnp.int32(layer), sites), layer + 1, residual, fold.real)
 
 
 def build_supernet(
@@ -341,35 +398,13 @@ def build_supernet(
     Raises:
         UserError: a site's Hessian is not finite.
     """
-    fold = fold or begin_fold(params, texts, batch_tokens)
-    while len(fold.blocks) < config.depth:
+    if fold is None:
+        empty = empty_supernet(params["blocks"]["o"].dtype, config, grid, settings)
+        fold = begin_fold(params, empty, texts, batch_tokens)
+    while fold.done < config.depth:
         fold = fold_block(params, fold, config, grid, settings, seed, on_site)
         on_block(fold)
-    return stack_sites(fold.blocks, grid, config)
-
-
-def stack_sites(blocks: Sequence[BlockSites], grid: LevelGrid, config: ModelConfig) -> Supernet:
-    """The supernet out of the pruned sites of all blocks."""
-    kinds = [[block.attention for block in blocks], [block.ffn for block in blocks]]
-
-    def stack(kind: int, field: str) -> jax.Array:
-        return jnp.stack([getattr(site, field) for site in kinds[kind]])
-
-    attn_out = stack(ATTENTION, "weights")
-    supernet = Supernet(
-        attn_out=attn_out.reshape(
-            *attn_out.shape[:2], config.dense_shape.heads, config.head_dim, config.hidden
-        ),
-        mlp_down=stack(FFN, "weights"),
-        attn_rank=stack(ATTENTION, "rank"),
-        mlp_rank=stack(FFN, "rank"),
-        kept=jnp.asarray(grid.kept),
-        exists=jnp.asarray(grid.exists),
-        error=jnp.stack([stack(kind, "error") for kind in (ATTENTION, FFN)]),
-        share=jnp.stack([block.share for block in blocks], axis=1),
-        damping=jnp.stack([stack(kind, "damping") for kind in (ATTENTION, FFN)]),
-    )
-    return devices.spread(supernet, config.hidden)
+    return fold.supernet
 
 
 def at_levels(supernet: Supernet, grid: LevelGrid) -> Supernet:
