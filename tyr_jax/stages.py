@@ -20,7 +20,7 @@ from tyr_jax import devices, quality
 from tyr_jax.batches import batches
 from tyr_jax.config import Settings
 from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
-from tyr_jax.pruning import hessian, obs, supernet
+from tyr_jax.pruning import hessian, linalg, obs, supernet
 from tyr_jax.search import nested, population, space, surrogate
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.space import ATTENTION, FFN, KINDS
@@ -33,32 +33,42 @@ ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 
 
 class Stage(NamedTuple):
-    """A jitted `function` with abstract `arguments` and `static` ones, and what it is called."""
+    """A jitted `function` with abstract `arguments` and `static` ones, what it is called, and how often its
+    `loops` run whose number of iterations is data."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     static: dict[str, Any]
+    loops: tuple[int, ...] = ()
 
     def result(self) -> Any:
         """What it returns, abstract."""
         return jax.eval_shape(functools.partial(self.function, **self.static), *self.arguments)
 
+    def traced(self) -> Any:
+        """Its program."""
+        return self.function.trace(*self.arguments, **self.static)
+
     def lower(self, *platforms: str) -> jax.stages.Lowered:
         """The stage lowered for `platforms`, or for the current devices."""
-        traced = self.function.trace(*self.arguments, **self.static)
-        return traced.lower(lowering_platforms=platforms or None)
+        return self.traced().lower(lowering_platforms=platforms or None)
+
+
+def array_bytes(text: str) -> dict[str, int]:
+    """Bytes of every array type that a piece of a compiled program names."""
+    return {
+        f"{kind}{bits}[{shape}]": math.prod(map(int, filter(None, shape.split(",")))) * int(bits or 8) // 8
+        for kind, bits, shape in ARRAY.findall(text)
+    }
 
 
 def largest_collective(program: str) -> tuple[int, str]:
     """(bytes, what it is) of the largest array that the collectives of a compiled program give a device."""
     found = [
-        (
-            math.prod(map(int, filter(None, shape.split(",")))) * int(bits or 8) // 8,
-            f"{what} {kind}{bits}[{shape}]",
-        )
+        (size, f"{what} {array}")
         for result, what in COLLECTIVE.findall(program)
-        for kind, bits, shape in ARRAY.findall(result)
+        for array, size in array_bytes(result).items()
     ]
     return max(found, default=(0, "none"))
 
@@ -101,7 +111,10 @@ def site_stages(
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
     numbers = (ShapeDtypeStruct(array.shape, jnp.int32) for array in (grid.kept[kind, 0], schedule))
     arguments = devices.place(total.result(), axis=1), matrix, *numbers
-    prune = Stage(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options)
+    # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
+    panels = -(-int((schedule > 0).sum()) // obs.panel_steps(options["chunk"], options["unit_size"]))
+    loops = 0, panels, -(-size // linalg.BLOCK) + len(grid.kept[kind, 0])
+    prune = Stage(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options, loops)
     return [statistics, total, prune, Stage(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {})]
 
 
@@ -155,7 +168,8 @@ def scoring_stages(
     static = {"config": config, "objective": settings.objective}
     own = Stage(f"search: trunk's score, {name}", nested.score_trunk, (net, states, batch), static)
     whole = net, chunks, buckets, states, integers(()), batch
-    score = Stage(f"search: {deal.width} candidates, {name}", nested.score_chunk, whole, static)
+    loops = (config.depth,) * (1 + len(set(settings.objective.observed_layers(config.depth))))
+    score = Stage(f"search: {deal.width} candidates, {name}", nested.score_chunk, whole, static, loops)
     return [trunk, own, score]
 
 

@@ -164,6 +164,11 @@ def obs_step(
     return weight * keep[:, None], Inverse(base, panel, blocks)
 
 
+def panel_steps(chunk: int, unit_size: int) -> int:
+    """Removals, of `chunk` units each, between which the inverse does not absorb its panel."""
+    return max(1, PANEL_ROWS // (chunk * unit_size))
+
+
 class _Pass(NamedTuple):
     """State of the removal loop."""
 
@@ -199,7 +204,7 @@ def removal_rank(
     Units that the schedule never removes get the lowest ranks, in their own order.
     """
     units, width = len(weight) // unit_size, chunk * unit_size
-    steps = max(1, PANEL_ROWS // width)
+    steps = panel_steps(chunk, unit_size)
     schedule = jnp.pad(schedule, (0, steps))
 
     def remove(step: jax.Array, row: jax.Array, state: _Pass) -> _Pass:

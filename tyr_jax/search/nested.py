@@ -29,7 +29,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.objective import Batch, Objective, observe, score, watch
 from tyr_jax.search.population import over_chunks, part_rows, take
-from tyr_jax.search.space import ATTENTION, FFN, bucket_widths, values_at
+from tyr_jax.search.space import ATTENTION, FFN, KINDS, bucket_widths, values_at
 
 SLOPE_TOKENS = 512
 """Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
@@ -178,19 +178,33 @@ def apply_layer(
     return jax.lax.switch(site.buckets[FFN], [ffn(width) for width in neurons], x)
 
 
-def of_layer(nested: Nested, layer: jax.Array, hidden: int) -> tuple[Nested, jax.Array]:
-    """A layer to gather, and its index there; on one device it is read where it lies."""
+class Chunks(NamedTuple):
+    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the `buckets [n, 2]` that
+    their sites run at, and on several devices the weights `(attn_out [n · C, N, H, D], mlp_down
+    [n · C, F, D])` of those levels."""
+
+    levels: jax.Array
+    buckets: jax.Array
+    weights: tuple[jax.Array, ...] = ()
+
+
+def of_layer(
+    nested: Nested, layer: jax.Array, chunks: Chunks, hidden: int
+) -> tuple[Nested, jax.Array, Chunks]:
+    """A layer to gather, its index there, and what chunks need of it; on one device it is read where it lies.
+
+    A device gathers no levels but those of its own candidates.
+    """
     if devices.count() == 1:
-        return nested, layer
+        return nested, layer, chunks
     stacks = nested.params["blocks"], nested.attn_out, nested.mlp_down
     # Divided as the whole is: else it is the whole that is gathered.
-    blocks, attn_out, mlp_down = devices.spread(
+    blocks, *levels = devices.spread(
         jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
     )
-    alone = nested.replace(  # type: ignore[attr-defined]
-        params={"blocks": blocks}, attn_out=attn_out, mlp_down=mlp_down
-    )
-    return alone, jnp.int32(0)
+    weights = tuple(devices.place(stack[0, chunks.levels[:, kind]]) for kind, stack in enumerate(levels))
+    alone = nested.replace(params={"blocks": blocks}, attn_out=None, mlp_down=None)  # type: ignore[attr-defined]
+    return alone, jnp.int32(0), chunks._replace(weights=weights)
 
 
 def apply_to_chunks(
@@ -205,21 +219,22 @@ def apply_to_chunks(
     """A layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, sites
     running at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
 
-    def own(
-        nested: Nested,
-        index: jax.Array,
-        rope: decoder.Rope,
-        levels: jax.Array,
-        buckets: jax.Array,
-        x: jax.Array,
-    ) -> jax.Array:
+    def own(nested: Nested, index: jax.Array, rope: decoder.Rope, chunk: Chunks, x: jax.Array) -> jax.Array:
+        levels = chunk.levels
+        if chunk.weights:
+            # Every candidate has levels of its own.
+            attn_out, mlp_down = (stack[None] for stack in chunk.weights)
+            nested = nested.replace(attn_out=attn_out, mlp_down=mlp_down)  # type: ignore[attr-defined]
+            levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
+
         def alone(levels: jax.Array, x: jax.Array) -> jax.Array:
-            return apply_layer(nested, Site(index, levels, buckets[0]), x, rope, config)
+            return apply_layer(nested, Site(index, levels, chunk.buckets[0]), x, rope, config)
 
         return jax.vmap(alone)(levels, x)
 
-    at = candidates[..., layer], buckets[..., layer]
-    return devices.divided(own, whole=3)(*of_layer(nested, layer, config.hidden), rope, *at, x)
+    chunks = Chunks(candidates[..., layer], buckets[..., layer])
+    one, index, chunks = of_layer(nested, layer, chunks, config.hidden)
+    return devices.divided(own, whole=3)(one, index, rope, chunks, x)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -309,18 +324,19 @@ def level_slopes(
     `(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width.
     """
 
-    def own(
-        block: Block, stacks: list[jax.Array], rope: decoder.Rope, mixtures: jax.Array, x: jax.Array
-    ) -> jax.Array:
-        out, down = (
-            jnp.einsum("e,e...->...", weights, stack).astype(stack.dtype)
-            for weights, stack in zip(mixtures[0], stacks, strict=True)
-        )
+    def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        out, down = (weight[0] for weight in weights)
         return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, stacks, mixtures = layer
-        return devices.divided(own, whole=3)(block, stacks, rope, mixtures, x)
+        mixed = [
+            jnp.einsum("ne,e...->n...", mixtures[:, kind], stack).astype(stack.dtype)
+            for kind, stack in enumerate(stacks)
+        ]
+        # Mixed where the levels lie, and so are the slopes: no device gathers them all.
+        weights = devices.place(devices.spread(mixed, config.hidden))
+        return devices.divided(own, whole=2)(block, rope, weights, x)
 
     def evaluate(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
         return score(head, final, hidden, batch, objective)[None]
