@@ -1,20 +1,24 @@
 """How stages join: what a command test does not see from outside."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from tyr_jax import pipeline
+from tyr_jax import pipeline, summary
 from tyr_jax.config import Rounds, Settings
 from tyr_jax.data import DataSpec
+from tyr_jax.errors import UserError
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import build_supernet
-from tyr_jax.search import space
+from tyr_jax.search import nested, space
 from tyr_jax.search.evolve import EvolutionSettings
 
 
@@ -74,3 +78,58 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
             if a.shape == b.shape
         ]
         assert max(gaps) > 1e-4
+
+
+def test_what_a_run_had_to_work_around_is_in_its_summary(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, calls = nested.score_population, 0
+
+    def sometimes_lost(*arguments: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        values = score(*arguments)
+        # Whatever wins elsewhere, here it never does.
+        values[-1] = np.nan
+        return values
+
+    monkeypatch.setattr(nested, "score_population", sometimes_lost)
+    # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
+    few = dataclasses.replace(settings.data, calibration_tokens=32, calibration_openings=0)
+    thin = dataclasses.replace(settings.pruning, damping=1e-12, damping_scale="mean")
+    health = summary.summarise(prune(dataclasses.replace(settings, data=few, pruning=thin), tmp_path), [])[
+        "health"
+    ]
+    assert calls > 2
+    assert health["objectives_not_finite"] == calls
+    raised = health["damping_raised"]
+    assert {entry["stage"] for entry in raised} == {
+        "round 1/1: supernet",
+        "prune uniform",
+        "prune searched",
+    }
+    assert all(entry["damping"] > 1e-12 for entry in raised)
+    first, second = summary.complaints(health)
+    assert first.startswith(f"damping was raised at {len(raised)} sites")
+    assert second == f"{calls} candidates whose objective was not finite were discarded"
+
+
+def test_a_search_in_which_nothing_is_finite(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        nested, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
+    )
+    with pytest.raises(UserError, match="not finite for any candidate of round 1: the model overflows"):
+        prune(settings, tmp_path)
+
+
+def test_a_dense_model_that_overflows(
+    settings: Settings, save_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = save_tiny(tmp_path / "huge")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], 3e38)
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(UserError, match=r"the predictions of .*huge on .* are not finite"):
+        prune(dataclasses.replace(settings, model=str(directory)), tmp_path)

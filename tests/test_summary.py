@@ -35,6 +35,7 @@ def report() -> dict[str, Any]:
         "dense": model(134_515_008, 21.234),
         "uniform": model(107_600_000, 35.5, (202, 34560)),
         "searched": model(107_600_000, 29.25, (202, 34560)),
+        "health": {"damping_raised": [], "objectives_not_finite": 0},
         "seconds": {"load model": 1.5, "prune": 61.0, "search": 3600.0},
     }
 
@@ -110,3 +111,14 @@ def test_plain_values() -> None:
     assert settings["output"] == "pruned"
     assert settings["search"]["survivors"] == [16, 4, 1]
     assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}
+
+
+def test_what_went_wrong_is_told_once(report: dict[str, Any]) -> None:
+    raised = [{"stage": "prune searched", "site": "layer 3 ffn", "damping": 0.1}]
+    ill = report | {"health": {"damping_raised": raised, "objectives_not_finite": 7}, "shared_seconds": {}}
+    told = [" ".join(line) for line in cells(ill, ill) if line[0].startswith("note:")]
+    assert len(told) == 2
+    assert "at 1 sites" in told[0]
+    assert "layer 3 ffn (prune searched), to 0.1" in told[0]
+    assert "7 candidates" in told[1]
+    assert not [line for line in cells(report) if line[0].startswith("note:")]

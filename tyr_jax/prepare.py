@@ -107,7 +107,11 @@ def prepare(run: Run) -> Dense:
 
 
 def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answers:
-    """The dense model's predictions on the evaluation texts, and its quality there, by name of the text."""
+    """The dense model's predictions on the evaluation texts, and its quality there, by name of the text.
+
+    Raises:
+        UserError: they are not finite.
+    """
     texts = splits.evaluation
     count = sum(map(len, texts.values()))
     with run.progress.stage("evaluate dense", count, "windows") as stage:
@@ -118,6 +122,11 @@ def dense_answers(run: Run, model: LoadedModel, splits: Splits) -> resume.Answer
         teachers, measured = {}, {}
         for name, windows in texts.items():
             teachers[name], measured[name] = quality.teach(model.params, windows, model.config, stage.advance)
+            if not np.isfinite(teachers[name].normaliser).all():
+                raise UserError(
+                    f"the predictions of {model.source} on {name} are not finite: it overflows there; check "
+                    "its weights, or run it in --compute-dtype float32"
+                )
     resume.keep_answers(run.store, (teachers, measured))
     record_quality(run, "dense", measured)
     return teachers, measured

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tyr_jax import devices, resume
+from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store
 from tyr_jax.prepare import Dense, Run
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet, empty_supernet
@@ -104,11 +105,24 @@ class Round:
         return f"round {self.number}/{self.run.settings.rounds.rounds}"
 
     def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
-        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text."""
+        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text.
+
+        Raises:
+            UserError: it is not finite for any of them.
+        """
         config, objective = self.dense.model.config, self.run.settings.objective
-        return nested.score_population(
+        values = nested.score_population(
             self.net, candidates, self.pool, sequences, config, objective, on_tokens
         )
+        lost = int(np.sum(~np.isfinite(values)))
+        if lost:
+            self.run.events.write("objective not finite", round=self.number, candidates=lost)
+        if lost == len(values):
+            raise UserError(
+                f"the objective is not finite for any candidate of round {self.number}: the model overflows "
+                "on the search text; check its weights, or run it in --compute-dtype float32"
+            )
+        return values
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the

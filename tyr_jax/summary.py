@@ -19,6 +19,7 @@ from tyr_jax import __version__, plan
 from tyr_jax.config import Settings
 from tyr_jax.data import DataSpec, fingerprint
 from tyr_jax.errors import UserError
+from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import duration
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.pipeline import Outcome, Pruned
@@ -74,9 +75,35 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
     }
 
 
+def health(events: EventLog) -> dict[str, Any]:
+    """What a run had to work around: sites whose damping was raised, to what and in which stage, as their
+    Hessian was not positive definite; and how many candidates' objectives were not finite."""
+    raised = [
+        {name: entry[name] for name in ("stage", "site", "damping")}
+        for entry in events.written("damping raised")
+    ]
+    lost = sum(entry["candidates"] for entry in events.written("objective not finite"))
+    return {"damping_raised": raised, "objectives_not_finite": lost}
+
+
+def complaints(health: Mapping[str, Any]) -> list[str]:
+    """A run's health in sentences; none if it was perfect."""
+    raised, lost = health["damping_raised"], health["objectives_not_finite"]
+    sentences = []
+    if raised:
+        worst = max(raised, key=lambda entry: entry["damping"])
+        sentences.append(
+            f"damping was raised at {len(raised)} sites whose Hessian was not positive definite, most at "
+            f"{worst['site']} ({worst['stage']}), to {worst['damping']:.2g}: more calibration text may help"
+        )
+    if lost:
+        sentences.append(f"{lost} candidates whose objective was not finite were discarded")
+    return sentences
+
+
 PARTS = (
     *("arguments", "versions", "device", "sparsity", "distribution", "dense", "uniform", "searched"),
-    *("rounds", "texts", "seconds", "shared_seconds"),
+    *("rounds", "health", "texts", "seconds", "shared_seconds"),
 )
 """What a summary has beside its format and the settings."""
 
@@ -142,6 +169,7 @@ def summarise(outcome: Outcome, arguments: list[str]) -> dict[str, Any]:
         "uniform": describe(outcome, outcome.uniform),
         "searched": None if searched is None else describe(outcome, searched),
         "rounds": outcome.rounds,
+        "health": health(outcome.run.events),
         "texts": {
             name: {
                 "sequences": len(tokens),
@@ -232,6 +260,8 @@ def print_tables(
     else:
         console.print(targets_table(reports))
         console.print(time_table(reports[0]["shared_seconds"]))
+    for sentence in dict.fromkeys(line for report in reports for line in complaints(report["health"])):
+        console.print(f"note: {sentence}", soft_wrap=True)
     for output in outputs:
         line = f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`"
         console.print(line, soft_wrap=True)

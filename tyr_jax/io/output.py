@@ -180,6 +180,7 @@ class EventLog:
     """Events of a run as JSON lines, each flushed when it happens, after those of the run it goes on from."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
@@ -201,6 +202,15 @@ class EventLog:
         seconds = round(time.monotonic() - self._start, 3)
         self._file.write(json.dumps({"event": event, "seconds": seconds, **self._fields, **fields}) + "\n")
         self._file.flush()
+
+    def written(self, event: str) -> list[dict[str, Any]]:
+        """Events of one name that are in the log, those of the run it goes on from included; of a part, its
+        own and what all parts share."""
+        return [
+            entry
+            for entry in read_events(self._path, event)
+            if all(entry.get(name, value) == value for name, value in self._fields.items())
+        ]
 
 
 def read_events(path: Path, event: str) -> list[dict[str, Any]]:
