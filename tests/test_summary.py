@@ -116,9 +116,9 @@ def test_plain_values() -> None:
 def test_what_went_wrong_is_told_once(report: dict[str, Any]) -> None:
     raised = [{"stage": "prune searched", "site": "layer 3 ffn", "damping": 0.1}]
     ill = report | {"health": {"damping_raised": raised, "objectives_not_finite": 7}, "shared_seconds": {}}
-    told = [" ".join(line) for line in cells(ill, ill) if line[0].startswith("note:")]
+    told = [" ".join(line) for line in cells(ill, ill) if line and line[0].startswith("note:")]
     assert len(told) == 2
     assert "at 1 sites" in told[0]
     assert "layer 3 ffn (prune searched), to 0.1" in told[0]
     assert "7 candidates" in told[1]
-    assert not [line for line in cells(report) if line[0].startswith("note:")]
+    assert not [line for line in cells(report) if line and line[0].startswith("note:")]
