@@ -55,18 +55,24 @@ def found(directory: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def two(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tiny_arguments: list[str]) -> list[str]:
+    """Arguments of a run that has every stage."""
+    return [*tiny_arguments, "--rounds", "1", "--descent-steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def two(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes write."""
     output = tmp_path_factory.mktemp("two") / "pruned"
-    said = finish(start(*[[*tiny_arguments, "--output", str(output)]] * 2))
-    assert "round 2/2: search" in said[0]
+    said = finish(start(*[[*small, "--output", str(output)]] * 2))
+    assert "round 1/1: search" in said[0]
     assert "round" not in said[1]
     assert [path.name for path in output.parent.iterdir()] == ["pruned"]
     return output
 
 
-def test_two_processes_find_what_one_finds(two: Path, tiny_arguments: list[str], tmp_path: Path) -> None:
-    prune.main([*tiny_arguments, "--output", str(tmp_path / "one")])
+def test_two_processes_find_what_one_finds(two: Path, small: list[str], tmp_path: Path) -> None:
+    prune.main([*small, "--output", str(tmp_path / "one")])
     distribution, weights = found(tmp_path / "one")
     theirs, others = found(two)
     assert theirs == distribution
@@ -75,25 +81,28 @@ def test_two_processes_find_what_one_finds(two: Path, tiny_arguments: list[str],
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_host_ends_the_others_and_the_run_resumes(
-    lost: int, two: Path, tiny_arguments: list[str], tmp_path: Path
-) -> None:
-    output = tmp_path / "pruned"
-    arguments = [*tiny_arguments, "--output", str(output)]
+def end_of_the_other(lost: int, arguments: list[str], until: Path) -> str:
+    """What one of two processes says when the other, number `lost`, is killed once `until` is there."""
     processes = start(arguments, arguments)
-    finished = output.with_name(".pruned.unfinished") / "finished"
-    until = time.monotonic() + 120
-    while not (finished / "work-1").is_dir() and time.monotonic() < until:
+    left, other = processes[1 - lost], processes[lost]
+    while not until.exists() and left.poll() is None:
         time.sleep(0.05)
-    processes[lost].send_signal(signal.SIGKILL)
+    other.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    _, said = processes[1 - lost].communicate(timeout=60)
+    said = left.communicate(timeout=60)[1]
     assert time.monotonic() - killed < 60
-    assert processes[1 - lost].returncode not in (0, None)
-    assert f"error: {hosts.LOST}" in said
-    processes[lost].communicate()
-    assert not output.exists()
+    assert left.returncode != 0
+    assert other.wait() == -signal.SIGKILL, other.communicate()
+    return said
+
+
+def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "pruned"
+    arguments = [*small, "--output", str(output)]
+    finished = output.with_name(".pruned.unfinished") / "finished"
+    for lost, until in ((1, finished / "work-1" / "sites-0"), (0, finished / "work-1" / "descent-1")):
+        assert f"error: {hosts.LOST}" in end_of_the_other(lost, arguments, until)
+        assert not output.exists()
     finish(start(arguments, arguments))
     distribution, weights = found(output)
     expected, others = found(two)
