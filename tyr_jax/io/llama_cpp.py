@@ -98,8 +98,9 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(path: Path, slots: int) -> Iterator[Session]:
-    """The model of a GGUF file, ready to run up to `slots` tokens.
+def session(path: Path, slots: int, threads: int | None = None) -> Iterator[Session]:
+    """The model of a GGUF file, ready to run up to `slots` tokens, on so many `threads`, or as many as there
+    are processors.
 
     Raises:
         UserError: llama.cpp is not installed, or does not load the file.
@@ -110,7 +111,7 @@ def session(path: Path, slots: int) -> Iterator[Session]:
         raise UserError(f"llama.cpp does not load {path}")
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = slots
-    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+    parameters.n_threads = parameters.n_threads_batch = threads or os.cpu_count() or 1
     parameters.type_k = parameters.type_v = 0
     parameters.flash_attn_type = 0
     context = lib.llama_init_from_model(model, parameters)
