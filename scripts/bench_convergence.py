@@ -142,7 +142,7 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
     """Estimate, descent, then evolution until `budget` candidate-tokens are spent."""
     length = bench.sequence_length
     count = bench.descent_tokens // length
-    step_cost = round(count * length * (slope_cost + 1 + len(surrogate.TRIALS)))
+    step_cost = round(count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
     rng = np.random.default_rng(seed)
     trace = [(0, surrogate.estimated_start(world.sites))]
     for _ in range(bench.descent_steps):

@@ -221,7 +221,7 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     # Forward, again, and backward: for the inputs of all products, and the weights of the two sites.
     share = level_bytes(config, 1) / count_parameters(config)[0]
     slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
-    proposals = 1 + len(surrogate.TRIALS)
+    proposals = 1 + len(surrogate.CAUTIONS)
     scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
     kept = config.depth * together * config.hidden * itemsize
     # Of a layer's levels there is a copy, and their slopes.

@@ -140,7 +140,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     rng = np.random.default_rng((settings.seed, this.number))
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
-    cost = (2 + len(surrogate.TRIALS)) * count * length
+    cost = (2 + len(surrogate.CAUTIONS)) * count * length
     done, levels, history = resume.kept_descent(this.store) or (0, start, [])
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:

@@ -197,7 +197,7 @@ def search_stages(
         rows = population.part_rows(count, nested.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
         yield Stage("search: slopes", nested.level_slopes, (net, sites, batch), static)
-        sizes.add((1 + len(surrogate.TRIALS), count))
+        sizes.add((1 + len(surrogate.CAUTIONS), count))
     named = {
         stage.name: stage for size in sorted(sizes) for stage in scoring_stages(net, *size, config, settings)
     }

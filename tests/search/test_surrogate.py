@@ -106,7 +106,7 @@ def test_fewer_units_are_never_better_and_missing_levels_are_never_proposed() ->
     assert change[0, 0].tolist() == [3.0, 1.0, 0.0]
     assert change[1, 1].tolist() == [0.0, 0.0, np.inf]
     found = surrogate.proposals(slopes[None], sites, levels)
-    assert found.shape == (len(surrogate.TRIALS), 2, 2)
+    assert found.shape == (len(surrogate.CAUTIONS), 2, 2)
     # One level costs 1 and gains 5; the other kind has nowhere to go but back and forth.
     assert found[0].tolist() == [[1, 2], [2, 0]]
     assert (found.sum(axis=-1) == levels.sum(axis=-1)).all()
@@ -135,9 +135,9 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
         (np.stack(pair) for pair in itertools.product(*[list(balanced(4, 5, 8))] * 2)),
         key=total,
     )
-    assert np.abs(found - start).max() <= 2
+    assert np.abs(found - start).max() == 1
     assert seen == [0, 9]
-    assert len(objectives) == 1 + len(surrogate.TRIALS)
+    assert len(objectives) == 1 + len(surrogate.CAUTIONS)
     assert objectives[0] == pytest.approx(total(start))
     found, _ = surrogate.descend(found, sites, slopes, score, *text)
     assert total(found) == pytest.approx(total(best))

@@ -18,8 +18,8 @@ thousand tokens may not show it. Their slopes also vary most. So a sensitivity i
 disturbance makes of it, the more the less parts of the text agree on it, and none is trusted that says that
 fewer units are better.
 
-Neither knows how changes of several sites meet, so moves are limited, a descent's to one level or to two:
-what is proposed is scored before it is believed.
+Neither knows how changes of several sites meet, so moves are limited, a descent's to one level: at 25 and at
+50 % two went no further, and three less far. What is proposed is scored before it is believed.
 
 Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
@@ -37,9 +37,9 @@ Slopes = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
 the sequences."""
 
-TRIALS = ((1, 0.8), (1, 1.25), (2, 0.8), (2, 1.25))
-"""With which a descent proposes: levels that a site may move at most, and a factor on the curvature. How far
-slopes, and their sum over sites, can be trusted differs from step to step, and scoring a proposal tells."""
+CAUTIONS = (0.8, 1.25)
+"""Factors on the curvature with which a descent proposes: how far the sum over sites can be trusted differs
+from step to step, and scoring a proposal tells."""
 
 LEAST_RATIO = 0.05
 """The least that a slope can make of the sensitivity that is expected of a site."""
@@ -151,15 +151,11 @@ def estimated_start(sites: Sites, limit: int = 2) -> np.ndarray:
     return cheapest(cost, np.full(cost.shape[:2], cost.shape[-1] // 2), limit)
 
 
-def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray) -> np.ndarray:
-    """Distributions `[Q, 2, L]` of least `expected_change` from `levels [2, L]`, one for each of `TRIALS`;
-    `slopes [P, 2, L, E]`."""
-    return np.stack(
-        [
-            cheapest(expected_change(slopes, sites, levels, caution), levels, limit)
-            for limit, caution in TRIALS
-        ]
-    )
+def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray, limit: int = 1) -> np.ndarray:
+    """Distributions `[Q, 2, L]` of least `expected_change` within `limit` levels of `levels [2, L]`, one for
+    each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
+    costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
+    return np.stack([cheapest(cost, levels, limit) for cost in costs])
 
 
 def descend(
