@@ -100,7 +100,7 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[
     output = tmp_path / "pruned"
     arguments = [*small, "--output", str(output)]
     finished = output.with_name(".pruned.unfinished") / "finished"
-    for lost, until in ((1, finished / "work-1" / "sites-0"), (0, finished / "work-1" / "descent-1")):
+    for lost, until in ((1, finished / "inputs"), (0, finished / "work-1" / "descent-1")):
         assert f"error: {hosts.LOST}" in end_of_the_other(lost, arguments, until)
         assert not output.exists()
     finish(start(arguments, arguments))
