@@ -23,7 +23,7 @@ from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.supernet import PruningSettings, build_supernet
-from tyr_jax.search import evolve, nested, population, space, surrogate
+from tyr_jax.search import evolve, nested, population, slopes, space, surrogate
 from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.timing import medians
@@ -81,7 +81,7 @@ class World(NamedTuple):
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """Slopes `[P, 2, L, E]` on parts of sequences of the search text."""
-        return nested.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
+        return slopes.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
 
     def judge(self, candidates: np.ndarray) -> np.ndarray:
         """Objective `[C]` on the held-out text."""

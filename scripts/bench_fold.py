@@ -80,7 +80,7 @@ def main(bench: Bench) -> None:
         return units
 
     def leave(add: Any, n: int, units: jax.Array) -> jax.Array:
-        residuals[n] = add(block, residuals[n], units)
+        residuals[n] = add(block, residuals[n], units, config)
         return residuals[n]
 
     alone = jax.jit(functools.partial(decoder.ffn_units, config=config))

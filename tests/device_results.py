@@ -16,7 +16,7 @@ from tyr_jax.config import PRESETS
 from tyr_jax.model.spec import random_params
 from tyr_jax.pruning import supernet as supernet_module
 from tyr_jax.pruning.supernet import PruningSettings, build_supernet
-from tyr_jax.search import nested, population, space
+from tyr_jax.search import nested, population, slopes, space
 from tyr_jax.search.objective import Objective
 
 LENGTH = 16
@@ -56,7 +56,7 @@ def results(number: int) -> dict[str, Any]:
             found[f"scores of {count} on {sequences}"] = nested.score_population(net, few, *rest)
         for sequences in (1, 12):
             some = np.arange(sequences)
-            found[f"slopes on {sequences}"] = nested.pool_slopes(
+            found[f"slopes on {sequences}"] = slopes.pool_slopes(
                 net, candidates[0], pool, some, config, objective
             )
     return jax.tree.map(np.asarray, found)

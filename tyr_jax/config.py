@@ -78,6 +78,9 @@ class Settings:
     compute_dtype: ComputeType = "float32"
     """Type of weights and activations while a model runs. `bfloat16` halves their memory and suits
     accelerators; Hessians, solves and objectives are float32 either way."""
+    offload: bool = False
+    """For models larger than memory: weights stay on disk, the dense model's in its own files, and are read a
+    layer at a time. Slower; finds the same."""
     layout: Layout = "compressed"
     """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
     removed: no smaller, but loaded by what knows layers of one shape only."""

@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tyr_jax import offload
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Tree = TypeVar("Tree")
 
@@ -97,12 +99,15 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
     """The arrays of a pytree on the devices, divided along the `axis` of their shape.
 
     Arrays without one, or of a length that the devices do not divide, are whole on every device; those within
-    a jitted function stay as the compiler has them. Abstract arrays are told where they would lie.
+    a jitted function stay as the compiler has them. Abstract arrays are told where they would lie. What is on
+    disk stays there.
     """
     if count() == 1:
         return tree
 
     def put(array: Any) -> Any:
+        if offload.on_disk(array):
+            return array
         at = axis(array.shape)
         if at is not None and array.shape[at] % count():
             at = None

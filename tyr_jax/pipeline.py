@@ -19,7 +19,8 @@ from tyr_jax.config import Settings, validate
 from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.io.store import Store
-from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.prepare import Dense, Qualities, Run, Target, prepare, record_quality
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.rounds import Found, first_rounds, fold, found_so_far, round_grid, search, search_pool
@@ -87,12 +88,20 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
         pruning = dataclasses.replace(pruning, accumulation="centre")
     supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"))
     levels = space.levels_of(grid, kept)
+
+    def written(weights: Any) -> Any:
+        """Weights rounded to what they will be written in."""
+        return jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), weights)
+
+    def finish(block: Block) -> Block:
+        return run.scratch.keep(written(block)) if run.scratch else written(block)
+
     if settings.layout == "masked":
-        params, config = mask(model.params, supernet, levels, model.config), model.config
+        params, config = mask(model.params, supernet, levels, model.config, finish), model.config
     else:
-        params, config = compress(model.params, supernet, levels, model.config, pruning.neuron_multiple)
-    params = jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), params)
-    params = devices.spread(params, config.hidden)
+        multiple = pruning.neuron_multiple
+        params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
+    params = devices.spread(params | written(decoder.outside(params)), config.hidden)
     return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
 
 

@@ -19,7 +19,7 @@ from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.search import surrogate
-from tyr_jax.search.nested import SLOPE_TOKENS
+from tyr_jax.search.slopes import SLOPE_TOKENS
 
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""

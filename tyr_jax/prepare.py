@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +14,7 @@ from tyr_jax.io.output import EventLog
 from tyr_jax.io.progress import Progress
 from tyr_jax.io.store import Store
 from tyr_jax.model.prediction import Prediction
+from tyr_jax.offload import Scratch
 from tyr_jax.quality import Quality
 from tyr_jax.search import space
 from tyr_jax.search.space import Kind
@@ -44,6 +44,11 @@ class Run:
     progress: Progress
     events: EventLog
     store: Store = dataclasses.field(default_factory=Store)
+
+    @property
+    def scratch(self) -> Scratch | None:
+        """Where weights stay on disk, if they do."""
+        return Scratch(self.store.directory) if self.settings.offload else None
 
     def part(self, target: Target) -> "Run":
         """What the stages for one of several targets share."""
@@ -79,7 +84,7 @@ def prepare(run: Run) -> Dense:
     """
     settings = run.settings
     with run.progress.stage("load model", 1, "models") as stage:
-        model = load_model(settings.model, settings.compute_dtype)
+        model = load_model(settings.model, settings.compute_dtype, offload=settings.offload)
         model = dataclasses.replace(model, params=devices.spread(model.params, model.config.hidden))
         stage.advance()
     if not model.config.uniform:
@@ -94,7 +99,7 @@ def prepare(run: Run) -> Dense:
         check_length("--search-length", settings.data.search_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
-    itemsize = jax.tree.leaves(model.params)[0].dtype.itemsize
+    itemsize = model.params["embed"].dtype.itemsize
     disk = sum(plan.disk_bytes(model.config, settings, itemsize, dtype.itemsize).values())
     run.progress.log(f"this will take up to {plan.in_words(disk)} on disk while it lasts")
     resume.check_space(run.store, disk)

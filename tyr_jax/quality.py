@@ -5,7 +5,7 @@ Axis letters: `S` windows, `T` tokens, `D` hidden.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import devices
-from tyr_jax.batches import batches
+from tyr_jax.batches import Rows, batches
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import (
     Prediction,
@@ -36,22 +36,26 @@ class Quality(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def dense_answers(params: Params, tokens: jax.Array, config: ModelConfig) -> tuple[Prediction, jax.Array]:
-    """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL)."""
+def dense_answers(
+    params: Params, residual: jax.Array, tokens: jax.Array, config: ModelConfig
+) -> tuple[Prediction, jax.Array]:
+    """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL), from the `residual [S, T, D]`
+    behind the last layer; `params` has what lies outside the blocks."""
 
     def answer(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
         dense = predict(head, hidden)
         return dense, jnp.sum(negative_log_likelihood(head, hidden, dense.normaliser, tokens), axis=1)
 
-    hidden = decoder.hidden_states(params, tokens, config)
+    hidden = decoder.final_hidden(params, residual, config)
     return devices.divided(answer, whole=1)(decoder.head(params), hidden, tokens)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def window_sums(
-    params: Params, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
+    params: Params, residual: jax.Array, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without)."""
+    """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without), from
+    the `residual [S, T, D]` behind the last layer; `params` has what lies outside the blocks."""
 
     def compare(
         head: jax.Array, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
@@ -62,13 +66,23 @@ def window_sums(
             return nll, jnp.full_like(nll, jnp.nan)
         return nll, jnp.sum(kl_divergence(dense, hidden, normaliser), axis=1)
 
-    hidden = decoder.hidden_states(params, tokens, config)
+    hidden = decoder.final_hidden(params, residual, config)
     return devices.divided(compare, whole=1)(decoder.head(params), hidden, tokens, dense)
 
 
 def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:
     count, length = windows.shape
     return Quality(math.exp(min(nll / (count * (length - 1)), MAX_LOG_PERPLEXITY)), kl / (count * length))
+
+
+def _read(
+    params: Params, windows: np.ndarray, config: ModelConfig
+) -> Iterator[tuple[Rows, jax.Array, jax.Array]]:
+    """Batches of `windows [S, T]`: which they are, their tokens, and the residuals behind the last layer."""
+    rows = batches(windows)
+    texts = [jnp.asarray(windows[part.indices]) for part in rows]
+    for part, tokens, seen in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
+        yield part, tokens, seen.residual
 
 
 def teach(
@@ -79,8 +93,9 @@ def teach(
 ) -> tuple[Prediction, Quality]:
     """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
     parts, total = [], 0.0
-    for rows, real in batches(windows):
-        dense, nll = devices.fetch(dense_answers(params, jnp.asarray(windows[rows]), config))
+    for (_, real), tokens, residual in _read(params, windows, config):
+        answers = dense_answers(decoder.outside(params), residual, tokens, config)
+        dense, nll = devices.fetch(answers)
         parts.append(jax.tree.map(lambda array, real=real: array[:real], dense))
         total += float(np.sum(nll[:real]))
         on_windows(real)
@@ -100,10 +115,10 @@ def measure(
     `kl` is NaN.
     """
     total_nll, total_kl = 0.0, 0.0
-    for rows, real in batches(windows):
+    for (rows, real), tokens, residual in _read(params, windows, config):
         answers = jax.tree.map(lambda array, at=rows: jnp.asarray(array[at]), dense)
-        sums = devices.fetch(window_sums(params, jnp.asarray(windows[rows]), answers, config))
-        nll, kl = (float(np.sum(values[:real])) for values in sums)
+        sums = window_sums(decoder.outside(params), residual, tokens, answers, config)
+        nll, kl = (float(np.sum(values[:real])) for values in devices.fetch(sums))
         total_nll, total_kl = total_nll + nll, total_kl + kl
         on_windows(real)
     return _quality(total_nll, total_kl, windows)

@@ -21,6 +21,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store, checksum
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import Params
+from tyr_jax.offload import Scratch, Stack
 from tyr_jax.plan import in_words
 from tyr_jax.pruning.supernet import Fold, Supernet, of_layer, with_layer
 from tyr_jax.quality import Quality
@@ -73,10 +74,9 @@ def check_inputs(store: Store, params: Params, splits: Splits) -> None:
     Raises:
         UserError: they have changed, or differ between hosts.
     """
-    sample = jax.tree.map(lambda leaf: leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)], params)
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
     now = {
-        "model": checksum(devices.fetch(sample)),
+        "model": checksum(jax.tree.map(sample, params)),
         "text": checksum(text),
         "number of devices": devices.count(),
     }
@@ -94,6 +94,13 @@ def check_inputs(store: Store, params: Params, splits: Splits) -> None:
         )
 
 
+def sample(leaf: Any) -> np.ndarray:
+    """Elements of an array, or of every layer of a stack on disk, that tell whether it is the same one."""
+    if isinstance(leaf, Stack):
+        return np.stack([sample(leaf[layer]) for layer in range(len(leaf))])
+    return devices.fetch(leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)])
+
+
 def keep_block(store: Store, depth: int, fold: Fold) -> None:
     """Keep the block that a fold over `depth` blocks has just finished, and the residuals behind it in place
     of those before; the last block's nobody needs."""
@@ -103,8 +110,9 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     store.save_step("residual", layer, residual, {"real": fold.real})
 
 
-def kept_fold(store: Store, make_empty: Callable[[], Supernet]) -> Fold | None:
-    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is."""
+def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
+    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
+    `scratch`, residuals are on disk."""
     last = store.last_step("residual")
     if last is None:
         return None
@@ -114,8 +122,9 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet]) -> Fold | None:
         saved = store.load(f"sites-{index}")
         if saved is None:
             return None
-        supernet = with_layer(supernet, jnp.int32(index), saved.arrays)
-    arrays = devices.place([jnp.asarray(x) for x in residual.arrays or []])
+        supernet = with_layer(supernet, index, saved.arrays)
+    arrays = residual.arrays or []
+    arrays = scratch.keep(arrays) if scratch else devices.place([jnp.asarray(x) for x in arrays])
     return Fold(supernet, layer + 1, arrays, residual.facts["real"])
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from tyr_jax import devices, resume
 from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store
+from tyr_jax.offload import TEMPORARY
 from tyr_jax.prepare import Dense, Run
 from tyr_jax.pruning.supernet import PruningSettings, Supernet, at_levels, build_supernet, empty_supernet
-from tyr_jax.search import evolve, nested, space, surrogate
+from tyr_jax.search import evolve, nested, slopes, space, surrogate
 from tyr_jax.search.nested import Nested
 from tyr_jax.search.objective import Batch
 from tyr_jax.search.population import teacher_targets
@@ -51,8 +52,8 @@ def fold(
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
-        empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning)
-        begun = resume.kept_fold(store, empty)
+        empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
+        begun = resume.kept_fold(store, empty, run.scratch)
         if begun is not None:
             stage.advance(2 * begun.done, note=resume.KEPT)
 
@@ -69,6 +70,7 @@ def fold(
             grid,
             pruning,
             seed=run.settings.seed,
+            scratch=run.scratch,
             fold=begun,
             on_site=on_site,
             on_block=functools.partial(resume.keep_block, store, model.config.depth),
@@ -128,7 +130,7 @@ class Round:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
         search text."""
         config, objective = self.dense.model.config, self.run.settings.objective
-        return nested.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
+        return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
 def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
@@ -210,10 +212,14 @@ def search_round(run: Run, dense: Dense, pool: Batch, found: Found, shared: Supe
     """
     settings, model, number = run.settings, dense.model, len(found.rounds) + 1
     grid = round_grid(run, dense, found.kept, number)
-    supernet = supernet_of_round(run, dense, grid, number) if shared is None else at_levels(shared, grid)
+    scratch = run.scratch or TEMPORARY
+    if shared is None:
+        supernet = supernet_of_round(run, dense, grid, number)
+    else:
+        supernet = at_levels(shared, grid, scratch)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
-    net = nested.nest(model.params, supernet, model.config, consume=True)
+    net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
     this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = evolution(this, start)

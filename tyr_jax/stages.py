@@ -19,10 +19,12 @@ from jax import ShapeDtypeStruct
 from tyr_jax import devices, quality
 from tyr_jax.batches import batches
 from tyr_jax.config import Settings
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
 from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.pruning import hessian, linalg, obs, supernet
-from tyr_jax.search import nested, population, space, surrogate
-from tyr_jax.search.objective import Batch
+from tyr_jax.search import nested, population, slopes, space, surrogate
+from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.search.space import ATTENTION, FFN, KINDS
 
 COLLECTIVE = re.compile(
@@ -115,7 +117,12 @@ def site_stages(
     panels = -(-int((schedule > 0).sum()) // obs.panel_steps(options["chunk"], options["unit_size"]))
     loops = 0, panels, -(-size // linalg.BLOCK) + len(grid.kept[kind, 0])
     prune = Stage(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options, loops)
-    return [statistics, total, prune, Stage(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {})]
+    return [
+        statistics,
+        total,
+        prune,
+        Stage(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {"config": config}),
+    ]
 
 
 def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Stage]:
@@ -132,7 +139,7 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     return [
         *site_stages(ATTENTION, block, devices.place(x), config, settings),
         *site_stages(FFN, block, devices.place(x), config, settings),
-        Stage("supernet: a layer", supernet.with_layer, (whole, layer, sites), {}),
+        Stage("supernet: a layer", supernet.fill_layer, (whole, layer, sites), {}),
     ]
 
 
@@ -154,30 +161,55 @@ def scoring_stages(
     net: nested.Nested, candidates: int, sequences: int, config: ModelConfig, settings: Settings
 ) -> list[Stage]:
     """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of the others."""
-    length, n = settings.data.search_length, devices.count()
+    length, n, depth = settings.data.search_length, devices.count(), config.depth
     deal = population.deal(candidates - 1, sequences, length)
     batch = answers(net.params, n * deal.rows, config, settings)
     integers = functools.partial(ShapeDtypeStruct, dtype=jnp.int32)
-    sites = integers((2, config.depth))
-    arguments = net, sites, sites, batch.tokens
+    sites = integers((2, depth))
+    tokens = devices.place(integers((n, deal.rows, length)))
+    outside = decoder.outside(net.params)
+    seen = devices.place(Stage("", decoder.begin, (outside, tokens), {}).result())
     name = f"{deal.rows} × {length} tokens"
-    trunk = Stage(f"search: trunk, {name}", nested.trunk_states, arguments, {"config": config})
-    chunks = devices.place(integers((n * deal.width, 2, config.depth)))
-    buckets = devices.place(integers((n, 2, config.depth)))
-    states = devices.place(trunk.result(), axis=1)
-    static = {"config": config, "objective": settings.objective}
-    own = Stage(f"search: trunk's score, {name}", nested.score_trunk, (net, states, batch), static)
-    whole = net, chunks, buckets, states, integers(()), batch
-    loops = (config.depth,) * (1 + len(set(settings.objective.observed_layers(config.depth))))
-    score = Stage(f"search: {deal.width} candidates, {name}", nested.score_chunk, whole, static, loops)
+    objective, observed = settings.objective, settings.objective.observed_layers(depth)
+    static = {"config": config, "observed": observed}
+    trunk = Stage(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, seen), static)
+    states, seen = trunk.result()
+    states, seen = devices.place(states, axis=1), devices.place(seen)
+    scored = {"config": config, "objective": objective}
+    own = Stage(f"search: trunk's score, {name}", nested.score_candidates, (outside, seen, batch), scored)
+    levels, buckets = (devices.place(integers((rows, 2, depth))) for rows in (n * deal.width, n))
+    chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
+    loops = (depth,) * (1 + len(set(observed)))
+    name = f"search: {deal.width} candidates, {name}"
+    score = Stage(name, nested.score_chunk, (net, chunk, None, batch), static | scored, loops)
     return [trunk, own, score]
 
 
 def answers(params: Params, sequences: int, config: ModelConfig, settings: Settings) -> Batch:
     """The dense model's answers on a batch of search text, abstract."""
     tokens = devices.place(ShapeDtypeStruct((sequences, settings.data.search_length), jnp.int32))
-    static = {"config": config, "objective": settings.objective}
-    return devices.place(Stage("", population.teacher_batch, (params, tokens), static).result())
+    *_, answer = dense_stages(params, tokens, config, settings.objective)
+    return devices.place(answer.result())
+
+
+def blocks_stage(
+    name: str, params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, observed: tuple[int, ...] = ()
+) -> tuple[Stage, Seen]:
+    """What it takes to run all blocks on `tokens [B, T]`, and what comes out."""
+    seen = devices.place(Stage("", decoder.begin, (decoder.outside(params), tokens), {}).result())
+    static = {"config": config, "observed": observed}
+    stage = Stage(name, decoder.run_blocks, (params["blocks"], seen), static)
+    return stage, devices.place(stage.result())
+
+
+def dense_stages(
+    params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, objective: Objective
+) -> list[Stage]:
+    """What the dense model's answers on `tokens [B, T]` of search text take."""
+    observed = objective.observed_layers(config.depth)
+    blocks, seen = blocks_stage("search: dense blocks", params, tokens, config, observed)
+    arguments = decoder.outside(params), seen, tokens
+    return [blocks, Stage("search: dense answers", population.dense_answer, arguments, {"config": config})]
 
 
 def search_stages(
@@ -185,18 +217,21 @@ def search_stages(
 ) -> Iterator[Stage]:
     """What the search takes: the dense model's answers, slopes, and scores at every size that occurs."""
     data, rounds, schedule = settings.data, settings.rounds, settings.search
-    static = {"config": config, "objective": settings.objective}
-    length = data.search_length
+    length, objective = data.search_length, settings.objective
     tokens = texts(data.search_tokens // length, length)
-    yield Stage("search: dense answers", population.teacher_batch, (params, tokens), static)
+    yield from dense_stages(params, tokens, config, objective)
     added = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
     sizes = {(size, count) for size, count in added if count}
-    sites = ShapeDtypeStruct((2, config.depth), jnp.int32)
     if rounds.descent_steps:
         count = settings.descent_sequences(data.search_tokens // length)
-        rows = population.part_rows(count, nested.SLOPE_TOKENS // length)
+        rows = population.part_rows(count, slopes.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
-        yield Stage("search: slopes", nested.level_slopes, (net, sites, batch), static)
+        mixtures = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
+        begun = Stage("", decoder.begin, (decoder.outside(params), batch.tokens), {}).result()
+        arguments = net, devices.place(mixtures), devices.place(begun), batch
+        observed = objective.observed_layers(config.depth)
+        static = {"config": config, "objective": objective, "observed": observed}
+        yield Stage("search: slopes", slopes.last_slopes, arguments, static)
         sizes.add((1 + len(surrogate.CAUTIONS), count))
     named = {
         stage.name: stage for size in sorted(sizes) for stage in scoring_stages(net, *size, config, settings)
@@ -206,13 +241,16 @@ def search_stages(
 
 def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Stage]:
     """What measuring a model on a batch of evaluation text takes."""
-    data = settings.data
+    data, outside = settings.data, decoder.outside(params)
     tokens = texts(data.evaluation_windows, data.evaluation_length)
     static = {"config": config}
-    dense = Stage("quality: dense answers", quality.dense_answers, (params, tokens), static)
+    blocks, seen = blocks_stage("quality: blocks", params, tokens, config)
+    yield blocks
+    residual = seen.residual
+    dense = Stage("quality: dense answers", quality.dense_answers, (outside, residual, tokens), static)
     yield dense
     answer = devices.place(dense.result()[0])
-    yield Stage("quality: of a model", quality.window_sums, (params, tokens, answer), static)
+    yield Stage("quality: of a model", quality.window_sums, (outside, residual, tokens, answer), static)
 
 
 def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Stage]:

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import logits64
+from reference import layer_outputs64, logits64
 
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import QUERY_CHUNK
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling, random_params
+from tyr_jax.offload import Scratch
+from tyr_jax.search.objective import Objective
 
 Configs = Callable[..., ModelConfig]
 
@@ -127,3 +129,21 @@ def test_rotation_depends_on_distance_alone(tiny_config: Configs) -> None:
     for distance in (0, 3, 20):
         np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(scores[0, 0], q @ k, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["in memory", "on disk"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_observed_layers_of_several_texts(depth: int, stays: bool, tiny_config: Configs) -> None:
+    config = tiny_config(layers=depth)
+    params = random_params(config, jax.random.key(0), scale=0.2)
+    texts = [np.random.default_rng(seed).integers(0, config.vocab, (2, 6 + seed)) for seed in range(3)]
+    observed = Objective("hidden+kl").observed_layers(depth)
+    weights = params | {"blocks": Scratch().keep(params["blocks"])} if stays else params
+    states = list(decoder.run_model(weights, map(jnp.asarray, texts), config, observed))
+    for tokens, seen in zip(texts, states, strict=True):
+        outputs = layer_outputs64(params, tokens, config)
+        expected = np.stack([outputs[layer] for layer in observed], axis=1)
+        np.testing.assert_allclose(seen.outputs, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(seen.residual, outputs[-1], rtol=1e-4, atol=1e-5)
+    (plain, *_) = decoder.run_model(weights, map(jnp.asarray, texts), config)
+    assert plain.outputs.shape == (2, 0, 6, config.hidden)

@@ -243,7 +243,7 @@ def test_a_mask_leaves_nothing_of_removed_units(tiny_config: Configs) -> None:
             present = np.abs(array).reshape(*kept.shape, -1).sum(axis=2) > 0
             np.testing.assert_array_equal(present, kept, err_msg=spec.name)
     for name in ("attn_norm", "mlp_norm", "o_bias", "down_bias"):
-        assert zeros["blocks"][name] is params["blocks"][name]
+        np.testing.assert_array_equal(zeros["blocks"][name], params["blocks"][name])
 
 
 def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from reference import random_supernet
 
+from tyr_jax.model import decoder
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 from tyr_jax.pruning.supernet import PruningSettings, Supernet
-from tyr_jax.search import evolve, nested, population, space
+from tyr_jax.search import evolve, nested, population, slopes, space
 from tyr_jax.search.evolve import EvolutionSettings
 from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
@@ -106,11 +107,12 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     world = make_world(tiny_config())
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
     buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), population.take(world.pool, np.arange(2))
-    states = nested.trunk_states(net, jnp.asarray(one[0]), buckets, batch.tokens, world.config)
+    seen = decoder.begin(decoder.outside(net.params), batch.tokens[None])
+    states, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, seen, world.config, ())
+    chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), states)
     for broken in range(3):
         poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
-        arguments = (poisoned, jnp.asarray(one), buckets[None], states, jnp.int32(shared), batch)
-        (value,) = nested.score_chunk(*arguments, world.config, KL)
+        (value,) = nested.score_chunk(poisoned, chunk, None, batch, world.config, KL, ())
         assert np.isfinite(value) == (broken < shared)
 
 
@@ -194,7 +196,7 @@ def test_nothing_compiles_after_the_first_generation(
             LENGTH,
             schedule,
             lambda state, parent: sizes.append(
-                (nested.score_chunk._cache_size(), nested.trunk_states._cache_size())
+                (nested.score_chunk._cache_size(), nested.run_trunk._cache_size())
             ),
         )
     assert len(sizes) == 6
@@ -208,12 +210,12 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
     # Units outside a level must count where its weights are moved towards a denser one.
     whole = jnp.ones_like(net.kept) * jnp.array([4, 48])[:, None, None]
     now, sequences = world.candidates(1)[0][:, :2], np.arange(3)
-    parts = nested.pool_slopes(net, now, world.pool, sequences, world.config, KL)
+    parts = slopes.pool_slopes(net, now, world.pool, sequences, world.config, KL)
     assert parts.shape[1:] == (2, 2, LEVELS)
-    slopes = parts.mean(axis=0)
+    found = parts.mean(axis=0)
     for kind, layer, name in ((ATTENTION, 1, "attn_out"), (FFN, 0, "mlp_down")):
         here = int(now[kind, layer])
-        assert slopes[kind, layer, here] == pytest.approx(0.0, abs=1e-6)
+        assert found[kind, layer, here] == pytest.approx(0.0, abs=1e-6)
         levels = getattr(net, name)
         for level in {0, 3} - {here}:
             values = []
@@ -225,4 +227,4 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
                     nested.score_population(wide, now[None], world.pool, sequences, world.config, KL)[0]
                 )
             difference = (values[1] - values[0]) / 0.04
-            assert slopes[kind, layer, level] == pytest.approx(difference, rel=2e-2, abs=1e-4)
+            assert found[kind, layer, level] == pytest.approx(difference, rel=2e-2, abs=1e-4)

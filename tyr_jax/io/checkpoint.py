@@ -51,13 +51,15 @@ class LoadedModel:
     """What its embeddings were stored in; float32 where they were quantised."""
 
 
-def load_model(name: str, dtype: DTypeLike = jnp.float32) -> LoadedModel:
-    """The model called `name`: `builtin`, a directory, a `.gguf` file or a hub id; weights in `dtype`.
+def load_model(name: str, dtype: DTypeLike = jnp.float32, *, offload: bool = False) -> LoadedModel:
+    """The model called `name`: `builtin`, a directory, a `.gguf` file or a hub id; weights in `dtype`. With
+    `offload`, those of its blocks stay where they are, and are read whenever they are needed.
 
     Raises `UserError` when there is no such model, or anything about it is not understood.
     """
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
-    return _load_gguf(path, name, dtype) if path.is_file() else _load_directory(path, name, dtype)
+    load = _load_gguf if path.is_file() else _load_directory
+    return load(path, name, dtype, offload)
 
 
 def load_config(name: str) -> tuple[ModelConfig, np.dtype]:
@@ -77,7 +79,7 @@ def load_config(name: str) -> tuple[ModelConfig, np.dtype]:
     return config_from_hf(hf_config), dtypes[stored]
 
 
-def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel:
+def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
     if not (directory / hf.CONFIG).is_file():
         # Only weights of a known format make it worth saying what is missing besides them.
         hf.SafetensorsSource(directory)
@@ -89,7 +91,7 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel
     weights = hf.SafetensorsSource(directory)
     return LoadedModel(
         config=config,
-        params=hf.load_params(weights, config, dtype),
+        params=hf.load_params(weights, config, dtype, offload=offload),
         tokenizer=tokenizer,
         hf_config=hf_config,
         generation_config=hf.read_json(generation) if generation.is_file() else None,
@@ -98,7 +100,7 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike) -> LoadedModel
     )
 
 
-def _load_gguf(path: Path, name: str, dtype: DTypeLike) -> LoadedModel:
+def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
     reader = gguf.open_gguf(path)
     hf_config = gguf.read_hf_config(reader, path)
     config = config_from_hf(hf_config)
@@ -107,7 +109,7 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike) -> LoadedModel:
     weights = gguf.GgufSource(reader, path)
     return LoadedModel(
         config=config,
-        params=hf.load_params(weights, config, dtype),
+        params=hf.load_params(weights, config, dtype, offload=offload),
         tokenizer=tokenizer,
         hf_config=hf_config,
         generation_config=dict(gguf.token_ids(gguf.metadata(reader))) or None,

@@ -4,21 +4,23 @@ A checkpoint, whatever its format, is a `TensorSource`; `load_params` turns one 
 only place that decides whether the tensors are the ones the configuration asks for.
 """
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from tyr_jax import devices
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
+from tyr_jax.offload import Stack
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """Weight dtypes that can be read, by safetensors' names for them."""
@@ -130,8 +132,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_params(source: TensorSource, config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Params:
-    """Every tensor of `config` from `source`, in our layout and in `dtype`.
+def load_params(
+    source: TensorSource, config: ModelConfig, dtype: DTypeLike = jnp.float32, *, offload: bool = False
+) -> Params:
+    """Every tensor of `config` from `source`, in our layout and in `dtype`; with `offload`, those of the
+    blocks are read layer by layer when they are asked for.
 
     Raises `UserError` naming the tensor when one is missing, unknown, of another shape than `config`
     says, of an unsupported dtype, or not finite.
@@ -150,11 +155,17 @@ def load_params(source: TensorSource, config: ModelConfig, dtype: DTypeLike = jn
             f"{_listed(unknown)} in the checkpoint but not in a {config.family} model of this config"
         )
 
-    def read(spec: TensorSpec) -> ArrayLike:
-        # Several devices get their parts at once: no device need have room for the whole.
-        return devices.spread(_read(source, spec).astype(jnp.dtype(dtype)), config.hidden)
+    def read(spec: TensorSpec) -> np.ndarray:
+        return _read(source, spec).astype(jnp.dtype(dtype))
 
-    return build_params(config, read)
+    # Several devices get their parts at once: no device need have room for the whole.
+    stacked = functools.partial(_stack, read=read, dtype=jnp.dtype(dtype)) if offload else None
+    return build_params(config, lambda spec: devices.spread(read(spec), config.hidden), stacked)
+
+
+def _stack(specs: Sequence[TensorSpec], read: Callable[[TensorSpec], np.ndarray], dtype: np.dtype) -> Stack:
+    """A tensor of all layers that stays in the checkpoint."""
+    return Stack(len(specs), specs[0].shape, dtype, lambda layer: read(specs[layer]))
 
 
 def _listed(keys: list[str]) -> str:

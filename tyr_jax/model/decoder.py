@@ -9,13 +9,15 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/va
 """
 
 import functools
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
-from tyr_jax import devices
+from tyr_jax import devices, offload
 from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
 
@@ -131,20 +133,97 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
     return devices.divided(lambda table, tokens: table[tokens], whole=1)(params["embed"], tokens)
 
 
-def run_blocks(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """All decoder layers on `x [B, T, D]`: a scan over stacked blocks, a loop over blocks that differ."""
-    rope = rope_tables(config, x.shape[1])
+class Seen(NamedTuple):
+    """Where a model has come: the residual `[..., T, D]`, and `outputs [..., O, T, D]` of layers before."""
+
+    residual: jax.Array
+    outputs: jax.Array
+
+    @classmethod
+    def begin(cls, residual: jax.Array) -> Self:
+        """Before the first layer."""
+        shape = residual.shape
+        return cls(residual, jnp.zeros((*shape[:-2], 0, *shape[-2:]), residual.dtype))
+
+
+@jax.jit
+def begin(params: Params, tokens: jax.Array) -> Seen:
+    """Before the first layer, of `tokens [B, ..., T]`; `params` has what lies outside the blocks."""
+    return Seen.begin(embed(params, tokens))
+
+
+def watch(
+    seen: Seen, advance: Callable[[jax.Array, int, int], jax.Array], depth: int, observed: tuple[int, ...]
+) -> Seen:
+    """Run `depth` layers and keep the outputs of those that are `observed`; `advance(x, start, stop)` runs
+    the layers from `start` on, before `stop`, on the residual."""
+    x, outputs = seen.residual, {}
+    for start, stop in itertools.pairwise([0, *sorted({layer + 1 for layer in observed} | {depth})]):
+        x = advance(x, start, stop)
+        outputs[stop - 1] = x
+    kept = [outputs[layer][..., None, :, :] for layer in observed]
+    return Seen(x, jnp.concatenate([seen.outputs, *kept], axis=-3) if kept else seen.outputs)
+
+
+def scan_layers(
+    layers: Any,
+    apply: Callable[[Any, Rope, jax.Array], jax.Array],
+    seen: Seen,
+    config: ModelConfig,
+    observed: tuple[int, ...] = (),
+) -> Seen:
+    """Run `layers`, a pytree stacked on `L`, by `apply(slice of layers, rope, x) -> x`; keeps the outputs of
+    those that are `observed`."""
+    rope = rope_tables(config, seen.residual.shape[-2])
+
+    # A backward pass recomputes a layer's insides instead of keeping those of all layers.
+    @jax.checkpoint
+    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        return apply(layer, rope, x), None
+
+    # Blocks without any tensor do not tell how many they are.
+    depth = next((len(array) for array in jax.tree.leaves(layers)), config.depth)
+
+    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+        part = jax.tree.map(lambda array: array[start:stop], layers)
+        return jax.lax.scan(step, x, part, length=stop - start)[0]
+
+    return watch(seen, advance, depth, observed)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def run_blocks(blocks: Any, seen: Seen, config: ModelConfig, observed: tuple[int, ...] = ()) -> Seen:
+    """Decoder layers, by a scan over stacked blocks or a loop over a tuple of those that differ; keeps the
+    outputs of those that are `observed`, counted from the first of `blocks`."""
     apply = devices.divided(lambda block, rope, x: apply_block(block, x, rope, config), whole=2)
-    if isinstance(params["blocks"], tuple):
-        for block in params["blocks"]:
+    if not isinstance(blocks, tuple):
+        return scan_layers(blocks, apply, seen, config, observed)
+    rope = rope_tables(config, seen.residual.shape[-2])
+
+    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+        for block in blocks[start:stop]:
             x = apply(block, rope, x)
         return x
 
-    def step(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
-        return apply(block, rope, x), None
+    return watch(seen, advance, len(blocks), observed)
 
-    # Blocks without any tensor do not tell how many they are.
-    return jax.lax.scan(step, x, params["blocks"], length=config.depth)[0]
+
+def run_model(
+    params: Params, texts: Iterable[jax.Array], config: ModelConfig, observed: tuple[int, ...] = ()
+) -> Iterator[Seen]:
+    """What all layers make of each of `texts`, tokens `[B, T]`, keeping the outputs of those `observed`; of
+    layers on disk, one runs on all texts before the next."""
+    states: Iterator[Seen] = (begin(outside(params), tokens) for tokens in texts)
+    for start, stop, blocks in offload.segments(params["blocks"], range(config.depth)):
+        own = tuple(layer - start for layer in observed if start <= layer < stop)
+        run = functools.partial(run_blocks, blocks, config=config, observed=own)
+        states = map(run, states) if stop == config.depth else iter([run(seen) for seen in states])
+    return states
+
+
+def outside(params: Params) -> Params:
+    """What a model has outside its blocks."""
+    return {name: array for name, array in params.items() if name != "blocks"}
 
 
 def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
@@ -166,7 +245,8 @@ def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Normed last hidden states `[B, T, D]` of `tokens [B, T]`: what the head turns into logits."""
-    return final_hidden(params, run_blocks(params, embed(params, tokens), config), config)
+    seen = run_blocks(params["blocks"], Seen.begin(embed(params, tokens)), config)
+    return final_hidden(params, seen.residual, config)
 
 
 def forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:

@@ -14,7 +14,7 @@ Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -180,14 +180,18 @@ def all_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
     return (*model_specs(config), *blocks)
 
 
-def build_params(config: ModelConfig, make: Callable[[TensorSpec], ArrayLike]) -> Params:
-    """Params from `make(spec)` (our layout), called once per tensor; blocks stacked where shapes allow."""
+def build_params(
+    config: ModelConfig,
+    make: Callable[[TensorSpec], ArrayLike],
+    stack: Callable[[Sequence[TensorSpec]], Any] | None = None,
+) -> Params:
+    """Params from `make(spec)` (our layout), called once per tensor; blocks stacked where shapes allow, by
+    `stack(specs of all layers)` if given."""
+    stack = stack or (lambda specs: jnp.stack([make(spec) for spec in specs]))
     params: Params = {spec.name: jnp.asarray(make(spec)) for spec in model_specs(config)}
     if config.uniform:
         layers = [block_specs(config, layer) for layer in range(config.depth)]
-        params["blocks"] = {
-            specs[0].name: jnp.stack([make(spec) for spec in specs]) for specs in zip(*layers, strict=True)
-        }
+        params["blocks"] = {specs[0].name: stack(specs) for specs in zip(*layers, strict=True)}
     else:
         params["blocks"] = tuple(
             {spec.name: jnp.asarray(make(spec)) for spec in block_specs(config, layer)}

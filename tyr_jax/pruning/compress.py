@@ -6,13 +6,17 @@ as in `tyr_jax.model.spec`; `U` units of a site.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import devices
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
-from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.offload import on_disk
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.search.space import ATTENTION, FFN, values_at
 
 
@@ -118,18 +122,43 @@ def kept_masks(
     return np.repeat(heads, config.dense_shape.heads // heads.shape[1], axis=1), neurons
 
 
-def mask(params: Params, supernet: Supernet, distribution: np.ndarray, config: ModelConfig) -> Params:
-    """The model of levels `distribution [2, L]` in the dense model's shapes, with zeros for whatever is of
-    removed units alone; same function as the compressed one."""
-    masked = select(params, supernet, jnp.asarray(distribution))
-    heads, neurons = kept_masks(supernet, distribution, config)
-    kv = heads.reshape(config.depth, config.dense_shape.kv_heads, -1).any(axis=-1)
-    kept, blocks = {"N": heads, "K": kv, "F": neurons}, dict(masked["blocks"])
+def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
+    """A dense-shaped block with the pruned projections of levels `distribution [2, L]`."""
+    attention, ffn = distribution[:, layer]
+    pruned = {"o": supernet.attn_out[layer, attention], "down": supernet.mlp_down[layer, ffn]}
+    return jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer) | pruned)
+
+
+def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:
+    """`block` with zeros for whatever is of heads and neurons alone that are not kept, `heads [N]` and
+    `neurons [F]` being true where they are."""
+    kept = {"N": heads, "K": heads.reshape(config.dense_shape.kv_heads, -1).any(axis=-1), "F": neurons}
+    masked = dict(block)
     for spec in block_specs(config, 0):
         for axis in kept.keys() & set(spec.axes):
-            shape = [kept[axis].shape[1] if letter == axis else 1 for letter in spec.axes]
-            blocks[spec.name] *= kept[axis].reshape(config.depth, *shape)
-    return masked | {"blocks": blocks}
+            masked[spec.name] *= kept[axis].reshape([-1 if letter == axis else 1 for letter in spec.axes])
+    return masked
+
+
+Finish = Callable[[Block], Block]
+"""What is done with a block once it is pruned, such as keeping it on disk."""
+
+
+def mask(
+    params: Params,
+    supernet: Supernet,
+    distribution: np.ndarray,
+    config: ModelConfig,
+    finish: Finish = lambda block: block,
+) -> Params:
+    """The model of levels `distribution [2, L]` in the dense model's shapes, with zeros for whatever is of
+    removed units alone; same function as the compressed one."""
+    kept = zip(*kept_masks(supernet, distribution, config), strict=True)
+    blocks = [
+        finish(mask_block(layer_at(params, supernet, distribution, layer), heads, neurons, config))
+        for layer, (heads, neurons) in enumerate(kept)
+    ]
+    return params | {"blocks": joined(blocks, config)}
 
 
 def compress(
@@ -138,20 +167,23 @@ def compress(
     distribution: np.ndarray,
     config: ModelConfig,
     neuron_multiple: int = 8,
+    finish: Finish = lambda block: block,
 ) -> tuple[Params, ModelConfig]:
     """The smaller model (params, config) of levels `distribution [2, L]`; same function as the masked one."""
-    masked = select(params, supernet, jnp.asarray(distribution))
-    heads, neurons = kept_masks(supernet, distribution, config)
     blocks, shapes = [], []
-    for layer in range(config.depth):
-        block = layer_block(masked["blocks"], layer)
-        attention = compress_attention(block, np.flatnonzero(heads[layer]), config, layer)
-        ffn = compress_ffn(block, np.flatnonzero(neurons[layer]), config, neuron_multiple)
-        blocks.append(attention | ffn)
+    for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):
+        block = layer_at(params, supernet, distribution, layer)
+        attention = compress_attention(block, np.flatnonzero(heads), config, layer)
+        ffn = compress_ffn(block, np.flatnonzero(neurons), config, neuron_multiple)
+        blocks.append(finish(attention | ffn))
         heads_left, kv_left = (attention["q"].shape[1], attention["k"].shape[1]) if attention else (0, 0)
         shapes.append(LayerShape(heads_left, kv_left, ffn["down"].shape[0] if ffn else 0))
     small = dataclasses.replace(config, layers=tuple(shapes))
-    stacked = (
-        {name: jnp.stack([b[name] for b in blocks]) for name in blocks[0]} if small.uniform else tuple(blocks)
-    )
-    return masked | {"blocks": stacked}, small
+    return params | {"blocks": joined(blocks, small)}, small
+
+
+def joined(blocks: list[Block], config: ModelConfig) -> Any:
+    """The blocks of a model: stacked where layers are of one shape, and not on disk."""
+    if on_disk(blocks) or not config.uniform:
+        return tuple(blocks)
+    return {name: jnp.stack([block[name] for block in blocks]) for name in blocks[0]}

@@ -25,6 +25,7 @@ from tyr_jax.batches import BATCH_TOKENS, batches
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.offload import TEMPORARY, Scratch, on_disk
 from tyr_jax.pruning import hessian, obs
 from tyr_jax.search.space import ATTENTION, FFN, KINDS, Kind, LevelGrid
 
@@ -127,21 +128,35 @@ def level_probabilities(
 Layer = dict[str, jax.Array]
 """What a supernet has of one layer, by the names of its fields."""
 
-SITE_FIELDS = ("attn_out", "mlp_down", "attn_rank", "mlp_rank")
-"""Fields of a supernet whose first axis is its layers."""
+WEIGHT_FIELDS = ("attn_out", "mlp_down")
+"""Fields of a supernet that may be on disk."""
 
-KIND_FIELDS = ("error", "share", "damping")
-"""Those whose first axis is the kinds, and the second its layers."""
+LAYER_AXES = dict.fromkeys((*WEIGHT_FIELDS, "attn_rank", "mlp_rank"), 0)
+LAYER_AXES |= dict.fromkeys(("error", "share", "damping"), 1)
+"""The axis of a supernet's fields that counts layers; behind that of the kinds, where there is one."""
+
+
+def layer_index(name: str, layer: Any) -> tuple[Any, ...]:
+    """What a field of a supernet is indexed by for a layer's part."""
+    return (*[slice(None)] * LAYER_AXES[name], layer)
 
 
 def empty_supernet(
-    dtype: DTypeLike, config: ModelConfig, grid: LevelGrid, settings: PruningSettings
+    dtype: DTypeLike,
+    config: ModelConfig,
+    grid: LevelGrid,
+    settings: PruningSettings,
+    scratch: Scratch | None = None,
 ) -> Supernet:
-    """A supernet of `grid`, of weights of type `dtype`, whose layers are all yet to come."""
+    """A supernet of `grid`, of weights of type `dtype`, whose layers are all yet to come; its weights are on
+    disk if there is `scratch`.
+
+    Raises:
+        UserError: the disk has no room for them.
+    """
     shape, (depth, levels) = config.dense_shape, grid.kept.shape[1:]
     attention, ffn = settings.kinds(config)
 
-    @jax.jit
     def make() -> Supernet:
         supernet = Supernet(
             attn_out=jnp.zeros((depth, levels, shape.heads, config.head_dim, config.hidden), dtype),
@@ -156,32 +171,48 @@ def empty_supernet(
         )
         return devices.spread(supernet, config.hidden)
 
-    return make()
+    if scratch is None:
+        return jax.jit(make)()
+    stacks = {name: getattr(jax.eval_shape(make), name) for name in WEIGHT_FIELDS}
+    rest = jax.jit(lambda: make().replace(**dict.fromkeys(stacks)))()  # type: ignore[attr-defined]
+    return rest.replace(**scratch.empty(stacks))
 
 
 def of_layer(supernet: Supernet, layer: int) -> Layer:
     """What a supernet has of a layer."""
-    sites = {name: getattr(supernet, name)[layer] for name in SITE_FIELDS}
-    return sites | {name: getattr(supernet, name)[:, layer] for name in KIND_FIELDS}
+    return {name: getattr(supernet, name)[layer_index(name, layer)] for name in LAYER_AXES}
 
 
 @functools.partial(jax.jit, donate_argnames="supernet")
-def with_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
+def fill_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
+    """A supernet, in place, with what `sites` tell of a layer."""
+    filled = {
+        name: getattr(supernet, name).at[layer_index(name, layer)].set(part) for name, part in sites.items()
+    }
+    supernet = supernet.replace(**filled)  # type: ignore[attr-defined]
+    return devices.spread(supernet, sites["mlp_down"].shape[-1]) if "mlp_down" in sites else supernet
+
+
+def with_layer(supernet: Supernet, layer: int, sites: Layer) -> Supernet:
     """A supernet, in place, with what it has of a layer."""
-    whole = {name: getattr(supernet, name).at[layer].set(sites[name]) for name in SITE_FIELDS}
-    whole |= {name: getattr(supernet, name).at[:, layer].set(sites[name]) for name in KIND_FIELDS}
-    supernet = supernet.replace(**whole)  # type: ignore[attr-defined]
-    return devices.spread(supernet, supernet.mlp_down.shape[-1])
+    if not on_disk(supernet):
+        return fill_layer(supernet, jnp.int32(layer), sites)
+    weights = {name: getattr(supernet, name) for name in WEIGHT_FIELDS}
+    for name, stack in weights.items():
+        stack[layer] = devices.fetch(sites[name])
+    rest = {name: part for name, part in sites.items() if name not in weights}
+    none: Any = supernet.replace(**dict.fromkeys(weights))  # type: ignore[attr-defined]
+    return fill_layer(none, jnp.int32(layer), rest).replace(**weights)
 
 
 class Fold(NamedTuple):
     """Where a fold over the blocks stands: the supernet, of which layers `done` on are still empty, and the
-    residuals `[B, T, D]`, one for each batch of calibration text, that enter the next; the first `real`
-    sequences of each count."""
+    residuals `[B, T, D]`, one for each batch of calibration text, that enter the next, on devices or on disk;
+    the first `real` sequences of each count."""
 
     supernet: Supernet
     done: int
-    residual: list[jax.Array]
+    residual: list[Any]
     real: list[int]
 
 
@@ -229,22 +260,26 @@ def ffn_statistics(
     return collected(lambda block, x: decoder.ffn_units(block, x, config), block, x, gram, counts)
 
 
-@functools.partial(jax.jit, donate_argnames="x")
-def add_attention(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Residual after attention with the output projection of `block`, in place of `x`."""
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="x")
+def add_attention(block: Block, x: jax.Array, units: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """Residual after attention with the output projection of `block`, in place of `x`, from head `units`, or
+    from `x` alone."""
 
-    def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
+    def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
+        if units is None:
+            units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
         return x + decoder.attention_output(block, units)
 
     return devices.divided(add, whole=1)(block, x, units)
 
 
-@functools.partial(jax.jit, donate_argnames="x")
-def add_ffn(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
-    """Residual after the FFN with the down projection of `block`, in place of `x`."""
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="x")
+def add_ffn(block: Block, x: jax.Array, units: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """Residual after the FFN with the down projection of `block`, in place of `x`, from the neurons' `units`,
+    or from `x` alone."""
 
-    def add(block: Block, x: jax.Array, units: jax.Array) -> jax.Array:
-        return x + decoder.ffn_output(block, units)
+    def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
+        return x + decoder.ffn_output(block, decoder.ffn_units(block, x, config) if units is None else units)
 
     return devices.divided(add, whole=1)(block, x, units)
 
@@ -285,15 +320,26 @@ def prune_kind(
 
 
 def begin_fold(
-    params: Params, supernet: Supernet, texts: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS
+    params: Params,
+    supernet: Supernet,
+    texts: Sequence[np.ndarray],
+    batch_tokens: int = BATCH_TOKENS,
+    scratch: Scratch | None = None,
 ) -> Fold:
     """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
-    `batch_tokens` run at a time, in whole sequences; `supernet` is empty."""
-    read = [(tokens, rows) for tokens in texts for rows in batches(tokens, batch_tokens)]
-    embedded = [
-        decoder.embed(params, devices.place(jnp.asarray(tokens[rows.indices]))) for tokens, rows in read
-    ]
-    return Fold(supernet, 0, embedded, [rows.real for _, rows in read])
+    `batch_tokens` run at a time, in whole sequences; `supernet` is empty. With `scratch`, residuals are on
+    disk."""
+    read = [(tokens[rows.indices], rows.real) for tokens in texts for rows in batches(tokens, batch_tokens)]
+    embedded = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
+    real = [real for _, real in read]
+    if scratch is None:
+        return Fold(supernet, 0, list(embedded), real)
+    table = params["embed"]
+    shapes = [jax.ShapeDtypeStruct((*tokens.shape, table.shape[1]), table.dtype) for tokens, _ in read]
+    residual = scratch.empty(shapes)
+    for target, x in zip(residual, embedded, strict=True):
+        target[...] = devices.fetch(x)
+    return Fold(supernet, 0, residual, real)
 
 
 def fold_block(
@@ -312,17 +358,31 @@ def fold_block(
         UserError: a site's Hessian is not finite; names the site.
     """
     layer, shape = fold.done, config.dense_shape
-    block = layer_block(params["blocks"], layer)
+    block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
+    stays = on_disk(fold.residual)
 
     def collect(
-        statistics: Callable[..., Statistics], residual: list[jax.Array], size: int
-    ) -> tuple[list[jax.Array], jax.Array]:
-        gram, units = devices.copies(hessian.init(size)), []
+        statistics: Callable[..., Statistics], residual: list[Any], size: int
+    ) -> tuple[list[jax.Array | None], jax.Array]:
+        """What enters a projection, of the first batch and of those that there is room for, and its XᵀX."""
+        gram = devices.copies(hessian.init(size))
+        units: list[jax.Array | None] = []
         for x, real in zip(residual, fold.real, strict=True):
             counts = None if real == len(x) else jnp.arange(len(x)) < real
-            unit, gram = statistics(block, x, gram, counts, config)
-            units.append(unit)
+            unit, gram = statistics(block, devices.place(jnp.array(x) if stays else x), gram, counts, config)
+            units.append(None if stays and units else unit)
         return units, gram
+
+    def leave(
+        run: Callable[..., jax.Array], passed: Block, residual: list[Any], units: list[Any]
+    ) -> list[Any]:
+        """The residuals behind a sublayer, in place of those before it."""
+        for index, (x, unit) in enumerate(zip(residual, units, strict=True)):
+            if stays:
+                x[...] = devices.fetch(run(passed, devices.place(jnp.array(x)), unit, config))
+            else:
+                residual[index] = run(passed, x, unit, config)
+        return residual
 
     def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[obs.PrunedSite, jax.Array]:
         """The pruned site, and the weight that its output is passed on with."""
@@ -342,18 +402,18 @@ def fold_block(
         return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
 
     dense = block["o"].reshape(-1, config.hidden)
+    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
+    dense = block["o"].reshape(-1, config.hidden)
     units, gram = collect(attention_statistics, fold.residual, shape.heads * config.head_dim)
     attention, passed = prune(ATTENTION, gram, dense)
-    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
     share = [output_share(dense, fold.residual[0], units[0], seen)]
-    passed_block = block | {"o": passed.reshape(block["o"].shape)}
-    residual = [add_attention(passed_block, x, unit) for x, unit in zip(fold.residual, units, strict=True)]
+    block_passed = block | {"o": passed.reshape(block["o"].shape)}
+    residual = leave(add_attention, block_passed, list(fold.residual), units)
 
     units, gram = collect(ffn_statistics, residual, shape.ffn)
     ffn, passed = prune(FFN, gram, block["down"])
     share.append(output_share(block["down"], residual[0], units[0], seen))
-    passed_block = block | {"down": passed}
-    residual = [add_ffn(passed_block, x, unit) for x, unit in zip(residual, units, strict=True)]
+    residual = leave(add_ffn, block | {"down": passed}, residual, units)
     sites = {
         "attn_out": attention.weights.reshape(-1, *block["o"].shape),
         "mlp_down": ffn.weights,
@@ -363,7 +423,7 @@ def fold_block(
         "share": jnp.stack(share),
         "damping": jnp.stack([attention.damping, ffn.damping]),
     }
-    return Fold(with_layer(fold.supernet, jnp.int32(layer), sites), layer + 1, residual, fold.real)
+    return Fold(with_layer(fold.supernet, layer, sites), layer + 1, residual, fold.real)
 
 
 def build_supernet(
@@ -375,6 +435,7 @@ def build_supernet(
     *,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    scratch: Scratch | None = None,
     fold: Fold | None = None,
     on_site: Callable[[str, float], None] = lambda name, damping: None,
     on_block: Callable[[Fold], None] = lambda fold: None,
@@ -389,43 +450,51 @@ def build_supernet(
         settings: local pruning and error accumulation.
         seed: for the `random` accumulation mode.
         batch_tokens: tokens that run at a time, in whole sequences.
+        scratch: where weights and residuals are to be kept on disk.
         fold: where an earlier call stopped, from its `on_block`.
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
 
-    The residual and the current sublayer's inputs of all calibration tokens are held on the device.
+    The residual and the current sublayer's inputs of all calibration tokens are held on the device; those
+    inputs are computed twice instead, where residuals are on disk.
 
     Raises:
         UserError: a site's Hessian is not finite.
     """
     if fold is None:
-        empty = empty_supernet(params["blocks"]["o"].dtype, config, grid, settings)
-        fold = begin_fold(params, empty, texts, batch_tokens)
+        empty = empty_supernet(params["blocks"]["o"].dtype, config, grid, settings, scratch)
+        fold = begin_fold(params, empty, texts, batch_tokens, scratch)
     while fold.done < config.depth:
         fold = fold_block(params, fold, config, grid, settings, seed, on_site)
         on_block(fold)
     return fold.supernet
 
 
-def at_levels(supernet: Supernet, grid: LevelGrid) -> Supernet:
-    """The levels of `grid` of a supernet, which has them all (those that exist)."""
+def at_levels(supernet: Supernet, grid: LevelGrid, scratch: Scratch = TEMPORARY) -> Supernet:
+    """The levels of `grid` of a supernet, which has them all (those that exist); of one on disk, on that of
+    `scratch`."""
     same = (supernet.kept[..., None, :] == grid.kept[..., None]) & supernet.exists[..., None, :]
     index = jnp.argmax(same, axis=-1)
-    pick = jax.vmap(lambda levels, e: levels[e])
     return supernet.replace(  # type: ignore[attr-defined]
-        attn_out=pick(supernet.attn_out, index[ATTENTION]),
-        mlp_down=pick(supernet.mlp_down, index[FFN]),
+        attn_out=picked(supernet.attn_out, index[ATTENTION], scratch),
+        mlp_down=picked(supernet.mlp_down, index[FFN], scratch),
         kept=jnp.asarray(grid.kept),
         exists=jnp.asarray(grid.exists),
         error=jnp.take_along_axis(supernet.error, index, axis=-1),
     )
 
 
+def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
+    """Of every layer of `stack [L, E, ...]` the levels `index [L, E']`."""
+    if on_disk(stack):
+        return scratch.stack(len(index), lambda layer: stack[layer][np.asarray(index[layer])])
+    return jax.vmap(lambda levels, e: levels[e])(stack, index)
+
+
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
     """Dense-shaped params whose pruned projections are those of `distribution`, int levels `[2, L]`."""
-    pick = jax.vmap(lambda levels, e: levels[e])
     blocks = params["blocks"] | {
-        "o": pick(supernet.attn_out, distribution[ATTENTION]),
-        "down": pick(supernet.mlp_down, distribution[FFN]),
+        "o": picked(supernet.attn_out, distribution[ATTENTION], TEMPORARY),
+        "down": picked(supernet.mlp_down, distribution[FFN], TEMPORARY),
     }
     return params | {"blocks": blocks}

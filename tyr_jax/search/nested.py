@@ -15,7 +15,7 @@ Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers,
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -23,16 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import devices
+from tyr_jax import devices, offload
 from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
 from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.offload import TEMPORARY, Scratch, on_disk
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.search.objective import Batch, Objective, observe, score, watch
-from tyr_jax.search.population import over_chunks, part_rows, take
+from tyr_jax.search.objective import Batch, Objective, score_seen
+from tyr_jax.search.population import Dealt, dealt, take
 from tyr_jax.search.space import ATTENTION, FFN, KINDS, bucket_widths, values_at
-
-SLOPE_TOKENS = 512
-"""Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
 
 
 @flax.struct.dataclass
@@ -65,8 +64,31 @@ def in_order(stack: jax.Array, order: jax.Array, axis: int) -> jax.Array:
 overwrite_in_order = jax.jit(in_order, static_argnames="axis", donate_argnames="stack")
 
 
-def nest(params: Params, supernet: Supernet, config: ModelConfig, *, consume: bool = False) -> Nested:
-    """Reorder the units of a dense model (blocks stacked) and its supernet by removal.
+def reordered(stack: Any, order: jax.Array, axis: int, scratch: Scratch, *, overwrite: bool = False) -> Any:
+    """`in_order`, in place of `stack` with `overwrite`; of a stack on disk, on the disk of `scratch`."""
+    if not on_disk(stack):
+        return (overwrite_in_order if overwrite else in_order)(stack, order, axis)
+
+    def of_layer(layer: int) -> np.ndarray:
+        return np.take(stack[layer], np.asarray(order[layer]), axis=axis)
+
+    if not overwrite:
+        return scratch.stack(len(order), of_layer)
+    for layer in range(len(order)):
+        stack[layer] = of_layer(layer)
+    return stack
+
+
+def nest(
+    params: Params,
+    supernet: Supernet,
+    config: ModelConfig,
+    *,
+    consume: bool = False,
+    scratch: Scratch = TEMPORARY,
+) -> Nested:
+    """Reorder the units of a dense model (blocks stacked) and its supernet by removal; what is on disk stays
+    there, in `scratch`.
 
     With `consume`, the supernet's weights are overwritten, and it must not be used any more.
     """
@@ -79,13 +101,12 @@ def nest(params: Params, supernet: Supernet, config: ModelConfig, *, consume: bo
     block = params["blocks"]
     axes = {"q": (head_order, 1), "gate": (neuron_order, 1), "up": (neuron_order, 1)}
     axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
-    moved = {name: in_order(block[name], *axes[name]) for name in axes if name in block}
+    moved = {name: reordered(block[name], *axes[name], scratch) for name in axes if name in block}
     rest = {name: array for name, array in block.items() if name not in ("o", "down")}
-    move_levels = overwrite_in_order if consume else in_order
     net = Nested(
         params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
-        move_levels(supernet.attn_out, head_order, axis=1),
-        move_levels(supernet.mlp_down, neuron_order, axis=1),
+        reordered(supernet.attn_out, head_order, 1, scratch, overwrite=consume),
+        reordered(supernet.mlp_down, neuron_order, 1, scratch, overwrite=consume),
         supernet.kept,
         len(in_unit),
         (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
@@ -237,146 +258,151 @@ def apply_to_chunks(
     return devices.divided(own, whole=3)(one, index, rope, chunks, x)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def trunk_states(
-    nested: Nested, trunk: jax.Array, buckets: jax.Array, tokens: jax.Array, config: ModelConfig
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def run_trunk(
+    nested: Nested,
+    trunk: jax.Array,
+    buckets: jax.Array,
+    seen: Seen,
+    config: ModelConfig,
+    observed: tuple[int, ...],
+) -> tuple[jax.Array, Seen]:
     """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
-    last, on the parts of `tokens [n · S, T]` of n devices, sites running at `buckets [2, L]`."""
-    count = devices.count()
-    trunks, every = (jnp.repeat(of_sites[None], count, axis=0) for of_sites in (trunk, buckets))
-    rope = decoder.rope_tables(config, tokens.shape[1])
+    last, and what it has made then of what n devices have `seen` before; sites run at `buckets [2, L]`."""
+    (_, depth), x = trunk.shape, seen.residual
+    trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
+    rope = decoder.rope_tables(config, x.shape[-2])
 
     def step(layer: jax.Array, states: jax.Array) -> jax.Array:
         x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, config)
         return states.at[layer + 1].set(x)
 
-    x = decoder.embed(nested.params, tokens.reshape(count, -1, tokens.shape[1]))
-    states = jnp.zeros((config.depth + 1, *x.shape), x.dtype).at[0].set(x)
-    return jax.lax.fori_loop(0, config.depth, step, states)
+    states = jnp.zeros((depth + 1, *x.shape), x.dtype).at[0].set(x)
+    states = jax.lax.fori_loop(0, depth, step, states)
+    return states, decoder.watch(seen, lambda x, start, stop: states[stop], depth, observed)
 
 
-def watched(
-    nested: Nested,
-    x: jax.Array,
-    advance: Callable[[jax.Array, int, int], jax.Array],
-    batch: Batch,
-    config: ModelConfig,
-    objective: Objective,
-) -> jax.Array:
-    """Objective `[n · C]` of candidates that `advance` takes from `x [n · C, S, T, D]` to their last layer,
-    each on its device's part of the batch."""
+class Chunk(NamedTuple):
+    """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`;
+    they agree in the first `shared` layers with the trunk, whose `states [L + 1, n, S, T, D]` are known."""
 
-    def own(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
-        return jax.vmap(lambda final, hidden: score(head, final, hidden, batch, objective))(final, hidden)
-
-    final, hidden = watch(nested.params, x, advance, config, objective)
-    return devices.divided(own, whole=1)(decoder.head(nested.params), final, hidden, batch)
+    candidates: jax.Array
+    buckets: jax.Array
+    shared: jax.Array
+    states: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "objective"))
-def score_trunk(
-    nested: Nested, states: jax.Array, batch: Batch, config: ModelConfig, objective: Objective
-) -> jax.Array:
-    """Objective `[n]` of the candidate whose `trunk_states` are `states`, on each device's part of the
-    batch."""
-    return watched(nested, states[0], lambda x, start, stop: states[stop], batch, config, objective)
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def advance_chunk(
+    nested: Nested, chunk: Chunk, seen: Seen | None, config: ModelConfig, observed: tuple[int, ...]
+) -> Seen:
+    """What candidates make, in all layers of `nested`, of what they have `seen` before, or else of what the
+    trunk begins with; `shared` and `observed` layers are counted from the first of `nested`."""
+    count, _, depth = chunk.candidates.shape
+    rope = decoder.rope_tables(config, chunk.states.shape[-2])
 
-
-@functools.partial(jax.jit, static_argnames=("config", "objective"))
-def score_chunk(
-    nested: Nested,
-    candidates: jax.Array,
-    buckets: jax.Array,
-    states: jax.Array,
-    shared: jax.Array,
-    batch: Batch,
-    config: ModelConfig,
-    objective: Objective,
-) -> jax.Array:
-    """Objective `[n · C]` of n chunks of `candidates [n · C, 2, L]`, each on its device's part of the batch.
-
-    Sites run at `buckets [n, 2, L]`; all candidates agree in their first `shared` layers with the one whose
-    `trunk_states` are `states`.
-    """
-    together = len(candidates) // len(buckets)
-    rope = decoder.rope_tables(config, batch.tokens.shape[1])
+    def of_trunk(layer: jax.Array | int) -> jax.Array:
+        return jnp.repeat(chunk.states[layer], count // len(chunk.buckets), axis=0)
 
     def step(layer: jax.Array, x: jax.Array) -> jax.Array:
-        return apply_to_chunks(nested, layer, candidates, buckets, x, rope, config)
+        return apply_to_chunks(nested, layer, chunk.candidates, chunk.buckets, x, rope, config)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
-        first = jnp.clip(shared, start, stop)
-        x = jnp.where(shared >= start, jnp.repeat(states[first], together, axis=0), x)
+        first = jnp.clip(chunk.shared, start, stop)
+        x = jnp.where(chunk.shared >= start, of_trunk(first), x)
         return jax.lax.fori_loop(first, stop, step, x)
 
-    return watched(nested, jnp.repeat(states[0], together, axis=0), advance, batch, config, objective)
+    return decoder.watch(seen or Seen.begin(of_trunk(0)), advance, depth, observed)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
-def level_slopes(
-    nested: Nested, distribution: jax.Array, batch: Batch, config: ModelConfig, objective: Objective
+def score_candidates(
+    params: Params, seen: Seen, batch: Batch, config: ModelConfig, objective: Objective
 ) -> jax.Array:
-    """Slopes `[n, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on each of the
-    parts of a batch that n devices have.
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, from what they have made of it
+    behind their last layer; `params` has what lies outside the blocks."""
 
-    The slope towards a level is the derivative by t of the objective with the site's weight at
-    `(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width.
-    """
+    def own(params: Params, seen: Seen, batch: Batch) -> jax.Array:
+        return jax.vmap(lambda seen: score_seen(params, seen, batch, config, objective))(seen)
 
-    def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
-        out, down = (weight[0] for weight in weights)
-        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
-
-    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
-        block, stacks, mixtures = layer
-        mixed = [
-            jnp.einsum("ne,e...->n...", mixtures[:, kind], stack).astype(stack.dtype)
-            for kind, stack in enumerate(stacks)
-        ]
-        # Mixed where the levels lie, and so are the slopes: no device gathers them all.
-        weights = devices.place(devices.spread(mixed, config.hidden))
-        return devices.divided(own, whole=2)(block, rope, weights, x)
-
-    def evaluate(head: jax.Array, final: jax.Array, hidden: jax.Array, batch: Batch) -> jax.Array:
-        return score(head, final, hidden, batch, objective)[None]
-
-    def loss(mixtures: jax.Array) -> jax.Array:
-        stacks = [nested.attn_out, nested.mlp_down]
-        layers: Any = (nested.params["blocks"], stacks, jnp.moveaxis(mixtures, 2, 0))
-        final, hidden = observe(nested.params, layers, apply, batch.tokens, config, objective)
-        head = decoder.head(nested.params)
-        return jnp.sum(devices.divided(evaluate, whole=1)(head, final, hidden, batch))
-
-    one = jax.nn.one_hot(distribution, nested.kept.shape[-1])
-    now = jnp.repeat(one[None], devices.count(), axis=0)
-    # A part's objective depends on its own mixture alone.
-    gradient = jax.grad(loss)(now)
-    return gradient - jnp.sum(gradient * now, axis=-1, keepdims=True)
+    return devices.divided(own, whole=1)(params, seen, batch)
 
 
-def pool_slopes(
+@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+def score_chunk(
     nested: Nested,
-    distribution: np.ndarray,
-    pool: Batch,
-    sequences: np.ndarray,
+    chunk: Chunk,
+    seen: Seen | None,
+    batch: Batch,
     config: ModelConfig,
     objective: Objective,
-    on_chunk: Callable[[int], None] = lambda tokens: None,
-) -> np.ndarray:
-    """`level_slopes` on parts of `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each:
-    `[P, 2, L, E]`; `on_chunk` is told the tokens done."""
-    length, together = pool.tokens.shape[1], devices.count()
-    parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))
-    slopes = []
-    for start in range(0, len(parts), together):
-        real = parts[start : start + together]
-        filled = np.pad(real, ((0, together - len(real)), (0, 0)), mode="edge")
-        batch = take(pool, filled.ravel())
-        found = level_slopes(nested, jnp.asarray(distribution), batch, config, objective)
-        slopes.append(devices.fetch(found)[: len(real)])
-        on_chunk(real.size * length)
-    return np.concatenate(slopes)
+    observed: tuple[int, ...],
+) -> jax.Array:
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, whose last layers are those of
+    `nested`; otherwise as `advance_chunk`."""
+    seen = advance_chunk(nested, chunk, seen, config, observed)
+    return score_candidates(decoder.outside(nested.params), seen, batch, config, objective)
+
+
+class Part(NamedTuple):
+    """Layers of a nested supernet that are on the devices at a time, from `start` on, before `stop`; those
+    `observed` are counted from there."""
+
+    net: Nested
+    start: int
+    stop: int
+    observed: tuple[int, ...]
+
+    def share(self, tokens: int, depth: int) -> int:
+        """Of so many tokens that go through `depth` layers, as many as these layers are the work of."""
+        return tokens * self.stop // depth - tokens * self.start // depth
+
+
+def parts_of(nested: Nested, layers: range, objective: Objective) -> Iterator[Part]:
+    """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
+    stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
+    for start, stop, weights in offload.segments(stacks, layers):
+        params = nested.params | {"blocks": weights.pop("blocks")}
+        kept = nested.kept[:, start:stop]
+        net = nested.replace(params=params, kept=kept, **weights)  # type: ignore[attr-defined]
+        observed = objective.observed_layers(nested.kept.shape[1])
+        yield Part(net, start, stop, tuple(layer - start for layer in observed if start <= layer < stop))
+
+
+class Crowd(NamedTuple):
+    """A population as it runs: the `trunk [2, L]` and the `others`, dealt; and the `buckets [2, L]`,
+    `other_buckets [M, n, 2, L]` of their sites."""
+
+    trunk: np.ndarray
+    others: Dealt
+    buckets: np.ndarray
+    other_buckets: np.ndarray
+
+    def lead(self, part: Part) -> tuple[jax.Array, jax.Array]:
+        """The trunk's levels and buckets in some layers."""
+        here = slice(part.start, part.stop)
+        return jnp.asarray(self.trunk[:, here]), jnp.asarray(self.buckets[:, here])
+
+    def chunk(self, number: int, part: Part, states: jax.Array) -> Chunk:
+        """One of the chunks of others in some layers, where the trunk has `states`."""
+        candidates, here = self.others.chunks[number], slice(part.start, part.stop)
+        same = shared_layers(self.trunk, candidates).min() - part.start
+        levels = jnp.asarray(np.concatenate(candidates)[..., here])
+        return Chunk(levels, jnp.asarray(self.other_buckets[number][..., here]), jnp.int32(same), states)
+
+
+def crowd_of(
+    nested: Nested, candidates: np.ndarray, sequences: np.ndarray, length: int
+) -> tuple[Crowd, np.ndarray]:
+    """`candidates [C, 2, L]` as they run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
+    trunk is the last."""
+    shared = shared_layers(candidates[:, None], candidates[None])
+    trunk = int(np.argmax(shared.sum(axis=1)))
+    # Sorted, so that those that run together have about as many layers left to run.
+    order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
+    others = dealt(candidates[order[:-1]], sequences, length)
+    buckets = np.array([[chunk_buckets(nested, own) for own in chunk] for chunk in others.chunks])
+    return Crowd(candidates[trunk], others, chunk_buckets(nested, candidates[trunk][None]), buckets), order
 
 
 def score_population(
@@ -388,25 +414,29 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> np.ndarray:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it."""
-    shared = shared_layers(candidates[:, None], candidates[None])
-    trunk = int(np.argmax(shared.sum(axis=1)))
-    # Sorted, so that those that run together have about as many layers left to run. The trunk is the last.
-    order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
-    one, rest = candidates[trunk], candidates[order[:-1]]
-    own_buckets, own_values = jnp.asarray(chunk_buckets(nested, one[None])), []
-
-    def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        states = trunk_states(nested, jnp.asarray(one), own_buckets, batch.tokens, config)
-        own_values.append(np.mean(devices.fetch(score_trunk(nested, states, batch, config, objective))))
-
-        def run(chunks: np.ndarray) -> jax.Array:
-            buckets = jnp.asarray(np.stack([chunk_buckets(nested, chunk) for chunk in chunks]))
-            others = (buckets, states, shared_layers(one, chunks).min(), batch, config, objective)
-            return score_chunk(nested, jnp.asarray(np.concatenate(chunks)), *others)
-
-        return run
-
-    values = over_chunks(prepare, rest, pool, sequences, on_chunk)
-    on_chunk(sequences.size * pool.tokens.shape[1])
-    return np.append(values, np.mean(own_values))[np.argsort(order)]
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it;
+    `on_chunk` is told the candidate-tokens done."""
+    depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)
+    crowd, order = crowd_of(nested, candidates, sequences, length)
+    work, n = crowd.others, devices.count()
+    batches = [take(pool, together) for together in work.sequences]
+    trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
+    seen: list[list[Seen | None]] = [[None] * len(work.chunks) for _ in batches]
+    scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.deal.width)), []
+    for part in parts_of(nested, range(depth), objective):
+        for index, batch in enumerate(batches):
+            lead = crowd.lead(part)
+            states, trunks[index] = run_trunk(part.net, *lead, trunks[index], config, part.observed)
+            if part.stop == depth:
+                own_scores.append(score_candidates(outside, trunks[index], batch, config, objective))
+            for number, real in enumerate(work.real):
+                ahead = part.net, crowd.chunk(number, part, states), seen[index][number]
+                if part.stop == depth:
+                    found = score_chunk(*ahead, batch, config, objective, part.observed)
+                    scores[index, number] = devices.fetch(found)
+                else:
+                    seen[index][number] = advance_chunk(*ahead, config, part.observed)
+                on_chunk(part.share(real * work.together * length, depth))
+    on_chunk(sequences.size * length)
+    values = np.append(work.means(scores), np.mean(devices.fetch(own_scores)))
+    return values[np.argsort(order)]

@@ -4,14 +4,13 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `L` layers, `O` observed la
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
 from tyr_jax.model.prediction import (
     Prediction,
     kl_divergence,
@@ -76,55 +75,10 @@ def score(
     return value
 
 
-def observe(
-    params: Params,
-    layers: Any,
-    apply: Callable[[Any, decoder.Rope, jax.Array], jax.Array],
-    tokens: jax.Array,
-    config: ModelConfig,
-    objective: Objective,
-) -> tuple[jax.Array, jax.Array]:
-    """Run a model and keep what the objective compares.
-
-    Args:
-        params: embeddings and head.
-        layers: a pytree stacked on `L`.
-        apply: `(slice of layers, rope, x) -> x`, one layer on the residual `x [B, T, D]`.
-        tokens: `[B, T]`.
-        config: the dense model's configuration.
-        objective: names the observed layers.
-
-    Returns:
-        Normed last hidden states `[B, T, D]`, and the observed layers' outputs `[B, O, T, D]`.
-    """
-    rope = decoder.rope_tables(config, tokens.shape[1])
-
-    # A backward pass recomputes a layer's insides instead of keeping those of all layers.
-    @jax.checkpoint
-    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return apply(layer, rope, x), None
-
-    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
-        return jax.lax.scan(step, x, jax.tree.map(lambda array: array[start:stop], layers))[0]
-
-    return watch(params, decoder.embed(params, tokens), advance, config, objective)
-
-
-def watch(
-    params: Params,
-    x: jax.Array,
-    advance: Callable[[jax.Array, int, int], jax.Array],
-    config: ModelConfig,
-    objective: Objective,
-) -> tuple[jax.Array, jax.Array]:
-    """What `observe` returns, where `advance(x, start, stop)` runs the layers `start` to `stop` (itself not
-    one of them) on the residual `x [..., T, D]`; then the hidden states are `[..., O, T, D]`."""
-    observed_layers = objective.observed_layers(config.depth)
-    edges = sorted({layer + 1 for layer in observed_layers} | {config.depth})
-    outputs = {}
-    for start, stop in itertools.pairwise([0, *edges]):
-        x = advance(x, start, stop)
-        outputs[stop - 1] = x
-    hidden = [outputs[layer] for layer in observed_layers]
-    stacked = jnp.stack(hidden, axis=-3) if hidden else jnp.zeros((*x.shape[:-2], 0, *x.shape[-2:]), x.dtype)
-    return decoder.final_hidden(params, x, config), stacked
+def score_seen(
+    params: Params, seen: Seen, batch: Batch, config: ModelConfig, objective: Objective
+) -> jax.Array:
+    """`score` of a model, from what it has made of the batch behind its last layer; `params` has what lies
+    outside its blocks."""
+    final = decoder.final_hidden(params, seen.residual, config)
+    return score(decoder.head(params), final, seen.outputs, batch, objective)

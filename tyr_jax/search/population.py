@@ -18,23 +18,21 @@ import numpy as np
 from tyr_jax import devices
 from tyr_jax.batches import BATCH_TOKENS, batches, candidate_tokens
 from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
 from tyr_jax.model.prediction import predict
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.search.objective import Batch, Objective, observe, score
+from tyr_jax.search.objective import Batch, Objective, score_seen
 from tyr_jax.search.space import ATTENTION, FFN
 
 
-@functools.partial(jax.jit, static_argnames=("config", "objective"))
-def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, objective: Objective) -> Batch:
-    """The dense model's answer on `tokens [S, T]`."""
-
-    def apply(block: Block, rope: decoder.Rope, x: jax.Array) -> jax.Array:
-        return decoder.apply_block(block, x, rope, config)
-
-    own = devices.divided(apply, whole=2)
-    final, hidden = observe(params, params["blocks"], own, tokens, config, objective)
-    return Batch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), hidden)
+@functools.partial(jax.jit, static_argnames="config")
+def dense_answer(params: Params, seen: Seen, tokens: jax.Array, config: ModelConfig) -> Batch:
+    """The dense model's answer on `tokens [S, T]`, from what it has made of them behind its last layer;
+    `params` has what lies outside its blocks."""
+    final = decoder.final_hidden(params, seen.residual, config)
+    answer = devices.divided(predict, whole=1)(decoder.head(params), final)
+    return Batch(tokens, answer, seen.outputs)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -54,9 +52,10 @@ def score_chunk(
         return decoder.apply_block(block, x, rope, config)
 
     def alone(distribution: jax.Array) -> jax.Array:
-        layers: Any = (params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T)
-        final, hidden = observe(params, layers, apply, batch.tokens, config, objective)
-        return score(decoder.head(params), final, hidden, batch, objective)
+        layers = params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T
+        seen = Seen.begin(decoder.embed(params, batch.tokens))
+        seen = decoder.scan_layers(layers, apply, seen, config, objective.observed_layers(config.depth))
+        return score_seen(params, seen, batch, config, objective)
 
     return jax.vmap(alone)(candidates)
 
@@ -69,10 +68,12 @@ def teacher_targets(
     on_batch: Callable[[int], None] = lambda sequences: None,
 ) -> Batch:
     """The dense model's answer on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
-    parts = []
-    for rows, real in batches(tokens, BATCH_TOKENS):
-        part = teacher_batch(params, jnp.asarray(tokens[rows]), config, objective)
-        parts.append(jax.tree.map(lambda array, real=real: array[:real], jax.block_until_ready(part)))
+    rows = batches(tokens, BATCH_TOKENS)
+    texts, parts = [jnp.asarray(tokens[part.indices]) for part in rows], []
+    states = decoder.run_model(params, texts, config, objective.observed_layers(config.depth))
+    for seen, text, (_, real) in zip(states, texts, rows, strict=True):
+        part = jax.block_until_ready(dense_answer(decoder.outside(params), seen, text, config))
+        parts.append(jax.tree.map(lambda array, real=real: array[:real], part))
         on_batch(real)
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
@@ -108,43 +109,40 @@ def deal(candidates: int, sequences: int, length: int) -> Deal:
     return Deal(beside, groups, rows, max(1, width))
 
 
-def over_chunks(
-    prepare: Callable[[Batch], Callable[[np.ndarray], jax.Array]],
-    candidates: np.ndarray,
-    pool: Batch,
-    sequences: np.ndarray,
-    on_chunk: Callable[[int], None],
-) -> np.ndarray:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool.
+class Dealt(NamedTuple):
+    """Candidates and sequences as they run: `sequences [P, n · rows]`, those of n devices one after the
+    other; `chunks [M, n, width, 2, L]` of candidates, one for each device, which meet all of them; and how
+    many of the candidates there are `real [M]`, not repeats."""
 
-    A chunk of candidates meets a part of the sequences on one device. On n devices, n such pairs run at a
-    time.
+    deal: Deal
+    sequences: np.ndarray
+    chunks: np.ndarray
+    real: list[int]
 
-    Args:
-        prepare: given the parts of all devices, one after the other, gives what scores a chunk on each of
-            them: `[n, width, 2, L]` → `[n · width]`.
-        candidates: all see the same tokens, so that their values compare.
-        pool: the search text.
-        sequences: of it.
-        on_chunk: told the candidate-tokens done.
-    """
-    count, length = len(candidates), pool.tokens.shape[1]
-    beside, groups, rows, width = deal(count, len(sequences), length)
+    @property
+    def together(self) -> int:
+        """Sequences that a candidate meets at a time."""
+        return self.deal.beside * self.deal.rows
+
+    def means(self, scores: np.ndarray) -> np.ndarray:
+        """Mean `[C]` over all sequences of the candidates' `scores [P, M, n · width]`."""
+        beside, groups, _, width = self.deal
+        means = scores.reshape(*scores.shape[:2], groups, beside, width).mean(axis=(0, 3))
+        return means.reshape(-1)[: sum(self.real)]
+
+
+def dealt(candidates: np.ndarray, sequences: np.ndarray, length: int) -> Dealt:
+    """`candidates [C, 2, L]` and `sequences [s]` of `length` tokens as they run: a chunk of candidates meets
+    a part of the sequences on one device, and on n devices n such pairs run at a time."""
+    count, sites = len(candidates), candidates.shape[1:]
+    plan = deal(count, len(sequences), length)
+    beside, groups, rows, width = plan
     # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
-    numbers = -(-count // (groups * width))
-    padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % (groups * width), axis=0)])
-    chunks = padded.reshape(numbers, groups, width, *candidates.shape[1:])
-    means = []
-    for together in sequences.reshape(-1, beside, rows):
-        run = prepare(take(pool, np.tile(together.ravel(), groups)))
-        values = [np.empty((0, width))]
-        for number, chunk in enumerate(chunks):
-            scores = devices.fetch(run(np.repeat(chunk, beside, axis=0)))
-            values.append(scores.reshape(groups, beside, width).mean(axis=1))
-            new = min(groups * width, count - number * groups * width)
-            on_chunk(new * together.size * length)
-        means.append(np.concatenate(values).reshape(-1)[:count])
-    return np.mean(means, axis=0)
+    together = groups * width
+    padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % together, axis=0)])
+    chunks = np.repeat(padded.reshape(-1, groups, width, *sites), beside, axis=1)
+    tiled = np.tile(sequences.reshape(-1, beside * rows), (1, groups))
+    return Dealt(plan, tiled, chunks, [min(together, count - start) for start in range(0, count, together)])
 
 
 def score_population(
@@ -158,13 +156,14 @@ def score_population(
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> np.ndarray:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
-    device."""
-
-    def prepare(batch: Batch) -> Callable[[np.ndarray], jax.Array]:
-        def run(chunks: np.ndarray) -> jax.Array:
-            joined = jnp.asarray(np.concatenate(chunks))
-            return score_chunk(params, supernet, joined, batch, config, objective)
-
-        return run
-
-    return over_chunks(prepare, candidates, pool, sequences, on_chunk)
+    device; `on_chunk` is told the candidate-tokens done."""
+    work = dealt(candidates, sequences, pool.tokens.shape[1])
+    scores = np.empty((len(work.sequences), len(work.chunks), work.deal.width))
+    for index, part in enumerate(work.sequences):
+        batch = take(pool, part)
+        for number, (chunk, real) in enumerate(zip(work.chunks, work.real, strict=True)):
+            scores[index, number] = score_chunk(
+                params, supernet, jnp.asarray(chunk[0]), batch, config, objective
+            )
+            on_chunk(real * batch.tokens.size)
+    return work.means(scores)

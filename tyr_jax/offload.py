@@ -1,0 +1,131 @@
+"""Weights that stay on disk (`--offload`): a model or supernet larger than the memory of the devices, or of
+the host, runs a layer at a time.
+
+A pytree of arrays stacked on their layers is as everywhere else, but its leaves are a `Stack`, which reads a
+layer whenever it is asked for, or NumPy's memory maps. What runs layers asks `segments` for them. Axis
+letters: `L` layers.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError
+
+Tree = TypeVar("Tree")
+
+ALIGNMENT = 64
+"""Bytes that arrays in one file begin at a multiple of."""
+
+
+class Stack:
+    """An array `[L, ...]` of which `read(layer)` gives a layer `[...]`, each time that it is asked for."""
+
+    def __init__(
+        self, depth: int, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[int], np.ndarray]
+    ) -> None:
+        self.shape, self.dtype, self._read = (depth, *shape), dtype, read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, layers: int | slice) -> np.ndarray:
+        """A layer, or several of them stacked."""
+        if isinstance(layers, slice):
+            return np.stack([self._read(layer) for layer in range(*layers.indices(self.shape[0]))])
+        return self._read(layers)
+
+
+def on_disk(tree: Any) -> bool:
+    """Whether arrays of a pytree stay on disk."""
+    return any(isinstance(leaf, Stack | np.memmap) for leaf in jax.tree.leaves(tree))
+
+
+class Segment(NamedTuple):
+    """Weights that are on the devices at a time: those of the layers from `start` on, before `stop`."""
+
+    start: int
+    stop: int
+    weights: Any
+
+
+def segments(weights: Any, layers: range) -> Iterator[Segment]:
+    """The segments of `weights`, stacked on their layers or a tuple of theirs: all `layers` at once, or each
+    from disk."""
+    if not on_disk(weights):
+        if layers:
+            yield Segment(0, len(layers), weights)
+        return
+    for layer in layers:
+        one = slice(layer, layer + 1)
+        part = weights[one] if isinstance(weights, tuple) else jax.tree.map(lambda a, at=one: a[at], weights)
+        # Copied: what JAX takes from NumPy as it is must not change, and a file may.
+        yield Segment(layer, layer + 1, jax.tree.map(jnp.array, part))
+
+
+class Scratch(NamedTuple):
+    """Room for arrays on the disk of `directory` (or of temporary files), in files without a name: they are
+    gone once nothing refers to their arrays, however the process ends."""
+
+    directory: Path | None = None
+
+    def empty(self, shapes: Any) -> Any:
+        """Arrays of a pytree of abstract ones, in one file.
+
+        Raises:
+            UserError: the disk has no room for them.
+        """
+        leaves, structure = jax.tree.flatten(shapes)
+        sizes = [leaf.size * leaf.dtype.itemsize for leaf in leaves]
+        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+        whole = self._map(starts[-1])
+        arrays = [
+            whole[start : start + size].view(leaf.dtype).reshape(leaf.shape)
+            for start, size, leaf in zip(starts, sizes, leaves, strict=False)
+        ]
+        return jax.tree.unflatten(structure, arrays)
+
+    def _map(self, size: int) -> np.memmap:
+        """A map of so many bytes of a new file."""
+        where = self.directory or tempfile.gettempdir()
+        try:
+            if self.directory is not None:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.directory) as file:
+                # A map of a file that the disk has no room for would kill the process when it is written to.
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+                return np.memmap(file, np.uint8, "r+", shape=(max(size, 1),))
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "its disk is full" if full else error.strerror
+            raise UserError(
+                f"cannot keep {size / 1e9:.2f} GB of weights in {where}: {reason}; free space and run the "
+                "same command again, which goes on from here, or run without --offload"
+            ) from error
+
+    def keep(self, tree: Tree) -> Tree:
+        """The arrays of a pytree, on disk."""
+        kept = self.empty(jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree))
+        for target, array in zip(jax.tree.leaves(kept), jax.tree.leaves(tree), strict=True):
+            target[...] = array
+        return kept
+
+    def stack(self, depth: int, make: Callable[[int], Any]) -> np.memmap:
+        """The array `[L, ...]`, on disk, of what `make` gives for each layer."""
+        first = make(0)
+        stack = self.empty(jax.ShapeDtypeStruct((depth, *first.shape), first.dtype))
+        stack[0] = first
+        for layer in range(1, depth):
+            stack[layer] = make(layer)
+        return stack
+
+
+TEMPORARY = Scratch()
+"""Room in the system's temporary files."""

@@ -1,0 +1,145 @@
+"""Slopes of the objective towards every level of every site, by one backward pass.
+
+The slope towards a level is the derivative by t of the objective with the site's weight at
+`(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width. Of
+layers on disk, one runs at a time: forward, then backward from what was seen before it.
+
+Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `L` layers, `E` levels.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax import devices
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.search.nested import Nested, Part, parts_of
+from tyr_jax.search.objective import Batch, Objective, score_seen
+from tyr_jax.search.population import part_rows, take
+
+SLOPE_TOKENS = 512
+"""Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
+
+Slopes = tuple[jax.Array, Seen]
+"""Gradients by the mixtures `[n, 2, L, E]` of the levels of some layers, and by what was seen before them."""
+
+
+def mixed_layers(
+    nested: Nested, mixtures: jax.Array, seen: Seen, config: ModelConfig, observed: tuple[int, ...]
+) -> Seen:
+    """All layers of `nested`, each site with the sum of its levels' weights by `mixtures [n, 2, L, E]`, one
+    for each device's part of a batch."""
+
+    def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        out, down = (weight[0] for weight in weights)
+        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
+
+    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
+        block, stacks, mixtures = layer
+        mixed = [
+            jnp.einsum("ne,e...->n...", mixtures[:, kind], stack).astype(stack.dtype)
+            for kind, stack in enumerate(stacks)
+        ]
+        # Mixed where the levels lie, and so are the slopes: no device gathers them all.
+        weights = devices.place(devices.spread(mixed, config.hidden))
+        return devices.divided(own, whole=2)(block, rope, weights, x)
+
+    layers = nested.params["blocks"], [nested.attn_out, nested.mlp_down], jnp.moveaxis(mixtures, 2, 0)
+    return decoder.scan_layers(layers, apply, seen, config, observed)
+
+
+advance_mixed = jax.jit(mixed_layers, static_argnames=("config", "observed"))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+def last_slopes(
+    nested: Nested,
+    mixtures: jax.Array,
+    seen: Seen,
+    batch: Batch,
+    config: ModelConfig,
+    objective: Objective,
+    observed: tuple[int, ...],
+) -> Slopes:
+    """Gradients of the objective, where the last layers are those of `nested`."""
+
+    def evaluate(params: Params, seen: Seen, batch: Batch) -> jax.Array:
+        return score_seen(params, seen, batch, config, objective)[None]
+
+    def loss(mixtures: jax.Array, seen: Seen) -> jax.Array:
+        # A part's objective depends on its own mixture alone.
+        seen = mixed_layers(nested, mixtures, seen, config, observed)
+        return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), seen, batch))
+
+    return jax.grad(loss, argnums=(0, 1))(mixtures, seen)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def earlier_slopes(
+    nested: Nested,
+    mixtures: jax.Array,
+    seen: Seen,
+    behind: Seen,
+    config: ModelConfig,
+    observed: tuple[int, ...],
+) -> Slopes:
+    """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
+
+    def run(mixtures: jax.Array, seen: Seen) -> Seen:
+        return mixed_layers(nested, mixtures, seen, config, observed)
+
+    return jax.vjp(run, mixtures, seen)[1](behind)
+
+
+def pool_slopes(
+    nested: Nested,
+    distribution: np.ndarray,
+    pool: Batch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+    """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
+    `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each; `on_chunk` is told the tokens done."""
+    length, together = pool.tokens.shape[1], devices.count()
+    parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))
+    filled = np.pad(parts, ((0, -len(parts) % together), (0, 0)), mode="edge")
+    batches = [take(pool, several.ravel()) for several in np.split(filled, len(filled) // together)]
+    tokens = [
+        len(parts[at : at + together]) * parts.shape[1] * length for at in range(0, len(parts), together)
+    ]
+    now = np.repeat(np.eye(nested.kept.shape[-1], dtype=np.float32)[distribution][None], together, axis=0)
+    gradients = np.zeros((len(batches), *now.shape))
+    seen = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
+    before: list[list[Seen]] = []
+
+    def sloped(part: Part, run: Callable[..., Slopes], seen: list[Seen], behind: Sequence[Any]) -> list[Seen]:
+        """Note the gradients of a part's layers; returns those by what was seen before them."""
+        here, given = np.s_[:, :, part.start : part.stop], []
+        for index, (own, what) in enumerate(zip(seen, behind, strict=True)):
+            found, cotangent = run(part.net, jnp.asarray(now[here]), own, what)
+            gradients[index][here] = devices.fetch(found)
+            given.append(cotangent)
+            on_chunk(part.share(tokens[index], config.depth))
+        return given
+
+    for part in parts_of(nested, range(config.depth), objective):
+        if part.stop == config.depth:
+            last = functools.partial(last_slopes, config=config, objective=objective, observed=part.observed)
+            behind = sloped(part, last, seen, batches)
+        else:
+            before.append(devices.fetch(seen))
+            mixtures = jnp.asarray(now[:, :, part.start : part.stop])
+            seen = [advance_mixed(part.net, mixtures, own, config, part.observed) for own in seen]
+    for part in parts_of(nested, range(len(before))[::-1], objective):
+        earlier = functools.partial(earlier_slopes, config=config, observed=part.observed)
+        behind = sloped(part, earlier, before.pop(), behind)
+    slopes = gradients - np.sum(gradients * now, axis=-1, keepdims=True)
+    return slopes.reshape(-1, *slopes.shape[2:])[: len(parts)]
