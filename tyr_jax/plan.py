@@ -66,9 +66,15 @@ def site_sizes(config: ModelConfig) -> tuple[int, int]:
     return shape.heads * config.head_dim, shape.ffn
 
 
-def weight_bytes(config: ModelConfig, itemsize: int, n: int) -> float:
-    """Bytes of a dense model's weights on each of `n` devices."""
-    return itemsize * count_parameters(config)[1] / n
+def weight_bytes(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+    """Bytes of a dense model's weights on each of `n` devices; of those on disk, a layer's."""
+    in_blocks, total = count_parameters(config)
+    return itemsize * (total - in_blocks + share_held(in_blocks, config, settings)) / n
+
+
+def share_held(count: float, config: ModelConfig, settings: Settings) -> float:
+    """Of what all layers have `count` of, as much as is on the devices at a time."""
+    return count / config.depth if settings.offload else count
 
 
 def layer_bytes(config: ModelConfig, itemsize: int) -> float:
@@ -103,11 +109,29 @@ def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: 
     refits = level if settings.rounds.refit or not searching else level * levels
     return {
         "supernet": levels * level,
-        "residuals": 2 * itemsize * calibration_tokens(settings) * config.hidden,
+        "residuals": (3 if settings.offload else 2) * itemsize * calibration_tokens(settings) * config.hidden,
         "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
+        "weights that stay on disk": offloaded_bytes(config, settings, itemsize) if settings.offload else 0,
     }
+
+
+def offloaded_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> int:
+    """Bytes on disk of weights that are not in memory, beside the dense model's own files: the supernet that
+    is searched and the dense model in the order of removal, and two pruned models."""
+    targets, models = len(settings.sparsity), 2 * itemsize * count_parameters(config)[0]
+    if not settings.rounds.rounds:
+        return models
+    levels = settings.rounds.levels * (1 + targets if targets > 1 else 1)
+    ordered = itemsize * ordered_parameters(config)
+    return models + levels * level_bytes(config, itemsize) + ordered
+
+
+def ordered_parameters(config: ModelConfig) -> int:
+    """Parameters of a dense model that a search has in the order of removal."""
+    heads, ffn = site_sizes(config)
+    return config.depth * config.hidden * (heads + 2 * ffn)
 
 
 def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
@@ -170,11 +194,12 @@ def site_working(levels: int, config: ModelConfig, n: int) -> float:
 def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
     """What building a supernet of so many levels needs; of one level, pruning to an answer."""
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    supernet = levels * level_bytes(config, itemsize) / n
+    supernet = 0 if settings.offload else levels * level_bytes(config, itemsize) / n
     working = max(statistics_working(config, settings, itemsize, n), site_working(levels, config, n))
-    # The residual, and what enters the FFN's site.
-    text = tokens * itemsize * (config.hidden + site_sizes(config)[1]) / n
-    weights = weight_bytes(config, itemsize, n)
+    # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
+    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
+    text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
+    weights = weight_bytes(config, settings, itemsize, n)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
 
@@ -190,7 +215,7 @@ def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int)
     texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
     # The head runs once more, for the row of it that is expected.
     flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
-    weights = weight_bytes(config, itemsize, n)
+    weights = weight_bytes(config, settings, itemsize, n)
     return Need("dense answers", weights, 0, pool_bytes(config, settings, n), working, flops)
 
 
@@ -205,10 +230,11 @@ def searched_need(
 ) -> Need:
     """What a stage needs that runs on the supernet: beside the dense weights, what lies in the order of
     removal."""
-    heads, ffn = site_sizes(config)
-    ordered = config.depth * config.hidden * (heads + 2 * ffn)
-    weights = weight_bytes(config, itemsize, n) + itemsize * ordered / n
-    supernet = settings.rounds.levels * level_bytes(config, itemsize) / n
+    # On disk, what is in order takes the place of what is not.
+    ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
+    weights = weight_bytes(config, settings, itemsize, n) + ordered
+    levels = settings.rounds.levels * level_bytes(config, itemsize) / n
+    supernet = share_held(levels, config, settings)
     return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
 
 
@@ -223,7 +249,9 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
     proposals = 1 + len(surrogate.CAUTIONS)
     scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
-    kept = config.depth * together * config.hidden * itemsize
+    kept = share_held(config.depth, config, settings) * together * config.hidden * itemsize
+    if settings.offload:
+        kept += tokens / n * config.hidden * itemsize
     # Of a layer's levels there is a copy, and their slopes.
     levels = 2 * settings.rounds.levels * level_bytes(config, itemsize) / config.depth
     working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
@@ -236,7 +264,11 @@ def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, ite
     """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
     length, schedule = settings.data.search_length, settings.search
     together = max(length, BATCH_TOKENS // length * length)
-    states = (config.depth + 1) * together * config.hidden * itemsize
+    states = (share_held(config.depth, config, settings) + 1) * together * config.hidden * itemsize
+    if settings.offload:
+        # What all candidates have made of the text before a layer.
+        scored = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
+        states += max(size * count for size, count in scored) * length * config.hidden * itemsize / n
     levels = settings.rounds.levels * level_bytes(config, itemsize) / config.depth if n > 1 else 0
     working = states + levels + layer_working(config, together, length, itemsize, n)
     tokens = schedule.generations * schedule.candidate_tokens(length)
@@ -251,7 +283,7 @@ def evaluation_need(sparsity: float, config: ModelConfig, settings: Settings, it
     working = max(
         layer_working(config, together, length, itemsize, n), head_working(config, together, itemsize, n)
     )
-    weights = (2 - sparsity) * weight_bytes(config, itemsize, n)
+    weights = (2 - sparsity) * weight_bytes(config, settings, itemsize, n)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return Need("evaluation", weights, 0, 0, working, flops)
 
@@ -285,7 +317,8 @@ def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> lis
 def host_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> dict[str, float]:
     """Bytes of host memory beside what devices hold, by what they are for."""
     shape = config.dense_shape
-    stacked = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
+    largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
+    stacked = share_held(largest, config, settings)
     residuals = itemsize * calibration_tokens(settings) * config.hidden
     return {
         "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),
