@@ -11,7 +11,7 @@ import numpy as np
 from reference import random_supernet
 from tiny import make_tiny_config
 
-from tyr_jax import devices, quality, stages
+from tyr_jax import devices, offload, quality, stages
 from tyr_jax.config import PRESETS
 from tyr_jax.model.spec import random_params
 from tyr_jax.pruning import supernet as supernet_module
@@ -59,6 +59,16 @@ def results(number: int) -> dict[str, Any]:
             found[f"slopes on {sequences}"] = slopes.pool_slopes(
                 net, candidates[0], pool, some, config, objective
             )
+        # Layer by layer from disk.
+        scratch, some = offload.Scratch(), np.arange(4)
+        lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}
+        given = [calibration], config, grid, settings
+        stored = build_supernet(lazy, *given, batch_tokens=32, scratch=scratch)
+        found["supernet on disk"] = dataclasses.asdict(stored)
+        stored = nested.nest(lazy, stored, config, scratch=scratch)
+        rest = pool, some, config, objective
+        found["scores from disk"] = nested.score_population(stored, candidates, *rest)
+        found["slopes from disk"] = slopes.pool_slopes(stored, candidates[0], *rest)
     return jax.tree.map(np.asarray, found)
 
 

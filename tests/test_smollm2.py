@@ -1,6 +1,7 @@
 """SmolLM2-135M pruned at a small budget: how good it is, and that it runs where people run models."""
 
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -11,23 +12,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import llama_reference
 import numpy as np
 import pytest
 import torch
 from reference import random_supernet
-from smollm2_run import Found, prune
+from smollm2_run import ARGUMENTS, Found, prune
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
+from tyr_jax import plan
 from tyr_jax.io import llama_cpp
-from tyr_jax.io.checkpoint import LoadedModel, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.deci import write_gguf
 from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, count_parameters
 from tyr_jax.pipeline import Pruned
-from tyr_jax.prune import main, write
+from tyr_jax.prune import write
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.supernet import PruningSettings
 from tyr_jax.search import space
@@ -39,9 +42,6 @@ README = Path(__file__).parents[1] / "README.md"
 PROMPT = "The capital of France is"
 SMALLER = {"tyr_jax.benchmark": shlex.split("--prompts 64 --batches 1 --tokens 4 --repeats 1")}
 """What a test need not take in full."""
-SHORTER = shlex.split("""--sparsity 0.5 --rounds 0 --sequence-length 128 --calibration-tokens 1024
-    --evaluation-length 128 --evaluation-windows 1""")
-"""A run that takes hardly longer than pruning SmolLM2 once."""
 GONE: dict[str, tuple[list[int], list[int]]] = {
     "first and last sublayers": ([0, 17], [12, 29]),
     "whole layers": ([5, 17, 29], [5, 17, 28]),
@@ -66,19 +66,34 @@ def test_searching_beats_uniform_on_held_out_text(smollm2_found: Found) -> None:
     assert mean_kl(outcome.searched) < 0.95 * mean_kl(outcome.uniform)
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    half = tmp_path / ".killed.unfinished" / "finished" / "prune-uniform" / "residual-14"
-    command = [sys.executable, "-m", "tyr_jax.prune", *SHORTER, "--output", str(killed)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not half.is_dir() and process.poll() is None:
+def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Found, tmp_path: Path) -> None:
+    """With less memory, for everything, than the dense model's weights and the supernet take; killed in its
+    search."""
+    dense, output = smollm2_found.outcome.dense.model, tmp_path / "pruned"
+    supernet = plan.level_bytes(dense.config, 4) * smollm2_found.outcome.run.settings.rounds.levels
+    limit = int(0.95 * (supernet + 4 * count_parameters(dense.config)[1]))
+    command = [sys.executable, "-m", "tyr_jax.prune", *ARGUMENTS, "--offload", "--output", str(output)]
+
+    def start() -> subprocess.Popen[str]:
+        def lower() -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lower)
+
+    process = start()
+    searched = tmp_path / ".pruned.unfinished" / "finished" / "work-1" / "generation-1"
+    while not searched.is_dir() and process.poll() is None:
         time.sleep(0.1)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    for output in (killed, whole):
-        main([*SHORTER, "--output", str(output)])
-    for name in ("config.json", "model.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    process = start()
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    final, found = smollm2_found.outcome.final, load_model(str(output))
+    assert found.config == final.config
+    for ours, expected in zip(jax.tree.leaves(found.params), jax.tree.leaves(final.params), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_budgets_are_exact(smollm2_found: Found) -> None:

@@ -109,6 +109,8 @@ def carry_out(job: Job, arguments: list[str]) -> None:
         describe(job.settings, job.plan)
     else:
         with hosts.joined(job.hosts):
+            if job.settings.offload and jax.process_count() > 1:
+                raise UserError("--offload is for one host; several divide the weights among their devices")
             run(job.settings, arguments)
 
 

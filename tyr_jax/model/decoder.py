@@ -216,6 +216,7 @@ def run_model(
     states: Iterator[Seen] = (begin(outside(params), tokens) for tokens in texts)
     for start, stop, blocks in offload.segments(params["blocks"], range(config.depth)):
         own = tuple(layer - start for layer in observed if start <= layer < stop)
+        blocks = devices.spread(blocks, config.hidden)
         run = functools.partial(run_blocks, blocks, config=config, observed=own)
         states = map(run, states) if stop == config.depth else iter([run(seen) for seen in states])
     return states

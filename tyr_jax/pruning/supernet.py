@@ -359,6 +359,7 @@ def fold_block(
     """
     layer, shape = fold.done, config.dense_shape
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
+    block = devices.spread(block, config.hidden)
     stays = on_disk(fold.residual)
 
     def collect(

@@ -358,14 +358,15 @@ class Part(NamedTuple):
         return tokens * self.stop // depth - tokens * self.start // depth
 
 
-def parts_of(nested: Nested, layers: range, objective: Objective) -> Iterator[Part]:
+def parts_of(nested: Nested, layers: range, config: ModelConfig, objective: Objective) -> Iterator[Part]:
     """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
     stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
     for start, stop, weights in offload.segments(stacks, layers):
         params = nested.params | {"blocks": weights.pop("blocks")}
         kept = nested.kept[:, start:stop]
         net = nested.replace(params=params, kept=kept, **weights)  # type: ignore[attr-defined]
-        observed = objective.observed_layers(nested.kept.shape[1])
+        observed = objective.observed_layers(config.depth)
+        net = devices.spread(net, config.hidden)
         yield Part(net, start, stop, tuple(layer - start for layer in observed if start <= layer < stop))
 
 
@@ -423,7 +424,7 @@ def score_population(
     trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
     seen: list[list[Seen | None]] = [[None] * len(work.chunks) for _ in batches]
     scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.deal.width)), []
-    for part in parts_of(nested, range(depth), objective):
+    for part in parts_of(nested, range(depth), config, objective):
         for index, batch in enumerate(batches):
             lead = crowd.lead(part)
             states, trunks[index] = run_trunk(part.net, *lead, trunks[index], config, part.observed)

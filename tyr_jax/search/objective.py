@@ -78,7 +78,7 @@ def score(
 def score_seen(
     params: Params, seen: Seen, batch: Batch, config: ModelConfig, objective: Objective
 ) -> jax.Array:
-    """`score` of a model, from what it has made of the batch behind its last layer; `params` has what lies
-    outside its blocks."""
-    final = decoder.final_hidden(params, seen.residual, config)
+    """`score` of a model, on one device, from what it has made of the batch behind its last layer; `params`
+    has what lies outside its blocks."""
+    final = decoder.rms_norm(seen.residual, params["final_norm"], config.norm_eps)
     return score(decoder.head(params), final, seen.outputs, batch, objective)

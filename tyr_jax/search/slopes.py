@@ -130,7 +130,7 @@ def pool_slopes(
             on_chunk(part.share(tokens[index], config.depth))
         return given
 
-    for part in parts_of(nested, range(config.depth), objective):
+    for part in parts_of(nested, range(config.depth), config, objective):
         if part.stop == config.depth:
             last = functools.partial(last_slopes, config=config, objective=objective, observed=part.observed)
             behind = sloped(part, last, seen, batches)
@@ -138,7 +138,7 @@ def pool_slopes(
             before.append(devices.fetch(seen))
             mixtures = jnp.asarray(now[:, :, part.start : part.stop])
             seen = [advance_mixed(part.net, mixtures, own, config, part.observed) for own in seen]
-    for part in parts_of(nested, range(len(before))[::-1], objective):
+    for part in parts_of(nested, range(len(before))[::-1], config, objective):
         earlier = functools.partial(earlier_slopes, config=config, observed=part.observed)
         behind = sloped(part, earlier, before.pop(), behind)
     slopes = gradients - np.sum(gradients * now, axis=-1, keepdims=True)
