@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -57,7 +58,8 @@ def found(directory: Path) -> tuple[Any, dict[str, np.ndarray]]:
 @pytest.fixture(scope="module")
 def small(tiny_arguments: list[str]) -> list[str]:
     """Arguments of a run that has every stage."""
-    return [*tiny_arguments, "--rounds", "1", "--descent-steps", "1"]
+    few = "--rounds 1 --levels 3 --descent-steps 1 --generations 1 --offspring 2 --survivors 1 --stage-tokens 32"
+    return [*tiny_arguments, *few.split(), "--calibration-tokens", "256", "--evaluation-windows", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +114,16 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[
     }
 
 
-def test_hosts_that_are_asked_for_different_things(tiny_arguments: list[str], tmp_path: Path) -> None:
-    arguments = [*tiny_arguments, "--output", str(tmp_path / "pruned")]
-    processes = start(arguments, [*arguments, "--seed", "1"])
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert all(process.returncode != 0 for process in processes)
-    assert any("process 1 has another command line than process 0" in text for text in said)
+def test_hosts_cannot_keep_weights_on_disk(
+    tiny_arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit):
+        prune.main([*tiny_arguments, "--offload", "--output", str(tmp_path / "pruned")])
+    assert capsys.readouterr().err.startswith("error: --offload is for one host; several divide the weights")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,11 +143,13 @@ def open_mpi(number: int) -> dict[str, str]:
 def test_clusters_that_describe_their_processes(
     cluster: Callable[[int], dict[str, str]], tiny_arguments: list[str], tmp_path: Path
 ) -> None:
-    """They meet: only so can they know that they were asked for different things."""
+    """They meet: only so can they know that they were asked for different things, which ends both."""
     arguments = [*tiny_arguments, "--distributed", "--output", str(tmp_path / "pruned"), "--seed"]
     processes = [launch([*arguments, str(number)], **cluster(number)) for number in range(2)]
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert any("process 1 has another command line than process 0" in text for text in said), said
+    assert all(process.returncode != 0 for process in processes)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_hosts_do_not_share(tiny_arguments: list[str], tmp_path: Path) -> None:

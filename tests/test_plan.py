@@ -148,3 +148,18 @@ def test_a_plan_for_weights_of_no_known_type(
 def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prune.main(["--model", str(tiny_model), "--plan"])
     assert "GB of the device's memory" in capsys.readouterr().out
+
+
+def test_what_stays_on_disk_is_not_in_memory() -> None:
+    disk = dataclasses.replace(HALF, offload=True)
+    memory, offloaded = needs(itemsize=2), needs(disk, itemsize=2)
+    levels = HALF.rounds.levels * plan.level_bytes(LLAMA_8B, 2)
+    search = offloaded["search"]
+    assert search.supernet == pytest.approx(levels / 32)
+    # The embeddings, the head and one layer.
+    layer = 2 * 218_112_000
+    assert search.weights == pytest.approx(layer + 2 * (2 * 128256 * 4096 + 4096), rel=1e-3)
+    assert all(offloaded[stage].memory < memory[stage].memory for stage in memory)
+    assert [need.flops for need in offloaded.values()] == [need.flops for need in memory.values()]
+    assert plan.disk_bytes(LLAMA_8B, disk, 2, 2)["weights that stay on disk"] > levels
+    assert plan.disk_bytes(LLAMA_8B, HALF, 2, 2)["weights that stay on disk"] == 0

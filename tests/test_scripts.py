@@ -127,3 +127,15 @@ def test_ablation_has_a_row_per_variant(
     rows = table("ablation.py", [*inputs, *few, "--results", tmp_path / "ablation.json"])
     assert [row[0] for row in rows] == ["variant", "none", "centre"]
     assert rows[1] != rows[2]
+
+
+def test_profile_stages(table: Callable[..., Rows], tiny_model: Path) -> None:
+    _, *rows = table(
+        "profile_stages.py",
+        ["--model", tiny_model, "--sequence-length", 32, "--batch-tokens", 64, "--repeats", 1],
+    )
+    assert len(rows) == 8
+    for name, *shares, _ in rows:
+        products, fusions, moves, rest = (float(share.rstrip("%")) for share in shares)
+        assert products + fusions + moves + rest == pytest.approx(100, abs=0.3), name
+        assert products > 0, name

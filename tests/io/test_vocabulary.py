@@ -46,8 +46,17 @@ def check(
 
 
 @pytest.mark.smollm2
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"])
-@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(
+    ("pre", "ends"),
+    [
+        ("smollm", False),
+        ("smollm", True),
+        ("gpt-2", False),
+        ("default", True),
+        ("llama-bpe", False),
+        ("qwen2", True),
+    ],
+)
 def test_byte_level(
     pre: str,
     ends: bool,

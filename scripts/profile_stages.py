@@ -1,0 +1,175 @@
+"""Where the time of the fold and of the search goes, by kind of operation. Rerun:
+
+  python scripts/profile_stages.py
+
+Every program runs on the dense model's weights, random tokens and a supernet of arbitrary weights, under
+JAX's profiler. Shares are of the time that threads spend in operations: matrix products (also where XLA fused
+something to them), other fusions (norms, softmaxes, activations, sums), moves (copies, slices, gathers,
+transposes), and whatever remains, of which the largest is named.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from bench_search import random_supernet
+from jax.profiler import ProfileData
+from markdown_table import print_header, print_row
+
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import layer_block
+from tyr_jax.pruning import hessian, obs, supernet
+from tyr_jax.pruning.supernet import PruningSettings
+from tyr_jax.search import evolve, nested, population, slopes, space
+from tyr_jax.search.objective import Objective
+
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*")
+CALLED = re.compile(r"(?:calls=%?|custom_call_target=\")([\w.-]+)")
+COMPUTATION = re.compile(r"^%?([\w.-]+) .*\{$")
+OUTER = {"while", "conditional", "call", "parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
+"""Operations whose time is that of others, or none."""
+MOVES = re.compile("copy|slice|gather|scatter|transpose|concatenate|broadcast|pad|iota|select")
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What to profile."""
+
+    model: str = "builtin"
+    """The dense model."""
+    sparsity: float = 0.5
+    """Target."""
+    sequence_length: int = 512
+    """Tokens of a sequence."""
+    batch_tokens: int = 4096
+    """Tokens of the fold that run at a time."""
+    repeats: int = 3
+    """Runs of every program."""
+
+
+def kinds_of(program: str) -> dict[str, str]:
+    """The kind of every operation of a compiled program that takes time of its own."""
+    bodies: dict[str, list[str]] = collections.defaultdict(list)
+    name = ""
+    for line in program.splitlines():
+        if match := COMPUTATION.match(line.removeprefix("ENTRY ")):
+            name = match[1]
+        bodies[name].append(line)
+    found = {}
+    for match in filter(None, map(INSTRUCTION.match, program.splitlines())):
+        (operation, opcode), called = match.groups(), CALLED.search(match[0])
+        inside = "\n".join(bodies[called[1]]) if called else ""
+        if opcode == "custom-call" and called:
+            found[operation] = called[1]
+        elif opcode == "dot" or " dot(" in inside:
+            found[operation] = "products"
+        elif MOVES.search(opcode) or (opcode == "fusion" and MOVES.match(operation)):
+            found[operation] = "moves"
+        elif opcode not in OUTER:
+            found[operation] = "fusions" if opcode == "fusion" else opcode
+    return found
+
+
+class Program(NamedTuple):
+    """A jitted `function` with its `arguments`, of which it overwrites one if any, and `static` ones."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    static: dict[str, Any]
+    overwritten: int | None = None
+
+    def calls(self, count: int) -> list[Callable[[], object]]:
+        """As many calls, each with its own copy of what is overwritten."""
+        calls: list[Callable[[], object]] = []
+        for _ in range(count):
+            own = [jnp.copy(a) if i == self.overwritten else a for i, a in enumerate(self.arguments)]
+            calls.append(functools.partial(self.function, *own, **self.static))
+        return jax.block_until_ready(calls)
+
+
+def shares(program: Program, repeats: int) -> dict[str, float]:
+    """Seconds that threads spend in each kind of operation of a program."""
+    lowered = program.function.lower(*program.arguments, **program.static)
+    kinds, spent = kinds_of(lowered.compile().as_text()), collections.Counter[str]()
+    first, *calls = program.calls(1 + repeats)
+    jax.block_until_ready(first())
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            for call in calls:
+                jax.block_until_ready(call())
+        (path,) = Path(directory).rglob("*.xplane.pb")
+        for plane in ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if event.name in kinds:
+                        spent[kinds[event.name]] += event.duration_ns / 1e9 / repeats
+    return dict(spent)
+
+
+def programs(profile: Profile) -> Iterator[Program]:
+    """Every program of the fold and of the search."""
+    model = load_model(profile.model)
+    params, config, settings, objective = model.params, model.config, PruningSettings(), Objective()
+    rng, length, ffn = np.random.default_rng(0), profile.sequence_length, config.dense_shape.ffn
+    kinds, width = settings.kinds(config), config.dense_shape.heads * config.head_dim
+    grid = space.uniform_grid(kinds, config.depth, profile.sparsity, 9, 0.125)
+    block = layer_block(params["blocks"], 0)
+    x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
+    for kind, size, enter, leave, weight in (
+        (space.ATTENTION, width, supernet.attention_statistics, supernet.add_attention, block["o"]),
+        (space.FFN, ffn, supernet.ffn_statistics, supernet.add_ffn, block["down"]),
+    ):
+        name, one = space.KINDS[kind], {"config": config}
+        gram = jnp.zeros((1, size, size))
+        yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
+        units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)
+        yield Program(f"{name}: what it adds", leave, (block, x, units), one, 1)
+        count, options = kinds[kind].units, supernet.site_options(size, kinds[kind].units, settings)
+        kept, exists = grid.kept[kind, 0], grid.exists[kind, 0]
+        schedule = obs.removal_schedule(count, options["chunk"], kept, exists)
+        arguments = hessian.finish(gram), weight.reshape(size, -1), jnp.asarray(kept), jnp.asarray(schedule)
+        yield Program(f"{name}: order and solves", obs.prune_site, arguments, options)
+    tokens = rng.integers(0, config.vocab, (1, length))
+    pool = population.teacher_targets(params, tokens, config, objective)
+    net = nested.nest(params, random_supernet(config, grid), config)
+    state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
+    candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), 4, 4))
+    crowd, _ = nested.crowd_of(net, candidates, np.arange(1), length)
+    (part,) = nested.parts_of(net, range(config.depth), config, objective)
+    seen = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
+    static = {"config": config, "observed": ()}
+    states, _ = nested.run_trunk(net, *crowd.lead(part), seen, **static)
+    # All layers run, as if the trunk shared none.
+    chunk = crowd.chunk(0, part, states)._replace(shared=jnp.int32(-1))
+    scored = static | {"objective": objective}
+    yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), scored)
+    mixtures = jnp.full((1, *net.kept.shape), 1 / 9)
+    begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
+    yield Program("search: slopes", slopes.last_slopes, (net, mixtures, begun, pool), scored)
+
+
+def main(profile: Profile) -> None:
+    """Print a row per program."""
+    print_header("program", "products", "other fusions", "moves", "the rest", "of which")
+    for program in programs(profile):
+        spent = shares(program, profile.repeats)
+        total = sum(spent.values())
+        rest = {kind: time for kind, time in spent.items() if kind not in ("products", "fusions", "moves")}
+        cells = [f"{spent.get(kind, 0) / total:.1%}" for kind in ("products", "fusions", "moves")]
+        most = max(rest, key=rest.__getitem__, default="–")
+        print_row(program.name, *cells, f"{sum(rest.values()) / total:.1%}", most)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Profile, description=__doc__))
