@@ -342,6 +342,37 @@ def begin_fold(
     return Fold(supernet, 0, residual, real)
 
 
+def collect(
+    statistics: Callable[..., Statistics],
+    block: Block,
+    residual: list[Any],
+    real: list[int],
+    size: int,
+    config: ModelConfig,
+) -> tuple[list[jax.Array | None], jax.Array]:
+    """What enters a projection of `size` channels, of all batches (of the first alone where residuals are on
+    disk), and its XᵀX."""
+    stays, gram = on_disk(residual), devices.copies(hessian.init(size))
+    units: list[jax.Array | None] = []
+    for x, count in zip(residual, real, strict=True):
+        counts = None if count == len(x) else jnp.arange(len(x)) < count
+        x = devices.place(jnp.array(x)) if stays else x
+        unit, gram = statistics(block, x, gram, counts, config)
+        units.append(None if stays and units else unit)
+    return units, gram
+
+
+def pass_on(
+    add: Callable[..., jax.Array], block: Block, residual: list[Any], units: list[Any], config: ModelConfig
+) -> list[Any]:
+    """The residuals behind a sublayer of `block`, in place of those before it."""
+    if not on_disk(residual):
+        return [add(block, x, unit, config) for x, unit in zip(residual, units, strict=True)]
+    for x, unit in zip(residual, units, strict=True):
+        x[...] = devices.fetch(add(block, devices.place(jnp.array(x)), unit, config))
+    return residual
+
+
 def fold_block(
     params: Params,
     fold: Fold,
@@ -360,30 +391,6 @@ def fold_block(
     layer, shape = fold.done, config.dense_shape
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.spread(block, config.hidden)
-    stays = on_disk(fold.residual)
-
-    def collect(
-        statistics: Callable[..., Statistics], residual: list[Any], size: int
-    ) -> tuple[list[jax.Array | None], jax.Array]:
-        """What enters a projection, of the first batch and of those that there is room for, and its XᵀX."""
-        gram = devices.copies(hessian.init(size))
-        units: list[jax.Array | None] = []
-        for x, real in zip(residual, fold.real, strict=True):
-            counts = None if real == len(x) else jnp.arange(len(x)) < real
-            unit, gram = statistics(block, devices.place(jnp.array(x) if stays else x), gram, counts, config)
-            units.append(None if stays and units else unit)
-        return units, gram
-
-    def leave(
-        run: Callable[..., jax.Array], passed: Block, residual: list[Any], units: list[Any]
-    ) -> list[Any]:
-        """The residuals behind a sublayer, in place of those before it."""
-        for index, (x, unit) in enumerate(zip(residual, units, strict=True)):
-            if stays:
-                x[...] = devices.fetch(run(passed, devices.place(jnp.array(x)), unit, config))
-            else:
-                residual[index] = run(passed, x, unit, config)
-        return residual
 
     def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[obs.PrunedSite, jax.Array]:
         """The pruned site, and the weight that its output is passed on with."""
@@ -402,19 +409,19 @@ def fold_block(
         p = level_probabilities(settings.accumulation, kept, exists, count, rng)
         return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
 
-    dense = block["o"].reshape(-1, config.hidden)
-    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
-    dense = block["o"].reshape(-1, config.hidden)
-    units, gram = collect(attention_statistics, fold.residual, shape.heads * config.head_dim)
+    dense, residual = block["o"].reshape(-1, config.hidden), fold.residual
+    seen = min(fold.real[0], max(1, SHARE_TOKENS // residual[0].shape[1]))
+    size = shape.heads * config.head_dim
+    units, gram = collect(attention_statistics, block, residual, fold.real, size, config)
     attention, passed = prune(ATTENTION, gram, dense)
-    share = [output_share(dense, fold.residual[0], units[0], seen)]
-    block_passed = block | {"o": passed.reshape(block["o"].shape)}
-    residual = leave(add_attention, block_passed, list(fold.residual), units)
+    share = [output_share(dense, residual[0], units[0], seen)]
+    passed_block = block | {"o": passed.reshape(block["o"].shape)}
+    residual = pass_on(add_attention, passed_block, residual, units, config)
 
-    units, gram = collect(ffn_statistics, residual, shape.ffn)
+    units, gram = collect(ffn_statistics, block, residual, fold.real, shape.ffn, config)
     ffn, passed = prune(FFN, gram, block["down"])
     share.append(output_share(block["down"], residual[0], units[0], seen))
-    residual = leave(add_ffn, block | {"down": passed}, residual, units)
+    residual = pass_on(add_ffn, block | {"down": passed}, residual, units, config)
     sites = {
         "attn_out": attention.weights.reshape(-1, *block["o"].shape),
         "mlp_down": ffn.weights,
