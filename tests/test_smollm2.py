@@ -1,7 +1,7 @@
 """SmolLM2-135M pruned at a small budget: how good it is, and that it runs where people run models."""
 
+import functools
 import re
-import resource
 import shlex
 import signal
 import subprocess
@@ -42,6 +42,11 @@ README = Path(__file__).parents[1] / "README.md"
 PROMPT = "The capital of France is"
 SMALLER = {"tyr_jax.benchmark": shlex.split("--prompts 64 --batches 1 --tokens 4 --repeats 1")}
 """What a test need not take in full."""
+LIMITED = """import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+runpy.run_module("tyr_jax.prune", run_name="__main__")"""
+"""The main job, with a limit in bytes on the memory of its process."""
 GONE: dict[str, tuple[list[int], list[int]]] = {
     "first and last sublayers": ([0, 17], [12, 29]),
     "whole layers": ([5, 17, 29], [5, 17, 28]),
@@ -72,14 +77,8 @@ def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Fou
     dense, output = smollm2_found.outcome.dense.model, tmp_path / "pruned"
     supernet = plan.level_bytes(dense.config, 4) * smollm2_found.outcome.run.settings.rounds.levels
     limit = int(0.95 * (supernet + 4 * count_parameters(dense.config)[1]))
-    command = [sys.executable, "-m", "tyr_jax.prune", *ARGUMENTS, "--offload", "--output", str(output)]
-
-    def start() -> subprocess.Popen[str]:
-        def lower() -> None:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lower)
-
+    command = [sys.executable, "-c", LIMITED, str(limit), *ARGUMENTS, "--offload", "--output", str(output)]
+    start = functools.partial(subprocess.Popen, command, stderr=subprocess.PIPE, text=True)
     process = start()
     searched = tmp_path / ".pruned.unfinished" / "finished" / "work-1" / "generation-1"
     while not searched.is_dir() and process.poll() is None:
