@@ -9,7 +9,7 @@ letters: `L` layers.
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,6 +54,10 @@ class Segment(NamedTuple):
     start: int
     stop: int
     weights: Any
+
+    def own(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Those of `layers` that are in it, counted from its first."""
+        return tuple(layer - self.start for layer in layers if self.start <= layer < self.stop)
 
 
 def segments(weights: Any, layers: range) -> Iterator[Segment]:

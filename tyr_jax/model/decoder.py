@@ -214,11 +214,10 @@ def run_model(
     """What all layers make of each of `texts`, tokens `[B, T]`, keeping the outputs of those `observed`; of
     layers on disk, one runs on all texts before the next."""
     states: Iterator[Seen] = (begin(outside(params), tokens) for tokens in texts)
-    for start, stop, blocks in offload.segments(params["blocks"], range(config.depth)):
-        own = tuple(layer - start for layer in observed if start <= layer < stop)
-        blocks = devices.spread(blocks, config.hidden)
-        run = functools.partial(run_blocks, blocks, config=config, observed=own)
-        states = map(run, states) if stop == config.depth else iter([run(seen) for seen in states])
+    for segment in offload.segments(params["blocks"], range(config.depth)):
+        blocks = devices.spread(segment.weights, config.hidden)
+        run = functools.partial(run_blocks, blocks, config=config, observed=segment.own(observed))
+        states = map(run, states) if segment.stop == config.depth else iter([run(seen) for seen in states])
     return states
 
 

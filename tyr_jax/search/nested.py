@@ -361,13 +361,13 @@ class Part(NamedTuple):
 def parts_of(nested: Nested, layers: range, config: ModelConfig, objective: Objective) -> Iterator[Part]:
     """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
     stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
-    for start, stop, weights in offload.segments(stacks, layers):
-        params = nested.params | {"blocks": weights.pop("blocks")}
-        kept = nested.kept[:, start:stop]
-        net = nested.replace(params=params, kept=kept, **weights)  # type: ignore[attr-defined]
-        observed = objective.observed_layers(config.depth)
-        net = devices.spread(net, config.hidden)
-        yield Part(net, start, stop, tuple(layer - start for layer in observed if start <= layer < stop))
+    for segment in offload.segments(stacks, layers):
+        start, stop, weights = segment
+        params = nested.params | {"blocks": weights["blocks"]}
+        levels = {"attn_out": weights["attn_out"], "mlp_down": weights["mlp_down"]}
+        net = nested.replace(params=params, kept=nested.kept[:, start:stop], **levels)  # type: ignore[attr-defined]
+        observed = segment.own(objective.observed_layers(config.depth))
+        yield Part(devices.spread(net, config.hidden), start, stop, observed)
 
 
 class Crowd(NamedTuple):
