@@ -425,8 +425,8 @@ def score_population(
     seen: list[list[Seen | None]] = [[None] * len(work.chunks) for _ in batches]
     scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.deal.width)), []
     for part in parts_of(nested, range(depth), config, objective):
+        lead = crowd.lead(part)
         for index, batch in enumerate(batches):
-            lead = crowd.lead(part)
             states, trunks[index] = run_trunk(part.net, *lead, trunks[index], config, part.observed)
             if part.stop == depth:
                 own_scores.append(score_candidates(outside, trunks[index], batch, config, objective))
