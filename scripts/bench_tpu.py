@@ -14,20 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
-from jax.experimental import topologies
-from jax.sharding import Mesh
+from large_models import MODELS, tpu_mesh
 from markdown_table import print_header, print_row
 
-from tyr_jax import devices, roofline, stages
+from tyr_jax import roofline, stages
 from tyr_jax.config import PRESETS, Preset
-from tyr_jax.model.spec import LayerShape, ModelConfig
-
-MODELS = {
-    "llama-3.1-8b": ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32),
-    "llama-3.1-70b": ModelConfig("llama", 128256, 8192, 128, (LayerShape(64, 8, 28672),) * 80),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +44,12 @@ class Bench:
 
 def main(bench: Bench) -> None:
     """Print a row per stage."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=bench.topology)
     settings = dataclasses.replace(PRESETS[bench.preset], sparsity=(bench.sparsity,))
     chip = roofline.CHIPS[bench.topology.split(":")[0]]
     columns = "compiles in, s", "arguments, GB", "besides, GB", "FLOPs, ms", "memory, ms", "network, ms"
     print_header("stage", *columns, "largest collective")
     failed = []
-    with jax.set_mesh(Mesh(np.array(topology.devices[: bench.devices]), (devices.AXIS,))):
+    with jax.set_mesh(tpu_mesh(bench.topology, bench.devices)):
         for stage in stages.all_stages(MODELS[bench.model], settings, jnp.dtype("bfloat16")):
             if bench.only and not any(name in stage.name for name in bench.only):
                 continue

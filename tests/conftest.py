@@ -9,6 +9,12 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests share most of their programs with tests of other modules, and with those of the last run.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# Most of the tests' time is the compiler's. `optimized_code` is for those that have the processor at work.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Of several processes each takes a core: threads of two that share cores wait for each other.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import jax
 import pytest
@@ -36,6 +42,18 @@ def forget_compiled() -> Iterator[None]:
     together need more."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimized_code() -> Iterator[None]:
+    """Programs, also of other processes, are compiled as a user's are."""
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "0")
+        before = jax.config.values[name]
+        jax.config.update(name, False)
+        yield
+        jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

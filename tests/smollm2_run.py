@@ -17,9 +17,9 @@ from tyr_jax.prune import parse
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import Supernet, select
 
-ARGUMENTS = shlex.split("""--sparsity 0.5 --sequence-length 256 --search-length 512 --calibration-tokens 4096
-    --search-tokens 2048 --evaluation-length 256 --evaluation-windows 8 --rounds 1 --levels 17
-    --interval 0.0625 --descent-steps 2 --descent-tokens 1024 --generations 2 --offspring 4 --survivors 2 1
+ARGUMENTS = shlex.split("""--sparsity 0.5 --sequence-length 256 --search-length 512 --calibration-tokens 2048
+    --search-tokens 2048 --evaluation-length 256 --evaluation-windows 6 --rounds 1 --levels 17
+    --interval 0.0625 --descent-steps 1 --descent-tokens 512 --generations 2 --offspring 4 --survivors 2 1
     --stage-tokens 512 1024""")
 """A small part of what a preset spends: enough to show the direction."""
 

@@ -36,7 +36,7 @@ from tyr_jax.pruning.supernet import PruningSettings
 from tyr_jax.search import space
 from tyr_jax.search.space import ATTENTION
 
-pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
+pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.usefixtures("optimized_code")]
 
 README = Path(__file__).parents[1] / "README.md"
 PROMPT = "The capital of France is"
@@ -56,7 +56,7 @@ GONE: dict[str, tuple[list[int], list[int]]] = {
 
 
 @pytest.fixture(scope="module")
-def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def smollm2_found(optimized_code: None, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """SmolLM2 after a small run of the whole method, to 50 %."""
     return prune(tmp_path_factory.mktemp("run") / "events.jsonl")
 

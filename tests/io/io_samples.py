@@ -1,5 +1,6 @@
 """Text to try tokenizers on, and tiny GGUF files written with the `gguf` package."""
 
+import functools
 import pydoc_data.topics
 import random
 from collections.abc import Callable
@@ -164,15 +165,19 @@ def write_sentencepiece(path: Path, model: Any, changes: dict[str, Any]) -> Path
     return path
 
 
-def rewrite_tokenizer(source: Path, path: Path, changes: dict[str, Any]) -> Path:
-    """A GGUF without tensors that has the tokenizer of `source` with some metadata changed."""
-    reader = gguf.GGUFReader(source)
-    values = {
+@functools.cache
+def metadata(source: Path) -> dict[str, Any]:
+    """What `source` says besides its tensors; seconds for a large vocabulary."""
+    return {
         key: field.contents()
-        for key, field in reader.fields.items()
+        for key, field in gguf.GGUFReader(source).fields.items()
         if not key.startswith("GGUF.") and key != "general.architecture"
     }
+
+
+def rewrite_tokenizer(source: Path, path: Path, changes: dict[str, Any]) -> Path:
+    """A GGUF without tensors that has the tokenizer of `source` with some metadata changed."""
     writer = gguf.GGUFWriter(path, "llama")
-    add_metadata(writer, values | changes)
+    add_metadata(writer, metadata(source) | changes)
     finish(writer)
     return path

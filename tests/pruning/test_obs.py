@@ -252,7 +252,8 @@ def test_collinear_channels_keep_a_finite_solution_in_float32() -> None:
 def test_damping_is_raised_until_the_hessian_factorises() -> None:
     gram = jnp.asarray(np.diag([1.0, 1.0, -0.05]), jnp.float32)
     hessian, inverse, used = obs.factorise(gram, 0.01, "mean")
-    assert float(used) == pytest.approx(0.1)
+    # A tenth of the mean, 0.65, makes it positive, and its inverse larger than 1 / 0.065.
+    assert float(used) == pytest.approx(1)
     np.testing.assert_allclose(np.asarray(hessian @ inverse), np.eye(3), atol=1e-5)
 
 

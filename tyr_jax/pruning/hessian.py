@@ -54,9 +54,10 @@ def finish(parts: jax.Array) -> jax.Array:
     return devices.place(jnp.triu(total) + jnp.triu(total, 1).T, 1)
 
 
-def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
-    """`XᵀX + Λ`, where Λ is `damping` times the mean diagonal (`mean`, the paper) or times each channel's own
-    diagonal and a thousandth of the mean (`channel`); the mean counts as 1 where the inputs are all zero.
+def damping_diagonal(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
+    """Diagonal of Λ `[d_in]`: `damping` times the mean diagonal of `gram` (`mean`, the paper) or times each
+    channel's own diagonal and a thousandth of the mean (`channel`); the mean counts as 1 where the inputs are
+    all zero.
 
     A few channels with massive activations can dominate the mean: then `mean` keeps all others from being
     refitted at all, while `channel` treats every channel alike, whatever its scale.
@@ -65,4 +66,9 @@ def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> ja
     mean = jnp.mean(diagonal)
     mean = jnp.where(mean > 0, mean, 1.0)
     own = jnp.full_like(diagonal, mean) if scale == "mean" else diagonal + FLOOR * mean
-    return gram + jnp.diag(damping * own)
+    return damping * own
+
+
+def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
+    """`XᵀX + Λ`, with the diagonal Λ of `damping_diagonal`."""
+    return gram + jnp.diag(damping_diagonal(gram, damping, scale))

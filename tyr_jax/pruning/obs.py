@@ -21,11 +21,14 @@ from jax.scipy.linalg import solve_triangular
 
 from tyr_jax import devices
 from tyr_jax.pruning import linalg
-from tyr_jax.pruning.hessian import DampingScale, damp
+from tyr_jax.pruning.hessian import DampingScale, damp, damping_diagonal
 from tyr_jax.pruning.linalg import HIGHEST
 from tyr_jax.search.space import bucket_widths
 
 MAX_DAMPING_RAISES = 6
+
+ROUNDING = 0.1
+"""By what share an element of Hs⁻¹ may exceed what damping allows before it is not to be trusted."""
 
 PANEL_ROWS = 128
 """Removed channels whose downdates of Hs⁻¹ are gathered before they are applied."""
@@ -256,7 +259,8 @@ def level_weights(
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(damped Hs, its inverse, damping used): the damping is raised tenfold until there is an inverse."""
+    """(damped Hs, its inverse, damping used): the damping is raised tenfold until there is an inverse that is
+    not rounding error."""
 
     def attempt(factor: jax.Array) -> jax.Array:
         return linalg.inverse(damp(gram, factor, scale))
@@ -266,9 +270,11 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
         return tries + 1, factor * 10, attempt(factor * 10)
 
     def failed(state: tuple) -> jax.Array:
-        tries, _, inverse = state
-        # A matrix that is not positive definite gives NaN throughout.
-        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(jnp.isfinite(jnp.diagonal(inverse)))
+        tries, factor, inverse = state
+        # Hs ⪰ Λ, so that no diagonal element of Hs⁻¹ exceeds Λ's inverse. A matrix that is not positive
+        # definite gives NaN throughout.
+        bounded = jnp.diagonal(inverse) * damping_diagonal(gram, factor, scale) < 1 + ROUNDING
+        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(bounded)
 
     start = jnp.asarray(damping, gram.dtype)
     _, used, inverse = jax.lax.while_loop(failed, raise_damping, (0, start, attempt(start)))

@@ -1,0 +1,107 @@
+"""Whether a plan says what a large model's programs need, by the TPU compiler, without a TPU. Rerun:
+
+  pip install libtpu && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
+
+Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled. It fails
+where they differ by more than a fifth.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+from large_models import MODELS, tpu_mesh
+from markdown_table import print_header, print_row
+
+from tyr_jax import devices, plan, stages
+from tyr_jax.config import PRESETS, Preset, Settings
+from tyr_jax.model.spec import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What to compile."""
+
+    topology: str = "v5p:2x2x1"
+    """TPUs, as their compiler calls them."""
+    devices: int | None = 1
+    """How many of them; all, where it is `None`."""
+    model: str = "llama-3.1-8b"
+    """Shapes of the model."""
+    preset: Preset = "standard"
+    """Sizes of the text, and the search's schedule."""
+    sparsity: float = 0.5
+    """Target."""
+    most_off: float = 0.2
+    """By what share of the plan a program may differ from it."""
+
+
+class Working(NamedTuple):
+    """Bytes of a device at work in a program, as `planned` and as `compiled`."""
+
+    program: str
+    planned: float
+    compiled: float
+
+    @property
+    def ratio(self) -> float:
+        """Compiled over planned."""
+        return self.compiled / self.planned
+
+
+def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Working]:
+    """The programs with the most at work, on the current devices, with weights and activations of `dtype`."""
+    itemsize, n = dtype.itemsize, devices.count()
+    needs = {need.stage: need for need, _ in plan.needs(config, settings, itemsize, n)}
+    found = {stage.name: stage for stage in stages.all_stages(config, settings, dtype)}
+
+    def memory(name: str) -> Any:
+        compiled: Any = found[name].lower().compile()
+        return compiled.memory_analysis()
+
+    # Of a block's programs, one has XᵀX, and one returns the levels, which are the supernet's.
+    statistics, pruning = memory("ffn: statistics"), memory("ffn: pruning")
+    gram = plan.FLOAT * plan.site_sizes(config)[1] ** 2
+    levels = settings.rounds.levels
+    rows = [
+        Working(
+            "ffn: statistics",
+            plan.statistics_working(config, settings, itemsize, n),
+            gram + statistics.temp_size_in_bytes,
+        ),
+        Working(
+            "ffn: pruning",
+            plan.site_working(levels, config, n),
+            pruning.argument_size_in_bytes + pruning.temp_size_in_bytes,
+        ),
+    ]
+    heads, ffn = plan.site_sizes(config)
+    # What stays of the dense model where the search has its own, in the order of removal.
+    unused = itemsize * config.depth * config.hidden * (2 * heads + 3 * ffn) / n
+    trunks = [name for name in found if name.startswith("search: trunk, ")]
+    trunk = max(trunks, key=lambda name: int(name.split()[2]))
+    for name, need in (("search: slopes", needs["descent"]), (trunk, needs["search"])):
+        compiled = memory(name)
+        working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes
+        held = compiled.argument_size_in_bytes + unused
+        rows.append(Working(name, need.working, working))
+        rows.append(Working(f"{name}, and what is held", need.memory - need.text, held + working))
+    return rows
+
+
+def main(check: Check) -> None:
+    """Print a row per program."""
+    settings = dataclasses.replace(PRESETS[check.preset], sparsity=(check.sparsity,))
+    print_header("program", "planned, GB", "compiled, GB", "ratio")
+    with jax.set_mesh(tpu_mesh(check.topology, check.devices)):
+        rows = compare(MODELS[check.model], settings, jnp.dtype("bfloat16"))
+    for row in rows:
+        print_row(row.program, f"{row.planned / 1e9:.2f}", f"{row.compiled / 1e9:.2f}", f"{row.ratio:.2f}")
+    if failed := [row.program for row in rows if abs(row.ratio - 1) > check.most_off]:
+        raise SystemExit(f"not as planned on {check.topology}: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Check, description=__doc__))
