@@ -9,6 +9,7 @@ import pytest
 from tiny import make_tiny_config
 
 from tyr_jax import config, roofline, stages
+from tyr_jax.pruning import hessian
 from tyr_jax.roofline import CHIPS, Work
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -65,7 +66,7 @@ def test_a_stage_without_loops_has_what_xla_counts(name: str) -> None:
     compiled: Any = stage.lower().compile()
     counted = compiled.cost_analysis()["flops"]
     found = roofline.matmul_flops(stage.traced().jaxpr.jaxpr, iter(stage.loops), "cpu")
-    gram = 4096 * 2 * 48**2 * 10 / 16 if name == "ffn: statistics" else 0
+    gram = hessian.gram_flops(48, 4096) if name == "ffn: statistics" else 0
     # XᵀX is of the highest precision. Elementwise work is what is left.
     assert found - (roofline.PASSES - 1) * gram == pytest.approx(counted, rel=0.15)
 

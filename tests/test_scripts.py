@@ -43,6 +43,11 @@ def test_bench_fold(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert float(rows[-2][-1]) == 1
 
 
+def test_bench_gram(table: Callable[..., Rows]) -> None:
+    _, *rows = table("bench_gram.py", ["--widths", 16, 288, "--tokens", 8, "--repeats", 1])
+    assert [row[:2] + row[4:5] for row in rows] == [["16", "1", "1.000"], ["288", "2", "0.750"]]
+
+
 def test_bench_search(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--sequence-length", 32, "--candidates", 2, "--repeats", 1]
     _, *rows = table("bench_search.py", ["--model", tiny_model, *sizes])

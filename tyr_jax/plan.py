@@ -18,6 +18,7 @@ from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.pruning.hessian import gram_flops
 from tyr_jax.search import surrogate
 from tyr_jax.search.slopes import SLOPE_TOKENS
 
@@ -172,16 +173,18 @@ def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: i
 
 
 def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
-    """FLOPs of a fold on `tokens` tokens: forward, XᵀX (10/16 of it, by symmetry), its inverse, downdates of
-    the inverse, and solutions of all levels."""
-    sites = sum(2 * size**2 * (10 / 16 * tokens + 3 * size + config.hidden) for size in site_sizes(config))
+    """FLOPs of a fold on `tokens` tokens: forward, XᵀX, its inverse, downdates of it, and solutions of all
+    levels."""
+    sizes = site_sizes(config)
+    sites = sum(gram_flops(size, tokens) + 2 * size**2 * (3 * size + config.hidden) for size in sizes)
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
 
 
 def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
-    """Bytes at work when XᵀX of an FFN's site is added up: a device's own."""
+    """Bytes at work when XᵀX of an FFN's site is added up: a device's own, of blocks cut out of X."""
     together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
-    return FLOAT * site_sizes(config)[1] ** 2 + layer_working(config, together, length, itemsize, n)
+    size = site_sizes(config)[1]
+    return FLOAT * size * (size + together) + layer_working(config, together, length, itemsize, n)
 
 
 def site_working(levels: int, config: ModelConfig, n: int) -> float:
