@@ -22,8 +22,10 @@ COLLECTIVE = re.compile(
     r"(?:channel_id=(\d+)|$)"
 )
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
+WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CONSTANT = re.compile(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+BELOW = re.compile(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
 CALLED = re.compile(
     r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
 )
@@ -117,37 +119,52 @@ def _product_flops(equation: Any) -> float:
 
 
 def received_bytes(program: str, loops: tuple[int, ...] = ()) -> float:
-    """Bytes of what the collectives of a compiled program give a device; loops whose number of iterations is
-    data have the largest of `loops`."""
-    own: dict[str, dict[str, float]] = {}
-    inner: dict[str, list[tuple[str, int]]] = {}
-    entry = name = ""
-    for number, line in enumerate(program.splitlines()):
-        begun = COMPUTATION.match(line)
-        if begun:
-            name = begun[1]
-            entry = name if line.startswith("ENTRY") else entry
-            own[name], inner[name] = {}, []
-        found = COLLECTIVE.search(line)
-        if found and name:
-            # Of a collective that is done in the background there are several parts, on one channel.
-            own[name][found[2] or str(number)] = max(array_bytes(found[1]).values(), default=0)
-        loop = WHILE.search(line)
-        if loop:
-            trips = TRIPS.search(line)
-            inner[name].append((loop[1], int(trips[1]) if trips else max(loops, default=1)))
-        elif name:
-            called = CALLED.search(line)
-            names = re.findall(r"[\w.\-]+", called[1]) if called else []
-            inner[name] += [(each, 1) for each in names]
+    """Bytes of what the collectives of a compiled program give a device; `loops` are the iterations of its
+    loops whose number is data, in their order, and ValueError is raised if there are more of these."""
+    entry, computations = _computations(program)
+    data = iter(loops)
     received: dict[str, float] = {}
 
     def visit(name: str, times: int) -> None:
-        for channel, size in own[name].items():
-            received[channel] = max(received.get(channel, 0), times * size)
-        for each, often in inner[name]:
-            if each in own:
-                visit(each, times * often)
+        for line in computations[name]:
+            if found := COLLECTIVE.search(line):
+                # Of a collective that is done in the background there are several parts, on one channel.
+                channel = found[2] or f"{name}: {line}"
+                size = times * max(array_bytes(found[1]).values(), default=0)
+                received[channel] = max(received.get(channel, 0), size)
+            if loop := WHILE.search(line):
+                trips = _trips(line, computations[loop[1]])
+                trips = next(data, None) if trips is None else trips
+                if trips is None:
+                    raise ValueError("there are more loops whose number of iterations is data than were told")
+                visit(loop[2], times * trips)
+            elif called := CALLED.search(line):
+                for each in re.findall(r"[\w.\-]+", called[1]):
+                    if each in computations:
+                        visit(each, times)
 
     visit(entry, 1)
     return sum(received.values())
+
+
+def _computations(program: str) -> tuple[str, dict[str, list[str]]]:
+    """(the name of that which a compiled program enters by, the lines of each)."""
+    entry = name = ""
+    computations: dict[str, list[str]] = {}
+    for line in program.splitlines():
+        if begun := COMPUTATION.match(line):
+            name = begun[1]
+            entry = name if line.startswith("ENTRY") else entry
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+    return entry, computations
+
+
+def _trips(loop: str, condition: list[str]) -> int | None:
+    """Iterations of a `loop` that goes on under a `condition`, or `None` where they are data."""
+    if said := TRIPS.search(loop):
+        return int(said[1])
+    constants = {found[1]: int(found[2]) for line in condition if (found := CONSTANT.search(line))}
+    below = next((found[1] for line in condition if (found := BELOW.search(line))), "")
+    return constants.get(below)
