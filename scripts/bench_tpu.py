@@ -18,7 +18,7 @@ import tyro
 from large_models import MODELS, tpu_mesh
 from markdown_table import print_header, print_row
 
-from tyr_jax import roofline, stages
+from tyr_jax import collectives, roofline, stages
 from tyr_jax.config import PRESETS, Preset
 
 
@@ -59,7 +59,7 @@ def main(bench: Bench) -> None:
             memory = compiled.memory_analysis()
             besides = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             sizes = memory.argument_size_in_bytes, besides
-            _, largest = stages.largest_collective(compiled.as_text())
+            _, largest = collectives.largest_collective(compiled.as_text())
             times = roofline.work(stage, compiled).seconds(chip)
             cells = *(f"{size / 1e9:.2f}" for size in sizes), *(f"{1e3 * time:.2f}" for time in times)
             print_row(stage.name, f"{seconds:.0f}", *cells, largest)

@@ -12,6 +12,7 @@ from reference import random_supernet
 from tiny import make_tiny_config
 
 from tyr_jax import devices, offload, quality, stages
+from tyr_jax.collectives import largest_collective
 from tyr_jax.config import PRESETS
 from tyr_jax.model.spec import random_params
 from tyr_jax.pruning import supernet as supernet_module
@@ -72,16 +73,16 @@ def results(number: int) -> dict[str, Any]:
     return jax.tree.map(np.asarray, found)
 
 
-def collectives(number: int) -> dict[str, tuple[int, str]]:
+def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
     """The largest array that every stage gives a device in a collective."""
     settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,))
     with devices.in_use(number):
         every = stages.all_stages(make_tiny_config(layers=LAYERS), settings, jnp.dtype("float32"))
-        return {stage.name: stages.largest_collective(stage.lower().compile().as_text()) for stage in every}
+        return {stage.name: largest_collective(stage.lower().compile().as_text()) for stage in every}
 
 
 if __name__ == "__main__":
     with open(sys.argv[1], "wb") as file:
         numbers = [int(number) for number in sys.argv[2:]]
         found = {number: results(number) for number in numbers}
-        pickle.dump((found, {number: collectives(number) for number in numbers if number > 1}), file)
+        pickle.dump((found, {number: largest_collectives(number) for number in numbers if number > 1}), file)

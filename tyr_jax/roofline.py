@@ -5,30 +5,16 @@ own count takes a loop's body once). What devices give each other is read off th
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from tyr_jax import devices
-from tyr_jax.stages import Stage, array_bytes
+from tyr_jax import collectives, devices
+from tyr_jax.stages import Stage
 
 PASSES = 6
 """Products of bfloat16 that a TPU makes one of float32 out of, at the highest precision."""
-
-COLLECTIVE = re.compile(
-    r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(.*?"
-    r"(?:channel_id=(\d+)|$)"
-)
-COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-CONSTANT = re.compile(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
-BELOW = re.compile(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT")
-CALLED = re.compile(
-    r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
-)
 
 
 class Chip(NamedTuple):
@@ -69,7 +55,7 @@ def work(stage: Stage, compiled: Any) -> Work:
     touched = memory.argument_size_in_bytes + memory.output_size_in_bytes
     loops = iter(stage.loops)
     total = matmul_flops(stage.traced().jaxpr.jaxpr, loops)
-    return Work(total / devices.count(), touched, received_bytes(compiled.as_text(), stage.loops))
+    return Work(total / devices.count(), touched, collectives.received_bytes(compiled.as_text(), stage.loops))
 
 
 def matmul_flops(jaxpr: Any, loops: Iterator[int], platform: str = "tpu") -> float:
@@ -116,55 +102,3 @@ def _product_flops(equation: Any) -> float:
     precision = equation.params["precision"]
     exact = precision is not None and jax.lax.Precision.HIGHEST in precision
     return 2.0 * size * (PASSES if exact and left.dtype == "float32" else 1)
-
-
-def received_bytes(program: str, loops: tuple[int, ...] = ()) -> float:
-    """Bytes of what the collectives of a compiled program give a device; `loops` are the iterations of its
-    loops whose number is data, in their order, and ValueError is raised if there are more of these."""
-    entry, computations = _computations(program)
-    data = iter(loops)
-    received: dict[str, float] = {}
-
-    def visit(name: str, times: int) -> None:
-        for line in computations[name]:
-            if found := COLLECTIVE.search(line):
-                # Of a collective that is done in the background there are several parts, on one channel.
-                channel = found[2] or f"{name}: {line}"
-                size = times * max(array_bytes(found[1]).values(), default=0)
-                received[channel] = max(received.get(channel, 0), size)
-            if loop := WHILE.search(line):
-                trips = _trips(line, computations[loop[1]])
-                trips = next(data, None) if trips is None else trips
-                if trips is None:
-                    raise ValueError("there are more loops whose number of iterations is data than were told")
-                visit(loop[2], times * trips)
-            elif called := CALLED.search(line):
-                for each in re.findall(r"[\w.\-]+", called[1]):
-                    if each in computations:
-                        visit(each, times)
-
-    visit(entry, 1)
-    return sum(received.values())
-
-
-def _computations(program: str) -> tuple[str, dict[str, list[str]]]:
-    """(the name of that which a compiled program enters by, the lines of each)."""
-    entry = name = ""
-    computations: dict[str, list[str]] = {}
-    for line in program.splitlines():
-        if begun := COMPUTATION.match(line):
-            name = begun[1]
-            entry = name if line.startswith("ENTRY") else entry
-            computations[name] = []
-        elif name:
-            computations[name].append(line)
-    return entry, computations
-
-
-def _trips(loop: str, condition: list[str]) -> int | None:
-    """Iterations of a `loop` that goes on under a `condition`, or `None` where they are data."""
-    if said := TRIPS.search(loop):
-        return int(said[1])
-    constants = {found[1]: int(found[2]) for line in condition if (found := CONSTANT.search(line))}
-    below = next((found[1] for line in condition if (found := BELOW.search(line))), "")
-    return constants.get(below)

@@ -7,7 +7,6 @@ sequences, `T` tokens.
 
 import functools
 import math
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,12 +25,6 @@ from tyr_jax.pruning import hessian, linalg, obs, supernet
 from tyr_jax.search import nested, population, slopes, space, surrogate
 from tyr_jax.search.objective import Batch, Objective
 from tyr_jax.search.space import ATTENTION, FFN, KINDS
-
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
-ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
-"""A type in a compiled program, such as bf16[4096,128]."""
 
 
 class Stage(NamedTuple):
@@ -55,24 +48,6 @@ class Stage(NamedTuple):
     def lower(self, *platforms: str) -> jax.stages.Lowered:
         """The stage lowered for `platforms`, or for the current devices."""
         return self.traced().lower(lowering_platforms=platforms or None)
-
-
-def array_bytes(text: str) -> dict[str, int]:
-    """Bytes of every array type that a piece of a compiled program names."""
-    return {
-        f"{kind}{bits}[{shape}]": math.prod(map(int, filter(None, shape.split(",")))) * int(bits or 8) // 8
-        for kind, bits, shape in ARRAY.findall(text)
-    }
-
-
-def largest_collective(program: str) -> tuple[int, str]:
-    """(bytes, what it is) of the largest array that the collectives of a compiled program give a device."""
-    found = [
-        (size, f"{what} {array}")
-        for result, what in COLLECTIVE.findall(program)
-        for array, size in array_bytes(result).items()
-    ]
-    return max(found, default=(0, "none"))
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
