@@ -4,8 +4,9 @@
 
 A row per stage: seconds to compile; what a device holds of its arguments and what it needs besides; the least
 milliseconds that its FLOPs, its bytes and what it receives from other devices take by the chip's published
-rates; and the largest array that a collective gathers: of a layer's weights, never of all layers'. It fails
-where a stage takes longer to compile, or more memory, than it may.
+rates; and the largest array that a collective gives a device: a matrix of a layer's weights, never those of
+all layers or levels. It fails where a stage takes longer to compile, or more memory, or is given more, than
+it may.
 """
 
 import dataclasses
@@ -18,8 +19,10 @@ import tyro
 from large_models import MODELS, tpu_mesh
 from markdown_table import print_header, print_row
 
-from tyr_jax import collectives, roofline, stages
+from tyr_jax import collectives, devices, plan, roofline, stages
 from tyr_jax.config import PRESETS, Preset
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.pruning import linalg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Bench:
     """Stages whose name has one of these in it; all where none is given."""
 
 
+def most_given(name: str, config: ModelConfig, itemsize: int) -> float:
+    """Bytes of the largest array that a stage may give a device: of weights a matrix of a layer, or the head;
+    of a site's Hessian its own part, or a block of rows."""
+    size = plan.site_sizes(config)[1]
+    head = config.vocab * config.hidden if name.startswith(("search", "quality")) else 0
+    hessian = max(size / devices.count(), linalg.BLOCK) * size
+    return max(itemsize * max(size * config.hidden, head), plan.FLOAT * hessian)
+
+
 def main(bench: Bench) -> None:
     """Print a row per stage."""
     settings = dataclasses.replace(PRESETS[bench.preset], sparsity=(bench.sparsity,))
@@ -49,8 +61,9 @@ def main(bench: Bench) -> None:
     columns = "compiles in, s", "arguments, GB", "besides, GB", "FLOPs, ms", "memory, ms", "network, ms"
     print_header("stage", *columns, "largest collective")
     failed = []
+    config, dtype = MODELS[bench.model], jnp.dtype("bfloat16")
     with jax.set_mesh(tpu_mesh(bench.topology, bench.devices)):
-        for stage in stages.all_stages(MODELS[bench.model], settings, jnp.dtype("bfloat16")):
+        for stage in stages.all_stages(config, settings, dtype):
             if bench.only and not any(name in stage.name for name in bench.only):
                 continue
             start = time.perf_counter()
@@ -59,14 +72,18 @@ def main(bench: Bench) -> None:
             memory = compiled.memory_analysis()
             besides = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             sizes = memory.argument_size_in_bytes, besides
-            _, largest = collectives.largest_collective(compiled.as_text())
+            given, largest = collectives.largest_collective(compiled.as_text())
             times = roofline.work(stage, compiled).seconds(chip)
             cells = *(f"{size / 1e9:.2f}" for size in sizes), *(f"{1e3 * time:.2f}" for time in times)
             print_row(stage.name, f"{seconds:.0f}", *cells, largest)
-            if seconds > bench.most_seconds or sum(sizes) > chip.memory:
-                failed.append(stage.name)
+            limits = {
+                "too slow to compile": seconds > bench.most_seconds,
+                "too large for a device": sum(sizes) > chip.memory,
+                "gives a device too much": given > most_given(stage.name, config, dtype.itemsize),
+            }
+            failed += [f"{stage.name}: {what}" for what, exceeded in limits.items() if exceeded]
     if failed:
-        raise SystemExit(f"too slow to compile, or too large for {bench.topology}: {', '.join(failed)}")
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":
