@@ -99,7 +99,9 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
 
 def attention_output(block: Block, units: jax.Array) -> jax.Array:
     """What attention adds to the residual, `[B, T, D]`, from head outputs `[B, T, N, H]`."""
-    out = jnp.einsum("btnh,nhd->btd", units, block["o"])
+    # A product over two axes would have XLA copy both, turned.
+    weight = block["o"].reshape(-1, block["o"].shape[-1])
+    out = jnp.einsum("btc,cd->btd", units.reshape(*units.shape[:2], -1), weight)
     return out + block["o_bias"] if "o_bias" in block else out
 
 
