@@ -51,9 +51,9 @@ def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[
 def test_both_programs_compile_once(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, layers=(WHOLE, LayerShape(2, 1, 16)))
     list(generate(params, config, [[1, 2], [3]], 5))
-    sizes = generation.prefill._cache_size(), generation.decode._cache_size()
+    sizes = generation.read_prompts._cache_size(), generation.decode._cache_size()
     list(generate(params, config, [[4], [5] * 60], 9))
-    assert (generation.prefill._cache_size(), generation.decode._cache_size()) == sizes
+    assert (generation.read_prompts._cache_size(), generation.decode._cache_size()) == sizes
 
 
 def test_a_prompt_beyond_the_multiple(

@@ -53,13 +53,24 @@ def unstack(params: Params, config: ModelConfig) -> Params:
     return params | {"blocks": tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots"))
 def prefill(
     params: Params, tokens: jax.Array, lengths: jax.Array, config: ModelConfig, slots: int
 ) -> tuple[jax.Array, Cache]:
     """(logits `[B, V]` after each prompt, a cache of `slots`) for `tokens [B, T]`, of which `lengths [B]`
     count; `params` unstacked."""
-    rope = decoder.rope_tables(config, tokens.shape[1])
+    # Where they are not an argument, XLA computes sines and cosines again for every head of every layer.
+    rope = rope_tables(config, tokens.shape[1])
+    return read_prompts(params, tokens, lengths, rope, config, slots)
+
+
+rope_tables = jax.jit(decoder.rope_tables, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def read_prompts(
+    params: Params, tokens: jax.Array, lengths: jax.Array, rope: decoder.Rope, config: ModelConfig, slots: int
+) -> tuple[jax.Array, Cache]:
+    """`prefill`, with rotary tables of all positions."""
     x = decoder.embed(params, tokens)
     cache = {}
 
@@ -103,11 +114,11 @@ def attend_slots(q: jax.Array, seen: KeysValues, positions: jax.Array, window: i
     """What queries `[B, N, H]` at `positions [B]` attend to, `[B, N, H]`, among what has been `seen`."""
     keys, values = seen
     batch, heads, head_dim = q.shape
-    groups = keys.shape[2]
+    slots, groups = keys.shape[1:3]
     q = (q * head_dim**-0.5).reshape(batch, groups, heads // groups, head_dim)
     scores = jnp.einsum("bkgh,bskh->bkgs", q, keys, preferred_element_type=jnp.float32)
-    distance = positions[:, None] - jnp.arange(keys.shape[1])
-    visible = (distance >= 0) & (distance < (window or keys.shape[1]))
+    distance = positions[:, None] - jnp.arange(slots)
+    visible = (distance >= 0) & (distance < (window or slots))
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
     units = jnp.einsum("bkgs,bskh->bkgh", weights.astype(values.dtype), values)
     return units.reshape(batch, heads, head_dim)
