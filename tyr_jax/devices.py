@@ -73,6 +73,19 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(get, tree)
 
 
+def total(parts: jax.Array, axis: int) -> jax.Array:
+    """The sum over devices of what each has of `parts [n, ...]`, within a jitted function: divided among them
+    along `axis` of the sum, if they divide it, so that none is given all of it."""
+    if count() == 1 or parts.shape[1 + axis] % count():
+        return jnp.sum(parts, axis=0)
+
+    def own(part: jax.Array) -> jax.Array:
+        return jax.lax.psum_scatter(part[0], AXIS, scatter_dimension=axis, tiled=True)
+
+    divided_along = PartitionSpec(*[None] * axis, AXIS)
+    return jax.shard_map(own, in_specs=PartitionSpec(AXIS), out_specs=divided_along)(parts)
+
+
 def everywhere(array: jax.Array) -> jax.Array:
     """`array`, within a jitted function, whole on every device."""
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
