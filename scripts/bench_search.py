@@ -42,7 +42,7 @@ class Bench:
     """Tokens of a sequence."""
     candidates: int = 32
     """Candidates of a population."""
-    repeats: int = 3
+    repeats: int = 5
     """Timings of each, interleaved."""
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,17 @@ def greedy(params: Params, config: ModelConfig, prompt: list[int], count: int) -
     return tokens[len(prompt) :]
 
 
+def test_weights_lie_side_by_side(tiny_config: Callable[..., ModelConfig]) -> None:
+    _, params = make(tiny_config, tied=True)
+    params |= {"embed": params["embed"].astype(jnp.bfloat16)}
+    moved = generation.side_by_side(params)
+    chex.assert_trees_all_equal(moved, params)
+    chex.assert_trees_all_equal_dtypes(moved, params)
+    starts = sorted(array.unsafe_buffer_pointer() for array in jax.tree.leaves(moved))
+    total = sum(array.nbytes for array in jax.tree.leaves(moved))
+    assert starts[-1] - starts[0] < total + len(starts) * generation.ALIGNMENT
+
+
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, **changes)
@@ -48,12 +60,13 @@ def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[
         assert column.tolist() == greedy(params, config, prompt, 10)
 
 
-def test_both_programs_compile_once(tiny_config: Callable[..., ModelConfig]) -> None:
+def test_no_program_compiles_again(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, layers=(WHOLE, LayerShape(2, 1, 16)))
     list(generate(params, config, [[1, 2], [3]], 5))
-    sizes = generation.read_prompts._cache_size(), generation.decode._cache_size()
+    programs = generation.read_prompts, generation.read_tokens, generation.remember
+    sizes = [program._cache_size() for program in programs]
     list(generate(params, config, [[4], [5] * 60], 9))
-    assert (generation.read_prompts._cache_size(), generation.decode._cache_size()) == sizes
+    assert [program._cache_size() for program in programs] == sizes
 
 
 def test_a_prompt_beyond_the_multiple(

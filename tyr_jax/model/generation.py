@@ -17,12 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax import devices
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.spec import ModelConfig, Params, layer_block
 
 PROMPT_MULTIPLE = 64
 """Prompts are filled up to a multiple of this, so that most share a compilation."""
+
+ALIGNMENT = 64
+"""Bytes; XLA takes memory that starts at a multiple of this as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Sampling:
 
 
 class KeysValues(NamedTuple):
-    """What a layer's attention has seen, `keys` and `values`, both `[B, S, K, H]`."""
+    """What a layer's attention has seen, `keys` and `values`, both `[B, K, S, H]`."""
 
     keys: jax.Array
     values: jax.Array
@@ -49,8 +53,30 @@ Cache = dict[int, KeysValues]
 
 
 def unstack(params: Params, config: ModelConfig) -> Params:
-    """The same model with a dict of tensors for each block, however they were kept."""
-    return params | {"blocks": tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))}
+    """The same model with a dict of tensors for each block, however they were kept; on a CPU, as
+    `side_by_side`."""
+    blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
+    params = params | {"blocks": blocks}
+    return side_by_side(params) if devices.are_cpus() else params
+
+
+def side_by_side(params: Params) -> Params:
+    """The same model, its tensors one after the other in one piece of memory.
+
+    A token's time is that of reading all weights, and a CPU reads small tensors that lie anywhere a quarter
+    slower: NumPy asks for large pages for its own memory, but a page is larger than most tensors are.
+    """
+    arrays, structure = jax.tree.flatten(params)
+    sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
+    memory = np.empty(ALIGNMENT + sum(sizes), np.uint8)
+    starts = np.cumsum([-memory.ctypes.data % ALIGNMENT, *sizes[:-1]])
+
+    def moved(array: jax.Array, start: int) -> jax.Array:
+        place = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        return jax.device_put(place, may_alias=True)
+
+    return jax.tree.unflatten(structure, map(moved, arrays, starts))
 
 
 def prefill(
@@ -75,7 +101,7 @@ def read_prompts(
     cache = {}
 
     def filled(array: jax.Array) -> jax.Array:
-        return jnp.pad(array, ((0, 0), (0, slots - array.shape[1]), (0, 0), (0, 0)))
+        return jnp.pad(array.swapaxes(1, 2), ((0, 0), (0, 0), (0, slots - array.shape[1]), (0, 0)))
 
     for layer, block in enumerate(params["blocks"]):
         if "o" in block:
@@ -88,39 +114,61 @@ def read_prompts(
     return next_logits(params, last[:, 0], config), cache
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def decode(
     params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
 ) -> tuple[jax.Array, Cache]:
-    """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked."""
+    """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked. The
+    cache that is given is overwritten."""
+    logits, seen = read_tokens(params, tokens, positions, cache, config)
+    return logits, remember(cache, seen, positions)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def read_tokens(
+    params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
+) -> tuple[jax.Array, dict[int, KeysValues]]:
+    """(logits `[B, V]`, keys and values `[B, K, H]` of every layer), as `decode`."""
     # One row of tokens that each have a position of their own.
     rope = decoder.rope_at(config, positions)
-    x = decoder.embed(params, tokens[None])
-    rows, filled = jnp.arange(len(tokens)), {}
+    x, seen = decoder.embed(params, tokens[None]), {}
     for layer, block in enumerate(params["blocks"]):
         if "o" in block:
-            q, k, v = decoder.queries_keys_values(block, x, rope, config)
-            keys = cache[layer].keys.at[rows, positions].set(k[0])
-            values = cache[layer].values.at[rows, positions].set(v[0])
-            filled[layer] = KeysValues(keys, values)
-            units = attend_slots(q[0], filled[layer], positions, config.window)
+            q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
+            seen[layer] = KeysValues(k, v)
+            units = attend_cached(q, seen[layer], cache[layer], positions, config.window)
             x = x + decoder.attention_output(block, units[None])
         if "down" in block:
             x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
-    return next_logits(params, x[0], config), filled
+    return next_logits(params, x[0], config), seen
 
 
-def attend_slots(q: jax.Array, seen: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
-    """What queries `[B, N, H]` at `positions [B]` attend to, `[B, N, H]`, among what has been `seen`."""
-    keys, values = seen
+@functools.partial(jax.jit, donate_argnames="cache")
+def remember(cache: Cache, seen: dict[int, KeysValues], positions: jax.Array) -> Cache:
+    """The cache with keys and values `[B, K, H]` at `positions [B]`.
+
+    A program of its own: XLA copies a cache that is read and written in one, of which no write waits for
+    the reads.
+    """
+    rows = jnp.arange(len(positions))
+    return jax.tree.map(lambda slots, new: slots.at[rows, :, positions].set(new), cache, seen)
+
+
+def attend_cached(
+    q: jax.Array, own: KeysValues, cached: KeysValues, positions: jax.Array, window: int | None
+) -> jax.Array:
+    """What queries `q [B, N, H]` at `positions [B]` attend to, `[B, N, H]`: their own keys and values
+    `[B, K, H]`, and those `cached` of the positions before."""
     batch, heads, head_dim = q.shape
-    slots, groups = keys.shape[1:3]
+    groups, slots = cached.keys.shape[1:3]
     q = (q * head_dim**-0.5).reshape(batch, groups, heads // groups, head_dim)
-    scores = jnp.einsum("bkgh,bskh->bkgs", q, keys, preferred_element_type=jnp.float32)
+    before = jnp.einsum("bkgh,bksh->bkgs", q, cached.keys, preferred_element_type=jnp.float32)
+    last = jnp.einsum("bkgh,bkh->bkg", q, own.keys, preferred_element_type=jnp.float32)[..., None]
     distance = positions[:, None] - jnp.arange(slots)
-    visible = (distance >= 0) & (distance < (window or slots))
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    units = jnp.einsum("bkgs,bskh->bkgh", weights.astype(values.dtype), values)
+    visible = (distance > 0) & (distance < (window or slots))
+    before = jnp.where(visible[:, None, None], before, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([before, last], axis=-1), axis=-1).astype(q.dtype)
+    units = jnp.einsum("bkgs,bksh->bkgh", weights[..., :slots], cached.values)
+    units = units + weights[..., slots:] * own.values[:, :, None]
     return units.reshape(batch, heads, head_dim)
 
 
