@@ -23,11 +23,11 @@ from tyr_jax.timing import matmul_rate, medians
 class Bench:
     """What to measure."""
 
-    widths: tuple[int, ...] = (1536, 4096, 14336)
+    widths: tuple[int, ...] = (576, 1536, 4096, 14336)
     """Channels of a site."""
     tokens: int = 4096
     """Tokens that run at a time."""
-    repeats: int = 5
+    repeats: int = 9
     """Timings, interleaved."""
 
 
