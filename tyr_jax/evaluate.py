@@ -1,8 +1,12 @@
-"""Perplexity of a model, dense or pruned: `python -m tyr_jax.evaluate MODEL`.
+"""How good a model is, dense or pruned: `python -m tyr_jax.evaluate MODEL`.
 
-A directory written by `python -m tyr_jax.prune` is measured on the very windows
-of text it was measured on when it was made, and the figures are held against
-those in its summary. Any other model, or other text, works too.
+Without more, that is its perplexity. A directory written by `python -m
+tyr_jax.prune` is measured on the very windows of text it was measured on when it
+was made, and the figures are held against those in its summary. Any other model,
+or other text, works too.
+
+With --tasks, it is what lm-evaluation-harness makes of it (pip install
+'tyr-jax[tasks]'): the harness's own questions, prompts and metrics.
 
 Examples:
 
@@ -10,10 +14,13 @@ Examples:
 
   python -m tyr_jax.evaluate builtin --evaluation my-text.txt \\
       --evaluation-windows 20
+
+  python -m tyr_jax.evaluate pruned --tasks arc_easy,hellaswag --limit 200
 """
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +30,8 @@ from rich.table import Table
 
 from tyr_jax import command, devices, quality
 from tyr_jax.data import DataSpec, fingerprint, load_evaluation
-from tyr_jax.io.checkpoint import load_model
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.prepare import check_length
 from tyr_jax.summary import read_summary
@@ -49,6 +57,15 @@ class EvaluateSettings:
     """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
     chat_template: Annotated[bool | None, OPTIONAL] = None
     """Render conversations with the model's chat template (default: likewise)."""
+    tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
+    """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
+    num_fewshot: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    """Examples before a question (default: as the task has it)."""
+    limit: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    """At most this many questions of each task (default: all)."""
+    data_dir: Annotated[Path | None, OPTIONAL, tyro.conf.arg(metavar="DIR")] = None
+    """Where the tasks' datasets are, each under its name on the hub, such as DIR/allenai/ai2_arc (default:
+    the hub)."""
     json: bool = False
     """Print JSON on stdout in place of the table."""
 
@@ -78,18 +95,32 @@ def perplexity_when_pruned(summary: dict[str, Any] | None, name: str, windows: n
 
 def run(settings: EvaluateSettings) -> None:
     """Measure and print."""
+    if settings.tasks:
+        on_tasks(settings)
+    else:
+        on_texts(settings)
+
+
+def load(name: str, progress: Progress) -> LoadedModel:
+    """The model of that name, its weights divided among the devices."""
+    with progress.stage("load model", 1, "models") as stage:
+        model = load_model(name)
+        model = dataclasses.replace(model, params=devices.spread(model.params, model.config.hidden))
+        stage.advance()
+    return model
+
+
+def on_texts(settings: EvaluateSettings) -> None:
+    """Perplexity on every text."""
     summary = read_summary(settings.model)
     spec = data_spec(settings, summary)
     with devices.in_use(), Progress() as progress:
-        with progress.stage("load model", 1, "models") as stage:
-            model = load_model(settings.model)
-            params = devices.spread(model.params, model.config.hidden)
-            stage.advance()
+        model = load(settings.model, progress)
         check_length("--evaluation-length", spec.evaluation_length, model)
         texts = load_evaluation(spec, model.tokenizer)
         with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
             measured = {
-                name: quality.measure(params, windows, model.config, on_windows=stage.advance)
+                name: quality.measure(model.params, windows, model.config, on_windows=stage.advance)
                 for name, windows in texts.items()
             }
     rows = [
@@ -107,6 +138,44 @@ def run(settings: EvaluateSettings) -> None:
         print(json.dumps({"model": settings.model, "texts": rows}, indent=2))
     else:
         print_rows(settings.model, rows)
+
+
+def on_tasks(settings: EvaluateSettings) -> None:
+    """Metrics of every task and group of tasks, with their standard errors.
+
+    Raises:
+        UserError: lm-evaluation-harness is not installed.
+    """
+    try:
+        from tyr_jax import harness
+    except ImportError as error:
+        raise UserError(
+            f"--tasks needs lm-evaluation-harness ({first_line(error)}): pip install 'tyr-jax[tasks]'"
+        ) from None
+    names = [name.strip() for name in settings.tasks.split(",") if name.strip()]
+    with devices.in_use(), Progress() as progress:
+        tasks = harness.load_tasks(names, settings.data_dir)
+        model = load(settings.model, progress)
+        results = harness.evaluate(
+            model, tasks, num_fewshot=settings.num_fewshot, limit=settings.limit, progress=progress
+        )
+    rows = harness.rows(results)
+    if settings.json:
+        print(json.dumps({"model": settings.model, "tasks": rows}, indent=2))
+    else:
+        print_tasks(settings.model, rows)
+
+
+def print_tasks(model: str, rows: list[dict[str, Any]]) -> None:
+    """Print the table of metrics."""
+    table = Table(title=f"tasks of {model}", title_justify="left")
+    for column in ("task", "shots", "questions", "metric", "value", "± standard error"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for row in rows:
+        error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
+        shots = "" if row["shots"] is None else str(row["shots"])
+        table.add_row(row["task"], shots, str(row["questions"]), row["metric"], f"{row['value']:.4f}", error)
+    Console().print(table)
 
 
 def print_rows(model: str, rows: list[dict[str, Any]]) -> None:

