@@ -11,7 +11,8 @@ import pytest
 from tyr_jax import evaluate, prune
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
-from tyr_jax.evaluate import EvaluateSettings, data_spec, read_summary
+from tyr_jax.evaluate import EvaluateSettings, data_spec
+from tyr_jax.summary import read_summary
 
 Measure = Callable[..., list[dict[str, Any]]]
 SHORT = ("--evaluation-length", "64")
@@ -40,7 +41,7 @@ def test_a_pruned_model_measures_as_it_did(pruned: Path, measure: Measure) -> No
     summary = json.loads((pruned / "summary.json").read_text())
     (row,) = measure(pruned)
     then = summary["searched"]["quality"]["words.txt"]["perplexity"]
-    assert row["perplexity_when_pruned"] == then
+    assert row["perplexity_when_made"] == then
     assert row["perplexity"] == pytest.approx(then, rel=1e-4)
     assert (row["text"], row["windows"], row["length"], row["bos"]) == ("words.txt", 4, 32, True)
 
@@ -63,20 +64,34 @@ def test_from_another_folder_and_with_rounded_weights(
     capsys.readouterr()
     monkeypatch.chdir(there)
     (row,) = measure(here / "pruned")
-    assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-6)
+    assert row["perplexity"] == pytest.approx(row["perplexity_when_made"], rel=1e-6)
 
 
 def test_other_windows_are_not_held_against_those_of_the_run(
     pruned: Path, tiny_text: Path, measure: Measure
 ) -> None:
-    (shorter,) = measure(pruned, "--evaluation-length", 16)
-    assert (shorter["length"], shorter["perplexity_when_pruned"]) == (16, None)
     (fewer,) = measure(pruned, "--evaluation-windows", 2)
-    assert (fewer["windows"], fewer["perplexity_when_pruned"]) == (2, None)
+    assert (fewer["windows"], fewer["perplexity_when_made"]) == (2, None)
     (without_bos,) = measure(pruned, "--bos", False)
-    assert (without_bos["bos"], without_bos["perplexity_when_pruned"]) == (False, None)
-    (from_start,) = measure(pruned, "--evaluation", tiny_text)
-    assert from_start["perplexity_when_pruned"] is None
+    assert (without_bos["bos"], without_bos["perplexity_when_made"]) == (False, None)
+
+
+def test_what_a_model_has_learnt_from_is_not_what_it_is_measured_on(
+    pruned: Path, tiny_text: Path, measure: Measure, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (held,) = measure(pruned, "--evaluation", tiny_text)
+    assert held["part"] == "every 8th window, held out"
+    assert held["perplexity"] == pytest.approx(held["perplexity_when_made"], rel=1e-4)
+    other = tmp_path / "other.txt"
+    other.write_text(tiny_text.read_text()[::-1])
+    (start,) = measure(pruned, "--evaluation", other, "--evaluation-length", 16)
+    assert (start["part"], start["length"], start["tokens"]) == ("its start", 16, 64)
+    assert "other.txt (sha256 " in start["source"]
+    for text in ((), ("--evaluation", str(tiny_text), str(other))):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main([str(pruned), "--evaluation-length", "16", *text])
+        assert stopped.value.code == 2
+        assert "of which windows of 32 tokens were held out" in capsys.readouterr().err
 
 
 def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: Measure) -> None:
@@ -85,13 +100,13 @@ def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: 
     assert all(row["windows"] == 3 and row["length"] == 64 for row in rows)
     # Random weights are about as good as a guess among 300 tokens.
     assert all(200 < row["perplexity"] < 2000 for row in rows)
-    assert all(row["perplexity_when_pruned"] is None for row in rows)
+    assert all(row["perplexity_when_made"] is None for row in rows)
 
 
 def test_the_table(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(pruned)])
     shown = capsys.readouterr().out
-    for word in ("perplexity of", "words.txt", "4 × 32", "when pruned"):
+    for word in ("perplexity of", "words.txt", "4 × 32", "when made"):
         assert word in shown
 
 
@@ -100,7 +115,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         evaluate.main(["--help"])
     assert not stopped.value.code
     shown = capsys.readouterr().out
-    assert shown.startswith("Perplexity of a model")
+    assert shown.startswith("How good a model is")
     assert "None)" not in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
 

@@ -93,6 +93,6 @@ def test_it_prunes_and_evaluates_without_torch(
     rows = json.loads(module("tyr_jax.evaluate", "pruned", "--json"))["texts"]
     assert [row["text"] for row in rows] == ["words.txt", "chat.jsonl"]
     for row in rows:
-        assert row["perplexity"] == pytest.approx(row["perplexity_when_pruned"], rel=1e-4)
+        assert row["perplexity"] == pytest.approx(row["perplexity_when_made"], rel=1e-4)
     scripts = {path.stem for path in python.parent.iterdir()}
     assert {"tyr-prune", "tyr-evaluate"} <= scripts

@@ -3,7 +3,8 @@
 Without more, that is its perplexity. A directory written by `python -m
 tyr_jax.prune` is measured on the very windows of text it was measured on when it
 was made, and the figures are held against those in its summary. Any other model,
-or other text, works too.
+or other text, works too; of text that the model has learnt from, only what was
+held out is read.
 
 With --tasks, it is what lm-evaluation-harness makes of it (pip install
 'tyr-jax[tasks]'): the harness's own questions, prompts and metrics.
@@ -23,18 +24,17 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from tyr_jax import command, devices, quality
-from tyr_jax.data import DataSpec, fingerprint, load_evaluation
+from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.prepare import check_length
-from tyr_jax.summary import read_summary
+from tyr_jax.provenance import Provenance, provenance_of
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
 """For options whose default is said in words."""
@@ -70,27 +70,32 @@ class EvaluateSettings:
     """Print JSON on stdout in place of the table."""
 
 
-def data_spec(settings: EvaluateSettings, summary: dict[str, Any] | None) -> DataSpec:
-    """The text to measure on: the run's own, with what the user asked for in its place."""
-    saved = summary["settings"]["data"] if summary else {}
-    if settings.evaluation:
-        saved = saved | {"calibration": (), "evaluation": settings.evaluation}
-    elif not summary:
-        saved = {"calibration": (), "evaluation": ("builtin",)}
+def data_spec(settings: EvaluateSettings, made: Provenance | None) -> DataSpec:
+    """The text to measure on: what the model was measured on when it was made, with what the user asked for
+    in its place. Of text that it has learnt from, the windows that were held out.
+
+    Raises:
+        UserError: there are none of the length that is asked for.
+    """
     asked = {
         field: getattr(settings, field)
         for field in ("evaluation_length", "evaluation_windows", "bos", "chat_template")
         if getattr(settings, field) is not None
     }
-    merged = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return DataSpec(**(merged | asked))
-
-
-def perplexity_when_pruned(summary: dict[str, Any] | None, name: str, windows: np.ndarray) -> float | None:
-    """The run's own figure for text `name`, if it was measured on these very `windows [W, T]`."""
-    if not summary or summary["texts"].get(name, {}).get("sha256") != fingerprint(windows):
-        return None
-    return (summary["searched"] or summary["uniform"])["quality"][name]["perplexity"]
+    if made is None:
+        return DataSpec(calibration=(), evaluation=settings.evaluation or ("builtin",), **asked)
+    spec = dataclasses.replace(made.spec, **asked)
+    if settings.evaluation:
+        held = tuple(source for source in settings.evaluation if made.has_learnt(source))
+        others = tuple(source for source in settings.evaluation if source not in held)
+        spec = dataclasses.replace(spec, calibration=held, evaluation=others)
+    if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
+        raise UserError(
+            f"{settings.model} has learnt from {', '.join(spec.calibration)}, of which windows of "
+            f"{made.spec.evaluation_length} tokens were held out: leave out --evaluation-length, or name "
+            "other texts with --evaluation"
+        )
+    return spec
 
 
 def run(settings: EvaluateSettings) -> None:
@@ -112,8 +117,8 @@ def load(name: str, progress: Progress) -> LoadedModel:
 
 def on_texts(settings: EvaluateSettings) -> None:
     """Perplexity on every text."""
-    summary = read_summary(settings.model)
-    spec = data_spec(settings, summary)
+    made = provenance_of(settings.model)
+    spec = data_spec(settings, made)
     with devices.in_use(), Progress() as progress:
         model = load(settings.model, progress)
         check_length("--evaluation-length", spec.evaluation_length, model)
@@ -123,14 +128,18 @@ def on_texts(settings: EvaluateSettings) -> None:
                 name: quality.measure(model.params, windows, model.config, on_windows=stage.advance)
                 for name, windows in texts.items()
             }
+    sources = evaluation_sources(spec)
     rows = [
         {
             "text": name,
+            "source": sources[name][0],
+            "part": sources[name][1],
             "windows": len(texts[name]),
             "length": int(texts[name].shape[1]),
+            "tokens": int(texts[name].size),
             "bos": spec.bos,
             "perplexity": result.perplexity,
-            "perplexity_when_pruned": perplexity_when_pruned(summary, name, texts[name]),
+            "perplexity_when_made": made and made.perplexity(name, texts[name]),
         }
         for name, result in measured.items()
     ]
@@ -180,13 +189,15 @@ def print_tasks(model: str, rows: list[dict[str, Any]]) -> None:
 
 def print_rows(model: str, rows: list[dict[str, Any]]) -> None:
     """Print the table of perplexities."""
-    table = Table(title=f"perplexity of {model}", title_justify="left")
-    for column in ("text", "windows", "perplexity", "when pruned"):
-        table.add_column(column, justify="left" if column == "text" else "right")
+    bos = "with" if rows[0]["bos"] else "without"
+    table = Table(title=f"perplexity of {model}, {bos} BOS", title_justify="left")
+    for column in ("text", "part", "windows", "tokens", "perplexity", "when made"):
+        table.add_column(column, justify="left" if column in ("text", "part") else "right")
     for row in rows:
-        then = row["perplexity_when_pruned"]
-        windows = f"{row['windows']} × {row['length']}"
-        table.add_row(row["text"], windows, f"{row['perplexity']:.3f}", f"{then:.3f}" if then else "")
+        then = row["perplexity_when_made"]
+        windows, tokens = f"{row['windows']} × {row['length']}", f"{row['tokens']:,}"
+        figures = f"{row['perplexity']:.3f}", f"{then:.3f}" if then else ""
+        table.add_row(row["text"], row["part"], windows, tokens, *figures)
     Console().print(table)
 
 

@@ -87,14 +87,14 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Asked], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [self._fitted(context, continuation) for _, context, continuation in requests]
+        asked = [self._fitted(context, continuation) for (_texts, context, continuation) in requests]
         with self._stage("log-likelihoods", sum(len(one.continuation) for one in asked)) as advance:
             model = self.model
             found = likelihood.log_likelihoods(model.params, asked, model.config, advance)
-        for (texts, *_), answer in zip(requests, found, strict=True):
+        for (texts, *_tokens), answer in zip(requests, found, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return [tuple(answer) for answer in found]
+        return [(answer.nats, answer.greedy) for answer in found]
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Request:
         """A request of which the beginning is left out where it is too long; at least a token stays."""

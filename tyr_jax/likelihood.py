@@ -95,8 +95,8 @@ def _batch(
             first = len(row) - len(targets)
             asked += [(index, first + i, target, number) for i, target in enumerate(targets)]
     size = -(-filled_length(len(asked)) // devices.count()) * devices.count()
-    columns = np.pad(np.array(asked, np.int32).T, ((0, 0), (0, size - len(asked))))
-    return Batch(tokens, *columns, asked=len(asked))
+    owned = np.pad(np.array(asked, np.int32).T, ((0, 0), (0, size - len(asked))))
+    return Batch(tokens, owned[0], owned[1], owned[2], owned[3], len(asked))
 
 
 @functools.partial(jax.jit, static_argnames="config")

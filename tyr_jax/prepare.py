@@ -106,7 +106,8 @@ def prepare(run: Run) -> Dense:
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
-    resume.check_inputs(run.store, model.params, splits)
+    text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
+    resume.check_inputs(run.store, model.params, text)
     teachers, measured = dense_answers(run, model, splits)
     return Dense(model, splits, kinds, whole, targets, teachers, measured, dtype)
 

@@ -28,14 +28,9 @@ Examples:
       what that would take, from the model's configuration alone
 """
 
-import contextlib
 import dataclasses
-import functools
-import json
-import os
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from tyr_jax import command, devices, errors, hosts, resume, summary
+from tyr_jax import command, devices, errors, hosts, job, summary
 from tyr_jax.config import PRESETS, Settings, validate
 from tyr_jax.data import anchored
 from tyr_jax.errors import UserError
@@ -51,9 +46,7 @@ from tyr_jax.hosts import HostSettings
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import load_config, save_model
-from tyr_jax.io.output import EventLog, Workplace, read_events, workplace, workplace_of, write_json
-from tyr_jax.io.progress import Ended, Progress
-from tyr_jax.io.store import Store
+from tyr_jax.io.output import write_json
 from tyr_jax.model.spec import iter_tensors
 from tyr_jax.pipeline import Outcome, prune_model
 from tyr_jax.plan import PlanSettings
@@ -99,19 +92,19 @@ def main(arguments: list[str] | None = None) -> None:
     errors.run(lambda: carry_out(parse(arguments), arguments))
 
 
-def carry_out(job: Job, arguments: list[str]) -> None:
+def carry_out(asked: Job, arguments: list[str]) -> None:
     """Prune, or say what that would need.
 
     Raises:
         UserError: anything that cannot work.
     """
-    if job.plan.plan:
-        describe(job.settings, job.plan)
+    if asked.plan.plan:
+        describe(asked.settings, asked.plan)
     else:
-        with hosts.joined(job.hosts):
-            if job.settings.offload and jax.process_count() > 1:
+        with hosts.joined(asked.hosts):
+            if asked.settings.offload and jax.process_count() > 1:
                 raise UserError("--offload is for one host; several divide the weights among their devices")
-            run(job.settings, arguments)
+            run(asked.settings, arguments)
 
 
 def describe(settings: Settings, asked: PlanSettings) -> None:
@@ -154,86 +147,16 @@ def run(settings: Settings, arguments: list[str]) -> None:
     for name in repositories:
         hub.check_upload(name, settings.overwrite)
     reports = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(devices.in_use())
-        place = stack.enter_context(place_of(settings))
-        log = place.staging / "events.jsonl" if hosts.is_first() else Path(os.devnull)
-        earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]
-        events = stack.enter_context(EventLog(log))
-        told = functools.partial(write_stage, events)
-        progress = stack.enter_context(Progress(quiet=not hosts.is_first(), earlier=earlier, on_end=told))
-        progress.log(
-            f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
-            f"what happens is written to {log}"
-        )
-        events.write("start", arguments=arguments)
-        outcomes = prune_model(settings, progress, events, Store(place.finished))
+    with job.at_work(settings, arguments) as desk:
+        outcomes = prune_model(settings, desk.progress, desk.events, desk.store)
         for part, outcome in zip(parts, outcomes, strict=True):
-            reports.append(write(place.staging / part, outcome, arguments))
-        events.write("done")
+            reports.append(write(desk.staging / part, outcome, arguments))
     if not hosts.is_first():
         return
     directories = [settings.output / part for part in parts]
     summary.print_tables(reports, directories)
     for directory, name in zip(directories, repositories, strict=False):
         print(f"uploaded to {hub.upload(directory, name)}")
-
-
-@contextlib.contextmanager
-def place_of(settings: Settings) -> Iterator[Workplace]:
-    """Where a run works, claimed for what it is asked; of several hosts, the first makes it.
-
-    Raises:
-        UserError: as `workplace` and `claim`; or a host does not see what the first has made.
-    """
-    hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
-    if hosts.is_first():
-        with workplace(settings.output, settings.overwrite, settings.restart) as place:
-            claim(place.settings, settings)
-            hosts.wait("place")
-            yield place
-        return
-    place = workplace_of(settings.output)
-    hosts.wait("place")
-    if not place.settings.is_file():
-        raise UserError(
-            f"this host does not see what the first has made beside {settings.output}: choose an --output on "
-            "a file system that all hosts share"
-        )
-    yield place
-
-
-def write_stage(events: EventLog, ended: Ended) -> None:
-    """Log that a stage is over."""
-    events.write("stage", ended=ended._asdict())
-
-
-def asked(settings: Settings) -> dict[str, Any]:
-    """Settings that change what is found, as JSON has them."""
-    plain = summary.plain(settings)
-    others = ("output", "overwrite", "restart", "push_to_hub", "preset")
-    return {name: value for name, value in plain.items() if name not in others}
-
-
-def claim(path: Path, settings: Settings) -> None:
-    """Note at `path` what a run is asked for; one that was interrupted is only gone on with for the same.
-
-    Raises:
-        UserError: it was asked for something else; names the options.
-    """
-    if not path.is_file():
-        write_json(path, asked(settings))
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        flags = resume.differences(before, asked(settings))
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged; begin anew with --restart") from None
-    if flags:
-        raise UserError(
-            f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
-            "begin anew with --restart"
-        )
 
 
 def repository_names(name: str | None, parts: Sequence[str]) -> list[str]:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import devices, hosts
-from tyr_jax.data import Splits
 from tyr_jax.errors import UserError
 from tyr_jax.io.store import Store, checksum
 from tyr_jax.model.prediction import Prediction
@@ -67,14 +66,13 @@ def check_space(store: Store, needed: int) -> None:
         )
 
 
-def check_inputs(store: Store, params: Params, splits: Splits) -> None:
-    """Refuse to go on with another model, text or number of devices than the run began with, or than other
-    hosts have.
+def check_inputs(store: Store, params: Params, text: Any) -> None:
+    """Refuse to go on with another model, `text` (a pytree of arrays) or number of devices than the run began
+    with, or than other hosts have.
 
     Raises:
         UserError: they have changed, or differ between hosts.
     """
-    text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
     now = {
         "model": checksum(jax.tree.map(sample, params)),
         "text": checksum(text),

@@ -131,7 +131,7 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
     names = short_names([*held, *extra])
     calibration, search, evaluation = [], [], {}
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
-        count = _tokens_to_read(spec, int(np.dot(needs, lengths)))
+        count = tokens_to_read(spec, int(np.dot(needs, lengths)))
         stream = read_tokens(source, tokenizer, count, spec.chat_template)
         windows, rest = hold_out(stream, spec.evaluation_length)
         first, second = deal(rest, lengths, needs, np.random.default_rng([seed, index]), source.label)
@@ -162,10 +162,18 @@ def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarra
     names = short_names([*held, *extra])
     evaluation = {}
     for source in held:
-        stream = read_tokens(source, tokenizer, _tokens_to_read(spec, 0), spec.chat_template)
+        stream = read_tokens(source, tokenizer, tokens_to_read(spec, 0), spec.chat_template)
         windows, _ = hold_out(stream, spec.evaluation_length)
         evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
     return evaluation | {names[source]: _load_extra(source, spec, tokenizer) for source in extra}
+
+
+def evaluation_sources(spec: DataSpec) -> dict[str, tuple[str, str]]:
+    """What each evaluation text of `spec` is, and which part of it is read, by its name."""
+    held, extra = _sources(spec)
+    names = short_names([*held, *extra])
+    parts = dict.fromkeys(held, f"every {PERIOD}th window, held out") | dict.fromkeys(extra, "its start")
+    return {names[source]: (describe(source), part) for source, part in parts.items()}
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -277,18 +285,26 @@ def _texts(
     source: Source, tokenizer: Tokenizer, chat_template: bool, max_chars: int | None = None
 ) -> Iterator[str]:
     for document in read_documents(source, max_chars):
-        yield document if isinstance(document, str) else _render(document, source, tokenizer, chat_template)
+        if isinstance(document, str):
+            yield document
+        elif chat_template:
+            yield render(document, source, tokenizer)
+        else:
+            raise UserError(
+                f"'{source.label}' holds conversations; pass --chat-template to write them as the model's "
+                "chat template does, or name a column of plain text"
+            )
 
 
-def _render(conversation: Document, source: Source, tokenizer: Tokenizer, chat_template: bool) -> str:
-    if not chat_template:
-        raise UserError(
-            f"'{source.label}' holds conversations; pass --chat-template to write them as the model's chat "
-            "template does, or name a column of plain text"
-        )
+def render(conversation: Document, source: Source, tokenizer: Tokenizer, **options: Any) -> str:
+    """A conversation as the model's own chat template writes it, with the template's `options`.
+
+    Raises `UserError` where the template cannot.
+    """
     template = getattr(tokenizer, "chat_template", None)
     dated = isinstance(template, str) and "strftime_now" in template
-    options = {"chat_template": f"{FIXED_DATE}{template}"} if dated else {}
+    if dated:
+        options["chat_template"] = f"{FIXED_DATE}{template}"
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
     except Exception as error:  # a template is a program of the model's and raises what it likes
@@ -306,7 +322,7 @@ def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return windows[held], np.concatenate([windows[~held].reshape(-1), stream[whole * length :]])
 
 
-def _tokens_to_read(spec: DataSpec, drawn: int) -> int:
+def tokens_to_read(spec: DataSpec, drawn: int) -> int:
     """Tokens of a source that hold its windows and `drawn` more: whole periods, so that windows are whole."""
     rest = POOL * drawn
     periods = max(

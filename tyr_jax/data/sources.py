@@ -27,6 +27,8 @@ Document = str | Conversation
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 CONVERSATION_COLUMNS = ("messages", "conversations")
+# A task and its answer, as Alpaca's rows have them; there may be an "input" as well.
+TASK_COLUMNS = ("instruction", "output")
 # The roles of ShareGPT rows, in the words chat templates expect.
 ROLES = {"human": "user", "gpt": "assistant"}
 # How many leading rows are looked at to see whether a dataset's rows are lines of one text.
@@ -249,6 +251,12 @@ def _columns(source: Source) -> tuple[str, ...]:
 
 def _row_document(row: dict[str, Any], where: str, source: Source) -> Document:
     present = [name for name in _columns(source) if name in row]
+    if (
+        not present
+        and source.column == "text"
+        and all(isinstance(row.get(name), str) for name in TASK_COLUMNS)
+    ):
+        return _task(row, where)
     if not present:
         columns = ", ".join(map(str, row)) or "none"
         how = f"{source.name}:COLUMN" if source.kind == "file" else "name:config:split:column"
@@ -269,6 +277,15 @@ def _row_document(row: dict[str, Any], where: str, source: Source) -> Document:
     for turn in conversation:
         _checked(turn["content"], where)
     return conversation
+
+
+def _task(row: dict[str, Any], where: str) -> Conversation:
+    """A conversation of a task and its answer."""
+    question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    for turn in turns:
+        _checked(turn["content"], where)
+    return turns
 
 
 def _turn(turn: Any) -> dict[str, str] | None:

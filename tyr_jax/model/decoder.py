@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from tyr_jax import devices, offload
 from tyr_jax.model.attention import causal_attention
+from tyr_jax.model.linear import linear
 from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
 
 
@@ -78,9 +79,7 @@ def queries_keys_values(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries `[B, T, N, H]` and keys, and values `[B, T, K, H]`, from the residual `x [B, T, D]`."""
     normed = rms_norm(x, block["attn_norm"], config.norm_eps)
-    q = jnp.einsum("btd,dnh->btnh", normed, block["q"])
-    k = jnp.einsum("btd,dkh->btkh", normed, block["k"])
-    v = jnp.einsum("btd,dkh->btkh", normed, block["v"])
+    q, k, v = (linear(normed, block[name]) for name in ("q", "k", "v"))
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
     return rotate(q, rope), rotate(k, rope), v
@@ -100,16 +99,14 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
 def attention_output(block: Block, units: jax.Array) -> jax.Array:
     """What attention adds to the residual, `[B, T, D]`, from head outputs `[B, T, N, H]`."""
     # A product over two axes would have XLA copy both, turned.
-    weight = block["o"].reshape(-1, block["o"].shape[-1])
-    out = jnp.einsum("btc,cd->btd", units.reshape(*units.shape[:2], -1), weight)
+    out = linear(units.reshape(*units.shape[:2], -1), block["o"])
     return out + block["o_bias"] if "o_bias" in block else out
 
 
 def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Neuron activations `[B, T, F]` that enter the down projection, from the residual `x [B, T, D]`."""
     normed = rms_norm(x, block["mlp_norm"], config.norm_eps)
-    gate = jnp.einsum("btd,df->btf", normed, block["gate"])
-    up = jnp.einsum("btd,df->btf", normed, block["up"])
+    gate, up = linear(normed, block["gate"]), linear(normed, block["up"])
     if config.mlp_bias:
         gate, up = gate + block["gate_bias"], up + block["up_bias"]
     return jax.nn.silu(gate) * up
@@ -117,7 +114,7 @@ def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 def ffn_output(block: Block, units: jax.Array) -> jax.Array:
     """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]`."""
-    out = jnp.einsum("btf,fd->btd", units, block["down"])
+    out = linear(units, block["down"])
     return out + block["down_bias"] if "down_bias" in block else out
 
 
@@ -201,10 +198,11 @@ def run_blocks(blocks: Any, seen: Seen, config: ModelConfig, observed: tuple[int
     if not isinstance(blocks, tuple):
         return scan_layers(blocks, apply, seen, config, observed)
     rope = rope_tables(config, seen.residual.shape[-2])
+    step = jax.checkpoint(apply)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
         for block in blocks[start:stop]:
-            x = apply(block, rope, x)
+            x = step(block, rope, x)
         return x
 
     return watch(seen, advance, len(blocks), observed)

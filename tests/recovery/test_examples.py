@@ -1,0 +1,84 @@
+"""What is trained on, and what of it is learnt."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_samples import Bytes, Numbers, decode, numbers, spec_of
+
+from tyr_jax.data import load_evaluation, parse_source
+from tyr_jax.errors import UserError
+from tyr_jax.recovery import examples
+
+
+class Chats(Bytes):
+    """With a template that marks whose turn it is."""
+
+    def apply_chat_template(self, conversation: object, *, tokenize: bool, **options: object) -> str:
+        text = "".join(f"<{turn['role']}>{turn['content']}." for turn in conversation)  # type: ignore[attr-defined]
+        return text + ("<assistant>" if options.get("add_generation_prompt") else "")
+
+
+def jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_text_is_learnt_and_held_out_windows_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text(numbers(800))
+    spec = spec_of(path)
+    tokenizer = Numbers()
+    found = examples.load([parse_source(str(path))], spec, 20, tokenizer, 0)
+    assert found.tokens.shape == found.learn.shape == (20, 8)
+    assert found.learn.all()
+    held = np.concatenate([windows.ravel() for windows in load_evaluation(spec, tokenizer).values()])
+    assert not np.isin(found.tokens, held).any()
+    assert len(np.unique(found.tokens)) == found.tokens.size
+    again, other = (examples.load([parse_source(str(path))], spec, 20, tokenizer, seed) for seed in (0, 1))
+    np.testing.assert_array_equal(again.tokens, found.tokens)
+    assert (other.tokens != found.tokens).any()
+
+
+@pytest.mark.parametrize("shape", ["messages", "alpaca"])
+def test_answers_are_learnt(shape: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi\n\nyou"}, {"role": "assistant", "content": "ho"}]
+    task = {"instruction": "hi", "input": "you", "output": "ho"}
+    row = {"messages": turns} if shape == "messages" else task
+    path = jsonl(tmp_path / "chats.jsonl", [row] * 40)
+    found = examples.load([parse_source(str(path))], spec_of(), 8, Chats(), 0)
+    stream = examples.answers(parse_source(str(path)), spec_of(), 40, Chats())
+    text = "<user>hi\n\nyou.<assistant>ho."
+    assert decode(stream.tokens).startswith(text * 2)
+    learnt = "".join(decode(stream.tokens[i : i + 1]) if stream.learn[i] else "_" for i in range(len(text)))
+    assert learnt == "_" * len("<user>hi\n\nyou.<assistant>") + "ho."
+    assert 0 < found.learn.mean() < 0.5
+
+
+def test_a_conversation_ends_with_its_last_answer() -> None:
+    turns = [{"role": role, "content": content} for role, content in (("user", "a"), ("assistant", "b"))]
+    more = [*turns, {"role": "user", "content": "c"}]
+    found = list(examples.pieces(more, parse_source("x.jsonl"), Chats()))
+    assert found == [("<user>a.<assistant>", False), ("b.", True)]
+    assert "".join(piece for piece, _ in examples.pieces(turns * 2, parse_source("x.jsonl"), Chats())) == (
+        "<user>a.<assistant>b.<user>a.<assistant>b."
+    )
+
+
+def test_what_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text(numbers(100))
+    with pytest.raises(UserError, match="--tokens"):
+        examples.load([parse_source(str(path))], spec_of(path), 50, Numbers(), 0)
+    mixed = jsonl(tmp_path / "mixed.jsonl", [{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}])
+    with pytest.raises(UserError, match="two sources"):
+        examples.load([parse_source(str(mixed))], spec_of(), 1, Chats(), 0)
+
+    class Backwards(Chats):
+        def apply_chat_template(self, conversation: object, *, tokenize: bool, **options: object) -> str:
+            return super().apply_chat_template(conversation, tokenize=tokenize, **options)[::-1]
+
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UserError, match="turn by turn"):
+        list(examples.pieces(turns, parse_source("x.jsonl"), Backwards()))

@@ -1,0 +1,88 @@
+"""Gradients against finite differences, batches of a step against one, and that training learns."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from recovery_samples import make_pair, make_rows
+
+from tyr_jax.recovery import adapters, train
+from tyr_jax.recovery.adapters import Method
+from tyr_jax.recovery.loss import Goal, Loss
+from tyr_jax.recovery.train import Models, Plan, Training
+
+CASES = list(itertools.product(["lora", "full"], ["kd", "next-token"]))
+
+
+def set_up(method: Method, goal: Goal, **changes: float) -> tuple[train.State, Models, Plan]:
+    pair = make_pair()
+    training = Training(method=method, rank=4, **({"learning_rate": 1e-2} | changes))  # type: ignore[arg-type]
+    plan = Plan(pair.small_config, pair.dense_config, training, Loss(goal, hidden=0.1 * (goal == "kd")), 40)
+    models = Models(adapters.frozen(pair.small, method), pair.dense)
+    return train.begin(pair.small, plan, 0), models, plan
+
+
+@pytest.mark.parametrize(("method", "goal"), CASES)
+def test_gradients_are_finite_differences(method: Method, goal: Goal) -> None:
+    state, models, plan = set_up(method, goal)
+    rows = jax.tree.map(lambda array: array[0], make_rows())
+    rng = np.random.default_rng(0)
+
+    def random() -> object:
+        return jax.tree.map(lambda array: rng.standard_normal(array.shape).astype("f4"), state.trained)
+
+    # Away from where training begins, where half of the gradients vanish.
+    trained = jax.tree.map(lambda array, noise: array + 0.1 * noise, state.trained, random())
+    value = jax.jit(lambda trained: train.gradients(trained, models, rows, plan))
+    _, slopes = value(trained)
+    for _ in range(3):
+        along = random()
+        size = 3e-3 / float(optax.tree.norm(along))
+        more, less = (float(value(optax.tree.add_scale(trained, step, along))[0]) for step in (size, -size))
+        expected = (more - less) / (2 * size)
+        np.testing.assert_allclose(float(optax.tree.vdot(slopes, along)), expected, rtol=3e-2, atol=0.1)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_batches_of_a_step_add_up(method: Method) -> None:
+    rows = make_rows(4, 2)
+    together = jax.tree.map(lambda array: array.reshape(1, 8, -1), rows)
+    found = []
+    for each in (rows, together):
+        state, models, plan = set_up(method, "kd+next-token")
+        found.append(train.step(state, models, each, plan))
+    chex.assert_trees_all_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "goal"), CASES)
+def test_training_learns_and_compiles_once(method: Method, goal: Goal) -> None:
+    state, models, plan = set_up(method, goal)
+    before = train.step._cache_size()
+    losses = []
+    for _ in range(plan.steps):
+        state, loss = train.step(state, models, make_rows(), plan)
+        losses.append(float(loss))
+    assert losses[-1] < 0.6 * losses[0]
+    assert train.step._cache_size() == before + 1
+
+
+def test_the_rate_rises_and_falls() -> None:
+    """As what a step with one gradient changes, clipped to one length."""
+    training = Training(learning_rate=0.1, warmup=0.25, clip=1.0)
+    optimizer = training.optimizer(40)
+    weights = {"a": jnp.zeros(3)}
+    state = optimizer.init(weights)
+    sizes = []
+    update = jax.jit(functools.partial(optimizer.update))
+    for _ in range(40):
+        change, state = update({"a": jnp.full(3, 100.0)}, state, weights)
+        sizes.append(float(-change["a"][0]))
+    assert sizes[0] == 0
+    assert max(range(40), key=sizes.__getitem__) == 10
+    assert sizes[10] == pytest.approx(0.1, rel=1e-2)
+    assert 0.01 <= sizes[-1] < 0.012

@@ -1,0 +1,36 @@
+"""Products with weights, also with those that have a low-rank change (LoRA, Hu et al. 2021) beside them.
+
+Axis letters: `I` inputs, `R` rank.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Adapted(NamedTuple):
+    """A weight that stays, `weight [*inputs, *outputs]`, and a change of it, `down [I, R]` times
+    `up [R, *outputs]`, of which a product with the whole is never made."""
+
+    weight: jax.Array
+    down: jax.Array
+    up: jax.Array
+
+
+Weight = jax.Array | Adapted
+
+
+def linear(x: jax.Array, weight: Weight) -> jax.Array:
+    """`x [..., I]` times a weight `[*inputs, *outputs]`, inputs of the size `I`: `[..., *outputs]`."""
+    if isinstance(weight, Adapted):
+        change = linear(linear(x, weight.down), weight.up)
+        return linear(x, by_inputs(weight.weight, x.shape[-1])) + change
+    return jnp.tensordot(x, by_inputs(weight, x.shape[-1]), axes=1)
+
+
+def by_inputs(weight: jax.Array, inputs: int) -> jax.Array:
+    """A weight `[*inputs, *outputs]` as `[I, *outputs]`, its first axes made one of size `inputs`."""
+    count = next(n for n in range(1, weight.ndim + 1) if math.prod(weight.shape[:n]) == inputs)
+    return weight.reshape(inputs, *weight.shape[count:])

@@ -1,0 +1,4 @@
+"""Training that wins back what pruning lost.
+
+`adapters.py` says what is trained, `loss.py` what for, `examples.py` on what, and `train.py` how.
+"""

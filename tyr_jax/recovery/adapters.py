@@ -1,0 +1,94 @@
+"""What is trained: low-rank changes beside every projection (LoRA, Hu et al. 2021), or the blocks themselves.
+
+Embeddings and head stay as they are, as pruning left them: the dense model's.
+
+Axis letters: `L` layers, `I` inputs, `R` rank.
+"""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model.linear import Adapted
+from tyr_jax.model.spec import Block, ModelConfig, Params, block_specs
+
+Method = Literal["lora", "full"]
+
+TRAINED = "blocks", "final_norm"
+"""What `full` trains."""
+
+
+def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: int) -> Any:
+    """What is trained, in float32, where training begins: the model is then as it was."""
+    if method == "full":
+        # Copies, as training overwrites them.
+        return jax.tree.map(
+            lambda array: jnp.array(array, jnp.float32), {name: params[name] for name in TRAINED}
+        )
+    rng = np.random.default_rng(seed)
+
+    def pair(inputs: int, weight: jax.Array, axes: int, lead: tuple[int, ...]) -> dict[str, jax.Array]:
+        bound = inputs**-0.5
+        down = rng.uniform(-bound, bound, (*lead, inputs, rank)).astype(np.float32)
+        return {"down": jnp.asarray(down), "up": jnp.zeros((*lead, rank, *weight.shape[axes:]), jnp.float32)}
+
+    def of_block(block: Block, layer: int, lead: tuple[int, ...] = ()) -> dict[str, dict[str, jax.Array]]:
+        specs = [spec for spec in block_specs(config, layer) if spec.inputs]
+        return {
+            spec.name: pair(
+                math.prod(spec.shape[: len(spec.inputs)]),
+                block[spec.name],
+                len(lead) + len(spec.inputs),
+                lead,
+            )
+            for spec in specs
+        }
+
+    blocks = params["blocks"]
+    if isinstance(blocks, tuple):
+        return tuple(of_block(block, layer) for layer, block in enumerate(blocks))
+    return of_block(blocks, 0, (config.depth,))
+
+
+def frozen(params: Params, method: Method) -> Params:
+    """What of a model stays as it is."""
+    return {name: array for name, array in params.items() if method == "lora" or name not in TRAINED}
+
+
+def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Params:
+    """The model as it runs while it is trained, in the type of what is `frozen`: with changes times `scale`
+    beside its weights, or weights as trained."""
+    dtype = frozen["embed"].dtype
+    if method == "full":
+        return frozen | jax.tree.map(lambda array: array.astype(dtype), trained)
+
+    def of_block(block: Block, pairs: dict[str, dict[str, jax.Array]]) -> dict[str, Any]:
+        return block | {
+            name: Adapted(block[name], pair["down"].astype(dtype), (scale * pair["up"]).astype(dtype))
+            for name, pair in pairs.items()
+        }
+
+    blocks = frozen["blocks"]
+    if isinstance(blocks, tuple):
+        return frozen | {"blocks": tuple(map(of_block, blocks, trained))}
+    return frozen | {"blocks": of_block(blocks, trained)}
+
+
+def merged(frozen: Params, trained: Any, method: Method, scale: float) -> Params:
+    """The model as it is written: of the same shapes as before, changes added to the weights, in float32."""
+    wide = jax.tree.map(lambda array: array.astype(jnp.float32), frozen)
+    adapted = assemble(wide, trained, method, scale)
+
+    def product(down: jax.Array, up: jax.Array) -> jax.Array:
+        return jnp.tensordot(down, up, axes=1)
+
+    def merge(weight: Any) -> Any:
+        if not isinstance(weight, Adapted):
+            return weight
+        change = (jax.vmap(product) if weight.down.ndim == 3 else product)(weight.down, weight.up)
+        return weight.weight + change.reshape(weight.weight.shape)
+
+    return jax.tree.map(merge, adapted, is_leaf=lambda leaf: isinstance(leaf, Adapted))

@@ -1,0 +1,110 @@
+"""What recovery trains on: rows of text, all of which is learnt, and conversations, of which the answers are.
+
+Of a text, what is held out for evaluation stays held out, as in pruning; conversations are all trained on.
+
+Letters: `S` rows, `T` tokens.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tyr_jax.data.packing import (
+    POOL,
+    DataSpec,
+    Tokenizer,
+    apportion,
+    hold_out,
+    interleave,
+    read_tokens,
+    render,
+    tokens_to_read,
+    with_bos,
+)
+from tyr_jax.data.sources import Conversation, Source, read_documents
+from tyr_jax.errors import UserError
+
+
+class Examples(NamedTuple):
+    """`tokens [S, T]`, and which of them are to `learn [S, T]`."""
+
+    tokens: np.ndarray
+    learn: np.ndarray
+
+
+def holds_text(source: Source) -> bool:
+    """Whether a source holds text, not conversations."""
+    return isinstance(next(read_documents(source)), str)
+
+
+def load(sources: list[Source], spec: DataSpec, count: int, tokenizer: Tokenizer, seed: int) -> Examples:
+    """`count` rows of `spec.sequence_length` tokens, from the sources in proportion to their weights, drawn
+    by `seed` and interleaved.
+
+    Raises:
+        UserError: a source cannot be read, or has too little text.
+    """
+    length, parts = spec.sequence_length, []
+    needs = apportion(count, [source.weight for source in sources])
+    for index, (source, need) in enumerate(zip(sources, needs, strict=True)):
+        read = text if holds_text(source) else answers
+        found = read(source, spec, need * length, tokenizer)
+        whole = len(found.tokens) // length
+        if whole < need:
+            raise UserError(
+                f"'{source.label}' has {len(found.tokens)} tokens to train on, {need * length} are needed; "
+                "lower --tokens or its weight, or add a source"
+            )
+        drawn = np.random.default_rng([seed, index]).permutation(whole)[:need]
+        parts.append(Examples(*(array[: whole * length].reshape(whole, length)[drawn] for array in found)))
+    tokens, learn = (interleave(arrays) for arrays in zip(*parts, strict=True))
+    if spec.bos:
+        tokens, learn = with_bos(tokens, tokenizer.bos_token_id), with_bos(learn, 0)
+    return Examples(tokens, learn)
+
+
+def text(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -> Examples:
+    """Text beside the windows that are held out, as a stream; all of it is learnt."""
+    stream = read_tokens(source, tokenizer, tokens_to_read(spec, wanted))
+    _, rest = hold_out(stream, spec.evaluation_length)
+    return Examples(rest, np.ones(len(rest), bool))
+
+
+def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -> Examples:
+    """Conversations one after the other, as a stream of more than is `wanted`; their answers are learnt."""
+    tokens: list[int] = []
+    learn: list[bool] = []
+    for conversation in read_documents(source):
+        if isinstance(conversation, str):
+            raise UserError(f"'{source.label}' holds conversations and text; make two sources of it")
+        for piece, learnt in pieces(conversation, source, tokenizer):
+            ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            tokens += ids
+            learn += [learnt] * len(ids)
+        if len(tokens) > POOL * wanted:
+            break
+    return Examples(np.asarray(tokens, np.int32), np.asarray(learn, bool))
+
+
+def pieces(conversation: Conversation, source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """A conversation as the model's chat template writes it, up to its last answer, in pieces that are
+    answers or not.
+
+    Raises:
+        UserError: what the template writes of the beginning of a conversation is not how it begins the whole.
+    """
+    done = ""
+    for index, turn in enumerate(conversation):
+        if turn["role"] != "assistant":
+            continue
+        question = render(conversation[:index], source, tokenizer, add_generation_prompt=True)
+        whole = render(conversation[: index + 1], source, tokenizer)
+        if not (whole.startswith(question) and question.startswith(done)):
+            raise UserError(
+                f"the model's chat template does not write a conversation of '{source.label}' turn by turn, "
+                "so that its answers cannot be told from the rest; give plain text"
+            )
+        yield question[len(done) :], False
+        yield whole[len(question) :], True
+        done = whole

@@ -1,0 +1,90 @@
+"""What recovery trains for: the next token, the dense model's predictions, and its hidden states.
+
+Axis letters: `B` rows, `T` tokens, `D` hidden, `O` observed layers.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax import devices
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Seen
+from tyr_jax.model.prediction import kl_divergence, log_normaliser, negative_log_likelihood, predict
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.search.objective import Batch, Objective
+
+Goal = Literal["kd", "next-token", "kd+next-token"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What is learnt, and with what weight."""
+
+    goal: Goal = "kd"
+    """`kd` learns the dense model's predictions (KL divergence), `next-token` the text itself."""
+    hidden: float = 0.0
+    """Weight of the hidden states after the first, the median and the last layer, each as the squared
+    distance relative to the dense model's squared norm; beside `kd`."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether the dense model is asked."""
+        return "kd" in self.goal
+
+    def observed_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers whose output is compared."""
+        return Objective("hidden+kl").observed_layers(depth) if self.taught and self.hidden else ()
+
+
+class Rows(NamedTuple):
+    """`tokens [B, T]` to read, and which of them are to `learn [B, T]`: all of a text, the answers of a
+    conversation. (A row's first token has nothing before it to be learnt from.)"""
+
+    tokens: jax.Array
+    learn: jax.Array
+
+
+def teach(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) -> Batch:
+    """The dense model's answer on `tokens [B, T]`."""
+    seen = decoder.run_blocks(
+        params["blocks"],
+        decoder.begin(decoder.outside(params), tokens),
+        config,
+        loss.observed_layers(config.depth),
+    )
+    final = decoder.final_hidden(params, seen.residual, config)
+    return Batch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), seen.outputs)
+
+
+def sums(params: Params, rows: Rows, dense: Batch | None, config: ModelConfig, loss: Loss) -> jax.Array:
+    """The loss of every row `[B]`, summed over the tokens that are learnt."""
+    observed = loss.observed_layers(config.depth)
+    outside = decoder.outside(params)
+    seen = decoder.run_blocks(params["blocks"], decoder.begin(outside, rows.tokens), config, observed)
+
+    def own(outside: Params, seen: Seen, rows: Rows, dense: Batch | None) -> jax.Array:
+        head, learn = decoder.head(outside), rows.learn[:, 1:]
+        final = decoder.rms_norm(seen.residual, outside["final_norm"], config.norm_eps)
+        normaliser = log_normaliser(head, final)
+        total = jnp.zeros(len(learn))
+        if "next-token" in loss.goal:
+            surprise = negative_log_likelihood(head, final, normaliser, rows.tokens)
+            total += jnp.sum(surprise * learn, axis=1)
+        if dense is not None:
+            divergence = kl_divergence(dense.dense, final, normaliser)[:, :-1]
+            total += jnp.sum(divergence * learn, axis=1)
+            if observed:
+                total += loss.hidden * jnp.sum(learn, axis=1) * hidden_distances(dense.hidden, seen.outputs)
+        return total
+
+    return devices.divided(own, whole=1)(outside, seen, rows, dense)
+
+
+def hidden_distances(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """‖h_dense − h_sparse‖² / ‖h_dense‖² of every row `[B]`, summed over observed layers; arrays
+    `[B, O, T, D]`."""
+    teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
+    return jnp.sum(jnp.sum((teacher - student) ** 2, axis=(2, 3)) / jnp.sum(teacher**2, axis=(2, 3)), axis=1)

@@ -1,0 +1,115 @@
+"""How recovery trains: AdamW with a warm-up and a cosine, gradients of several batches added up.
+
+A step is one program. Of the model it keeps, in float32, what is trained and what the optimiser knows of it;
+everything else stays as it is.
+
+Axis letters: `A` batches of a step, `B` rows of a batch, `T` tokens.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.recovery import adapters, loss
+from tyr_jax.recovery.adapters import Method
+from tyr_jax.recovery.loss import Loss, Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The optimiser."""
+
+    method: Method = "lora"
+    """`lora` trains a low-rank change of every projection, added to the weights in the end; `full` trains all
+    of the blocks. Embeddings and head stay as they are."""
+    rank: int = 16
+    """Of the changes."""
+    alpha: float = 32.0
+    """The changes count `alpha / rank` times."""
+    learning_rate: float = 1e-3
+    """At its highest."""
+    warmup: float = 0.05
+    """Share of the steps in which it rises to that; then it falls, as a cosine, to a tenth."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    clip: float = 1.0
+    """Gradients longer than this are shortened to it."""
+
+    @property
+    def scale(self) -> float:
+        """What changes are multiplied with."""
+        return self.alpha / self.rank
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """AdamW for so many steps."""
+        warmup = max(1, round(self.warmup * steps))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, warmup, max(steps, warmup + 1), 0.1 * self.learning_rate
+        )
+        decay = optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay)
+        return optax.chain(optax.clip_by_global_norm(self.clip), decay)
+
+
+class State(NamedTuple):
+    """What training changes."""
+
+    trained: Any
+    optimizer: Any
+
+
+class Models(NamedTuple):
+    """What it does not: the pruned model's rest, and the dense model, if it is asked."""
+
+    frozen: Params
+    teacher: Params | None
+
+
+class Plan(NamedTuple):
+    """What a step is compiled for."""
+
+    config: ModelConfig
+    teacher: ModelConfig | None
+    training: Training
+    loss: Loss
+    steps: int
+
+
+def begin(params: Params, plan: Plan, seed: int) -> State:
+    """Where training begins."""
+    training = plan.training
+    trained = adapters.begin(params, plan.config, training.method, training.rank, seed)
+    return State(trained, training.optimizer(plan.steps).init(trained))
+
+
+def gradients(trained: Any, models: Models, rows: Rows, plan: Plan) -> tuple[jax.Array, Any]:
+    """(the loss, its gradients) of `rows`, both summed over the tokens that are learnt."""
+    dense = None
+    if plan.teacher is not None and models.teacher is not None:
+        dense = loss.teach(models.teacher, rows.tokens, plan.teacher, plan.loss)
+
+    def total(trained: Any) -> jax.Array:
+        training = plan.training
+        params = adapters.assemble(models.frozen, trained, training.method, training.scale)
+        return jnp.sum(loss.sums(params, rows, dense, plan.config, plan.loss))
+
+    return jax.value_and_grad(total)(trained)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def step(state: State, models: Models, rows: Rows, plan: Plan) -> tuple[State, jax.Array]:
+    """(the state after, the mean loss of a token before) a step on `rows [A, B, T]`."""
+
+    def add(total: tuple[jax.Array, Any], rows: Rows) -> tuple[tuple[jax.Array, Any], None]:
+        return jax.tree.map(jnp.add, total, gradients(state.trained, models, rows, plan)), None
+
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained)
+    (value, slopes), _ = jax.lax.scan(add, zeros, rows)
+    count = jnp.maximum(jnp.sum(rows.learn[..., 1:]), 1)
+    slopes = jax.tree.map(lambda slope: slope / count, slopes)
+    updates, optimizer = plan.training.optimizer(plan.steps).update(slopes, state.optimizer, state.trained)
+    return State(optax.apply_updates(state.trained, updates), optimizer), value / count
