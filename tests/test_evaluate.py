@@ -1,17 +1,21 @@
 """`python -m tyr_jax.evaluate` on tiny models, dense and pruned."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tyr_jax import evaluate, prune
-from tyr_jax.data import DataSpec
+from tyr_jax.data import DataSpec, load_evaluation
 from tyr_jax.errors import UserError
 from tyr_jax.evaluate import EvaluateSettings, data_spec
+from tyr_jax.io.checkpoint import load_model
 from tyr_jax.summary import read_summary
 
 Measure = Callable[..., list[dict[str, Any]]]
@@ -101,6 +105,22 @@ def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: 
     # Random weights are about as good as a guess among 300 tokens.
     assert all(200 < row["perplexity"] < 2000 for row in rows)
     assert all(row["perplexity_when_made"] is None for row in rows)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_perplexity_is_that_of_transformers(
+    bos: bool, pruned: Path, tiny_text: Path, measure: Measure
+) -> None:
+    """On the same windows, read in torch."""
+    (row,) = measure(pruned, "--bos", bos)
+    spec = DataSpec((str(tiny_text),), evaluation_length=32, evaluation_windows=4, bos=bos)
+    ((_, windows),) = load_evaluation(spec, load_model(str(pruned)).tokenizer).items()
+    theirs = AutoModelForCausalLM.from_pretrained(pruned, trust_remote_code=True)
+    tokens = torch.tensor(windows, dtype=torch.long)
+    with torch.no_grad():
+        loss = theirs(tokens, labels=tokens).loss
+    assert row["tokens"] == windows.size
+    assert row["perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
 
 
 def test_the_table(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,10 @@
 """How good a model is, dense or pruned: `python -m tyr_jax.evaluate MODEL`.
 
 Without more, that is its perplexity. A directory written by `python -m
-tyr_jax.prune` is measured on the very windows of text it was measured on when it
-was made, and the figures are held against those in its summary. Any other model,
-or other text, works too; of text that the model has learnt from, only what was
-held out is read.
+tyr_jax.prune` or `finetune` is measured on the very windows of text it was
+measured on when it was made, and the figures are held against those of then. Any
+other model, or other text, works too; of text that the model has learnt from, only
+what was held out is read.
 
 With --tasks, it is what lm-evaluation-harness makes of it (pip install
 'tyr-jax[tasks]'): the harness's own questions, prompts and metrics.
