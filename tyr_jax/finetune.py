@@ -47,6 +47,7 @@ from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import Loss, Rows
 from tyr_jax.recovery.train import Models, Plan, State, Training
+from tyr_jax.report import write_report
 
 ROW_TOKENS = 4096
 """Tokens that are trained on at a time on a device, of those of a step."""
@@ -357,6 +358,8 @@ def run(settings: FinetuneSettings, arguments: list[str]) -> None:
         record = record_of(settings, arguments, task, qualities, losses)
         record["seconds"] = summary.rounded(desk.progress.timings)
         write_json(desk.staging / RECOVERY, record)
+        if pruned := summary.read_summary(desk.staging):
+            write_report(desk.staging, pruned, record)
     print_table(record, settings.output)
 
 

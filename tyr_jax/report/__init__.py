@@ -9,16 +9,19 @@ from tyr_jax.report import card, page
 from tyr_jax.report.speed import read_speed
 
 
-def write_report(directory: Path, summary: Mapping[str, Any]) -> list[Path]:
-    """Write `report.html` and `README.md` of the model in `directory` that has this `summary`.
+def write_report(
+    directory: Path, summary: Mapping[str, Any], recovery: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write `report.html` and `README.md` of the model in `directory` that has this `summary`, and was
+    trained then, if it has a `recovery`.
 
     Raises:
         UserError: the directory cannot be written, or has a benchmark that cannot be read.
     """
     trust = (directory / "modeling_pruned.py").is_file()
     files = {
-        "report.html": page.render(summary, read_speed(directory)),
-        "README.md": card.render(summary, trust),
+        "report.html": page.render(summary, read_speed(directory), recovery),
+        "README.md": card.render(summary, trust, recovery),
     }
     try:
         for name, content in files.items():

@@ -12,6 +12,7 @@ import tyro
 
 from tyr_jax import command
 from tyr_jax.errors import UserError
+from tyr_jax.provenance import read_recovery
 from tyr_jax.report import write_report
 from tyr_jax.summary import read_summary
 
@@ -35,7 +36,7 @@ def run(settings: ReportSettings) -> None:
         raise UserError(
             f"{settings.directory} has no summary.json: name a directory that tyr_jax.prune wrote"
         )
-    for path in write_report(settings.directory, summary):
+    for path in write_report(settings.directory, summary, read_recovery(settings.directory)):
         print(f"written to {path}")
 
 

@@ -4,7 +4,16 @@ import importlib.resources
 
 import jinja2
 
-from tyr_jax.report.page import Report, Rows, command_of, fate_of, quality_rows, size_rows, title_of
+from tyr_jax.report.page import (
+    Report,
+    Rows,
+    command_of,
+    fate_of,
+    quality_rows,
+    recovery_rows,
+    size_rows,
+    title_of,
+)
 
 
 def markdown_table(rows: Rows) -> str:
@@ -13,8 +22,9 @@ def markdown_table(rows: Rows) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def render(report: Report, trust: bool) -> str:
-    """The card of the model of `report`; `trust`: whether it brings a modelling file."""
+def render(report: Report, trust: bool, recovery: Report | None = None) -> str:
+    """The card of the model of `report`; `trust`: whether it brings a modelling file; `recovery`: what a
+    training won back, if it was trained."""
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     units = (report["searched"] or report["uniform"])["units"]
@@ -26,5 +36,7 @@ def render(report: Report, trust: bool) -> str:
         figures=markdown_table([*quality_rows(report), *size_rows(report)[1:]]),
         fate=fate_of(report),
         trust=trust,
-        command=command_of(report),
+        command=command_of(report, recovery),
+        recovery=recovery,
+        recovered=markdown_table(recovery_rows(recovery)) if recovery else "",
     )

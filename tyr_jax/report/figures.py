@@ -6,6 +6,7 @@ Axis letters: `L` layers.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 from markupsafe import Markup
 
@@ -134,27 +135,56 @@ def round_ticks(low: float, high: float) -> list[float]:
     return [round(step * number, 12) for number in range(first, last + 1)]
 
 
+class Axis(NamedTuple):
+    """Values upwards from `floor`, between the first and the last of their round `ticks`."""
+
+    ticks: list[float]
+    floor: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], floor: float) -> Self:
+        """An axis that has room for all `values`."""
+        return cls(round_ticks(min(values), max(values)), floor)
+
+    def y(self, value: float) -> float:
+        """Where a value is."""
+        low, high = self.ticks[0], self.ticks[-1]
+        return self.floor - (self.floor - TOP) * (value - low) / (high - low)
+
+    def grid(self) -> list[str]:
+        """A line and a number at every tick."""
+        heights = [(tick, self.y(tick)) for tick in self.ticks]
+        lines = [line(LEFT + 10, y, WIDTH - RIGHT, y, "grid") for _, y in heights]
+        return [*lines, *(text(LEFT + 4, y + 4, f"{tick:g}", "end") for tick, y in heights)]
+
+
+def loss_line(losses: Sequence[float], tokens: int) -> Markup:
+    """The loss of every step of a training on so many `tokens`."""
+    axis = Axis.of(losses, HEIGHT - BOTTOM)
+    left, room = LEFT + 10, WIDTH - LEFT - 10 - RIGHT
+    last = max(len(losses) - 1, 1)
+    path = " ".join(f"{left + room * step / last:.1f},{axis.y(loss):.1f}" for step, loss in enumerate(losses))
+    curve = Markup('<polyline points="{}" class="curve"/>').format(path)
+    ends = text(left, HEIGHT - 8, "0", "start"), text(WIDTH - RIGHT, HEIGHT - 8, f"{tokens:,} tokens", "end")
+    label = f"loss of {len(losses)} steps, from {losses[0]:.4f} to {losses[-1]:.4f}"
+    return svg(HEIGHT, label, [*axis.grid(), curve, *ends])
+
+
 def search_lines(rounds: Sequence[Sequence[tuple[float, float, float]]]) -> Markup:
     """The objective of the winner of each generation and of the parent it had to beat, over candidate-tokens:
     `(spent in this round, winner, parent)` for every generation of every round."""
     height = HEIGHT + 20
-    floor, room = height - BOTTOM, height - BOTTOM - TOP
+    floor = height - BOTTOM
     starts = [sum(points[-1][0] for points in rounds[:number]) for number in range(len(rounds))]
     total = starts[-1] + rounds[-1][-1][0]
-    values = [value for points in rounds for point in points for value in point[1:]]
-    ticks = round_ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+    axis = Axis.of([value for points in rounds for point in points for value in point[1:]], floor)
 
     def place(spent: float, value: float) -> tuple[float, float]:
-        x = LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / total
-        return x, floor - room * (value - low) / (high - low)
+        return LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / total, axis.y(value)
 
-    parts: list[str] = []
-    for tick in ticks:
-        y = place(0, tick)[1]
-        parts += [line(LEFT + 10, y, WIDTH - RIGHT, y, "grid"), text(LEFT + 4, y + 4, f"{tick:g}", "end")]
+    parts: list[str] = axis.grid()
     for number, (start, points) in enumerate(zip(starts, rounds, strict=True), start=1):
-        left, right = place(start, low)[0], place(start + points[-1][0], low)[0]
+        left, right = (place(spent, axis.ticks[0])[0] for spent in (start, start + points[-1][0]))
         parts.append(text((left + right) / 2, height - 8, f"round {number}"))
         if start:
             parts.append(line(left, TOP, left, floor, "divider"))

@@ -162,7 +162,33 @@ def speed_section(report: Report, speed: Speed | None) -> Section:
     return Section("Speed", f"On {speed.device}, in turn with the dense model.", pictures)
 
 
-def sections(report: Report, speed: Speed | None) -> list[Section]:
+def recovery_rows(recovery: Report) -> Rows:
+    """Perplexity of every model on every text, before and after a training."""
+    models = {name: texts for name, texts in recovery["quality"].items() if texts}
+    rows: list[Sequence[object]] = [["perplexity", *models]]
+    for text in recovery["quality"]["recovered"]:
+        rows.append([text, *(f"{texts[text]['perplexity']:.2f}" for texts in models.values())])
+    return rows
+
+
+def recovery_section(recovery: Report) -> Section:
+    """What a training won back."""
+    settings, tokens = recovery["settings"], recovery["trained_tokens"]
+    learnt = {
+        "kd": "the dense model's predictions",
+        "next-token": "the text",
+        "kd+next-token": "the dense model's predictions and the text",
+    }
+    what = "low-rank changes" if settings["training"]["method"] == "lora" else "all of the blocks"
+    text = (
+        f"Then {what} learnt {learnt[settings['loss']['goal']]} on {tokens:,} tokens of "
+        f"{', '.join(recovery['sources'])}. The figures above are those before."
+    )
+    picture = Figure(figures.loss_line(recovery["losses"], tokens), "The loss of every step.", ())
+    return Section("Recovery", text, [picture], recovery_rows(recovery))
+
+
+def sections(report: Report, speed: Speed | None, recovery: Report | None) -> list[Section]:
     """The parts of the page."""
     seconds = {**report["shared_seconds"], **report["seconds"]}
     times: list[Sequence[object]] = [["stage", ""]]
@@ -170,6 +196,7 @@ def sections(report: Report, speed: Speed | None) -> list[Section]:
     times.append(["all", duration(sum(seconds.values()))])
     return [
         Section("Quality", "On text that neither calibration nor search saw.", table=quality_rows(report)),
+        *([recovery_section(recovery)] if recovery else []),
         Section("Size", table=size_rows(report)),
         speed_section(report, speed),
         *(layer_section(report, kind) for kind in KINDS),
@@ -206,9 +233,15 @@ def provenance(report: Report) -> Rows:
     return rows
 
 
-def command_of(report: Report) -> str:
-    """The command line that made the model."""
-    return shlex.join(["python", "-m", "tyr_jax.prune", *report["arguments"]])
+def command_of(report: Report, recovery: Report | None) -> str:
+    """The command lines that made the model."""
+    jobs = {"prune": report, "finetune": recovery}
+    lines = [
+        shlex.join(["python", "-m", f"tyr_jax.{job}", *done["arguments"]])
+        for job, done in jobs.items()
+        if done
+    ]
+    return "\n".join(lines)
 
 
 def title_of(report: Report) -> str:
@@ -222,17 +255,18 @@ def fate_of(report: Report) -> str:
     return "zero, in the dense model's shapes" if masked else "physically gone"
 
 
-def render(report: Report, speed: Speed | None = None) -> str:
-    """The page about the model of `report`, with its `speed` where that was measured, as HTML."""
+def render(report: Report, speed: Speed | None = None, recovery: Report | None = None) -> str:
+    """The page about the model of `report`, with its `speed` where that was measured, and its `recovery`
+    where it was trained, as HTML."""
     source = importlib.resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         title=title_of(report),
         subtitle=f"Structured pruning: attention heads and FFN neurons are {fate_of(report)}.",
         tiles=tiles(report),
-        sections=sections(report, speed),
+        sections=sections(report, speed, recovery),
         table=html_table,
-        command=command_of(report),
+        command=command_of(report, recovery),
         settings=json.dumps(report["settings"], indent=2, ensure_ascii=False),
         provenance=provenance(report),
     )
