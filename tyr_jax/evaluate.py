@@ -2,9 +2,9 @@
 
 Without more, that is its perplexity. A directory written by `python -m
 tyr_jax.prune` or `finetune` is measured on the very windows of text it was
-measured on when it was made, and the figures are held against those of then. Any
-other model, or other text, works too; of text that the model has learnt from, only
-what was held out is read.
+measured on when it was made, and the figures are held against those of then.
+Any other model, or other text, works too; of text that the model has learnt
+from, only what was held out is read.
 
 With --tasks, it is what lm-evaluation-harness makes of it (pip install
 'tyr-jax[tasks]'): the harness's own questions, prompts and metrics.
