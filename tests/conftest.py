@@ -1,5 +1,6 @@
 """Fixtures for all tests: tiny models of any shape, and the embedded SmolLM2."""
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -127,3 +128,30 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     return load_model("builtin")
+
+
+def write_task(directory: Path, name: str, split: str, rows: list[dict[str, Any]]) -> None:
+    """A task's data, in one configuration with one split."""
+    directory.mkdir(parents=True)
+    card = f"configs:\n- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {split}.jsonl"
+    (directory / "README.md").write_text(f"---\n{card}\n---\n")
+    (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four questions of ARC-Easy and three of WinoGrande, under their names on the hub, and no examples."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks = tmp_path / "tasks"
+    choices = {"text": ["a", "b c", "d e f"], "label": ["A", "B", "C"]}
+    rows = [
+        {"id": str(n), "question": "a b c"[: 2 * n + 1], "choices": choices, "answerKey": "ABC"[n % 3]}
+        for n in range(4)
+    ]
+    write_task(tasks / "allenai" / "ai2_arc", "ARC-Easy", "test", rows)
+    rows = [
+        {"sentence": f"a {'b ' * n}_ c d", "option1": "e", "option2": "f g", "answer": "12"[n % 2]}
+        for n in range(3)
+    ]
+    write_task(tasks / "allenai" / "winogrande", "winogrande_xl", "validation", rows)
+    return tasks

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import make_tiny_config
 
-from tyr_jax import devices, prune
+from tyr_jax import devices, finetune, prune
 from tyr_jax.pruning import obs
 
 # Without optimisation, code rounds more coarsely than these bounds.
@@ -66,6 +66,20 @@ def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
     assert one["distribution"] == eight["distribution"]
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
     assert weights.keys() == others.keys()
+    for name, expected in weights.items():
+        np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
+    few = """--goal kd+next-token --tokens 1024 --sequence-length 32 --step-tokens 256 --rank 4
+        --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
+    arguments = [str(tiny_model), "--teacher", str(tiny_model), "--data", str(tiny_text), *few.split()]
+    outputs = tmp_path / "one", tmp_path / "eight"
+    finetune.main([*arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.finetune", *arguments, "--output", str(outputs[1]))
+    one, eight = (json.loads((output / "recovery.json").read_text())["losses"] for output in outputs)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    weights, others = (load_file(output / "model.safetensors") for output in outputs)
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 

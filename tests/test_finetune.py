@@ -56,6 +56,10 @@ def test_it_gets_better_and_loads_in_torch(extra: list[str], command: list[str],
     assert found["quality"]["dense"].keys() == ({name} if figure == "kl" else set())
     assert found["losses"][-1] < found["losses"][0]
     assert found["trained_tokens"] == 2048
+    for page in ("README.md", "report.html"):
+        text = (tmp_path / "recovered" / page).read_text()
+        assert "2,048 tokens" in text
+        assert f"{after['perplexity']:.2f}" in text
     model = load_model(str(tmp_path / "recovered"))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "recovered", trust_remote_code=True)
     tokens = np.arange(20)[None] % 90

@@ -91,34 +91,6 @@ def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
     assert ours.generate_until(ending) == [texts[0].split(end)[0]]
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    """ARC-Easy with four questions, under its name on the hub, and no examples."""
-    directory = tmp_path / "tasks" / "allenai" / "ai2_arc"
-    directory.mkdir(parents=True)
-    card = (
-        "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
-    )
-    (directory / "README.md").write_text(card)
-    rows = [
-        {
-            "id": str(number),
-            "question": "a b c"[: 2 * number + 1],
-            "choices": {"text": ["a", "b c", "d e f"], "label": ["A", "B", "C"]},
-            "answerKey": "ABC"[number % 3],
-        }
-        for number in range(4)
-    ]
-    (directory / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "tasks"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the harness's datasets are prepared."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
 def test_tasks_of_a_directory(questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
     evaluate.main([*command, "--json"])

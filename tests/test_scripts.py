@@ -1,11 +1,16 @@
 """The scripts that make the README's tables, on a tiny model: they run, and print every row."""
 
+import json
+import math
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tyr_jax import evaluate
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -144,3 +149,93 @@ def test_profile_stages(table: Callable[..., Rows], tiny_model: Path) -> None:
         products, fusions, moves, rest = (float(share.rstrip("%")) for share in shares)
         assert products + fusions + moves + rest == pytest.approx(100, abs=0.3), name
         assert products > 0, name
+
+
+def test_paper_table(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    questions: Path,
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import paper_table
+
+    monkeypatch.setattr(paper_table, "TASKS", {"arc_easy": 0, "winogrande": 0})
+    settings = paper_table.TableSettings(
+        (str(tiny_model),), questions, str(tiny_text), kept=tmp_path / "kept.json"
+    )
+    paper_table.main(settings)
+    said = capsys.readouterr().out
+    evaluate.main([str(tiny_model), "--tasks", "arc_easy,winogrande", "--data-dir", str(questions), "--json"])
+    found = {
+        row["task"]: row for row in json.loads(capsys.readouterr().out)["tasks"] if row["metric"] == "acc"
+    }
+    row = next(line for line in said.splitlines() if line.startswith(f"| {tiny_model}")).split(" | ")
+    cells = [
+        f"{found[task]['value']:.1%} ± {found[task]['standard_error']:.1%}" for task in paper_table.TASKS
+    ]
+    assert row[2:4] == cells
+    assert row[5:7] == ["100%", "100%"]
+    assert "arc_easy 4, winogrande 3" in said
+    # What is kept is not measured again.
+    monkeypatch.setattr(paper_table, "measure", None)
+    paper_table.main(settings)
+    assert capsys.readouterr().out == said
+
+
+def test_paper_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import paper_table
+
+    def sample(
+        acc: float, target: int | str, answer: str, nats: list[float], texts: list[str]
+    ) -> dict[str, Any]:
+        return {
+            "acc": acc,
+            "target": target,
+            "doc": {"answer": answer},
+            "resps": [[(value, False)] for value in nats],
+            "arguments": [("context", text) for text in texts],
+        }
+
+    samples = [
+        sample(1.0, 1, "", [-9, -2 * math.log(2)], ["no", "ja"]),
+        # WinoGrande's target is a text, and its answer a number from 1 on.
+        sample(0.0, "x", "2", [-1, -6 * math.log(2)], ["one", "zwei é"]),
+    ]
+    found = paper_table.of_task(samples)
+    assert found == {
+        "questions": 2,
+        "accuracy": 0.5,
+        "standard_error": pytest.approx(0.5),
+        "chance": 0.5,
+        "bits_per_byte": pytest.approx(8 / 9),
+    }
+
+    def model(*accuracies: float) -> dict[str, Any]:
+        return {"tasks": {n: {"accuracy": value, "chance": 0.25} for n, value in enumerate(accuracies)}}
+
+    assert paper_table.margin(model(0.5, 0.25), model(0.75, 0.5)) == pytest.approx(1 / 3)
+
+
+def test_bench_tasks(table: Callable[..., Rows], questions: Path, tiny_model: Path) -> None:
+    few = [
+        "--model",
+        tiny_model,
+        "--data-dir",
+        questions,
+        "--repeats",
+        1,
+        "--tasks",
+        "arc_easy",
+        "winogrande",
+    ]
+    _, *rows = table("bench_tasks.py", few)
+    assert [row[:3] for row in rows] == [
+        [task, who, count]
+        for task, count in (("arc_easy", "12"), ("winogrande", "6"))
+        for who in ("torch", "tyr_jax")
+    ]
+    assert all(float(row[-1]) < 1e-3 for row in rows)

@@ -68,6 +68,17 @@ def test_the_search_goes_down_as_its_objective_does() -> None:
     assert root.attrib["aria-label"] == "objective of 3 generations in 2 rounds, 30 candidate-tokens"
 
 
+def test_the_loss_goes_down_as_it_does() -> None:
+    root = parse(figures.loss_line([3.0, 2.0, 2.5], 6144))
+    (curve,) = root.iter("polyline")
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in curve.attrib["points"].split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y1 - y0 == pytest.approx(2 * (y1 - y2), abs=0.3)
+    assert y1 > y2 > y0
+    assert root.attrib["aria-label"] == "loss of 3 steps, from 3.0000 to 2.5000"
+    assert "6,144 tokens" in [label.text for label in root.iter("text")]
+
+
 def test_bars_are_as_long_as_their_ratio() -> None:
     root = parse(figures.speed_bars([("JAX", 1.5, 2.0), ("llama.cpp", 0.75, 2.0)], "first token"))
     fast, slow = root.iter("rect")
