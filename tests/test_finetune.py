@@ -154,3 +154,10 @@ def test_other_settings_are_refused(
     assert "was begun with another --rank; " in capsys.readouterr().err
     finetune.main([*command, "--rank", "8", "--restart"])
     assert record(tmp_path / "recovered")["settings"]["training"]["rank"] == 8
+
+
+@pytest.mark.parametrize(
+    ("perplexities", "share"), [((10, 40, 20), "50%"), ((10, 20, 40), "-100%"), ((10, 10, 9), "–")]
+)
+def test_what_was_regained(perplexities: tuple[float, float, float], share: str) -> None:
+    assert finetune.regained(*perplexities) == share

@@ -413,9 +413,10 @@ def figures(measured: Quality) -> dict[str, float | None]:
     return {"perplexity": measured.perplexity, "kl": measured.kl if math.isfinite(measured.kl) else None}
 
 
-def regained(dense: float, pruned: float, recovered: float) -> float:
-    """Of what pruning cost in log-perplexity, the share that is there again, from perplexities."""
-    return math.log(pruned / recovered) / math.log(pruned / dense)
+def regained(dense: float, pruned: float, recovered: float) -> str:
+    """Of what pruning cost in log-perplexity, the share that is there again, from perplexities; a dash where
+    it cost nothing."""
+    return f"{math.log(pruned / recovered) / math.log(pruned / dense):.0%}" if pruned > dense else "–"
 
 
 def print_table(record: dict[str, Any], output: Path) -> None:
@@ -427,7 +428,7 @@ def print_table(record: dict[str, Any], output: Path) -> None:
     )
     for text in found["pruned"]:
         values = [found[name][text]["perplexity"] for name in columns]
-        share = [f"{regained(*values):.0%}"] if found["dense"] else []
+        share = [regained(*values)] if found["dense"] else []
         table.add_row(text, *(f"{value:.3f}" for value in values), *share)
     summary.Console().print(table)
 
