@@ -1,6 +1,6 @@
 """What every stage of a large model's run takes on TPUs, from their compiler, without a TPU. Rerun:
 
-  pip install libtpu && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
+  pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
 
 A row per stage: seconds to compile; what a device holds of its arguments and what it needs besides; its FLOPs
 (those of float32 as the chip makes them of bfloat16) and what it receives from other devices; the least

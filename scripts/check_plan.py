@@ -1,6 +1,6 @@
 """Whether a plan says what a large model's programs need, by the TPU compiler, without a TPU. Rerun:
 
-  pip install libtpu && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
+  pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
 
 Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
 a program, and together with what is held meanwhile. It fails where any of them differ by more than a fifth.

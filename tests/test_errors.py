@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import errors, evaluate, prepare, prune
+from tyr_jax import errors, evaluate, job, prepare, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint, output
 
@@ -238,19 +238,20 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("stage", ["weights", "summary", "events"])
+@pytest.mark.parametrize("stage", ["settings", "weights", "summary", "events"])
 def test_a_full_disk_spares_the_old_output(
     stage: str, fails: Fails, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "pruned").mkdir()
     (work / "pruned" / "summary.json").write_text("{}")
     owner, name = {
+        "settings": (job, "write_json"),
         "weights": (checkpoint, "save_file"),
         "summary": (prune, "write_json"),
         "events": (output.EventLog, "write"),
     }[stage]
     monkeypatch.setattr(owner, name, full_disk)
-    sentence = fails("--overwrite", "--rounds", 0, unfinished=stage == "weights")
+    sentence = fails("--overwrite", "--rounds", 0, unfinished=stage in ("weights", "summary"))
     assert "No space left on device" in sentence
     assert str(work) in sentence
 

@@ -280,7 +280,7 @@ def directory(smollm2_found: Found, tmp_path_factory: pytest.TempPathFactory) ->
 
 def code_blocks(language: str) -> list[str]:
     """Blocks of the README about running a model."""
-    section = README.read_text(encoding="utf-8").split("### Run it")[1].split("\n## ")[0]
+    section = README.read_text(encoding="utf-8").split("### Run it")[1].split("\n##")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
