@@ -114,7 +114,6 @@ def test_it_is_measured_again_on_the_same_text(
         (["--learning-rate", "-1"], "--learning-rate is -1"),
         (["--tokens", "9"], "--tokens is 9"),
         (["--tokens", "64"], "raise --tokens or lower --step-tokens"),
-        (["--tokens", "9000000"], "lower --tokens"),
         (["--goal", "next-token", "--hidden", "1"], "--hidden compares"),
         (["--data", "none.txt"], "there is no file"),
         (["--teacher", "OTHER"], "the teacher must be the model that was pruned"),

@@ -11,7 +11,7 @@ Examples:
       on the embedded text, taught by the model that was pruned
 
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
-      --epochs 3 --output chatty
+      --tokens 3000000 --output chatty
       on the answers of conversations, in rows of messages, or of instruction,
       input and output; they are written as the model's chat template does
 """
@@ -80,9 +80,7 @@ class FinetuneSettings:
     """Begin anew, where an interrupted run left finished steps. Without it the same command goes on from
     there, and another one is refused."""
     tokens: int = 300_000
-    """Tokens to train on, in whole rows."""
-    epochs: int = 1
-    """How often."""
+    """Tokens to train on, in whole steps; of a text that has fewer, rows are read again."""
     sequence_length: int = 512
     """Tokens of a row."""
     step_tokens: int = 8192
@@ -108,11 +106,13 @@ class FinetuneSettings:
 
 
 class Task(NamedTuple):
-    """What is trained, on what, and what it is measured on; rows of a step `[A, B]` by their numbers."""
+    """What is trained, on what rows, how often each source is read for them, and what it is measured on; rows
+    of a step `[A, B]` by their numbers."""
 
     model: LoadedModel
     teacher: LoadedModel | None
     rows: Examples
+    passes: dict[str, float]
     spec: DataSpec
     texts: dict[str, np.ndarray]
     plan: Plan
@@ -128,7 +128,6 @@ def check(settings: FinetuneSettings) -> None:
     training = settings.training
     for flag, number, least in (
         ("--tokens", settings.tokens, settings.sequence_length),
-        ("--epochs", settings.epochs, 1),
         ("--sequence-length", settings.sequence_length, 2),
         ("--step-tokens", settings.step_tokens, settings.sequence_length),
         ("--save-every", settings.save_every, 1),
@@ -224,26 +223,26 @@ def prepare(settings: FinetuneSettings, desk: Desk) -> Task:
             bos=settings.bos,
             chat_template=bool(made and made.spec.chat_template),
         )
-        count = settings.tokens // settings.sequence_length
-        rows = examples.load(sources, spec, count, model.tokenizer, settings.seed)
+        order = order_of(settings)
+        rows, passes = examples.load(sources, spec, order.size, model.tokenizer, settings.seed)
         windows = load_evaluation(spec, model.tokenizer)
         stage.advance()
-    order = order_of(settings, len(rows.tokens))
+    if again := [f"{label} ({times:.1f} times)" for label, times in passes.items() if times > 1]:
+        desk.progress.log(f"read again, for as many tokens: {', '.join(again)}")
     taught = None if teacher is None else teacher.config
     plan = Plan(model.config, taught, settings.training, settings.loss, len(order))
     resume.check_inputs(desk.store, model.params, [*rows, *windows.values()])
-    return Task(model, teacher, rows, spec, windows, plan, order)
+    return Task(model, teacher, rows, passes, spec, windows, plan, order)
 
 
-def order_of(settings: FinetuneSettings, count: int) -> np.ndarray:
-    """Of `count` rows those of every step, `[steps, A, B]`: every epoch in an order of its own, what does not
-    fill a step left out.
+def order_of(settings: FinetuneSettings) -> np.ndarray:
+    """Of the rows those of every step, `[steps, A, B]`.
 
     Raises:
         UserError: a step's rows are not a multiple of the number of devices, or there are too few.
     """
     length = settings.sequence_length
-    together = settings.step_tokens // length
+    together, count = settings.step_tokens // length, settings.tokens // length
     if together % devices.count():
         raise UserError(
             f"a step has {together} rows of {length} tokens, no multiple of the {devices.count()} devices: "
@@ -257,10 +256,8 @@ def order_of(settings: FinetuneSettings, count: int) -> np.ndarray:
     width = max(
         n for n in range(1, together + 1) if together % n == 0 and n <= most and n % devices.count() == 0
     )
-    rng = np.random.default_rng(settings.seed)
     steps = count // together
-    epochs = [rng.permutation(count)[: steps * together] for _ in range(settings.epochs)]
-    return np.concatenate(epochs).reshape(-1, together // width, width)
+    return np.arange(steps * together).reshape(steps, together // width, width)
 
 
 def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
@@ -399,6 +396,7 @@ def record_of(
         "sources": [describe(source) for source in sources],
         "text": summary.plain(task.spec),
         "fingerprints": {name: fingerprint(windows) for name, windows in task.texts.items()},
+        "passes": {label: round(times, 2) for label, times in task.passes.items()},
         "trained_tokens": int(task.order.size * settings.sequence_length),
         "losses": losses,
         "quality": {

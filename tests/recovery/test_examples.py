@@ -30,15 +30,27 @@ def test_text_is_learnt_and_held_out_windows_are_not(tmp_path: Path) -> None:
     path.write_text(numbers(800))
     spec = spec_of(path)
     tokenizer = Numbers()
-    found = examples.load([parse_source(str(path))], spec, 20, tokenizer, 0)
+    found, passes = examples.load([parse_source(str(path))], spec, 20, tokenizer, 0)
+    assert passes[str(path)] < 1
     assert found.tokens.shape == found.learn.shape == (20, 8)
     assert found.learn.all()
     held = np.concatenate([windows.ravel() for windows in load_evaluation(spec, tokenizer).values()])
     assert not np.isin(found.tokens, held).any()
     assert len(np.unique(found.tokens)) == found.tokens.size
-    again, other = (examples.load([parse_source(str(path))], spec, 20, tokenizer, seed) for seed in (0, 1))
+    again, other = (examples.load([parse_source(str(path))], spec, 20, tokenizer, seed)[0] for seed in (0, 1))
     np.testing.assert_array_equal(again.tokens, found.tokens)
     assert (other.tokens != found.tokens).any()
+
+
+def test_what_is_short_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text(numbers(100))
+    found, passes = examples.load([parse_source(str(path))], spec_of(path), 50, Numbers(), 0)
+    rows, counts = np.unique(found.tokens, axis=0, return_counts=True)
+    assert len(found.tokens) == 50 == counts.sum()
+    assert passes == {str(path): 50 / len(rows)}
+    # Before a row is read a third time, all have been read twice.
+    assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize("shape", ["messages", "alpaca"])
@@ -47,7 +59,7 @@ def test_answers_are_learnt(shape: str, tmp_path: Path) -> None:
     task = {"instruction": "hi", "input": "you", "output": "ho"}
     row = {"messages": turns} if shape == "messages" else task
     path = jsonl(tmp_path / "chats.jsonl", [row] * 40)
-    found = examples.load([parse_source(str(path))], spec_of(), 8, Chats(), 0)
+    found, _ = examples.load([parse_source(str(path))], spec_of(), 8, Chats(), 0)
     stream = examples.answers(parse_source(str(path)), spec_of(), 40, Chats())
     text = "<user>hi\n\nyou.<assistant>ho."
     assert decode(stream.tokens).startswith(text * 2)
@@ -68,8 +80,8 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
 
 def test_what_cannot_be(tmp_path: Path) -> None:
     path = tmp_path / "numbers.txt"
-    path.write_text(numbers(100))
-    with pytest.raises(UserError, match="--tokens"):
+    path.write_text(numbers(7))
+    with pytest.raises(UserError, match="a row takes 8; lower --sequence-length"):
         examples.load([parse_source(str(path))], spec_of(path), 50, Numbers(), 0)
     mixed = jsonl(tmp_path / "mixed.jsonl", [{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}])
     with pytest.raises(UserError, match="two sources"):

@@ -38,30 +38,34 @@ def holds_text(source: Source) -> bool:
     return isinstance(next(read_documents(source)), str)
 
 
-def load(sources: list[Source], spec: DataSpec, count: int, tokenizer: Tokenizer, seed: int) -> Examples:
-    """`count` rows of `spec.sequence_length` tokens, from the sources in proportion to their weights, drawn
-    by `seed` and interleaved.
+def load(
+    sources: list[Source], spec: DataSpec, count: int, tokenizer: Tokenizer, seed: int
+) -> tuple[Examples, dict[str, float]]:
+    """(`count` rows of `spec.sequence_length` tokens, from the sources in proportion to their weights, drawn
+    by `seed` and interleaved; how often each source is read). One with fewer rows is read again.
 
     Raises:
-        UserError: a source cannot be read, or has too little text.
+        UserError: a source cannot be read, or has less than a row.
     """
-    length, parts = spec.sequence_length, []
+    length, parts, passes = spec.sequence_length, [], {}
     needs = apportion(count, [source.weight for source in sources])
     for index, (source, need) in enumerate(zip(sources, needs, strict=True)):
         read = text if holds_text(source) else answers
         found = read(source, spec, need * length, tokenizer)
         whole = len(found.tokens) // length
-        if whole < need:
+        if not whole:
             raise UserError(
-                f"'{source.label}' has {len(found.tokens)} tokens to train on, {need * length} are needed; "
-                "lower --tokens or its weight, or add a source"
+                f"'{source.label}' has {len(found.tokens)} tokens to train on, a row takes {length}; lower "
+                "--sequence-length, or give another text"
             )
-        drawn = np.random.default_rng([seed, index]).permutation(whole)[:need]
+        rng = np.random.default_rng([seed, index])
+        drawn = np.concatenate([rng.permutation(whole) for _ in range(-(-need // whole))])[:need]
         parts.append(Examples(*(array[: whole * length].reshape(whole, length)[drawn] for array in found)))
+        passes[source.label] = need / whole
     tokens, learn = (interleave(arrays) for arrays in zip(*parts, strict=True))
     if spec.bos:
         tokens, learn = with_bos(tokens, tokenizer.bos_token_id), with_bos(learn, 0)
-    return Examples(tokens, learn)
+    return Examples(tokens, learn), passes
 
 
 def text(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -> Examples:
