@@ -1,6 +1,7 @@
 """Recovery from the command line: what it writes, what it refuses, and that an interruption costs nothing."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tyr_jax import evaluate, finetune, prune
+from tyr_jax import devices, evaluate, finetune, prune
+from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.store import Store
 from tyr_jax.model.decoder import forward
@@ -160,3 +162,13 @@ def test_other_settings_are_refused(
 )
 def test_what_was_regained(perplexities: tuple[float, float, float], share: str) -> None:
     assert finetune.regained(*perplexities) == share
+
+
+def test_every_device_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "count", lambda: 8)
+    order = finetune.order_of(finetune.FinetuneSettings("pruned"))
+    assert order.shape == (300_000 // 512 // 8, 1, 8)
+    long = finetune.FinetuneSettings("pruned", step_tokens=65536, tokens=131072)
+    assert finetune.order_of(long).shape == (2, 2, 64)
+    with pytest.raises(UserError, match="no multiple of the 8 devices"):
+        finetune.order_of(dataclasses.replace(long, step_tokens=2048))

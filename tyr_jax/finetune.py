@@ -52,6 +52,9 @@ from tyr_jax.report import write_report
 ROW_TOKENS = 4096
 """Tokens that are trained on at a time on a device, of those of a step."""
 
+STEP_TOKENS = 2048
+"""Tokens of a step, where nothing is said: a few hundred thousand tokens then make enough steps."""
+
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
 """For options whose default is said in words."""
 
@@ -83,9 +86,9 @@ class FinetuneSettings:
     """Tokens to train on, in whole steps; of a text that has fewer, rows are read again."""
     sequence_length: int = 512
     """Tokens of a row."""
-    step_tokens: int = 8192
-    """Tokens of a step."""
-    save_every: int = 10
+    step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    """Tokens of a step (default: 2048, or as many more as give every device the same rows)."""
+    save_every: int = 20
     """Steps after which what is finished is kept: what an interruption costs at most."""
     evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
@@ -129,19 +132,22 @@ def check(settings: FinetuneSettings) -> None:
     for flag, number, least in (
         ("--tokens", settings.tokens, settings.sequence_length),
         ("--sequence-length", settings.sequence_length, 2),
-        ("--step-tokens", settings.step_tokens, settings.sequence_length),
         ("--save-every", settings.save_every, 1),
         ("--evaluation-windows", settings.evaluation_windows, 1),
         ("--rank", training.rank, 1),
     ):
         if number < least:
             raise UserError(f"{flag} is {number}; it must be at least {least}")
+    if settings.step_tokens is not None and settings.step_tokens < settings.sequence_length:
+        raise UserError(
+            f"--step-tokens is {settings.step_tokens}; it must be at least {settings.sequence_length}"
+        )
     for flag, value in (
         ("--learning-rate", training.learning_rate),
         ("--alpha", training.alpha),
         ("--clip", training.clip),
     ):
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"{flag} is {value}; it must be above 0")
     for flag, value in (("--weight-decay", training.weight_decay), ("--hidden", settings.loss.hidden)):
         if not 0 <= value < math.inf:
@@ -235,6 +241,14 @@ def prepare(settings: FinetuneSettings, desk: Desk) -> Task:
     return Task(model, teacher, rows, passes, spec, windows, plan, order)
 
 
+def step_rows(settings: FinetuneSettings) -> int:
+    """Rows of a step."""
+    if settings.step_tokens is not None:
+        return settings.step_tokens // settings.sequence_length
+    n = devices.count()
+    return n * -(-max(1, STEP_TOKENS // settings.sequence_length) // n)
+
+
 def order_of(settings: FinetuneSettings) -> np.ndarray:
     """Of the rows those of every step, `[steps, A, B]`.
 
@@ -242,20 +256,18 @@ def order_of(settings: FinetuneSettings) -> np.ndarray:
         UserError: a step's rows are not a multiple of the number of devices, or there are too few.
     """
     length = settings.sequence_length
-    together, count = settings.step_tokens // length, settings.tokens // length
-    if together % devices.count():
+    together, count, n = step_rows(settings), settings.tokens // length, devices.count()
+    if together % n:
         raise UserError(
-            f"a step has {together} rows of {length} tokens, no multiple of the {devices.count()} devices: "
-            "choose another --step-tokens"
+            f"a step has {together} rows of {length} tokens, no multiple of the {n} devices: choose another "
+            "--step-tokens"
         )
     if count < together:
         raise UserError(
             f"{count} rows are fewer than a step's {together}: raise --tokens or lower --step-tokens"
         )
-    most = devices.count() * max(1, ROW_TOKENS // length)
-    width = max(
-        n for n in range(1, together + 1) if together % n == 0 and n <= most and n % devices.count() == 0
-    )
+    most = n * max(1, ROW_TOKENS // length)
+    width = max(rows for rows in range(n, together + 1, n) if together % rows == 0 and rows <= most)
     steps = count // together
     return np.arange(steps * together).reshape(steps, together // width, width)
 
@@ -397,6 +409,7 @@ def record_of(
         "text": summary.plain(task.spec),
         "fingerprints": {name: fingerprint(windows) for name, windows in task.texts.items()},
         "passes": {label: round(times, 2) for label, times in task.passes.items()},
+        "learning_rate": settings.training.rate(task.model.config.hidden),
         "trained_tokens": int(task.order.size * settings.sequence_length),
         "losses": losses,
         "quality": {

@@ -74,7 +74,7 @@ def test_training_learns_and_compiles_once(method: Method, goal: Goal) -> None:
 def test_the_rate_rises_and_falls() -> None:
     """As what a step with one gradient changes, clipped to one length."""
     training = Training(learning_rate=0.1, warmup=0.25, clip=1.0)
-    optimizer = training.optimizer(40)
+    optimizer = training.optimizer(40, 8)
     weights = {"a": jnp.zeros(3)}
     state = optimizer.init(weights)
     sizes = []
@@ -86,3 +86,10 @@ def test_the_rate_rises_and_falls() -> None:
     assert max(range(40), key=sizes.__getitem__) == 10
     assert sizes[10] == pytest.approx(0.1, rel=1e-2)
     assert 0.01 <= sizes[-1] < 0.012
+
+
+def test_wide_models_learn_more_slowly() -> None:
+    # SmolLM2-135M's width.
+    assert Training().rate(576) == pytest.approx(3e-3, rel=0.02)
+    assert Training(method="full").rate(5760) == pytest.approx(3e-5, rel=0.02)
+    assert Training(learning_rate=0.5).rate(576) == 0.5

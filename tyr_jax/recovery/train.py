@@ -8,16 +8,20 @@ Axis letters: `A` batches of a step, `B` rows of a batch, `T` tokens.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.recovery import adapters, loss
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Loss, Rows
+
+WIDTH_RATE: dict[Method, float] = {"lora": 1.7, "full": 0.17}
+"""Learning rates by default, times the width of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Training:
     """Of the changes."""
     alpha: float = 32.0
     """The changes count `alpha / rank` times."""
-    learning_rate: float = 1e-3
-    """At its highest."""
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """At its highest (default: 1.7 divided by the model's width, a tenth of that for `full`)."""
     warmup: float = 0.05
     """Share of the steps in which it rises to that; then it falls, as a cosine, to a tenth."""
     weight_decay: float = 0.0
@@ -45,13 +49,17 @@ class Training:
         """What changes are multiplied with."""
         return self.alpha / self.rank
 
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """AdamW for so many steps."""
+    def rate(self, hidden: int) -> float:
+        """The learning rate; where none is given, one that falls with the width of the model (Yang et al.
+        2021), from what was found for SmolLM2-135M."""
+        return WIDTH_RATE[self.method] / hidden if self.learning_rate is None else self.learning_rate
+
+    def optimizer(self, steps: int, hidden: int) -> optax.GradientTransformation:
+        """AdamW for so many steps, of a model of this width."""
         warmup = max(1, round(self.warmup * steps))
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, warmup, max(steps, warmup + 1), 0.1 * self.learning_rate
-        )
-        decay = optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay)
+        rate = self.rate(hidden)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), 0.1 * rate)
+        decay = optax.adamw(schedule, b2=0.95, weight_decay=self.weight_decay)
         return optax.chain(optax.clip_by_global_norm(self.clip), decay)
 
 
@@ -78,12 +86,17 @@ class Plan(NamedTuple):
     loss: Loss
     steps: int
 
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser of all steps."""
+        return self.training.optimizer(self.steps, self.config.hidden)
+
 
 def begin(params: Params, plan: Plan, seed: int) -> State:
     """Where training begins."""
     training = plan.training
     trained = adapters.begin(params, plan.config, training.method, training.rank, seed)
-    return State(trained, training.optimizer(plan.steps).init(trained))
+    return State(trained, plan.optimizer.init(trained))
 
 
 def gradients(trained: Any, models: Models, rows: Rows, plan: Plan) -> tuple[jax.Array, Any]:
@@ -111,5 +124,7 @@ def step(state: State, models: Models, rows: Rows, plan: Plan) -> tuple[State, j
     (value, slopes), _ = jax.lax.scan(add, zeros, rows)
     count = jnp.maximum(jnp.sum(rows.learn[..., 1:]), 1)
     slopes = jax.tree.map(lambda slope: slope / count, slopes)
-    updates, optimizer = plan.training.optimizer(plan.steps).update(slopes, state.optimizer, state.trained)
+    updates, optimizer = plan.training.optimizer(plan.steps, plan.config.hidden).update(
+        slopes, state.optimizer, state.trained
+    )
     return State(optax.apply_updates(state.trained, updates), optimizer), value / count
