@@ -166,9 +166,8 @@ def test_what_was_regained(perplexities: tuple[float, float, float], share: str)
 
 def test_every_device_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count", lambda: 8)
-    order = finetune.order_of(finetune.FinetuneSettings("pruned"))
-    assert order.shape == (300_000 // 512 // 8, 1, 8)
+    assert finetune.step_shape(finetune.FinetuneSettings("pruned")) == (300_000 // 512 // 8, 1, 8)
     long = finetune.FinetuneSettings("pruned", step_tokens=65536, tokens=131072)
-    assert finetune.order_of(long).shape == (2, 2, 64)
+    assert finetune.step_shape(long) == (2, 2, 64)
     with pytest.raises(UserError, match="no multiple of the 8 devices"):
-        finetune.order_of(dataclasses.replace(long, step_tokens=2048))
+        finetune.step_shape(dataclasses.replace(long, step_tokens=2048))

@@ -109,8 +109,8 @@ class FinetuneSettings:
 
 
 class Task(NamedTuple):
-    """What is trained, on what rows, how often each source is read for them, and what it is measured on; rows
-    of a step `[A, B]` by their numbers."""
+    """What is trained, on what rows `[steps, A, B, T]`, how often each source is read for them, and what it
+    is measured on."""
 
     model: LoadedModel
     teacher: LoadedModel | None
@@ -119,7 +119,6 @@ class Task(NamedTuple):
     spec: DataSpec
     texts: dict[str, np.ndarray]
     plan: Plan
-    order: np.ndarray
 
 
 def check(settings: FinetuneSettings) -> None:
@@ -229,16 +228,17 @@ def prepare(settings: FinetuneSettings, desk: Desk) -> Task:
             bos=settings.bos,
             chat_template=bool(made and made.spec.chat_template),
         )
-        order = order_of(settings)
-        rows, passes = examples.load(sources, spec, order.size, model.tokenizer, settings.seed)
+        shape = step_shape(settings)
+        rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed)
+        rows = Examples(*(array.reshape(*shape, -1) for array in rows))
         windows = load_evaluation(spec, model.tokenizer)
         stage.advance()
     if again := [f"{label} ({times:.1f} times)" for label, times in passes.items() if times > 1]:
         desk.progress.log(f"read again, for as many tokens: {', '.join(again)}")
     taught = None if teacher is None else teacher.config
-    plan = Plan(model.config, taught, settings.training, settings.loss, len(order))
+    plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     resume.check_inputs(desk.store, model.params, [*rows, *windows.values()])
-    return Task(model, teacher, rows, passes, spec, windows, plan, order)
+    return Task(model, teacher, rows, passes, spec, windows, plan)
 
 
 def step_rows(settings: FinetuneSettings) -> int:
@@ -249,8 +249,8 @@ def step_rows(settings: FinetuneSettings) -> int:
     return n * -(-max(1, STEP_TOKENS // settings.sequence_length) // n)
 
 
-def order_of(settings: FinetuneSettings) -> np.ndarray:
-    """Of the rows those of every step, `[steps, A, B]`.
+def step_shape(settings: FinetuneSettings) -> tuple[int, int, int]:
+    """(steps, batches of each, rows of each).
 
     Raises:
         UserError: a step's rows are not a multiple of the number of devices, or there are too few.
@@ -268,8 +268,7 @@ def order_of(settings: FinetuneSettings) -> np.ndarray:
         )
     most = n * max(1, ROW_TOKENS // length)
     width = max(rows for rows in range(n, together + 1, n) if together % rows == 0 and rows <= most)
-    steps = count // together
-    return np.arange(steps * together).reshape(steps, together // width, width)
+    return count // together, together // width, width
 
 
 def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
@@ -294,12 +293,12 @@ def teach(settings: FinetuneSettings, desk: Desk, task: Task) -> tuple[Any, list
         adapters.frozen(task.model.params, settings.training.method),
         None if task.teacher is None else task.teacher.params,
     )
-    tokens = task.order[0].size * settings.sequence_length
-    with desk.progress.stage("train", len(task.order) * tokens, "tokens") as stage:
+    tokens = task.rows.tokens[0].size
+    with desk.progress.stage("train", task.plan.steps * tokens, "tokens") as stage:
         if done:
             stage.advance(done * tokens, note=resume.KEPT)
-        for number, chosen in enumerate(task.order[done:], done + 1):
-            rows = Rows(*(devices.place(jnp.asarray(array[chosen]), 1) for array in task.rows))
+        for number in range(done + 1, task.plan.steps + 1):
+            rows = Rows(*(devices.place(jnp.asarray(array[number - 1]), 1) for array in task.rows))
             state, loss = train.step(state, models, rows, task.plan)
             losses.append(float(loss))
             if not math.isfinite(losses[-1]):
@@ -307,7 +306,7 @@ def teach(settings: FinetuneSettings, desk: Desk, task: Task) -> tuple[Any, list
                     f"the loss of step {number} is not finite; lower --learning-rate, or raise --warmup"
                 )
             desk.events.write("step", step=number, loss=losses[-1])
-            if number % settings.save_every == 0 or number == len(task.order):
+            if number % settings.save_every == 0 or number == task.plan.steps:
                 desk.store.save_step("step", number, jax.tree.leaves(state), {"losses": losses})
             stage.advance(tokens, note=f"loss {losses[-1]:.4f}")
     return state.trained, losses
@@ -410,7 +409,7 @@ def record_of(
         "fingerprints": {name: fingerprint(windows) for name, windows in task.texts.items()},
         "passes": {label: round(times, 2) for label, times in task.passes.items()},
         "learning_rate": settings.training.rate(task.model.config.hidden),
-        "trained_tokens": int(task.order.size * settings.sequence_length),
+        "trained_tokens": task.rows.tokens.size,
         "losses": losses,
         "quality": {
             model: {text: figures(measured) for text, measured in found.items()}
