@@ -230,7 +230,7 @@ def test_llama_cpp(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tmp_p
     ours = np.asarray(forward(model.params, jnp.asarray(tokens)[None], model.config))[0]
     assert_same(llama_reference.logits(path, tokens), ours, model.off)
     prompt = tokens[:40].tolist()
-    steps = generation.generate(model.params, model.config, [prompt], 24)
+    steps = generation.generate(generation.unstack(model.params, model.config), model.config, [prompt], 24)
     with llama_cpp.session(path, 64) as session:
         assert greedy(session, prompt, 24) == [int(step[0]) for step in steps]
 

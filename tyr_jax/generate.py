@@ -23,7 +23,7 @@ from tyr_jax import command
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.progress import Progress
-from tyr_jax.model.generation import Sampling, generate
+from tyr_jax.model.generation import Sampling, generate, unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def run(settings: GenerateSettings) -> None:
         stage.advance()
     prompts, stop = encode(model, settings), stop_tokens(model)
     steps = generate(
-        model.params,
+        unstack(model.params, model.config),
         model.config,
         prompts,
         settings.max_tokens,

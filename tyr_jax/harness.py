@@ -125,7 +125,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts that go on from a prompt each, up to what ends them."""
-        params, texts = self.model.params, []
+        params, texts = generation.unstack(self.model.params, self.model.config), []
         with self._stage("texts", len(requests)) as advance:
             for request in requests:
                 text = self._generate(params, *request.args)

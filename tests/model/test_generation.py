@@ -12,7 +12,7 @@ import pytest
 
 from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.generation import Sampling, generate, sample
+from tyr_jax.model.generation import Sampling, sample, unstack
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 
 WHOLE = LayerShape(4, 2, 48)
@@ -29,6 +29,11 @@ CASES: list[dict[str, Any]] = [
 def make(tiny_config: Callable[..., ModelConfig], **changes: Any) -> tuple[ModelConfig, Params]:
     config = dataclasses.replace(tiny_config(), **changes)
     return config, random_params(config, jax.random.key(0), scale=0.4)
+
+
+def generate(params: Params, config: ModelConfig, *arguments: Any, **options: Any) -> np.ndarray:
+    """The tokens `[count, B]` that `generation.generate` takes one after the other."""
+    return np.stack(list(generation.generate(unstack(params, config), config, *arguments, **options)))
 
 
 def greedy(params: Params, config: ModelConfig, prompt: list[int], count: int) -> list[int]:
@@ -54,7 +59,7 @@ def test_weights_lie_side_by_side(tiny_config: Callable[..., ModelConfig]) -> No
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, **changes)
-    tokens = np.stack(list(generate(params, config, PROMPTS, 10)))
+    tokens = generate(params, config, PROMPTS, 10)
     assert tokens.shape == (10, 3)
     for column, prompt in zip(tokens.T, PROMPTS, strict=True):
         assert column.tolist() == greedy(params, config, prompt, 10)
@@ -62,10 +67,10 @@ def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[
 
 def test_no_program_compiles_again(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, layers=(WHOLE, LayerShape(2, 1, 16)))
-    list(generate(params, config, [[1, 2], [3]], 5))
+    generate(params, config, [[1, 2], [3]], 5)
     programs = generation.read_prompts, generation.read_tokens, generation.remember
     sizes = [program._cache_size() for program in programs]
-    list(generate(params, config, [[4], [5] * 60], 9))
+    generate(params, config, [[4], [5] * 60], 9)
     assert [program._cache_size() for program in programs] == sizes
 
 
@@ -74,20 +79,20 @@ def test_a_prompt_beyond_the_multiple(
 ) -> None:
     monkeypatch.setattr(generation, "PROMPT_MULTIPLE", 4)
     config, params = make(tiny_config)
-    tokens = np.stack(list(generate(params, config, [PROMPTS[2]], 9)))[:, 0]
+    tokens = generate(params, config, [PROMPTS[2]], 9)[:, 0]
     assert tokens.tolist() == greedy(params, config, PROMPTS[2], 9)
 
 
 def test_a_sequence_that_has_ended_waits_for_the_others(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config)
-    free = np.stack(list(generate(params, config, PROMPTS, 10)))
+    free = generate(params, config, PROMPTS, 10)
     stop = int(free[2, 0])
     first = {row: free[:, row].tolist().index(stop) for row in range(3) if stop in free[:, row]}
-    stopped = np.stack(list(generate(params, config, PROMPTS, 10, stop=frozenset({stop}))))
+    stopped = generate(params, config, PROMPTS, 10, stop=frozenset({stop}))
     for row, place in first.items():
         np.testing.assert_array_equal(stopped[: place + 1, row], free[: place + 1, row])
         assert set(stopped[place:, row]) == {stop}
-    alone = list(generate(params, config, PROMPTS[:1], 10, stop=frozenset({stop})))
+    alone = generate(params, config, PROMPTS[:1], 10, stop=frozenset({stop}))
     assert len(alone) == first[0] + 1
 
 
@@ -117,8 +122,6 @@ def test_sampling_among_the_likeliest() -> None:
 
 def test_a_seed_determines_the_choice(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config)
-    runs = [
-        np.stack(list(generate(params, config, PROMPTS, 10, Sampling(1.0), seed=seed))) for seed in (0, 0, 1)
-    ]
+    runs = [generate(params, config, PROMPTS, 10, Sampling(1.0), seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] != runs[2]).any()

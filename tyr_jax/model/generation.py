@@ -218,7 +218,7 @@ def generate(
     """Up to `count` next tokens `[B]` of every prompt, one after the other.
 
     Args:
-        params: a model, dense or pruned.
+        params: a model, dense or pruned, as `unstack` returns it.
         config: its configuration.
         prompts: tokens of each sequence, at least one.
         count: tokens to generate at most.
@@ -226,7 +226,6 @@ def generate(
         stop: tokens that end a sequence; it repeats the one that ended it until all have ended.
         seed: of the choice.
     """
-    params = unstack(params, config)
     lengths = jnp.asarray([len(prompt) for prompt in prompts])
     width = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     filled = np.zeros((len(prompts), width), np.int32)
