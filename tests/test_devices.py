@@ -17,8 +17,7 @@ from tiny import make_tiny_config
 from tyr_jax import devices, finetune, prune
 from tyr_jax.pruning import obs
 
-# Without optimisation, code rounds more coarsely than these bounds.
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized_code")]
+pytestmark = pytest.mark.slow
 
 NUMBERS = 1, 8
 
@@ -31,9 +30,7 @@ def run(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(
-    optimized_code: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[int, dict[str, Any]], ...]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str, Any]], ...]:
     """Results, and collectives, of every number of devices."""
     path = tmp_path_factory.mktemp("devices") / "results.pickle"
     run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))

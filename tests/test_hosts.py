@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from commands import main_job
 from safetensors.numpy import load_file
 
 from tyr_jax import hosts, prune
@@ -30,9 +30,8 @@ def free_address() -> str:
 
 def launch(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     """The main job in a process of its own."""
-    command = [sys.executable, "-m", "tyr_jax.prune", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=os.environ | environment, **streams)
+    return subprocess.Popen(main_job(*arguments), text=True, env=os.environ | environment, **streams)
 
 
 def start(*arguments: list[str]) -> list[subprocess.Popen[str]]:

@@ -85,6 +85,8 @@ def test_it_prunes_and_evaluates_without_torch(
     torch, _, location = run([python, "-c", check], cwd=tmp_path, env=environment).strip().partition(" ")
     assert torch == "None"
     assert not location.startswith(str(ROOT))
+    said = run([python, "-c", "import sys; sys.stderr = sys.stdout; import tyr_jax.prune"], env=environment)
+    assert said == ""
     turns = [{"role": "user", "content": "the cat and the hat"}, {"role": "assistant", "content": "on a mat"}]
     (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
     chat = ["--chat-template", "--evaluation", "chat.jsonl"]

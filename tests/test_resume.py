@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import filelock
 import orbax.checkpoint as ocp
 import pytest
+from commands import main_job
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax import prune, resume
@@ -142,7 +142,7 @@ def kill_after_a_while(arguments: list[str], events: Path, lines: int, delay: fl
 
     before = noted()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tyr_jax.prune", *arguments],
+        main_job(*arguments),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -169,7 +169,7 @@ def test_killed_again_and_again(
         lines = rng.choice([*range(9), 10, 14])
         kill_after_a_while([*command, *longer], events, lines, rng.uniform(0, 0.5))
     subprocess.run(
-        [sys.executable, "-m", "tyr_jax.prune", *command, *longer],
+        main_job(*command, *longer),
         check=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stderr=subprocess.DEVNULL,
