@@ -3,7 +3,8 @@
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
 
 Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
-a program, and together with what is held meanwhile. It fails where any of them differ by more than a fifth.
+a program, and together with what is held meanwhile. It fails where the latter, which is what a device must
+have, differ by more than a fifth; what is at work alone is the compiler's choice, and another on a CPU.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ class Check:
     sparsity: float = 0.5
     """Target."""
     most_off: float = 0.2
-    """By what share of the plan a program may differ from it."""
+    """By what share of the plan may differ what a device must have."""
 
 
 class Working(NamedTuple):
@@ -46,6 +47,11 @@ class Working(NamedTuple):
     program: str
     planned: float
     compiled: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether this is all that a device must have, not only what is at work."""
+        return self.program.endswith(HELD)
 
     @property
     def ratio(self) -> float:
@@ -104,7 +110,7 @@ def main(check: Check) -> None:
         rows = compare(MODELS[check.model], settings, jnp.dtype("bfloat16"))
     for row in rows:
         print_row(row.program, f"{row.planned / 1e9:.2f}", f"{row.compiled / 1e9:.2f}", f"{row.ratio:.2f}")
-    if failed := [row.program for row in rows if abs(row.ratio - 1) > check.most_off]:
+    if failed := [row.program for row in rows if row.whole and abs(row.ratio - 1) > check.most_off]:
         raise SystemExit(f"not as planned on {check.topology}: {', '.join(failed)}")
 
 
