@@ -8,6 +8,7 @@ from tyr_jax import devices
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 MODELS = {
+    "llama-2-7b": ModelConfig("llama", 32000, 4096, 128, (LayerShape(32, 32, 11008),) * 32),
     "llama-3.1-8b": ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32),
     "llama-3.1-70b": ModelConfig("llama", 128256, 8192, 128, (LayerShape(64, 8, 28672),) * 80),
 }

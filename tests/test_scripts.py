@@ -44,6 +44,19 @@ def test_bench_forward(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert all(float(row[3]) > 0 for row in rows)
 
 
+def test_plan_table(table: Callable[..., Rows]) -> None:
+    _, *rows = table("plan_table.py", ["--devices", 1, 8])
+    assert [row[:2] for row in rows] == [
+        [model, n] for model in ("llama-2-7b", "llama-3.1-8b", "llama-3.1-70b") for n in ("1", "8")
+    ]
+    # Weights of 141 GB, and nine levels of 80 × 8192 × 36864 numbers of two bytes.
+    assert 141 + 435 < float(rows[4][2]) < 700
+    for one, eight in zip(rows[::2], rows[1::2], strict=True):
+        assert float(eight[2]) < float(one[2]) / 4
+        assert float(one[3]) < float(one[2]) / 4
+        assert float(eight[-1]) == pytest.approx(float(one[-1]) / 8, abs=0.1)
+
+
 def test_bench_fold(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--tokens", 128, "--sequence-length", 32, "--batch-tokens", 64]
     rows = table("bench_fold.py", ["--model", tiny_model, *sizes])

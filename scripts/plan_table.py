@@ -1,0 +1,61 @@
+"""What runs of large models will need, by their plans, on 1, 4, 8 and 32 devices. Rerun:
+
+  python scripts/plan_table.py
+
+Of each device, the memory at the moment of a run when it is most, also where weights stay on disk; of the
+host, memory beside that; disk, while the run lasts, where they do not; and minutes where a device reaches 100
+TFLOP/s.
+"""
+
+import dataclasses
+
+import tyro
+from large_models import MODELS
+from markdown_table import print_header, print_row
+
+from tyr_jax import plan
+from tyr_jax.config import PRESETS, Preset, Settings
+from tyr_jax.model.spec import ModelConfig
+
+ITEMSIZE = 2
+"""Bytes of a weight, and of an activation: bfloat16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What to plan."""
+
+    devices: tuple[int, ...] = (1, 4, 8, 32)
+    """Numbers of devices."""
+    preset: Preset = "standard"
+    """Sizes of the text, and the search's schedule."""
+    sparsity: float = 0.5
+    """Target."""
+    flops: float = 1e14
+    """FLOPs that a device reaches in a second."""
+
+
+def most_memory(config: ModelConfig, settings: Settings, n: int) -> float:
+    """Bytes of each of `n` devices."""
+    return max(need.memory for need, _ in plan.needs(config, settings, ITEMSIZE, n))
+
+
+def main(table: Table) -> None:
+    """Print a row per model and number of devices."""
+    settings = dataclasses.replace(PRESETS[table.preset], sparsity=(table.sparsity,))
+    disk = dataclasses.replace(settings, offload=True)
+    memory = "memory, GB", "with `--offload`, GB"
+    print_header("model", "devices", *memory, "host, GB", "disk, GB", "PFLOP", "minutes")
+    for name, config in MODELS.items():
+        host = sum(plan.host_bytes(config, settings, ITEMSIZE).values())
+        files = sum(plan.disk_bytes(config, settings, ITEMSIZE, ITEMSIZE).values())
+        for n in table.devices:
+            work = sum(times * need.flops for need, times in plan.needs(config, settings, ITEMSIZE, n))
+            sizes = most_memory(config, settings, n), most_memory(config, disk, n), host, files
+            minutes = work / (n * table.flops) / 60
+            amounts = (f"{size / 1e9:.0f}" for size in sizes)
+            print_row(name, n, *amounts, f"{work / 1e15:.0f}", f"{minutes:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Table, description=__doc__))
