@@ -70,7 +70,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("sparsity", (), "one number, or several that differ"),
         ("seed", -1, "--seed is -1"),
         ("seed", 2**32, "--seed is 4294967296, but must be from 0 to"),
-        ("data.sequence_length", 0, "--sequence-length is 0; it must be at least 2"),
+        ("data.sequence_length", 0, "--sequence-length is 0, but must be at least 2"),
         ("data.calibration_tokens", 0, "--calibration-tokens is 0, but must be at least one sequence"),
         ("data.calibration_noise", 2.0, "--calibration-noise is 2.0"),
         ("data.evaluation_windows", 0, "--evaluation-windows is 0"),

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tyr_jax import command
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import write_json
@@ -71,11 +71,9 @@ def validate(settings: BenchmarkSettings) -> None:
         UserError: names the flag and what is wanted.
     """
     for flag, values in (("--prompts", settings.prompts), ("--batches", settings.batches)):
-        if not values or min(values) < 1:
-            raise UserError(f"{flag} is {values}, but must be numbers from 1 on")
+        require(min(values, default=0) >= 1, flag, values, "numbers from 1 on")
     for flag, value in (("--tokens", settings.tokens), ("--repeats", settings.repeats)):
-        if value < 1:
-            raise UserError(f"{flag} is {value}, but must be at least 1")
+        require(value >= 1, flag, value, "at least 1")
     if settings.llama_cpp:
         llama_cpp.bindings()
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from tyr_jax.data import DataSpec, check_sizes
-from tyr_jax.errors import UserError
+from tyr_jax.errors import require
 from tyr_jax.pruning.obs import PAPER_SALIENCY
 from tyr_jax.pruning.supernet import PruningSettings
 from tyr_jax.search.evolve import EvolutionSettings
@@ -158,11 +158,6 @@ PRESETS: dict[str, Settings] = {
 }
 
 
-def _require(condition: bool, flag: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"{flag} is {value}, but must be {wanted}")
-
-
 def validate(settings: Settings) -> None:
     """Check every value and combination that can be checked before anything is read.
 
@@ -171,22 +166,22 @@ def validate(settings: Settings) -> None:
     """
     data, pruning = settings.data, settings.pruning
     for sparsity in settings.sparsity:
-        _require(0 < sparsity < 1, "--sparsity", sparsity, "between 0 and 1, ends excluded")
+        require(0 < sparsity < 1, "--sparsity", sparsity, "between 0 and 1, ends excluded")
     different = len({f"{sparsity:g}" for sparsity in settings.sparsity}) == len(settings.sparsity) >= 1
-    _require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
+    require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
     source, output = Path(settings.model).resolve(), settings.output.resolve()
     swallows = source.exists() and output in (source, *source.parents)
-    _require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")
-    _require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
+    require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")
+    require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
     check_sizes(data)
     enough = data.calibration_tokens >= data.sequence_length
-    _require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
-    _require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
-    _require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
-    _require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
+    require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
+    require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
+    require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
+    require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
-    _require(not both_off, "--second-order", "none", "something else where --first-order is none too")
-    _require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
+    require(not both_off, "--second-order", "none", "something else where --first-order is none too")
+    require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
     if settings.rounds.rounds:
         _validate_rounds(settings)
         _validate_search(settings)
@@ -196,30 +191,30 @@ def _validate_rounds(settings: Settings) -> None:
     """What rounds of supernets and searches are made of."""
     rounds, data, objective = settings.rounds, settings.data, settings.objective
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
-    _require(odd, "--levels", rounds.levels, "an odd number from 3 on")
-    _require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
-    _require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
-    _require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
+    require(odd, "--levels", rounds.levels, "an odd number from 3 on")
+    require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
+    require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
+    require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
     two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length
-    _require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
+    require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
     for flag, weight in (("--alpha", objective.alpha), ("--beta", objective.beta)):
-        _require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
+        require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
     counts = {"kl": objective.beta, "hidden+kl": objective.alpha + objective.beta, "perplexity": 1.0}
-    _require(counts[objective.objective] > 0, "--beta", objective.beta, "above 0 where nothing else counts")
+    require(counts[objective.objective] > 0, "--beta", objective.beta, "above 0 where nothing else counts")
 
 
 def _validate_search(settings: Settings) -> None:
     """The schedule of the evolutionary search."""
     search, data = settings.search, settings.data
-    _require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
-    _require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
+    require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
+    require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
     same = len(search.survivors) == len(search.stage_tokens) >= 1
-    _require(same, "--survivors", search.survivors, "as many numbers as --stage-tokens has")
+    require(same, "--survivors", search.survivors, "as many numbers as --stage-tokens has")
     narrowing = [search.offspring, *search.survivors]
     falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
-    _require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
+    require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
              f"--offspring ({search.offspring}) down to 1")  # fmt: skip
     grows = all(a <= b for a, b in itertools.pairwise((1, *search.stage_tokens)))
-    _require(grows, "--stage-tokens", search.stage_tokens, "at least 1 each, and none below the one before")
+    require(grows, "--stage-tokens", search.stage_tokens, "at least 1 each, and none below the one before")
     fits = search.stage_sequences(data.search_length)[-1] * data.search_length <= data.search_tokens
-    _require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")
+    require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

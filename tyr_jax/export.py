@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tyr_jax import command
-from tyr_jax.errors import UserError
+from tyr_jax.errors import require
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.output import staged_file
@@ -87,8 +87,7 @@ def run(settings: ExportSettings) -> None:
     Raises:
         UserError: anything about the model, the output or the settings that cannot work.
     """
-    if settings.neuron_multiple < 1:
-        raise UserError(f"--neuron-multiple is {settings.neuron_multiple}, but must be at least 1")
+    require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
     if settings.quantize in llama_cpp.TYPES:
         llama_cpp.bindings()
     output = output_of(settings)

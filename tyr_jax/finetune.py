@@ -33,7 +33,7 @@ from tyr_jax import __version__, command, devices, job, quality, resume, summary
 from tyr_jax.config import ComputeType, WeightType
 from tyr_jax.data import DataSpec, anchored, fingerprint, load_evaluation, parse_source
 from tyr_jax.data.sources import describe, leaves
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.output import write_json
 from tyr_jax.io.store import Store
@@ -127,32 +127,25 @@ def check(settings: FinetuneSettings) -> None:
     Raises:
         UserError: a setting that cannot be.
     """
-    training = settings.training
+    training, length = settings.training, settings.sequence_length
     for flag, number, least in (
-        ("--tokens", settings.tokens, settings.sequence_length),
-        ("--sequence-length", settings.sequence_length, 2),
+        ("--sequence-length", length, 2),
+        ("--tokens", settings.tokens, length),
+        ("--step-tokens", settings.step_tokens, length),
         ("--save-every", settings.save_every, 1),
         ("--evaluation-windows", settings.evaluation_windows, 1),
         ("--rank", training.rank, 1),
     ):
-        if number < least:
-            raise UserError(f"{flag} is {number}; it must be at least {least}")
-    if settings.step_tokens is not None and settings.step_tokens < settings.sequence_length:
-        raise UserError(
-            f"--step-tokens is {settings.step_tokens}; it must be at least {settings.sequence_length}"
-        )
+        require(number is None or number >= least, flag, number, f"at least {least}")
     for flag, value in (
         ("--learning-rate", training.learning_rate),
         ("--alpha", training.alpha),
         ("--clip", training.clip),
     ):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} is {value}; it must be above 0")
+        require(value is None or 0 < value < math.inf, flag, value, "above 0 and finite")
     for flag, value in (("--weight-decay", training.weight_decay), ("--hidden", settings.loss.hidden)):
-        if not 0 <= value < math.inf:
-            raise UserError(f"{flag} is {value}; it must not be below 0")
-    if not 0 <= training.warmup <= 1:
-        raise UserError(f"--warmup is {training.warmup}; it must be between 0 and 1")
+        require(0 <= value < math.inf, flag, value, "0 or more, and finite")
+    require(0 <= training.warmup <= 1, "--warmup", training.warmup, "between 0 and 1")
     if settings.loss.hidden and not settings.loss.taught:
         raise UserError("--hidden compares with the dense model's hidden states; give --goal kd beside it")
 

@@ -20,7 +20,7 @@ import tyro
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import command
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.io.progress import Progress
 from tyr_jax.model.generation import Sampling, generate, unstack
@@ -59,9 +59,8 @@ def validate(settings: GenerateSettings) -> None:
         (0 < sampling.top_p <= 1, "--top-p", sampling.top_p, "above 0 and at most 1"),
         (0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295"),
     )
-    for holds, flag, value, wanted in checks:
-        if not holds:
-            raise UserError(f"{flag} is {value}, but must be {wanted}")
+    for check in checks:
+        require(*check)
 
 
 def encode(model: LoadedModel, settings: GenerateSettings) -> list[list[int]]:

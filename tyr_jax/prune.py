@@ -41,7 +41,7 @@ import tyro
 from tyr_jax import command, devices, errors, hosts, job, summary
 from tyr_jax.config import PRESETS, Settings, validate
 from tyr_jax.data import anchored
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.hosts import HostSettings
 from tyr_jax.io import hub
 from tyr_jax.io.cache import keep_compiled
@@ -114,8 +114,7 @@ def describe(settings: Settings, asked: PlanSettings) -> None:
         UserError: there is no such model, its configuration is not understood, or a setting cannot be.
     """
     for flag, value in (("--plan-devices", asked.plan_devices), ("--plan-flops", asked.plan_flops)):
-        if value is not None and not value > 0:
-            raise UserError(f"{flag} is {value}, but must be above 0")
+        require(value is None or value > 0, flag, value, "above 0")
     validate(settings)
     config, stored = load_config(settings.model)
     if not config.uniform:

@@ -28,7 +28,7 @@ from tyr_jax.data.sources import (
     read_documents,
     reason,
 )
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 
 PERIOD = 8
 # Twice the sequences needed are read, so that another seed draws other text and not just another order;
@@ -197,10 +197,9 @@ def check_sizes(spec: DataSpec) -> None:
         ("search_tokens", 0),
     ):
         value = getattr(spec, field)
-        if value < least:
-            raise UserError(f"--{field.replace('_', '-')} is {value}; it must be at least {least}")
-    if not 0 <= spec.calibration_noise <= 1:
-        raise UserError(f"--calibration-noise is {spec.calibration_noise}; it must be between 0 and 1")
+        require(value >= least, f"--{field.replace('_', '-')}", value, f"at least {least}")
+    noise = spec.calibration_noise
+    require(0 <= noise <= 1, "--calibration-noise", noise, "between 0 and 1")
     pairs = (("calibration_tokens", "sequence_length"), ("search_tokens", "search_length"))
     for field, length in pairs:
         if 0 < getattr(spec, field) < getattr(spec, length):
