@@ -154,9 +154,9 @@ def programs(profile: Profile) -> Iterator[Program]:
     chunk = crowd.chunk(0, part, states)._replace(shared=jnp.int32(-1))
     scored = static | {"objective": objective}
     yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), scored)
-    mixtures = jnp.full((1, *net.kept.shape), 1 / 9)
+    levels, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
     begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
-    yield Program("search: slopes", slopes.last_slopes, (net, mixtures, begun, pool), scored)
+    yield Program("search: slopes", slopes.last_slopes, (net, levels, shares, begun, pool), scored)
 
 
 def main(profile: Profile) -> None:

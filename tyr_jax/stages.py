@@ -201,9 +201,10 @@ def search_stages(
         count = settings.descent_sequences(data.search_tokens // length)
         rows = population.part_rows(count, slopes.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
-        mixtures = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
+        levels = ShapeDtypeStruct(net.kept.shape[:2], jnp.int32)
+        shares = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
         begun = Stage("", decoder.begin, (decoder.outside(params), batch.tokens), {}).result()
-        arguments = net, devices.place(mixtures), devices.place(begun), batch
+        arguments = net, levels, devices.place(shares), devices.place(begun), batch
         observed = objective.observed_layers(config.depth)
         static = {"config": config, "objective": objective, "observed": observed}
         yield Stage("search: slopes", slopes.last_slopes, arguments, static)

@@ -27,40 +27,63 @@ SLOPE_TOKENS = 512
 """Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
 
 Slopes = tuple[jax.Array, Seen]
-"""Gradients by the mixtures `[n, 2, L, E]` of the levels of some layers, and by what was seen before them."""
+"""Gradients by the shares `[n, 2, L, E]` of the levels of some layers, and by what was seen before them."""
 
 
-def mixed_layers(
-    nested: Nested, mixtures: jax.Array, seen: Seen, config: ModelConfig, observed: tuple[int, ...]
+@jax.custom_vjp
+def level_weights(stack: jax.Array, level: jax.Array, shares: jax.Array) -> jax.Array:
+    """A level's weights out of those of all, `stack [E, ...]`, as often as there are parts: `[n, ...]`. By
+    `shares [n, E]`, whatever these are, it has the derivatives of the sum of all levels in these shares."""
+    return jnp.broadcast_to(stack[level], (len(shares), *stack.shape[1:]))
+
+
+def _level_forward(stack: jax.Array, level: jax.Array, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return level_weights(stack, level, shares), stack
+
+
+def _level_backward(stack: jax.Array, cotangent: jax.Array) -> tuple[None, None, jax.Array]:
+    shares = jnp.einsum("n...,e...->ne", cotangent, stack, preferred_element_type=jnp.float32)
+    return None, None, shares
+
+
+level_weights.defvjp(_level_forward, _level_backward)
+
+
+def chosen_layers(
+    nested: Nested,
+    levels: jax.Array,
+    shares: jax.Array,
+    seen: Seen,
+    config: ModelConfig,
+    observed: tuple[int, ...],
 ) -> Seen:
-    """All layers of `nested`, each site with the sum of its levels' weights by `mixtures [n, 2, L, E]`, one
-    for each device's part of a batch."""
+    """All layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` that all levels
+    have in each site, one for each device's part of a batch."""
 
     def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
         out, down = (weight[0] for weight in weights)
         return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
-        block, stacks, mixtures = layer
-        mixed = [
-            jnp.einsum("ne,e...->n...", mixtures[:, kind], stack).astype(stack.dtype)
-            for kind, stack in enumerate(stacks)
-        ]
-        # Mixed where the levels lie, and so are the slopes: no device gathers them all.
-        weights = devices.place(devices.spread(mixed, config.hidden))
+        block, stacks, levels, shares = layer
+        chosen = [level_weights(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
+        # Chosen where the levels lie, and so are the slopes: no device gathers them all.
+        weights = devices.place(devices.spread(chosen, config.hidden))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
-    layers = nested.params["blocks"], [nested.attn_out, nested.mlp_down], jnp.moveaxis(mixtures, 2, 0)
+    stacks = [nested.attn_out, nested.mlp_down]
+    layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0)
     return decoder.scan_layers(layers, apply, seen, config, observed)
 
 
-advance_mixed = jax.jit(mixed_layers, static_argnames=("config", "observed"))
+advance = jax.jit(chosen_layers, static_argnames=("config", "observed"))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
 def last_slopes(
     nested: Nested,
-    mixtures: jax.Array,
+    levels: jax.Array,
+    shares: jax.Array,
     seen: Seen,
     batch: Batch,
     config: ModelConfig,
@@ -72,18 +95,19 @@ def last_slopes(
     def evaluate(params: Params, seen: Seen, batch: Batch) -> jax.Array:
         return score_seen(params, seen, batch, config, objective)[None]
 
-    def loss(mixtures: jax.Array, seen: Seen) -> jax.Array:
-        # A part's objective depends on its own mixture alone.
-        seen = mixed_layers(nested, mixtures, seen, config, observed)
+    def loss(shares: jax.Array, seen: Seen) -> jax.Array:
+        # A part's objective depends on its own shares alone.
+        seen = chosen_layers(nested, levels, shares, seen, config, observed)
         return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), seen, batch))
 
-    return jax.grad(loss, argnums=(0, 1))(mixtures, seen)
+    return jax.grad(loss, argnums=(0, 1))(shares, seen)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "observed"))
 def earlier_slopes(
     nested: Nested,
-    mixtures: jax.Array,
+    levels: jax.Array,
+    shares: jax.Array,
     seen: Seen,
     behind: Seen,
     config: ModelConfig,
@@ -91,10 +115,10 @@ def earlier_slopes(
 ) -> Slopes:
     """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
 
-    def run(mixtures: jax.Array, seen: Seen) -> Seen:
-        return mixed_layers(nested, mixtures, seen, config, observed)
+    def run(shares: jax.Array, seen: Seen) -> Seen:
+        return chosen_layers(nested, levels, shares, seen, config, observed)
 
-    return jax.vjp(run, mixtures, seen)[1](behind)
+    return jax.vjp(run, shares, seen)[1](behind)
 
 
 def pool_slopes(
@@ -115,16 +139,20 @@ def pool_slopes(
     tokens = [
         len(parts[at : at + together]) * parts.shape[1] * length for at in range(0, len(parts), together)
     ]
-    now = np.repeat(np.eye(nested.kept.shape[-1], dtype=np.float32)[distribution][None], together, axis=0)
-    gradients = np.zeros((len(batches), *now.shape))
+    gradients = np.zeros((len(batches), together, *nested.kept.shape))
     seen = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
     before: list[list[Seen]] = []
+
+    def at(part: Part) -> tuple[jax.Array, jax.Array]:
+        """Levels and shares of a part's layers."""
+        here = np.s_[:, part.start : part.stop]
+        return jnp.asarray(distribution[here]), jnp.zeros((together, *nested.kept[here].shape))
 
     def sloped(part: Part, run: Callable[..., Slopes], seen: list[Seen], behind: Sequence[Any]) -> list[Seen]:
         """Note the gradients of a part's layers; returns those by what was seen before them."""
         here, given = np.s_[:, :, part.start : part.stop], []
         for index, (own, what) in enumerate(zip(seen, behind, strict=True)):
-            found, cotangent = run(part.net, jnp.asarray(now[here]), own, what)
+            found, cotangent = run(part.net, *at(part), own, what)
             gradients[index][here] = devices.fetch(found)
             given.append(cotangent)
             on_chunk(part.share(tokens[index], config.depth))
@@ -136,10 +164,9 @@ def pool_slopes(
             behind = sloped(part, last, seen, batches)
         else:
             before.append(devices.fetch(seen))
-            mixtures = jnp.asarray(now[:, :, part.start : part.stop])
-            seen = [advance_mixed(part.net, mixtures, own, config, part.observed) for own in seen]
+            seen = [advance(part.net, *at(part), own, config, part.observed) for own in seen]
     for part in parts_of(nested, range(len(before))[::-1], config, objective):
         earlier = functools.partial(earlier_slopes, config=config, observed=part.observed)
         behind = sloped(part, earlier, before.pop(), behind)
-    slopes = gradients - np.sum(gradients * now, axis=-1, keepdims=True)
+    slopes = gradients - np.take_along_axis(gradients, distribution[None, None, ..., None], axis=-1)
     return slopes.reshape(-1, *slopes.shape[2:])[: len(parts)]
