@@ -45,12 +45,14 @@ class Bench:
     """Stages whose name has one of these in it; all where none is given."""
 
 
-def most_given(name: str, config: ModelConfig, itemsize: int) -> float:
-    """Bytes of the largest array that a stage may give a device: of weights a matrix of a layer, or the head;
-    of a site's Hessian its own part, or a block of rows."""
+def most_given(name: str, by: str, config: ModelConfig, itemsize: int) -> float:
+    """Bytes of the largest array that a stage may give a device, `by` a collective: of weights a matrix of a
+    layer, or the head; of a site's Hessian its own part, or a block of rows."""
     size = plan.site_sizes(config)[1]
     head = config.vocab * config.hidden if name.startswith(("search", "quality")) else 0
-    hessian = max(size / devices.count(), linalg.BLOCK) * size
+    # Where chips are many, or lie in three dimensions, the compiler scatters sums by adding up all of them.
+    scattered = name.endswith("XᵀX") and by.startswith("all-reduce")
+    hessian = size * (size if scattered else max(size / devices.count(), linalg.BLOCK))
     return max(itemsize * max(size * config.hidden, head), plan.FLOAT * hessian)
 
 
@@ -81,7 +83,7 @@ def main(bench: Bench) -> None:
             limits = {
                 "too slow to compile": seconds > bench.most_seconds,
                 "too large for a device": sum(sizes) > chip.memory,
-                "gives a device too much": given > most_given(stage.name, config, dtype.itemsize),
+                "gives a device too much": given > most_given(stage.name, largest, config, dtype.itemsize),
             }
             failed += [f"{stage.name}: {what}" for what, exceeded in limits.items() if exceeded]
     if failed:
