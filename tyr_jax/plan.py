@@ -255,8 +255,8 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     kept = share_held(config.depth, config, settings) * together * config.hidden * itemsize
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
-    # Of a layer's levels there is a copy, and their slopes.
-    levels = 2 * settings.rounds.levels * level_bytes(config, itemsize) / config.depth
+    # Of a layer there is a copy of its levels, and the chosen one, as it lies and as it is used, and its slope.
+    levels = (settings.rounds.levels + 3) * level_bytes(config, itemsize) / config.depth
     working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
     return searched_need(
         "descent", working, rounds.descent_steps * (slopes + scores), config, settings, itemsize, n
