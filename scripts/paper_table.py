@@ -51,6 +51,8 @@ class TableSettings:
     """Where `fetch_tasks.py` has put the tasks' data; by default it is the hub's."""
     wikitext: str = WIKITEXT
     """The text to measure perplexity on, in windows of 2,048 tokens, or as long as fit."""
+    windows: int = 10**6
+    """At most this many windows of it."""
     limit: int | None = None
     """At most this many questions of each task, of MMLU of each subject."""
     mmlu_limit: int | None = None
@@ -83,7 +85,10 @@ def measure(model: LoadedModel, settings: TableSettings, progress: Progress) -> 
     """Everything about a model."""
     length = min(2048, model.config.max_positions)
     spec = DataSpec(
-        calibration=(), evaluation=(settings.wikitext,), evaluation_length=length, evaluation_windows=10**6
+        calibration=(),
+        evaluation=(settings.wikitext,),
+        evaluation_length=length,
+        evaluation_windows=settings.windows,
     )
     ((name, windows),) = load_evaluation(spec, model.tokenizer).items()
     with progress.stage(name, len(windows), "windows") as stage:
@@ -125,7 +130,7 @@ def cells(found: dict[str, Any], dense: dict[str, Any]) -> list[str]:
 def main(settings: TableSettings) -> None:
     """Measure what has not been, and print the table."""
     kept: dict[str, Any] = json.loads(settings.kept.read_text()) if settings.kept.is_file() else {}
-    asked = f"{settings.wikitext} {settings.limit} {settings.mmlu_limit}"
+    asked = f"{settings.wikitext} {settings.windows} {settings.limit} {settings.mmlu_limit}"
     with devices.in_use(), Progress() as progress:
         for name in settings.models:
             if f"{name} {asked}" not in kept:
