@@ -255,7 +255,7 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     kept = share_held(config.depth, config, settings) * together * config.hidden * itemsize
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
-    # Of a layer there is a copy of its levels, and the chosen one, as it lies and as it is used, and its slope.
+    # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
     levels = (settings.rounds.levels + 3) * level_bytes(config, itemsize) / config.depth
     working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
     return searched_need(
