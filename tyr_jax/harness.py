@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval import simple_evaluate, utils
+import lm_eval
+from lm_eval import utils
 from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -28,6 +29,9 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.progress import Progress
 from tyr_jax.likelihood import Request
 from tyr_jax.model import generation
+
+FEWSHOT_SEED = 1234
+"""That of the harness's own command, by which it draws examples."""
 
 MOST_NEW_TOKENS = 256
 """Tokens that are generated at most where a task does not say."""
@@ -230,15 +234,17 @@ def evaluate(
                 f"--num-fewshot is {num_fewshot}, but {task.task_name} has no examples apart from "
                 "its questions; add its training split, or ask for none"
             )
-    return simple_evaluate(
-        model=HarnessModel(model, progress),
-        tasks=tasks,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        # Standard errors of means have a formula; of others, as many draws as the harness has for slow ones.
-        bootstrap_iters=100,
-        verbosity="ERROR",
-    )
+    utils.setup_logging("ERROR")
+    # `simple_evaluate` would also ask git and pip what there is in this directory and environment.
+    asked = TaskManager().load(tasks)
+    for task in asked["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # Of a task that has none, none are asked for.
+        if own != 0:
+            task.set_config(key="num_fewshot", value=own or 0 if num_fewshot is None else num_fewshot)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    # Standard errors of means have a formula; of others, as many draws as the harness has for slow ones.
+    return lm_eval.evaluate(HarnessModel(model, progress), asked, limit=limit, bootstrap_iters=100)
 
 
 def has_examples(task: Task) -> bool:
