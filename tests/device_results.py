@@ -14,6 +14,7 @@ from tiny import make_tiny_config
 from tyr_jax import devices, offload, quality, stages
 from tyr_jax.collectives import largest_collective
 from tyr_jax.config import PRESETS
+from tyr_jax.likelihood import Request, log_likelihoods
 from tyr_jax.model.spec import random_params
 from tyr_jax.pruning import supernet as supernet_module
 from tyr_jax.pruning.supernet import PruningSettings, build_supernet
@@ -48,6 +49,9 @@ def results(number: int) -> dict[str, Any]:
             "quality": (dense, quality.measure(params, windows, config, teacher)),
             "pool": pool,
         }
+        requests = [Request(tuple(row[:9].tolist()), tuple(row[9:].tolist())) for row in search]
+        likelihoods = [answer.nats for answer in log_likelihoods(params, requests, config)]
+        found["log-likelihoods"] = np.array(likelihoods)
         net = nested.nest(params, random_supernet(config, grid, config.dense_shape.heads), config)
         exists = np.argwhere(grid.exists[0, 0]).ravel()
         candidates = rng.choice(exists, (11, 2, config.depth))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -89,6 +90,18 @@ def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
     end = texts[0][3:5]
     ending = instances("generate_until", [(prompts[0], {"max_gen_toks": 12, "until": [end]})])
     assert ours.generate_until(ending) == [texts[0].split(end)[0]]
+
+
+def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
+    """Also what its Python interface makes of a model of ours."""
+    model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]
+    ours = harness.evaluate(model, harness.load_tasks(names, questions), limit=3)
+    theirs = simple_evaluate(
+        model=HarnessModel(model), tasks=harness.load_tasks(names, questions), limit=3, bootstrap_iters=100
+    )
+    for key in ("results", "n-shot", "n-samples", "configs"):
+        assert ours[key] == theirs[key], key
+    assert ours["n-samples"]["winogrande"]["effective"] == 3
 
 
 def test_tasks_of_a_directory(questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,9 +66,11 @@ def test_requests_of_many_lengths_make_few_programs(params: Params) -> None:
     requests = [
         Request(tuple(map(int, rng.integers(0, CONFIG.vocab, length))), (1,)) for length in range(1, 97)
     ]
-    shapes = {batch.tokens.shape for batch in likelihood.batches(requests)}
-    assert {length for _, length in shapes} == {32, 48, 64, 96}
-    assert len(shapes) == 4
+    parts = likelihood.batches(requests)
+    assert {part.tokens.shape[1] for part in parts} <= {32, 48, 64, 96}
+    assert len({part.tokens.shape for part in parts}) <= 4
+    # Batches are filled up with shorter rows, and rows by less than half.
+    assert sum(part.tokens.size for part in parts) < 1.6 * sum(len(request.row) for request in requests)
     log_likelihoods(params, requests, CONFIG)
     before = likelihood.answer._cache_size()
     log_likelihoods(params, requests[::-1], CONFIG)

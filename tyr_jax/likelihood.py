@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import devices
-from tyr_jax.batches import BATCH_TOKENS
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import answers
 from tyr_jax.model.spec import ModelConfig, Params
+
+TOKENS = 2048
+"""Tokens that run at a time on a device: enough rows for the matmul rate, and few that only fill up."""
 
 SHORTEST = 32
 """Tokens that a row has at least, and positions that a batch asks about."""
@@ -71,15 +73,17 @@ def batches(requests: Sequence[Request]) -> list[Batch]:
     asked_of: dict[tuple[int, ...], list[int]] = {}
     for number, request in enumerate(requests):
         asked_of.setdefault(request.row, []).append(number)
-    by_length: dict[int, list[tuple[int, ...]]] = {}
-    for row in asked_of:
-        by_length.setdefault(filled_length(len(row)), []).append(row)
+    rows = sorted(asked_of, key=len, reverse=True)
     found = []
-    for length, rows in sorted(by_length.items(), reverse=True):
-        count = devices.count() * max(1, BATCH_TOKENS // length)
-        for start in range(0, len(rows), count):
-            part = rows[start : start + count]
-            found.append(_batch(part, [asked_of[row] for row in part], requests, (count, length)))
+    while rows:
+        length = filled_length(len(rows[0]))
+        count = max(1, TOKENS // length)
+        # A batch is filled up with shorter rows; only the last may want some.
+        while count > 1 and count // 2 * devices.count() >= len(rows):
+            count //= 2
+        count *= devices.count()
+        part, rows = rows[:count], rows[count:]
+        found.append(_batch(part, [asked_of[row] for row in part], requests, (count, length)))
     return found
 
 
