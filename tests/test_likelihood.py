@@ -67,8 +67,7 @@ def test_requests_of_many_lengths_make_few_programs(params: Params) -> None:
         Request(tuple(map(int, rng.integers(0, CONFIG.vocab, length))), (1,)) for length in range(1, 97)
     ]
     parts = likelihood.batches(requests)
-    assert {part.tokens.shape[1] for part in parts} <= {32, 48, 64, 96}
-    assert len({part.tokens.shape for part in parts}) <= 4
+    assert [part.tokens.shape for part in parts] == [(21, 96), (21, 96), (32, 64), (32, 32)]
     # Batches are filled up with shorter rows, and rows by less than half.
     assert sum(part.tokens.size for part in parts) < 1.6 * sum(len(request.row) for request in requests)
     log_likelihoods(params, requests, CONFIG)
