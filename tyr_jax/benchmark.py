@@ -95,13 +95,13 @@ Runs = dict[str, Callable[[], object]]
 def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: int) -> Callable[[], object]:
     """`count` steps from `start`, (logits, cache) after prompts of `length`; again and again on its cache."""
     state = [start]
+    key, lengths = jax.random.key(0), jnp.full(len(start[0]), length)
 
     def run() -> object:
         logits, cache = state.pop()
         for step in range(count):
-            tokens = generation.sample(logits, jax.random.key(0), generation.Sampling())
-            positions = jnp.full(len(tokens), length + step)
-            logits, cache = generation.decode(params, tokens, positions, cache, config)
+            tokens = generation.sample(logits, key, step, generation.Sampling())
+            logits, cache = generation.decode(params, tokens, lengths + step, cache, config)
         state.append((logits, cache))
         return logits
 

@@ -100,7 +100,7 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.05, 0.3, 0.15]]))
 
 def shares(sampling: Sampling, draws: int = 4000) -> np.ndarray:
     logits = jnp.repeat(LOGITS, draws, axis=0)
-    return np.bincount(np.asarray(sample(logits, jax.random.key(0), sampling)), minlength=4) / draws
+    return np.bincount(np.asarray(sample(logits, jax.random.key(0), 0, sampling)), minlength=4) / draws
 
 
 def test_sampling_follows_the_probabilities() -> None:
@@ -124,3 +124,10 @@ def test_a_seed_determines_the_choice(tiny_config: Callable[..., ModelConfig]) -
     runs = [generate(params, config, PROMPTS, 10, Sampling(1.0), seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] != runs[2]).any()
+
+
+def test_every_step_has_a_draw_of_its_own() -> None:
+    logits, key = jnp.repeat(LOGITS, 100, axis=0), jax.random.key(0)
+    draws = [np.asarray(sample(logits, key, step, Sampling(1.0))) for step in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()

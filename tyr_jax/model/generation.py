@@ -189,8 +189,8 @@ def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
-def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """The next tokens `[B]`, from `logits [B, V]`."""
+def sample(logits: jax.Array, key: jax.Array, step: int, sampling: Sampling) -> jax.Array:
+    """The next tokens `[B]`, from `logits [B, V]`; every `step` has a draw of its own."""
     if sampling.temperature == 0:
         return jax.lax.top_k(logits, 1)[1][:, 0]
     logits = logits / sampling.temperature
@@ -202,7 +202,7 @@ def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
         before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
         least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits)
+    return jax.random.categorical(jax.random.fold_in(key, step), logits)
 
 
 def generate(
@@ -237,7 +237,7 @@ def generate(
     ended = np.zeros(len(prompts), bool)
     last = np.zeros(len(prompts), np.int32)
     for step in range(count):
-        tokens = np.asarray(sample(logits, jax.random.fold_in(key, step), sampling))
+        tokens = np.asarray(sample(logits, key, step, sampling))
         last = np.where(ended, last, tokens)
         ended |= np.isin(last, list(stop))
         yield last
