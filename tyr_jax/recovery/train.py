@@ -124,7 +124,5 @@ def step(state: State, models: Models, rows: Rows, plan: Plan) -> tuple[State, j
     (value, slopes), _ = jax.lax.scan(add, zeros, rows)
     count = jnp.maximum(jnp.sum(rows.learn[..., 1:]), 1)
     slopes = jax.tree.map(lambda slope: slope / count, slopes)
-    updates, optimizer = plan.training.optimizer(plan.steps, plan.config.hidden).update(
-        slopes, state.optimizer, state.trained
-    )
+    updates, optimizer = plan.optimizer.update(slopes, state.optimizer, state.trained)
     return State(optax.apply_updates(state.trained, updates), optimizer), value / count
