@@ -279,7 +279,8 @@ def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.M
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(prune, "save_model", terminate)
-    fails("--rounds", 0, status=143, unfinished=True)
+    said = "terminated: the same command goes on from what is finished"
+    assert fails("--rounds", 0, status=143, unfinished=True) == said
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -128,9 +128,11 @@ def test_dying_at_every_write(
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 
-def kill_after_a_while(arguments: list[str], events: Path, lines: int, delay: float) -> None:
-    """Run in a process of its own, and kill it `delay` seconds after it has noted its start and `lines` more
-    in `events`."""
+def end_after_a_while(
+    arguments: list[str], events: Path, lines: int, delay: float, how: signal.Signals
+) -> tuple[int, str]:
+    """Run in a process of its own, and send it a signal `delay` seconds after it has noted its start and
+    `lines` more in `events`: (how it ended, what it said)."""
 
     def noted() -> list[str]:
         return events.read_text().splitlines() if events.is_file() else []
@@ -151,9 +153,9 @@ def kill_after_a_while(arguments: list[str], events: Path, lines: int, delay: fl
     while not lived() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
 
 
 @pytest.mark.slow
@@ -167,7 +169,9 @@ def test_killed_again_and_again(
     for _ in range(25):
         # In most lives before the first generation, which takes long to come.
         lines = rng.choice([*range(9), 10, 14])
-        kill_after_a_while([*command, *longer], events, lines, rng.uniform(0, 0.5))
+        delay = rng.uniform(0, 0.5)
+        code, said = end_after_a_while([*command, *longer], events, lines, delay, signal.SIGKILL)
+        assert code == -signal.SIGKILL, said
     subprocess.run(
         main_job(*command, *longer),
         check=True,
@@ -181,6 +185,22 @@ def test_killed_again_and_again(
     # A life that finished nothing left nothing, and none of the others did a generation again that was kept.
     assert 10 < kinds.count("start") <= 26
     assert kinds.count("generation") <= 2 * 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_end(
+    how: signal.Signals, code: int, command: list[str], tmp_path: Path
+) -> None:
+    """Ctrl-C, and what a scheduler sends, in the search."""
+    unfinished = tmp_path / ".pruned.unfinished"
+    events = unfinished / "output" / "events.jsonl"
+    ended, said = end_after_a_while([*command, "--generations", "100"], events, 5, 0, how)
+    assert ended == code
+    assert "the same command goes on from what is finished" in said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == [unfinished.name]
+    assert any((unfinished / "finished").iterdir())
 
 
 @pytest.fixture

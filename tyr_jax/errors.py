@@ -27,8 +27,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which unwinds a command as Ctrl-C does."""
+
+
 def _terminated(*_: Any) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
+    raise Terminated
 
 
 def run(command: Callable[[], None]) -> None:
@@ -59,7 +63,8 @@ def report(error: BaseException) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        print(f"interrupted: {str(error) or 'nothing was written'}", file=sys.stderr)
-        return 130
+        what, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"{what}: {str(error) or 'nothing was written'}", file=sys.stderr)
+        return status
     traceback.print_exception(error)
     return 1

@@ -68,9 +68,9 @@ def workplace(target: Path, overwrite: bool, restart: bool) -> Iterator[Workplac
                 f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
                 "permissions and run the same command again"
             ) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if _has_work(place):
-                raise KeyboardInterrupt("the same command goes on from what is finished") from None
+                raise type(error)("the same command goes on from what is finished") from None
             raise
 
 
