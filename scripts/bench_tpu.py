@@ -3,10 +3,10 @@
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
 
 A row per stage: seconds to compile; what a device holds of its arguments and what it needs besides; its FLOPs
-(those of float32 as the chip makes them of bfloat16) and what it receives from other devices; the least
-milliseconds that FLOPs, memory and network take by the chip's published rates; and the largest array that a
-collective gives a device: a matrix of a layer's weights, never those of all layers or levels. It fails where
-a stage takes longer to compile, or more memory, or is given more, than it may.
+(those of float32 as the chip makes them of bfloat16); the least milliseconds that FLOPs, memory and network
+take by the chip's published rates; what it receives from other devices, by kind of collective, and the
+largest array among that: a matrix of a layer's weights, never those of all layers or levels. It fails where a
+stage takes longer to compile, or more memory, or is given more, than it may.
 """
 
 import dataclasses
@@ -60,9 +60,9 @@ def main(bench: Bench) -> None:
     """Print a row per stage."""
     settings = dataclasses.replace(PRESETS[bench.preset], sparsity=(bench.sparsity,))
     chip = roofline.CHIPS[bench.topology.split(":")[0]]
-    amounts = "given, GB", "besides, GB", "TFLOP", "received, GB"
+    amounts = "given, GB", "besides, GB", "TFLOP"
     least = "FLOPs, ms", "memory, ms", "network, ms"
-    print_header("stage", "compiles in, s", *amounts, *least, "largest collective")
+    print_header("stage", "compiles in, s", *amounts, *least, "received, GB", "largest collective")
     failed = []
     config, dtype = MODELS[bench.model], jnp.dtype("bfloat16")
     with jax.set_mesh(tpu_mesh(bench.topology, bench.devices)):
@@ -77,9 +77,10 @@ def main(bench: Bench) -> None:
             sizes = memory.argument_size_in_bytes, besides
             given, largest = collectives.largest_collective(compiled.as_text())
             work = roofline.work(stage, compiled)
-            counts = *(size / 1e9 for size in sizes), work.flops / 1e12, work.received / 1e9
+            counts = *(size / 1e9 for size in sizes), work.flops / 1e12
             cells = (f"{value:.2f}" for value in (*counts, *(1e3 * time for time in work.seconds(chip))))
-            print_row(stage.name, f"{seconds:.0f}", *cells, largest)
+            received = (f"{kind} {size / 1e9:.2f}" for kind, size in sorted(work.received.items()))
+            print_row(stage.name, f"{seconds:.0f}", *cells, ", ".join(received) or "none", largest)
             limits = {
                 "too slow to compile": seconds > bench.most_seconds,
                 "too large for a device": sum(sizes) > chip.memory,

@@ -73,7 +73,8 @@ def test_a_stage_without_loops_has_what_xla_counts(name: str) -> None:
 
 def test_the_least_time_is_that_of_published_rates() -> None:
     chip = CHIPS["v5e"]
-    assert Work(chip.flops, chip.bandwidth / 2, chip.network * 3).seconds(chip) == (1, 0.5, 3)
+    received = {"all-gather": chip.network, "all-to-all": chip.network * 2}
+    assert Work(chip.flops, chip.bandwidth / 2, received).seconds(chip) == (1, 0.5, 3)
 
 
 def test_a_device_has_its_part() -> None:
@@ -83,5 +84,5 @@ def test_a_device_has_its_part() -> None:
     program = "ENTRY %main (x: f32[8]) -> f32[64] {\n  ROOT %y = f32[64]{0} all-gather(%x), dimensions={0}\n}"
     compiled = types.SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: program)
     found = roofline.work(stage, compiled)
-    assert (found.touched, found.received) == (120, 256)
+    assert (found.touched, found.received) == (120, {"all-gather": 256})
     assert found.flops == roofline.matmul_flops(stage.traced().jaxpr.jaxpr, iter(()))

@@ -41,20 +41,21 @@ def largest_collective(program: str) -> tuple[int, str]:
     return max(found, default=(0, "none"))
 
 
-def received_bytes(program: str, loops: tuple[int, ...] = ()) -> float:
-    """Bytes of what the collectives of a compiled program give a device; `loops` are the iterations of its
-    loops whose number is data, in their order, and ValueError is raised if there are more of these."""
+def received_bytes(program: str, loops: tuple[int, ...] = ()) -> dict[str, float]:
+    """Bytes of what the collectives of a compiled program give a device, by their kind; `loops` are the
+    iterations of its loops whose number is data, in their order, and ValueError is raised if there are more
+    of these."""
     entry, computations = _computations(program)
     data = iter(loops)
-    received: dict[str, float] = {}
+    channels: dict[tuple[str, str], float] = {}
 
     def visit(name: str, times: int) -> None:
         for line in computations[name]:
             if found := COLLECTIVE.search(line):
                 # Of a collective that is done in the background there are several parts, on one channel.
-                channel = found[3] or f"{name}: {line}"
+                channel = found[2], found[3] or f"{name}: {line}"
                 size = times * max(array_bytes(found[1]).values(), default=0)
-                received[channel] = max(received.get(channel, 0), size)
+                channels[channel] = max(channels.get(channel, 0), size)
             if loop := WHILE.search(line):
                 trips = _trips(line, computations[loop[1]])
                 trips = next(data, None) if trips is None else trips
@@ -67,7 +68,10 @@ def received_bytes(program: str, loops: tuple[int, ...] = ()) -> float:
                         visit(each, times)
 
     visit(entry, 1)
-    return sum(received.values())
+    received: dict[str, float] = {}
+    for (kind, _), size in channels.items():
+        received[kind] = received.get(kind, 0) + size
+    return received
 
 
 def _computations(program: str) -> tuple[str, dict[str, list[str]]]:

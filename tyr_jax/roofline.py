@@ -38,15 +38,16 @@ CHIPS = {
 
 class Work(NamedTuple):
     """What a stage asks of every device: FLOPs in bfloat16, bytes read and written at least, and bytes
-    received from other devices."""
+    received from other devices, by kind of collective."""
 
     flops: float
     touched: float
-    received: float
+    received: dict[str, float]
 
     def seconds(self, chip: Chip) -> tuple[float, float, float]:
         """The least time of each on a chip; the largest is that of the stage."""
-        return self.flops / chip.flops, self.touched / chip.bandwidth, self.received / chip.network
+        received = sum(self.received.values())
+        return self.flops / chip.flops, self.touched / chip.bandwidth, received / chip.network
 
 
 def work(stage: Stage, compiled: Any) -> Work:
