@@ -3,8 +3,9 @@
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
 
 Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
-a program, and together with what is held meanwhile. It fails where the latter, which is what a device must
-have, differ by more than a fifth; what is at work alone is the compiler's choice, and another on a CPU.
+a program, and together with what is held meanwhile, which beside a block's pruning is the plan's own figure.
+It fails where the latter, which is what a device must have, differ by more than a fifth; what is at work
+alone is the compiler's choice, and another on a CPU.
 """
 
 import dataclasses
