@@ -67,10 +67,24 @@ def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[
 def test_no_program_compiles_again(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, layers=(WHOLE, LayerShape(2, 1, 16)))
     generate(params, config, [[1, 2], [3]], 5)
-    programs = generation.read_prompts, generation.read_tokens, generation.remember
+    programs = generation.read_prompts, generation.decode
     sizes = [program._cache_size() for program in programs]
     generate(params, config, [[4], [5] * 60], 9)
     assert [program._cache_size() for program in programs] == sizes
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_step_writes_into_the_cache_it_is_given(
+    batch: int, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    config, params = make(tiny_config, layers=(WHOLE, LayerShape(2, 2, 16)))
+    tokens, lengths = jnp.ones((batch, 4), jnp.int32), jnp.full(batch, 4)
+    _, cache = generation.prefill(params, tokens, lengths, config, 1024)
+    step = generation.decode.lower(params, tokens[:, 0], lengths, cache, config).compile()
+    memory = step.memory_analysis()
+    held = sum(array.nbytes for array in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= held
+    assert memory.temp_size_in_bytes < held / 2
 
 
 def test_a_prompt_beyond_the_multiple(

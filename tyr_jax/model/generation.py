@@ -42,8 +42,8 @@ class Sampling:
 
 
 class KeysValues(NamedTuple):
-    """What a layer's attention has seen, laid out as the products of one query read it: `keys [B, K, H, S]`,
-    `values [B, K, S, H]`."""
+    """What a layer's attention has seen, laid out as the products of one query read it: `keys [R, H, S]`,
+    `values [R, S, H]`, with a row for every sequence and key/value head, `R = B·K`."""
 
     keys: jax.Array
     values: jax.Array
@@ -108,7 +108,7 @@ def read_prompts(
             q, k, v = decoder.queries_keys_values(block, x, rope, config)
             keys = jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, empty)))
             values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
-            cache[layer] = KeysValues(keys, values)
+            cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
             x = x + decoder.attention_output(block, causal_attention(q, k, v, config.window))
         if "down" in block:
             x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
@@ -116,67 +116,44 @@ def read_prompts(
     return next_logits(params, last[:, 0], config), cache
 
 
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def decode(
     params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
 ) -> tuple[jax.Array, Cache]:
     """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked. The
     cache that is given is overwritten."""
-    logits, seen = read_tokens(params, tokens, positions, cache, config)
-    return logits, remember(cache, seen, positions)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def read_tokens(
-    params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
-) -> tuple[jax.Array, dict[int, KeysValues]]:
-    """(logits `[B, V]`, keys and values `[B, K, H]` of every layer), as `decode`."""
     # One row of tokens that each have a position of their own.
     rope = decoder.rope_at(config, positions)
-    x, seen = decoder.embed(params, tokens[None]), {}
+    x, cache = decoder.embed(params, tokens[None]), dict(cache)
     for layer, block in enumerate(params["blocks"]):
         if "o" in block:
             q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
-            seen[layer] = KeysValues(k, v)
-            units = attend_cached(q, seen[layer], cache[layer], positions, config.window)
-            x = x + decoder.attention_output(block, units[None])
+            cache[layer] = remember(cache[layer], k, v, positions)
+            x = x + decoder.attention_output(block, attend(q, cache[layer], positions, config.window)[None])
         if "down" in block:
             x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
-    return next_logits(params, x[0], config), seen
+    return next_logits(params, x[0], config), cache
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
-def remember(cache: Cache, seen: dict[int, KeysValues], positions: jax.Array) -> Cache:
-    """The cache with keys and values `[B, K, H]` at `positions [B]`.
-
-    A program of its own: XLA copies a cache that is read and written in one, of which no write waits for
-    the reads.
-    """
-    rows = jnp.arange(len(positions))
-
-    def written(cached: KeysValues, new: KeysValues) -> KeysValues:
-        keys = cached.keys.at[rows, :, :, positions].set(new.keys)
-        return KeysValues(keys, cached.values.at[rows, :, positions].set(new.values))
-
-    return {layer: written(cached, seen[layer]) for layer, cached in cache.items()}
+def remember(seen: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:
+    """What is `seen` with keys and values `[B, K, H]` at `positions [B]`."""
+    # Sequences and heads are one axis, as XLA copies what is written to where it drops an axis of one.
+    rows, slots = jnp.arange(len(seen.keys)), jnp.repeat(positions, k.shape[1])
+    k, v = (array.reshape(-1, array.shape[-1]) for array in (k, v))
+    keys = seen.keys.at[rows, :, slots].set(k, mode="promise_in_bounds")
+    values = seen.values.at[rows, slots].set(v, mode="promise_in_bounds")
+    return KeysValues(keys, values)
 
 
-def attend_cached(
-    q: jax.Array, own: KeysValues, cached: KeysValues, positions: jax.Array, window: int | None
-) -> jax.Array:
-    """What queries `q [B, N, H]` at `positions [B]` attend to, `[B, N, H]`: their own keys and values
-    `[B, K, H]`, and those `cached` of the positions before."""
-    batch, heads, head_dim = q.shape
-    groups, slots = cached.values.shape[1:3]
-    q = (q * head_dim**-0.5).reshape(batch, groups, heads // groups, head_dim)
-    before = jnp.einsum("bkgh,bkhs->bkgs", q, cached.keys, preferred_element_type=jnp.float32)
-    last = jnp.einsum("bkgh,bkh->bkg", q, own.keys, preferred_element_type=jnp.float32)[..., None]
-    distance = positions[:, None] - jnp.arange(slots)
-    visible = (distance > 0) & (distance < (window or slots))
-    before = jnp.where(visible[:, None, None], before, -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([before, last], axis=-1), axis=-1).astype(q.dtype)
-    units = jnp.einsum("bkgs,bksh->bkgh", weights[..., :slots], cached.values)
-    units = units + weights[..., slots:] * own.values[:, :, None]
-    return units.reshape(batch, heads, head_dim)
+def attend(q: jax.Array, seen: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
+    """What queries `q [B, N, H]` at `positions [B]` attend to of what is `seen` up to there, `[B, N, H]`."""
+    rows, slots, head_dim = seen.values.shape
+    queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
+    scores = jnp.einsum("rgh,rhs->rgs", queries, seen.keys, preferred_element_type=jnp.float32)
+    distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
+    visible = (distance >= 0) & (distance < (window or slots))
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), seen.values).reshape(q.shape)
 
 
 def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
@@ -237,10 +214,12 @@ def generate(
     ended = np.zeros(len(prompts), bool)
     last = np.zeros(len(prompts), np.int32)
     for step in range(count):
-        tokens = np.asarray(sample(logits, key, step, sampling))
+        tokens = sample(logits, key, step, sampling)
+        if step < count - 1:
+            # Begun before the tokens are looked at, so that the device need not wait for that.
+            logits, cache = decode(params, tokens, lengths + step, cache, config)
         last = np.where(ended, last, tokens)
         ended |= np.isin(last, list(stop))
         yield last
-        if ended.all() or step == count - 1:
+        if ended.all():
             return
-        logits, cache = decode(params, jnp.asarray(last), lengths + step, cache, config)
