@@ -4,8 +4,8 @@
 
 Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
 a program, and together with what is held meanwhile, which beside a block's pruning is the plan's own figure.
-It fails where the latter, which is what a device must have, differ by more than a fifth; what is at work
-alone is the compiler's choice, and another on a CPU.
+It fails where they differ by more than a fifth. On one device the search's trunk does: there, the compiler
+first lays out anew what all layers have for queries, keys and values.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Check:
 
     topology: str = "v5p:2x2x1"
     """TPUs, as their compiler calls them."""
-    devices: int | None = 1
-    """How many of them; all, where it is `None`."""
+    devices: int | None = None
+    """How many of them; all, where it is not said."""
     model: str = "llama-3.1-8b"
     """Shapes of the model."""
     preset: Preset = "standard"
@@ -39,7 +39,7 @@ class Check:
     sparsity: float = 0.5
     """Target."""
     most_off: float = 0.2
-    """By what share of the plan may differ what a device must have."""
+    """By what share of the plan what the compiler says may differ."""
 
 
 class Working(NamedTuple):
@@ -73,7 +73,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     # Of a block's programs, one has XᵀX, and one returns the levels, which are the supernet's.
     statistics, pruning = memory("ffn: statistics"), memory("ffn: pruning")
     gram = plan.FLOAT * plan.site_sizes(config)[1] ** 2
-    levels, fold = settings.rounds.levels, needs["first supernet"]
+    fold = needs["first supernet"]
     rows = [
         Working(
             "ffn: statistics",
@@ -82,7 +82,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         ),
         Working(
             "ffn: pruning",
-            plan.site_working(levels, config, n),
+            plan.site_working(config, n),
             pruning.argument_size_in_bytes + pruning.temp_size_in_bytes,
         ),
     ]
@@ -111,7 +111,7 @@ def main(check: Check) -> None:
         rows = compare(MODELS[check.model], settings, jnp.dtype("bfloat16"))
     for row in rows:
         print_row(row.program, f"{row.planned / 1e9:.2f}", f"{row.compiled / 1e9:.2f}", f"{row.ratio:.2f}")
-    if failed := [row.program for row in rows if row.whole and abs(row.ratio - 1) > check.most_off]:
+    if failed := [row.program for row in rows if abs(row.ratio - 1) > check.most_off]:
         raise SystemExit(f"not as planned on {check.topology}: {', '.join(failed)}")
 
 

@@ -149,10 +149,14 @@ def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
 
 
 def layer_working(config: ModelConfig, tokens: int, length: int, itemsize: int, n: int) -> float:
-    """Bytes at work when a layer runs on `tokens` tokens of a device: it is gathered, if it was divided."""
-    gathered = layer_bytes(config, itemsize) if n > 1 else 0
-    return gathered + max(
-        attention_working(config, tokens, length, itemsize), ffn_working(config, tokens, itemsize)
+    """Bytes at work when a layer runs on `tokens` tokens of a device: of what is divided, a sublayer's
+    weights are gathered at a time."""
+    shape, gathered = config.dense_shape, itemsize * config.hidden * (n > 1)
+    attention = gathered * 2 * config.head_dim * (shape.heads + shape.kv_heads)
+    ffn = gathered * 3 * shape.ffn
+    return max(
+        attention + attention_working(config, tokens, length, itemsize),
+        ffn + ffn_working(config, tokens, itemsize),
     )
 
 
@@ -187,18 +191,18 @@ def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n
     return FLOAT * size * (size + together) + layer_working(config, together, length, itemsize, n)
 
 
-def site_working(levels: int, config: ModelConfig, n: int) -> float:
+def site_working(config: ModelConfig, n: int) -> float:
     """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
-    becomes of them, and of the levels' weights."""
+    becomes of it, and of a level's weights."""
     size = site_sizes(config)[1]
-    return FLOAT * size * (7 * size + (levels + 2) * config.hidden) / n
+    return FLOAT * size * (4 * size + config.hidden) / n
 
 
 def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
     """What building a supernet of so many levels needs; of one level, pruning to an answer."""
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    supernet = 0 if settings.offload else levels * level_bytes(config, itemsize) / n
-    working = max(statistics_working(config, settings, itemsize, n), site_working(levels, config, n))
+    supernet = share_held(levels * level_bytes(config, itemsize) / n, config, settings)
+    working = max(statistics_working(config, settings, itemsize, n), site_working(config, n))
     # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
@@ -256,7 +260,7 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
     # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
-    levels = (settings.rounds.levels + 3) * level_bytes(config, itemsize) / config.depth
+    levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
     working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
     return searched_need(
         "descent", working, rounds.descent_steps * (slopes + scores), config, settings, itemsize, n
@@ -272,8 +276,8 @@ def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, ite
         # What all candidates have made of the text before a layer.
         scored = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
         states += max(size * count for size, count in scored) * length * config.hidden * itemsize / n
-    levels = settings.rounds.levels * level_bytes(config, itemsize) / config.depth if n > 1 else 0
-    working = states + levels + layer_working(config, together, length, itemsize, n)
+    chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
+    working = states + chosen + layer_working(config, together, length, itemsize, n)
     tokens = schedule.generations * schedule.candidate_tokens(length)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return searched_need("search", working, flops, config, settings, itemsize, n)

@@ -1,5 +1,6 @@
 """Both ways to the inverse and to solutions on prefixes, against float64."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -32,6 +33,10 @@ def test_inverse(way: Inverse, size: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert np.linalg.norm(ours - exact) < 1e-3 * np.linalg.norm(exact)
 
 
+def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return solution, count
+
+
 @pytest.mark.parametrize("sweeps", [False, True])
 @pytest.mark.parametrize(
     "counts",
@@ -43,9 +48,11 @@ def test_solutions_on_prefixes(sweeps: bool, counts: list[int], monkeypatch: pyt
     hessian, right = problem(size)
     arguments = jnp.asarray(hessian, jnp.float32), jnp.asarray(right, jnp.float32), jnp.array(counts)
     if sweeps:
-        ours = jax.jit(linalg.solve_by_sweeps)(*arguments)
+        ours, told = jax.jit(functools.partial(linalg.solve_by_sweeps, finish=finish))(*arguments)
     else:
-        ours = jax.jit(linalg.prefix_solutions, static_argnames="widths")(*arguments, widths=(40, 90, size))
+        solve = functools.partial(linalg.prefix_solutions, widths=(40, 90, size), finish=finish)
+        ours, told = jax.jit(solve)(*arguments)
+    assert told.tolist() == counts
     for count, found in zip(counts, np.asarray(ours, np.float64), strict=True):
         assert not found[count:].any()
         exact = np.linalg.solve(hessian[:count, :count], right[:count])
@@ -69,7 +76,7 @@ def test_elsewhere_nothing_is_left_to_libraries(platform: str) -> None:
     """But the factor of a block."""
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((600, 600), (600, 8))]
     shapes.append(jax.ShapeDtypeStruct((3,), jnp.int32))
-    solve = jax.jit(lambda *arguments: linalg.prefix_solutions(*arguments, widths=(300, 600)))
+    solve = jax.jit(functools.partial(linalg.prefix_solutions, widths=(300, 600), finish=finish))
     for traced in (jax.jit(linalg.inverse).trace(shapes[0]), solve.trace(*shapes)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "600x600" in text

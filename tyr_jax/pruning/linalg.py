@@ -11,6 +11,7 @@ Axis letters: `d` channels, `D` outputs, `E` prefixes.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ BLOCK = 256
 
 matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
+Finish = Callable[[jax.Array, jax.Array], Any]
+"""What becomes of a solution `[d, D]` on so many channels: a pytree."""
+
 
 def inverse(hessian: jax.Array) -> jax.Array:
     """`H⁻¹ [d, d]` of a symmetric positive definite `hessian [d, d]`; not finite if it is not that."""
@@ -35,28 +39,32 @@ def inverse(hessian: jax.Array) -> jax.Array:
 
 
 def prefix_solutions(
-    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...]
-) -> jax.Array:
-    """`X[e, :k] = H[:k, :k]⁻¹ G[:k]`, zero below, for every `k` of `counts [E]`: `[E, d, D]`.
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: Finish
+) -> Any:
+    """`finish(k, X)` for every `k` of `counts [E]`, stacked, of solutions `X[:k] = H[:k, :k]⁻¹ G[:k]`, zero
+    below: `[d, D]`.
 
     `hessian [d, d]` symmetric positive definite, `right [d, D]`; `widths`, of which the last is d, are sizes
-    that a solution may be computed at where that is cheaper.
+    that a solution may be computed at where that is cheaper. One solution at a time is in memory.
     """
     if devices.count() > 1:
-        return solve_by_sweeps(hessian, right, counts)
-    by_factor = functools.partial(solve_by_factor, widths=widths)
-    return jax.lax.platform_dependent(hessian, right, counts, cpu=by_factor, default=solve_by_sweeps)
+        return solve_by_sweeps(hessian, right, counts, finish)
+    by_factor = functools.partial(solve_by_factor, widths=widths, finish=finish)
+    by_sweeps = functools.partial(solve_by_sweeps, finish=finish)
+    return jax.lax.platform_dependent(hessian, right, counts, cpu=by_factor, default=by_sweeps)
 
 
 def inverse_by_factor(hessian: jax.Array) -> jax.Array:
     """`inverse`, by a Cholesky factor."""
-    lower = cholesky(hessian, symmetrize_input=False)
-    return cho_solve((lower, True), jnp.eye(len(hessian), dtype=hessian.dtype))
+    lower = cholesky(hessian.T, symmetrize_input=False)
+    channel = jnp.arange(len(hessian))
+    identity = (0 * lower).at[channel, channel].set(1)
+    return cho_solve((lower, True), identity)
 
 
 def solve_by_factor(
-    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...]
-) -> jax.Array:
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: Finish
+) -> Any:
     """`prefix_solutions`, by one Cholesky factor.
 
     A prefix's factor is the leading block of the whole one, and its forward substitution a prefix of the
@@ -76,9 +84,9 @@ def solve_by_factor(
 
         return solve
 
-    def solve_prefix(count: jax.Array) -> jax.Array:
+    def solve_prefix(count: jax.Array) -> Any:
         bucket = jnp.searchsorted(jnp.array(widths), count)
-        return jax.lax.switch(bucket, [solve_leading(width) for width in widths], count)
+        return finish(count, jax.lax.switch(bucket, [solve_leading(width) for width in widths], count))
 
     return jax.lax.map(solve_prefix, counts)
 
@@ -116,8 +124,9 @@ def sweep(
     columns = (sign * left).T
     swept = (channel >= first) & (channel < first + count)
     at = jnp.clip(channel - start, 0, block - 1)
-    fresh = jnp.where(swept, matmul(half.T, half)[:, at], matmul(half.T, left))
-    matrix = jnp.where(swept, -(sign * fresh).T[:, at], matrix - matmul(columns, left))
+    fresh = matmul(half.T, jnp.where(swept, half[:, at], left))
+    # `columns · half` are the swept columns, but for their rows, which are replaced.
+    matrix = jnp.where(swept, 0, matrix) - matmul(columns, jnp.where(swept, half[:, at], left))
     right = right - matmul(columns, answers)
     return with_rows(matrix, fresh), with_rows(right, matmul(half.T, answers))
 
@@ -135,11 +144,11 @@ def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, -(-size // block), step, devices.place(hessian, 1))
 
 
-def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> jax.Array:
+def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array, finish: Finish) -> Any:
     """`prefix_solutions`, by sweeps that halt at every one of `counts`."""
     size = len(hessian)
     block = min(BLOCK, size)
-    State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+    State = tuple[jax.Array, jax.Array, jax.Array, Any]
 
     def more(state: State) -> jax.Array:
         return state[0] < jnp.max(counts)
@@ -151,17 +160,17 @@ def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array) -> 
         matrix, right = sweep(matrix, right, done, count, block)
         done += count
 
-        def keep(found: jax.Array) -> jax.Array:
-            solution = jnp.where((jnp.arange(size) < done)[:, None], right, 0)
-            return jnp.where((counts == done)[:, None, None], solution, found)
+        def keep(found: Any) -> Any:
+            new = finish(done, jnp.where((jnp.arange(size) < done)[:, None], right, 0))
+
+            def put(old: jax.Array, new: jax.Array) -> jax.Array:
+                return jnp.where(jnp.expand_dims(counts == done, range(1, old.ndim)), new, old)
+
+            return jax.tree.map(put, found, new)
 
         return done, matrix, right, jax.lax.cond(done == halt, keep, lambda found: found, found)
 
-    nothing = jnp.zeros((len(counts), *right.shape), right.dtype)
-    start = (
-        jnp.zeros((), counts.dtype),
-        devices.place(hessian, 1),
-        devices.place(right, 1),
-        devices.place(nothing, 2),
-    )
+    nothing = jnp.zeros((), counts.dtype)
+    found = jax.vmap(lambda _: finish(nothing, jnp.zeros_like(right)))(counts)
+    start = nothing, devices.place(hessian, 1), devices.place(right, 1), found
     return jax.lax.while_loop(more, step, start)[3]

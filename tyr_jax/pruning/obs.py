@@ -83,7 +83,8 @@ def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarra
 def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
     """Diagonal blocks `[U, b, b]` of `matrix [d_in, d_in]`."""
     units = matrix.shape[0] // unit_size
-    return jnp.einsum("ubuc->ubc", matrix.reshape(units, unit_size, units, unit_size))
+    unit = jnp.arange(units)
+    return matrix.reshape(units, unit_size, units, unit_size)[unit, :, unit]
 
 
 def unit_saliency(weight: jax.Array, gradient: jax.Array, blocks: jax.Array, saliency: Saliency) -> jax.Array:
@@ -215,7 +216,7 @@ def removal_rank(
         leaving = jax.lax.top_k(jnp.where(state.alive, -score, -jnp.inf), chunk)[1]
         place = jnp.arange(chunk)
         leaves = place < schedule[step]
-        channels = (leaving[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
+        channels = unit_channels(leaving, unit_size)
         active = jnp.repeat(leaves, unit_size).astype(weight.dtype)
         weight_now, inverse_now = obs_step(state.weight, state.inverse, channels, active, row)
         rank = state.rank.at[leaving].set(
@@ -242,20 +243,35 @@ def removal_rank(
 
 
 def level_weights(
-    hessian: jax.Array, gradient: jax.Array, rank: jax.Array, kept: jax.Array, unit_size: int
-) -> jax.Array:
-    """Least-squares weights of every level `[E, d_in, D]`: `W_S = Hs_SS⁻¹ G_S`, zero elsewhere.
+    hessian: jax.Array, gradient: jax.Array, dense: jax.Array, rank: jax.Array, kept: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S`, zero elsewhere; their
+    relative errors `[E]`).
 
-    `hessian [d_in, d_in]` damped, `gradient [d_in, D]`, `rank [U]`, `kept [E]` units. With channels
-    permuted by rank, the support of every level is a prefix.
+    `hessian [d_in, d_in]` damped, `gradient` and `dense [d_in, D]`, `rank [U]`, `kept [E]` units; in the
+    type of `dense`. With channels in the order of their units' rank, the support of every level is a prefix.
     """
-    order = jnp.argsort(rank)
-    channels = (order[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
+    unit_size = len(dense) // len(rank)
+    channels, place = unit_channels(jnp.argsort(rank), unit_size), unit_channels(rank, unit_size)
     # Only rows move, from columns of one device each.
     permuted = devices.place(devices.place(hessian[channels], 1).T, 1)[channels]
+    dense = devices.place(dense, 1)
+    energy = jnp.sum(dense * gradient)
+
+    def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # A site that keeps all keeps its weights, to the last bit.
+        weights = jnp.where(count == len(dense), dense, devices.place(solution[place], 1))
+        # At the optimum W_e ⟂ (W − W_e) in the Hs metric: the error is the energy lost, tr(GᵀW) − tr(GᵀW_e).
+        error = jnp.where(energy == 0, 0.0, 1.0 - jnp.sum(gradient * weights) / energy)
+        return weights.astype(dense.dtype), error
+
     widths = bucket_widths(len(rank), unit_size)
-    solutions = linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths)
-    return jnp.zeros_like(solutions).at[:, channels].set(solutions)
+    return linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths, finish)
+
+
+def unit_channels(units: jax.Array, unit_size: int) -> jax.Array:
+    """Input channels of `units [u]`, `[u·b]`."""
+    return (units[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -318,12 +334,6 @@ def prune_site(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
     gradient = devices.place(gradient, 1)
-    weights = level_weights(hessian, gradient, rank, kept, unit_size)
-    # A site that keeps all keeps its weights, to the last bit.
-    weights = jnp.where(kept[:, None, None] * unit_size == len(weight), dense, weights)
-    energy = jnp.sum(dense * gradient)
-    # At the optimum W_e ⟂ (W − W_e) in the Hs metric, so the error is the energy lost: tr(GᵀW) − tr(GᵀW_e).
-    left = jnp.einsum("io,eio->e", gradient, weights, precision=HIGHEST)
-    error = jnp.where(energy == 0, 0.0, 1.0 - left / energy)
+    weights, error = level_weights(hessian, gradient, weight, rank, kept)
     error = jnp.where(sound, error, jnp.nan)
-    return PrunedSite(weights.astype(weight.dtype), rank, error, used)
+    return PrunedSite(weights, rank, error, used)
