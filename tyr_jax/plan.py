@@ -78,11 +78,6 @@ def share_held(count: float, config: ModelConfig, settings: Settings) -> float:
     return count / config.depth if settings.offload else count
 
 
-def layer_bytes(config: ModelConfig, itemsize: int) -> float:
-    """Bytes of a dense layer."""
-    return itemsize * count_parameters(config)[0] / config.depth
-
-
 def calibration_tokens(settings: Settings) -> int:
     """Tokens that layers are pruned on, openings included."""
     return settings.data.calibration_tokens + settings.data.calibration_openings * OPENING

@@ -56,8 +56,10 @@ def prefix_solutions(
 
 def inverse_by_factor(hessian: jax.Array) -> jax.Array:
     """`inverse`, by a Cholesky factor."""
+    # LAPACK's order is by columns, which of a symmetric matrix are its rows.
     lower = cholesky(hessian.T, symmetrize_input=False)
     channel = jnp.arange(len(hessian))
+    # A constant would be kept in memory through a loop that this is in.
     identity = (0 * lower).at[channel, channel].set(1)
     return cho_solve((lower, True), identity)
 
