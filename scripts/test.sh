@@ -12,4 +12,4 @@ cd "$repo"
 ruff check
 ruff format --check
 mypy
-python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 "$@"
+python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 "$@"
