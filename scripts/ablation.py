@@ -15,16 +15,20 @@ from typing import Any
 import jax.numpy as jnp
 from markdown_table import print_header, print_row
 
-from tyr_jax import command, quality, summary
-from tyr_jax.config import PRESETS, WIKITEXT, Preset
+from tyr_jax import space
+from tyr_jax.cli import command
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.io.output import write_json
-from tyr_jax.io.progress import Progress
+from tyr_jax.pruning.fold import build_supernet
 from tyr_jax.pruning.obs import PAPER_SALIENCY, Saliency
-from tyr_jax.pruning.supernet import ACCUMULATIONS, build_supernet, select
-from tyr_jax.search import space
+from tyr_jax.pruning.settings import ACCUMULATIONS
+from tyr_jax.pruning.supernet import select
+from tyr_jax.settings import PRESETS, WIKITEXT, Preset
+from tyr_jax.workspace import files
+from tyr_jax.workspace.files import write_json
+from tyr_jax.workspace.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{mode: {"accumulation": mode} for mode in ACCUMULATIONS},
@@ -119,7 +123,7 @@ def main(ablation: Ablation) -> None:
     if unknown:
         raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join(VARIANTS)}")
     common = dataclasses.replace(ablation, variants=(), seeds=(), results=Path())
-    kept = {"settings": json.loads(json.dumps(summary.plain(common))), "perplexity": {}}
+    kept = {"settings": json.loads(json.dumps(files.as_json(common))), "perplexity": {}}
     if ablation.results.is_file():
         settings, kept = kept["settings"], json.loads(ablation.results.read_text())
         if kept["settings"] != settings:

@@ -18,15 +18,19 @@ import numpy as np
 import tyro
 from markdown_table import print_header, print_row
 
+from tyr_jax import space
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.io.progress import Progress
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.supernet import PruningSettings, build_supernet
-from tyr_jax.search import evolve, nested, population, slopes, space, surrogate
-from tyr_jax.search.evolve import EvolutionSettings
-from tyr_jax.search.objective import Batch, Objective
-from tyr_jax.timing import medians
+from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.runtime.timing import medians
+from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.teacher import teacher_targets
+from tyr_jax.search import evolution, surrogate
+from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.workspace.progress import Progress
 
 OBJECTIVE = Objective()
 
@@ -72,8 +76,8 @@ class World(NamedTuple):
     grid: space.LevelGrid
     net: nested.Nested
     sites: surrogate.Sites
-    pool: Batch
-    held_out: Batch
+    pool: TeacherBatch
+    held_out: TeacherBatch
 
     def score(self, candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """Objective `[C]` on sequences of the search text."""
@@ -115,26 +119,24 @@ def make_world(bench: Bench, sparsity: float) -> World:
     net = nested.nest(model.params, supernet, config)
     held_out = bench.held_out_tokens // bench.sequence_length
     pools = (
-        population.teacher_targets(model.params, tokens, config, OBJECTIVE)
+        teacher_targets(model.params, tokens, config, OBJECTIVE)
         for tokens in (splits.search[held_out:], splits.search[:held_out])
     )
     sites = surrogate.Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
     return World(config, grid, net, sites, *pools)
 
 
-def evolution(
-    world: World, start: np.ndarray, schedule: EvolutionSettings, seed: int, spent: int = 0
-) -> Trace:
+def evolved(world: World, start: np.ndarray, schedule: EvolutionSettings, seed: int, spent: int = 0) -> Trace:
     """Evolve from `start [2, L]`, `spent` candidate-tokens before."""
     length = world.pool.tokens.shape[1]
     trace = [(spent, start)]
 
-    def record(state: evolve.EvolutionState, _: float) -> None:
+    def record(state: evolution.EvolutionState, _: float) -> None:
         trace.append((trace[-1][0] + schedule.candidate_tokens(length), np.asarray(state.parent)))
 
-    state = evolve.init(jax.random.key(seed), start)
+    state = evolution.init(jax.random.key(seed), start)
     exists, sequences = world.grid.exists, len(world.pool.tokens)
-    evolve.evolve(state, exists, world.score, sequences, length, schedule, record)
+    evolution.evolve(state, exists, world.score, sequences, length, schedule, record)
     return trace
 
 
@@ -156,7 +158,7 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
     schedule = dataclasses.replace(
         schedule, generations=max(1, (budget - spent) // schedule.candidate_tokens(length))
     )
-    return [*trace, *evolution(world, levels, schedule, seed, spent)]
+    return [*trace, *evolved(world, levels, schedule, seed, spent)]
 
 
 def slope_cost(world: World) -> float:
@@ -194,7 +196,7 @@ def main(bench: Bench) -> None:
             traces: dict[str, list[Trace]] = {"the paper's": [], "ours": []}
             for seed in bench.seeds:
                 if bench.paper:
-                    traces["the paper's"].append(evolution(world, centre, schedule, seed))
+                    traces["the paper's"].append(evolved(world, centre, schedule, seed))
                 stage.advance()
                 traces["ours"].append(ours(world, bench, seed, round(bench.our_share * whole), cost))
                 stage.advance()

@@ -18,13 +18,13 @@ import numpy as np
 import tyro
 from markdown_table import print_header, print_row
 
+from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import Block, ModelConfig, layer_block
-from tyr_jax.pruning import hessian, obs, supernet
-from tyr_jax.search import space
-from tyr_jax.timing import matmul_rate, medians
+from tyr_jax.pruning import fold, hessian, obs, supernet
+from tyr_jax.runtime.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def main(bench: Bench) -> None:
 
     def prune(kind: int, size: int, weight: jax.Array) -> obs.PrunedSite:
         kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
-        return supernet.prune_kind(grams[size], weight, kept, exists, kinds[kind].units, settings)
+        return fold.prune_kind(grams[size], weight, kept, exists, kinds[kind].units, settings)
 
     block = layer_block(params["blocks"], 0)
     inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}
@@ -96,12 +96,12 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     parts = medians(
         {
-            "attention and its XᵀX": lambda: collect(supernet.attention_statistics, width),
+            "attention and its XᵀX": lambda: collect(fold.attention_statistics, width),
             "gate and up": lambda: alone(block, x),
-            "gate, up and their XᵀX": lambda: collect(supernet.ffn_statistics, ffn),
+            "gate, up and their XᵀX": lambda: collect(fold.ffn_statistics, ffn),
             "gate, up and XᵀX, not by symmetry": lambda: collect(unhalved, ffn),
-            "attention output": lambda: leave(supernet.add_attention, width, heads),
-            "FFN output": lambda: leave(supernet.add_ffn, ffn, neurons),
+            "attention output": lambda: leave(fold.add_attention, width, heads),
+            "FFN output": lambda: leave(fold.add_ffn, ffn, neurons),
             "order and solves, attention": lambda: prune(
                 space.ATTENTION, width, block["o"].reshape(width, -1)
             ),
@@ -118,14 +118,14 @@ def main(bench: Bench) -> None:
     flops = bench.tokens * block_flops(config, unit_counts(config), length)
     flops += depth * (triangle_flops(width, bench.tokens) + triangle_flops(ffn, bench.tokens))
 
-    def fold(levels: int, tokens: np.ndarray) -> supernet.Supernet:
-        return supernet.build_supernet(
+    def build(levels: int, tokens: np.ndarray) -> supernet.Supernet:
+        return fold.build_supernet(
             params, [tokens], config, grids[levels], settings, batch_tokens=bench.batch_tokens
         )
 
     for levels in grids:
-        fold(levels, tokens[:rows])
-    runs = {f"{levels} levels": functools.partial(fold, levels, tokens) for levels in grids}
+        build(levels, tokens[:rows])
+    runs = {f"{levels} levels": functools.partial(build, levels, tokens) for levels in grids}
     folds = medians(runs, bench.repeats, warm_up=False)
     print_header("fold", "needed TFLOP", "seconds", "of the matmul rate", "ratio to a fold per level")
     for (name, time), levels in zip(folds.items(), grids, strict=True):

@@ -22,7 +22,7 @@ from tyr_jax.model import attention, decoder
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import log_normaliser
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tyro
 from markdown_table import print_header, print_row
 
 from tyr_jax.pruning import hessian
-from tyr_jax.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,20 @@ import numpy as np
 import tyro
 from markdown_table import print_header, print_row
 
-from tyr_jax.batches import BATCH_TOKENS
+from tyr_jax import space
 from tyr_jax.data import DataSpec, Splits, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet
-from tyr_jax.search import evolve, nested, population, space
-from tyr_jax.search.evolve import EvolutionSettings
-from tyr_jax.search.objective import Batch, Objective
-from tyr_jax.search.space import LevelGrid
-from tyr_jax.timing import seconds
+from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.runtime.batches import BATCH_TOKENS
+from tyr_jax.runtime.timing import seconds
+from tyr_jax.scoring import nested, population
+from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.teacher import take, teacher_targets
+from tyr_jax.search import evolution
+from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.space import LevelGrid
 
 OBJECTIVE = Objective()
 
@@ -105,7 +110,7 @@ def time_folds(world: World, bench: Bench) -> tuple[float, float, float]:
     return sum(by_level), one_pass, by_level[0]
 
 
-def time_searches(world: World, pool: Batch, bench: Bench) -> tuple[float, float, int]:
+def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float, float, int]:
     """Seconds of the search with a plain score and with ours, and at how many sites the answers differ."""
     params, config, grid = world.model.params, world.model.config, world.grid
     supernet = fold(world, grid)
@@ -114,7 +119,7 @@ def time_searches(world: World, pool: Batch, bench: Bench) -> tuple[float, float
 
     def plain(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         def score(sequence: np.ndarray) -> jax.Array:
-            batch = population.take(pool, sequence)
+            batch = take(pool, sequence)
             return population.score_chunk(params, supernet, jnp.asarray(candidates), batch, config, OBJECTIVE)
 
         return np.mean([score(sequence) for sequence in sequences[:, None]], axis=0)
@@ -122,11 +127,11 @@ def time_searches(world: World, pool: Batch, bench: Bench) -> tuple[float, float
     def ours(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return nested.score_population(net, candidates, pool, sequences, config, OBJECTIVE)
 
-    def search(score: evolve.Scorer, generations: int) -> tuple[float, np.ndarray]:
-        state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
+    def search(score: evolution.Scorer, generations: int) -> tuple[float, np.ndarray]:
+        state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
         few = dataclasses.replace(schedule, generations=generations)
         start = time.perf_counter()
-        state = evolve.evolve(state, grid.exists, score, len(pool.tokens), bench.length, few)
+        state = evolution.evolve(state, grid.exists, score, len(pool.tokens), bench.length, few)
         return time.perf_counter() - start, np.asarray(state.parent)
 
     for score in (plain, ours):
@@ -140,8 +145,8 @@ def main(bench: Bench) -> None:
     world = make_world(bench)
     params, config = world.model.params, world.model.config
 
-    def answer() -> Batch:
-        return population.teacher_targets(params, world.splits.search, config, OBJECTIVE)
+    def answer() -> TeacherBatch:
+        return teacher_targets(params, world.splits.search, config, OBJECTIVE)
 
     pool = answer()
     answering = seconds(answer)

@@ -21,13 +21,17 @@ import tyro
 from bench_forward import normaliser
 from markdown_table import print_header, print_row
 
+from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.supernet import PruningSettings, Supernet
-from tyr_jax.search import evolve, nested, population, space
-from tyr_jax.search.objective import Objective
-from tyr_jax.timing import matmul_rate, medians
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.scoring import nested, population
+from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.teacher import teacher_targets
+from tyr_jax.search import evolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def main(bench: Bench) -> None:
     params, config, objective = model.params, model.config, Objective()
     kinds, length = PruningSettings().kinds(config), bench.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.vocab, (1, length))
-    pool = population.teacher_targets(params, tokens, config, objective)
+    pool = teacher_targets(params, tokens, config, objective)
     rate = matmul_rate()
     dense_flops = block_flops(config, unit_counts(config), length) + head_flops(config)
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, T = {length}, {bench.candidates} candidates")
@@ -80,8 +84,8 @@ def main(bench: Bench) -> None:
     for sparsity in bench.sparsities:
         grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
         supernet = random_supernet(config, grid)
-        state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
-        candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
+        state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
+        candidates = np.asarray(evolution.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
         net = nested.nest(params, supernet, config)
         runs: dict[str, Callable[[], object]] = {
             "dense forward": functools.partial(normaliser, params, jnp.asarray(tokens), config),

@@ -18,11 +18,11 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from markdown_table import print_header, print_row
 
-from tyr_jax import command
+from tyr_jax.cli import command
 from tyr_jax.errors import UserError
-from tyr_jax.harness import HarnessModel, load_tasks
+from tyr_jax.evaluation.harness import HarnessModel, load_tasks
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
-from tyr_jax.timing import medians
+from tyr_jax.runtime.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,11 @@ import tyro
 from large_models import MODELS, tpu_mesh
 from markdown_table import print_header, print_row
 
-from tyr_jax import collectives, devices, plan, roofline, stages
-from tyr_jax.config import PRESETS, Preset
 from tyr_jax.model.spec import ModelConfig
+from tyr_jax.planning import collectives, plan, programs, roofline
 from tyr_jax.pruning import linalg
+from tyr_jax.runtime import devices
+from tyr_jax.settings import PRESETS, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def main(bench: Bench) -> None:
     failed = []
     config, dtype = MODELS[bench.model], jnp.dtype("bfloat16")
     with jax.set_mesh(tpu_mesh(bench.topology, bench.devices)):
-        for stage in stages.all_stages(config, settings, dtype):
+        for stage in programs.all_stages(config, settings, dtype):
             if bench.only and not any(name in stage.name for name in bench.only):
                 continue
             start = time.perf_counter()

@@ -17,9 +17,10 @@ import tyro
 from large_models import MODELS, tpu_mesh
 from markdown_table import print_header, print_row
 
-from tyr_jax import devices, plan, stages
-from tyr_jax.config import PRESETS, Preset, Settings
 from tyr_jax.model.spec import ModelConfig
+from tyr_jax.planning import plan, programs
+from tyr_jax.runtime import devices
+from tyr_jax.settings import PRESETS, Preset, Settings
 
 HELD = "and what is held"
 
@@ -64,7 +65,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     """The programs with the most at work, on the current devices, with weights and activations of `dtype`."""
     itemsize, n = dtype.itemsize, devices.count()
     needs = {need.stage: need for need, _ in plan.needs(config, settings, itemsize, n)}
-    found = {stage.name: stage for stage in stages.all_stages(config, settings, dtype)}
+    found = {stage.name: stage for stage in programs.all_stages(config, settings, dtype)}
 
     def memory(name: str) -> Any:
         compiled: Any = found[name].lower().compile()

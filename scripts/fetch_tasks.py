@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from datasets import Dataset
 
-from tyr_jax import command
+from tyr_jax.cli import command
 from tyr_jax.errors import UserError
 from tyr_jax.io.registry import fetch_wheel
 

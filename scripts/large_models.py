@@ -4,8 +4,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from tyr_jax import devices
 from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.runtime import devices
 
 MODELS = {
     "llama-2-7b": ModelConfig("llama", 32000, 4096, 128, (LayerShape(32, 32, 11008),) * 32),

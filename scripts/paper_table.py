@@ -20,13 +20,15 @@ import numpy as np
 import tyro
 from markdown_table import print_header, print_row
 
-from tyr_jax import command, devices, harness, quality
-from tyr_jax.config import WIKITEXT
+from tyr_jax.cli import command
+from tyr_jax.cli.evaluate import load
 from tyr_jax.data import DataSpec, load_evaluation
-from tyr_jax.evaluate import load
+from tyr_jax.evaluation import harness, quality
 from tyr_jax.io.checkpoint import LoadedModel
-from tyr_jax.io.output import write_json
-from tyr_jax.io.progress import Progress
+from tyr_jax.runtime import devices
+from tyr_jax.settings import WIKITEXT
+from tyr_jax.workspace.files import write_json
+from tyr_jax.workspace.progress import Progress
 
 TASKS = {
     "arc_easy": 0,

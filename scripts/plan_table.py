@@ -13,9 +13,9 @@ import tyro
 from large_models import MODELS
 from markdown_table import print_header, print_row
 
-from tyr_jax import plan
-from tyr_jax.config import PRESETS, Preset, Settings
 from tyr_jax.model.spec import ModelConfig
+from tyr_jax.planning import plan
+from tyr_jax.settings import PRESETS, Preset, Settings
 
 ITEMSIZE = 2
 """Bytes of a weight, and of an activation: bfloat16."""

@@ -25,13 +25,16 @@ from bench_search import random_supernet
 from jax.profiler import ProfileData
 from markdown_table import print_header, print_row
 
+from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import layer_block
-from tyr_jax.pruning import hessian, obs, supernet
-from tyr_jax.pruning.supernet import PruningSettings
-from tyr_jax.search import evolve, nested, population, slopes, space
-from tyr_jax.search.objective import Objective
+from tyr_jax.pruning import fold, hessian, obs
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.teacher import teacher_targets
+from tyr_jax.search import evolution
 
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*")
 CALLED = re.compile(r"(?:calls=%?|custom_call_target=\")([\w.-]+)")
@@ -127,25 +130,25 @@ def programs(profile: Profile) -> Iterator[Program]:
     block = layer_block(params["blocks"], 0)
     x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
     for kind, size, enter, leave, weight in (
-        (space.ATTENTION, width, supernet.attention_statistics, supernet.add_attention, block["o"]),
-        (space.FFN, ffn, supernet.ffn_statistics, supernet.add_ffn, block["down"]),
+        (space.ATTENTION, width, fold.attention_statistics, fold.add_attention, block["o"]),
+        (space.FFN, ffn, fold.ffn_statistics, fold.add_ffn, block["down"]),
     ):
         name, one = space.KINDS[kind], {"config": config}
         gram = jnp.zeros((1, size, size))
         yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)
         yield Program(f"{name}: what it adds", leave, (block, x, units), one, 1)
-        count, options = kinds[kind].units, supernet.site_options(size, kinds[kind].units, settings)
+        count, options = kinds[kind].units, fold.site_options(size, kinds[kind].units, settings)
         kept, exists = grid.kept[kind, 0], grid.exists[kind, 0]
         schedule = obs.removal_schedule(count, options["chunk"], kept, exists)
         arguments = hessian.finish(gram), weight.reshape(size, -1), jnp.asarray(kept), jnp.asarray(schedule)
         yield Program(f"{name}: order and solves", obs.prune_site, arguments, options)
     tokens = rng.integers(0, config.vocab, (1, length))
-    pool = population.teacher_targets(params, tokens, config, objective)
+    pool = teacher_targets(params, tokens, config, objective)
     net = nested.nest(params, random_supernet(config, grid), config)
-    state = evolve.init(jax.random.key(0), space.centre_distribution(grid))
-    candidates = np.asarray(evolve.ask(state, jnp.asarray(grid.exists), 4, 4))
-    crowd, _ = nested.crowd_of(net, candidates, np.arange(1), length)
+    state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
+    candidates = np.asarray(evolution.ask(state, jnp.asarray(grid.exists), 4, 4))
+    crowd, _ = nested.arrange_population(net, candidates, np.arange(1), length)
     (part,) = nested.parts_of(net, range(config.depth), config, objective)
     seen = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
     static = {"config": config, "observed": ()}

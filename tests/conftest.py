@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.io.builtin import builtin_model
-from tyr_jax.io.cache import keep_compiled
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.spec import ModelConfig, random_params
+from tyr_jax.runtime.cache import keep_compiled
 
 keep_compiled()
 

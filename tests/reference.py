@@ -12,7 +12,7 @@ import numpy as np
 
 from tyr_jax.model.spec import ModelConfig, layer_block
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
+from tyr_jax.space import ATTENTION, FFN, LevelGrid
 
 Array = np.ndarray
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tyr_jax import pipeline
-from tyr_jax.io.output import EventLog
-from tyr_jax.io.progress import Progress
+from tyr_jax.cli.prune import parse
 from tyr_jax.model.spec import Params
-from tyr_jax.pipeline import Outcome
-from tyr_jax.prune import parse
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.run import pipeline
+from tyr_jax.run.pipeline import Outcome
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.progress import Progress
 
 ARGUMENTS = shlex.split("""--sparsity 0.5 --sequence-length 256 --search-length 512 --calibration-tokens 2048
     --search-tokens 2048 --evaluation-length 256 --evaluation-windows 6 --rounds 1 --levels 17

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tyr_jax.config import validate
-from tyr_jax.prune import parse
+from tyr_jax.cli.prune import parse
+from tyr_jax.settings import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

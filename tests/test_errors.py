@@ -19,9 +19,12 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import errors, evaluate, job, prepare, prune
+from tyr_jax import errors
+from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
-from tyr_jax.io import checkpoint, output
+from tyr_jax.io import checkpoint
+from tyr_jax.run import prepare
+from tyr_jax.workspace import events, job
 
 Fails = Callable[..., str]
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -248,7 +251,7 @@ def test_a_full_disk_spares_the_old_output(
         "settings": (job, "write_json"),
         "weights": (checkpoint, "save_file"),
         "summary": (prune, "write_json"),
-        "events": (output.EventLog, "write"),
+        "events": (events.EventLog, "write"),
     }[stage]
     monkeypatch.setattr(owner, name, full_disk)
     sentence = fails("--overwrite", "--rounds", 0, unfinished=stage in ("weights", "summary"))

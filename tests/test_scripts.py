@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_dataset
 
-from tyr_jax import evaluate
+from tyr_jax.cli import evaluate
 from tyr_jax.errors import UserError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -22,19 +22,19 @@ from reference import random_supernet
 from smollm2_run import ARGUMENTS, Found, prune
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from tyr_jax import plan
+from tyr_jax import space
+from tyr_jax.cli.prune import write
+from tyr_jax.evaluation import generation
 from tyr_jax.io import llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.deci import write_gguf
-from tyr_jax.model import generation
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, count_parameters
-from tyr_jax.pipeline import Pruned
-from tyr_jax.prune import write
+from tyr_jax.planning import plan
 from tyr_jax.pruning.compress import compress, mask
-from tyr_jax.pruning.supernet import PruningSettings
-from tyr_jax.search import space
-from tyr_jax.search.space import ATTENTION
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.run.pipeline import Pruned
+from tyr_jax.space import ATTENTION
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.usefixtures("optimized_code")]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from tyr_jax import prune
+from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.hub import check_upload, upload
 

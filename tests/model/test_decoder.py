@@ -14,8 +14,8 @@ from tyr_jax.model import decoder
 from tyr_jax.model.attention import QUERY_CHUNK
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling, random_params
-from tyr_jax.offload import Scratch
-from tyr_jax.search.objective import Objective
+from tyr_jax.runtime.offload import Scratch
+from tyr_jax.scoring.objective import Objective
 
 Configs = Callable[..., ModelConfig]
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from reference import logits64, random_supernet
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import (
@@ -27,9 +28,10 @@ from tyr_jax.model.spec import (
     random_params,
 )
 from tyr_jax.pruning.compress import compress, head_layout, kept_masks, mask
-from tyr_jax.pruning.supernet import PruningSettings, Supernet, build_supernet, select
-from tyr_jax.search import space
-from tyr_jax.search.space import ATTENTION, FFN
+from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.space import ATTENTION, FFN
 
 Configs = Callable[..., ModelConfig]
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}

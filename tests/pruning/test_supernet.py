@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
 
+from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
-from tyr_jax.pruning import obs, supernet
-from tyr_jax.pruning.supernet import (
-    ACCUMULATIONS,
-    PruningSettings,
-    Supernet,
-    at_levels,
-    build_supernet,
-    level_probabilities,
-    select,
-)
-from tyr_jax.search import space
-from tyr_jax.search.space import ATTENTION, FFN, LevelGrid
+from tyr_jax.pruning import fold, obs
+from tyr_jax.pruning.fold import build_supernet, level_probabilities
+from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
+from tyr_jax.pruning.supernet import Supernet, at_levels, select
+from tyr_jax.space import ATTENTION, FFN, LevelGrid
 
 SEQUENCES, LENGTH, LEVELS, CHUNK = 6, 16, 5, 4
 # Heads kept and neurons kept at the centre: some levels of every layer are masked.
@@ -182,7 +176,7 @@ def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[tuple[str, int]] = []
 
     def counted(name: str) -> Callable[..., Any]:
-        run = getattr(supernet, name)
+        run = getattr(fold, name)
 
         def wrapper(block: Any, x: Any, *rest: Any) -> Any:
             calls.append((name, x.shape[0]))
@@ -191,7 +185,7 @@ def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> 
         return wrapper
 
     for name in ("attention_statistics", "ffn_statistics"):
-        monkeypatch.setattr(supernet, name, counted(name))
+        monkeypatch.setattr(fold, name, counted(name))
     world.build(chosen())
     attention, ffn = [("attention_statistics", 3)] * 2, [("ffn_statistics", 3)] * 2
     assert calls == (attention + ffn) * world.config.depth

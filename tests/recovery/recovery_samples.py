@@ -9,7 +9,7 @@ import numpy as np
 from tiny import make_tiny_config
 
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
-from tyr_jax.recovery.loss import Rows
+from tyr_jax.recovery.loss import TrainingRows
 
 DIFFERENT = (LayerShape(2, 1, 16), LayerShape(0, 0, 24), LayerShape(4, 2, 0))
 
@@ -32,8 +32,8 @@ def make_pair(layers: tuple[LayerShape, ...] = DIFFERENT) -> Pair:
     return Pair(dense, config, small | shared, smaller)
 
 
-def make_rows(batches: int = 2, count: int = 4, length: int = 12) -> Rows:
+def make_rows(batches: int = 2, count: int = 4, length: int = 12) -> TrainingRows:
     """`[A, B, T]`, some of whose tokens are to be learnt."""
     rng = np.random.default_rng(0)
     shape = batches, count, length
-    return Rows(jnp.asarray(rng.integers(0, 96, shape)), jnp.asarray(rng.random(shape) < 0.7))
+    return TrainingRows(jnp.asarray(rng.integers(0, 96, shape)), jnp.asarray(rng.random(shape) < 0.7))

@@ -28,7 +28,7 @@ def states(params: Params, config: ModelConfig, tokens: jax.Array, observed: tup
 )
 def test_only_what_is_to_be_learnt_counts(asked: Loss) -> None:
     pair, rows = make_pair(), jax.tree.map(lambda array: array[0], make_rows())
-    dense = loss.teach(pair.dense, rows.tokens, pair.dense_config, asked) if asked.taught else None
+    dense = loss.teacher_batch(pair.dense, rows.tokens, pair.dense_config, asked) if asked.taught else None
     found = loss.sums(pair.small, rows, dense, pair.small_config, asked)
     teacher, student = (
         logs(params, config, rows.tokens)
@@ -57,7 +57,7 @@ def test_what_is_not_to_be_learnt_changes_nothing_before_it() -> None:
     learn = rows.learn.at[:, -3:].set(False)
     other = rows.tokens.at[:, -3:].set(5)
     one, two = (
-        loss.sums(pair.small, loss.Rows(tokens, learn), None, pair.small_config, Loss("next-token"))
+        loss.sums(pair.small, loss.TrainingRows(tokens, learn), None, pair.small_config, Loss("next-token"))
         for tokens in (rows.tokens, other)
     )
     np.testing.assert_allclose(one, two, rtol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tyr_jax import prune
+from tyr_jax.cli import prune
 
 
 @pytest.fixture(scope="session")

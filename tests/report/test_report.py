@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
 from tyr_jax.report import __main__ as command
 from tyr_jax.report import card, page, write_report
-from tyr_jax.report.speed import MEASURES, Speed, Timing
 
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tyr_jax.search import surrogate
-from tyr_jax.search.space import values_at
 from tyr_jax.search.surrogate import Sites
+from tyr_jax.space import values_at
 
 
 @settings(max_examples=40, deadline=None)

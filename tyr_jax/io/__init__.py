@@ -1,0 +1,1 @@
+"""Formats of checkpoints: Hugging Face and GGUF, weights and tokenizers."""

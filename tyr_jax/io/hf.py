@@ -17,10 +17,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from tyr_jax import devices
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
-from tyr_jax.offload import Stack
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.offload import Stack
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 """Weight dtypes that can be read, by safetensors' names for them."""

@@ -1,0 +1,1 @@
+"""The decoder as pure functions, and the families of models as data."""

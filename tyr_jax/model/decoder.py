@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from tyr_jax import devices, offload
 from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.linear import linear
 from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
+from tyr_jax.runtime import devices, offload
 
 
 class Rope(NamedTuple):
@@ -132,7 +132,7 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
     return devices.divided(lambda table, tokens: table[tokens], whole=1)(params["embed"], tokens)
 
 
-class Seen(NamedTuple):
+class ForwardState(NamedTuple):
     """Where a model has come: the residual `[..., T, D]`, and `outputs [..., O, T, D]` of layers before."""
 
     residual: jax.Array
@@ -146,14 +146,17 @@ class Seen(NamedTuple):
 
 
 @jax.jit
-def begin(params: Params, tokens: jax.Array) -> Seen:
+def begin(params: Params, tokens: jax.Array) -> ForwardState:
     """Before the first layer, of `tokens [B, ..., T]`; `params` has what lies outside the blocks."""
-    return Seen.begin(embed(params, tokens))
+    return ForwardState.begin(embed(params, tokens))
 
 
 def watch(
-    seen: Seen, advance: Callable[[jax.Array, int, int], jax.Array], depth: int, observed: tuple[int, ...]
-) -> Seen:
+    seen: ForwardState,
+    advance: Callable[[jax.Array, int, int], jax.Array],
+    depth: int,
+    observed: tuple[int, ...],
+) -> ForwardState:
     """Run `depth` layers and keep the outputs of those that are `observed`; `advance(x, start, stop)` runs
     the layers from `start` on, before `stop`, on the residual."""
     x, outputs = seen.residual, {}
@@ -161,16 +164,16 @@ def watch(
         x = advance(x, start, stop)
         outputs[stop - 1] = x
     kept = [outputs[layer][..., None, :, :] for layer in observed]
-    return Seen(x, jnp.concatenate([seen.outputs, *kept], axis=-3) if kept else seen.outputs)
+    return ForwardState(x, jnp.concatenate([seen.outputs, *kept], axis=-3) if kept else seen.outputs)
 
 
 def scan_layers(
     layers: Any,
     apply: Callable[[Any, Rope, jax.Array], jax.Array],
-    seen: Seen,
+    seen: ForwardState,
     config: ModelConfig,
     observed: tuple[int, ...] = (),
-) -> Seen:
+) -> ForwardState:
     """Run `layers`, a pytree stacked on `L`, by `apply(slice of layers, rope, x) -> x`; keeps the outputs of
     those that are `observed`."""
     rope = rope_tables(config, seen.residual.shape[-2])
@@ -191,7 +194,9 @@ def scan_layers(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "observed"))
-def run_blocks(blocks: Any, seen: Seen, config: ModelConfig, observed: tuple[int, ...] = ()) -> Seen:
+def run_blocks(
+    blocks: Any, seen: ForwardState, config: ModelConfig, observed: tuple[int, ...] = ()
+) -> ForwardState:
     """Decoder layers, by a scan over stacked blocks or a loop over a tuple of those that differ; keeps the
     outputs of those that are `observed`, counted from the first of `blocks`."""
     apply = devices.divided(lambda block, rope, x: apply_block(block, x, rope, config), whole=2)
@@ -210,10 +215,10 @@ def run_blocks(blocks: Any, seen: Seen, config: ModelConfig, observed: tuple[int
 
 def run_model(
     params: Params, texts: Iterable[jax.Array], config: ModelConfig, observed: tuple[int, ...] = ()
-) -> Iterator[Seen]:
+) -> Iterator[ForwardState]:
     """What all layers make of each of `texts`, tokens `[B, T]`, keeping the outputs of those `observed`; of
     layers on disk, one runs on all texts before the next."""
-    states: Iterator[Seen] = (begin(outside(params), tokens) for tokens in texts)
+    states: Iterator[ForwardState] = (begin(outside(params), tokens) for tokens in texts)
     for segment in offload.segments(params["blocks"], range(config.depth)):
         blocks = devices.spread(segment.weights, config.hidden)
         run = functools.partial(run_blocks, blocks, config=config, observed=segment.own(observed))
@@ -245,7 +250,7 @@ def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Normed last hidden states `[B, T, D]` of `tokens [B, T]`: what the head turns into logits."""
-    seen = run_blocks(params["blocks"], Seen.begin(embed(params, tokens)), config)
+    seen = run_blocks(params["blocks"], ForwardState.begin(embed(params, tokens)), config)
     return final_hidden(params, seen.residual, config)
 
 

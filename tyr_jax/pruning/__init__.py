@@ -1,0 +1,1 @@
+"""Local pruning of a site, the fold over blocks that builds a supernet, and physical compression."""

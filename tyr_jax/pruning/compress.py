@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import devices
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
-from tyr_jax.offload import on_disk
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.search.space import ATTENTION, FFN, values_at
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.offload import on_disk
+from tyr_jax.space import ATTENTION, FFN, values_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: Mod
     return masked
 
 
-Finish = Callable[[Block], Block]
+OnBlock = Callable[[Block], Block]
 """What is done with a block once it is pruned, such as keeping it on disk."""
 
 
@@ -149,7 +149,7 @@ def mask(
     supernet: Supernet,
     distribution: np.ndarray,
     config: ModelConfig,
-    finish: Finish = lambda block: block,
+    finish: OnBlock = lambda block: block,
 ) -> Params:
     """The model of levels `distribution [2, L]` in the dense model's shapes, with zeros for whatever is of
     removed units alone; same function as the compressed one."""
@@ -167,7 +167,7 @@ def compress(
     distribution: np.ndarray,
     config: ModelConfig,
     neuron_multiple: int = 8,
-    finish: Finish = lambda block: block,
+    finish: OnBlock = lambda block: block,
 ) -> tuple[Params, ModelConfig]:
     """The smaller model (params, config) of levels `distribution [2, L]`; same function as the masked one."""
     blocks, shapes = [], []

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from tyr_jax import devices
 from tyr_jax.pruning.linalg import HIGHEST
+from tyr_jax.runtime import devices
 
 BLOCKS = 8
 """Blocks of channels, at most: of them, the upper triangle has 9/16 of the multiplications of a full XᵀX."""

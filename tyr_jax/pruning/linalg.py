@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.lax.linalg import cholesky
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from tyr_jax import devices
+from tyr_jax.runtime import devices
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -27,7 +27,7 @@ BLOCK = 256
 
 matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
-Finish = Callable[[jax.Array, jax.Array], Any]
+OnSolution = Callable[[jax.Array, jax.Array], Any]
 """What becomes of a solution `[d, D]` on so many channels: a pytree."""
 
 
@@ -39,7 +39,7 @@ def inverse(hessian: jax.Array) -> jax.Array:
 
 
 def prefix_solutions(
-    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: Finish
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: OnSolution
 ) -> Any:
     """`finish(k, X)` for every `k` of `counts [E]`, stacked, of solutions `X[:k] = H[:k, :k]⁻¹ G[:k]`, zero
     below: `[d, D]`.
@@ -65,7 +65,7 @@ def inverse_by_factor(hessian: jax.Array) -> jax.Array:
 
 
 def solve_by_factor(
-    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: Finish
+    hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: OnSolution
 ) -> Any:
     """`prefix_solutions`, by one Cholesky factor.
 
@@ -146,7 +146,7 @@ def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, -(-size // block), step, devices.place(hessian, 1))
 
 
-def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array, finish: Finish) -> Any:
+def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array, finish: OnSolution) -> Any:
     """`prefix_solutions`, by sweeps that halt at every one of `counts`."""
     size = len(hessian)
     block = min(BLOCK, size)

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from tyr_jax import devices
 from tyr_jax.pruning import linalg
 from tyr_jax.pruning.hessian import DampingScale, damp, damping_diagonal
 from tyr_jax.pruning.linalg import HIGHEST
-from tyr_jax.search.space import bucket_widths
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.buckets import bucket_widths
 
 MAX_DAMPING_RAISES = 6
 
@@ -242,7 +242,7 @@ def removal_rank(
     return jnp.where(end.alive, survivors, end.rank), jnp.isfinite(end.weight).all()
 
 
-def level_weights(
+def solve_levels(
     hessian: jax.Array, gradient: jax.Array, dense: jax.Array, rank: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S`, zero elsewhere; their
@@ -334,6 +334,6 @@ def prune_site(
         dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
     )
     gradient = devices.place(gradient, 1)
-    weights, error = level_weights(hessian, gradient, weight, rank, kept)
+    weights, error = solve_levels(hessian, gradient, weight, rank, kept)
     error = jnp.where(sound, error, jnp.nan)
     return PrunedSite(weights, rank, error, used)

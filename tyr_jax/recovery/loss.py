@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tyr_jax import devices
 from tyr_jax.model import decoder
-from tyr_jax.model.decoder import Seen
+from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.prediction import kl_divergence, log_normaliser, negative_log_likelihood, predict
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.search.objective import Batch, Objective
+from tyr_jax.runtime import devices
+from tyr_jax.scoring.objective import Objective, TeacherBatch
 
 Goal = Literal["kd", "next-token", "kd+next-token"]
 
@@ -39,7 +39,7 @@ class Loss:
         return Objective("hidden+kl").observed_layers(depth) if self.taught and self.hidden else ()
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """`tokens [B, T]` to read, and which of them are to `learn [B, T]`: all of a text, the answers of a
     conversation. (A row's first token has nothing before it to be learnt from.)"""
 
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
     learn: jax.Array
 
 
-def teach(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) -> Batch:
+def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) -> TeacherBatch:
     """The dense model's answer on `tokens [B, T]`."""
     seen = decoder.run_blocks(
         params["blocks"],
@@ -56,16 +56,18 @@ def teach(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) ->
         loss.observed_layers(config.depth),
     )
     final = decoder.final_hidden(params, seen.residual, config)
-    return Batch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), seen.outputs)
+    return TeacherBatch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), seen.outputs)
 
 
-def sums(params: Params, rows: Rows, dense: Batch | None, config: ModelConfig, loss: Loss) -> jax.Array:
+def sums(
+    params: Params, rows: TrainingRows, dense: TeacherBatch | None, config: ModelConfig, loss: Loss
+) -> jax.Array:
     """The loss of every row `[B]`, summed over the tokens that are learnt."""
     observed = loss.observed_layers(config.depth)
     outside = decoder.outside(params)
     seen = decoder.run_blocks(params["blocks"], decoder.begin(outside, rows.tokens), config, observed)
 
-    def own(outside: Params, seen: Seen, rows: Rows, dense: Batch | None) -> jax.Array:
+    def own(outside: Params, seen: ForwardState, rows: TrainingRows, dense: TeacherBatch | None) -> jax.Array:
         head, learn = decoder.head(outside), rows.learn[:, 1:]
         final = decoder.rms_norm(seen.residual, outside["final_norm"], config.norm_eps)
         normaliser = log_normaliser(head, final)

@@ -18,7 +18,7 @@ import tyro
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.recovery import adapters, loss
 from tyr_jax.recovery.adapters import Method
-from tyr_jax.recovery.loss import Loss, Rows
+from tyr_jax.recovery.loss import Loss, TrainingRows
 
 WIDTH_RATE: dict[Method, float] = {"lora": 1.7, "full": 0.17}
 """Learning rates by default, times the width of the model."""
@@ -99,11 +99,11 @@ def begin(params: Params, plan: Plan, seed: int) -> State:
     return State(trained, plan.optimizer.init(trained))
 
 
-def gradients(trained: Any, models: Models, rows: Rows, plan: Plan) -> tuple[jax.Array, Any]:
+def gradients(trained: Any, models: Models, rows: TrainingRows, plan: Plan) -> tuple[jax.Array, Any]:
     """(the loss, its gradients) of `rows`, both summed over the tokens that are learnt."""
     dense = None
     if plan.teacher is not None and models.teacher is not None:
-        dense = loss.teach(models.teacher, rows.tokens, plan.teacher, plan.loss)
+        dense = loss.teacher_batch(models.teacher, rows.tokens, plan.teacher, plan.loss)
 
     def total(trained: Any) -> jax.Array:
         training = plan.training
@@ -114,10 +114,10 @@ def gradients(trained: Any, models: Models, rows: Rows, plan: Plan) -> tuple[jax
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def step(state: State, models: Models, rows: Rows, plan: Plan) -> tuple[State, jax.Array]:
+def step(state: State, models: Models, rows: TrainingRows, plan: Plan) -> tuple[State, jax.Array]:
     """(the state after, the mean loss of a token before) a step on `rows [A, B, T]`."""
 
-    def add(total: tuple[jax.Array, Any], rows: Rows) -> tuple[tuple[jax.Array, Any], None]:
+    def add(total: tuple[jax.Array, Any], rows: TrainingRows) -> tuple[tuple[jax.Array, Any], None]:
         return jax.tree.map(jnp.add, total, gradients(state.trained, models, rows, plan)), None
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.report import card, page
-from tyr_jax.report.speed import read_speed
 
 
 def write_report(

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import tyro
 
-from tyr_jax import command
+from tyr_jax.cli import command
 from tyr_jax.errors import UserError
-from tyr_jax.provenance import read_recovery
 from tyr_jax.report import write_report
-from tyr_jax.summary import read_summary
+from tyr_jax.report.provenance import read_recovery
+from tyr_jax.report.summary import read_summary
 
 
 @dataclasses.dataclass(frozen=True)

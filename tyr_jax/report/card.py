@@ -6,7 +6,7 @@ import jinja2
 
 from tyr_jax.report.page import (
     Report,
-    Rows,
+    TableRows,
     command_of,
     fate_of,
     quality_rows,
@@ -16,7 +16,7 @@ from tyr_jax.report.page import (
 )
 
 
-def markdown_table(rows: Rows) -> str:
+def markdown_table(rows: TableRows) -> str:
     """A Markdown table of `rows`, the first of them its header."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from tyr_jax.io.progress import duration
+from tyr_jax.evaluation.speed import MEASURES, Speed
+from tyr_jax.formatting import duration
 from tyr_jax.report import figures
-from tyr_jax.report.speed import MEASURES, Speed
-from tyr_jax.search.space import KINDS
+from tyr_jax.space import KINDS
 
 Report = Mapping[str, Any]
 """A run's summary (`summary.json`)."""
 
 NOUNS = {"attention": "heads", "ffn": "neurons"}
 
-Rows = Sequence[Sequence[object]]
+TableRows = Sequence[Sequence[object]]
 """A table: its header, then its rows."""
 
 
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
     svg: Markup
     caption: str
-    numbers: Rows
+    numbers: TableRows
 
 
 class Section(NamedTuple):
@@ -37,10 +37,10 @@ class Section(NamedTuple):
     title: str
     text: str = ""
     figures: Sequence[Figure] = ()
-    table: Rows = ()
+    table: TableRows = ()
 
 
-def html_table(rows: Rows) -> Markup:
+def html_table(rows: TableRows) -> Markup:
     """An HTML table of `rows`, that scrolls by itself where it is too wide."""
     if not rows:
         return Markup("")
@@ -59,7 +59,7 @@ def models_of(report: Report) -> dict[str, Mapping[str, Any]]:
     return {name: report[name] for name in ("dense", "uniform", "searched") if report[name]}
 
 
-def quality_rows(report: Report) -> Rows:
+def quality_rows(report: Report) -> TableRows:
     """Perplexity and KL of every model on every text."""
     models = models_of(report)
     rows: list[Sequence[object]] = [["", *models]]
@@ -70,7 +70,7 @@ def quality_rows(report: Report) -> Rows:
     return rows
 
 
-def size_rows(report: Report) -> Rows:
+def size_rows(report: Report) -> TableRows:
     """Parameters, bytes and units of every model."""
     models = models_of(report)
     rows: list[Sequence[object]] = [["", *models]]
@@ -162,7 +162,7 @@ def speed_section(report: Report, speed: Speed | None) -> Section:
     return Section("Speed", f"On {speed.device}, in turn with the dense model.", pictures)
 
 
-def recovery_rows(recovery: Report) -> Rows:
+def recovery_rows(recovery: Report) -> TableRows:
     """Perplexity of every model on every text, before and after a training."""
     models = {name: texts for name, texts in recovery["quality"].items() if texts}
     rows: list[Sequence[object]] = [["perplexity", *models]]
@@ -225,7 +225,7 @@ def tiles(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def provenance(report: Report) -> Rows:
+def provenance(report: Report) -> TableRows:
     """Versions, and what the texts were."""
     rows: list[Sequence[object]] = [["", ""], *report["versions"].items()]
     for name, text in report["texts"].items():

@@ -30,10 +30,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.search.evolve import Scorer
-from tyr_jax.search.space import values_at
+from tyr_jax.search.evolution import Scorer
+from tyr_jax.space import values_at
 
-Slopes = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
 the sequences."""
 
@@ -161,7 +161,7 @@ def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray, limit: int = 
 def descend(
     levels: np.ndarray,
     sites: Sites,
-    slopes: Slopes,
+    slopes: SlopesFunction,
     score: Scorer,
     sloped: np.ndarray,
     scored: np.ndarray,

@@ -1,0 +1,171 @@
+"""`python -m tyr_jax.export` on tiny models and on a pruned one, read back by llama.cpp."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import gguf
+import jax.numpy as jnp
+import llama_reference
+import numpy as np
+import pytest
+
+from tyr_jax.cli import export, prune
+from tyr_jax.cli.export import ExportSettings, Quantize, output_of
+from tyr_jax.errors import UserError
+from tyr_jax.io import deci, llama_cpp
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.decoder import forward
+
+TOKENS = np.random.default_rng(0).integers(0, 250, 40)
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A searched model whose layers differ."""
+    directory = tmp_path_factory.mktemp("run") / "pruned"
+    prune.main([*tiny_arguments, "--rounds", "1", "--sparsity", "0.5", "--output", str(directory)])
+    return directory
+
+
+def logits(name: Path) -> np.ndarray:
+    model = load_model(str(name))
+    return np.asarray(forward(model.params, jnp.asarray(TOKENS)[None], model.config))[0]
+
+
+def test_a_pruned_model_runs_in_llama_cpp(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pruned.gguf"
+    export.main([str(pruned), "--quantize", "f32", "--output", str(path)])
+    assert f"written to {path}" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]
+    np.testing.assert_allclose(llama_reference.logits(path, TOKENS), logits(pruned), rtol=0, atol=1e-4)
+    tokenizer = load_model(str(pruned)).tokenizer
+    lines = ["the cat and the hat", "other things 123", "<s>x</s>"]
+    assert llama_reference.tokenize(path, lines, True) == [tokenizer(line).input_ids for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q6_k"])
+def test_llama_cpps_own_types(kind: str, pruned: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pruned.gguf"
+    export.main([str(pruned), "--quantize", kind, "--output", str(path)])
+    assert list(tmp_path.iterdir()) == [path]
+    widths = gguf.GGUFReader(path).fields["deci.feed_forward_length"].contents()
+    assert {width % 256 for width in widths} == {0}
+    exact = logits(pruned)
+    error = np.linalg.norm(llama_reference.logits(path, TOKENS) - exact) / np.linalg.norm(exact)
+    assert 0 < error < 0.5
+
+
+def test_every_type_has_a_writer() -> None:
+    assert set(get_args(Quantize)) == set(deci.TYPES) | set(llama_cpp.TYPES)
+
+
+def test_the_file_lies_in_the_models_directory(pruned: Path, tmp_path: Path) -> None:
+    assert output_of(ExportSettings(str(pruned))) == pruned / "model-f16.gguf"
+    assert output_of(ExportSettings("builtin", quantize="q8_0")) == Path("model-q8_0.gguf")
+    assert output_of(ExportSettings(str(pruned), tmp_path / "x")) == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere/at-all/it-is"], "nowhere/at-all/it-is"),
+        (["{model}", "--output", "{directory}"], "is a directory; choose a file with --output"),
+        (["{model}", "--output", "{file}"], "exists; choose another with --output, or replace it with"),
+        (["{model}", "--output", "{file}/x"], "cannot write"),
+        (["{model}", "--output", "{directory}/none/x"], "cannot write"),
+        (["{model}", "--quantize", "q7"], "--quantize"),
+        (["{model}", "--neuron-multiple", "0"], "--neuron-multiple is 0"),
+        ([], "MODEL"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str],
+    sentence: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    places = {"model": tiny_model, "directory": tmp_path, "file": file}
+    with pytest.raises(SystemExit) as stopped:
+        export.main([argument.format(**places) for argument in arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_missing_quantiser(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in ("llama_cpp_py_sync", "llama_cpp_py_sync._cffi_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    arguments: list[Any] = [str(tiny_model), "--output", str(tmp_path / "x.gguf")]
+    with pytest.raises(SystemExit):
+        export.main([*arguments, "--quantize", "q4_k_m"])
+    assert "pip install 'tyr-jax[llama]'" in capsys.readouterr().err
+    export.main([*arguments, "--quantize", "q4_0"])
+    assert (tmp_path / "x.gguf").is_file()
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """A limit on file sizes, which makes writers meet the operating system's own error."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("kind", ["f32", "q4_k_m"])
+def test_a_full_disk(kind: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_text("old")
+    arguments = [str(tiny_model), "--output", str(path), "--overwrite", "--quantize", kind]
+    for size in (1000, 40_000):
+        with room_for(size), pytest.raises(SystemExit) as stopped:
+            export.main(arguments)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert f"cannot write {path}" in error
+        assert "Traceback" not in error
+        assert [entry.name for entry in tmp_path.iterdir()] == ["x.gguf"]
+        assert path.read_text() == "old"
+
+
+def test_a_disk_that_is_full_for_llama_cpp(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    export.main([str(tiny_model), "--output", str(path), "--quantize", "f32"])
+    with room_for(1000), pytest.raises(UserError, match=r"could not write .*y\.gguf as q4_k_m; free space"):
+        llama_cpp.quantise_file(path, tmp_path / "y.gguf", "q4_k_m")
+
+
+def test_an_existing_file_is_replaced_if_asked(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_text("old")
+    export.main([str(tiny_model), "--output", str(path), "--overwrite"])
+    assert path.read_bytes()[:4] == b"GGUF"
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        export.main(["--help"])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith("Write a model, dense or pruned, as a GGUF file")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert "--quantize" in shown

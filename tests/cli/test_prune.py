@@ -1,0 +1,344 @@
+"""The main job end to end, through the command line, on a tiny model of random weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from tyr_jax.cli import prune
+from tyr_jax.io.checkpoint import load_model, save_model
+from tyr_jax.model.decoder import forward
+from tyr_jax.model.spec import count_parameters
+from tyr_jax.settings import PRESETS
+
+HEADS, NEURONS = 12, 144
+"""Units of the tiny model: 3 layers of 4 heads and 48 neurons."""
+
+Prune = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Prune:
+    """Prune the tiny model with further arguments into a new directory."""
+
+    def run(*arguments: str) -> Path:
+        directory = tmp_path_factory.mktemp("run") / "pruned"
+        prune.main([*tiny_arguments, "--output", str(directory), *arguments])
+        return directory
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pruned(run: Prune) -> Path:
+    """The output of a whole run; not to be written to."""
+    return run()
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "summary.json").read_text()))
+
+
+def events_of(directory: Path, kind: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (directory / "events.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == kind]
+
+
+def test_the_output_is_a_model_with_its_history(pruned: Path) -> None:
+    files = {path.name for path in pruned.iterdir()}
+    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert expected | {"tokenizer_config.json", "summary.json", "events.jsonl"} <= files
+    assert [path.name for path in pruned.parent.iterdir()] == ["pruned"]
+    assert json.loads((pruned / "generation_config.json").read_text()) == {"eos_token_id": 2}
+    assert "per_layer_config" in json.loads((pruned / "config.json").read_text())
+
+
+def test_the_model_has_the_units_that_the_summary_says(pruned: Path) -> None:
+    summary, model = summary_of(pruned), load_model(str(pruned))
+    kept = summary["distribution"]
+    assert [layer.ffn for layer in model.config.layers] == kept["ffn"]
+    # Padding or duplication may make a layer's heads more than those kept, never fewer.
+    for layer, heads in zip(model.config.layers, kept["attention"], strict=True):
+        assert (layer.heads == 0) == (heads == 0)
+        assert layer.heads >= heads
+    blocks, total = count_parameters(model.config)
+    assert summary["searched"]["size"] == {
+        "block_parameters": blocks,
+        "parameters": total,
+        "bytes": 4 * total,
+    }
+    assert total < summary["dense"]["size"]["parameters"]
+    weights = load_file(pruned / "model.safetensors")
+    assert sum(array.size for array in weights.values()) == total
+    logits = forward(model.params, jnp.arange(32)[None], model.config)
+    assert np.isfinite(np.asarray(logits)).all()
+
+
+def test_budgets_are_met_exactly(pruned: Path) -> None:
+    summary = summary_of(pruned)
+    for name in ("uniform", "searched"):
+        units = summary[name]["units"]
+        assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25, "budget": 9}
+        # 25 % of 144 neurons are 108 to keep: half way between 104 and 112, multiples of 8.
+        assert units["ffn"]["kept"] == units["ffn"]["budget"] == sum(summary[name]["kept"]["ffn"]) == 112
+        assert units["ffn"]["total"] == NEURONS
+        assert all(width % 8 == 0 for width in summary[name]["kept"]["ffn"])
+    assert summary["sparsity"] == {"asked": 0.25, "attention": 0.25, "ffn": 1 - 112 / 144}
+    for record in summary["rounds"]:
+        assert sum(record["kept"]["attention"]) == 9
+        assert sum(record["kept"]["ffn"]) == 112
+    assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
+
+
+def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: list[str]) -> None:
+    summary = summary_of(pruned)
+    assert summary["format_version"] == 1
+    assert summary["arguments"] == [*tiny_arguments, "--output", str(pruned)]
+    assert summary["settings"]["search"]["survivors"] == [2, 1]
+    assert summary["settings"]["seed"] == 0
+    assert {"tyr_jax", "python", "jax", "transformers"} <= set(summary["versions"])
+    assert set(summary["texts"]) == {"calibration", "search", "words.txt"}
+    assert summary["texts"]["calibration"]["sequences"] == 16
+    assert summary["texts"]["words.txt"]["source"].startswith(f"{tiny_arguments[3]} (sha256 ")
+    assert all(len(text["sha256"]) == 64 for text in summary["texts"].values())
+    for name in ("dense", "uniform", "searched"):
+        quality = summary[name]["quality"]["words.txt"]
+        assert quality["perplexity"] > 1
+        assert (quality["kl"] == 0) == (name == "dense")
+    assert {"load model", "round 1/2: supernet", "round 2/2: search", "prune searched"} <= set(
+        summary["seconds"]
+    )
+
+
+def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
+    (start,), (done,) = events_of(pruned, "start"), events_of(pruned, "done")
+    assert start["arguments"] == summary_of(pruned)["arguments"]
+    assert done["seconds"] > start["seconds"]
+    assert [event["model"] for event in events_of(pruned, "quality")] == ["dense", "uniform", "searched"]
+    generations = events_of(pruned, "generation")
+    assert [(event["round"], event["generation"]) for event in generations] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
+    # A winner is at least as good as the parent on the same tokens.
+    assert all(event["objective"] <= event["parent"] for event in generations)
+    # 4 candidates on 32 tokens, then 2 survivors and the parent on 64.
+    assert [event["candidate_tokens"] for event in generations] == [256, 512, 256, 512]
+    for record in summary_of(pruned)["rounds"]:
+        assert [entry["candidate_tokens"] for entry in record["history"]] == [256, 512]
+
+
+def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("--rounds", "1")
+    shown = capsys.readouterr()
+    for stage in ("load model", "round 1/1: supernet", "round 1/1: search", "prune searched", "write"):
+        assert f"{stage}: " in shown.err
+    assert "left" not in shown.out
+    for word in ("pruned to 25.0% sparsity", "words.txt", "attention units kept", "searched"):
+        assert word in shown.out
+    assert f"python -m tyr_jax.evaluate {directory}" in shown.out
+
+
+def test_the_same_command_gives_the_same_model(run: Prune, pruned: Path) -> None:
+    again = run()
+    assert (again / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+    first, second = summary_of(pruned), summary_of(again)
+    for key in ("distribution", "rounds", "texts", "dense", "uniform", "searched"):
+        assert first[key] == second[key]
+
+
+def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> None:
+    first, second = summary_of(pruned), summary_of(run("--seed", "1", "--rounds", "0"))
+    assert first["texts"]["words.txt"] == second["texts"]["words.txt"]
+    assert first["dense"] == second["dense"]
+    for name in ("calibration", "search"):
+        assert first["texts"][name]["sha256"] != second["texts"][name]["sha256"]
+
+
+def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: Path) -> None:
+    directory = run("--sparsity", "0.25", "0.5")
+    assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl"}
+    for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
+        summary = summary_of(directory / name)
+        assert summary["sparsity"]["asked"] == float(name)
+        assert [sum(units) for units in summary["distribution"].values()] == list(kept)
+        assert [layer.ffn for layer in load_model(str(directory / name)).config.layers] == summary[
+            "distribution"
+        ]["ffn"]
+        assert {"load model", "evaluate dense", "round 1/2: supernet"} <= set(summary["shared_seconds"])
+        assert {"round 1/2: search", "round 2/2: supernet", "prune searched"} <= set(summary["seconds"])
+        assert not set(summary["shared_seconds"]) & set(summary["seconds"])
+        assert len(summary["rounds"]) == 2
+        assert len([e for e in events_of(directory, "generation") if e["sparsity"] == float(name)]) == 4
+    # The uniform model does not depend on what a supernet is shared with.
+    assert summary_of(directory / "0.25")["uniform"] == summary_of(pruned)["uniform"]
+
+
+@pytest.mark.parametrize("rounds", ["0", "1"])
+def test_several_targets_without_a_refit(rounds: str, run: Prune) -> None:
+    directory = run("--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
+    for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
+        distribution = summary_of(directory / name)["distribution"]
+        assert [sum(units) for units in distribution.values()] == list(kept)
+
+
+def test_no_rounds_prune_uniformly(run: Prune) -> None:
+    directory = run("--rounds", "0", "--sparsity", "0.5")
+    summary = summary_of(directory)
+    assert summary["searched"] is None
+    assert summary["rounds"] == []
+    assert summary["distribution"] == {"attention": [2, 2, 2], "ffn": [24, 24, 24]}
+    layers = load_model(str(directory)).config.layers
+    assert [layer.ffn for layer in layers] == [24, 24, 24]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--objective", name] for name in ("hidden+kl", "perplexity")),
+        *(["--accumulation", name] for name in ("uniform", "random", "centre", "none")),
+        ["--first-order", "signed", "--second-order", "block"],
+        ["--neuron-multiple", "1"],
+        # The paper's choices.
+        ["--start", "uniform", "--descent-steps", "0", "--no-refit", "--calibration-noise", "0"],
+        ["--damping-scale", "mean", "--first-order", "abs", "--second-order", "channel"],
+        ["--bos", "--evaluation", "builtin:topics"],
+        ["--survivors", "1", "--stage-tokens", "64"],
+        ["--compute-dtype", "bfloat16"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_runs(arguments: list[str], run: Prune) -> None:
+    summary = summary_of(run("--rounds", "1", "--generations", "1", *arguments))
+    for name, kind in summary["searched"]["units"].items():
+        assert kind["kept"] == kind["budget"] == sum(summary["distribution"][name])
+
+
+def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:
+    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--descent-steps", "0"]
+    first, second = summary_of(run(*steps))["rounds"]
+    assert first["step"] == {"attention": 2, "ffn": 24}
+    assert second["step"] == {"attention": 1, "ffn": 12}
+    # Three layers share 108 neurons and 9 heads.
+    assert {(kept - 36) % 24 for kept in first["kept"]["ffn"]} == {0}
+    moves = np.subtract(second["kept"]["ffn"], first["kept"]["ffn"])
+    assert set(moves % 12) == {0}
+
+
+def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run("--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2")
+    distribution = summary_of(directory)["distribution"]
+    assert (distribution["attention"][0], sum(distribution["attention"])) == (4, 6)
+    assert (distribution["ffn"][2], sum(distribution["ffn"])) == (48, 72)
+    pruned, dense = load_file(directory / "model.safetensors"), load_file(tiny_model / "model.safetensors")
+    for name in ("self_attn.o_proj", "self_attn.q_proj"):
+        np.testing.assert_array_equal(*(m[f"model.layers.0.{name}.weight"] for m in (pruned, dense)))
+    for name in ("down_proj", "gate_proj", "up_proj"):
+        np.testing.assert_array_equal(*(m[f"model.layers.2.mlp.{name}.weight"] for m in (pruned, dense)))
+    for arguments, message in (
+        (["--keep-heads", "3"], "--keep-heads names layer 3, but the model has layers 0 to 2"),
+        (["--keep-neurons", "0", "1", "2"], "3 of 3 layers are to keep all of theirs, which are 144"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_weights_are_written_as_they_were_stored_or_asked_for(
+    run: Prune, pruned: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model, half = load_model(str(tiny_model)), tmp_path / "half"
+    half.mkdir()
+    save_model(half, model.config, model.params, model.hf_config, model.tokenizer, dtype="bfloat16")
+    cases = [
+        (["--model", str(half)], "bfloat16", 2),
+        (["--dtype", "bfloat16"], "bfloat16", 2),
+        (["--model", str(half), "--dtype", "float32"], "float32", 4),
+    ]
+    for arguments, dtype, size in cases:
+        directory = run("--rounds", "0", *arguments)
+        written = load_model(str(directory))
+        assert written.stored_dtype == dtype
+        summary = summary_of(directory)["uniform"]
+        assert summary["size"]["bytes"] == size * summary["size"]["parameters"]
+    assert summary_of(pruned)["dense"]["size"]["bytes"] == 4 * count_parameters(model.config)[1]
+
+
+def test_the_masked_layout_is_the_same_model_for_stock_transformers(
+    run: Prune, pruned: Path, tiny_model: Path
+) -> None:
+    masked = run("--layout", "masked")
+    assert not (masked / "modeling_pruned.py").exists()
+    assert "physically" not in (masked / "README.md").read_text() + (masked / "report.html").read_text()
+    summary = summary_of(masked)
+    assert summary["distribution"] == summary_of(pruned)["distribution"]
+    assert summary["searched"]["size"] == summary["dense"]["size"]
+    dense, small = load_model(str(tiny_model)), load_model(str(pruned))
+    assert load_model(str(masked)).config == dense.config
+    tokens = np.random.default_rng(0).integers(0, dense.config.vocab, (2, 40))
+    stock = AutoModelForCausalLM.from_pretrained(masked).eval()
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        theirs = stock(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(forward(small.params, jnp.asarray(tokens), small.config))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_whole_key_value_groups(run: Prune) -> None:
+    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5")
+    units = summary_of(directory)["searched"]["units"]["attention"]
+    assert (units["total"], units["kept"], units["budget"]) == (6, 3, 3)
+    for layer, groups in zip(
+        load_model(str(directory)).config.layers,
+        summary_of(directory)["distribution"]["attention"],
+        strict=True,
+    ):
+        assert (layer.kv_heads, layer.heads) == (groups, 2 * groups)
+
+
+def test_a_pruned_model_is_not_pruned_again(
+    run: Prune, pruned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("--model", str(pruned))
+    assert stopped.value.code == 2
+    assert f"error: {pruned} is pruned already" in capsys.readouterr().err
+
+
+def test_overwrite_replaces_an_old_output(run: Prune, tmp_path: Path) -> None:
+    old = tmp_path / "pruned"
+    old.mkdir()
+    (old / "notes.txt").touch()
+    run("--rounds", "0", "--overwrite", "--output", str(old))
+    assert not (old / "notes.txt").exists()
+    assert summary_of(old)["searched"] is None
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_presets_are_where_defaults_come_from() -> None:
+    for name, preset in PRESETS.items():
+        assert prune.parse(["--preset", name]).settings == preset
+        assert prune.parse([f"--preset={name}", "--seed", "3"]).settings.search == preset.search
+    assert prune.parse([]).settings == PRESETS["standard"]
+    assert prune.parse(["--preset", "quick", "--rounds", "5"]).settings.rounds.rounds == 5
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        prune.main([flag])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith("Prune a model and write the smaller one")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for flag in ("--sparsity FLOAT", "--preset {quick,standard,paper}", "--objective", "--stage-tokens"):
+        assert flag in shown

@@ -1,0 +1,140 @@
+"""lm-evaluation-harness's own model, in torch, is asked the same."""
+
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+import tyr_jax
+from tyr_jax.cli import evaluate
+from tyr_jax.data.builtin import builtin_documents
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation import harness
+from tyr_jax.evaluation.harness import HarnessModel
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+
+
+def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
+    """Requests as tasks make them."""
+    return [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
+
+
+def beside(model: LoadedModel, directory: Path) -> HFLM:
+    """The same model as the harness has it."""
+    save_model(directory, model.config, model.params, model.hf_config, model.tokenizer)
+    return HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=8)
+
+
+def several_kinds(text: str, count: int) -> list[tuple[str, str]]:
+    """Contexts and continuations: sentences, endings of several lengths, letters after one context, spaces at
+    the seam, and nothing before."""
+    words = text.split()
+    asked = []
+    for number in range(count):
+        start = 37 * number
+        context = " ".join(words[start : start + 5 + number % 60])
+        ending = " ".join(words[start + 70 : start + 71 + number % 9])
+        kinds = (context, " " + ending), (context + " ", ending), (context, " ABCD"[:2]), ("", ending)
+        asked.append(kinds[number % 4])
+        if number % 4 == 2:
+            asked += [(context, " B"), (context, " C"), (context, " D")]
+    return asked[:count]
+
+
+def check_same(ours: HarnessModel, theirs: HFLM, asked: list[tuple[str, str]]) -> None:
+    requests = instances("loglikelihood", asked)
+    found = ours.loglikelihood(requests, disable_tqdm=True)
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    for (context, continuation), (nats, greedy), (their_nats, their_greedy) in zip(
+        asked, found, expected, strict=True
+    ):
+        tokens = len(ours.tok_encode(continuation))
+        assert nats == pytest.approx(their_nats, abs=1e-3 * tokens), (context, continuation)
+        assert greedy == their_greedy
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_as_likely_as_in_torch(smollm2: LoadedModel, tmp_path: Path) -> None:
+    text = "\n".join(itertools.islice(builtin_documents("topics"), 40))
+    check_same(HarnessModel(smollm2), beside(smollm2, tmp_path), several_kinds(text, 200))
+
+
+def test_texts_beyond_the_context(tiny_model: Path, tmp_path: Path) -> None:
+    """What does not fit loses its beginning; a whole text is read in windows."""
+    model = load_model(str(tiny_model))
+    ours, theirs = HarnessModel(model), beside(model, tmp_path)
+    theirs._max_length = ours.max_length
+    # (Where windows are alike, the harness's own model mixes them up.)
+    words = " ".join(random.Random(0).choices("abcdefgh", k=480))
+    check_same(ours, theirs, [(words, " a"), (words, " b a"), ("a", " b" * 20)])
+    requests = instances("loglikelihood_rolling", [(words,), ("a b",)])
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(
+        theirs.loglikelihood_rolling(requests), rel=1e-5
+    )
+
+
+def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_model))
+    ours, theirs = HarnessModel(model), beside(model, tmp_path)
+    theirs._max_length = ours.max_length
+    prompts = ["a b c", "d", "h g f e d c b a"]
+    free = instances("generate_until", [(prompt, {"max_gen_toks": 12, "until": []}) for prompt in prompts])
+    texts = ours.generate_until(free)
+    assert texts == theirs.generate_until(free)
+    end = texts[0][3:5]
+    ending = instances("generate_until", [(prompts[0], {"max_gen_toks": 12, "until": [end]})])
+    assert ours.generate_until(ending) == [texts[0].split(end)[0]]
+
+
+def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
+    """Also what its Python interface makes of a model of ours."""
+    model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]
+    ours = harness.evaluate(model, harness.load_tasks(names, questions), limit=3)
+    theirs = simple_evaluate(
+        model=HarnessModel(model), tasks=harness.load_tasks(names, questions), limit=3, bootstrap_iters=100
+    )
+    for key in ("results", "n-shot", "n-samples", "configs"):
+        assert ours[key] == theirs[key], key
+    assert ours["n-samples"]["winogrande"]["effective"] == 3
+
+
+def test_tasks_of_a_directory(questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
+    evaluate.main([*command, "--json"])
+    rows = json.loads(capsys.readouterr().out)["tasks"]
+    ours = HarnessModel(load_model(str(tiny_model)))
+    best = []
+    for number in range(4):
+        prompt = f"Question: {'a b c'[: 2 * number + 1]}\nAnswer:"
+        choices = instances("loglikelihood", [(prompt, f" {choice}") for choice in ("a", "b c", "d e f")])
+        nats = [answer[0] for answer in ours.loglikelihood(choices, disable_tqdm=True)]
+        best.append(nats.index(max(nats)) == number % 3)
+    (accuracy,) = (row for row in rows if row["metric"] == "acc")
+    assert accuracy["value"] == sum(best) / 4
+    assert (accuracy["task"], accuracy["shots"], accuracy["questions"]) == ("arc_easy", 0, 4)
+    assert accuracy["standard_error"] is not None
+    evaluate.main([*command, "--limit", "2"])
+    assert "arc_easy" in capsys.readouterr().out
+
+
+def test_what_is_not_there(
+    questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"no_such_task.*lm-evaluation-harness"):
+        harness.load_tasks(["no_such_task"])
+    command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--num-fewshot", "2"])
+    assert "no examples" in capsys.readouterr().err
+    monkeypatch.delattr(tyr_jax, "harness")
+    monkeypatch.setitem(sys.modules, "tyr_jax.evaluation.harness", None)
+    with pytest.raises(SystemExit):
+        evaluate.main(command)
+    assert "pip install 'tyr-jax[tasks]'" in capsys.readouterr().err

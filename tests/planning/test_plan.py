@@ -1,0 +1,151 @@
+"""What a plan says, against what is known of a model and what XLA says of compiled stages."""
+
+import dataclasses
+import json
+import re
+import runpy
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from tyr_jax.cli import prune
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.planning import plan
+from tyr_jax.runtime.batches import BATCH_TOKENS
+from tyr_jax.scoring import chunking
+from tyr_jax.settings import PRESETS, Settings
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LLAMA_8B = ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32)
+HALF = dataclasses.replace(PRESETS["standard"], sparsity=(0.5,))
+HF_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def needs(settings: Settings = HALF, itemsize: int = 4, n: int = 1) -> dict[str, plan.Need]:
+    return {need.stage: need for need, _ in plan.needs(LLAMA_8B, settings, itemsize, n)}
+
+
+def test_what_one_knows_of_a_model() -> None:
+    # 8.03 billion parameters; 4M tokens of 4096 numbers of 2 bytes are 34 GB; nine levels of 4096 × 18432.
+    paper = needs(dataclasses.replace(PRESETS["paper"], sparsity=(0.5,)), itemsize=2)
+    first = paper["first supernet"]
+    assert first.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
+    assert first.supernet == 9 * 32 * 4096 * (4096 + 14336) * 2
+    assert plan.host_bytes(LLAMA_8B, PRESETS["paper"], 2)["writing residuals"] == 4 * 2**20 * 4096 * 2
+    # A pass over 4M tokens takes 2 FLOPs for a token and weight, and attention; XᵀX half as much again.
+    assert 2 * 6.98e9 * 2**22 < first.flops < 3 * 2 * 6.98e9 * 2**22
+    assert "descent" not in paper
+
+
+def test_devices_share() -> None:
+    one, eight = needs(), needs(n=8)
+    for stage, need in one.items():
+        assert eight[stage].weights == need.weights / 8
+        assert eight[stage].supernet == need.supernet / 8
+        assert eight[stage].flops == need.flops
+        assert need.memory / 8 <= eight[stage].memory < need.memory
+
+
+def test_work_is_counted_as_often_as_it_is_done() -> None:
+    three = dataclasses.replace(HALF.rounds, rounds=3)
+    several = dataclasses.replace(HALF, sparsity=(0.25, 0.5), rounds=three)
+    times = {need.stage: count for need, count in plan.needs(LLAMA_8B, several, 4, 1)}
+    assert times["first supernet"] == 1
+    assert times["next supernets"] == 2 * 2
+    assert times["search"] == times["descent"] == 2 * 3
+    assert times["last pruning"] == 2 * 2
+    uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
+    assert [need.stage for need, _ in plan.needs(LLAMA_8B, uniform, 4, 1)] == [
+        "dense answers", "last pruning", "evaluation",
+    ]  # fmt: skip
+
+
+def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, which is what the CPU computes in, of Llama-3.1-8B's shapes; no array is made."""
+    monkeypatch.setattr(chunking, "candidate_tokens", lambda: BATCH_TOKENS)
+    monkeypatch.syspath_prepend(SCRIPTS)
+    compare = runpy.run_path(str(SCRIPTS / "check_plan.py"))["compare"]
+    found = compare(LLAMA_8B, HALF, jnp.dtype("float32"))
+    assert [row.whole for row in found] == [False, False, True, False, True, False, True]
+    for row in found:
+        assert row.ratio == pytest.approx(1, abs=0.05 if row.whole else 0.2), row
+
+
+@pytest.fixture
+def only_a_configuration(tmp_path: Path) -> Path:
+    directory = tmp_path / "llama"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(HF_8B))
+    return directory
+
+
+def test_a_plan_is_printed_and_nothing_done(
+    only_a_configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "pruned"
+    job = ["--model", str(only_a_configuration), "--output", str(output), "--compute-dtype", "bfloat16"]
+    prune.main([*job, "--sparsity", "0.5", "--plan", "--plan-devices", "8", "--plan-flops", "1e14"])
+    text = capsys.readouterr().out
+    assert "GB of each of 8 devices' memory" in text
+    assert [stage for stage in needs() if stage not in text] == []
+    # Weights of 16 GB on 8 devices; the model is written as it was stored, half of it gone from the blocks.
+    assert "2.01" in text
+    assert "16.1 GB" in text
+    assert not output.exists()
+
+
+def test_a_plan_for_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(tmp_path), "--plan"])
+    assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["--plan-devices 0", "--plan-flops=-1", "--sparsity 2"])
+def test_a_plan_for_what_cannot_be(wrong: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(tiny_model), "--plan", *wrong.split()])
+    assert re.split("[ =]", wrong)[0] in capsys.readouterr().err
+
+
+def test_a_plan_for_weights_of_no_known_type(
+    only_a_configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (only_a_configuration / "config.json").write_text(json.dumps(HF_8B | {"dtype": "int4"}))
+    with pytest.raises(SystemExit):
+        prune.main(["--model", str(only_a_configuration), "--plan"])
+    assert "has dtype 'int4'" in capsys.readouterr().err
+
+
+def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune.main(["--model", str(tiny_model), "--plan"])
+    assert "GB of the device's memory" in capsys.readouterr().out
+
+
+def test_what_stays_on_disk_is_not_in_memory() -> None:
+    disk = dataclasses.replace(HALF, offload=True)
+    memory, offloaded = needs(itemsize=2), needs(disk, itemsize=2)
+    levels = HALF.rounds.levels * plan.level_bytes(LLAMA_8B, 2)
+    search = offloaded["search"]
+    assert search.supernet == pytest.approx(levels / 32)
+    # The embeddings, the head and one layer.
+    layer = 2 * 218_112_000
+    assert search.weights == pytest.approx(layer + 2 * (2 * 128256 * 4096 + 4096), rel=1e-3)
+    assert all(offloaded[stage].memory < memory[stage].memory for stage in memory)
+    assert [need.flops for need in offloaded.values()] == [need.flops for need in memory.values()]
+    assert plan.disk_bytes(LLAMA_8B, disk, 2, 2)["weights that stay on disk"] > levels
+    assert plan.disk_bytes(LLAMA_8B, HALF, 2, 2)["weights that stay on disk"] == 0

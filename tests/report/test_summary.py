@@ -1,0 +1,124 @@
+"""The closing table and the JSON of a run, on figures given by hand."""
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tyr_jax.report.summary import plain, print_tables
+from tyr_jax.settings import PRESETS
+
+
+def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:
+    quality = {"perplexity": perplexity, "kl": 0.25}
+    result: dict[str, Any] = {
+        "quality": {"builtin:topics": quality, "builtin:docstrings": quality},
+        "size": {"parameters": parameters, "block_parameters": parameters // 2, "bytes": 4 * parameters},
+    }
+    if kept:
+        totals = {"attention": 270, "ffn": 46080}
+        result["units"] = {
+            kind: {"total": total, "kept": units, "removed": total - units, "sparsity": 1 - units / total}
+            for (kind, total), units in zip(totals.items(), kept, strict=True)
+        }
+    return result
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    return {
+        "sparsity": {"asked": 0.25},
+        "dense": model(134_515_008, 21.234),
+        "uniform": model(107_600_000, 35.5, (202, 34560)),
+        "searched": model(107_600_000, 29.25, (202, 34560)),
+        "health": {"damping_raised": [], "objectives_not_finite": 0},
+        "seconds": {"load model": 1.5, "prune": 61.0, "search": 3600.0},
+    }
+
+
+def cells(*reports: dict[str, Any]) -> list[list[str]]:
+    """The lines printed on 80 columns, cut into cells."""
+    stream = io.StringIO()
+    outputs = [Path("out", str(number)) if number else Path("out") for number in range(len(reports))]
+    print_tables(reports, outputs, Console(file=stream, width=80))
+    lines = [line.split("  ") for line in stream.getvalue().splitlines()]
+    return [[cell.strip() for cell in line if cell.strip()] for line in lines]
+
+
+def test_the_table(report: dict[str, Any]) -> None:
+    shown = cells(report)
+    for row in (
+        ["pruned to 25.0% sparsity"],
+        ["dense", "uniform", "searched"],
+        ["builtin:topics"],
+        ["builtin:docstrings"],
+        ["… perplexity", "21.23", "35.50", "29.25"],
+        ["… KL to dense", "0.2500", "0.2500", "0.2500"],
+        ["parameters", "134.5 M", "107.6 M (−20.0%)", "107.6 M (−20.0%)"],
+        ["size", "538 MB", "430 MB", "430 MB"],
+        ["attention units kept", "270", "202", "202"],
+        ["… removed", "0", "68 (25.19%)", "68 (25.19%)"],
+        ["ffn units kept", "46080", "34560", "34560"],
+        ["… removed", "0", "11520 (25.00%)", "11520 (25.00%)"],
+        ["load model", "1.5 s"],
+        ["prune", "1:01"],
+        ["search", "1:00:00"],
+        ["all", "1:01:02"],
+        ["written to out: evaluate with `python -m tyr_jax.evaluate out`"],
+    ):
+        assert row in shown
+
+
+def test_a_run_without_rounds_has_no_searched_column(report: dict[str, Any]) -> None:
+    shown = cells(report | {"searched": None})
+    assert ["dense", "uniform"] in shown
+    assert ["ffn units kept", "46080", "34560"] in shown
+
+
+def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
+    shared = {"load model": 1.5, "round 1/2: supernet": 30.0}
+    half = report | {"sparsity": {"asked": 0.5}, "searched": model(60_000_000, 1234.5, (135, 23040))}
+    shown = cells(report | {"shared_seconds": shared}, half | {"seconds": {"prune": 9.0}})
+    for row in (
+        ["dense", "25.0%", "50.0%"],
+        ["… perplexity, uniform", "21.23", "35.5", "35.5"],
+        ["… perplexity, searched", "21.23", "29.25", "1234"],
+        ["… KL to dense, searched", "0.25", "0.25", "0.25"],
+        ["parameters", "134.5 M", "107.6 M (−20.0%)", "60.0 M (−55.4%)"],
+        ["time of its own", "1:01:02", "9.0 s"],
+        ["load model", "1.5 s"],
+        ["all", "0:32"],
+        ["written to out: evaluate with `python -m tyr_jax.evaluate out`"],
+        ["written to out/1: evaluate with `python -m tyr_jax.evaluate out/1`"],
+    ):
+        assert row in shown
+
+
+def test_plain_values() -> None:
+    @dataclasses.dataclass
+    class Inner:
+        path: Path
+        pair: tuple[int, ...]
+
+    nested = {1: Inner(Path("a/b"), (1, 2)), "none": None}
+    assert plain(nested) == {"1": {"path": "a/b", "pair": [1, 2]}, "none": None}
+    assert plain([np.float64(0.5)]) == [0.5]
+    settings = plain(PRESETS["paper"])
+    assert settings["output"] == "pruned"
+    assert settings["search"]["survivors"] == [16, 4, 1]
+    assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}
+
+
+def test_what_went_wrong_is_told_once(report: dict[str, Any]) -> None:
+    raised = [{"stage": "prune searched", "site": "layer 3 ffn", "damping": 0.1}]
+    ill = report | {"health": {"damping_raised": raised, "objectives_not_finite": 7}, "shared_seconds": {}}
+    told = [" ".join(line) for line in cells(ill, ill) if line and line[0].startswith("note:")]
+    assert len(told) == 2
+    assert "at 1 sites" in told[0]
+    assert "layer 3 ffn (prune searched), to 0.1" in told[0]
+    assert "7 candidates" in told[1]
+    assert not [line for line in cells(report) if line and line[0].startswith("note:")]

@@ -1,0 +1,387 @@
+"""A run that is interrupted anywhere ends as one that is not."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import orbax.checkpoint as ocp
+import pytest
+from commands import main_job
+from safetensors.numpy import load_file, save_file
+
+from tyr_jax.cli import prune
+from tyr_jax.run import resume
+from tyr_jax.workspace import job
+from tyr_jax.workspace.events import read_events
+from tyr_jax.workspace.store import Store
+
+RESULTS = ("distribution", "rounds", "texts", "dense", "uniform", "searched")
+"""What of a summary does not depend on when it was made."""
+
+
+class Died(BaseException):
+    """The end of a process, as its own code sees it: nothing catches it."""
+
+
+def result(directory: Path) -> dict[str, Any]:
+    """Weights and findings of every model in an output directory."""
+    found: dict[str, Any] = {}
+    for path in sorted(directory.rglob("summary.json")):
+        summary = json.loads(path.read_text())
+        weights = (path.parent / "model.safetensors").read_bytes()
+        found[str(path.parent.relative_to(directory))] = weights, [summary[key] for key in RESULTS]
+    return found
+
+
+@pytest.fixture
+def command(tiny_arguments: list[str], tmp_path: Path) -> list[str]:
+    """Arguments of a small run to `pruned`."""
+    return [*tiny_arguments, "--output", str(tmp_path / "pruned")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """What a run with further arguments finds if nothing happens to it."""
+    found: dict[tuple[str, ...], Any] = {}
+
+    def run(*arguments: str) -> dict[str, Any]:
+        if arguments not in found:
+            output = tmp_path_factory.mktemp("whole") / "pruned"
+            prune.main([*tiny_arguments, "--output", str(output), *arguments])
+            found[arguments] = result(output)
+        return found[arguments]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("when", "arguments"),
+    [
+        ("before", []),
+        ("within", ["--accumulation", "random", "--objective", "hidden+kl"]),
+        ("after", ["--sparsity", "0.25", "0.5", "--no-refit"]),
+    ],
+)
+def test_dying_at_every_write(
+    when: str,
+    arguments: list[str],
+    command: list[str],
+    tmp_path: Path,
+    uninterrupted: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lives end before, within or after their first, second, ... fifth write or deletion, in turn."""
+    save, clear = Store.save, Store.clear
+    left = 0
+
+    def dying(action: Callable[[], None], half: Callable[[], None]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and when == "within":
+            half()
+        elif left or when == "after":
+            action()
+        if left == 0:
+            raise Died
+
+    def dying_save(store: Store, name: str, *rest: Any, **more: Any) -> None:
+        def half() -> None:
+            # What Orbax leaves of a piece that it did not finish.
+            assert store.directory is not None
+            unfinished = store.directory / f"{name}.orbax-checkpoint-tmp"
+            unfinished.mkdir(parents=True, exist_ok=True)
+            (unfinished / "manifest.ocdbt").write_bytes(b"half")
+
+        dying(lambda: save(store, name, *rest, **more), half)
+
+    def dying_clear(store: Store) -> None:
+        def half() -> None:
+            assert store.directory is not None
+            if store.directory.exists():
+                shutil.rmtree(
+                    store.directory.with_name(f"{store.directory.name}.dropped"), ignore_errors=True
+                )
+                store.directory.rename(store.directory.with_name(f"{store.directory.name}.dropped"))
+
+        dying(lambda: clear(store), half)
+
+    monkeypatch.setattr(Store, "save", dying_save)
+    monkeypatch.setattr(Store, "clear", dying_clear)
+    lives = 0
+    while not (tmp_path / "pruned").is_dir():
+        left, lives = lives % 5 + 1, lives + 1
+        with contextlib.suppress(Died):
+            prune.main([*command, *arguments])
+    monkeypatch.undo()
+    assert lives > 15
+    assert result(tmp_path / "pruned") == uninterrupted(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+def end_after_a_while(
+    arguments: list[str], events: Path, lines: int, delay: float, how: signal.Signals
+) -> tuple[int, str]:
+    """Run in a process of its own, and send it a signal `delay` seconds after it has noted its start and
+    `lines` more in `events`: (how it ended, what it said)."""
+
+    def noted() -> list[str]:
+        return events.read_text().splitlines() if events.is_file() else []
+
+    def lived() -> bool:
+        now = noted()
+        # A life after one that left nothing begins the file anew.
+        return len(now) > lines + (len(before) if now[: len(before)] == before else 0)
+
+    before = noted()
+    process = subprocess.Popen(
+        main_job(*arguments),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    while not lived() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(
+    command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
+) -> None:
+    """Real processes, killed at random moments, and one that is let be."""
+    longer = ["--generations", "100"]
+    events = tmp_path / ".pruned.unfinished" / "output" / "events.jsonl"
+    rng = random.Random(0)
+    for _ in range(25):
+        # In most lives before the first generation, which takes long to come.
+        lines = rng.choice([*range(9), 10, 14])
+        delay = rng.uniform(0, 0.5)
+        code, said = end_after_a_while([*command, *longer], events, lines, delay, signal.SIGKILL)
+        assert code == -signal.SIGKILL, said
+    subprocess.run(
+        main_job(*command, *longer),
+        check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.DEVNULL,
+    )
+    assert result(tmp_path / "pruned") == uninterrupted(*longer)
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+    lines = (tmp_path / "pruned" / "events.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["event"] for line in lines]
+    # A life that finished nothing left nothing, and none of the others did a generation again that was kept.
+    assert 10 < kinds.count("start") <= 26
+    assert kinds.count("generation") <= 2 * 100
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell runs in the background it lets ignore Ctrl-C, and so do the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_end(
+    how: signal.Signals, code: int, command: list[str], tmp_path: Path
+) -> None:
+    """Ctrl-C, and what a scheduler sends, in the search."""
+    unfinished = tmp_path / ".pruned.unfinished"
+    events = unfinished / "output" / "events.jsonl"
+    ended, said = end_after_a_while([*command, "--generations", "100"], events, 5, 0, how)
+    assert ended == code
+    assert "the same command goes on from what is finished" in said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == [unfinished.name]
+    assert any((unfinished / "finished").iterdir())
+
+
+@pytest.fixture
+def interrupted(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The finished work of a run that ended when its first round was done."""
+
+    def die(*_: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        patch.setattr(resume, "keep_round", die)
+        prune.main(command)
+    return tmp_path / ".pruned.unfinished" / "finished"
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence that a run ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        prune.main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_other_settings_are_refused(
+    interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changed = [*command, "--seed", "1", "--levels", "3"]
+    sentence = refused(changed, capsys)
+    assert "pruned was begun with another --levels, --seed; " in sentence
+    assert "--restart" in sentence
+    assert interrupted.is_dir()
+    prune.main([*changed, "--restart"])
+    assert json.loads((tmp_path / "pruned" / "summary.json").read_text())["settings"]["seed"] == 1
+    assert not interrupted.exists()
+
+
+def test_what_does_not_change_the_result_may_change(
+    interrupted: Path, command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
+) -> None:
+    prune.main([*command, "--overwrite"])
+    assert result(tmp_path / "pruned") == uninterrupted()
+    events = read_events(tmp_path / "pruned" / "events.jsonl", "stage")
+    took = [entry["ended"]["seconds"] for entry in events if entry["ended"]["stage"] == "round 1/2: search"]
+    summary = json.loads((tmp_path / "pruned" / "summary.json").read_text())
+    assert len(took) == 2
+    assert summary["seconds"]["round 1/2: search"] == pytest.approx(sum(took), abs=0.06)
+
+
+def test_another_text_is_refused(
+    interrupted: Path, command: list[str], tiny_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny_text.read_text()
+    try:
+        tiny_text.write_text(before.replace("cat", "dog", 400))
+        assert "the text of the interrupted run changed since it began" in refused(command, capsys)
+    finally:
+        tiny_text.write_text(before)
+
+
+def test_another_model_is_refused(
+    interrupted: Path, command: list[str], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_model / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        tensors = {name: array * 1.01 for name, array in load_file(weights).items()}
+        save_file(tensors, weights)
+        assert "the model of the interrupted run changed since it began" in refused(command, capsys)
+    finally:
+        weights.write_bytes(before)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_work_is_named(
+    damage: str, interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = max((interrupted / "work-1" / "sites-1").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 16
+    data.write_bytes(content)
+    sentence = refused(command, capsys)
+    assert f"{interrupted}/work-1/sites-1 is damaged" in sentence
+    assert "--restart" in sentence
+    prune.main([*command, "--restart"])
+    assert (tmp_path / "pruned" / "summary.json").is_file()
+
+
+def test_damaged_settings_are_named(
+    interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = interrupted.parent / "settings.json"
+    for content in ("{", "[]", '"x"'):
+        settings.write_text(content)
+        assert f"{settings} is damaged" in refused(command, capsys)
+
+
+def test_a_second_run_is_refused(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / ".pruned.unfinished"
+    place.mkdir()
+    with filelock.FileLock(place / "lock"):
+        assert f"another run is writing {tmp_path / 'pruned'}" in refused(command, capsys)
+        assert place.is_dir()
+    prune.main(command)
+    assert not place.exists()
+
+
+def test_a_disk_that_fills_leaves_what_is_finished(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    uninterrupted: Callable[..., Any],
+) -> None:
+    save, left = ocp.Checkpointer.save, 9
+
+    def full(*arguments: Any, **more: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "save", full)
+        sentence = refused(command, capsys)
+    assert "cannot keep finished work in " in sentence
+    assert "No space left on device" in sentence
+    prune.main(command)
+    assert result(tmp_path / "pruned") == uninterrupted()
+
+
+def test_differences() -> None:
+    one = {"a": 1, "b": {"c_d": [1], "e": None}, "f": 0.5}
+    assert job.differences(one, one) == []
+    assert job.differences(one, {"a": 2, "b": {"c_d": [2], "e": None}}) == ["--a", "--c-d", "--f"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--sparsity", "0.25", "0.5"], ["--no-refit", "--objective", "hidden+kl"], ["--rounds", "0"]],
+)
+def test_the_disk_that_a_run_takes_is_foreseen(
+    arguments: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save, most, foreseen = Store.save, 0, []
+
+    def weigh(store: Store, *rest: Any, **more: Any) -> None:
+        nonlocal most
+        save(store, *rest, **more)
+        # Arrays, without Orbax's descriptions of them, which do not grow with a model.
+        most = max(most, sum(p.stat().st_size for p in tmp_path.rglob("ocdbt.process_0/d/*")))
+
+    def foresee(_: Store, needed: int) -> None:
+        foreseen.append(needed)
+
+    monkeypatch.setattr(Store, "save", weigh)
+    monkeypatch.setattr(resume, "check_space", foresee)
+    prune.main([*command, *arguments])
+    assert most < foreseen[0] < 2.5 * most
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_done(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10_000))
+    sentence = refused(command, capsys)
+    assert re.search(r"has 10 kB left, but this run may take [\d.]+ [kM]B while it lasts", sentence)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,89 @@
+"""Several devices find what one finds. In processes of their own, whose CPU counts as eight devices."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny import make_tiny_config
+
+from tyr_jax.cli import finetune, prune
+from tyr_jax.pruning import obs
+from tyr_jax.runtime import devices
+
+pytestmark = pytest.mark.slow
+
+NUMBERS = 1, 8
+
+
+def run(*arguments: str) -> None:
+    """Run Python where JAX sees eight devices."""
+    # With as few threads as cores, devices that wait for others in a collective keep these from running.
+    own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    subprocess.run([sys.executable, *arguments], env=os.environ | own, check=True)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str, Any]], ...]:
+    """Results, and collectives, of every number of devices."""
+    path = tmp_path_factory.mktemp("devices") / "results.pickle"
+    run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("number", NUMBERS[1:])
+def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) -> None:
+    one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
+    for (path, expected), (_, ours) in zip(one, other, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("number", NUMBERS[1:])
+def test_no_more_than_a_matrix_of_a_layer_is_gathered(
+    number: int, found: tuple[dict[int, dict[str, Any]], ...]
+) -> None:
+    """Of what is searched: a level's projection, never all levels, nor all layers."""
+    shape, hidden = make_tiny_config().dense_shape, make_tiny_config().hidden
+    largest = max(shape.ffn, make_tiny_config().vocab) * hidden, obs.PANEL_ROWS * shape.ffn
+    bounds = {name: 4 * largest["pruning" in name] for name in found[1][number]}
+    assert {name: what for name, what in found[1][number].items() if what[0] > bounds[name]} == {}
+
+
+def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
+    outputs = tmp_path / "one", tmp_path / "eight"
+    prune.main([*tiny_arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *tiny_arguments, "--output", str(outputs[1]))
+    one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
+    assert one["distribution"] == eight["distribution"]
+    weights, others = (load_file(output / "model.safetensors") for output in outputs)
+    assert weights.keys() == others.keys()
+    for name, expected in weights.items():
+        np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
+    few = """--goal kd+next-token --tokens 1024 --sequence-length 32 --step-tokens 256 --rank 4
+        --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
+    arguments = [str(tiny_model), "--teacher", str(tiny_model), "--data", str(tiny_text), *few.split()]
+    outputs = tmp_path / "one", tmp_path / "eight"
+    finetune.main([*arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.finetune", *arguments, "--output", str(outputs[1]))
+    one, eight = (json.loads((output / "recovery.json").read_text())["losses"] for output in outputs)
+    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    weights, others = (load_file(output / "model.safetensors") for output in outputs)
+    for name, expected in weights.items():
+        np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_where_there_is_no_mesh_nothing_is_divided() -> None:
+    assert devices.count() == 1
+    assert devices.divided(len) is len
+    with devices.in_use():
+        assert devices.count() == 1

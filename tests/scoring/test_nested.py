@@ -1,0 +1,234 @@
+"""The nested, sliced score of a population against the plain one at full width."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import random_supernet
+
+from tyr_jax import space
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.scoring import chunking, nested, population, slopes
+from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.teacher import take, teacher_targets
+from tyr_jax.search import evolution
+from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.space import ATTENTION, FFN, LevelGrid
+
+LENGTH, LEVELS = 16, 5
+KL = Objective("kl")
+
+
+class World(NamedTuple):
+    config: ModelConfig
+    params: Params
+    grid: LevelGrid
+    supernet: Supernet
+    pool: TeacherBatch
+
+    def candidates(self, count: int) -> np.ndarray:
+        """Random levels that exist."""
+        rng, exists = np.random.default_rng(1), self.grid.exists
+        return np.array(
+            [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in exists] for _ in range(count)],
+            np.int32,
+        )
+
+
+def make_world(config: ModelConfig, unit: str = "head", objective: Objective = KL) -> World:
+    kinds = PruningSettings(attention_unit=unit).kinds(config)  # type: ignore[arg-type]
+    half = np.repeat([[kinds[0].units // 2], [kinds[1].units // 2]], config.depth, axis=1)
+    grid = space.level_grid(kinds, half, LEVELS, 0.2)
+    params = random_params(config, jax.random.key(0), scale=0.2)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (3, LENGTH))
+    pool = teacher_targets(params, tokens, config, objective)
+    return World(config, params, grid, random_supernet(config, grid, kinds[0].units), pool)
+
+
+SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
+
+
+@pytest.mark.parametrize("objective", [KL, Objective("hidden+kl"), Objective("perplexity")], ids=str)
+@pytest.mark.parametrize("unit", ["head", "kv_group"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_it_is_the_objective_at_full_width(
+    biases: bool,
+    unit: str,
+    objective: Objective,
+    tiny_config: Callable[..., ModelConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where candidates agree in their first layers, and run in chunks that start at different ones."""
+    monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
+    config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases)
+    world = make_world(config, unit, objective)
+    candidates, sequences = world.candidates(9), np.array([2, 0])
+    for other, layers in enumerate((1, 2, 3, 2, 1), start=1):
+        candidates[other, :, :layers] = candidates[7, :, :layers]
+    full = population.score_population(
+        world.params, world.supernet, candidates, world.pool, sequences, config, objective
+    )
+    sliced = nested.score_population(
+        nested.nest(world.params, world.supernet, config),
+        candidates,
+        world.pool,
+        sequences,
+        config,
+        objective,
+    )
+    assert np.ptp(full) > 1e-3
+    np.testing.assert_allclose(sliced, full, rtol=1e-4)
+
+
+def test_one_candidate_alone(tiny_config: Callable[..., ModelConfig]) -> None:
+    world, told = make_world(tiny_config()), []
+    candidates, sequences = world.candidates(3), np.arange(3)
+    net = nested.nest(world.params, world.supernet, world.config)
+    rest = (world.pool, sequences, world.config, KL)
+    together = nested.score_population(net, candidates, *rest)
+    alone = [nested.score_population(net, one[None], *rest, told.append)[0] for one in candidates]
+    np.testing.assert_allclose(alone, together, rtol=1e-5)
+    assert sum(told) == 3 * 3 * LENGTH
+
+
+def test_layers_that_candidates_share() -> None:
+    one = np.array([[0, 1, 2], [3, 4, 5]])
+    others = np.array(
+        [one, [[9, 1, 2], [3, 4, 5]], [[0, 1, 2], [3, 9, 5]], [[0, 1, 9], [3, 4, 5]], [[0, 9, 2], [3, 4, 9]]]
+    )
+    assert nested.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2, 3])
+def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
+    """Weights of layers before the start may be anything once the trunk has run; those after it count."""
+    world = make_world(tiny_config())
+    net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
+    buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), take(world.pool, np.arange(2))
+    seen = decoder.begin(decoder.outside(net.params), batch.tokens[None])
+    states, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, seen, world.config, ())
+    chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), states)
+    for broken in range(3):
+        poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
+        (value,) = nested.score_chunk(poisoned, chunk, None, batch, world.config, KL, ())
+        assert np.isfinite(value) == (broken < shared)
+
+
+def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(qkv_bias=True, mlp_bias=True)
+    world = make_world(config)
+    blocks, shape = world.params["blocks"], world.supernet.attn_out.shape
+    whole = jnp.array([config.dense_shape.heads, config.dense_shape.ffn])
+    dense = world.supernet.replace(
+        attn_out=jnp.broadcast_to(blocks["o"][:, None], shape),
+        mlp_down=jnp.broadcast_to(blocks["down"][:, None], world.supernet.mlp_down.shape),
+        kept=jnp.broadcast_to(whole[:, None, None], (2, 3, LEVELS)),
+    )
+    scores = nested.score_population(
+        nested.nest(world.params, dense, config), world.candidates(2), world.pool, np.arange(3), config, KL
+    )
+    assert np.abs(scores).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("units", "unit_size", "expected"),
+    [
+        (9, 1, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        (3, 3, (3, 6, 9)),
+        (32, 1, tuple(range(2, 33, 2))),
+        (1536, 1, tuple(range(96, 1537, 96))),
+        (20, 1, (2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 17, 18, 19, 20)),
+    ],
+)
+def test_bucket_widths(units: int, unit_size: int, expected: tuple[int, ...]) -> None:
+    assert nested.bucket_widths(units, unit_size) == expected
+
+
+def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(layers=2, shape=LayerShape(heads=6, kv_heads=2, ffn=80))
+    world = make_world(config, "kv_group")
+    net = nested.nest(world.params, world.supernet, config)
+    assert net.widths == ((3, 6), tuple(range(5, 81, 5)))
+    kept = np.asarray(world.supernet.kept)
+    assert kept[ATTENTION, 0].tolist() == [0, 0, 1, 2, 2]
+    assert kept[FFN, 0].tolist() == [8, 24, 40, 56, 72]
+    candidates = np.array([[[1, 3], [0, 2]], [[2, 0], [0, 3]]])
+    # Units kept: attention 0|1 and 2|0, FFN 8|8 and 40|56.
+    assert nested.chunk_buckets(net, candidates).tolist() == [[0, 1], [1, 11]]
+
+
+def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
+    world = make_world(tiny_config())
+    net = nested.nest(world.params, world.supernet, world.config)
+    sizes = []
+    for level in range(LEVELS):
+        candidates = np.full((4, 2, 3), level)
+        nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL)
+        sizes.append(nested.score_chunk._cache_size())
+    assert len(set(sizes)) == 1
+
+
+def test_nothing_compiles_after_the_first_generation(
+    tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in another round; and the units of each kind stay exact in every candidate that is scored."""
+    monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
+    world = make_world(tiny_config())
+    net, sizes, totals = nested.nest(world.params, world.supernet, world.config), [], set()
+
+    def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        units = space.kept_units(world.grid, candidates).sum(axis=-1)
+        totals.update(map(tuple, units.tolist()))
+        return nested.score_population(net, candidates, world.pool, sequences, world.config, KL)
+
+    schedule = EvolutionSettings(
+        generations=3, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
+    )
+    start = space.centre_distribution(world.grid)
+    for number in range(2):
+        evolution.evolve(
+            evolution.init(jax.random.key(number), start),
+            world.grid.exists,
+            score,
+            len(world.pool.tokens),
+            LENGTH,
+            schedule,
+            lambda state, parent: sizes.append(
+                (nested.score_chunk._cache_size(), nested.run_trunk._cache_size())
+            ),
+        )
+    assert len(sizes) == 6
+    assert len(set(sizes)) == 1
+    assert len(totals) == 1
+
+
+def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., ModelConfig]) -> None:
+    world = make_world(tiny_config(layers=2))
+    net = nested.nest(world.params, world.supernet, world.config)
+    # Units outside a level must count where its weights are moved towards a denser one.
+    whole = jnp.ones_like(net.kept) * jnp.array([4, 48])[:, None, None]
+    now, sequences = world.candidates(1)[0][:, :2], np.arange(3)
+    parts = slopes.pool_slopes(net, now, world.pool, sequences, world.config, KL)
+    assert parts.shape[1:] == (2, 2, LEVELS)
+    found = parts.mean(axis=0)
+    for kind, layer, name in ((ATTENTION, 1, "attn_out"), (FFN, 0, "mlp_down")):
+        here = int(now[kind, layer])
+        assert found[kind, layer, here] == pytest.approx(0.0, abs=1e-6)
+        levels = getattr(net, name)
+        for level in {0, 3} - {here}:
+            values = []
+            for t in (-0.02, 0.02):
+                moved = (1 - t) * levels[layer, here] + t * levels[layer, level]
+                # Weights outside a level's own units must count, as they do in the slope.
+                wide = net.replace(**{name: levels.at[layer, here].set(moved)}, kept=whole)
+                values.append(
+                    nested.score_population(wide, now[None], world.pool, sequences, world.config, KL)[0]
+                )
+            difference = (values[1] - values[0]) / 0.04
+            assert found[kind, layer, level] == pytest.approx(difference, rel=2e-2, abs=1e-4)

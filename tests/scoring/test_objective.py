@@ -1,0 +1,70 @@
+"""Losses and observed states against float64 numpy, with whole softmaxes."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import VOCAB, head, kl64, logits, nll64, states
+
+from tyr_jax.model import decoder
+from tyr_jax.model.prediction import predict
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.scoring import objective
+from tyr_jax.scoring.objective import Objective, TeacherBatch
+
+Configs = Callable[..., ModelConfig]
+
+
+def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
+    dense, sparse = (np.stack([states((2, 7), seed), 9 * states((2, 7), seed + 1)]) for seed in (0, 5))
+    distances = [np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense, sparse, strict=True)]
+    ours = float(objective.hidden_distance(*(jnp.asarray(x).swapaxes(0, 1) for x in (dense, sparse))))
+    assert ours == pytest.approx(sum(distances), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"),
+    [(30, (0, 15, 29)), (32, (0, 16, 31)), (3, (0, 1, 2)), (2, (0, 1, 1)), (1, (0, 0, 0))],
+)
+def test_first_median_and_last_layer_are_observed(depth: int, layers: tuple[int, ...]) -> None:
+    assert Objective("hidden+kl").observed_layers(depth) == layers
+    assert Objective("kl").observed_layers(depth) == ()
+    assert Objective("perplexity").observed_layers(depth) == ()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Objective("kl"),
+        Objective("kl", alpha=7.0, beta=0.5),
+        Objective("hidden+kl"),
+        Objective("hidden+kl", alpha=0.25, beta=3.0),
+        Objective("hidden+kl", alpha=1.0, beta=0.0),
+        Objective("perplexity", alpha=7.0, beta=7.0),
+    ],
+    ids=str,
+)
+def test_score_is_equation_6(chosen: Objective) -> None:
+    params, shape = head(False), (3, 11)
+    tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
+    dense, sparse = states(shape, 0), states(shape, 1)
+    dense_layers, layers = (np.stack([states(shape, s), states(shape, s + 1)]) for s in (10, 20))
+    if chosen.objective != "hidden+kl":
+        dense_layers, layers = dense_layers[:0], layers[:0]
+    batch = TeacherBatch(
+        jnp.asarray(tokens),
+        predict(decoder.head(params), jnp.asarray(dense)),
+        jnp.asarray(dense_layers.swapaxes(0, 1)),
+    )
+    observed = jnp.asarray(layers.swapaxes(0, 1))
+    ours = objective.score(decoder.head(params), jnp.asarray(sparse), observed, batch, chosen)
+    kl = kl64(logits(params, dense), logits(params, sparse)).mean()
+    hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))
+    expected = {
+        "kl": chosen.beta * kl,
+        "hidden+kl": chosen.alpha * hidden + chosen.beta * kl,
+        "perplexity": nll64(logits(params, sparse), tokens).mean(),
+    }[chosen.objective]
+    assert ours.shape == ()
+    assert float(ours) == pytest.approx(float(expected), rel=1e-5)

@@ -1,0 +1,66 @@
+"""Command lines out of dataclasses: tyro's, with this project's help and manner of failing."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from tyr_jax import errors
+from tyr_jax.errors import UserError
+from tyr_jax.runtime.cache import keep_compiled
+
+T = TypeVar("T")
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours of a terminal."""
+
+
+def execute(
+    run: Callable[[T], None],
+    settings: type[T],
+    arguments: list[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+) -> None:
+    """Be a command: `run` with settings from `arguments` (by default the process's), programs that XLA
+    compiles kept, and a user's mistake told in a line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    keep_compiled()
+    errors.run(lambda: run(parse(settings, given, prog=prog, description=description or "")))
+
+
+def parse(
+    settings: type[T], arguments: list[str], *, prog: str, description: str, default: T | None = None
+) -> T:
+    """Settings from command-line arguments; what is not given comes from `default`, or from the class.
+
+    Raises:
+        UserError: an argument is unknown, lacks its value, or has one that cannot be.
+        SystemExit: help was asked for, and printed.
+    """
+    if {"-h", "--help"} & set(arguments):
+        # tyro would run the lines of a description together.
+        print(description)
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(settings, args=arguments, prog=prog, description="", **options)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UserError(f"{sentence(box.getvalue())} (help: {prog} --help)") from None
+
+
+def sentence(box: str) -> str:
+    """What tyro says in a box of sections, on one line: the first section, and what it suggests, if any."""
+    lines = ESCAPES.sub("", box).splitlines()
+    text = "\n".join(line.strip("│ ") for line in lines if not line.startswith(("╭", "╰")))
+    message = " ".join(re.split(r"^─+$", text, flags=re.MULTILINE)[0].split()).rstrip(".")
+    suggestion = re.search(r"Perhaps you meant:\s+(--\S+)", text)
+    return message + (f"; perhaps {suggestion[1]} was meant" if suggestion else "")

@@ -1,0 +1,225 @@
+"""Generation with cached keys and values, also where layers differ: prefill once, then a token at a time.
+
+A cache has one slot for every position up to a size that is fixed when it is made, so that neither program
+compiles again. Prompts of a batch may differ in length: they are filled up at the end, each sequence writes
+its next token where its own prompt ended, and what a slot holds does not matter before that is reached.
+
+Axis letters: `B` sequences, `T` tokens, `S` slots, `D` hidden, `N` query heads, `K` key/value heads, `H` head
+dim, `V` vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.attention import causal_attention
+from tyr_jax.model.spec import ModelConfig, Params, layer_block
+from tyr_jax.runtime import devices
+
+PROMPT_MULTIPLE = 64
+"""Prompts are filled up to a multiple of this, so that most share a compilation."""
+
+ALIGNMENT = 64
+"""Bytes; XLA takes memory that starts at a multiple of this as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Choose among this many likeliest tokens; 0 means all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+
+
+class KeysValues(NamedTuple):
+    """What a layer's attention has seen, laid out as the products of one query read it: `keys [R, H, S]`,
+    `values [R, S, H]`, with a row for every sequence and key/value head, `R = B·K`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+Cache = dict[int, KeysValues]
+"""By layer; one without attention has none."""
+
+
+def unstack(params: Params, config: ModelConfig) -> Params:
+    """The same model with a dict of tensors for each block, however they were kept; on a CPU, as
+    `side_by_side`."""
+    blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
+    params = params | {"blocks": blocks}
+    return side_by_side(params) if devices.are_cpus() else params
+
+
+def side_by_side(params: Params) -> Params:
+    """The same model, its tensors one after the other in one piece of memory.
+
+    A token's time is that of reading all weights, and a CPU reads small tensors that lie anywhere a quarter
+    slower: NumPy asks for large pages for its own memory, but a page is larger than most tensors are.
+    """
+    arrays, structure = jax.tree.flatten(params)
+    sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
+    memory = np.empty(ALIGNMENT + sum(sizes), np.uint8)
+    starts = np.cumsum([-memory.ctypes.data % ALIGNMENT, *sizes[:-1]])
+
+    def moved(array: jax.Array, start: int) -> jax.Array:
+        place = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        return jax.device_put(place, may_alias=True)
+
+    return jax.tree.unflatten(structure, map(moved, arrays, starts))
+
+
+def prefill(
+    params: Params, tokens: jax.Array, lengths: jax.Array, config: ModelConfig, slots: int
+) -> tuple[jax.Array, Cache]:
+    """(logits `[B, V]` after each prompt, a cache of `slots`) for `tokens [B, T]`, of which `lengths [B]`
+    count; `params` unstacked."""
+    # Where they are not an argument, XLA computes sines and cosines again for every head of every layer.
+    rope = rope_tables(config, tokens.shape[1])
+    return read_prompts(params, tokens, lengths, rope, config, slots)
+
+
+rope_tables = jax.jit(decoder.rope_tables, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def read_prompts(
+    params: Params, tokens: jax.Array, lengths: jax.Array, rope: decoder.Rope, config: ModelConfig, slots: int
+) -> tuple[jax.Array, Cache]:
+    """`prefill`, with rotary tables of all positions."""
+    x = decoder.embed(params, tokens)
+    cache = {}
+
+    empty = slots - tokens.shape[1]
+
+    for layer, block in enumerate(params["blocks"]):
+        if "o" in block:
+            q, k, v = decoder.queries_keys_values(block, x, rope, config)
+            keys = jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, empty)))
+            values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
+            cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
+            x = x + decoder.attention_output(block, causal_attention(q, k, v, config.window))
+        if "down" in block:
+            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
+    return next_logits(params, last[:, 0], config), cache
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def decode(
+    params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
+) -> tuple[jax.Array, Cache]:
+    """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked. The
+    cache that is given is overwritten."""
+    # One row of tokens that each have a position of their own.
+    rope = decoder.rope_at(config, positions)
+    x, cache = decoder.embed(params, tokens[None]), dict(cache)
+    for layer, block in enumerate(params["blocks"]):
+        if "o" in block:
+            q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
+            cache[layer] = remember(cache[layer], k, v, positions)
+            x = x + decoder.attention_output(block, attend(q, cache[layer], positions, config.window)[None])
+        if "down" in block:
+            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+    return next_logits(params, x[0], config), cache
+
+
+def remember(seen: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:
+    """What is `seen` with keys and values `[B, K, H]` at `positions [B]`."""
+    # Sequences and heads are one axis, as XLA copies what is written to where it drops an axis of one.
+    rows, slots = jnp.arange(len(seen.keys)), jnp.repeat(positions, k.shape[1])
+    k, v = (array.reshape(-1, array.shape[-1]) for array in (k, v))
+    keys = seen.keys.at[rows, :, slots].set(k, mode="promise_in_bounds")
+    values = seen.values.at[rows, slots].set(v, mode="promise_in_bounds")
+    return KeysValues(keys, values)
+
+
+def attend(q: jax.Array, seen: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
+    """What queries `q [B, N, H]` at `positions [B]` attend to of what is `seen` up to there, `[B, N, H]`."""
+    rows, slots, head_dim = seen.values.shape
+    queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
+    scores = jnp.einsum("rgh,rhs->rgs", queries, seen.keys, preferred_element_type=jnp.float32)
+    distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
+    visible = (distance >= 0) & (distance < (window or slots))
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), seen.values).reshape(q.shape)
+
+
+def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """Logits `[B, V]` in float32 of residuals `x [B, D]`."""
+    # For a few tokens a CPU reads a head whose rows are the product's a third faster; the barriers keep XLA
+    # from turning the product round again.
+    hidden = jax.lax.optimization_barrier(decoder.final_hidden(params, x, config).T)
+    logits = jnp.matmul(decoder.head(params), hidden, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(logits).T
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def sample(logits: jax.Array, key: jax.Array, step: int, sampling: Sampling) -> jax.Array:
+    """The next tokens `[B]`, from `logits [B, V]`; every `step` has a draw of its own."""
+    if sampling.temperature == 0:
+        return jax.lax.top_k(logits, 1)[1][:, 0]
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(jax.random.fold_in(key, step), logits)
+
+
+def generate(
+    params: Params,
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    sampling: Sampling = Sampling(),
+    *,
+    stop: frozenset[int] = frozenset(),
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Up to `count` next tokens `[B]` of every prompt, one after the other.
+
+    Args:
+        params: a model, dense or pruned, as `unstack` returns it.
+        config: its configuration.
+        prompts: tokens of each sequence, at least one.
+        count: tokens to generate at most.
+        sampling: how they are chosen.
+        stop: tokens that end a sequence; it repeats the one that ended it until all have ended.
+        seed: of the choice.
+    """
+    lengths = jnp.asarray([len(prompt) for prompt in prompts])
+    width = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    filled = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(filled, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    slots = width + -(-count // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    logits, cache = prefill(params, jnp.asarray(filled), lengths, config, slots)
+    key = jax.random.key(seed)
+    ended = np.zeros(len(prompts), bool)
+    last = np.zeros(len(prompts), np.int32)
+    for step in range(count):
+        tokens = sample(logits, key, step, sampling)
+        if step < count - 1:
+            # Begun before the tokens are looked at, so that the device need not wait for that.
+            logits, cache = decode(params, tokens, lengths + step, cache, config)
+        last = np.where(ended, last, tokens)
+        ended |= np.isin(last, list(stop))
+        yield last
+        if ended.all():
+            return

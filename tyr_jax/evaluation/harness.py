@@ -1,0 +1,273 @@
+"""lm-evaluation-harness on models of this project, dense or pruned, without torch.
+
+    from lm_eval import simple_evaluate
+    from tyr_jax.evaluation.harness import HarnessModel
+    from tyr_jax.io.checkpoint import load_model
+
+    simple_evaluate(model=HarnessModel(load_model("pruned")), tasks=["arc_easy"])
+
+Prompts, answers and metrics are the harness's own; it asks how likely continuations are, and for text.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval import utils
+from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import Task
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.evaluation import generation, likelihood
+from tyr_jax.evaluation.likelihood import Request
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.workspace.progress import Progress
+
+FEWSHOT_SEED = 1234
+"""That of the harness's own command, by which it draws examples."""
+
+MOST_NEW_TOKENS = 256
+"""Tokens that are generated at most where a task does not say."""
+
+Asked = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request as the harness makes it: texts, and tokens, of context and continuation."""
+
+
+class HarnessModel(TemplateLM):
+    """A model as the harness asks it."""
+
+    def __init__(self, model: LoadedModel, progress: Progress | None = None) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.progress = model, model.tokenizer, progress
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without context comes after."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that fit."""
+        return self.model.config.max_positions
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What answers are cached under."""
+        return self.model.source
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokens of a text, with those that the tokenizer puts before a text unless it has them."""
+        if add_special_tokens is None:
+            bos = self.tokenizer.bos_token
+            add_special_tokens = bos is None or not string.startswith(bos)
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the model's own template has it."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Asked], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        asked = [self._fitted(context, continuation) for (_texts, context, continuation) in requests]
+        with self._stage("log-likelihoods", sum(len(one.continuation) for one in asked)) as advance:
+            model = self.model
+            found = likelihood.log_likelihoods(model.params, asked, model.config, advance)
+        for (texts, *_tokens), answer in zip(requests, found, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return [(answer.nats, answer.greedy) for answer in found]
+
+    def _fitted(self, context: list[int], continuation: list[int]) -> Request:
+        """A request of which the beginning is left out where it is too long; at least a token stays."""
+        room = self.max_length + 1 - len(continuation)
+        return Request(tuple(context[-max(room, 1) :]), tuple(continuation[: self.max_length]))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, in windows that each know what is before them by a token."""
+        windows: list[Asked] = []
+        owners = []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            rolling = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            parts = [(None, *utils.make_disjoint_window(window)) for window in rolling]
+            windows += parts
+            owners += [number] * len(parts)
+        totals = [0.0] * len(requests)
+        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += nats
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Texts that go on from a prompt each, up to what ends them."""
+        params, texts = generation.unstack(self.model.params, self.model.config), []
+        with self._stage("texts", len(requests)) as advance:
+            for request in requests:
+                text = self._generate(params, *request.args)
+                self.cache_hook.add_partial("generate_until", request.args, text)
+                texts.append(text)
+                advance(1)
+        return texts
+
+    def _generate(self, params: Any, prompt: str, asked: dict[str, Any]) -> str:
+        options = normalize_gen_kwargs(asked, MOST_NEW_TOKENS)
+        ends = handle_stop_sequences(options.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
+        count = int(options["max_gen_toks"])
+        sampling = generation.Sampling(
+            temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
+            top_k=int(options.get("top_k", 0) or 0),
+            top_p=float(options.get("top_p", 1.0) or 1.0),
+        )
+        context = self.tok_encode(prompt)[-(self.max_length - count) :]
+        new: list[int] = []
+        stop = frozenset({self.eot_token_id})
+        for token in generation.generate(params, self.model.config, [context], count, sampling, stop=stop):
+            new.append(int(token[0]))
+            text = self.tokenizer.decode(new, skip_special_tokens=True)
+            if new[-1] in stop or any(end and end in text for end in ends):
+                break
+        for end in filter(None, ends):
+            text = text.split(end)[0]
+        return text
+
+    @contextlib.contextmanager
+    def _stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        if self.progress is None:
+            yield lambda count: None
+            return
+        with self.progress.stage(name, total, "answers") as stage:
+            yield stage.advance
+
+
+def load_tasks(names: Sequence[str], data_dir: Path | None = None) -> list[Task | Group]:
+    """The harness's tasks and groups of these names, with their data: the hub's, or copies in `data_dir`,
+    each under the name that it has on the hub. Of a copy, splits for examples may be missing.
+
+    Raises:
+        UserError: a task or its data that is not there.
+    """
+    manager = TaskManager()
+    found: list[Task | Group] = []
+    # What a task calls its data, such as allenai/ai2_arc, may be a directory.
+    with contextlib.chdir(data_dir or "."):
+        for name in names:
+            try:
+                found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
+            except Exception as error:
+                where = f"in {data_dir} and on the hub" if data_dir else "on the hub, without --data-dir"
+                raise UserError(
+                    f"cannot load the task {name} ({first_line(error)}): its name must be one that "
+                    f"lm-evaluation-harness knows, and its data is looked for {where}"
+                ) from error
+    return found
+
+
+def _load_task(manager: TaskManager, name: str, dispensable: tuple[str, ...]) -> list[Task | Group]:
+    """A task, a group, or all tasks of a tag; of a task, without as many `dispensable` splits as need be."""
+    for count in range(len(dispensable) + 1):
+        without = {f"{split}_split": None for split in dispensable[:count]}
+        # Only a member of a group can be a known task and yet differ from it.
+        spec = {"group": "local", "task": [{"task": name, **without}]} if count else name
+        try:
+            loaded = manager.load([spec])
+        except KeyError:
+            if count == len(dispensable) or name not in manager.all_subtasks:
+                raise
+        else:
+            break
+    if count:
+        return list(loaded["tasks"].values())
+    within = {member for members in loaded["group_map"].values() for member in members}
+    named = loaded["groups"] | loaded["tasks"]
+    return [task for member, task in named.items() if member not in within]
+
+
+def evaluate(
+    model: LoadedModel,
+    tasks: list[Task | Group],
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What the harness makes of a model, dense or pruned, on `tasks` from `load_tasks`, with the answers to
+    every question.
+
+    Before a question come `num_fewshot` examples, as many as the task has it where that is not said; of each
+    task the first `limit` questions are asked, or all.
+
+    Raises:
+        UserError: examples are asked for of a task whose data has none apart from the questions.
+    """
+    for task in tasks:
+        if num_fewshot and isinstance(task, Task) and not has_examples(task):
+            raise UserError(
+                f"--num-fewshot is {num_fewshot}, but {task.task_name} has no examples apart from "
+                "its questions; add its training split, or ask for none"
+            )
+    utils.setup_logging("ERROR")
+    # `simple_evaluate` would also ask git and pip what there is in this directory and environment.
+    asked = TaskManager().load(tasks)
+    for task in asked["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # Of a task that has none, none are asked for.
+        if own != 0:
+            task.set_config(key="num_fewshot", value=own or 0 if num_fewshot is None else num_fewshot)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    # Standard errors of means have a formula; of others, as many draws as the harness has for slow ones.
+    return lm_eval.evaluate(HarnessModel(model, progress), asked, limit=limit, bootstrap_iters=100)
+
+
+def has_examples(task: Task) -> bool:
+    """Whether a task's data has examples apart from its questions."""
+    return bool(task.has_training_docs() or task.config.fewshot_split)
+
+
+def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for every metric of every task and group of the harness's results."""
+    found = []
+    for task, values in results["results"].items():
+        samples = results["n-samples"].get(task, {}).get("effective", values.get("sample_len"))
+        for key, value in values.items():
+            metric, _, kind = key.partition(",")
+            if kind and not metric.endswith("_stderr"):
+                error = values.get(f"{metric}_stderr,{kind}")
+                found.append(
+                    {
+                        "task": task,
+                        "shots": results["n-shot"].get(task),
+                        "questions": samples,
+                        "metric": metric,
+                        "value": value,
+                        "standard_error": error if isinstance(error, float) else None,
+                    }
+                )
+    return found

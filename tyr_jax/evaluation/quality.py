@@ -1,0 +1,124 @@
+"""How good a model is on text: perplexity, and its divergence from the dense model.
+
+Axis letters: `S` windows, `T` tokens, `D` hidden.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.prediction import (
+    Prediction,
+    kl_divergence,
+    log_normaliser,
+    negative_log_likelihood,
+    predict,
+)
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.batches import BatchRows, batches
+
+MAX_LOG_PERPLEXITY = 700.0
+"""Beyond it a float64 perplexity would overflow."""
+
+
+class Quality(NamedTuple):
+    """Perplexity over the next tokens of all windows, and mean KL(dense ‖ model) in nats a token."""
+
+    perplexity: float
+    kl: float
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def predict_windows(
+    params: Params, residual: jax.Array, tokens: jax.Array, config: ModelConfig
+) -> tuple[Prediction, jax.Array]:
+    """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL), from the `residual [S, T, D]`
+    behind the last layer; `params` has what lies outside the blocks."""
+
+    def answer(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
+        dense = predict(head, hidden)
+        return dense, jnp.sum(negative_log_likelihood(head, hidden, dense.normaliser, tokens), axis=1)
+
+    hidden = decoder.final_hidden(params, residual, config)
+    return devices.divided(answer, whole=1)(decoder.head(params), hidden, tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def window_sums(
+    params: Params, residual: jax.Array, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without), from
+    the `residual [S, T, D]` behind the last layer; `params` has what lies outside the blocks."""
+
+    def compare(
+        head: jax.Array, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
+    ) -> tuple[jax.Array, jax.Array]:
+        normaliser = log_normaliser(head, hidden)
+        nll = jnp.sum(negative_log_likelihood(head, hidden, normaliser, tokens), axis=1)
+        if dense is None:
+            return nll, jnp.full_like(nll, jnp.nan)
+        return nll, jnp.sum(kl_divergence(dense, hidden, normaliser), axis=1)
+
+    hidden = decoder.final_hidden(params, residual, config)
+    return devices.divided(compare, whole=1)(decoder.head(params), hidden, tokens, dense)
+
+
+def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:
+    count, length = windows.shape
+    return Quality(math.exp(min(nll / (count * (length - 1)), MAX_LOG_PERPLEXITY)), kl / (count * length))
+
+
+def _read(
+    params: Params, windows: np.ndarray, config: ModelConfig
+) -> Iterator[tuple[BatchRows, jax.Array, jax.Array]]:
+    """Batches of `windows [S, T]`: which they are, their tokens, and the residuals behind the last layer."""
+    rows = batches(windows)
+    texts = [jnp.asarray(windows[part.indices]) for part in rows]
+    for part, tokens, seen in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
+        yield part, tokens, seen.residual
+
+
+def measure_dense(
+    params: Params,
+    windows: np.ndarray,
+    config: ModelConfig,
+    on_windows: Callable[[int], None] = lambda windows: None,
+) -> tuple[Prediction, Quality]:
+    """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
+    parts, total = [], 0.0
+    for (_, real), tokens, residual in _read(params, windows, config):
+        answers = predict_windows(decoder.outside(params), residual, tokens, config)
+        dense, nll = devices.fetch(answers)
+        parts.append(jax.tree.map(lambda array, real=real: array[:real], dense))
+        total += float(np.sum(nll[:real]))
+        on_windows(real)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), _quality(total, 0.0, windows)
+
+
+def measure(
+    params: Params,
+    windows: np.ndarray,
+    config: ModelConfig,
+    dense: Prediction | None = None,
+    on_windows: Callable[[int], None] = lambda windows: None,
+) -> Quality:
+    """Quality of a model on `windows [S, T]`; each window is read on its own, its first token is given.
+
+    `dense` are the dense model's predictions, from `measure_dense` (pruning leaves the head as it is);
+    without them `kl` is NaN.
+    """
+    total_nll, total_kl = 0.0, 0.0
+    for (rows, real), tokens, residual in _read(params, windows, config):
+        answers = jax.tree.map(lambda array, at=rows: jnp.asarray(array[at]), dense)
+        sums = window_sums(decoder.outside(params), residual, tokens, answers, config)
+        nll, kl = (float(np.sum(values[:real])) for values in devices.fetch(sums))
+        total_nll, total_kl = total_nll + nll, total_kl + kl
+        on_windows(real)
+    return _quality(total_nll, total_kl, windows)

@@ -1,0 +1,328 @@
+"""What a run will need, from its configuration and settings alone: memory, disk, FLOPs and time.
+
+Memory is a device's, of `n` that divide weights and text among them, at the moment of a stage when it is
+most. Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
+"""
+
+import dataclasses
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+
+from tyr_jax.data import OPENING
+from tyr_jax.model.attention import LONG_QUERY_CHUNK
+from tyr_jax.model.cost import block_flops, head_flops, unit_counts
+from tyr_jax.model.prediction import VOCABULARY_CHUNK
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.pruning.hessian import gram_flops
+from tyr_jax.runtime.batches import BATCH_TOKENS
+from tyr_jax.scoring.slopes import SLOPE_TOKENS
+from tyr_jax.search import surrogate
+from tyr_jax.settings import Settings
+
+FLOAT = 4
+"""Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    """What a plan is for."""
+
+    plan: bool = False
+    """Print what the run would need (memory, disk, FLOPs, time), from the model's configuration alone, and
+    do nothing else."""
+    plan_devices: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Plan for this many devices (default: those there are)."""
+    plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S", help_behavior_hint="")] = None
+    """Plan times for devices that reach so many FLOP/s each, such as 1e14."""
+
+
+class Need(NamedTuple):
+    """What a stage needs: bytes of a device for `weights`, the `supernet`, `text` (tokens' activations and
+    answers that stay) and `working` (what is there only while a program runs); and `flops` in all."""
+
+    stage: str
+    weights: float
+    supernet: float
+    text: float
+    working: float
+    flops: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device."""
+        return self.weights + self.supernet + self.text + self.working
+
+
+def level_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Bytes of one level of all sites: the output projections of attention and FFN of every layer."""
+    return itemsize * config.depth * config.hidden * sum(site_sizes(config))
+
+
+def site_sizes(config: ModelConfig) -> tuple[int, int]:
+    """Input channels of a layer's two sites: N·H, F."""
+    shape = config.dense_shape
+    return shape.heads * config.head_dim, shape.ffn
+
+
+def weight_bytes(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+    """Bytes of a dense model's weights on each of `n` devices; of those on disk, a layer's."""
+    in_blocks, total = count_parameters(config)
+    return itemsize * (total - in_blocks + share_held(in_blocks, config, settings)) / n
+
+
+def share_held(count: float, config: ModelConfig, settings: Settings) -> float:
+    """Of what all layers have `count` of, as much as is on the devices at a time."""
+    return count / config.depth if settings.offload else count
+
+
+def calibration_tokens(settings: Settings) -> int:
+    """Tokens that layers are pruned on, openings included."""
+    return settings.data.calibration_tokens + settings.data.calibration_openings * OPENING
+
+
+def evaluation_tokens(settings: Settings) -> int:
+    """Tokens that models are measured on."""
+    data = settings.data
+    return (len(data.calibration) + len(data.evaluation)) * data.evaluation_windows * data.evaluation_length
+
+
+def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: int) -> dict[str, int]:
+    """Bytes on disk, by what they are for, at the moment of a run when they are most.
+
+    `itemsize` is that of the weights and residuals in memory, `written` that of the weights written.
+    """
+    data, targets = settings.data, len(settings.sparsity)
+    searching = settings.rounds.rounds > 0
+    search = data.search_tokens if searching else 0
+    answer = FLOAT * (2 * config.hidden + 1)
+    observed = FLOAT * config.hidden * len(settings.objective.observed_layers(config.depth))
+    level = level_bytes(config, itemsize)
+    levels = settings.rounds.levels * (targets if targets > 1 else 1) if searching else 0
+    models = targets * (2 if searching else 1)
+    refits = level if settings.rounds.refit or not searching else level * levels
+    return {
+        "supernet": levels * level,
+        "residuals": (3 if settings.offload else 2) * itemsize * calibration_tokens(settings) * config.hidden,
+        "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
+        "pruned sites": models * refits,
+        "models": targets * written * count_parameters(config)[1],
+        "weights that stay on disk": offloaded_bytes(config, settings, itemsize) if settings.offload else 0,
+    }
+
+
+def offloaded_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> int:
+    """Bytes on disk of weights that are not in memory, beside the dense model's own files: the supernet that
+    is searched and the dense model in the order of removal, and two pruned models."""
+    targets, models = len(settings.sparsity), 2 * itemsize * count_parameters(config)[0]
+    if not settings.rounds.rounds:
+        return models
+    levels = settings.rounds.levels * (1 + targets if targets > 1 else 1)
+    ordered = itemsize * ordered_parameters(config)
+    return models + levels * level_bytes(config, itemsize) + ordered
+
+
+def ordered_parameters(config: ModelConfig) -> int:
+    """Parameters of a dense model that a search has in the order of removal."""
+    heads, ffn = site_sizes(config)
+    return config.depth * config.hidden * (heads + 2 * ffn)
+
+
+def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
+    """Bytes at work in the attention of `tokens` tokens, in sequences of `length`."""
+    shape, dim = config.dense_shape, config.head_dim
+    numbers = 2 * config.hidden + dim * (3 * shape.heads + 4 * shape.kv_heads)
+    scores = shape.heads * min(LONG_QUERY_CHUNK, length)
+    return tokens * (itemsize * numbers + 2 * FLOAT * scores)
+
+
+def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
+    """Bytes at work in the FFN of `tokens` tokens."""
+    return tokens * itemsize * (2 * config.hidden + 2 * config.dense_shape.ffn)
+
+
+def layer_working(config: ModelConfig, tokens: int, length: int, itemsize: int, n: int) -> float:
+    """Bytes at work when a layer runs on `tokens` tokens of a device: of what is divided, a sublayer's
+    weights are gathered at a time."""
+    shape, gathered = config.dense_shape, itemsize * config.hidden * (n > 1)
+    attention = gathered * 2 * config.head_dim * (shape.heads + shape.kv_heads)
+    ffn = gathered * 3 * shape.ffn
+    return max(
+        attention + attention_working(config, tokens, length, itemsize),
+        ffn + ffn_working(config, tokens, itemsize),
+    )
+
+
+def head_working(config: ModelConfig, tokens: int, itemsize: int, n: int) -> float:
+    """Bytes at work when the head runs: it is gathered, and a part of the vocabulary has logits."""
+    gathered = itemsize * config.vocab * config.hidden if n > 1 else 0
+    return gathered + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
+
+
+def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
+    """Heads and neurons of every layer `[2, L]` that a sparsity leaves, evenly."""
+    return (1 - sparsity) * unit_counts(config)
+
+
+def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: int) -> float:
+    """FLOPs of a model with `units [2, L]` on `tokens` tokens, head included."""
+    return tokens * (block_flops(config, units, length) + head_flops(config))
+
+
+def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
+    """FLOPs of a fold on `tokens` tokens: forward, XᵀX, its inverse, downdates of it, and solutions of all
+    levels."""
+    sizes = site_sizes(config)
+    sites = sum(gram_flops(size, tokens) + 2 * size**2 * (3 * size + config.hidden) for size in sizes)
+    return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
+
+
+def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+    """Bytes at work when XᵀX of an FFN's site is added up: a device's own, of blocks cut out of X."""
+    together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
+    size = site_sizes(config)[1]
+    return FLOAT * size * (size + together) + layer_working(config, together, length, itemsize, n)
+
+
+def site_working(config: ModelConfig, n: int) -> float:
+    """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
+    becomes of it, and of a level's weights."""
+    size = site_sizes(config)[1]
+    return FLOAT * size * (4 * size + config.hidden) / n
+
+
+def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What building a supernet of so many levels needs; of one level, pruning to an answer."""
+    tokens, length = calibration_tokens(settings), settings.data.sequence_length
+    supernet = share_held(levels * level_bytes(config, itemsize) / n, config, settings)
+    working = max(statistics_working(config, settings, itemsize, n), site_working(config, n))
+    # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
+    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
+    text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
+    weights = weight_bytes(config, settings, itemsize, n)
+    return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
+
+
+def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What the dense model's answers on search and evaluation text need."""
+    data = settings.data
+    together = min(BATCH_TOKENS, -(-data.search_tokens // n))
+    working = max(
+        layer_working(config, together, data.search_length, itemsize, n),
+        head_working(config, together, itemsize, n),
+    )
+    units = unit_counts(config)
+    texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
+    # The head runs once more, for the row of it that is expected.
+    flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
+    weights = weight_bytes(config, settings, itemsize, n)
+    return Need("dense answers", weights, 0, pool_bytes(config, settings, n), working, flops)
+
+
+def pool_bytes(config: ModelConfig, settings: Settings, n: int) -> float:
+    """Bytes of a device for the dense model's answers on the search text."""
+    observed = len(settings.objective.observed_layers(config.depth))
+    return FLOAT * settings.data.search_tokens * ((2 + observed) * config.hidden + 2) / n
+
+
+def searched_need(
+    name: str, working: float, flops: float, config: ModelConfig, settings: Settings, itemsize: int, n: int
+) -> Need:
+    """What a stage needs that runs on the supernet: beside the dense weights, what lies in the order of
+    removal."""
+    # On disk, what is in order takes the place of what is not.
+    ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
+    weights = weight_bytes(config, settings, itemsize, n) + ordered
+    levels = settings.rounds.levels * level_bytes(config, itemsize) / n
+    supernet = share_held(levels, config, settings)
+    return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
+
+
+def descent_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What a round's descent needs: slopes by a backward pass at full width, and scores of proposals."""
+    data, rounds = settings.data, settings.rounds
+    length, units = data.search_length, unit_counts(config)
+    together = max(length, SLOPE_TOKENS // length * length)
+    tokens = settings.descent_sequences(data.search_tokens // length) * length
+    # Forward, again, and backward: for the inputs of all products, and the weights of the two sites.
+    share = level_bytes(config, 1) / count_parameters(config)[0]
+    slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
+    proposals = 1 + len(surrogate.CAUTIONS)
+    scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
+    kept = share_held(config.depth, config, settings) * together * config.hidden * itemsize
+    if settings.offload:
+        kept += tokens / n * config.hidden * itemsize
+    # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
+    levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
+    working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
+    return searched_need(
+        "descent", working, rounds.descent_steps * (slopes + scores), config, settings, itemsize, n
+    )
+
+
+def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
+    length, schedule = settings.data.search_length, settings.search
+    together = max(length, BATCH_TOKENS // length * length)
+    states = (share_held(config.depth, config, settings) + 1) * together * config.hidden * itemsize
+    if settings.offload:
+        # What all candidates have made of the text before a layer.
+        scored = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
+        states += max(size * count for size, count in scored) * length * config.hidden * itemsize / n
+    chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
+    working = states + chosen + layer_working(config, together, length, itemsize, n)
+    tokens = schedule.generations * schedule.candidate_tokens(length)
+    flops = model_flops(config, kept_units(config, sparsity), tokens, length)
+    return searched_need("search", working, flops, config, settings, itemsize, n)
+
+
+def evaluation_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+    """What measuring a pruned model needs, beside the dense one."""
+    length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
+    together = min(max(length, BATCH_TOKENS), -(-tokens // n))
+    working = max(
+        layer_working(config, together, length, itemsize, n), head_working(config, together, itemsize, n)
+    )
+    weights = (2 - sparsity) * weight_bytes(config, settings, itemsize, n)
+    flops = model_flops(config, kept_units(config, sparsity), tokens, length)
+    return Need("evaluation", weights, 0, 0, working, flops)
+
+
+def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> list[tuple[Need, int]]:
+    """What every stage needs on `n` devices, weights and activations taking `itemsize` bytes a number; and
+    how often it runs."""
+    targets, rounds = len(settings.sparsity), settings.rounds
+    shared, sparsity = (config, settings, itemsize, n), min(settings.sparsity)
+    single = fold_need("last pruning", 1, *shared)
+    evaluation = evaluation_need(sparsity, *shared)
+    if not rounds.rounds:
+        return [(answers_need(*shared), 1), (single, targets), (evaluation, targets)]
+    first = fold_need("first supernet", rounds.levels * targets, *shared)
+    later = fold_need("next supernets", rounds.levels, *shared)
+    searches = {
+        descent_need(sparsity, *shared): rounds.descent_steps > 0,
+        evolution_need(sparsity, *shared): True,
+    }
+    stages = [
+        (answers_need(*shared), 1),
+        (first, 1),
+        (later, targets * (rounds.rounds - 1)),
+        *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
+        (single, targets * (2 if rounds.refit else 1)),
+        (evaluation, 2 * targets),
+    ]
+    return [(need, times) for need, times in stages if times]
+
+
+def host_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> dict[str, float]:
+    """Bytes of host memory beside what devices hold, by what they are for."""
+    shape = config.dense_shape
+    largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
+    stacked = share_held(largest, config, settings)
+    residuals = itemsize * calibration_tokens(settings) * config.hidden
+    return {
+        "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),
+        "writing residuals": residuals,
+        "dense answers": evaluation_tokens(settings) * FLOAT * (2 * config.hidden + 1),
+    }

@@ -1,0 +1,243 @@
+"""Every jitted stage of a run with the arguments that it will have, none of which exists: to lower and
+compile for devices that need not be there, and to see what memory and time they would take.
+
+What a stage returns, and another is given, is derived from the functions themselves. Axis letters: `B`
+sequences, `T` tokens.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import ShapeDtypeStruct
+
+from tyr_jax import space
+from tyr_jax.evaluation import quality
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import ForwardState
+from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.pruning import fold, hessian, linalg, obs, supernet
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.batches import batches
+from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring.chunking import chunk_shape, part_rows
+from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.teacher import teacher_answer
+from tyr_jax.search import surrogate
+from tyr_jax.settings import Settings
+from tyr_jax.space import ATTENTION, FFN, KINDS
+
+
+class Program(NamedTuple):
+    """A jitted `function` with abstract `arguments` and `static` ones, what it is called, and how often its
+    `loops` run whose number of iterations is data."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    static: dict[str, Any]
+    loops: tuple[int, ...] = ()
+
+    def result(self) -> Any:
+        """What it returns, abstract."""
+        return jax.eval_shape(functools.partial(self.function, **self.static), *self.arguments)
+
+    def traced(self) -> Any:
+        """Its program."""
+        return self.function.trace(*self.arguments, **self.static)
+
+    def lower(self, *platforms: str) -> jax.stages.Lowered:
+        """The stage lowered for `platforms`, or for the current devices."""
+        return self.traced().lower(lowering_platforms=platforms or None)
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
+    """A model's params, abstract."""
+    return jax.eval_shape(lambda: build_params(config, lambda spec: jnp.zeros(spec.shape, dtype)))
+
+
+def texts(count: int, length: int) -> ShapeDtypeStruct:
+    """A batch of tokens `[B, T]` as it runs, out of `count` sequences of `length` tokens."""
+    rows = batches(np.broadcast_to(0, (count, length)))[0]
+    return devices.place(ShapeDtypeStruct((len(rows.indices), length), jnp.int32))
+
+
+def grid_of(config: ModelConfig, settings: Settings) -> space.LevelGrid:
+    """The levels of the first round's supernet, of the first target."""
+    rounds, kinds = settings.rounds, settings.pruning.kinds(config)
+    return space.uniform_grid(kinds, config.depth, settings.sparsity[0], rounds.levels, rounds.interval)
+
+
+def site_stages(
+    kind: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
+) -> list[Program]:
+    """What a site takes in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning, and
+    the residual behind it."""
+    enter, leave, name = (
+        (fold.attention_statistics, fold.add_attention, "o"),
+        (fold.ffn_statistics, fold.add_ffn, "down"),
+    )[kind]
+    weight = block[name]
+    size, grid = math.prod(weight.shape[:-1]), grid_of(config, settings)
+    units = settings.pruning.kinds(config)[kind].units
+    gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
+    statistics = Program(f"{KINDS[kind]}: statistics", enter, (block, x, gram, None), {"config": config})
+    inputs = devices.place(statistics.result()[0])
+    total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
+    options = fold.site_options(size, units, settings.pruning)
+    schedule = obs.removal_schedule(units, options["chunk"], grid.kept[kind, 0], grid.exists[kind, 0])
+    matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
+    numbers = (ShapeDtypeStruct(array.shape, jnp.int32) for array in (grid.kept[kind, 0], schedule))
+    arguments = devices.place(total.result(), axis=1), matrix, *numbers
+    # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
+    panels = -(-int((schedule > 0).sum()) // obs.panel_steps(options["chunk"], options["unit_size"]))
+    loops = 0, panels, -(-size // linalg.BLOCK) + len(grid.kept[kind, 0])
+    prune = Program(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options, loops)
+    return [
+        statistics,
+        total,
+        prune,
+        Program(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {"config": config}),
+    ]
+
+
+def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
+    """What a block takes in the fold that builds a supernet."""
+    data = settings.data
+    tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
+    x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
+    block = devices.spread(
+        jax.eval_shape(lambda blocks: layer_block(blocks, 0), params["blocks"]), config.hidden
+    )
+    whole = abstract_supernet(params, config, settings)
+    sites = devices.spread(jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden)
+    layer = ShapeDtypeStruct((), jnp.int32)
+    return [
+        *site_stages(ATTENTION, block, devices.place(x), config, settings),
+        *site_stages(FFN, block, devices.place(x), config, settings),
+        Program("supernet: a layer", supernet.fill_layer, (whole, layer, sites), {}),
+    ]
+
+
+def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -> supernet.Supernet:
+    """The first round's supernet, abstract."""
+    dtype, grid = params["embed"].dtype, grid_of(config, settings)
+    whole = jax.eval_shape(lambda: supernet.empty_supernet(dtype, config, grid, settings.pruning))
+    return devices.spread(whole, config.hidden)
+
+
+def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> nested.Nested:
+    """The nested supernet that the search runs on, abstract."""
+    whole = abstract_supernet(params, config, settings)
+    net = jax.eval_shape(lambda params, whole: nested.nest(params, whole, config), params, whole)
+    return devices.spread(net, config.hidden)
+
+
+def scoring_stages(
+    net: nested.Nested, candidates: int, sequences: int, config: ModelConfig, settings: Settings
+) -> list[Program]:
+    """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of the others."""
+    length, n, depth = settings.data.search_length, devices.count(), config.depth
+    shape = chunk_shape(candidates - 1, sequences, length)
+    batch = answers(net.params, n * shape.rows, config, settings)
+    integers = functools.partial(ShapeDtypeStruct, dtype=jnp.int32)
+    sites = integers((2, depth))
+    tokens = devices.place(integers((n, shape.rows, length)))
+    outside = decoder.outside(net.params)
+    seen = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
+    name = f"{shape.rows} × {length} tokens"
+    objective, observed = settings.objective, settings.objective.observed_layers(depth)
+    static = {"config": config, "observed": observed}
+    trunk = Program(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, seen), static)
+    states, seen = trunk.result()
+    states, seen = devices.place(states, axis=1), devices.place(seen)
+    scored = {"config": config, "objective": objective}
+    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, seen, batch), scored)
+    levels, buckets = (devices.place(integers((rows, 2, depth))) for rows in (n * shape.width, n))
+    chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
+    loops = (depth,) * (1 + len(set(observed)))
+    name = f"search: {shape.width} candidates, {name}"
+    score = Program(name, nested.score_chunk, (net, chunk, None, batch), static | scored, loops)
+    return [trunk, own, score]
+
+
+def answers(params: Params, sequences: int, config: ModelConfig, settings: Settings) -> TeacherBatch:
+    """The dense model's answers on a batch of search text, abstract."""
+    tokens = devices.place(ShapeDtypeStruct((sequences, settings.data.search_length), jnp.int32))
+    *_, answer = dense_stages(params, tokens, config, settings.objective)
+    return devices.place(answer.result())
+
+
+def blocks_stage(
+    name: str, params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, observed: tuple[int, ...] = ()
+) -> tuple[Program, ForwardState]:
+    """What it takes to run all blocks on `tokens [B, T]`, and what comes out."""
+    seen = devices.place(Program("", decoder.begin, (decoder.outside(params), tokens), {}).result())
+    static = {"config": config, "observed": observed}
+    stage = Program(name, decoder.run_blocks, (params["blocks"], seen), static)
+    return stage, devices.place(stage.result())
+
+
+def dense_stages(
+    params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, objective: Objective
+) -> list[Program]:
+    """What the dense model's answers on `tokens [B, T]` of search text take."""
+    observed = objective.observed_layers(config.depth)
+    blocks, seen = blocks_stage("search: dense blocks", params, tokens, config, observed)
+    arguments = decoder.outside(params), seen, tokens
+    return [blocks, Program("search: dense answers", teacher_answer, arguments, {"config": config})]
+
+
+def search_stages(
+    params: Params, net: nested.Nested, config: ModelConfig, settings: Settings
+) -> Iterator[Program]:
+    """What the search takes: the dense model's answers, slopes, and scores at every size that occurs."""
+    data, rounds, schedule = settings.data, settings.rounds, settings.search
+    length, objective = data.search_length, settings.objective
+    tokens = texts(data.search_tokens // length, length)
+    yield from dense_stages(params, tokens, config, objective)
+    added = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
+    sizes = {(size, count) for size, count in added if count}
+    if rounds.descent_steps:
+        count = settings.descent_sequences(data.search_tokens // length)
+        rows = part_rows(count, slopes.SLOPE_TOKENS // length)
+        batch = answers(params, devices.count() * rows, config, settings)
+        levels = ShapeDtypeStruct(net.kept.shape[:2], jnp.int32)
+        shares = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
+        begun = Program("", decoder.begin, (decoder.outside(params), batch.tokens), {}).result()
+        arguments = net, levels, devices.place(shares), devices.place(begun), batch
+        observed = objective.observed_layers(config.depth)
+        static = {"config": config, "objective": objective, "observed": observed}
+        yield Program("search: slopes", slopes.last_slopes, arguments, static)
+        sizes.add((1 + len(surrogate.CAUTIONS), count))
+    named = {
+        stage.name: stage for size in sorted(sizes) for stage in scoring_stages(net, *size, config, settings)
+    }
+    yield from named.values()
+
+
+def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
+    """What measuring a model on a batch of evaluation text takes."""
+    data, outside = settings.data, decoder.outside(params)
+    tokens = texts(data.evaluation_windows, data.evaluation_length)
+    static = {"config": config}
+    blocks, seen = blocks_stage("quality: blocks", params, tokens, config)
+    yield blocks
+    residual = seen.residual
+    dense = Program("quality: dense answers", quality.predict_windows, (outside, residual, tokens), static)
+    yield dense
+    answer = devices.place(dense.result()[0])
+    yield Program("quality: of a model", quality.window_sums, (outside, residual, tokens, answer), static)
+
+
+def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Program]:
+    """Every stage of a run on the current devices, with weights and activations of `dtype`."""
+    params = devices.spread(abstract_params(config, dtype), config.hidden)
+    fold = fold_stages(params, config, settings)
+    net = abstract_nested(params, config, settings)
+    search = search_stages(params, net, config, settings) if settings.rounds.rounds else ()
+    return [*fold, *search, *quality_stages(params, config, settings)]

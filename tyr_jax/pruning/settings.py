@@ -1,0 +1,63 @@
+"""How sites are pruned, and what a pruned site passes on to the next."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.pruning import hessian, obs
+from tyr_jax.space import Kind
+
+Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
+
+
+ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningSettings:
+    """How sites are pruned and errors accumulated."""
+
+    accumulation: Accumulation = "expectation"
+    """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
+    mean, a `random` level, the `centre` level, or `none` (the dense output)."""
+    saliency: obs.Saliency = dataclasses.field(default_factory=obs.Saliency)
+    """Saliency"""
+    damping: float = 0.01
+    """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
+    damping_scale: hessian.DampingScale = "channel"
+    """Of which diagonal: its `mean` (the paper), or each `channel` of its own."""
+    neuron_chunk: int = 16
+    """Neurons removed between two updates of the remaining weights."""
+    attention_unit: Literal["head", "kv_group"] = "head"
+    """What is removed from attention: single heads (the paper) or whole key/value groups."""
+    neuron_multiple: int = 8
+    """FFN widths are kept a multiple of this; 128 suits TPUs."""
+    keep_heads: tuple[int, ...] = ()
+    """Layers, counted from 0, whose attention stays whole; the others make up for it."""
+    keep_neurons: tuple[int, ...] = ()
+    """Layers, counted from 0, whose FFN stays whole; the others make up for it."""
+
+    def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
+        """The two kinds of site of a model, with their unit counts."""
+        shape = config.dense_shape
+        units = shape.heads if self.attention_unit == "head" else shape.kv_heads
+        return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
+
+    def whole(self, depth: int) -> np.ndarray:
+        """The sites that stay whole `[2, L]`.
+
+        Raises:
+            UserError: a layer that the model does not have.
+        """
+        sites = np.zeros((2, depth), bool)
+        for row, flag, layers in zip(
+            sites, ("--keep-heads", "--keep-neurons"), (self.keep_heads, self.keep_neurons), strict=True
+        ):
+            for layer in layers:
+                if not 0 <= layer < depth:
+                    raise UserError(f"{flag} names layer {layer}, but the model has layers 0 to {depth - 1}")
+                row[layer] = True
+        return sites

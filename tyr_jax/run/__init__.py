@@ -1,0 +1,1 @@
+"""The order of stages (Algorithm 4): the only room that joins them."""

@@ -1,0 +1,152 @@
+"""The order of stages (Algorithm 4): rounds of supernet and search, then refit, compress and measure.
+
+Several targets share the model, its text, the dense answers and the first round's supernet, which then has
+the levels of all of them.
+
+Everything that joins stages is here; each stage itself is a pure function elsewhere. Side effects are the
+progress display, the event log and, at the end, the output directory.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from tyr_jax import space
+from tyr_jax.evaluation import quality
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.run import resume
+from tyr_jax.run.prepare import Dense, Qualities, Run, Target, prepare, record_quality
+from tyr_jax.run.rounds import (
+    SearchProgress,
+    first_rounds,
+    fold,
+    found_so_far,
+    round_grid,
+    search,
+    search_pool,
+)
+from tyr_jax.runtime import devices
+from tyr_jax.settings import Settings, validate
+from tyr_jax.space import LevelGrid
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """A pruned model: physically smaller params and config, units kept `[2, L]`, and how good it is."""
+
+    params: Params
+    config: ModelConfig
+    kept: np.ndarray
+    quality: Qualities
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """All that a run found for a target; `rounds` has a record per round."""
+
+    run: Run
+    dense: Dense
+    target: Target
+    uniform: Pruned
+    searched: Pruned | None
+    rounds: list[dict[str, Any]]
+
+    @property
+    def final(self) -> Pruned:
+        """The model to write: the searched one, or the uniform one where nothing was searched."""
+        return self.searched or self.uniform
+
+
+def measure_texts(params: Params, config: ModelConfig, dense: Dense, run: Run, name: str) -> Qualities:
+    """Quality of a pruned model on every evaluation text."""
+    texts = dense.splits.evaluation
+    count = sum(map(len, texts.values()))
+    with run.progress.stage(f"evaluate {name}", count, "windows") as stage:
+        result = resume.kept_qualities(run.store, name)
+        if result is not None:
+            stage.advance(count, note=resume.KEPT)
+            return result
+        result = {}
+        for text, windows in texts.items():
+            teacher = dense.teachers[text]
+            result[text] = quality.measure(params, windows, config, teacher, stage.advance)
+    resume.keep_qualities(run.store, name, result)
+    record_quality(run, name, result)
+    return result
+
+
+def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, name: str) -> Pruned:
+    """The physically smaller model that keeps `kept [2, L]` units, measured with weights as written.
+
+    A supernet's weights were fitted to the expectation over many distributions. Once one is chosen, every
+    site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
+    uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
+    supernet of `grid`, in which the distribution was found (None where none was built).
+    """
+    model, settings = dense.model, run.settings
+    pruning = settings.pruning
+    if settings.rounds.refit or grid is None:
+        grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
+        pruning = dataclasses.replace(pruning, accumulation="centre")
+    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"))
+    levels = space.levels_of(grid, kept)
+
+    def written(weights: Any) -> Any:
+        """Weights rounded to what they will be written in."""
+        return jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), weights)
+
+    def finish(block: Block) -> Block:
+        return run.scratch.keep(written(block)) if run.scratch else written(block)
+
+    if settings.layout == "masked":
+        params, config = mask(model.params, supernet, levels, model.config, finish), model.config
+    else:
+        multiple = pruning.neuron_multiple
+        params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
+    params = devices.spread(params | written(decoder.outside(params)), config.hidden)
+    return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
+
+
+def prune_model(
+    settings: Settings, progress: Progress, events: EventLog, store: Store | None = None
+) -> Iterator[Outcome]:
+    """Prune a model as `settings` say (Algorithm 4), to each of the targets in turn; `store` has what an
+    interrupted run finished, and gets what this one finishes.
+
+    Raises:
+        UserError: anything in the settings, the model or the text that cannot work.
+    """
+    validate(settings)
+    run = Run(settings, progress, events, store or Store())
+    yield from prune_prepared(run, prepare(run))
+
+
+def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
+    """Prune a model that `prepare` has read, to each of its targets in turn."""
+    targets = dense.targets
+    parts = [run.part(target) for target in targets] if len(targets) > 1 else [run]
+    centres = [space.uniform_centres(dense.kinds, target.budgets, dense.whole) for target in targets]
+    if not run.settings.rounds.rounds:
+        for part, target, kept in zip(parts, targets, centres, strict=True):
+            yield Outcome(part, dense, target, realise(part, dense, kept, None, "uniform"), None, [])
+        return
+    pool = search_pool(run, dense)
+    first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
+    founds = [
+        found_so_far(part, SearchProgress(kept, first, [])) for part, kept in zip(parts, centres, strict=True)
+    ]
+    if len(targets) > 1:
+        founds = first_rounds(run, parts, dense, pool, founds)
+    for part, target, kept, found in zip(parts, targets, centres, founds, strict=True):
+        uniform = realise(part, dense, kept, first, "uniform")
+        found = search(part, dense, pool, found)
+        searched = realise(part, dense, found.kept, found.grid, "searched")
+        yield Outcome(part, dense, target, uniform, searched, found.rounds)

@@ -1,0 +1,210 @@
+"""What of a run is kept while it lasts, so that the same command goes on where it was interrupted.
+
+Kept are every finished block of a supernet, every descent step and generation of a search, every round, and
+the dense model's answers. All random draws are functions of the seed and of where the work stands, so that a
+run that was interrupted ends as one that was not, bit for bit on the same devices.
+
+A part of the work has a part of the store, and forgets it once its result is kept.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation.quality import Quality
+from tyr_jax.formatting import in_words
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.model.spec import Params
+from tyr_jax.pruning.fold import Fold
+from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
+from tyr_jax.runtime import devices, hosts
+from tyr_jax.runtime.offload import Scratch, Stack
+from tyr_jax.scoring.objective import TeacherBatch
+from tyr_jax.search.evolution import EvolutionState
+from tyr_jax.space import LevelGrid
+from tyr_jax.workspace.store import Store, checksum
+
+KEPT = "done before the interruption"
+"""What the progress display says of work that need not be done again."""
+
+SAMPLES = 4096
+"""Elements of an array that tell whether it is the same one."""
+
+
+def check_space(store: Store, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        UserError: it has fewer than `needed` bytes left, besides what is kept already.
+    """
+    if store.directory is None:
+        return
+    store.directory.mkdir(parents=True, exist_ok=True)
+    kept = sum(path.stat().st_size for path in store.directory.rglob("*") if path.is_file())
+    free = shutil.disk_usage(store.directory).free
+    if needed > kept + free:
+        raise UserError(
+            f"the disk of {store.directory} has {in_words(free)} left, but this run may take "
+            f"{in_words(needed - kept)} while it lasts; choose another --output, or fewer --levels or "
+            "--calibration-tokens"
+        )
+
+
+def check_inputs(store: Store, params: Params, text: Any) -> None:
+    """Refuse to go on with another model, `text` (a pytree of arrays) or number of devices than the run began
+    with, or than other hosts have.
+
+    Raises:
+        UserError: they have changed, or differ between hosts.
+    """
+    now = {
+        "model": checksum(jax.tree.map(sample, params)),
+        "text": checksum(text),
+        "number of devices": devices.count(),
+    }
+    for what, number in now.items():
+        hosts.check_agreed(what, number)
+    saved = store.load("inputs")
+    if saved is None:
+        store.save("inputs", facts=now)
+        return
+    changed = [name for name, value in now.items() if saved.facts[name] != value]
+    if changed:
+        raise UserError(
+            f"the {' and the '.join(changed)} of the interrupted run changed since it began; bring back what "
+            "it began with, or begin anew with --restart"
+        )
+
+
+def sample(leaf: Any) -> np.ndarray:
+    """Elements of an array, or of every layer of a stack on disk, that tell whether it is the same one."""
+    if isinstance(leaf, Stack):
+        return np.stack([sample(leaf[layer]) for layer in range(len(leaf))])
+    return devices.fetch(leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)])
+
+
+def keep_block(store: Store, depth: int, fold: Fold) -> None:
+    """Keep the block that a fold over `depth` blocks has just finished, and the residuals behind it in place
+    of those before; the last block's nobody needs."""
+    layer = fold.done - 1
+    store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
+    residual = fold.residual if fold.done < depth else None
+    store.save_step("residual", layer, residual, {"real": fold.real})
+
+
+def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
+    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
+    `scratch`, residuals are on disk."""
+    last = store.last_step("residual")
+    if last is None:
+        return None
+    layer, residual = last
+    supernet = make_empty()
+    for index in range(layer + 1):
+        saved = store.load(f"sites-{index}")
+        if saved is None:
+            return None
+        supernet = with_layer(supernet, index, saved.arrays)
+    arrays = residual.arrays or []
+    arrays = scratch.keep(arrays) if scratch else devices.place([jnp.asarray(x) for x in arrays])
+    return Fold(supernet, layer + 1, arrays, residual.facts["real"])
+
+
+Answers = tuple[dict[str, Prediction], dict[str, Quality]]
+"""The dense model's predictions on the evaluation texts, by name, and its quality there."""
+
+
+def keep_answers(store: Store, answers: Answers) -> None:
+    """Keep the dense model's answers on the evaluation texts."""
+    predictions, qualities = answers
+    keep_qualities(store, "dense", qualities, [prediction._asdict() for prediction in predictions.values()])
+
+
+def kept_answers(store: Store) -> Answers | None:
+    """The dense model's answers on the evaluation texts, or None if they are not kept."""
+    saved = store.load("dense")
+    if saved is None:
+        return None
+    qualities = {name: Quality(**fields) for name, fields in saved.facts.items()}
+    return dict(zip(qualities, (Prediction(**fields) for fields in saved.arrays), strict=True)), qualities
+
+
+def keep_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
+    """Keep how good a model is on every evaluation text, and `arrays` with it."""
+    store.save(name, arrays, {text: quality._asdict() for text, quality in qualities.items()})
+
+
+def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
+    """How good a model is on every evaluation text, or None if that is not kept."""
+    saved = store.load(name)
+    return saved and {text: Quality(**fields) for text, fields in saved.facts.items()}
+
+
+def keep_pool(store: Store, pool: TeacherBatch) -> None:
+    """Keep the search text with the dense model's answers."""
+    hidden = {"hidden": pool.hidden} if pool.hidden.size else {}
+    store.save("pool", {"tokens": pool.tokens, "dense": pool.dense._asdict(), **hidden})
+
+
+def kept_pool(store: Store) -> TeacherBatch | None:
+    """The search text with the dense model's answers, or None if they are not kept."""
+    saved = store.load("pool")
+    if saved is None:
+        return None
+    arrays = jax.tree.map(jnp.asarray, saved.arrays)
+    dense = Prediction(**arrays["dense"])
+    count, *rest = dense.hidden.shape
+    none = jnp.zeros((count, 0, *rest), dense.hidden.dtype)
+    return TeacherBatch(arrays["tokens"], dense, arrays.get("hidden", none))
+
+
+def keep_round(store: Store, kept: np.ndarray, grid: LevelGrid, rounds: list[dict[str, Any]]) -> None:
+    """Keep where a search stands after its last round: units `[2, L]`, the supernet's levels, the records."""
+    levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
+    store.save_step("round", len(rounds), {"kept": kept, "grid": levels}, {"rounds": rounds})
+
+
+def kept_round(store: Store) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]]] | None:
+    """What `keep_round` kept last, or None before the first round."""
+    last = store.last_step("round")
+    if last is None:
+        return None
+    _, saved = last
+    return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
+
+
+def keep_descent(store: Store, step: int, levels: np.ndarray, history: list[list[float]]) -> None:
+    """Keep where a descent stands after `step` steps: `levels [2, L]`, and the objectives met."""
+    store.save_step("descent", step, levels, {"history": history})
+
+
+def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]]] | None:
+    """(steps done, and what `keep_descent` kept), or None before the first."""
+    last = store.last_step("descent")
+    if last is None:
+        return None
+    step, saved = last
+    return step, saved.arrays, saved.facts["history"]
+
+
+def keep_generation(store: Store, state: EvolutionState, history: list[dict[str, Any]]) -> None:
+    """Keep where a search stands after a generation, and the records of all so far."""
+    facts = {"fitness": float(state.fitness), "history": history}
+    store.save_step("generation", int(state.generation), state.parent, facts)
+
+
+def kept_generation(store: Store, begun: EvolutionState) -> tuple[EvolutionState, list[dict[str, Any]]]:
+    """A search that `begun` would start, and its records, as far as they are kept."""
+    last = store.last_step("generation")
+    if last is None:
+        return begun, []
+    generation, saved = last
+    state = EvolutionState(
+        begun.key, jnp.int32(generation), jnp.asarray(saved.arrays), jnp.float32(saved.facts["fitness"])
+    )
+    return state, saved.facts["history"]

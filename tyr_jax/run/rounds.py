@@ -1,0 +1,284 @@
+"""Rounds of supernet and search, each around the last one's answer (Algorithm 4)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tyr_jax import space
+from tyr_jax.errors import UserError
+from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
+from tyr_jax.run import resume
+from tyr_jax.run.prepare import Dense, Run
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.offload import TEMPORARY
+from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring.nested import Nested
+from tyr_jax.scoring.objective import TeacherBatch
+from tyr_jax.scoring.teacher import teacher_targets
+from tyr_jax.search import evolution, surrogate
+from tyr_jax.search.surrogate import Sites
+from tyr_jax.space import LevelGrid
+from tyr_jax.workspace.store import Store
+
+Tell = Callable[[int], None]
+"""Told how much is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchProgress:
+    """Where a search stands: units kept `[2, L]`, and a record per round.
+
+    `grid` has the levels of the supernet they were found in; before the first round, those that it will have.
+    """
+
+    kept: np.ndarray
+    grid: LevelGrid
+    rounds: list[dict[str, Any]]
+
+
+def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
+    """The levels of a round around `kept [2, L]`: their distance halves every round."""
+    rounds = run.settings.rounds
+    return space.level_grid(
+        dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1), dense.whole
+    )
+
+
+def fold(
+    run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str, store: Store
+) -> Supernet:
+    """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks."""
+    model = dense.model
+    with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
+        dtype = model.params["blocks"]["o"].dtype
+        empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
+        begun = resume.kept_fold(store, empty, run.scratch)
+        if begun is not None:
+            stage.advance(2 * begun.done, note=resume.KEPT)
+
+        def on_site(site: str, damping: float) -> None:
+            raised = damping > pruning.damping * 1.01
+            stage.advance(note=f"{site}: damping raised to {damping:.2g}" if raised else site)
+            if raised:
+                run.events.write("damping raised", site=site, damping=damping, stage=name)
+
+        return build_supernet(
+            model.params,
+            (dense.splits.calibration, dense.splits.openings),
+            model.config,
+            grid,
+            pruning,
+            seed=run.settings.seed,
+            scratch=run.scratch,
+            fold=begun,
+            on_site=on_site,
+            on_block=functools.partial(resume.keep_block, store, model.config.depth),
+        )
+
+
+def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
+    """Units kept per layer, by kind, from `[2, L]`."""
+    return dict(zip(space.KINDS, kept.tolist(), strict=True))
+
+
+def first_parent(sites: Sites, grid: LevelGrid, start: str) -> np.ndarray:
+    """The levels `[2, L]` that a search starts from: its centre, or the best by estimate."""
+    return surrogate.estimated_start(sites) if start == "estimate" else space.centre_distribution(grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, the
+    search text with the dense model's answers, and where its steps are kept."""
+
+    run: Run
+    dense: Dense
+    pool: TeacherBatch
+    number: int
+    grid: LevelGrid
+    net: Nested
+    sites: Sites
+    store: Store
+
+    @property
+    def name(self) -> str:
+        """What the progress display calls it."""
+        return f"round {self.number}/{self.run.settings.rounds.rounds}"
+
+    def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text.
+
+        Raises:
+            UserError: it is not finite for any of them.
+        """
+        config, objective = self.dense.model.config, self.run.settings.objective
+        values = nested.score_population(
+            self.net, candidates, self.pool, sequences, config, objective, on_tokens
+        )
+        lost = int(np.sum(~np.isfinite(values)))
+        if lost:
+            self.run.events.write("objective not finite", round=self.number, candidates=lost)
+        if lost == len(values):
+            raise UserError(
+                f"the objective is not finite for any candidate of round {self.number}: the model overflows "
+                "on the search text; check its weights, or run it in --compute-dtype float32"
+            )
+        return values
+
+    def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
+        """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
+        search text."""
+        config, objective = self.dense.model.config, self.run.settings.objective
+        return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
+
+
+def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
+    """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
+    objectives met on the way."""
+    settings, sequences = this.run.settings, len(this.pool.tokens)
+    steps, length = settings.rounds.descent_steps, settings.data.search_length
+    count = settings.descent_sequences(sequences)
+    rng = np.random.default_rng((settings.seed, this.number))
+    orders = [rng.permutation(sequences) for _ in range(steps)]
+    # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
+    cost = (2 + len(surrogate.CAUTIONS)) * count * length
+    done, levels, history = resume.kept_descent(this.store) or (0, start, [])
+    with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
+        if done:
+            stage.advance(done * cost, note=resume.KEPT)
+        slopes, score = (functools.partial(f, on_tokens=stage.advance) for f in (this.slopes, this.score))
+        for step in range(done, steps):
+            sloped, scored = orders[step][:count], orders[step][count : 2 * count]
+            levels, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
+            history = [*history, *([objectives] if objectives else [])]
+            resume.keep_descent(this.store, step + 1, levels, history)
+    return levels, history
+
+
+def run_search(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
+    run, settings = this.run, this.run.settings
+    schedule, length = settings.search, settings.data.search_length
+    begun = evolution.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start)
+    begun, history = resume.kept_generation(this.store, begun)
+    spent = history[-1]["candidate_tokens"] if history else 0
+    total = schedule.generations * schedule.candidate_tokens(length)
+    with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
+        if spent:
+            stage.advance(spent, note=resume.KEPT)
+
+        def spend(tokens: int) -> None:
+            nonlocal spent
+            spent += tokens
+            stage.advance(tokens)
+
+        def on_generation(state: evolution.EvolutionState, parent: float) -> None:
+            fitness = float(state.fitness)
+            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
+            stage.advance(0, note)
+            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
+            history.append(record | {"candidate_tokens": spent})
+            resume.keep_generation(this.store, state, history)
+            run.events.write("generation", round=this.number, **history[-1])
+
+        state = evolution.evolve(
+            begun,
+            this.grid.exists,
+            functools.partial(this.score, on_tokens=spend),
+            len(this.pool.tokens),
+            length,
+            schedule,
+            on_generation,
+        )
+    return np.asarray(state.parent), history
+
+
+def work_of(run: Run, number: int) -> Store:
+    """Where the steps of a round are kept."""
+    return run.store.part(f"work-{number}")
+
+
+def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> Supernet:
+    """The supernet that a round searches."""
+    name = f"round {number}/{run.settings.rounds.rounds}: supernet"
+    return fold(run, dense, grid, run.settings.pruning, name, work_of(run, number))
+
+
+def search_round(
+    run: Run, dense: Dense, pool: TeacherBatch, found: SearchProgress, shared: Supernet | None = None
+) -> SearchProgress:
+    """The next round after `found`: build a supernet around it and search it (Algorithms 2 and 3).
+
+    `shared` is a supernet that has the round's levels among others: then none is built.
+    """
+    settings, model, number = run.settings, dense.model, len(found.rounds) + 1
+    grid = round_grid(run, dense, found.kept, number)
+    scratch = run.scratch or TEMPORARY
+    if shared is None:
+        supernet = supernet_of_round(run, dense, grid, number)
+    else:
+        supernet = at_levels(shared, grid, scratch)
+    sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
+    start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
+    net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
+    this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))
+    start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
+    levels, history = run_search(this, start)
+    kept = space.kept_units(grid, levels)
+    steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
+    record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
+    searched = grid if shared is None else found.grid
+    found = SearchProgress(kept, searched, [*found.rounds, record | {"history": history}])
+    resume.keep_round(run.store, found.kept, found.grid, found.rounds)
+    run.events.write("round", **record)
+    return found
+
+
+def search_pool(run: Run, dense: Dense) -> TeacherBatch:
+    """The search text with the dense model's answers."""
+    text = dense.splits.search
+    with run.progress.stage("dense model's answers on the search text", len(text), "sequences") as stage:
+        pool = resume.kept_pool(run.store)
+        if pool is None:
+            model, objective = dense.model, run.settings.objective
+            pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
+            resume.keep_pool(run.store, pool)
+        else:
+            stage.advance(len(text), note=resume.KEPT)
+    return pool
+
+
+def search(run: Run, dense: Dense, pool: TeacherBatch, found: SearchProgress) -> SearchProgress:
+    """All rounds that `found` still lacks."""
+    while True:
+        # A round that is kept needs none of its steps any more.
+        work_of(run, len(found.rounds)).clear()
+        if len(found.rounds) >= run.settings.rounds.rounds:
+            return found
+        found = search_round(run, dense, pool, found)
+
+
+def found_so_far(run: Run, start: SearchProgress) -> SearchProgress:
+    """Where the search that starts from `start` stood when it was interrupted."""
+    kept = resume.kept_round(run.store)
+    return SearchProgress(*kept) if kept else start
+
+
+def first_rounds(
+    run: Run, parts: Sequence[Run], dense: Dense, pool: TeacherBatch, starts: list[SearchProgress]
+) -> list[SearchProgress]:
+    """The first round for each of several targets, from `starts`, on one supernet that has all levels."""
+    if any(not start.rounds for start in starts):
+        supernet = supernet_of_round(run, dense, starts[0].grid, 1)
+        starts = [
+            start if start.rounds else search_round(part, dense, pool, start, supernet)
+            for part, start in zip(parts, starts, strict=True)
+        ]
+    work_of(run, 1).clear()
+    return starts

@@ -1,0 +1,1 @@
+"""Devices, hosts, weights on disk, batches, and compiled programs that are kept."""

@@ -1,0 +1,138 @@
+"""All devices at once: a mesh of one axis, and functions of which every device computes its own part.
+
+What batches are made of is divided along its first axis. Weights are divided as well, so that none need hold
+a whole model or supernet: a layer is gathered when it runs, as an argument that is `whole` of a function
+that is `divided`, and each device then has all of it for its part of the batch.
+
+The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed
+or divided.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tyr_jax.runtime import offload
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Tree = TypeVar("Tree")
+
+AXIS = "devices"
+
+
+def in_use(number: int | None = None) -> contextlib.AbstractContextManager[Any]:
+    """A context in which all devices are in use, or the first `number` of them."""
+    return jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:number]), (AXIS,)))
+
+
+def count() -> int:
+    """Devices of the current mesh; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def divided(function: Function, whole: int = 0) -> Function:
+    """`function`, computed by every device on its part of the arguments.
+
+    The first `whole` arguments are the same for all devices; the arrays of the others, and of the results,
+    are divided along their first axis, whose length must be a multiple of the number of devices.
+    """
+    if count() == 1:
+        return function
+
+    def run(*arguments: Any) -> Any:
+        own = PartitionSpec(AXIS)
+        specs = tuple(PartitionSpec() if i < whole else own for i in range(len(arguments)))
+        # Attention's loop over sequences has no rule for how its values vary over devices.
+        return jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)(*arguments)
+
+    return run  # type: ignore[return-value]
+
+
+def copies(array: jax.Array) -> jax.Array:
+    """`array` once for every device, `[n, ...]`, and divided among them."""
+    return place(jnp.broadcast_to(array, (count(), *array.shape)))
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a pytree as NumPy's; those that several hosts have parts of are put together, in which
+    all of these must take part."""
+
+    def get(array: Any) -> np.ndarray:
+        partly = isinstance(array, jax.Array) and not (
+            array.is_fully_addressable or array.is_fully_replicated
+        )
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True) if partly else array)
+
+    return jax.tree.map(get, tree)
+
+
+def total(parts: jax.Array, axis: int) -> jax.Array:
+    """The sum over devices of what each has of `parts [n, ...]`, within a jitted function: divided among them
+    along `axis` of the sum, if they divide it, so that none is given all of it."""
+    if count() == 1 or parts.shape[1 + axis] % count():
+        return jnp.sum(parts, axis=0)
+
+    def own(part: jax.Array) -> jax.Array:
+        return jax.lax.psum_scatter(part[0], AXIS, scatter_dimension=axis, tiled=True)
+
+    divided_along = PartitionSpec(*[None] * axis, AXIS)
+    return jax.shard_map(own, in_specs=PartitionSpec(AXIS), out_specs=divided_along)(parts)
+
+
+def everywhere(array: jax.Array) -> jax.Array:
+    """`array`, within a jitted function, whole on every device."""
+    return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+def are_cpus() -> bool:
+    """Whether the devices of the current mesh, or where there is none, those that JAX uses, are CPUs."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() == "cpu" if device is None else device.platform == "cpu"
+
+
+def place(tree: Tree, axis: int = 0) -> Tree:
+    """The arrays of a pytree divided along `axis`, as `_placed` does it."""
+    return _placed(tree, lambda shape: axis)
+
+
+def spread(weights: Tree, hidden: int) -> Tree:
+    """The arrays of a pytree of weights divided along their axis of length `hidden`, if they have one, as
+    `_placed` does it."""
+    return _placed(weights, lambda shape: shape.index(hidden) if hidden in shape else None)
+
+
+def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
+    """The arrays of a pytree on the devices, divided along the `axis` of their shape.
+
+    Arrays without one, or of a length that the devices do not divide, are whole on every device; those within
+    a jitted function stay as the compiler has them. Abstract arrays are told where they would lie. What is on
+    disk stays there.
+    """
+    if count() == 1:
+        return tree
+
+    def put(array: Any) -> Any:
+        if offload.on_disk(array):
+            return array
+        at = axis(array.shape)
+        if at is not None and array.shape[at] % count():
+            at = None
+        spec = PartitionSpec() if at is None else PartitionSpec(*[None] * at, AXIS)
+        if isinstance(array, jax.core.Tracer):
+            return array if at is None else jax.lax.with_sharding_constraint(array, spec)
+        sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return array.update(sharding=sharding)
+        if sharding.is_fully_addressable or isinstance(array, jax.Array):
+            return jax.device_put(array, sharding)
+        # `device_put` would compare what all hosts have, which is as much to send as to load.
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)

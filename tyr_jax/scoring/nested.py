@@ -1,0 +1,447 @@
+"""Score a population and pay only for what is kept: nested units, width buckets, one `vmap`.
+
+With the units of every site in the order of their removal, last removed first, a level that keeps k units
+keeps the first k: masks become prefixes, and a site can run at any width. Shapes must be static, so the
+widths are a few buckets, one branch of a `lax.switch` each. The branch of a site is picked by the largest
+count among the candidates that run together; it is no part of the `vmap`, so it stays a real branch. The
+offspring of one parent keep nearly the same counts everywhere, so little is computed in vain.
+
+They also agree with one another up to the first layer that a mutation touched. So one of them, the trunk, is
+run first and its residual kept before every layer; each chunk of the others starts where its candidates first
+differ from the trunk, a `fori_loop` over layers whose start is data.
+
+Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads,
+`H` head dim, `F` FFN width, `U` units of a site.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import ForwardState
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.runtime import devices, offload
+from tyr_jax.runtime.buckets import bucket_widths
+from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
+from tyr_jax.scoring.chunking import ChunkedPopulation, chunk_population
+from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.teacher import take
+from tyr_jax.space import ATTENTION, FFN, KINDS, values_at
+
+
+@flax.struct.dataclass
+class Nested:
+    """A model and its supernet with the units of every site in the order of removal.
+
+    `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
+    heads that are left no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]`;
+    `kept [2, L, E]` units, attention's of `heads_per_unit` heads; `widths`, the buckets in heads and neurons.
+    """
+
+    params: Params
+    attn_out: jax.Array
+    mlp_down: jax.Array
+    kept: jax.Array
+    heads_per_unit: int = flax.struct.field(pytree_node=False)
+    widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
+
+
+def in_order(stack: jax.Array, order: jax.Array, axis: int) -> jax.Array:
+    """Every layer's slice of `stack [L, ...]` with its units along `axis` (counted without L) in the layer's
+    `order [L, U]`: layer by layer, so that a program that may overwrite `stack` needs no second one."""
+
+    def move(layer: jax.Array, stack: jax.Array) -> jax.Array:
+        return stack.at[layer].set(jnp.take(stack[layer], order[layer], axis=axis))
+
+    return jax.lax.fori_loop(0, len(stack), move, stack)
+
+
+overwrite_in_order = jax.jit(in_order, static_argnames="axis", donate_argnames="stack")
+
+
+def reordered(stack: Any, order: jax.Array, axis: int, scratch: Scratch, *, overwrite: bool = False) -> Any:
+    """`in_order`, in place of `stack` with `overwrite`; of a stack on disk, on the disk of `scratch`."""
+    if not on_disk(stack):
+        return (overwrite_in_order if overwrite else in_order)(stack, order, axis)
+
+    def of_layer(layer: int) -> np.ndarray:
+        return np.take(stack[layer], np.asarray(order[layer]), axis=axis)
+
+    if not overwrite:
+        return scratch.stack(len(order), of_layer)
+    for layer in range(len(order)):
+        stack[layer] = of_layer(layer)
+    return stack
+
+
+def nest(
+    params: Params,
+    supernet: Supernet,
+    config: ModelConfig,
+    *,
+    consume: bool = False,
+    scratch: Scratch = TEMPORARY,
+) -> Nested:
+    """Reorder the units of a dense model (blocks stacked) and its supernet by removal; what is on disk stays
+    there, in `scratch`.
+
+    With `consume`, the supernet's weights are overwritten, and it must not be used any more.
+    """
+    heads, kv_heads = config.dense_shape.heads, config.dense_shape.kv_heads
+    units = supernet.attn_rank.shape[1]
+    unit_order = jnp.argsort(supernet.attn_rank, axis=1)
+    in_unit = jnp.arange(heads // units)
+    head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
+    neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
+    block = params["blocks"]
+    axes = {"q": (head_order, 1), "gate": (neuron_order, 1), "up": (neuron_order, 1)}
+    axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
+    moved = {name: reordered(block[name], *axes[name], scratch) for name in axes if name in block}
+    rest = {name: array for name, array in block.items() if name not in ("o", "down")}
+    net = Nested(
+        params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
+        reordered(supernet.attn_out, head_order, 1, scratch, overwrite=consume),
+        reordered(supernet.mlp_down, neuron_order, 1, scratch, overwrite=consume),
+        supernet.kept,
+        len(in_unit),
+        (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
+    )
+    return devices.spread(net, config.hidden)
+
+
+def attention_prefix(nested: Nested, layer: jax.Array, heads: int) -> Block:
+    """The first `heads` heads of a layer, all but their output weights."""
+    blocks = nested.params["blocks"]
+    whole = ("attn_norm", "k", "v", "k_bias", "v_bias", "o_bias")
+    block = {name: blocks[name][layer] for name in whole if name in blocks}
+    block |= {"q": blocks["q"][layer, :, :heads], "kv_head": blocks["kv_head"][layer, :heads]}
+    return block | ({"q_bias": blocks["q_bias"][layer, :heads]} if "q_bias" in blocks else {})
+
+
+def ffn_prefix(nested: Nested, layer: jax.Array, neurons: int) -> Block:
+    """The first `neurons` neurons of a layer, all but their output weights."""
+    blocks = nested.params["blocks"]
+    block = {name: blocks[name][layer] for name in ("mlp_norm", "down_bias") if name in blocks}
+    block |= {name: blocks[name][layer, :, :neurons] for name in ("gate", "up")}
+    biases = ("gate_bias", "up_bias")
+    return block | {name: blocks[name][layer, :neurons] for name in biases if name in blocks}
+
+
+def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
+    """What a site adds `[S, T, D]`, bias apart, if it keeps the first units, whose activations are
+    `units [S, T, U, ...]`, at a level of the site's weights in `stack [L, E, U', ..., D]`.
+
+    On a CPU, a `vmap` takes candidates one after the other: each multiplies with weights that are read
+    where they lie, instead of with a copy of them for every candidate.
+    """
+
+    def product(*arguments: jax.Array) -> jax.Array:
+        stack, layer, level, units = arguments
+        weight = stack[layer, level, : units.shape[2]]
+        return jnp.tensordot(units, weight, axes=weight.ndim - 1)
+
+    in_turn = jax.custom_batching.sequential_vmap(product)
+    return jax.lax.platform_dependent(stack, layer, level, units, cpu=in_turn, default=product)
+
+
+def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
+    """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
+    most = values_at(nested.kept, candidates).max(axis=0)
+    most[ATTENTION] *= nested.heads_per_unit
+    return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
+
+
+def shared_layers(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """In how many of their first layers candidates `[..., 2, L]` agree `[...]`."""
+    same = np.all(one == other, axis=-2)
+    return np.cumprod(same, axis=-1).sum(axis=-1)
+
+
+class Site(NamedTuple):
+    """Where a candidate's layer is, what it keeps, and how wide it runs: `layer []`, `levels [2]`,
+    `buckets [2]`."""
+
+    layer: jax.Array
+    levels: jax.Array
+    buckets: jax.Array
+
+
+def apply_layer(
+    nested: Nested, site: Site, x: jax.Array, rope: decoder.Rope, config: ModelConfig
+) -> jax.Array:
+    """A layer of a candidate on the residual `x [S, T, D]`."""
+
+    def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
+            block = attention_prefix(nested, site.layer, heads)
+            units = decoder.attention_units(block, x, rope, config)
+            out = project(nested.attn_out, site.layer, site.levels[ATTENTION], units)
+            return x + out + block.get("o_bias", 0)
+
+        return run
+
+    def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
+            block = ffn_prefix(nested, site.layer, neurons)
+            units = decoder.ffn_units(block, x, config)
+            out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
+            return x + out + block.get("down_bias", 0)
+
+        return run
+
+    heads, neurons = nested.widths
+    x = jax.lax.switch(site.buckets[ATTENTION], [attention(width) for width in heads], x)
+    return jax.lax.switch(site.buckets[FFN], [ffn(width) for width in neurons], x)
+
+
+class Chunks(NamedTuple):
+    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the `buckets [n, 2]` that
+    their sites run at, and on several devices the weights `(attn_out [n · C, N, H, D], mlp_down
+    [n · C, F, D])` of those levels."""
+
+    levels: jax.Array
+    buckets: jax.Array
+    weights: tuple[jax.Array, ...] = ()
+
+
+def of_layer(
+    nested: Nested, layer: jax.Array, chunks: Chunks, hidden: int
+) -> tuple[Nested, jax.Array, Chunks]:
+    """A layer to gather, its index there, and what chunks need of it; on one device it is read where it lies.
+
+    A device gathers no levels but those of its own candidates.
+    """
+    if devices.count() == 1:
+        return nested, layer, chunks
+    stacks = nested.params["blocks"], nested.attn_out, nested.mlp_down
+    # Divided as the whole is: else it is the whole that is gathered.
+    blocks, *levels = devices.spread(
+        jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
+    )
+    weights = tuple(devices.place(stack[0, chunks.levels[:, kind]]) for kind, stack in enumerate(levels))
+    alone = nested.replace(params={"blocks": blocks}, attn_out=None, mlp_down=None)  # type: ignore[attr-defined]
+    return alone, jnp.int32(0), chunks._replace(weights=weights)
+
+
+def apply_to_chunks(
+    nested: Nested,
+    layer: jax.Array,
+    candidates: jax.Array,
+    buckets: jax.Array,
+    x: jax.Array,
+    rope: decoder.Rope,
+    config: ModelConfig,
+) -> jax.Array:
+    """A layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, sites
+    running at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
+
+    def own(nested: Nested, index: jax.Array, rope: decoder.Rope, chunk: Chunks, x: jax.Array) -> jax.Array:
+        levels = chunk.levels
+        if chunk.weights:
+            # Every candidate has levels of its own.
+            attn_out, mlp_down = (stack[None] for stack in chunk.weights)
+            nested = nested.replace(attn_out=attn_out, mlp_down=mlp_down)  # type: ignore[attr-defined]
+            levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
+
+        def alone(levels: jax.Array, x: jax.Array) -> jax.Array:
+            return apply_layer(nested, Site(index, levels, chunk.buckets[0]), x, rope, config)
+
+        return jax.vmap(alone)(levels, x)
+
+    chunks = Chunks(candidates[..., layer], buckets[..., layer])
+    one, index, chunks = of_layer(nested, layer, chunks, config.hidden)
+    return devices.divided(own, whole=3)(one, index, rope, chunks, x)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def run_trunk(
+    nested: Nested,
+    trunk: jax.Array,
+    buckets: jax.Array,
+    seen: ForwardState,
+    config: ModelConfig,
+    observed: tuple[int, ...],
+) -> tuple[jax.Array, ForwardState]:
+    """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
+    last, and what it has made then of what n devices have `seen` before; sites run at `buckets [2, L]`."""
+    (_, depth), x = trunk.shape, seen.residual
+    trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
+    rope = decoder.rope_tables(config, x.shape[-2])
+
+    def step(layer: jax.Array, states: jax.Array) -> jax.Array:
+        x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, config)
+        return states.at[layer + 1].set(x)
+
+    states = jnp.zeros((depth + 1, *x.shape), x.dtype).at[0].set(x)
+    states = jax.lax.fori_loop(0, depth, step, states)
+    return states, decoder.watch(seen, lambda x, start, stop: states[stop], depth, observed)
+
+
+class Chunk(NamedTuple):
+    """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`;
+    they agree in the first `shared` layers with the trunk, whose `states [L + 1, n, S, T, D]` are known."""
+
+    candidates: jax.Array
+    buckets: jax.Array
+    shared: jax.Array
+    states: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def advance_chunk(
+    nested: Nested, chunk: Chunk, seen: ForwardState | None, config: ModelConfig, observed: tuple[int, ...]
+) -> ForwardState:
+    """What candidates make, in all layers of `nested`, of what they have `seen` before, or else of what the
+    trunk begins with; `shared` and `observed` layers are counted from the first of `nested`."""
+    count, _, depth = chunk.candidates.shape
+    rope = decoder.rope_tables(config, chunk.states.shape[-2])
+
+    def of_trunk(layer: jax.Array | int) -> jax.Array:
+        return jnp.repeat(chunk.states[layer], count // len(chunk.buckets), axis=0)
+
+    def step(layer: jax.Array, x: jax.Array) -> jax.Array:
+        return apply_to_chunks(nested, layer, chunk.candidates, chunk.buckets, x, rope, config)
+
+    def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
+        first = jnp.clip(chunk.shared, start, stop)
+        x = jnp.where(chunk.shared >= start, of_trunk(first), x)
+        return jax.lax.fori_loop(first, stop, step, x)
+
+    return decoder.watch(seen or ForwardState.begin(of_trunk(0)), advance, depth, observed)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def score_candidates(
+    params: Params, seen: ForwardState, batch: TeacherBatch, config: ModelConfig, objective: Objective
+) -> jax.Array:
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, from what they have made of it
+    behind their last layer; `params` has what lies outside the blocks."""
+
+    def own(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
+        return jax.vmap(lambda seen: score_seen(params, seen, batch, config, objective))(seen)
+
+    return devices.divided(own, whole=1)(params, seen, batch)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+def score_chunk(
+    nested: Nested,
+    chunk: Chunk,
+    seen: ForwardState | None,
+    batch: TeacherBatch,
+    config: ModelConfig,
+    objective: Objective,
+    observed: tuple[int, ...],
+) -> jax.Array:
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, whose last layers are those of
+    `nested`; otherwise as `advance_chunk`."""
+    seen = advance_chunk(nested, chunk, seen, config, observed)
+    return score_candidates(decoder.outside(nested.params), seen, batch, config, objective)
+
+
+class Part(NamedTuple):
+    """Layers of a nested supernet that are on the devices at a time, from `start` on, before `stop`; those
+    `observed` are counted from there."""
+
+    net: Nested
+    start: int
+    stop: int
+    observed: tuple[int, ...]
+
+    def share(self, tokens: int, depth: int) -> int:
+        """Of so many tokens that go through `depth` layers, as many as these layers are the work of."""
+        return tokens * self.stop // depth - tokens * self.start // depth
+
+
+def parts_of(nested: Nested, layers: range, config: ModelConfig, objective: Objective) -> Iterator[Part]:
+    """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
+    stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
+    for segment in offload.segments(stacks, layers):
+        start, stop, weights = segment
+        params = nested.params | {"blocks": weights["blocks"]}
+        levels = {"attn_out": weights["attn_out"], "mlp_down": weights["mlp_down"]}
+        net = nested.replace(params=params, kept=nested.kept[:, start:stop], **levels)  # type: ignore[attr-defined]
+        observed = segment.own(objective.observed_layers(config.depth))
+        yield Part(devices.spread(net, config.hidden), start, stop, observed)
+
+
+class Population(NamedTuple):
+    """A population as it runs: the `trunk [2, L]` and the `others`, dealt; and the `buckets [2, L]`,
+    `other_buckets [M, n, 2, L]` of their sites."""
+
+    trunk: np.ndarray
+    others: ChunkedPopulation
+    buckets: np.ndarray
+    other_buckets: np.ndarray
+
+    def lead(self, part: Part) -> tuple[jax.Array, jax.Array]:
+        """The trunk's levels and buckets in some layers."""
+        here = slice(part.start, part.stop)
+        return jnp.asarray(self.trunk[:, here]), jnp.asarray(self.buckets[:, here])
+
+    def chunk(self, number: int, part: Part, states: jax.Array) -> Chunk:
+        """One of the chunks of others in some layers, where the trunk has `states`."""
+        candidates, here = self.others.chunks[number], slice(part.start, part.stop)
+        same = shared_layers(self.trunk, candidates).min() - part.start
+        levels = jnp.asarray(np.concatenate(candidates)[..., here])
+        return Chunk(levels, jnp.asarray(self.other_buckets[number][..., here]), jnp.int32(same), states)
+
+
+def arrange_population(
+    nested: Nested, candidates: np.ndarray, sequences: np.ndarray, length: int
+) -> tuple[Population, np.ndarray]:
+    """`candidates [C, 2, L]` as they run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
+    trunk is the last."""
+    shared = shared_layers(candidates[:, None], candidates[None])
+    trunk = int(np.argmax(shared.sum(axis=1)))
+    # Sorted, so that those that run together have about as many layers left to run.
+    order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
+    others = chunk_population(candidates[order[:-1]], sequences, length)
+    buckets = np.array([[chunk_buckets(nested, own) for own in chunk] for chunk in others.chunks])
+    return Population(
+        candidates[trunk], others, chunk_buckets(nested, candidates[trunk][None]), buckets
+    ), order
+
+
+def score_population(
+    nested: Nested,
+    candidates: np.ndarray,
+    pool: TeacherBatch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+) -> np.ndarray:
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it;
+    `on_chunk` is told the candidate-tokens done."""
+    depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)
+    crowd, order = arrange_population(nested, candidates, sequences, length)
+    work, n = crowd.others, devices.count()
+    batches = [take(pool, together) for together in work.sequences]
+    trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
+    seen: list[list[ForwardState | None]] = [[None] * len(work.chunks) for _ in batches]
+    scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.shape.width)), []
+    for part in parts_of(nested, range(depth), config, objective):
+        lead = crowd.lead(part)
+        for index, batch in enumerate(batches):
+            states, trunks[index] = run_trunk(part.net, *lead, trunks[index], config, part.observed)
+            if part.stop == depth:
+                own_scores.append(score_candidates(outside, trunks[index], batch, config, objective))
+            for number, real in enumerate(work.real):
+                ahead = part.net, crowd.chunk(number, part, states), seen[index][number]
+                if part.stop == depth:
+                    found = score_chunk(*ahead, batch, config, objective, part.observed)
+                    scores[index, number] = devices.fetch(found)
+                else:
+                    seen[index][number] = advance_chunk(*ahead, config, part.observed)
+                on_chunk(part.share(real * work.together * length, depth))
+    on_chunk(sequences.size * length)
+    values = np.append(work.means(scores), np.mean(devices.fetch(own_scores)))
+    return values[np.argsort(order)]

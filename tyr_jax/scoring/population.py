@@ -1,0 +1,73 @@
+"""Score a population of candidates: one `vmap` over distributions, jitted with static shapes.
+
+A candidate is scored at full width: its projections are gathered from the supernet layer by layer inside
+the scan, while embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a
+chunk. The host walks chunks of candidates and sequences of one shape per stage, so each
+stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import ForwardState
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.scoring.chunking import chunk_population
+from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.teacher import take
+from tyr_jax.space import ATTENTION, FFN
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective"))
+def score_chunk(
+    params: Params,
+    supernet: Supernet,
+    candidates: jax.Array,
+    batch: TeacherBatch,
+    config: ModelConfig,
+    objective: Objective,
+) -> jax.Array:
+    """Objective `[C]` of `candidates [C, 2, L]` on a batch: a `vmap` over distributions."""
+
+    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
+        block, attn_out, mlp_down, levels = layer
+        block = block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]}
+        return decoder.apply_block(block, x, rope, config)
+
+    def alone(distribution: jax.Array) -> jax.Array:
+        layers = params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T
+        seen = ForwardState.begin(decoder.embed(params, batch.tokens))
+        seen = decoder.scan_layers(layers, apply, seen, config, objective.observed_layers(config.depth))
+        return score_seen(params, seen, batch, config, objective)
+
+    return jax.vmap(alone)(candidates)
+
+
+def score_population(
+    params: Params,
+    supernet: Supernet,
+    candidates: np.ndarray,
+    pool: TeacherBatch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
+) -> np.ndarray:
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
+    device; `on_chunk` is told the candidate-tokens done."""
+    work = chunk_population(candidates, sequences, pool.tokens.shape[1])
+    scores = np.empty((len(work.sequences), len(work.chunks), work.shape.width))
+    for index, part in enumerate(work.sequences):
+        batch = take(pool, part)
+        for number, (chunk, real) in enumerate(zip(work.chunks, work.real, strict=True)):
+            scores[index, number] = score_chunk(
+                params, supernet, jnp.asarray(chunk[0]), batch, config, objective
+            )
+            on_chunk(real * batch.tokens.size)
+    return work.means(scores)

@@ -1,0 +1,175 @@
+"""Slopes of the objective towards every level of every site, by one backward pass.
+
+The slope towards a level is the derivative by t of the objective with the site's weight at
+`(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width. Of
+layers on disk, one runs at a time: forward, then backward from what was seen before it.
+
+Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `L` layers, `E` levels.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.decoder import ForwardState
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.runtime import devices
+from tyr_jax.scoring.chunking import part_rows
+from tyr_jax.scoring.nested import Nested, Part, parts_of
+from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.teacher import take
+
+SLOPE_TOKENS = 512
+"""Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
+
+Gradients = tuple[jax.Array, ForwardState]
+"""Gradients by the shares `[n, 2, L, E]` of the levels of some layers, and by what was seen before them."""
+
+
+@jax.custom_vjp
+def pick_level(stack: jax.Array, level: jax.Array, shares: jax.Array) -> jax.Array:
+    """A level's weights out of those of all, `stack [E, ...]`, as often as there are parts: `[n, ...]`. By
+    `shares [n, E]`, whatever these are, it has the derivatives of the sum of all levels in these shares."""
+    return jnp.broadcast_to(stack[level], (len(shares), *stack.shape[1:]))
+
+
+def _level_forward(stack: jax.Array, level: jax.Array, shares: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return pick_level(stack, level, shares), stack
+
+
+def _level_backward(stack: jax.Array, cotangent: jax.Array) -> tuple[None, None, jax.Array]:
+    shares = jnp.einsum("n...,e...->ne", cotangent, stack, preferred_element_type=jnp.float32)
+    return None, None, shares
+
+
+pick_level.defvjp(_level_forward, _level_backward)
+
+
+def chosen_layers(
+    nested: Nested,
+    levels: jax.Array,
+    shares: jax.Array,
+    seen: ForwardState,
+    config: ModelConfig,
+    observed: tuple[int, ...],
+) -> ForwardState:
+    """All layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` that all levels
+    have in each site, one for each device's part of a batch."""
+
+    def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        out, down = (weight[0] for weight in weights)
+        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
+
+    def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
+        block, stacks, levels, shares = layer
+        chosen = [pick_level(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
+        # Chosen where the levels lie, and so are the slopes: no device gathers them all.
+        weights = devices.place(devices.spread(chosen, config.hidden))
+        return devices.divided(own, whole=2)(block, rope, weights, x)
+
+    stacks = [nested.attn_out, nested.mlp_down]
+    layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0)
+    return decoder.scan_layers(layers, apply, seen, config, observed)
+
+
+advance = jax.jit(chosen_layers, static_argnames=("config", "observed"))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+def last_slopes(
+    nested: Nested,
+    levels: jax.Array,
+    shares: jax.Array,
+    seen: ForwardState,
+    batch: TeacherBatch,
+    config: ModelConfig,
+    objective: Objective,
+    observed: tuple[int, ...],
+) -> Gradients:
+    """Gradients of the objective, where the last layers are those of `nested`."""
+
+    def evaluate(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
+        return score_seen(params, seen, batch, config, objective)[None]
+
+    def loss(shares: jax.Array, seen: ForwardState) -> jax.Array:
+        # A part's objective depends on its own shares alone.
+        seen = chosen_layers(nested, levels, shares, seen, config, observed)
+        return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), seen, batch))
+
+    return jax.grad(loss, argnums=(0, 1))(shares, seen)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "observed"))
+def earlier_slopes(
+    nested: Nested,
+    levels: jax.Array,
+    shares: jax.Array,
+    seen: ForwardState,
+    behind: ForwardState,
+    config: ModelConfig,
+    observed: tuple[int, ...],
+) -> Gradients:
+    """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
+
+    def run(shares: jax.Array, seen: ForwardState) -> ForwardState:
+        return chosen_layers(nested, levels, shares, seen, config, observed)
+
+    return jax.vjp(run, shares, seen)[1](behind)
+
+
+def pool_slopes(
+    nested: Nested,
+    distribution: np.ndarray,
+    pool: TeacherBatch,
+    sequences: np.ndarray,
+    config: ModelConfig,
+    objective: Objective,
+    on_chunk: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+    """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
+    `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each; `on_chunk` is told the tokens done."""
+    length, together = pool.tokens.shape[1], devices.count()
+    parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))
+    filled = np.pad(parts, ((0, -len(parts) % together), (0, 0)), mode="edge")
+    batches = [take(pool, several.ravel()) for several in np.split(filled, len(filled) // together)]
+    tokens = [
+        len(parts[at : at + together]) * parts.shape[1] * length for at in range(0, len(parts), together)
+    ]
+    gradients = np.zeros((len(batches), together, *nested.kept.shape))
+    seen = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
+    before: list[list[ForwardState]] = []
+
+    def at(part: Part) -> tuple[jax.Array, jax.Array]:
+        """Levels and shares of a part's layers."""
+        here = np.s_[:, part.start : part.stop]
+        return jnp.asarray(distribution[here]), jnp.zeros((together, *nested.kept[here].shape))
+
+    def sloped(
+        part: Part, run: Callable[..., Gradients], seen: list[ForwardState], behind: Sequence[Any]
+    ) -> list[ForwardState]:
+        """Note the gradients of a part's layers; returns those by what was seen before them."""
+        here, given = np.s_[:, :, part.start : part.stop], []
+        for index, (own, what) in enumerate(zip(seen, behind, strict=True)):
+            found, cotangent = run(part.net, *at(part), own, what)
+            gradients[index][here] = devices.fetch(found)
+            given.append(cotangent)
+            on_chunk(part.share(tokens[index], config.depth))
+        return given
+
+    for part in parts_of(nested, range(config.depth), config, objective):
+        if part.stop == config.depth:
+            last = functools.partial(last_slopes, config=config, objective=objective, observed=part.observed)
+            behind = sloped(part, last, seen, batches)
+        else:
+            before.append(devices.fetch(seen))
+            seen = [advance(part.net, *at(part), own, config, part.observed) for own in seen]
+    for part in parts_of(nested, range(len(before))[::-1], config, objective):
+        earlier = functools.partial(earlier_slopes, config=config, observed=part.observed)
+        behind = sloped(part, earlier, before.pop(), behind)
+    slopes = gradients - np.take_along_axis(gradients, distribution[None, None, ..., None], axis=-1)
+    return slopes.reshape(-1, *slopes.shape[2:])[: len(parts)]

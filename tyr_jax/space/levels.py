@@ -1,0 +1,108 @@
+"""Sparsity levels of every site, in whole units (method §2).
+
+Axis letters: `L` layers, `E` levels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tyr_jax.space.budgets import uniform_centres, unit_budget
+from tyr_jax.space.kinds import Kind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LevelGrid:
+    """Levels of every site around its centre; level `E // 2` is the centre, higher levels are denser.
+
+    `kept [2, L, E]` units (clipped where a level does not exist), `exists [2, L, E]`, `step [2]` units.
+    """
+
+    kept: np.ndarray
+    exists: np.ndarray
+    step: np.ndarray
+
+    @property
+    def centre(self) -> int:
+        """Index of the centre level."""
+        return self.kept.shape[-1] // 2
+
+
+def step_units(kind: Kind, interval: float) -> int:
+    """Units in one level step: `interval` of the layer's units, a positive multiple of `kind.multiple`."""
+    return max(1, round(interval * kind.units / kind.multiple)) * kind.multiple
+
+
+def level_grid(
+    kinds: tuple[Kind, Kind],
+    centres: np.ndarray,
+    levels: int,
+    interval: float,
+    whole: ArrayLike = False,
+) -> LevelGrid:
+    """Levels around `centres [2, L]` (units): `levels` of them, `interval` (a fraction) apart; sites that are
+    to stay `whole [2, L]` have that one only."""
+    steps = np.array([step_units(kind, interval) for kind in kinds])
+    units = np.array([kind.units for kind in kinds])
+    offsets = np.arange(levels) - levels // 2
+    kept = centres[..., None] + offsets * steps[:, None, None]
+    exists = (kept >= 0) & (kept <= units[:, None, None])
+    exists &= (offsets == 0) | ~np.asarray(whole)[..., None]
+    return LevelGrid(np.clip(kept, 0, units[:, None, None]).astype(np.int32), exists, steps)
+
+
+def uniform_grid(
+    kinds: tuple[Kind, Kind], depth: int, sparsity: float, levels: int, interval: float
+) -> LevelGrid:
+    """Levels around the uniform distribution of a sparsity; raises as `unit_budget` does."""
+    budgets = tuple(unit_budget(kind, depth, sparsity) for kind in kinds)
+    centres = uniform_centres(kinds, budgets, np.zeros((2, depth), bool))
+    return level_grid(kinds, centres, levels, interval)
+
+
+def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
+    """The levels of all `grids`, which share their steps: what one supernet needs to serve each of them.
+
+    A site that needs fewer levels than others is padded on both sides with levels that do not exist.
+    """
+    if len(grids) == 1:
+        return grids[0]
+    kinds, depth, _ = grids[0].kept.shape
+    sites = [
+        np.unique(np.concatenate([grid.kept[kind, layer][grid.exists[kind, layer]] for grid in grids]))
+        for kind in range(kinds)
+        for layer in range(depth)
+    ]
+    count = max(map(len, sites))
+    # The middle of the levels that exist lies in the middle of all.
+    fronts = [count // 2 - len(site) // 2 for site in sites]
+    pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
+    kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]
+    exists = [np.pad(np.ones(len(site), bool), pad) for site, pad in zip(sites, pads, strict=True)]
+    shape = (kinds, depth, count)
+    return LevelGrid(np.reshape(kept, shape), np.reshape(exists, shape), grids[0].step)
+
+
+def centre_distribution(grid: LevelGrid) -> np.ndarray:
+    """The distribution at which every site sits at its centre, int32 levels `[2, L]`."""
+    return np.full(grid.kept.shape[:2], grid.centre, np.int32)
+
+
+def values_at(values: ArrayLike, levels: ArrayLike) -> np.ndarray:
+    """`values [..., 2, L, E]` at `levels [..., 2, L]`; leading axes broadcast."""
+    values, levels = np.asarray(values), np.asarray(levels)
+    shape = np.broadcast_shapes(values.shape[:-1], levels.shape)
+    every = np.broadcast_to(values, (*shape, values.shape[-1]))
+    return np.take_along_axis(every, np.broadcast_to(levels, shape)[..., None], axis=-1)[..., 0]
+
+
+def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
+    """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]` of a grid."""
+    return values_at(grid.kept, distribution)
+
+
+def levels_of(grid: LevelGrid, kept: np.ndarray) -> np.ndarray:
+    """The levels `[2, L]` of a grid that keep `kept [2, L]` units, which must be levels of it."""
+    return np.argmax((grid.kept == kept[..., None]) & grid.exists, axis=-1).astype(np.int32)

@@ -1,0 +1,138 @@
+"""What long jobs share: a place to work that an interruption does not cost, devices, progress, and a log."""
+
+import contextlib
+import functools
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tyr_jax.errors import UserError
+from tyr_jax.runtime import devices, hosts
+from tyr_jax.workspace.events import EventLog, read_events
+from tyr_jax.workspace.files import as_json, write_json
+from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
+from tyr_jax.workspace.progress import Ended, Progress
+from tyr_jax.workspace.store import Store
+
+INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset"
+"""Settings that do not change what is found."""
+
+
+class JobSettings(Protocol):
+    """Settings of a long job, a dataclass."""
+
+    @property
+    def output(self) -> Path:
+        """Its directory."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether one that is not empty is replaced."""
+
+    @property
+    def restart(self) -> bool:
+        """Whether finished work is thrown away."""
+
+
+class Workspace(NamedTuple):
+    """What a job works with: what it writes to `staging` becomes its output."""
+
+    staging: Path
+    store: Store
+    events: EventLog
+    progress: Progress
+
+
+@contextlib.contextmanager
+def open_workspace(settings: JobSettings, arguments: Sequence[str]) -> Iterator[Workspace]:
+    """All devices in use, and a place beside the output directory that becomes it if the body succeeds; what
+    was finished before an interruption is there.
+
+    Raises:
+        UserError: as `place_of`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.in_use())
+        place = stack.enter_context(place_of(settings))
+        log = place.staging / "events.jsonl" if hosts.is_first() else Path(os.devnull)
+        earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]
+        events = stack.enter_context(EventLog(log))
+        told = functools.partial(write_stage, events)
+        progress = stack.enter_context(Progress(quiet=not hosts.is_first(), earlier=earlier, on_end=told))
+        progress.log(
+            f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
+            f"what happens is written to {log}"
+        )
+        events.write("start", arguments=list(arguments))
+        yield Workspace(place.staging, Store(place.finished), events, progress)
+        events.write("done")
+
+
+@contextlib.contextmanager
+def place_of(settings: JobSettings) -> Iterator[WorkPaths]:
+    """Where a job works, claimed for what it is asked; of several hosts, the first makes it.
+
+    Raises:
+        UserError: as `staged_directory` and `claim`; or a host does not see what the first has made.
+    """
+    hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
+    if hosts.is_first():
+        with staged_directory(settings.output, settings.overwrite, settings.restart) as place:
+            claim(place.settings, settings)
+            hosts.wait("place")
+            yield place
+        return
+    place = work_paths(settings.output)
+    hosts.wait("place")
+    if not place.settings.is_file():
+        raise UserError(
+            f"this host does not see what the first has made beside {settings.output}: choose an --output on "
+            "a file system that all hosts share"
+        )
+    yield place
+
+
+def write_stage(events: EventLog, ended: Ended) -> None:
+    """Log that a stage is over."""
+    events.write("stage", ended=ended._asdict())
+
+
+def asked(settings: JobSettings) -> dict[str, Any]:
+    """Settings that change what is found, as JSON has them."""
+    return {name: value for name, value in as_json(settings).items() if name not in INCIDENTAL}
+
+
+def claim(path: Path, settings: JobSettings) -> None:
+    """Note at `path` what a job is asked for; one that was interrupted is only gone on with for the same.
+
+    Raises:
+        UserError: it was asked for something else; names the options.
+    """
+    if not path.is_file():
+        write_json(path, asked(settings))
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        flags = differences(before, asked(settings))
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path} is damaged; begin anew with --restart") from None
+    if flags:
+        raise UserError(
+            f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
+            "begin anew with --restart"
+        )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Flags of the settings that differ between two runs, from their JSON."""
+    flags = []
+    for name in one.keys() | other.keys():
+        left, right = one.get(name), other.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            flags += differences(left, right)
+        elif left != right:
+            flags.append(f"--{name.replace('_', '-')}")
+    return sorted(flags)

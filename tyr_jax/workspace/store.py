@@ -1,0 +1,144 @@
+"""Finished work of a run on disk, so that an interrupted run can go on from it.
+
+Every piece is an Orbax checkpoint: a directory with a pytree of arrays and a JSON of facts, which Orbax
+moves into place once it is complete. So a piece is there whole or not at all, whenever the process dies.
+Of work that proceeds in steps, only the last one done is kept; the one before it goes once that is there.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tyr_jax.errors import UserError
+from tyr_jax.runtime import devices, hosts
+
+
+class Saved(NamedTuple):
+    """A piece of finished work: dicts and lists of arrays, and facts that JSON can hold."""
+
+    arrays: Any
+    facts: dict[str, Any]
+
+
+def checksum(arrays: Any) -> int:
+    """CRC-32 of all arrays of a pytree."""
+    total = 0
+    for array in jax.tree.leaves(arrays):
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
+    return total
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax for pytrees, uncompressed: weights hardly shrink, and that would take longer than the disk."""
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+class Store:
+    """Pieces of finished work by name, in a directory; without one, nothing is kept."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory
+
+    def part(self, name: str) -> "Store":
+        """The store of a part of the work."""
+        return Store(self.directory and self.directory / name)
+
+    def save(self, name: str, arrays: Any = None, facts: Mapping[str, Any] | None = None) -> None:
+        """Keep `arrays` (a pytree, none of them empty) and `facts` as the piece `name`.
+
+        Raises:
+            UserError: they cannot be written, for instance to a full disk.
+        """
+        if self.directory is None:
+            return
+        path = self.directory / name
+        piece = {"facts": np.frombuffer(json.dumps(facts or {}).encode(), np.uint8)}
+        if arrays is not None:
+            piece["arrays"] = devices.fetch(arrays)
+        piece["checksum"] = np.asarray(checksum(piece), np.uint32)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with _checkpointer() as checkpointer:
+                checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(piece), force=True)
+        except (OSError, ValueError) as error:
+            if hosts.is_lost(error):
+                raise
+            raise UserError(
+                f"cannot keep finished work in {path}: {_reason(error)}; free space or mend the permissions "
+                "and run the same command again, which goes on from here"
+            ) from error
+
+    def load(self, name: str) -> Saved | None:
+        """The piece `name` as it was saved, its arrays NumPy's, or None if it is not there.
+
+        Raises:
+            UserError: it is there, but damaged.
+        """
+        if self.directory is None or not (self.directory / name).is_dir():
+            return None
+        path = self.directory / name
+        try:
+            with _checkpointer() as checkpointer:
+                tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+                numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                piece = checkpointer.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=numpy))
+            if piece.pop("checksum") != checksum(piece):
+                raise ValueError("its checksum differs")
+            return Saved(piece.get("arrays"), json.loads(piece["facts"].tobytes()))
+        except Exception as error:
+            # Damage makes Orbax and TensorStore raise whatever their readers stumble over.
+            raise UserError(
+                f"finished work in {path} is damaged or cannot be read; begin anew with --restart"
+            ) from error
+
+    def save_step(
+        self, name: str, step: int, arrays: Any = None, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep what is known after `step` of the work `name`, instead of after any step before."""
+        self.save(f"{name}-{step}", arrays, facts)
+        for before in self._steps(name):
+            if before < step:
+                self.drop(f"{name}-{before}")
+
+    def last_step(self, name: str) -> tuple[int, Saved] | None:
+        """(step, what was kept) of the last step of the work `name`, or None before the first."""
+        steps = self._steps(name)
+        saved = self.load(f"{name}-{max(steps)}") if steps else None
+        return (max(steps), saved) if saved else None
+
+    def _steps(self, name: str) -> list[int]:
+        """The steps kept of the work `name`."""
+        if self.directory is None or not self.directory.is_dir():
+            return []
+        found = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in self.directory.iterdir())
+        return [int(match[1]) for match in found if match]
+
+    def drop(self, name: str) -> None:
+        """Forget the piece `name`."""
+        self.part(name).clear()
+
+    def clear(self) -> None:
+        """Forget all pieces and parts."""
+        if self.directory is None or not hosts.is_first():
+            return
+        # Renamed first: what is half deleted must not look like a piece.
+        gone = self.directory.with_name(f"{self.directory.name}.dropped")
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
