@@ -22,7 +22,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.pruning.fold import build_supernet
-from tyr_jax.pruning.obs import PAPER_SALIENCY, Saliency
+from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset
@@ -33,7 +33,7 @@ from tyr_jax.workspace.progress import Progress
 VARIANTS: dict[str, dict[str, Any]] = {
     **{mode: {"accumulation": mode} for mode in ACCUMULATIONS},
     "paper's saliency": {"saliency": PAPER_SALIENCY},
-    "signed saliency": {"saliency": Saliency("signed", "block")},
+    "signed saliency": {"saliency": TaylorSaliency("signed", "block")},
     "mean damping": {"damping_scale": "mean"},
 }
 """What each changes of the preset's local pruning."""

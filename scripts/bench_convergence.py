@@ -26,15 +26,16 @@ from tyr_jax.pruning.fold import build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.timing import medians
 from tyr_jax.scoring import nested, slopes
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.search import evolution, surrogate
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.search import loop, surrogate
+from tyr_jax.search.contract import Fitness, SearchSpace
+from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.workspace.progress import Progress
 
-OBJECTIVE = Objective()
+OBJECTIVE = KL()
 
-PAPER = EvolutionSettings(generations=25, offspring=32, survivors=(8, 2, 1), stage_tokens=(256, 1024, 4096))
+PAPER = Evolution(generations=25, offspring=32, survivors=(8, 2, 1), stage_tokens=(256, 1024, 4096))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,18 +127,27 @@ def make_world(bench: Bench, sparsity: float) -> World:
     return World(config, grid, net, sites, *pools)
 
 
-def evolved(world: World, start: np.ndarray, schedule: EvolutionSettings, seed: int, spent: int = 0) -> Trace:
+def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spent: int = 0) -> Trace:
     """Evolve from `start [2, L]`, `spent` candidate-tokens before."""
     length = world.pool.tokens.shape[1]
     trace = [(spent, start)]
 
-    def record(state: evolution.EvolutionState, _: float) -> None:
-        trace.append((trace[-1][0] + schedule.candidate_tokens(length), np.asarray(state.parent)))
+    grid = world.grid
+    budget = space.kept_units(grid, start).sum(axis=-1)
+    choice = SearchSpace(grid.kept, grid.exists, budget, len(world.pool.tokens), length)
 
-    state = evolution.init(jax.random.key(seed), start)
-    exists, sequences = world.grid.exists, len(world.pool.tokens)
-    evolution.evolve(state, exists, world.score, sequences, length, schedule, record)
+    def record(step: int, state: EvolutionState, _: Fitness) -> None:
+        if not state.stage:
+            trace.append((trace[-1][0] + generation_tokens(schedule, length), schedule.best(state)))
+
+    begun = loop.begin(schedule, jax.random.key(seed), start, choice)
+    loop.run(schedule, begun, choice, world.score, on_step=record)
     return trace
+
+
+def generation_tokens(schedule: Evolution, length: int) -> int:
+    """Candidate-tokens of a generation."""
+    return sum(size * count * length for size, count in schedule.generation_queries(length))
 
 
 def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) -> Trace:
@@ -154,9 +164,9 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
         better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, *text)
         trace.append((spent + step_cost, better))
     spent, levels = trace[-1]
-    schedule = EvolutionSettings(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))
+    schedule = Evolution(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))
     schedule = dataclasses.replace(
-        schedule, generations=max(1, (budget - spent) // schedule.candidate_tokens(length))
+        schedule, generations=max(1, (budget - spent) // generation_tokens(schedule, length))
     )
     return [*trace, *evolved(world, levels, schedule, seed, spent)]
 
@@ -184,7 +194,7 @@ def at_budget(trace: Trace, budget: float) -> np.ndarray:
 def main(bench: Bench) -> None:
     """Print a row per sparsity, search and budget."""
     schedule = dataclasses.replace(PAPER, generations=bench.generations)
-    whole = schedule.generations * schedule.candidate_tokens(bench.sequence_length)
+    whole = schedule.generations * generation_tokens(schedule, bench.sequence_length)
     print(f"T = {bench.sequence_length}, whole budget {whole:,} candidate-tokens")
     print_header("sparsity", "search", "candidate-tokens", "held-out KL, median", "by seed")
     for sparsity in bench.sparsities:

@@ -23,7 +23,8 @@ from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import Block, ModelConfig, layer_block
-from tyr_jax.pruning import fold, hessian, obs, supernet
+from tyr_jax.pruning import fold, hessian, supernet
+from tyr_jax.pruning.site import PrunedSite, prune_site
 from tyr_jax.runtime.timing import matmul_rate, medians
 
 
@@ -62,9 +63,10 @@ def main(bench: Bench) -> None:
     tokens = rng.integers(0, config.vocab, (bench.tokens // length, length))
     grids = {levels: space.uniform_grid(kinds, depth, bench.sparsity, levels, 0.125) for levels in (1, 9)}
 
-    def prune(kind: int, size: int, weight: jax.Array) -> obs.PrunedSite:
+    def prune(kind: int, size: int, weight: jax.Array) -> PrunedSite:
         kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
-        return fold.prune_kind(grams[size], weight, kept, exists, kinds[kind].units, settings)
+        gram = hessian.finish(grams[size])
+        return prune_site(settings.site(gram, weight, kept, exists, kinds[kind].units), settings.pruner)
 
     block = layer_block(params["blocks"], 0)
     inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}

@@ -28,13 +28,14 @@ from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.runtime.timing import seconds
 from tyr_jax.scoring import nested, population
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
-from tyr_jax.search import evolution
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.search import loop
+from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.evolution import Evolution
 from tyr_jax.space import LevelGrid
 
-OBJECTIVE = Objective()
+OBJECTIVE = KL()
 
 PRUNING = PruningSettings(accumulation="centre")
 """Costs what the default does, and is defined where a supernet's only level keeps nothing."""
@@ -115,7 +116,10 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
     params, config, grid = world.model.params, world.model.config, world.grid
     supernet = fold(world, grid)
     net = nested.nest(params, supernet, config)
-    schedule = EvolutionSettings(bench.generations, bench.offspring, (8, 2, 1), bench.stage_tokens)
+    schedule = Evolution(bench.generations, bench.offspring, (8, 2, 1), bench.stage_tokens)
+    centre = space.centre_distribution(grid)
+    budget = space.kept_units(grid, centre).sum(axis=-1)
+    choice = SearchSpace(grid.kept, grid.exists, budget, len(pool.tokens), bench.length)
 
     def plain(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         def score(sequence: np.ndarray) -> jax.Array:
@@ -127,12 +131,11 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
     def ours(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return nested.score_population(net, candidates, pool, sequences, config, OBJECTIVE)
 
-    def search(score: evolution.Scorer, generations: int) -> tuple[float, np.ndarray]:
-        state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
+    def search(score: loop.Scorer, generations: int) -> tuple[float, np.ndarray]:
         few = dataclasses.replace(schedule, generations=generations)
         start = time.perf_counter()
-        state = evolution.evolve(state, grid.exists, score, len(pool.tokens), bench.length, few)
-        return time.perf_counter() - start, np.asarray(state.parent)
+        found = loop.run(few, loop.begin(few, jax.random.key(0), centre, choice), choice, score)
+        return time.perf_counter() - start, found
 
     for score in (plain, ours):
         search(score, 1)

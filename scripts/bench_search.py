@@ -29,9 +29,10 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime.timing import matmul_rate, medians
 from tyr_jax.scoring import nested, population
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.search import evolution
+from tyr_jax.search.evolution import offspring_of
+from tyr_jax.space import LevelGrid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +70,16 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
     )
 
 
+def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:
+    """Offspring `[C, 2, L]` of the uniform distribution."""
+    centre = jnp.asarray(space.centre_distribution(grid))
+    return np.asarray(offspring_of(jax.random.key(0), centre, jnp.asarray(grid.exists), count, 4))
+
+
 def main(bench: Bench) -> None:
     """Print a row per sparsity and formulation."""
     model = load_model(bench.model)
-    params, config, objective = model.params, model.config, Objective()
+    params, config, objective = model.params, model.config, KL()
     kinds, length = PruningSettings().kinds(config), bench.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.vocab, (1, length))
     pool = teacher_targets(params, tokens, config, objective)
@@ -84,8 +91,7 @@ def main(bench: Bench) -> None:
     for sparsity in bench.sparsities:
         grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
         supernet = random_supernet(config, grid)
-        state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
-        candidates = np.asarray(evolution.ask(state, jnp.asarray(grid.exists), bench.candidates, 4))
+        candidates = random_offspring(grid, bench.candidates)
         net = nested.nest(params, supernet, config)
         runs: dict[str, Callable[[], object]] = {
             "dense forward": functools.partial(normaliser, params, jnp.asarray(tokens), config),

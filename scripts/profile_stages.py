@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from bench_search import random_supernet
+from bench_search import random_offspring, random_supernet
 from jax.profiler import ProfileData
 from markdown_table import print_header, print_row
 
@@ -29,12 +29,12 @@ from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import layer_block
-from tyr_jax.pruning import fold, hessian, obs
+from tyr_jax.pruning import fold, hessian
 from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.site import prune_site
 from tyr_jax.scoring import nested, slopes
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.search import evolution
 
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*")
 CALLED = re.compile(r"(?:calls=%?|custom_call_target=\")([\w.-]+)")
@@ -123,7 +123,7 @@ def shares(program: Program, repeats: int) -> dict[str, float]:
 def programs(profile: Profile) -> Iterator[Program]:
     """Every program of the fold and of the search."""
     model = load_model(profile.model)
-    params, config, settings, objective = model.params, model.config, PruningSettings(), Objective()
+    params, config, settings, objective = model.params, model.config, PruningSettings(), KL()
     rng, length, ffn = np.random.default_rng(0), profile.sequence_length, config.dense_shape.ffn
     kinds, width = settings.kinds(config), config.dense_shape.heads * config.head_dim
     grid = space.uniform_grid(kinds, config.depth, profile.sparsity, 9, 0.125)
@@ -138,16 +138,13 @@ def programs(profile: Profile) -> Iterator[Program]:
         yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)
         yield Program(f"{name}: what it adds", leave, (block, x, units), one, 1)
-        count, options = kinds[kind].units, fold.site_options(size, kinds[kind].units, settings)
-        kept, exists = grid.kept[kind, 0], grid.exists[kind, 0]
-        schedule = obs.removal_schedule(count, options["chunk"], kept, exists)
-        arguments = hessian.finish(gram), weight.reshape(size, -1), jnp.asarray(kept), jnp.asarray(schedule)
-        yield Program(f"{name}: order and solves", obs.prune_site, arguments, options)
+        levels = grid.kept[kind, 0], grid.exists[kind, 0]
+        site = settings.site(hessian.finish(gram), weight.reshape(size, -1), *levels, kinds[kind].units)
+        yield Program(f"{name}: order and solves", prune_site, (site,), {"pruner": settings.pruner})
     tokens = rng.integers(0, config.vocab, (1, length))
     pool = teacher_targets(params, tokens, config, objective)
     net = nested.nest(params, random_supernet(config, grid), config)
-    state = evolution.init(jax.random.key(0), space.centre_distribution(grid))
-    candidates = np.asarray(evolution.ask(state, jnp.asarray(grid.exists), 4, 4))
+    candidates = random_offspring(grid, 4)
     crowd, _ = nested.arrange_population(net, candidates, np.arange(1), length)
     (part,) = nested.parts_of(net, range(config.depth), config, objective)
     seen = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
@@ -157,9 +154,9 @@ def programs(profile: Profile) -> Iterator[Program]:
     chunk = crowd.chunk(0, part, states)._replace(shared=jnp.int32(-1))
     scored = static | {"objective": objective}
     yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), scored)
-    levels, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
+    centre, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
     begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
-    yield Program("search: slopes", slopes.last_slopes, (net, levels, shares, begun, pool), scored)
+    yield Program("search: slopes", slopes.last_slopes, (net, centre, shares, begun, pool), scored)
 
 
 def main(profile: Profile) -> None:

@@ -4,19 +4,24 @@ The command line is made from these classes, so a field's docstring is its help 
 """
 
 import dataclasses
-import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import tyro
 
+from tyr_jax.components import Component, find
 from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import require
-from tyr_jax.pruning.obs import PAPER_SALIENCY
+from tyr_jax.pruning.obs import OBS, PRUNERS
+from tyr_jax.pruning.saliency import PAPER_SALIENCY, SALIENCIES, Saliency, TaylorSaliency
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring.objective import Objective
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.pruning.site import LocalPruner
+from tyr_jax.scoring.objective import KL, OBJECTIVES, Objective
+from tyr_jax.search.contract import Search
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.registry import SEARCHES
 
 Preset = Literal["quick", "standard", "paper"]
 WeightType = Literal["as-stored", "float32", "bfloat16", "float16"]
@@ -24,6 +29,8 @@ ComputeType = Literal["float32", "bfloat16"]
 Layout = Literal["compressed", "masked"]
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 """The WikiText-2 test set on the hub."""
+
+T = TypeVar("T", bound=Component)
 
 PRESET_NAMES: tuple[str, ...] = get_args(Preset)
 
@@ -91,20 +98,64 @@ class Settings:
     """Where all other defaults come from: `quick` (minutes on a laptop), `standard`, `paper`."""
     seed: int = 0
     """Seed of the calibration and search text and of the search; the evaluation text never depends on it."""
-    data: DataSpec = dataclasses.field(default_factory=DataSpec)
+    data: DataSpec = dataclasses.field(default_factory=lambda: DataSpec(sequence_length=512))
     """Text"""
     pruning: PruningSettings = dataclasses.field(default_factory=PruningSettings)
     """Local pruning"""
-    rounds: Rounds = dataclasses.field(default_factory=Rounds)
+    rounds: Rounds = dataclasses.field(default_factory=lambda: Rounds(rounds=2))
     """Rounds"""
-    search: EvolutionSettings = dataclasses.field(default_factory=EvolutionSettings)
+    search: Search = dataclasses.field(
+        default_factory=lambda: Evolution(
+            generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
+        )
+    )
     """Search"""
-    objective: Objective = dataclasses.field(default_factory=Objective)
+    objective: Objective = dataclasses.field(default_factory=KL)
     """Objective"""
 
     def descent_sequences(self, sequences: int) -> int:
         """Of so many sequences of search text, those that a descent step takes slopes on, and scores on."""
         return max(1, min(self.rounds.descent_tokens // self.data.search_length, sequences // 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentNames:
+    """Parts of the method that can be replaced by your own: a name, or MODULE:NAME of a class in a module
+    that is installed or lies in the current directory. The options of the one chosen are those of this
+    help; `--search my_module:MySearch --help` shows that search's."""
+
+    search: str = Evolution.name
+    """Search algorithm."""
+    objective: str = KL.name
+    """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
+    the first, median and last layer, `perplexity` is that of the search text itself."""
+    saliency: str = TaylorSaliency.name
+    """What orders the removal of units: `taylor` has the terms of Eq. 4."""
+    pruner: str = OBS.name
+    """How a site is pruned to its levels: `obs` is Algorithm 1."""
+
+
+def with_components(settings: Settings, names: ComponentNames) -> Settings:
+    """The same settings with the components that are named; one of the same name keeps its options.
+
+    Raises:
+        UserError: there is no such component, or it is not what it must be.
+    """
+
+    def chosen(now: T, name: str, registry: Mapping[str, type[T]], base: type[T]) -> T:
+        return now if now.name == name else find(registry, name, base)()
+
+    pruning = dataclasses.replace(
+        settings.pruning,
+        saliency=chosen(settings.pruning.saliency, names.saliency, SALIENCIES, Saliency),
+        pruner=chosen(settings.pruning.pruner, names.pruner, PRUNERS, LocalPruner),
+    )
+    return dataclasses.replace(
+        settings,
+        pruning=pruning,
+        search=chosen(settings.search, names.search, SEARCHES, Search),
+        objective=chosen(settings.objective, names.objective, OBJECTIVES, Objective),
+    )
 
 
 PRESETS: dict[str, Settings] = {
@@ -119,24 +170,9 @@ PRESETS: dict[str, Settings] = {
             evaluation_windows=4,
         ),
         rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=2048),
-        search=EvolutionSettings(
-            generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)
-        ),
+        search=Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
     ),
-    "standard": Settings(
-        preset="standard",
-        data=DataSpec(
-            sequence_length=512,
-            calibration_tokens=65536,
-            search_tokens=32768,
-            evaluation_length=2048,
-            evaluation_windows=20,
-        ),
-        rounds=Rounds(rounds=2),
-        search=EvolutionSettings(
-            generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
-        ),
-    ),
+    "standard": Settings(),
     "paper": Settings(
         preset="paper",
         data=DataSpec(
@@ -153,7 +189,7 @@ PRESETS: dict[str, Settings] = {
         ),
         pruning=PruningSettings(saliency=PAPER_SALIENCY, damping_scale="mean"),
         rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
-        search=EvolutionSettings(),
+        search=Evolution(),
     ),
 }
 
@@ -179,17 +215,19 @@ def validate(settings: Settings) -> None:
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
-    both_off = pruning.saliency.first_order == pruning.saliency.second_order == "none"
-    require(not both_off, "--second-order", "none", "something else where --first-order is none too")
+    for component in (pruning.pruner, pruning.saliency):
+        component.check()
     require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
     if settings.rounds.rounds:
         _validate_rounds(settings)
-        _validate_search(settings)
+        settings.objective.check()
+        settings.search.check()
+        settings.search.check_text(data.search_tokens // data.search_length, data.search_length)
 
 
 def _validate_rounds(settings: Settings) -> None:
     """What rounds of supernets and searches are made of."""
-    rounds, data, objective = settings.rounds, settings.data, settings.objective
+    rounds, data = settings.rounds, settings.data
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     require(odd, "--levels", rounds.levels, "an odd number from 3 on")
     require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
@@ -197,24 +235,3 @@ def _validate_rounds(settings: Settings) -> None:
     require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
     two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length
     require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
-    for flag, weight in (("--alpha", objective.alpha), ("--beta", objective.beta)):
-        require(0 <= weight < math.inf, flag, weight, "0 or more, and finite")
-    counts = {"kl": objective.beta, "hidden+kl": objective.alpha + objective.beta, "perplexity": 1.0}
-    require(counts[objective.objective] > 0, "--beta", objective.beta, "above 0 where nothing else counts")
-
-
-def _validate_search(settings: Settings) -> None:
-    """The schedule of the evolutionary search."""
-    search, data = settings.search, settings.data
-    require(search.generations >= 1, "--generations", search.generations, "at least 1 (or --rounds 0)")
-    require(search.max_shifts >= 1, "--max-shifts", search.max_shifts, "at least 1")
-    same = len(search.survivors) == len(search.stage_tokens) >= 1
-    require(same, "--survivors", search.survivors, "as many numbers as --stage-tokens has")
-    narrowing = [search.offspring, *search.survivors]
-    falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
-    require(falls and narrowing[-1] == 1, "--survivors", search.survivors, "non-increasing, from at most "
-             f"--offspring ({search.offspring}) down to 1")  # fmt: skip
-    grows = all(a <= b for a, b in itertools.pairwise((1, *search.stage_tokens)))
-    require(grows, "--stage-tokens", search.stage_tokens, "at least 1 each, and none below the one before")
-    fits = search.stage_sequences(data.search_length)[-1] * data.search_length <= data.search_tokens
-    require(fits, "--stage-tokens", search.stage_tokens, f"at most --search-tokens ({data.search_tokens})")

@@ -29,6 +29,7 @@ Examples:
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ from tyr_jax.run.pipeline import Outcome, prune_model
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.cache import keep_compiled
 from tyr_jax.runtime.hosts import HostSettings
-from tyr_jax.settings import PRESETS, Settings, validate
+from tyr_jax.settings import PRESETS, ComponentNames, Settings, validate, with_components
 from tyr_jax.workspace import job
 from tyr_jax.workspace.files import write_json
 
@@ -66,26 +67,39 @@ class PruneArguments:
     """Plan"""
     hosts: HostSettings = dataclasses.field(default_factory=HostSettings)
     """Several hosts"""
+    components: ComponentNames = dataclasses.field(default_factory=ComponentNames)
+    """Components"""
 
 
 def parse(arguments: list[str]) -> PruneArguments:
-    """The job that command-line arguments ask for; defaults come from the preset that `--preset` names.
+    """The job that command-line arguments ask for; defaults come from the preset that `--preset` names,
+    and the options of components from the classes that are named.
 
     Raises:
         UserError: the arguments cannot be understood.
     """
-    preset = "standard"
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--preset":
-            preset = value or next(iter(arguments[index + 1 : index + 2]), preset)
+    given = {
+        field.name: value_of(f"--{field.name}", arguments) for field in dataclasses.fields(ComponentNames)
+    }
+    names = ComponentNames(**{name: value for name, value in given.items() if value})
+    preset = PRESETS.get(value_of("--preset", arguments) or "", PRESETS["standard"])
     return command.parse(
         tyro.conf.OmitArgPrefixes[PruneArguments],
         arguments,
         prog="python -m tyr_jax.prune",
         description=__doc__ or "",
-        default=PruneArguments(PRESETS.get(preset, PRESETS["standard"])),
+        default=PruneArguments(with_components(preset, names), components=names),
     )
+
+
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """The value of a flag among arguments that are not parsed yet; the last one counts."""
+    found = None
+    for argument, after in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else after
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

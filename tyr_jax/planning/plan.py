@@ -19,7 +19,10 @@ from tyr_jax.pruning.hessian import gram_flops
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
 from tyr_jax.search import surrogate
+from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
+from tyr_jax.space import LevelGrid, centre_distribution, uniform_grid
+from tyr_jax.space import kept_units as kept_at
 
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
@@ -53,6 +56,24 @@ class Need(NamedTuple):
     def memory(self) -> float:
         """Bytes of a device."""
         return self.weights + self.supernet + self.text + self.working
+
+
+def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
+    """The levels of the first round's supernet, of the first target.
+
+    Raises:
+        UserError: the target, in whole units, cannot be.
+    """
+    rounds, kinds = settings.rounds, settings.pruning.kinds(config)
+    return uniform_grid(kinds, config.depth, settings.sparsity[0], rounds.levels, rounds.interval)
+
+
+def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
+    """What the first round's search, for the first target, may choose from."""
+    grid, data = planned_grid(config, settings), settings.data
+    budget = kept_at(grid, centre_distribution(grid)).sum(axis=-1)
+    count = data.search_tokens // data.search_length
+    return SearchSpace(grid.kept, grid.exists, budget, count, data.search_length)
 
 
 def level_bytes(config: ModelConfig, itemsize: int) -> int:
@@ -263,16 +284,16 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
 
 def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
     """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
-    length, schedule = settings.data.search_length, settings.search
+    length, space = settings.data.search_length, planned_space(config, settings)
     together = max(length, BATCH_TOKENS // length * length)
     states = (share_held(config.depth, config, settings) + 1) * together * config.hidden * itemsize
     if settings.offload:
         # What all candidates have made of the text before a layer.
-        scored = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
-        states += max(size * count for size, count in scored) * length * config.hidden * itemsize / n
+        most = max(size * count for size, count, _ in settings.search.queries(space))
+        states += most * length * config.hidden * itemsize / n
     chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
     working = states + chosen + layer_working(config, together, length, itemsize, n)
-    tokens = schedule.generations * schedule.candidate_tokens(length)
+    tokens = settings.search.candidate_tokens(space)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return searched_need("search", working, flops, config, settings, itemsize, n)
 

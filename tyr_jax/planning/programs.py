@@ -8,19 +8,20 @@ sequences, `T` tokens.
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import ShapeDtypeStruct
 
-from tyr_jax import space
 from tyr_jax.evaluation import quality
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.planning.plan import planned_grid, planned_space
 from tyr_jax.pruning import fold, hessian, linalg, obs, supernet
+from tyr_jax.pruning.site import prune_site
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
@@ -66,12 +67,6 @@ def texts(count: int, length: int) -> ShapeDtypeStruct:
     return devices.place(ShapeDtypeStruct((len(rows.indices), length), jnp.int32))
 
 
-def grid_of(config: ModelConfig, settings: Settings) -> space.LevelGrid:
-    """The levels of the first round's supernet, of the first target."""
-    rounds, kinds = settings.rounds, settings.pruning.kinds(config)
-    return space.uniform_grid(kinds, config.depth, settings.sparsity[0], rounds.levels, rounds.interval)
-
-
 def site_stages(
     kind: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
 ) -> list[Program]:
@@ -82,21 +77,22 @@ def site_stages(
         (fold.ffn_statistics, fold.add_ffn, "down"),
     )[kind]
     weight = block[name]
-    size, grid = math.prod(weight.shape[:-1]), grid_of(config, settings)
+    size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
     gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
     statistics = Program(f"{KINDS[kind]}: statistics", enter, (block, x, gram, None), {"config": config})
     inputs = devices.place(statistics.result()[0])
     total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
-    options = fold.site_options(size, units, settings.pruning)
-    schedule = obs.removal_schedule(units, options["chunk"], grid.kept[kind, 0], grid.exists[kind, 0])
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
-    numbers = (ShapeDtypeStruct(array.shape, jnp.int32) for array in (grid.kept[kind, 0], schedule))
-    arguments = devices.place(total.result(), axis=1), matrix, *numbers
+    levels = grid.kept[kind, 0], grid.exists[kind, 0]
+    xtx: Any = devices.place(total.result(), axis=1)
+    known: Any = settings.pruning.site(xtx, cast(Any, matrix), *levels, units)
     # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
-    panels = -(-int((schedule > 0).sum()) // obs.panel_steps(options["chunk"], options["unit_size"]))
-    loops = 0, panels, -(-size // linalg.BLOCK) + len(grid.kept[kind, 0])
-    prune = Program(f"{KINDS[kind]}: pruning", obs.prune_site, arguments, options, loops)
+    panels = -(-int((known.schedule > 0).sum()) // obs.panel_steps(known.chunk, known.unit_size))
+    loops = 0, panels, -(-size // linalg.BLOCK) + len(levels[0])
+    counts = {name: ShapeDtypeStruct(getattr(known, name).shape, jnp.int32) for name in ("kept", "schedule")}
+    options = {"pruner": settings.pruning.pruner}
+    prune = Program(f"{KINDS[kind]}: pruning", prune_site, (known.replace(**counts),), options, loops)
     return [
         statistics,
         total,
@@ -125,7 +121,7 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
 
 def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -> supernet.Supernet:
     """The first round's supernet, abstract."""
-    dtype, grid = params["embed"].dtype, grid_of(config, settings)
+    dtype, grid = params["embed"].dtype, planned_grid(config, settings)
     whole = jax.eval_shape(lambda: supernet.empty_supernet(dtype, config, grid, settings.pruning))
     return devices.spread(whole, config.hidden)
 
@@ -196,12 +192,12 @@ def search_stages(
     params: Params, net: nested.Nested, config: ModelConfig, settings: Settings
 ) -> Iterator[Program]:
     """What the search takes: the dense model's answers, slopes, and scores at every size that occurs."""
-    data, rounds, schedule = settings.data, settings.rounds, settings.search
+    data, rounds = settings.data, settings.rounds
     length, objective = data.search_length, settings.objective
     tokens = texts(data.search_tokens // length, length)
     yield from dense_stages(params, tokens, config, objective)
-    added = zip(schedule.stage_sizes(), schedule.new_sequences(length), strict=True)
-    sizes = {(size, count) for size, count in added if count}
+    queries = settings.search.queries(planned_space(config, settings))
+    sizes = {(candidates, count) for candidates, count, _ in queries}
     if rounds.descent_steps:
         count = settings.descent_sequences(data.search_tokens // length)
         rows = part_rows(count, slopes.SLOPE_TOKENS // length)

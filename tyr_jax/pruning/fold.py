@@ -20,8 +20,9 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
-from tyr_jax.pruning import hessian, obs
+from tyr_jax.pruning import hessian
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
+from tyr_jax.pruning.site import PrunedSite, prune_site
 from tyr_jax.pruning.supernet import Supernet, empty_supernet, with_layer
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
@@ -141,32 +142,6 @@ def output_share(weight: jax.Array, x: jax.Array, units: jax.Array, count: int) 
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
-def site_options(size: int, units: int, settings: PruningSettings) -> dict[str, Any]:
-    """The static arguments of `obs.prune_site` for a site of `units` units, `size` input channels in all."""
-    return {
-        "unit_size": size // units,
-        "chunk": min(settings.neuron_chunk, units) if size == units else 1,
-        "saliency": settings.saliency,
-        "damping": settings.damping,
-        "damping_scale": settings.damping_scale,
-    }
-
-
-def prune_kind(
-    gram: jax.Array,
-    weight: jax.Array,
-    kept: np.ndarray,
-    exists: np.ndarray,
-    units: int,
-    settings: PruningSettings,
-) -> obs.PrunedSite:
-    """Prune one site to levels `kept [E]`, of which it has `exists [E]`; `weight [d_in, D]`, `gram` XᵀX in
-    the parts `[n, d_in, d_in]` that n devices have collected."""
-    options = site_options(gram.shape[1], units, settings)
-    schedule = obs.removal_schedule(units, options["chunk"], kept, exists)
-    return obs.prune_site(hessian.finish(gram), weight, jnp.asarray(kept), jnp.asarray(schedule), **options)
-
-
 def begin_fold(
     params: Params,
     supernet: Supernet,
@@ -240,11 +215,11 @@ def fold_block(
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.spread(block, config.hidden)
 
-    def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[obs.PrunedSite, jax.Array]:
+    def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[PrunedSite, jax.Array]:
         """The pruned site, and the weight that its output is passed on with."""
         name, count = f"layer {layer} {KINDS[kind]}", settings.kinds(config)[kind].units
         kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
-        site = prune_kind(gram, weight, kept, exists, count, settings)
+        site = prune_site(settings.site(hessian.finish(gram), weight, kept, exists, count), settings.pruner)
         if not np.isfinite(devices.fetch(site.error)).all():
             raise UserError(
                 f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "

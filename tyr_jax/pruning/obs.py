@@ -11,17 +11,17 @@ Axis letters here: `U` units of a site, `b` input channels of a unit (H for head
 """
 
 import dataclasses
-import functools
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from tyr_jax.pruning import linalg
 from tyr_jax.pruning.hessian import DampingScale, damp, damping_diagonal
 from tyr_jax.pruning.linalg import HIGHEST
+from tyr_jax.pruning.saliency import SiteStatistics
+from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, unit_blocks, unit_channels
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.buckets import bucket_widths
 
@@ -32,87 +32,6 @@ ROUNDING = 0.1
 
 PANEL_ROWS = 128
 """Removed channels whose downdates of Hs⁻¹ are gathered before they are applied."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Saliency:
-    """Which terms of Eq. 4 count, and how a unit of several channels combines them.
-
-    The default is the exact rise of the layer's error, which measured best on held-out text; the paper's
-    is `abs` and `channel`.
-    """
-
-    first_order: Literal["abs", "signed", "none"] = "none"
-    """First-order term: `abs` is |G_p · W_p| per channel (the paper), `signed` the sum over a unit's
-    channels without the modulus (the public code)."""
-    second_order: Literal["channel", "block", "none"] = "block"
-    """Second-order term: `channel` is ‖W_p‖² / 2[Hs⁻¹]_pp per channel (the paper), `block` the joint form
-    ½ tr(W_uᵀ ([Hs⁻¹]_uu)⁻¹ W_u) of a unit, the exact rise of the layer's error."""
-
-
-PAPER_SALIENCY = Saliency("abs", "channel")
-
-
-class PrunedSite(NamedTuple):
-    """Every level of one site: `weights [E, d_in, D]`, unit `rank [U]`, relative `error [E]`, `damping`.
-
-    `rank` numbers units last-removed first; level `e` keeps the units with `rank < kept[e]`. `error` is
-    `tr((W−W_e)ᵀ Hs (W−W_e)) / tr(Wᵀ Hs W)`. `damping` is the factor used, larger than the one asked
-    where the Hessian was not positive definite in float32.
-    """
-
-    weights: jax.Array
-    rank: jax.Array
-    error: jax.Array
-    damping: jax.Array
-
-
-def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:
-    """Units to remove at each step `[S]`: chunks of at most `chunk` that end on every level's boundary.
-
-    `kept [E]` are the unit counts of the levels, of which those in `exists [E]` are needed. Padded with
-    zeros to a length that depends on shapes only, so that sites with other levels share one compilation.
-    """
-    boundaries = np.unique(units - kept[exists])
-    spans = np.diff(boundaries, prepend=0)
-    steps = [min(chunk, span - done) for span in spans for done in range(0, span, chunk)]
-    length = -(-units // chunk) + len(kept)
-    return np.array(steps + [0] * (length - len(steps)), np.int32)
-
-
-def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
-    """Diagonal blocks `[U, b, b]` of `matrix [d_in, d_in]`."""
-    units = matrix.shape[0] // unit_size
-    unit = jnp.arange(units)
-    return matrix.reshape(units, unit_size, units, unit_size)[unit, :, unit]
-
-
-def unit_saliency(weight: jax.Array, gradient: jax.Array, blocks: jax.Array, saliency: Saliency) -> jax.Array:
-    """Saliency of every unit `[U]` (Eq. 4), from W, G = Hs·W₀ (both `[d_in, D]`) and the diagonal blocks
-    of Hs⁻¹ `[U, b, b]`.
-
-    Per channel and averaged over a unit, except that `signed` and `block` terms are joint over it (and
-    divided by its channels, to stay on the same scale).
-    """
-    units, unit_size = blocks.shape[:2]
-    first = jnp.sum(gradient * weight, axis=1)
-    if saliency.first_order == "abs":
-        first = jnp.abs(first)
-    elif saliency.first_order == "none":
-        first = jnp.zeros_like(first)
-    score = first.reshape(units, unit_size).mean(axis=1)
-    if saliency.second_order == "none":
-        return score
-    if saliency.second_order == "channel" or unit_size == 1:
-        variance = jnp.maximum(jnp.diagonal(blocks, axis1=1, axis2=2), jnp.finfo(blocks.dtype).tiny)
-        second = jnp.sum(weight * weight, axis=1).reshape(units, unit_size) / (2 * variance)
-        return score + second.mean(axis=1)
-    # Removed units have an empty block; the identity keeps the solve finite and they are masked anyway.
-    empty = jnp.trace(blocks, axis1=1, axis2=2) <= 0
-    blocks = jnp.where(empty[:, None, None], jnp.eye(unit_size, dtype=blocks.dtype), blocks)
-    rows = weight.reshape(units, unit_size, -1)
-    energy = jnp.einsum("ubd,ubd->u", rows, jnp.linalg.solve(blocks, rows), precision=HIGHEST)
-    return score + energy / (2 * unit_size)
 
 
 class Inverse(NamedTuple):
@@ -184,40 +103,27 @@ class _Pass(NamedTuple):
 
 
 def removal_rank(
-    weight: jax.Array,
-    gradient: jax.Array,
-    inverse: jax.Array,
-    schedule: jax.Array,
-    *,
-    unit_size: int,
-    chunk: int,
-    saliency: Saliency,
+    site: Site, dense: jax.Array, gradient: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units at step s; and whether
-    all numbers stayed finite.
+    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units of a site at step s; and
+    whether all numbers stayed finite.
 
-    Args:
-        weight: W `[d_in, D]`.
-        gradient: G = Hs·W `[d_in, D]`, fixed through the pass.
-        inverse: Hs⁻¹ `[d_in, d_in]`.
-        schedule: units per step `[S]`, each at most `chunk`; zeros at the end.
-        unit_size: input channels of a unit, b.
-        chunk: the most units removed at once.
-        saliency: the terms of Eq. 4.
-
-    Units that the schedule never removes get the lowest ranks, in their own order.
+    `dense` is W and `gradient` G = Hs·W, fixed through the pass, `[d_in, D]`; `inverse` is Hs⁻¹
+    `[d_in, d_in]`. Units that the schedule never removes get the lowest ranks, in their own order.
     """
-    units, width = len(weight) // unit_size, chunk * unit_size
+    units, unit_size, chunk = site.units, site.unit_size, site.chunk
+    width = chunk * unit_size
     steps = panel_steps(chunk, unit_size)
-    schedule = jnp.pad(schedule, (0, steps))
+    schedule = jnp.pad(site.schedule, (0, steps))
 
     def remove(step: jax.Array, row: jax.Array, state: _Pass) -> _Pass:
-        score = unit_saliency(state.weight, gradient, state.inverse.blocks, saliency)
+        known = SiteStatistics(site.gram, state.weight, gradient, state.inverse.blocks)
+        score = site.saliency(known)
         leaving = jax.lax.top_k(jnp.where(state.alive, -score, -jnp.inf), chunk)[1]
         place = jnp.arange(chunk)
         leaves = place < schedule[step]
         channels = unit_channels(leaving, unit_size)
-        active = jnp.repeat(leaves, unit_size).astype(weight.dtype)
+        active = jnp.repeat(leaves, unit_size).astype(dense.dtype)
         weight_now, inverse_now = obs_step(state.weight, state.inverse, channels, active, row)
         rank = state.rank.at[leaving].set(
             jnp.where(leaves, state.remaining - 1 - place, state.rank[leaving]).astype(jnp.int32)
@@ -230,7 +136,7 @@ def removal_rank(
         return state._replace(inverse=absorb(state.inverse))
 
     start = _Pass(
-        devices.place(weight, 0),
+        devices.place(dense, 0),
         inverse_of(inverse, unit_size, steps * width),
         jnp.zeros(units, jnp.int32),
         jnp.ones(units, bool),
@@ -269,11 +175,6 @@ def solve_levels(
     return linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths, finish)
 
 
-def unit_channels(units: jax.Array, unit_size: int) -> jax.Array:
-    """Input channels of `units [u]`, `[u·b]`."""
-    return (units[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
-
-
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(damped Hs, its inverse, damping used): the damping is raised tenfold until there is an inverse that is
     not rounding error."""
@@ -297,43 +198,27 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
     return damp(gram, used, scale), inverse, used
 
 
-@functools.partial(jax.jit, static_argnames=("unit_size", "chunk", "saliency", "damping", "damping_scale"))
-def prune_site(
-    gram: jax.Array,
-    weight: jax.Array,
-    kept: jax.Array,
-    schedule: jax.Array,
-    *,
-    unit_size: int,
-    chunk: int,
-    saliency: Saliency,
-    damping: float,
-    damping_scale: DampingScale,
-) -> PrunedSite:
-    """Prune one site to every level in one progressive pass (Algorithm 1).
+@dataclasses.dataclass(frozen=True)
+class OBS(LocalPruner):
+    """Progressive removal with the optimal brain surgeon's update, all levels in one pass (Algorithm 1).
 
-    Args:
-        gram: XᵀX of the site's inputs `[d_in, d_in]`.
-        weight: dense weight W `[d_in, D]`.
-        kept: units kept at each level `[E]`.
-        schedule: units removed at each step `[S]`, from `removal_schedule`.
-        unit_size: input channels of a unit, b.
-        chunk: the most units removed between two OBS updates.
-        saliency: the terms of Eq. 4.
-        damping: λ as a fraction of the diagonal of XᵀX.
-        damping_scale: of its mean, or channel by channel.
-
-    `error` is all NaN if `gram` is not finite or too ill-conditioned: the caller names the site.
+    `error` is all NaN if XᵀX is not finite or too ill-conditioned: the caller names the site.
     """
-    dtype = gram.dtype
-    dense = weight.astype(dtype)
-    hessian, inverse, used = factorise(gram, damping, damping_scale)
-    # Hs is its own transpose, and of that one, rows are at hand.
-    gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
-    rank, sound = removal_rank(
-        dense, gradient, inverse, schedule, unit_size=unit_size, chunk=chunk, saliency=saliency
-    )
-    gradient = devices.place(gradient, 1)
-    weights, error = solve_levels(hessian, gradient, weight, rank, kept)
-    error = jnp.where(sound, error, jnp.nan)
-    return PrunedSite(weights, rank, error, used)
+
+    name: ClassVar[str] = "obs"
+
+    def __call__(self, site: Site) -> PrunedSite:
+        """The site at every level: least-squares weights, relative errors, and the damping used."""
+        dense = site.weight.astype(site.gram.dtype)
+        hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
+        # Hs is its own transpose, and of that one, rows are at hand.
+        gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
+        rank, sound = removal_rank(site, dense, gradient, inverse)
+        gradient = devices.place(gradient, 1)
+        weights, error = solve_levels(hessian, gradient, site.weight, rank, site.kept)
+        error = jnp.where(sound, error, jnp.nan)
+        return PrunedSite(weights, rank, error, used)
+
+
+PRUNERS: dict[str, type[LocalPruner]] = {each.name: each for each in (OBS,)}
+"""By name, as `--pruner` has it."""

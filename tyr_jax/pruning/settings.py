@@ -3,16 +3,19 @@
 import dataclasses
 from typing import Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning import hessian, obs
+from tyr_jax.pruning.hessian import DampingScale
+from tyr_jax.pruning.obs import OBS
+from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
+from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
 from tyr_jax.space import Kind
 
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
-
-
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 
 
@@ -23,11 +26,13 @@ class PruningSettings:
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
     mean, a `random` level, the `centre` level, or `none` (the dense output)."""
-    saliency: obs.Saliency = dataclasses.field(default_factory=obs.Saliency)
+    pruner: LocalPruner = dataclasses.field(default_factory=OBS)
+    """Local pruner"""
+    saliency: Saliency = dataclasses.field(default_factory=TaylorSaliency)
     """Saliency"""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
-    damping_scale: hessian.DampingScale = "channel"
+    damping_scale: DampingScale = "channel"
     """Of which diagonal: its `mean` (the paper), or each `channel` of its own."""
     neuron_chunk: int = 16
     """Neurons removed between two updates of the remaining weights."""
@@ -61,3 +66,14 @@ class PruningSettings:
                     raise UserError(f"{flag} names layer {layer}, but the model has layers 0 to {depth - 1}")
                 row[layer] = True
         return sites
+
+    def site(
+        self, gram: jax.Array, weight: jax.Array, kept: np.ndarray, exists: np.ndarray, units: int
+    ) -> Site:
+        """A site of `units` units with levels `kept [E]`, of which it has `exists [E]`; `gram [d_in, d_in]`
+        is XᵀX of its inputs, `weight [d_in, D]` its dense weight. Both may be abstract."""
+        unit_size = gram.shape[0] // units
+        chunk = min(self.neuron_chunk, units) if unit_size == 1 else 1
+        schedule = removal_schedule(units, chunk, kept, exists)
+        counts = jnp.asarray(kept), jnp.asarray(schedule)
+        return Site(gram, weight, *counts, unit_size, chunk, self.damping, self.damping_scale, self.saliency)

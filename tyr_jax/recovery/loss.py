@@ -14,7 +14,7 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.prediction import kl_divergence, log_normaliser, negative_log_likelihood, predict
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.runtime import devices
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import TeacherBatch, first_median_last, hidden_distance
 
 Goal = Literal["kd", "next-token", "kd+next-token"]
 
@@ -36,7 +36,7 @@ class Loss:
 
     def observed_layers(self, depth: int) -> tuple[int, ...]:
         """Layers whose output is compared."""
-        return Objective("hidden+kl").observed_layers(depth) if self.taught and self.hidden else ()
+        return first_median_last(depth) if self.taught and self.hidden else ()
 
 
 class TrainingRows(NamedTuple):
@@ -79,14 +79,9 @@ def sums(
             divergence = kl_divergence(dense.dense, final, normaliser)[:, :-1]
             total += jnp.sum(divergence * learn, axis=1)
             if observed:
-                total += loss.hidden * jnp.sum(learn, axis=1) * hidden_distances(dense.hidden, seen.outputs)
+                teacher, student = (array.astype(jnp.float32) for array in (dense.hidden, seen.outputs))
+                distance = hidden_distance(teacher, student, axes=(2, 3))
+                total += loss.hidden * jnp.sum(learn, axis=1) * distance
         return total
 
     return devices.divided(own, whole=1)(outside, seen, rows, dense)
-
-
-def hidden_distances(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """‖h_dense − h_sparse‖² / ‖h_dense‖² of every row `[B]`, summed over observed layers; arrays
-    `[B, O, T, D]`."""
-    teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
-    return jnp.sum(jnp.sum((teacher - student) ** 2, axis=(2, 3)) / jnp.sum(teacher**2, axis=(2, 3)), axis=1)

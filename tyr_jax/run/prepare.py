@@ -13,9 +13,12 @@ from tyr_jax.evaluation.quality import Quality
 from tyr_jax.io.checkpoint import LoadedModel, check_length, load_model
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.planning import plan
+from tyr_jax.pruning.saliency import check_saliency
+from tyr_jax.pruning.site import check_pruner
 from tyr_jax.run import resume
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Scratch
+from tyr_jax.scoring.objective import check_objective
 from tyr_jax.settings import Settings
 from tyr_jax.space import Kind
 from tyr_jax.workspace.events import EventLog
@@ -94,6 +97,7 @@ def prepare(run: Run) -> Dense:
         raise UserError(
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
         )
+    check_components(settings, model)
     kinds = settings.pruning.kinds(model.config)
     whole = settings.pruning.whole(model.config.depth)
     targets = tuple(target_of(kinds, whole, sparsity) for sparsity in settings.sparsity)
@@ -113,6 +117,18 @@ def prepare(run: Run) -> Dense:
     resume.check_inputs(run.store, model.params, text)
     teachers, measured = evaluate_dense(run, model, splits)
     return Dense(model, splits, kinds, whole, targets, teachers, measured, dtype)
+
+
+def check_components(settings: Settings, model: LoadedModel) -> None:
+    """Try the components that a run is made of, before anything is computed.
+
+    Raises:
+        UserError: one breaks its contract; names it and says how.
+    """
+    pruning = settings.pruning
+    check_saliency(pruning.saliency)
+    check_pruner(pruning.pruner, pruning.saliency)
+    check_objective(settings.objective, model.config, model.params["embed"].dtype)
 
 
 def evaluate_dense(run: Run, model: LoadedModel, splits: Splits) -> resume.Answers:

@@ -25,7 +25,6 @@ from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
 from tyr_jax.scoring.objective import TeacherBatch
-from tyr_jax.search.evolution import EvolutionState
 from tyr_jax.space import LevelGrid
 from tyr_jax.workspace.store import Store, checksum
 
@@ -192,19 +191,41 @@ def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]]] | No
     return step, saved.arrays, saved.facts["history"]
 
 
-def keep_generation(store: Store, state: EvolutionState, history: list[dict[str, Any]]) -> None:
-    """Keep where a search stands after a generation, and the records of all so far."""
-    facts = {"fitness": float(state.fitness), "history": history}
-    store.save_step("generation", int(state.generation), state.parent, facts)
+def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any]], spent: int) -> None:
+    """Keep where a search stands after `step` steps: its state (a pytree of arrays), the records so far, and
+    the candidate-tokens spent."""
+    leaves = [np.asarray(plain_key(leaf)) for leaf in jax.tree.leaves(state)]
+    arrays = {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
+    empty = {str(index): (leaf.shape, leaf.dtype.name) for index, leaf in enumerate(leaves) if not leaf.size}
+    store.save_step("search", step, arrays, {"history": history, "spent": spent, "empty": empty})
 
 
-def kept_generation(store: Store, begun: EvolutionState) -> tuple[EvolutionState, list[dict[str, Any]]]:
-    """A search that `begun` would start, and its records, as far as they are kept."""
-    last = store.last_step("generation")
+def kept_search(store: Store, begun: Any) -> tuple[int, Any, list[dict[str, Any]], int]:
+    """(steps done, state, records, candidate-tokens spent) of a search that would begin with the state
+    `begun`, as far as they are kept."""
+    last = store.last_step("search")
     if last is None:
-        return begun, []
-    generation, saved = last
-    state = EvolutionState(
-        begun.key, jnp.int32(generation), jnp.asarray(saved.arrays), jnp.float32(saved.facts["fitness"])
-    )
-    return state, saved.facts["history"]
+        return 0, begun, [], 0
+    step, saved = last
+    leaves, structure = jax.tree.flatten(begun)
+    empty = {index: np.zeros(*what) for index, what in saved.facts["empty"].items()}
+    kept = saved.arrays | empty
+    found = [like_key(kept[str(index)], leaf) for index, leaf in enumerate(leaves)]
+    return step, jax.tree.unflatten(structure, found), saved.facts["history"], saved.facts["spent"]
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf of a state is a typed PRNG key."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def plain_key(leaf: Any) -> Any:
+    """A leaf of a state, of a typed PRNG key its numbers."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def like_key(array: np.ndarray, leaf: Any) -> Any:
+    """`array` as the kind of array that `leaf` is: a typed PRNG key, JAX's, or NumPy's."""
+    if is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(array) if isinstance(leaf, jax.Array) else array

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tyr_jax import space
+from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
 from tyr_jax.pruning.fold import build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -21,9 +22,10 @@ from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.search import evolution, surrogate
+from tyr_jax.search import loop, surrogate
+from tyr_jax.search.contract import Fitness, SearchSpace
 from tyr_jax.search.surrogate import Sites
-from tyr_jax.space import LevelGrid
+from tyr_jax.space import LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]
@@ -131,6 +133,12 @@ class Round:
             )
         return values
 
+    def space(self, start: Levels) -> SearchSpace:
+        """What a search from `start [2, L]` may choose from."""
+        budget = space.kept_units(self.grid, start).sum(axis=-1)
+        sequences, length = self.pool.tokens.shape
+        return SearchSpace(self.grid.kept, self.grid.exists, budget, sequences, length)
+
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
         search text."""
@@ -161,16 +169,21 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     return levels, history
 
 
-def run_search(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The levels `[2, L]` that the evolutionary search finds from `start`, and a record per generation."""
-    run, settings = this.run, this.run.settings
-    schedule, length = settings.search, settings.data.search_length
-    begun = evolution.init(jax.random.fold_in(jax.random.key(settings.seed), this.number), start)
-    begun, history = resume.kept_generation(this.store, begun)
-    spent = history[-1]["candidate_tokens"] if history else 0
-    total = schedule.generations * schedule.candidate_tokens(length)
+def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]]:
+    """The levels `[2, L]` that the search finds from `start`, and a record of every step that has one.
+
+    Raises:
+        UserError: the search breaks its contract.
+    """
+    run, search = this.run, this.run.settings.search
+    space = this.space(start)
+    key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
+    begun = loop.begin(search, key, start, space)
+    done, state, history, spent = resume.kept_search(this.store, begun)
+    with guarded(search, "queries"):
+        total = search.candidate_tokens(space)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
-        if spent:
+        if done:
             stage.advance(spent, note=resume.KEPT)
 
         def spend(tokens: int) -> None:
@@ -178,25 +191,19 @@ def run_search(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[dict[st
             spent += tokens
             stage.advance(tokens)
 
-        def on_generation(state: evolution.EvolutionState, parent: float) -> None:
-            fitness = float(state.fitness)
-            note = f"generation {int(state.generation)}/{schedule.generations}, objective {fitness:.4f}"
-            stage.advance(0, note)
-            record = {"generation": int(state.generation), "objective": fitness, "parent": parent}
-            history.append(record | {"candidate_tokens": spent})
-            resume.keep_generation(this.store, state, history)
+        def on_step(step: int, state: Any, fitness: Fitness) -> None:
+            with guarded(search, "record"):
+                record = search.record(state)
+            if record is None:
+                return
+            entry = {"generation": step, "objective": float(fitness.min()), **record}
+            history.append(entry | {"candidate_tokens": spent})
+            stage.advance(0, f"generation {entry['generation']}, objective {entry['objective']:.4f}")
+            resume.keep_search(this.store, step, state, history, spent)
             run.events.write("generation", round=this.number, **history[-1])
 
-        state = evolution.evolve(
-            begun,
-            this.grid.exists,
-            functools.partial(this.score, on_tokens=spend),
-            len(this.pool.tokens),
-            length,
-            schedule,
-            on_generation,
-        )
-    return np.asarray(state.parent), history
+        score = functools.partial(this.score, on_tokens=spend)
+        return loop.run(search, state, space, score, done, on_step), history
 
 
 def work_of(run: Run, number: int) -> Store:

@@ -1,48 +1,45 @@
 """What a candidate is scored by (Eq. 6): how far it is from the dense model on a batch of tokens.
 
-Axis letters: `B` sequences, `T` tokens, `D` hidden, `L` layers, `O` observed layers.
+An objective of your own is a frozen dataclass that says which layers it observes, and maps what the dense
+model (the teacher) and a candidate (the student) make of the same tokens to a number::
+
+    @dataclasses.dataclass(frozen=True)
+    class ReverseKL(Objective):
+        weight: float = 1.0
+
+        def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
+            ...
+
+`--objective my_module:ReverseKL --weight 2` then scores the search by it.
+
+Axis letters: `B` sequences, `T` tokens, `D` hidden, `L` layers, `O` observed layers, `V` vocabulary.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.components import Component, broken, guarded
+from tyr_jax.errors import require
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.prediction import Prediction, kl_divergence, log_normaliser, negative_log_likelihood
+from tyr_jax.model.prediction import (
+    Prediction,
+    kl_divergence,
+    log_normaliser,
+    negative_log_likelihood,
+)
 from tyr_jax.model.spec import ModelConfig, Params
-
-ObjectiveName = Literal["kl", "hidden+kl", "perplexity"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Eq. 6 with weights `alpha` (hidden states) and `beta` (KL); `perplexity` is next-token NLL instead.
-
-    Hidden states are compared after the first, the median and the last layer, each as the squared
-    distance relative to the dense model's squared norm, so that `alpha` means the same at any depth.
-    """
-
-    objective: ObjectiveName = "kl"
-    """`kl` to the dense model's predictions, `hidden+kl` adds hidden states of the first, median and last
-    layer, `perplexity` is that of the search text itself."""
-    alpha: float = 1.0
-    """Weight of the hidden states."""
-    beta: float = 1.0
-    """Weight of the KL divergence."""
-
-    def observed_layers(self, depth: int) -> tuple[int, ...]:
-        """Layers whose output is compared."""
-        return (0, depth // 2, depth - 1) if self.objective == "hidden+kl" else ()
 
 
 class TeacherBatch(NamedTuple):
     """A minibatch with the dense model's answer.
 
-    `tokens [B, T]`, its predictions `dense`, its observed layers' outputs `hidden [B, O, T, D]` (O = 0
-    unless the objective compares them).
+    `tokens [B, T]`, its predictions `dense`, and its observed layers' outputs `hidden [B, O, T, D]` (O = 0
+    unless the objective observes any).
     """
 
     tokens: jax.Array
@@ -50,30 +47,172 @@ class TeacherBatch(NamedTuple):
     hidden: jax.Array
 
 
-def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """‖h_dense − h_sparse‖² / ‖h_dense‖² summed over the observed layers; arrays `[B, O, T, D]`."""
-    axes = (0, 2, 3)
-    return jnp.sum(jnp.sum((teacher - student) ** 2, axes) / jnp.sum(teacher**2, axes))
+class Student(NamedTuple):
+    """What a candidate makes of a minibatch.
+
+    The output embedding `head [V, D]`, which is the dense model's too; normed last hidden states
+    `final [B, T, D]`; `normaliser [B, T]`, log Σ exp of their logits; and the observed layers' outputs
+    `hidden [B, O, T, D]`.
+    """
+
+    head: jax.Array
+    final: jax.Array
+    normaliser: jax.Array
+    hidden: jax.Array
 
 
-def score(
-    head: jax.Array, final: jax.Array, hidden: jax.Array, batch: TeacherBatch, objective: Objective
-) -> jax.Array:
-    """The objective, a float32 scalar (lower is better), of a model with output embedding `head [V, D]`,
-    normed last hidden states `final [B, T, D]` and observed layers' outputs `hidden [B, O, T, D]`."""
-    normaliser = log_normaliser(head, final)
-    if objective.objective == "perplexity":
-        return jnp.mean(negative_log_likelihood(head, final, normaliser, batch.tokens))
-    value = objective.beta * jnp.mean(kl_divergence(batch.dense, final, normaliser))
-    if objective.objective == "hidden+kl":
-        value += objective.alpha * hidden_distance(batch.hidden, hidden)
-    return value
+class Objective(Component):
+    """Base of all objectives; lower is better."""
+
+    role: ClassVar[str] = "objective"
+
+    def observed_layers(self, depth: int) -> tuple[int, ...]:
+        """Layers, of `depth`, whose outputs `hidden` has; none by default."""
+        return ()
+
+    def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
+        """The objective, a scalar; pure and traceable by JAX, and differentiable where descent is used."""
+        raise NotImplementedError
+
+
+def first_median_last(depth: int) -> tuple[int, int, int]:
+    """The first, the median and the last of `depth` layers, which the paper compares."""
+    return 0, depth // 2, depth - 1
+
+
+def hidden_distance(teacher: jax.Array, student: jax.Array, axes: tuple[int, ...] = (0, 2, 3)) -> jax.Array:
+    """‖h_dense − h_sparse‖² / ‖h_dense‖² over `axes`, summed over the observed layers; arrays `[B, O, T, D]`.
+
+    A scalar by default; `[B]` with the axes `(2, 3)`.
+    """
+    change, size = (jnp.sum(array**2, axes) for array in (teacher - student, teacher))
+    return jnp.sum(change / size, axis=-1)
+
+
+def mean_kl(teacher: TeacherBatch, student: Student) -> jax.Array:
+    """KL(dense ‖ sparse) in nats, averaged over all tokens."""
+    return jnp.mean(kl_divergence(teacher.dense, student.final, student.normaliser))
+
+
+def check_weights(**weights: float) -> None:
+    """Refuse weights that are negative, not finite, or all zero.
+
+    Raises:
+        UserError: names the flag of the weight.
+    """
+    for name, weight in weights.items():
+        require(0 <= weight < math.inf, f"--{name}", weight, "0 or more, and finite")
+    name, weight = list(weights.items())[-1]
+    require(sum(weights.values()) > 0, f"--{name}", weight, "above 0 where nothing else counts")
+
+
+@dataclasses.dataclass(frozen=True)
+class KL(Objective):
+    """KL divergence from the dense model's predictions: the paper's default (Eq. 6 with α = 0)."""
+
+    name: ClassVar[str] = "kl"
+
+    beta: float = 1.0
+    """Weight of the KL divergence."""
+
+    def check(self) -> None:
+        """Refuse a weight that cannot be."""
+        check_weights(beta=self.beta)
+
+    def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
+        """β KL."""
+        return self.beta * mean_kl(teacher, student)
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenKL(Objective):
+    """KL divergence, and hidden states of the first, the median and the last layer (Eq. 6).
+
+    Hidden states count as the squared distance relative to the dense model's squared norm, so that `alpha`
+    means the same at any depth.
+    """
+
+    name: ClassVar[str] = "hidden+kl"
+
+    alpha: float = 1.0
+    """Weight of the hidden states."""
+    beta: float = 1.0
+    """Weight of the KL divergence."""
+
+    def check(self) -> None:
+        """Refuse weights that cannot be."""
+        check_weights(alpha=self.alpha, beta=self.beta)
+
+    def observed_layers(self, depth: int) -> tuple[int, ...]:
+        """The first, the median and the last."""
+        return first_median_last(depth)
+
+    def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
+        """α Σ_l ‖h_l^dense − h_l^sparse‖² / ‖h_l^dense‖² + β KL."""
+        return self.beta * mean_kl(teacher, student) + self.alpha * hidden_distance(
+            teacher.hidden, student.hidden
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity(Objective):
+    """Log-perplexity of the search text itself, in nats a token."""
+
+    name: ClassVar[str] = "perplexity"
+
+    def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
+        """Mean next-token negative log-likelihood."""
+        return jnp.mean(
+            negative_log_likelihood(student.head, student.final, student.normaliser, teacher.tokens)
+        )
+
+
+OBJECTIVES: dict[str, type[Objective]] = {each.name: each for each in (KL, HiddenKL, Perplexity)}
+"""By name, as `--objective` has it."""
 
 
 def score_seen(
     params: Params, seen: ForwardState, batch: TeacherBatch, config: ModelConfig, objective: Objective
 ) -> jax.Array:
-    """`score` of a model, on one device, from what it has made of the batch behind its last layer; `params`
-    has what lies outside its blocks."""
+    """The objective of a model, on one device, from what it has made of the batch behind its last layer;
+    `params` has what lies outside its blocks."""
+    head = decoder.head(params)
     final = decoder.rms_norm(seen.residual, params["final_norm"], config.norm_eps)
-    return score(decoder.head(params), final, seen.outputs, batch, objective)
+    return objective(batch, Student(head, final, log_normaliser(head, final), seen.outputs))
+
+
+def check_objective(objective: Objective, config: ModelConfig, dtype: jnp.dtype) -> None:
+    """Try an objective on abstract arrays of a model with activations of `dtype`.
+
+    Raises:
+        UserError: it breaks its contract; names it and says how.
+    """
+    with guarded(objective, "observed_layers"):
+        observed = objective.observed_layers(config.depth)
+    layers = isinstance(observed, tuple) and all(layer in range(config.depth) for layer in observed)
+    if not layers:
+        raise broken(
+            objective, f"observes {observed!r}: observed_layers must return layers 0 to {config.depth - 1}"
+        )
+    teacher, student = _abstract_answers(len(observed), config, dtype)
+    with guarded(objective, "__call__"):
+        value: Any = jax.eval_shape(objective.__call__, teacher, student)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise broken(objective, f"returns {value!r}: it must return a floating-point scalar")
+
+
+def _abstract_answers(observed: int, config: ModelConfig, dtype: jnp.dtype) -> tuple[Any, Any]:
+    """What an objective is given, abstract."""
+    batch, length, hidden = 1, 4, config.hidden
+
+    def abstract(*shape: int, of: Any = dtype) -> Any:
+        return jax.ShapeDtypeStruct(shape, of)
+
+    final, normaliser = abstract(batch, length, hidden), abstract(batch, length, of=jnp.float32)
+    outputs, expected = (
+        abstract(batch, observed, length, hidden),
+        abstract(batch, length, hidden, of=jnp.float32),
+    )
+    dense = Prediction(final, expected, normaliser)
+    teacher = TeacherBatch(abstract(batch, length, of=jnp.int32), dense, outputs)
+    return teacher, Student(abstract(config.vocab, hidden), final, normaliser, outputs)

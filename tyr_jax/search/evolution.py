@@ -1,32 +1,69 @@
 """The paper's evolutionary search (§2.4, Algorithm 3): sparsity shifts, staged selection, elitism.
 
-`init / ask / tell` over an explicit, immutable state. Every random draw is a function of the key and the
-generation, so a run repeats and can continue from its state. Axis letters: `C` candidates, `L` layers,
-`E` levels.
+A generation has several stages. The first scores the parent and its offspring on a few tokens; every later
+one scores the parent and what is left on the text that it adds, and averages over all. Every random draw is
+a function of the key and the generation. Axis letters: `C` candidates, `L` layers, `E` levels.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.space import mutate
+from tyr_jax.errors import require
+from tyr_jax.search.contract import Fitness, Query, Search, SearchSpace
+from tyr_jax.space import Candidates, Levels, mutate
 
-Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(candidates [C, 2, L], sequences [s]) -> objective [C]`, lower is better."""
+SEQUENCE_DRAW = 1 << 20
+"""What a generation's key is folded with to draw the order of the text."""
+
+
+@flax.struct.dataclass
+class EvolutionState:
+    """Where the search stands.
+
+    Key; finished generations; the `parent [2, L]`, with its `fitness` in the last generation, and that of the
+    parent it had to beat there, `beaten`; which levels exist, `[2, L, E]`; the `stage` of the present
+    generation, with what is left of it, `pool [P, 2, L]`, the parent first, and the `sums [P]` of their
+    fitness over the sequences so far.
+    """
+
+    key: jax.Array
+    generation: jax.Array
+    parent: jax.Array
+    fitness: jax.Array
+    beaten: np.ndarray | np.float64
+    exists: np.ndarray
+    stage: np.ndarray | np.int32
+    pool: np.ndarray
+    sums: np.ndarray
+    sequences: int = flax.struct.field(pytree_node=False)
+    length: int = flax.struct.field(pytree_node=False)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "max_shifts"))
+def offspring_of(
+    key: jax.Array, parent: jax.Array, exists: jax.Array, count: int, max_shifts: int
+) -> jax.Array:
+    """Offspring `[C, 2, L]` of `parent [2, L]`, each by independent sparsity shifts; `exists [2, L, E]`."""
+    keys = jax.random.split(key, count)
+    return jax.vmap(lambda key: mutate(key, parent, exists, max_shifts))(keys)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvolutionSettings:
-    """Schedule of the search: stage i scores what is left on `stage_tokens[i]`, keeps `survivors[i]`.
+class Evolution(Search):
+    """Evolution: stage i scores what is left on `stage_tokens[i]`, and keeps `survivors[i]`.
 
     Stages share their text: each scores on what it adds to the last one's, and averages over all.
     """
+
+    name: ClassVar[str] = "evolution"
 
     generations: int = 50
     """Generations of a round."""
@@ -39,122 +76,113 @@ class EvolutionSettings:
     max_shifts: int = 4
     """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
 
-    def stage_sizes(self) -> tuple[int, ...]:
-        """Candidates scored at each stage, the parent among them."""
-        return tuple(1 + size for size in (self.offspring, *self.survivors[:-1]))
+    def check(self) -> None:
+        """Refuse a schedule that cannot be."""
+        require(self.generations >= 1, "--generations", self.generations, "at least 1 (or --rounds 0)")
+        require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
+        same = len(self.survivors) == len(self.stage_tokens) >= 1
+        require(same, "--survivors", self.survivors, "as many numbers as --stage-tokens has")
+        narrowing = [self.offspring, *self.survivors]
+        falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
+        require(falls and narrowing[-1] == 1, "--survivors", self.survivors, "non-increasing, from at most "
+                f"--offspring ({self.offspring}) down to 1")  # fmt: skip
+        grows = all(a <= b for a, b in itertools.pairwise((1, *self.stage_tokens)))
+        require(grows, "--stage-tokens", self.stage_tokens, "at least 1 each, and none below the one before")
 
-    def candidate_tokens(self, sequence_length: int) -> int:
-        """Candidate-tokens of one generation."""
-        pairs = zip(self.stage_sizes(), self.new_sequences(sequence_length), strict=True)
-        return sum(size * sequences * sequence_length for size, sequences in pairs)
+    def check_text(self, sequences: int, length: int) -> None:
+        """Refuse a text that the last stage has more tokens than."""
+        fits = self.stage_sequences(length)[-1] <= sequences
+        wanted = f"at most --search-tokens ({sequences * length})"
+        require(fits, "--stage-tokens", self.stage_tokens, wanted)
 
-    def stage_sequences(self, sequence_length: int) -> tuple[int, ...]:
-        """Sequences of `sequence_length` that each stage's tokens amount to, at least one."""
-        return tuple(max(1, tokens // sequence_length) for tokens in self.stage_tokens)
+    def stage_sequences(self, length: int) -> tuple[int, ...]:
+        """Sequences of `length` tokens that candidates have been scored on after each stage, at least one."""
+        return tuple(max(1, tokens // length) for tokens in self.stage_tokens)
 
-    def new_sequences(self, sequence_length: int) -> tuple[int, ...]:
-        """Sequences that each stage adds to those of the stage before."""
-        counts = self.stage_sequences(sequence_length)
-        return tuple(count - before for before, count in itertools.pairwise((0, *counts)))
+    def stages(self, length: int) -> list[tuple[int, int]]:
+        """(sequences that it adds, offspring left after it) of every stage that adds any: one that adds none
+        only narrows what is left after the one before."""
+        counts = self.stage_sequences(length)
+        added = [count - before for before, count in itertools.pairwise((0, *counts))]
+        last = [*itertools.accumulate(bool(count) for count in added)]
+        left = dict(zip(last, self.survivors, strict=True))
+        return list(zip(filter(None, added), left.values(), strict=True))
 
+    def generation_queries(self, length: int) -> list[tuple[int, int]]:
+        """(candidates, sequences) of every query of a generation, the parent among the candidates."""
+        added, left = zip(*self.stages(length), strict=True)
+        return list(zip((1 + size for size in (self.offspring, *left[:-1])), added, strict=True))
 
-@flax.struct.dataclass
-class EvolutionState:
-    """Key, number of finished generations, the parent `[2, L]` and its objective in the last of them."""
+    def steps(self, space: SearchSpace) -> int:
+        """One step a stage."""
+        return self.generations * len(self.stages(space.length))
 
-    key: jax.Array
-    generation: jax.Array
-    parent: jax.Array
-    fitness: jax.Array
+    def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
+        """(candidates, sequences, times) of all queries of a round."""
+        return [(*query, self.generations) for query in self.generation_queries(space.length)]
 
-
-def init(key: jax.Array, parent: np.ndarray) -> EvolutionState:
-    """A search that starts from `parent`, levels `[2, L]`."""
-    return EvolutionState(key, jnp.int32(0), jnp.asarray(parent, jnp.int32), jnp.float32(jnp.inf))
-
-
-@functools.partial(jax.jit, static_argnames=("offspring", "max_shifts"))
-def ask(state: EvolutionState, exists: jax.Array, offspring: int, max_shifts: int) -> jax.Array:
-    """Offspring `[C, 2, L]` of the parent, each by independent sparsity shifts; `exists [2, L, E]`."""
-    key = jax.random.fold_in(state.key, state.generation)
-    keys = jax.random.split(key, offspring)
-    return jax.vmap(lambda k: mutate(k, state.parent, exists, max_shifts))(keys)
-
-
-def tell(state: EvolutionState, winner: np.ndarray, fitness: float) -> EvolutionState:
-    """The state after a generation won by `winner [2, L]` at objective `fitness`."""
-    return state.replace(  # type: ignore[attr-defined]
-        generation=state.generation + 1,
-        parent=jnp.asarray(winner, jnp.int32),
-        fitness=jnp.float32(fitness),
-    )
-
-
-def draw_sequences(state: EvolutionState, pool: int, count: int) -> np.ndarray:
-    """This generation's order of `count` of the pool's sequences; each stage takes the next of them."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.generation), 1 << 20)
-    return np.asarray(jax.random.permutation(key, pool))[:count]
-
-
-def staged_selection(
-    offspring: np.ndarray,
-    parent: np.ndarray,
-    stages: list[tuple[np.ndarray, int]],
-    score: Scorer,
-) -> tuple[np.ndarray, float, float]:
-    """Narrow `offspring [C, 2, L]` stage by stage; the parent competes in the last (elitism).
-
-    Args:
-        offspring: candidates.
-        parent: levels `[2, L]`.
-        stages: (sequences that it adds, survivors) of every stage, of the last one survivor.
-        score: the objective; candidates of a stage are scored on the same sequences.
-
-    Returns:
-        The winner `[2, L]`, its objective on all sequences, and the parent's. A candidate must beat the
-        parent to replace it; one whose objective is not finite never does.
-    """
-    pool = np.concatenate([parent[None], offspring])
-    sums, seen = np.zeros(len(pool)), 0
-    for sequences, survivors in stages:
-        if len(sequences):
-            sums = sums + len(sequences) * score(pool, sequences)
-            seen += len(sequences)
-        sums = np.where(np.isfinite(sums), sums, np.inf)
-        left = [0, *(1 + np.argsort(sums[1:], kind="stable")[:survivors])]
-        pool, sums = pool[left], sums[left]
-    best = int(np.argmin(sums))
-    return pool[best], float(sums[best] / seen), float(sums[0] / seen)
-
-
-def evolve(
-    state: EvolutionState,
-    exists: np.ndarray,
-    score: Scorer,
-    pool_sequences: int,
-    sequence_length: int,
-    settings: EvolutionSettings,
-    on_generation: Callable[[EvolutionState, float], None] = lambda state, parent_fitness: None,
-) -> EvolutionState:
-    """Run the generations that `state` still lacks (Algorithm 3).
-
-    Args:
-        state: from `init`, or a saved one to continue.
-        exists: levels that exist `[2, L, E]`.
-        score: the objective of candidates on given sequences of the search pool.
-        pool_sequences: sequences in the pool.
-        sequence_length: their tokens.
-        settings: the schedule.
-        on_generation: called after each generation with the state and the parent's objective in it.
-    """
-    counts = settings.stage_sequences(sequence_length)
-    for _ in range(int(state.generation), settings.generations):
-        offspring = ask(state, jnp.asarray(exists), settings.offspring, settings.max_shifts)
-        order = draw_sequences(state, pool_sequences, counts[-1])
-        stages = list(zip(np.split(order, counts[:-1]), settings.survivors, strict=True))
-        winner, fitness, parent_fitness = staged_selection(
-            np.asarray(offspring), np.asarray(state.parent), stages, score
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
+        """A search whose first parent is `start [2, L]`."""
+        parent = jnp.asarray(start, jnp.int32)
+        return EvolutionState(
+            key=key,
+            generation=jnp.int32(0),
+            parent=parent,
+            fitness=jnp.float32(jnp.inf),
+            beaten=np.float64(np.inf),
+            exists=np.asarray(space.exists),
+            stage=np.int32(0),
+            pool=np.asarray(parent)[None],
+            sums=np.zeros(1),
+            sequences=space.sequences,
+            length=space.length,
         )
-        state = tell(state, winner, fitness)
-        on_generation(state, parent_fitness)
-    return state
+
+    def ask(self, state: EvolutionState) -> Query:
+        """The parent and its offspring, or those that are left of them, on the text that the stage adds."""
+        key = jax.random.fold_in(state.key, state.generation)
+        ends = np.cumsum([added for added, _ in self.stages(state.length)])
+        order = jax.random.permutation(jax.random.fold_in(key, SEQUENCE_DRAW), state.sequences)
+        sequences = np.split(np.asarray(order)[: ends[-1]], ends[:-1])[int(state.stage)]
+        if state.stage:
+            return Query(state.pool, sequences)
+        offspring = offspring_of(
+            key, state.parent, jnp.asarray(state.exists), self.offspring, self.max_shifts
+        )
+        return Query(np.concatenate([np.asarray(state.parent)[None], np.asarray(offspring)]), sequences)
+
+    def tell(self, state: EvolutionState, candidates: Candidates, fitness: Fitness) -> EvolutionState:
+        """The next stage, with the best offspring and the parent; or the next generation, whose parent is the
+        best of them. An offspring must beat the parent to replace it."""
+        stages = self.stages(state.length)
+        added, survivors = stages[int(state.stage)]
+        sums = added * fitness + (state.sums if state.stage else 0)
+        left = [0, *(1 + np.argsort(sums[1:], kind="stable")[:survivors])]
+        pool, sums = candidates[left], sums[left]
+        if state.stage + 1 < len(stages):
+            return state.replace(stage=state.stage + 1, pool=pool, sums=sums)  # type: ignore[attr-defined]
+        seen, best = sum(added for added, _ in stages), int(np.argmin(sums))
+        return state.replace(  # type: ignore[attr-defined]
+            generation=state.generation + 1,
+            parent=jnp.asarray(pool[best], jnp.int32),
+            fitness=jnp.float32(sums[best] / seen),
+            beaten=np.float64(sums[0] / seen),
+            stage=np.int32(0),
+            pool=pool[best][None],
+            sums=np.zeros(1),
+        )
+
+    def best(self, state: EvolutionState) -> Levels:
+        """The parent."""
+        return np.asarray(state.parent)
+
+    def record(self, state: EvolutionState) -> Mapping[str, float] | None:
+        """At the end of a generation its number, its winner's fitness, and that of the parent it had to
+        beat."""
+        if state.stage:
+            return None
+        return {
+            "generation": int(state.generation),
+            "objective": float(state.fitness),
+            "parent": float(state.beaten),
+        }

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.search.evolution import Scorer
+from tyr_jax.search.loop import Scorer
 from tyr_jax.space import values_at
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -9,7 +9,9 @@ units kept in a kind is the same for every candidate.
 from tyr_jax.space.budgets import uniform_centres, uniform_split, unit_budget
 from tyr_jax.space.kinds import ATTENTION, FFN, KINDS, Kind
 from tyr_jax.space.levels import (
+    Candidates,
     LevelGrid,
+    Levels,
     centre_distribution,
     joint_grid,
     kept_units,
@@ -25,8 +27,10 @@ __all__ = [
     "ATTENTION",
     "FFN",
     "KINDS",
+    "Candidates",
     "Kind",
     "LevelGrid",
+    "Levels",
     "centre_distribution",
     "joint_grid",
     "kept_units",

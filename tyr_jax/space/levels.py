@@ -1,6 +1,6 @@
 """Sparsity levels of every site, in whole units (method §2).
 
-Axis letters: `L` layers, `E` levels.
+Axis letters: `C` candidates, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -11,6 +11,12 @@ from numpy.typing import ArrayLike
 
 from tyr_jax.space.budgets import uniform_centres, unit_budget
 from tyr_jax.space.kinds import Kind
+
+Levels = np.ndarray
+"""A level for every site, int32 `[2, L]`."""
+
+Candidates = np.ndarray
+"""Levels of several candidates, int32 `[C, 2, L]`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

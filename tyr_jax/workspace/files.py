@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tyr_jax.components import Component
+
 
 def as_json(value: Any) -> Any:
-    """`value` with dataclasses, tuples and paths turned into what JSON knows."""
+    """`value` with dataclasses, tuples and paths turned into what JSON knows; a component
+    says its name as well."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {value.role: value.name, **fields} if isinstance(value, Component) else fields
     if isinstance(value, Mapping):
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,95 @@
+"""Parts of the method that a user can replace: a search, an objective, a saliency, a local pruner.
+
+Each is a frozen dataclass, whose fields are its options; the command line makes a flag of each field. It is
+chosen by its name in a registry, or as `MODULE:NAME`, where MODULE is importable or lies in the current
+directory.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, TypeVar
+
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.plugins import load_object
+
+T = TypeVar("T", bound="Component")
+
+
+class Component:
+    """Base of every part that can be replaced."""
+
+    role: ClassVar[str] = "component"
+    """What it is; `--ROLE` chooses it."""
+    name: ClassVar[str] = ""
+    """What a registry calls it; `MODULE:NAME` outside of one."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
+
+    def check(self) -> None:
+        """Refuse options that cannot be.
+
+        Raises:
+            UserError: names the flag, its value and what is wanted.
+        """
+
+
+def find(registry: Mapping[str, type[T]], reference: str, base: type[T]) -> type[T]:
+    """The component that `reference` names: one of `registry`, or a class `MODULE:NAME`.
+
+    Raises:
+        UserError: there is no such component, or it is not a frozen dataclass derived from `base` whose
+            fields all have defaults.
+    """
+    if reference in registry:
+        return registry[reference]
+    flag = f"--{base.role}"
+    if ":" not in reference:
+        names = ", ".join(registry)
+        raise UserError(f"{flag} is {reference}, but must be {names}, or MODULE:NAME of your own")
+    found = load_object(reference, base.role)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{flag} {reference} is no {base.__name__}: derive the class from {base.__name__}")
+    if not dataclasses.is_dataclass(found) or found.__hash__ is None:
+        raise UserError(f"{flag} {reference} is no frozen dataclass: add @dataclasses.dataclass(frozen=True)")
+    required = [
+        field.name
+        for field in dataclasses.fields(found)
+        if field.init and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if required:
+        raise UserError(f"{flag} {reference} has no default for '{required[0]}': give every field one")
+    return found
+
+
+def broken(component: Component, what: str) -> UserError:
+    """The error of a component that breaks its contract."""
+    return UserError(f"--{component.role} {component.name} {what}")
+
+
+@contextlib.contextmanager
+def guarded(component: Component, method: str) -> Iterator[None]:
+    """A context in which an exception of a user's own component, in its `method`, becomes one sentence.
+
+    Raises:
+        UserError: the body failed; names the component, the method, the error and the line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in component.name:
+            raise
+        code = inspect.getsourcefile(type(component))
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == code
+        ]
+        where = f", at line {lines[-1]} of {code}" if lines else ""
+        raise broken(
+            component, f"failed in {method} with {type(error).__name__}: {first_line(error)}{where}"
+        ) from error

@@ -1,0 +1,161 @@
+"""One prunable site, and what a local pruner makes of it (method §1).
+
+A local pruner of your own is a frozen dataclass that orders the units of a site, and gives the weights of
+every level::
+
+    @dataclasses.dataclass(frozen=True)
+    class Magnitude(LocalPruner):
+        def __call__(self, site: Site) -> PrunedSite:
+            norms = jnp.linalg.norm(site.weight, axis=1)
+            return keep_rows(site, rank_by(site.per_unit(norms)))
+
+`--pruner my_module:Magnitude` then prunes every site by it.
+
+Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
+1 for neurons), `d_in = U·b`, `D` outputs, `E` levels, `S` steps.
+"""
+
+import functools
+from typing import ClassVar, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.components import Component, broken, guarded
+from tyr_jax.pruning.hessian import DampingScale
+from tyr_jax.pruning.linalg import HIGHEST
+from tyr_jax.pruning.saliency import Saliency
+
+
+@flax.struct.dataclass
+class Site:
+    """A site to prune: what a local pruner is given.
+
+    XᵀX of its inputs, `gram [d_in, d_in]`; the dense `weight [d_in, D]`; units `kept [E]` at each level;
+    units removed at each step, `schedule [S]`, from `removal_schedule`. Static: input channels of a unit,
+    the most units that leave in a step, λ as a fraction of the diagonal of XᵀX (of its mean, or channel by
+    channel), and the saliency that orders the removal.
+    """
+
+    gram: jax.Array
+    weight: jax.Array
+    kept: jax.Array
+    schedule: jax.Array
+    unit_size: int = flax.struct.field(pytree_node=False)
+    chunk: int = flax.struct.field(pytree_node=False)
+    damping: float = flax.struct.field(pytree_node=False)
+    damping_scale: DampingScale = flax.struct.field(pytree_node=False)
+    saliency: Saliency = flax.struct.field(pytree_node=False)
+
+    @property
+    def units(self) -> int:
+        """`U`."""
+        return len(self.weight) // self.unit_size
+
+    def per_unit(self, channels: jax.Array) -> jax.Array:
+        """Means `[U]` over the channels of every unit, of values `[d_in]`."""
+        return channels.reshape(self.units, self.unit_size).mean(axis=1)
+
+
+class PrunedSite(NamedTuple):
+    """Every level of one site: `weights [E, d_in, D]`, unit `rank [U]`, relative `error [E]`, `damping`.
+
+    `rank` numbers units last-removed first; level `e` keeps the units with `rank < kept[e]`. `error` is
+    `tr((W−W_e)ᵀ Hs (W−W_e)) / tr(Wᵀ Hs W)`. `damping` is the factor used, larger than the one asked
+    where the Hessian was not positive definite in float32.
+    """
+
+    weights: jax.Array
+    rank: jax.Array
+    error: jax.Array
+    damping: jax.Array
+
+
+class LocalPruner(Component):
+    """Base of all local pruners."""
+
+    role: ClassVar[str] = "pruner"
+
+    def __call__(self, site: Site) -> PrunedSite:
+        """The site at every level; pure and traceable by JAX."""
+        raise NotImplementedError
+
+
+@functools.partial(jax.jit, static_argnames="pruner")
+def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
+    """A site pruned to every one of its levels."""
+    return pruner(site)
+
+
+def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    """Units to remove at each step `[S]`: chunks of at most `chunk` that end on every level's boundary.
+
+    `kept [E]` are the unit counts of the levels, of which those in `exists [E]` are needed. Padded with
+    zeros to a length that depends on shapes only, so that sites with other levels share one compilation.
+    """
+    boundaries = np.unique(units - kept[exists])
+    spans = np.diff(boundaries, prepend=0)
+    steps = [min(chunk, span - done) for span in spans for done in range(0, span, chunk)]
+    length = -(-units // chunk) + len(kept)
+    return np.array(steps + [0] * (length - len(steps)), np.int32)
+
+
+def unit_channels(units: jax.Array, unit_size: int) -> jax.Array:
+    """Input channels of `units [u]`, `[u·b]`."""
+    return (units[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
+
+
+def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
+    """Diagonal blocks `[U, b, b]` of `matrix [d_in, d_in]`."""
+    units = matrix.shape[0] // unit_size
+    unit = jnp.arange(units)
+    return matrix.reshape(units, unit_size, units, unit_size)[unit, :, unit]
+
+
+def rank_by(score: jax.Array) -> jax.Array:
+    """Rank of every unit `[U]` if units leave in the order of their `score [U]`, the least first."""
+    return (len(score) - 1 - jnp.argsort(jnp.argsort(score))).astype(jnp.int32)
+
+
+def keep_rows(site: Site, rank: jax.Array) -> PrunedSite:
+    """The levels of a site that keep the dense rows of the units of least `rank [U]`, without an update."""
+    dense = site.weight.astype(site.gram.dtype)
+    rows = jnp.repeat(rank, site.unit_size)
+    kept = rows < site.kept[:, None]
+
+    def lost(kept: jax.Array) -> jax.Array:
+        change = jnp.where(kept[:, None], 0, dense)
+        return jnp.sum(change * jnp.matmul(site.gram, change, precision=HIGHEST))
+
+    energy = lost(jnp.zeros(len(dense), bool))
+    error = jnp.where(energy == 0, 0.0, jax.lax.map(lost, kept) / energy)
+    return PrunedSite(site.weight * kept[..., None], rank, error, jnp.zeros((), dense.dtype))
+
+
+def check_pruner(pruner: LocalPruner, saliency: Saliency) -> None:
+    """Try a local pruner on abstract arrays.
+
+    Raises:
+        UserError: it breaks its contract; names it and says how.
+    """
+    units, levels, outputs = 4, 3, 5
+    for unit_size in (1, 2):
+        size = units * unit_size
+
+        def abstract(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        counts = abstract(levels, dtype=jnp.int32), abstract(units + levels, dtype=jnp.int32)
+        arrays = abstract(size, size), abstract(size, outputs), *counts
+        site = Site(*arrays, unit_size, 1, 0.01, "channel", saliency)  # type: ignore[arg-type]
+        with guarded(pruner, "__call__"):
+            pruned = jax.eval_shape(pruner.__call__, site)
+        if not isinstance(pruned, PrunedSite):
+            raise broken(pruner, f"returns a {type(pruned).__name__}: it must return a PrunedSite")
+        wanted = PrunedSite((levels, size, outputs), (units,), (levels,), ())  # type: ignore[arg-type]
+        for name, shape in wanted._asdict().items():
+            found = getattr(getattr(pruned, name), "shape", None)
+            if found != shape:
+                raise broken(pruner, f"returns {name} of shape {found}: it must have the shape {shape}")

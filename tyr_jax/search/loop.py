@@ -1,0 +1,134 @@
+"""The host's loop of a search: ask, score, tell, and check that a search keeps its contract.
+
+Axis letters: `C` candidates, `L` layers, `S` sequences.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from tyr_jax.components import broken, guarded
+from tyr_jax.search.contract import Fitness, Query, Search, SearchSpace, State
+from tyr_jax.space import Candidates, Levels, values_at
+
+Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
+"""`(candidates [C, 2, L], sequences [S]) -> objective [C]`, lower is better."""
+
+
+def begin(search: Search, key: jax.Array, start: Levels, space: SearchSpace) -> State:
+    """The state of a search before its first step.
+
+    Raises:
+        UserError: the search breaks its contract.
+    """
+    with guarded(search, "init"):
+        return checked_state(search, search.init(key, start, space))
+
+
+def run(
+    search: Search,
+    state: State,
+    space: SearchSpace,
+    score: Scorer,
+    done: int = 0,
+    on_step: Callable[[int, State, Fitness], None] = lambda step, state, fitness: None,
+) -> Levels:
+    """Run the steps that a search still lacks.
+
+    Args:
+        search: the algorithm.
+        state: from `begin`, or a saved one to go on from.
+        space: what it chooses from.
+        score: the objective of candidates on given sequences of the search text.
+        done: steps that led to `state`.
+        on_step: called after each step with its number, the state behind it, and the fitness `[C]` told.
+
+    Returns:
+        The levels `[2, L]` found.
+
+    Raises:
+        UserError: the search breaks its contract.
+    """
+    with guarded(search, "steps"):
+        steps = search.steps(space)
+    for step in range(done, steps):
+        with guarded(search, "ask"):
+            query = checked_query(search, search.ask(state), space)
+        fitness = np.asarray(score(query.candidates, query.sequences), float)
+        fitness = np.where(np.isfinite(fitness), fitness, np.inf)
+        with guarded(search, "tell"):
+            state = checked_state(search, search.tell(state, query.candidates, fitness))
+        on_step(step + 1, state, fitness)
+    with guarded(search, "best"):
+        levels = np.asarray(search.best(state))
+    check_candidates(search, levels[None], space, "best gives")
+    return levels.astype(np.int32)
+
+
+def checked_state(search: Search, state: State) -> State:
+    """A state that is a pytree of arrays.
+
+    Raises:
+        UserError: it is not; names the search and what the state holds.
+    """
+    for leaf in jax.tree.leaves(state):
+        if not (isinstance(leaf, jax.Array) or np.asarray(leaf).dtype.kind in "biuf"):
+            raise broken(
+                search, f"has a state that holds a {type(leaf).__name__}: it must be a pytree of arrays"
+            )
+    return state
+
+
+def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
+    """A query of candidates within the budget, and sequences that there are.
+
+    Raises:
+        UserError: it is not one; names the search and what is wrong.
+    """
+    if not (isinstance(query, tuple) and len(query) == 2):
+        raise broken(search, "does not ask for a pair of candidates and sequences: return a Query")
+    candidates, sequences = (np.asarray(part) for part in query)
+    check_candidates(search, candidates, space, "asks for")
+    numbers = sequences.ndim == 1 and sequences.size and np.issubdtype(sequences.dtype, np.integer)
+    if not numbers or sequences.min() < 0 or sequences.max() >= space.sequences:
+        raise broken(
+            search,
+            f"asks for sequences {sequences.tolist()}: they must be numbers from 0 to {space.sequences - 1}, "
+            "at least one",
+        )
+    return Query(candidates.astype(np.int32), sequences)
+
+
+def check_candidates(search: Search, candidates: Candidates, space: SearchSpace, verb: str) -> None:
+    """Candidates must be levels that exist, and keep the budget.
+
+    Raises:
+        UserError: they are not; names the search, and what is wrong with the first such candidate.
+    """
+    kinds, depth, levels = space.kept.shape
+    right = candidates.ndim == 3 and candidates.shape[1:] == (kinds, depth) and len(candidates)
+    if not right or not np.issubdtype(candidates.dtype, np.integer):
+        raise broken(
+            search,
+            f"{verb} candidates of shape {candidates.shape} and type {candidates.dtype}: they must be "
+            f"integers of shape (C, {kinds}, {depth})",
+        )
+    inside = (candidates >= 0) & (candidates < levels)
+    there = inside & values_at(space.exists, np.clip(candidates, 0, levels - 1))
+    if not there.all():
+        _, kind, layer = np.argwhere(~there)[0]
+        raise broken(
+            search,
+            f"{verb} level {candidates[~there][0]} at site {kind} of layer {layer}, which does not exist: "
+            "look at the space's `exists`",
+        )
+    totals = values_at(space.kept, candidates).sum(axis=-1)
+    wrong = np.argwhere(totals != space.budget)
+    if len(wrong):
+        index, kind = wrong[0]
+        raise broken(
+            search,
+            f"{verb} a candidate that keeps {totals[index, kind]} units of kind {kind}, but the budget is "
+            f"{space.budget[kind]}: move units between sites of one kind, as `sparsity_shift` does",
+        )
