@@ -21,7 +21,7 @@ from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
@@ -90,10 +90,7 @@ def measure(
         supernet = build_supernet(
             model.params,
             (splits.calibration, splits.openings),
-            model.config,
-            grid,
-            pruning,
-            seed=seed,
+            FoldPlan(model.config, grid, pruning, seed),
             on_site=lambda name, _: stage.advance(note=name),
         )
     masked = select(model.params, supernet, jnp.asarray(space.centre_distribution(grid)))

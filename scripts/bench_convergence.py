@@ -22,7 +22,7 @@ from tyr_jax import space
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.timing import medians
 from tyr_jax.scoring import nested, slopes
@@ -116,7 +116,7 @@ def make_world(bench: Bench, sparsity: float) -> World:
     kinds = settings.kinds(config)
     grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
     texts = (splits.calibration, splits.openings)
-    supernet = build_supernet(model.params, texts, config, grid, settings)
+    supernet = build_supernet(model.params, texts, FoldPlan(config, grid, settings))
     net = nested.nest(model.params, supernet, config)
     held_out = bench.held_out_tokens // bench.sequence_length
     pools = (
@@ -132,6 +132,10 @@ def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spe
     length = world.pool.tokens.shape[1]
     trace = [(spent, start)]
 
+    most = world.pool.tokens.size
+    schedule = dataclasses.replace(
+        schedule, stage_tokens=tuple(min(tokens, most) for tokens in schedule.stage_tokens)
+    )
     grid = world.grid
     budget = space.kept_units(grid, start).sum(axis=-1)
     choice = SearchSpace(grid.kept, grid.exists, budget, len(world.pool.tokens), length)

@@ -77,19 +77,19 @@ def main(bench: Bench) -> None:
     neurons = inputs[ffn].reshape(rows, length, ffn)
     residuals = {n: jnp.array(x) for n in (width, ffn)}
 
-    def collect(statistics: Any, n: int) -> jax.Array:
-        units, grams[n] = statistics(block, x, grams[n], None, config)
+    def collect(kind: int, n: int, statistics: Any = fold.site_statistics) -> jax.Array:
+        units, grams[n] = statistics(block, x, grams[n], None, kind, config)
         return units
 
-    def leave(add: Any, n: int, units: jax.Array) -> jax.Array:
-        residuals[n] = add(block, residuals[n], units, config)
+    def leave(kind: int, n: int, units: jax.Array) -> jax.Array:
+        residuals[n] = fold.add_output(block, residuals[n], units, kind, config)
         return residuals[n]
 
     alone = jax.jit(functools.partial(decoder.ffn_units, config=config))
 
-    @functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
+    @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
     def unhalved(
-        block: Block, x: jax.Array, gram: jax.Array, counts: None, config: ModelConfig
+        block: Block, x: jax.Array, gram: jax.Array, counts: None, kind: int, config: ModelConfig
     ) -> tuple[jax.Array, jax.Array]:
         units = decoder.ffn_units(block, x, config)
         inputs = units.reshape(-1, ffn)
@@ -98,12 +98,12 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     parts = medians(
         {
-            "attention and its XᵀX": lambda: collect(fold.attention_statistics, width),
+            "attention and its XᵀX": lambda: collect(space.ATTENTION, width),
             "gate and up": lambda: alone(block, x),
-            "gate, up and their XᵀX": lambda: collect(fold.ffn_statistics, ffn),
-            "gate, up and XᵀX, not by symmetry": lambda: collect(unhalved, ffn),
-            "attention output": lambda: leave(fold.add_attention, width, heads),
-            "FFN output": lambda: leave(fold.add_ffn, ffn, neurons),
+            "gate, up and their XᵀX": lambda: collect(space.FFN, ffn),
+            "gate, up and XᵀX, not by symmetry": lambda: collect(space.FFN, ffn, unhalved),
+            "attention output": lambda: leave(space.ATTENTION, width, heads),
+            "FFN output": lambda: leave(space.FFN, ffn, neurons),
             "order and solves, attention": lambda: prune(
                 space.ATTENTION, width, block["o"].reshape(width, -1)
             ),
@@ -122,7 +122,10 @@ def main(bench: Bench) -> None:
 
     def build(levels: int, tokens: np.ndarray) -> supernet.Supernet:
         return fold.build_supernet(
-            params, [tokens], config, grids[levels], settings, batch_tokens=bench.batch_tokens
+            params,
+            [tokens],
+            fold.FoldPlan(config, grids[levels], settings),
+            batch_tokens=bench.batch_tokens,
         )
 
     for levels in grids:

@@ -22,7 +22,7 @@ from markdown_table import print_header, print_row
 from tyr_jax import space
 from tyr_jax.data import DataSpec, Splits, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime.batches import BATCH_TOKENS
@@ -99,7 +99,7 @@ def make_world(bench: Bench) -> World:
 def fold(world: World, grid: LevelGrid, sequences: int | None = None) -> Supernet:
     """The supernet of `grid` on the calibration text, or on its first sequences."""
     tokens = world.splits.calibration[:sequences]
-    return build_supernet(world.model.params, [tokens], world.model.config, grid, PRUNING)
+    return build_supernet(world.model.params, [tokens], FoldPlan(world.model.config, grid, PRUNING))
 
 
 def time_folds(world: World, bench: Bench) -> tuple[float, float, float]:

@@ -129,11 +129,9 @@ def programs(profile: Profile) -> Iterator[Program]:
     grid = space.uniform_grid(kinds, config.depth, profile.sparsity, 9, 0.125)
     block = layer_block(params["blocks"], 0)
     x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
-    for kind, size, enter, leave, weight in (
-        (space.ATTENTION, width, fold.attention_statistics, fold.add_attention, block["o"]),
-        (space.FFN, ffn, fold.ffn_statistics, fold.add_ffn, block["down"]),
-    ):
-        name, one = space.KINDS[kind], {"config": config}
+    for kind, size in ((space.ATTENTION, width), (space.FFN, ffn)):
+        name, one = space.KINDS[kind], {"kind": kind, "config": config}
+        enter, leave, weight = fold.site_statistics, fold.add_output, block[fold.PROJECTIONS[kind]]
         gram = jnp.zeros((1, size, size))
         yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)

@@ -8,13 +8,15 @@ import pytest
 
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
-from tyr_jax.pruning.obs import Saliency
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.pruning.obs import OBS
+from tyr_jax.pruning.saliency import TaylorSaliency
+from tyr_jax.scoring.objective import KL, HiddenKL
+from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import PRESET_NAMES, PRESETS, Settings, validate
 
 SETTINGS = Settings(
     data=DataSpec(sequence_length=512, search_length=512, search_tokens=16384),
-    search=EvolutionSettings(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
+    search=Evolution(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
 )
 """Valid ones to change, whatever the presets say."""
 
@@ -33,6 +35,10 @@ def test_presets_are_valid_and_say_their_name(name: str) -> None:
     assert set(PRESETS) == set(PRESET_NAMES)
 
 
+def test_the_defaults_are_those_of_the_standard_preset() -> None:
+    assert Settings() == PRESETS["standard"]
+
+
 def test_the_paper_preset_is_the_papers() -> None:
     paper = PRESETS["paper"]
     assert (paper.rounds.rounds, paper.rounds.levels, paper.rounds.interval) == (4, 9, 0.125)
@@ -42,11 +48,12 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.data.sequence_length, paper.data.search_length) == (4096, 4096)
     assert paper.data.calibration_tokens == paper.data.search_tokens == 4 * 2**20
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
-    assert paper.pruning.saliency == Saliency("abs", "channel")
+    assert paper.pruning.saliency == TaylorSaliency("abs", "channel")
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
     assert paper.data.calibration_openings == 0
     assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)
-    assert paper.objective.objective == "kl"
+    assert paper.objective == KL()
+    assert (search.name, paper.pruning.pruner) == ("evolution", OBS())
 
 
 def test_the_quick_preset_runs_every_part_of_the_method() -> None:
@@ -77,7 +84,8 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("data.search_tokens", 600, "--search-tokens is 600, but must be at least two sequences"),
         ("objective.beta", 0.0, "--beta is 0.0, but must be above 0 where nothing else counts"),
         ("objective.beta", -1.0, "--beta is -1.0, but must be 0 or more"),
-        ("objective.alpha", float("nan"), "--alpha is nan"),
+        ("objective", HiddenKL(alpha=float("nan")), "--alpha is nan"),
+        ("objective", HiddenKL(0.0, 0.0), "--beta is 0.0, but must be above 0 where nothing else counts"),
         ("rounds.descent_steps", -1, "--descent-steps is -1"),
         ("rounds.descent_tokens", 0, "--descent-tokens is 0"),
         ("rounds.rounds", -1, "--rounds is -1"),
@@ -113,9 +121,9 @@ def test_without_rounds_nothing_about_the_search_matters() -> None:
 
 
 def test_a_saliency_needs_one_of_its_terms() -> None:
-    first_only = changed(SETTINGS, "pruning.saliency", Saliency("abs", "none"))
+    first_only = changed(SETTINGS, "pruning.saliency", TaylorSaliency("abs", "none"))
     validate(first_only)
-    validate(changed(SETTINGS, "pruning.saliency", Saliency("none", "channel")))
+    validate(changed(SETTINGS, "pruning.saliency", TaylorSaliency("none", "channel")))
     with pytest.raises(UserError, match="--second-order is none"):
         validate(changed(first_only, "pruning.saliency.first_order", "none"))
 

@@ -15,7 +15,7 @@ from tyr_jax.model.attention import QUERY_CHUNK
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling, random_params
 from tyr_jax.runtime.offload import Scratch
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.objective import HiddenKL
 
 Configs = Callable[..., ModelConfig]
 
@@ -137,7 +137,7 @@ def test_observed_layers_of_several_texts(depth: int, stays: bool, tiny_config: 
     config = tiny_config(layers=depth)
     params = random_params(config, jax.random.key(0), scale=0.2)
     texts = [np.random.default_rng(seed).integers(0, config.vocab, (2, 6 + seed)) for seed in range(3)]
-    observed = Objective("hidden+kl").observed_layers(depth)
+    observed = HiddenKL().observed_layers(depth)
     weights = params | {"blocks": Scratch().keep(params["blocks"])} if stays else params
     states = list(decoder.run_model(weights, map(jnp.asarray, texts), config, observed))
     for tokens, seen in zip(texts, states, strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import programs
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.objective import HiddenKL
 from tyr_jax.settings import PRESETS
 
 PLATFORMS = "cpu", "cuda", "rocm", "tpu"
@@ -16,7 +16,7 @@ PLATFORMS = "cpu", "cuda", "rocm", "tpu"
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_stage_lowers_for_every_platform(dtype: str, tiny_config: Callable[..., ModelConfig]) -> None:
-    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,), objective=Objective("hidden+kl"))
+    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,), objective=HiddenKL())
     found = programs.all_stages(tiny_config(qkv_bias=True, mlp_bias=True), settings, jnp.dtype(dtype))
     names = [stage.name for stage in found]
     assert len(set(names)) == len(names) >= 14

@@ -28,7 +28,7 @@ from tyr_jax.model.spec import (
     random_params,
 )
 from tyr_jax.pruning.compress import compress, head_layout, kept_masks, mask
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.space import ATTENTION, FFN
@@ -279,7 +279,7 @@ def test_a_pruned_model_survives_the_way_through_a_directory(
     pruning = PruningSettings(neuron_chunk=4)
     grid = space.level_grid(pruning.kinds(config), np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
     tokens = np.random.default_rng(0).integers(0, 300, (3, 16))
-    net = build_supernet(params, [tokens], config, grid, pruning)
+    net = build_supernet(params, [tokens], FoldPlan(config, grid, pruning))
     levels = np.array([[1, 1, 3], [2, 4, 1]])
     units = space.kept_units(grid, levels)
     assert units.tolist() == [[0, 1, 4], [16, 48, 0]]

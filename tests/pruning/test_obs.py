@@ -1,7 +1,7 @@
 """Local pruning against float64 brute force: every removal an argmin, every level a least-squares optimum."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 
 from tyr_jax.pruning import obs
 from tyr_jax.pruning.hessian import DampingScale
-from tyr_jax.pruning.obs import Saliency
+from tyr_jax.pruning.obs import OBS
+from tyr_jax.pruning.saliency import TaylorSaliency
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.site import PrunedSite, Site, prune_site, removal_schedule
 
 SALIENCIES = [
-    Saliency(first, second)
+    TaylorSaliency(first, second)
     for first, second in itertools.product(("abs", "signed", "none"), ("channel", "block", "none"))
     if (first, second) != ("none", "none")
 ]
 DAMPING = 0.01
 
 
-class Site(NamedTuple):
+class Sample(NamedTuple):
     gram: np.ndarray
     weight: np.ndarray
     unit_size: int
@@ -40,36 +43,40 @@ class Site(NamedTuple):
         return self.gram + DAMPING * own * np.eye(len(self.gram))
 
 
-def random_site(units: int, unit_size: int, outputs: int, seed: int, tokens: int = 50) -> Site:
+def random_site(units: int, unit_size: int, outputs: int, seed: int, tokens: int = 50) -> Sample:
     rng = np.random.default_rng(seed)
     mix = rng.standard_normal((units * unit_size, units * unit_size))
     x = rng.standard_normal((tokens, units * unit_size)) @ mix
-    return Site(x.T @ x, rng.standard_normal((units * unit_size, outputs)), unit_size)
+    return Sample(x.T @ x, rng.standard_normal((units * unit_size, outputs)), unit_size)
 
 
-def prune(site: Site, kept: list[int], chunk: int = 1, saliency: Saliency = Saliency()) -> obs.PrunedSite:  # noqa: B008
-    counts = np.array(kept)
-    schedule = obs.removal_schedule(site.units, chunk, counts, np.ones(len(counts), bool))
+def site_of(sample: Sample, kept: list[int], chunk: int = 1, **chosen: Any) -> Site:
+    """A site with levels `kept`, all of which it has."""
+    settings = PruningSettings(
+        neuron_chunk=chunk, damping=DAMPING, damping_scale=sample.damping_scale, **chosen
+    )
+    gram, weight, counts = jnp.asarray(sample.gram), jnp.asarray(sample.weight), np.array(kept)
+    site = settings.site(gram, weight, counts, np.ones(len(counts), bool), sample.units)
+    schedule = removal_schedule(sample.units, chunk, counts, np.ones(len(counts), bool))
+    return site.replace(chunk=chunk, schedule=jnp.asarray(schedule))
+
+
+def prune(
+    sample: Sample,
+    kept: list[int],
+    chunk: int = 1,
+    saliency: TaylorSaliency = TaylorSaliency(),  # noqa: B008
+) -> PrunedSite:
     with jax.enable_x64(True):
-        pruned = obs.prune_site(
-            jnp.asarray(site.gram),
-            jnp.asarray(site.weight),
-            jnp.asarray(counts),
-            jnp.asarray(schedule),
-            unit_size=site.unit_size,
-            chunk=chunk,
-            saliency=saliency,
-            damping=DAMPING,
-            damping_scale=site.damping_scale,
-        )
-    return obs.PrunedSite(*(np.asarray(field) for field in pruned))
+        pruned = prune_site(site_of(sample, kept, chunk, saliency=saliency), OBS())
+    return PrunedSite(*(np.asarray(field) for field in pruned))
 
 
 def channels_of(units: list[int] | np.ndarray, unit_size: int) -> np.ndarray:
     return (np.sort(np.asarray(units, int))[:, None] * unit_size + np.arange(unit_size)).reshape(-1)
 
 
-def least_squares(site: Site, units: list[int] | np.ndarray) -> np.ndarray:
+def least_squares(site: Sample, units: list[int] | np.ndarray) -> np.ndarray:
     """The damped optimum on the support of `units`, zero elsewhere, by direct solution."""
     support = channels_of(units, site.unit_size)
     target = site.hessian @ site.weight
@@ -78,7 +85,7 @@ def least_squares(site: Site, units: list[int] | np.ndarray) -> np.ndarray:
     return weight
 
 
-def brute_saliency(site: Site, alive: list[int], saliency: Saliency) -> np.ndarray:
+def brute_saliency(site: Sample, alive: list[int], saliency: TaylorSaliency) -> np.ndarray:
     """Eq. 4 for the units in `alive`, from a direct inverse on their support."""
     support, b = channels_of(alive, site.unit_size), site.unit_size
     inverse = np.linalg.inv(site.hessian[np.ix_(support, support)])
@@ -103,7 +110,7 @@ def removed_in_order(rank: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("saliency", SALIENCIES, ids=lambda s: f"{s.first_order}-{s.second_order}")
 @pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (5, 3)])
 def test_each_removed_unit_is_an_argmin_of_the_saliency(
-    units: int, unit_size: int, saliency: Saliency
+    units: int, unit_size: int, saliency: TaylorSaliency
 ) -> None:
     site = random_site(units, unit_size, outputs=4, seed=units)
     order = removed_in_order(prune(site, list(range(units + 1)), saliency=saliency).rank)
@@ -179,7 +186,7 @@ def test_a_chunk_leaves_by_the_saliency_before_it(damping_scale: DampingScale) -
     rank = prune(site, [1, 9], chunk=4).rank
     alive = list(range(9))
     for least in (5, 1):
-        scores = dict(zip(alive, brute_saliency(site, alive, Saliency()), strict=True))
+        scores = dict(zip(alive, brute_saliency(site, alive, TaylorSaliency()), strict=True))
         leaving = set(sorted(alive, key=scores.__getitem__)[:4])
         assert leaving == {unit for unit in alive if rank[unit] >= least}
         alive = [unit for unit in alive if unit not in leaving]
@@ -195,10 +202,10 @@ def test_a_chunk_leaves_by_the_saliency_before_it(damping_scale: DampingScale) -
     ],
 )
 def test_removal_schedule(units: int, chunk: int, kept: list, exists: list, steps: list) -> None:
-    schedule = obs.removal_schedule(units, chunk, np.array(kept), np.array(exists))
+    schedule = removal_schedule(units, chunk, np.array(kept), np.array(exists))
     assert [step for step in schedule if step] == steps
     assert not any(schedule[len(steps) :])
-    other = obs.removal_schedule(units, chunk, np.array(kept)[::-1], np.ones(len(kept), bool))
+    other = removal_schedule(units, chunk, np.array(kept)[::-1], np.ones(len(kept), bool))
     assert len(other) == len(schedule)
 
 
@@ -207,8 +214,8 @@ def test_of_duplicated_channels_one_goes_for_free() -> None:
     x = rng.standard_normal((60, 6))
     x[:, 4] = x[:, 1]
     weight = rng.standard_normal((6, 3))
-    site = Site(x.T @ x, weight, 1)
-    pruned = prune(site, [5, 6], saliency=Saliency("none", "block"))
+    site = Sample(x.T @ x, weight, 1)
+    pruned = prune(site, [5, 6], saliency=TaylorSaliency("none", "block"))
     (gone,) = np.flatnonzero(pruned.rank == 5)
     assert gone in (1, 4)
     survivor = 5 - gone
@@ -221,7 +228,7 @@ def test_dead_channels_go_first_and_cost_nothing() -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal((60, 6))
     x[:, [0, 3]] = 0.0
-    site = Site(x.T @ x, rng.standard_normal((6, 3)) + 3.0, 1)
+    site = Sample(x.T @ x, rng.standard_normal((6, 3)) + 3.0, 1)
     pruned = prune(site, [4, 6])
     assert set(np.flatnonzero(pruned.rank >= 4)) == {0, 3}
     np.testing.assert_allclose(pruned.weights[0][[1, 2, 4, 5]], site.weight[[1, 2, 4, 5]], rtol=1e-6)
@@ -232,17 +239,8 @@ def test_collinear_channels_keep_a_finite_solution_in_float32() -> None:
     base = rng.standard_normal((80, 3))
     x = np.concatenate([base, base @ rng.standard_normal((3, 9))], axis=1).astype(np.float32)
     counts = np.arange(13)
-    pruned = obs.prune_site(
-        jnp.asarray(x.T @ x),
-        jnp.asarray(rng.standard_normal((12, 4)), jnp.float32),
-        jnp.asarray(counts),
-        jnp.asarray(obs.removal_schedule(12, 2, counts, np.ones(13, bool))),
-        unit_size=1,
-        chunk=2,
-        saliency=Saliency(),
-        damping=DAMPING,
-        damping_scale="channel",
-    )
+    sample = Sample(x.T @ x, rng.standard_normal((12, 4)).astype(np.float32), 1)
+    pruned = prune_site(site_of(sample, list(counts), 2), OBS())
     assert np.isfinite(np.asarray(pruned.weights)).all()
     # Three channels span the inputs, so keeping twelve down to a few loses next to nothing.
     assert float(pruned.error[6]) < 0.02
@@ -266,6 +264,6 @@ def test_a_hessian_that_is_not_finite_gives_an_error_that_is_not_finite() -> Non
 def test_sites_of_one_shape_share_a_compilation() -> None:
     site = random_site(8, 1, 2, seed=0)
     prune(site, [2, 4, 6], chunk=2)
-    before = obs.prune_site._cache_size()
+    before = prune_site._cache_size()
     prune(random_site(8, 1, 2, seed=1), [0, 3, 8], chunk=2)
-    assert obs.prune_site._cache_size() == before
+    assert prune_site._cache_size() == before

@@ -12,9 +12,11 @@ from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
-from tyr_jax.pruning import fold, obs
-from tyr_jax.pruning.fold import build_supernet, level_probabilities
+from tyr_jax.pruning import fold
+from tyr_jax.pruning.fold import FoldPlan, build_supernet, level_probabilities
+from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
+from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.pruning.supernet import Supernet, at_levels, select
 from tyr_jax.space import ATTENTION, FFN, LevelGrid
 
@@ -33,9 +35,10 @@ class World(NamedTuple):
 
     def build(self, settings: PruningSettings, **options: Any) -> Supernet:
         options = {"batch_tokens": 3 * LENGTH} | options
-        return build_supernet(
-            self.params, [self.tokens], self.config, self.grid(settings), settings, **options
-        )
+        return build_supernet(self.params, [self.tokens], self.plan(settings), **options)
+
+    def plan(self, settings: PruningSettings, grid: LevelGrid | None = None) -> FoldPlan:
+        return FoldPlan(self.config, grid or self.grid(settings), settings)
 
 
 def chosen(**changes: Any) -> PruningSettings:
@@ -84,17 +87,11 @@ def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> di
             kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
             chunk = 1 if kind == ATTENTION else settings.neuron_chunk
             with jax.enable_x64(True):
-                pruned = obs.prune_site(
-                    jnp.asarray(flat.T @ flat),
-                    jnp.asarray(f64(block[name]).reshape(flat.shape[1], -1)),
-                    jnp.asarray(kept),
-                    jnp.asarray(obs.removal_schedule(kinds[kind].units, chunk, kept, exists)),
-                    unit_size=flat.shape[1] // kinds[kind].units,
-                    chunk=chunk,
-                    saliency=settings.saliency,
-                    damping=settings.damping,
-                    damping_scale=settings.damping_scale,
-                )
+                gram = jnp.asarray(flat.T @ flat)
+                weight = jnp.asarray(f64(block[name]).reshape(flat.shape[1], -1))
+                site = settings.site(gram, weight, kept, exists, kinds[kind].units)
+                schedule = removal_schedule(kinds[kind].units, chunk, kept, exists)
+                pruned = prune_site(site.replace(chunk=chunk, schedule=jnp.asarray(schedule)), OBS())
             weights = np.asarray(pruned.weights).reshape(LEVELS, *block[name].shape)
             out["attn_out" if kind == ATTENTION else "mlp_down"].append(weights)
             out["attn_rank" if kind == ATTENTION else "mlp_rank"].append(np.asarray(pruned.rank))
@@ -173,22 +170,16 @@ def test_random_levels_are_drawn_among_those_that_exist() -> None:
 
 
 def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, int]] = []
+    calls: list[tuple[int, int]] = []
+    run = fold.site_statistics
 
-    def counted(name: str) -> Callable[..., Any]:
-        run = getattr(fold, name)
+    def counted(block: Any, x: Any, gram: Any, counts: Any, kind: int, config: ModelConfig) -> Any:
+        calls.append((kind, x.shape[0]))
+        return run(block, x, gram, counts, kind, config)
 
-        def wrapper(block: Any, x: Any, *rest: Any) -> Any:
-            calls.append((name, x.shape[0]))
-            return run(block, x, *rest)
-
-        return wrapper
-
-    for name in ("attention_statistics", "ffn_statistics"):
-        monkeypatch.setattr(fold, name, counted(name))
+    monkeypatch.setattr(fold, "site_statistics", counted)
     world.build(chosen())
-    attention, ffn = [("attention_statistics", 3)] * 2, [("ffn_statistics", 3)] * 2
-    assert calls == (attention + ffn) * world.config.depth
+    assert calls == ([(ATTENTION, 3)] * 2 + [(FFN, 3)] * 2) * world.config.depth
 
 
 @pytest.mark.parametrize("batch", [4, 100])
@@ -203,7 +194,7 @@ def test_the_batch_does_not_matter(batch: int, world: World) -> None:
 def test_texts_of_any_length_count_alike(world: World) -> None:
     settings = chosen()
     whole, halves, more = (
-        build_supernet(world.params, texts, world.config, world.grid(settings), settings)
+        build_supernet(world.params, texts, world.plan(settings))
         for texts in (
             [world.tokens],
             [world.tokens[:2], world.tokens[2:]],
@@ -266,9 +257,9 @@ def test_select_takes_the_levels_of_a_distribution(world: World) -> None:
 def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
     settings = chosen(accumulation="none", neuron_chunk=4)
     grids = [world.grid(settings, np.full((2, 3), 1) * units) for units in ([[1], [16]], [[3], [24]])]
-    shared = build_supernet(world.params, [world.tokens], world.config, space.joint_grid(grids), settings)
+    shared = build_supernet(world.params, [world.tokens], world.plan(settings, space.joint_grid(grids)))
     for grid in grids:
-        own = build_supernet(world.params, [world.tokens], world.config, grid, settings)
+        own = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
         part = at_levels(shared, grid)
         for name in ("kept", "exists", "share", "damping"):
             np.testing.assert_array_equal(getattr(part, name), getattr(own, name))
@@ -284,7 +275,7 @@ def test_the_dense_level_is_the_dense_weight(world: World) -> None:
     settings = chosen()
     centres = np.array([[4, 4, 4], [48, 48, 48]])
     grid = world.grid(settings, centres)
-    net = build_supernet(world.params, [world.tokens], world.config, grid, settings)
+    net = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
     dense = select(world.params, net, jnp.asarray(space.centre_distribution(grid)))
     for name in ("o", "down"):
         exact = np.asarray(world.params["blocks"][name])
@@ -298,7 +289,7 @@ def test_whole_key_value_groups_are_removed(world: World) -> None:
     assert (ffn.units, ffn.multiple) == (48, 8)
     centres = np.array([[1, 1, 1], [24, 24, 24]])
     grid = world.grid(settings, centres)
-    net = build_supernet(world.params, [world.tokens], world.config, grid, settings)
+    net = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
     assert net.attn_rank.shape == (3, 2)
     alive = (np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0).reshape(3, LEVELS, 2, 2)
     assert (alive[..., 0] == alive[..., 1]).all()
@@ -335,7 +326,7 @@ def test_what_is_not_finite_names_its_site(
         blocks[tensor] = blocks[tensor].at[layer, 0].set(value)
     settings = chosen()
     with pytest.raises(UserError, match=rf"the inputs of {named} gave"):
-        build_supernet(params, [world.tokens], world.config, world.grid(settings), settings)
+        build_supernet(params, [world.tokens], world.plan(settings))
 
 
 def test_a_projection_of_zeros_is_no_error(world: World) -> None:
@@ -343,8 +334,6 @@ def test_a_projection_of_zeros_is_no_error(world: World) -> None:
     blocks = dict(world.params["blocks"])
     blocks["o"] = blocks["o"].at[1].set(0.0)
     settings = chosen()
-    net = build_supernet(
-        world.params | {"blocks": blocks}, [world.tokens], world.config, world.grid(settings), settings
-    )
+    net = build_supernet(world.params | {"blocks": blocks}, [world.tokens], world.plan(settings))
     assert not np.asarray(net.attn_out[1]).any()
     assert np.isfinite(np.asarray(net.error)).all()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tyr_jax.report.summary import plain, print_tables
+from tyr_jax.report.summary import print_tables
 from tyr_jax.settings import PRESETS
+from tyr_jax.workspace.files import as_json
 
 
 def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -98,16 +99,16 @@ def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
         assert row in shown
 
 
-def test_plain_values() -> None:
+def test_values_as_json_has_them() -> None:
     @dataclasses.dataclass
     class Inner:
         path: Path
         pair: tuple[int, ...]
 
     nested = {1: Inner(Path("a/b"), (1, 2)), "none": None}
-    assert plain(nested) == {"1": {"path": "a/b", "pair": [1, 2]}, "none": None}
-    assert plain([np.float64(0.5)]) == [0.5]
-    settings = plain(PRESETS["paper"])
+    assert as_json(nested) == {"1": {"path": "a/b", "pair": [1, 2]}, "none": None}
+    assert as_json([np.float64(0.5)]) == [0.5]
+    settings = as_json(PRESETS["paper"])
     assert settings["output"] == "pruned"
     assert settings["search"]["survivors"] == [16, 4, 1]
     assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}

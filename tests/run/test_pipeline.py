@@ -14,11 +14,11 @@ from tyr_jax import space
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.report import summary
 from tyr_jax.run import pipeline
 from tyr_jax.scoring import nested
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
@@ -39,7 +39,7 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
             evaluation_windows=2,
         ),
         rounds=Rounds(rounds=1, levels=3, descent_tokens=32),
-        search=EvolutionSettings(generations=2, offspring=4, survivors=(1,), stage_tokens=(64,)),
+        search=Evolution(generations=2, offspring=4, survivors=(1,), stage_tokens=(64,)),
     )
 
 
@@ -63,9 +63,7 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
     supernet = build_supernet(
         dense.model.params,
         (dense.splits.calibration, dense.splits.openings),
-        dense.model.config,
-        grid,
-        settings.pruning,
+        FoldPlan(dense.model.config, grid, settings.pruning),
     )
     for pruned, other in ((outcome.uniform, refitted.uniform), (outcome.searched, refitted.searched)):
         levels = space.levels_of(grid, pruned.kept)

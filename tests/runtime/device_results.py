@@ -17,12 +17,11 @@ from tyr_jax.evaluation.likelihood import Request, log_likelihoods
 from tyr_jax.model.spec import random_params
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
-from tyr_jax.pruning import supernet as supernet_module
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning import fold
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime import devices, offload
-from tyr_jax.scoring import nested, population, slopes
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring import chunking, nested, slopes
+from tyr_jax.scoring.objective import HiddenKL
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.settings import PRESETS
 
@@ -34,18 +33,19 @@ LAYERS = 24
 def results(number: int) -> dict[str, Any]:
     """Everything that is computed on `number` devices, by name."""
     config = make_tiny_config(qkv_bias=True)
-    settings, objective = PruningSettings(), Objective("hidden+kl")
+    settings, objective = PruningSettings(), HiddenKL()
     rng = np.random.default_rng(0)
     # Numbers of sequences that no number of devices divides.
     calibration, openings, search, windows = (
         rng.integers(0, config.vocab, shape) for shape in ((21, LENGTH), (7, 4), (12, LENGTH), (11, LENGTH))
     )
     grid = space.uniform_grid(settings.kinds(config), config.depth, 0.5, 5, 0.125)
-    population.candidate_tokens = lambda: 2 * LENGTH
-    supernet_module.SHARE_TOKENS = 2 * LENGTH
+    chunking.candidate_tokens = lambda: 2 * LENGTH
+    fold.SHARE_TOKENS = 2 * LENGTH
     with devices.in_use(number):
         params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden)
-        supernet = build_supernet(params, [calibration, openings], config, grid, settings, batch_tokens=32)
+        plan = fold.FoldPlan(config, grid, settings)
+        supernet = fold.build_supernet(params, [calibration, openings], plan, batch_tokens=32)
         teacher, dense = quality.measure_dense(params, windows, config)
         pool = teacher_targets(params, search, config, objective)
         found: dict[str, Any] = {
@@ -72,8 +72,7 @@ def results(number: int) -> dict[str, Any]:
         # Layer by layer from disk.
         scratch, some = offload.Scratch(), np.arange(4)
         lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}
-        given = [calibration], config, grid, settings
-        stored = build_supernet(lazy, *given, batch_tokens=32, scratch=scratch)
+        stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32, scratch=scratch)
         found["supernet on disk"] = dataclasses.asdict(stored)
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective

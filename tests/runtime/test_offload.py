@@ -19,13 +19,13 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import offload
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring import chunking, nested, slopes
-from tyr_jax.scoring.objective import Objective
+from tyr_jax.scoring.objective import KL, HiddenKL, Objective
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.workspace.store import Store
 
@@ -103,7 +103,7 @@ def stored(supernet: Supernet) -> Supernet:
 
 
 @pytest.mark.parametrize("consume", [False, True])
-@pytest.mark.parametrize("objective", [Objective(), Objective("hidden+kl")], ids=str)
+@pytest.mark.parametrize("objective", [KL(), HiddenKL()], ids=str)
 def test_the_search_of_a_supernet_on_disk(
     objective: Objective, consume: bool, tiny_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +146,9 @@ def test_the_fold_and_what_comes_of_it(tiny_config: Configs) -> None:
     texts = [np.random.default_rng(length).integers(0, config.vocab, (5, length)) for length in (16, 4)]
     grid = space.uniform_grid(settings.kinds(config), config.depth, 0.5, 5, 0.2)
     options = {"batch_tokens": 32}
-    whole = build_supernet(params, texts, config, grid, settings, **options)
-    lazy = build_supernet(on_disk(params), texts, config, grid, settings, scratch=Scratch(), **options)
+    plan = FoldPlan(config, grid, settings)
+    whole = build_supernet(params, texts, plan, **options)
+    lazy = build_supernet(on_disk(params), texts, plan, scratch=Scratch(), **options)
     assert offload.on_disk([lazy.attn_out])
     for ours, expected in zip(jax.tree.leaves(lazy), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

@@ -15,14 +15,15 @@ from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring import chunking, nested, population, slopes
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
-from tyr_jax.search import evolution
-from tyr_jax.search.evolution import EvolutionSettings
+from tyr_jax.search import loop
+from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.evolution import Evolution
 from tyr_jax.space import ATTENTION, FFN, LevelGrid
 
 LENGTH, LEVELS = 16, 5
-KL = Objective("kl")
+KL_DIVERGENCE = KL()
 
 
 class World(NamedTuple):
@@ -41,7 +42,7 @@ class World(NamedTuple):
         )
 
 
-def make_world(config: ModelConfig, unit: str = "head", objective: Objective = KL) -> World:
+def make_world(config: ModelConfig, unit: str = "head", objective: Objective = KL_DIVERGENCE) -> World:
     kinds = PruningSettings(attention_unit=unit).kinds(config)  # type: ignore[arg-type]
     half = np.repeat([[kinds[0].units // 2], [kinds[1].units // 2]], config.depth, axis=1)
     grid = space.level_grid(kinds, half, LEVELS, 0.2)
@@ -54,7 +55,7 @@ def make_world(config: ModelConfig, unit: str = "head", objective: Objective = K
 SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
 
 
-@pytest.mark.parametrize("objective", [KL, Objective("hidden+kl"), Objective("perplexity")], ids=str)
+@pytest.mark.parametrize("objective", [KL_DIVERGENCE, HiddenKL(), Perplexity()], ids=str)
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
 @pytest.mark.parametrize("biases", [False, True])
 def test_it_is_the_objective_at_full_width(
@@ -90,7 +91,7 @@ def test_one_candidate_alone(tiny_config: Callable[..., ModelConfig]) -> None:
     world, told = make_world(tiny_config()), []
     candidates, sequences = world.candidates(3), np.arange(3)
     net = nested.nest(world.params, world.supernet, world.config)
-    rest = (world.pool, sequences, world.config, KL)
+    rest = (world.pool, sequences, world.config, KL_DIVERGENCE)
     together = nested.score_population(net, candidates, *rest)
     alone = [nested.score_population(net, one[None], *rest, told.append)[0] for one in candidates]
     np.testing.assert_allclose(alone, together, rtol=1e-5)
@@ -116,7 +117,7 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), states)
     for broken in range(3):
         poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
-        (value,) = nested.score_chunk(poisoned, chunk, None, batch, world.config, KL, ())
+        (value,) = nested.score_chunk(poisoned, chunk, None, batch, world.config, KL_DIVERGENCE, ())
         assert np.isfinite(value) == (broken < shared)
 
 
@@ -131,7 +132,12 @@ def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[...,
         kept=jnp.broadcast_to(whole[:, None, None], (2, 3, LEVELS)),
     )
     scores = nested.score_population(
-        nested.nest(world.params, dense, config), world.candidates(2), world.pool, np.arange(3), config, KL
+        nested.nest(world.params, dense, config),
+        world.candidates(2),
+        world.pool,
+        np.arange(3),
+        config,
+        KL_DIVERGENCE,
     )
     assert np.abs(scores).max() < 1e-6
 
@@ -169,7 +175,7 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
     sizes = []
     for level in range(LEVELS):
         candidates = np.full((4, 2, 3), level)
-        nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL)
+        nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL_DIVERGENCE)
         sizes.append(nested.score_chunk._cache_size())
     assert len(set(sizes)) == 1
 
@@ -185,24 +191,26 @@ def test_nothing_compiles_after_the_first_generation(
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         units = space.kept_units(world.grid, candidates).sum(axis=-1)
         totals.update(map(tuple, units.tolist()))
-        return nested.score_population(net, candidates, world.pool, sequences, world.config, KL)
+        return nested.score_population(net, candidates, world.pool, sequences, world.config, KL_DIVERGENCE)
 
-    schedule = EvolutionSettings(
+    schedule = Evolution(
         generations=3, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
     )
     start = space.centre_distribution(world.grid)
+    grid, budget = world.grid, space.kept_units(world.grid, start).sum(axis=-1)
+    choice = SearchSpace(grid.kept, grid.exists, budget, len(world.pool.tokens), LENGTH)
     for number in range(2):
-        evolution.evolve(
-            evolution.init(jax.random.key(number), start),
-            world.grid.exists,
-            score,
-            len(world.pool.tokens),
-            LENGTH,
+        loop.run(
             schedule,
-            lambda state, parent: sizes.append(
+            loop.begin(schedule, jax.random.key(number), start, choice),
+            choice,
+            score,
+            on_step=lambda step, state, fitness: sizes.append(
                 (nested.score_chunk._cache_size(), nested.run_trunk._cache_size())
             ),
         )
+    # Of the stages of each generation, the last.
+    sizes = sizes[2::3]
     assert len(sizes) == 6
     assert len(set(sizes)) == 1
     assert len(totals) == 1
@@ -214,7 +222,7 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
     # Units outside a level must count where its weights are moved towards a denser one.
     whole = jnp.ones_like(net.kept) * jnp.array([4, 48])[:, None, None]
     now, sequences = world.candidates(1)[0][:, :2], np.arange(3)
-    parts = slopes.pool_slopes(net, now, world.pool, sequences, world.config, KL)
+    parts = slopes.pool_slopes(net, now, world.pool, sequences, world.config, KL_DIVERGENCE)
     assert parts.shape[1:] == (2, 2, LEVELS)
     found = parts.mean(axis=0)
     for kind, layer, name in ((ATTENTION, 1, "attn_out"), (FFN, 0, "mlp_down")):
@@ -228,7 +236,9 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
                 # Weights outside a level's own units must count, as they do in the slope.
                 wide = net.replace(**{name: levels.at[layer, here].set(moved)}, kept=whole)
                 values.append(
-                    nested.score_population(wide, now[None], world.pool, sequences, world.config, KL)[0]
+                    nested.score_population(
+                        wide, now[None], world.pool, sequences, world.config, KL_DIVERGENCE
+                    )[0]
                 )
             difference = (values[1] - values[0]) / 0.04
             assert found[kind, layer, level] == pytest.approx(difference, rel=2e-2, abs=1e-4)

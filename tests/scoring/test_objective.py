@@ -8,10 +8,10 @@ import pytest
 from reference import VOCAB, head, kl64, logits, nll64, states
 
 from tyr_jax.model import decoder
-from tyr_jax.model.prediction import predict
+from tyr_jax.model.prediction import log_normaliser, predict
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.scoring import objective
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, Student, TeacherBatch
 
 Configs = Callable[..., ModelConfig]
 
@@ -28,20 +28,20 @@ def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
     [(30, (0, 15, 29)), (32, (0, 16, 31)), (3, (0, 1, 2)), (2, (0, 1, 1)), (1, (0, 0, 0))],
 )
 def test_first_median_and_last_layer_are_observed(depth: int, layers: tuple[int, ...]) -> None:
-    assert Objective("hidden+kl").observed_layers(depth) == layers
-    assert Objective("kl").observed_layers(depth) == ()
-    assert Objective("perplexity").observed_layers(depth) == ()
+    assert HiddenKL().observed_layers(depth) == layers
+    assert KL().observed_layers(depth) == ()
+    assert Perplexity().observed_layers(depth) == ()
 
 
 @pytest.mark.parametrize(
     "chosen",
     [
-        Objective("kl"),
-        Objective("kl", alpha=7.0, beta=0.5),
-        Objective("hidden+kl"),
-        Objective("hidden+kl", alpha=0.25, beta=3.0),
-        Objective("hidden+kl", alpha=1.0, beta=0.0),
-        Objective("perplexity", alpha=7.0, beta=7.0),
+        KL(),
+        KL(beta=0.5),
+        HiddenKL(),
+        HiddenKL(alpha=0.25, beta=3.0),
+        HiddenKL(alpha=1.0, beta=0.0),
+        Perplexity(),
     ],
     ids=str,
 )
@@ -50,7 +50,7 @@ def test_score_is_equation_6(chosen: Objective) -> None:
     tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
     dense, sparse = states(shape, 0), states(shape, 1)
     dense_layers, layers = (np.stack([states(shape, s), states(shape, s + 1)]) for s in (10, 20))
-    if chosen.objective != "hidden+kl":
+    if not isinstance(chosen, HiddenKL):
         dense_layers, layers = dense_layers[:0], layers[:0]
     batch = TeacherBatch(
         jnp.asarray(tokens),
@@ -58,13 +58,12 @@ def test_score_is_equation_6(chosen: Objective) -> None:
         jnp.asarray(dense_layers.swapaxes(0, 1)),
     )
     observed = jnp.asarray(layers.swapaxes(0, 1))
-    ours = objective.score(decoder.head(params), jnp.asarray(sparse), observed, batch, chosen)
+    rows, final = decoder.head(params), jnp.asarray(sparse)
+    ours = chosen(batch, Student(rows, final, log_normaliser(rows, final), observed))
     kl = kl64(logits(params, dense), logits(params, sparse)).mean()
     hidden = sum(np.sum((a - b) ** 2) / np.sum(a**2) for a, b in zip(dense_layers, layers, strict=True))
-    expected = {
-        "kl": chosen.beta * kl,
-        "hidden+kl": chosen.alpha * hidden + chosen.beta * kl,
-        "perplexity": nll64(logits(params, sparse), tokens).mean(),
-    }[chosen.objective]
+    perplexity = isinstance(chosen, Perplexity)
+    alpha, beta = getattr(chosen, "alpha", 0.0), getattr(chosen, "beta", 0.0)
+    expected = nll64(logits(params, sparse), tokens).mean() if perplexity else alpha * hidden + beta * kl
     assert ours.shape == ()
     assert float(ours) == pytest.approx(float(expected), rel=1e-5)

@@ -15,12 +15,12 @@ from tyr_jax.model.spec import ModelConfig, Params, random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.scoring import chunking, population, teacher
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.space import LevelGrid
 
 SEQUENCES, LENGTH = 5, 16
-KL = Objective("kl")
+KL_DIVERGENCE = KL()
 
 
 class World(NamedTuple):
@@ -31,10 +31,12 @@ class World(NamedTuple):
     tokens: np.ndarray
     candidates: np.ndarray
 
-    def pool(self, objective: Objective = KL) -> TeacherBatch:
+    def pool(self, objective: Objective = KL_DIVERGENCE) -> TeacherBatch:
         return teacher_targets(self.params, self.tokens, self.config, objective)
 
-    def score(self, candidates: np.ndarray, sequences: np.ndarray, objective: Objective = KL) -> np.ndarray:
+    def score(
+        self, candidates: np.ndarray, sequences: np.ndarray, objective: Objective = KL_DIVERGENCE
+    ) -> np.ndarray:
         pool = self.pool(objective)
         return population.score_population(
             self.params, self.supernet, candidates, pool, sequences, self.config, objective
@@ -77,7 +79,7 @@ def test_kl_equals_each_candidate_alone(world: World, small_chunks: None) -> Non
     assert np.ptp(scores) > 0.01
 
 
-@pytest.mark.parametrize("objective", [Objective("hidden+kl", alpha=2.0), Objective("perplexity")], ids=str)
+@pytest.mark.parametrize("objective", [HiddenKL(alpha=2.0), Perplexity()], ids=str)
 def test_other_objectives_equal_each_candidate_alone(world: World, objective: Objective) -> None:
     sequences = np.array([1, 2])
     scores = world.score(world.candidates[:2], sequences, objective)
@@ -86,7 +88,7 @@ def test_other_objectives_equal_each_candidate_alone(world: World, objective: Ob
         alone = select(world.params, world.supernet, jnp.asarray(candidate))
         sparse = logits64(alone, tokens, config)
         exact = nll64(sparse, tokens).mean()
-        if objective.objective == "hidden+kl":
+        if isinstance(objective, HiddenKL):
             exact = kl64(logits64(world.params, tokens, config), sparse).mean()
             layers = zip(
                 layer_outputs64(world.params, tokens, config),
@@ -132,7 +134,7 @@ def test_progress_counts_candidate_tokens(world: World, small_chunks: None) -> N
         world.pool(),
         np.arange(3),
         world.config,
-        KL,
+        KL_DIVERGENCE,
         spent.append,
     )
     assert sum(spent) == 7 * 3 * LENGTH
@@ -141,7 +143,7 @@ def test_progress_counts_candidate_tokens(world: World, small_chunks: None) -> N
 def test_progress_counts_sequences(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "BATCH_TOKENS", 4 * LENGTH)
     done: list[int] = []
-    teacher_targets(world.params, world.tokens, world.config, KL, done.append)
+    teacher_targets(world.params, world.tokens, world.config, KL_DIVERGENCE, done.append)
     assert done == [4, 1]
 
 
@@ -153,7 +155,7 @@ def test_the_teacher_is_at_no_distance_from_itself(world: World) -> None:
         mlp_down=jnp.broadcast_to(blocks["down"][:, None], world.supernet.mlp_down.shape),
     )
     scores = population.score_population(
-        world.params, dense, world.candidates[:2], world.pool(), np.array([1, 2]), world.config, KL
+        world.params, dense, world.candidates[:2], world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
     )
     assert np.abs(scores).max() < 1e-6
 
@@ -164,7 +166,7 @@ def test_one_broken_candidate_does_not_touch_the_others(world: World) -> None:
     candidates = np.stack([np.full((2, 3), 2), np.full((2, 3), 2)])
     candidates[1, space.FFN, 1] = 3
     scores = population.score_population(
-        world.params, broken, candidates, world.pool(), np.array([1, 2]), world.config, KL
+        world.params, broken, candidates, world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
     )
     assert np.isfinite(scores[0])
     assert not np.isfinite(scores[1])
@@ -173,7 +175,7 @@ def test_one_broken_candidate_does_not_touch_the_others(world: World) -> None:
 def test_the_pool_keeps_states_in_order_whatever_the_batch(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = Objective("hidden+kl")
+    objective = HiddenKL()
     whole = world.pool(objective)
     assert whole.hidden.shape == (SEQUENCES, 3, LENGTH, world.config.hidden)
     monkeypatch.setattr(teacher, "BATCH_TOKENS", 2 * LENGTH)

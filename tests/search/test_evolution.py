@@ -1,5 +1,6 @@
 """The search against scorers whose optimum is known: selection, elitism, repetition and continuation."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,19 +12,21 @@ import pytest
 from hypothesis import given, settings
 
 from tyr_jax import space
-from tyr_jax.search import evolution
-from tyr_jax.search.evolution import EvolutionSettings, EvolutionState
+from tyr_jax.search import evolution, loop
+from tyr_jax.search.contract import Fitness, SearchSpace
+from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.space import Kind
 
 DEPTH, LEVELS, POOL, LENGTH = 4, 5, 12, 8
 KINDS = (Kind("attention", 6, 1), Kind("ffn", 48, 8))
 GRID = space.level_grid(KINDS, np.array([[3] * DEPTH, [24] * DEPTH]), LEVELS, 1 / 6)
 START = space.centre_distribution(GRID)
-SCHEDULE = EvolutionSettings(generations=12, offspring=24, survivors=(8, 3, 1), stage_tokens=(8, 16, 40))
+SPACE = SearchSpace(GRID.kept, GRID.exists, np.array([3 * DEPTH, 24 * DEPTH]), POOL, LENGTH)
+SCHEDULE = Evolution(generations=12, offspring=24, survivors=(8, 3, 1), stage_tokens=(8, 16, 40))
 
 
 def initial(seed: int = 0) -> EvolutionState:
-    return evolution.init(jax.random.key(seed), START)
+    return SCHEDULE.init(jax.random.key(seed), START, SPACE)
 
 
 class Recorder:
@@ -42,9 +45,32 @@ class Recorder:
         return values
 
 
-def run(score: Any, schedule: EvolutionSettings = SCHEDULE, state: EvolutionState | None = None) -> Any:
-    state = initial() if state is None else state
-    return evolution.evolve(state, GRID.exists, score, POOL, LENGTH, schedule)
+def changed(**fields: Any) -> Evolution:
+    return dataclasses.replace(SCHEDULE, **fields)
+
+
+def run(
+    score: Any, schedule: Evolution = SCHEDULE, state: EvolutionState | None = None, done: int = 0
+) -> EvolutionState:
+    """The state behind the last step."""
+    states = [initial() if state is None else state]
+    loop.run(schedule, states[0], SPACE, score, done, lambda step, state, _: states.append(state))
+    return states[-1]
+
+
+def select(
+    offspring: np.ndarray, parent: np.ndarray, counts: list[int], survivors: list[int], score: Any
+) -> tuple[np.ndarray, float, float]:
+    """(winner, its fitness, the parent's) of a generation with these offspring, whose stages have `counts`
+    sequences in all."""
+    schedule = Evolution(1, len(offspring), tuple(survivors), tuple(count * LENGTH for count in counts))
+    state = schedule.init(jax.random.key(0), parent, SPACE)
+    candidates, first = np.concatenate([parent[None], offspring]), 0
+    for added, _ in schedule.stages(LENGTH):
+        fitness = score(candidates, np.arange(first, first + added))
+        state = schedule.tell(state, candidates, np.where(np.isfinite(fitness), fitness, np.inf))
+        candidates, first = state.pool, first + added
+    return schedule.best(state), float(state.fitness), float(state.beaten)
 
 
 def every_candidate() -> np.ndarray:
@@ -83,9 +109,8 @@ def test_staged_selection_by_brute_force(seed: int, survivors: list[int]) -> Non
     parent = rng.integers(0, LEVELS, (2, DEPTH))
     score = Recorder(seed, noise=1.0)
     counts = sorted(rng.integers(1, POOL + 1, len(survivors) + 1))
-    new, keeps = np.split(np.arange(counts[-1]), counts[:-1]), [*survivors, 1]
-    stages = list(zip(new, keeps, strict=True))
-    winner, fitness, parent_fitness = evolution.staged_selection(pool, parent, stages, score)
+    keeps = [*survivors, 1]
+    winner, fitness, parent_fitness = select(pool, parent, counts, keeps, score)
     # As if each stage scored anew on all text so far.
     for count, keep in zip(counts, keeps, strict=True):
         values = score(pool, np.arange(count))
@@ -93,7 +118,7 @@ def test_staged_selection_by_brute_force(seed: int, survivors: list[int]) -> Non
     finalists = np.concatenate([parent[None], pool])
     last = score(finalists, np.arange(counts[-1]))
     assert (winner == finalists[last.argmin()]).all()
-    np.testing.assert_allclose((fitness, parent_fitness), (last.min(), last[0]))
+    np.testing.assert_allclose((fitness, parent_fitness), (last.min(), last[0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.inf, np.nan])
@@ -106,8 +131,8 @@ def test_a_candidate_without_a_finite_objective_never_wins(broken: float, stages
         # The candidate that would be the best of all is broken.
         return np.where(candidates[:, 0, 0] == START[0, 0] + 3, broken, values)
 
-    plan = [(np.arange(1), 2)] * (stages - 1) + [(np.arange(1, 3), 1)]
-    winner, fitness, _ = evolution.staged_selection(offspring, START, plan, score)
+    counts, survivors = ([1, 3], [2, 1]) if stages == 2 else ([2], [1])
+    winner, fitness, _ = select(offspring, START, counts, survivors, score)
     assert (winner == START + 2).all()
     assert fitness == -(START[0, 0] + 2)
 
@@ -119,14 +144,14 @@ def test_the_parent_stays_when_nothing_is_finite(broken: float) -> None:
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.where((candidates == START).all(axis=(1, 2)), 7.0, broken)
 
-    winner, fitness, parent = evolution.staged_selection(offspring, START, [(np.arange(1), 1)], score)
+    winner, fitness, parent = select(offspring, START, [1], [1], score)
     assert (winner == START).all()
     assert fitness == parent == 7.0
 
 
 def test_a_tie_does_not_replace_the_parent() -> None:
-    winner, _, _ = evolution.staged_selection(
-        np.stack([START + 1, START - 1]), START, [(np.arange(1), 1)], lambda c, s: np.zeros(len(c))
+    winner, _, _ = select(
+        np.stack([START + 1, START - 1]), START, [1], [1], lambda candidates, _: np.zeros(len(candidates))
     )
     assert (winner == START).all()
 
@@ -153,17 +178,21 @@ def test_stages_score_what_is_left_on_more_tokens() -> None:
 
 def test_a_stage_that_adds_no_text_only_narrows() -> None:
     score = Recorder()
-    run(score, EvolutionSettings(**{**vars(SCHEDULE), "generations": 1, "stage_tokens": (8, 9, 40)}))
+    run(score, changed(generations=1, stage_tokens=(8, 9, 40)))
     assert [len(candidates) for candidates, _, _ in score.calls] == [25, 4]
 
 
 def test_the_parent_of_a_generation_is_the_winner_of_the_last() -> None:
     score, history = Recorder(noise=1.0), []
 
-    def on_generation(state: EvolutionState, parent_fitness: float) -> None:
-        history.append((np.asarray(state.parent), float(state.fitness), parent_fitness))
+    def on_step(step: int, state: EvolutionState, _: Fitness) -> None:
+        record = SCHEDULE.record(state)
+        assert (record is None) == (step % 3 > 0)
+        if record is not None:
+            assert record["generation"] == step // 3
+            history.append((SCHEDULE.best(state), record["objective"], record["parent"]))
 
-    evolution.evolve(initial(), GRID.exists, score, POOL, LENGTH, SCHEDULE, on_generation)
+    loop.run(SCHEDULE, initial(), SPACE, score, on_step=on_step)
     assert len(history) == SCHEDULE.generations
     parent = START
     for number, (winner, fitness, parent_fitness) in enumerate(history):
@@ -177,20 +206,26 @@ def test_the_parent_of_a_generation_is_the_winner_of_the_last() -> None:
         parent = winner
 
 
-@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("before", [0, 1, 5, 15])
 def test_a_saved_search_continues_to_the_same_end(before: int) -> None:
-    short = EvolutionSettings(**{**vars(SCHEDULE), "generations": before})
-    state = run(Recorder(noise=1.0), short)
-    assert int(state.generation) == before
-    # Through plain arrays, as a file would keep it.
-    key, *arrays = (np.asarray(a) for a in (jax.random.key_data(state.key), *jax.tree.leaves(state)[1:]))
-    restored = EvolutionState(jax.random.wrap_key_data(jnp.asarray(key)), *map(jnp.asarray, arrays))
-    resumed = run(Recorder(noise=1.0), state=restored)
-    whole = run(Recorder(noise=1.0))
+    states = [initial()]
+    whole = loop.run(
+        SCHEDULE,
+        states[0],
+        SPACE,
+        Recorder(noise=1.0),
+        on_step=lambda step, state, _: states.append(state),
+    )
+    # Through plain arrays, as a file would keep it; the step may lie within a generation.
+    leaves, structure = jax.tree.flatten(states[before])
+    key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(leaves[0]))))
+    restored = jax.tree.unflatten(structure, [key, *(np.array(leaf) for leaf in leaves[1:])])
+    resumed = run(Recorder(noise=1.0), state=restored, done=before)
     assert int(resumed.generation) == SCHEDULE.generations
-    assert (np.asarray(resumed.parent) == np.asarray(whole.parent)).all()
-    assert float(resumed.fitness) == float(whole.fitness)
-    assert (run(Recorder(noise=1.0), state=whole).parent == whole.parent).all()
+    assert (SCHEDULE.best(resumed) == whole).all()
+    assert float(resumed.fitness) == float(states[-1].fitness)
+    done = SCHEDULE.steps(SPACE)
+    assert (loop.run(SCHEDULE, resumed, SPACE, Recorder(noise=1.0), done) == whole).all()
 
 
 def test_a_key_determines_the_search() -> None:
@@ -205,35 +240,42 @@ def test_a_key_determines_the_search() -> None:
 
 
 def test_generations_draw_other_offspring_and_other_sequences() -> None:
-    state = initial()
-    later = evolution.tell(state, START, 1.0)
+    search = changed(survivors=(1,), stage_tokens=(POOL * LENGTH,))
+    state = search.init(jax.random.key(0), START, SPACE)
+    first = search.ask(state)
+    later = search.tell(state, first.candidates, np.array([0.0] + [1.0] * 24))
     assert int(later.generation) == 1
-    first, second = (np.asarray(evolution.ask(s, jnp.asarray(GRID.exists), 24, 4)) for s in (state, later))
-    assert first.shape == (24, 2, DEPTH)
-    assert (first != second).any()
-    orders = [evolution.draw_sequences(s, POOL, POOL).tolist() for s in (state, later)]
+    assert (search.best(later) == START).all()
+    second = search.ask(later)
+    assert first.candidates.shape == (25, 2, DEPTH)
+    assert (first.candidates[0] == second.candidates[0]).all()
+    assert (first.candidates != second.candidates).any()
+    orders = [query.sequences.tolist() for query in (first, second)]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(POOL))
 
 
 def test_asking_compiles_once() -> None:
-    run(Recorder(), EvolutionSettings(**{**vars(SCHEDULE), "generations": 1}))
-    before = evolution.ask._cache_size()
+    run(Recorder(), changed(generations=1))
+    before = evolution.offspring_of._cache_size()
     run(Recorder(), SCHEDULE, initial(5))
-    assert evolution.ask._cache_size() == before
+    assert evolution.offspring_of._cache_size() == before
 
 
 @pytest.mark.parametrize(
     ("schedule", "sizes", "tokens"),
     [
         # All on 2 K tokens, 17 on 14 K more, 5 on 112 K more: the parent is one of them.
-        (EvolutionSettings(), (129, 17, 5), 129 * 2048 + 17 * 14336 + 5 * 114688),
-        (EvolutionSettings(offspring=10, survivors=(1,), stage_tokens=(4096,)), (11,), 11 * 4096),
+        (Evolution(), (129, 17, 5), 129 * 2048 + 17 * 14336 + 5 * 114688),
+        (Evolution(offspring=10, survivors=(1,), stage_tokens=(4096,)), (11,), 11 * 4096),
         # Fewer tokens than a sequence has are still one sequence.
-        (EvolutionSettings(offspring=6, survivors=(2, 1), stage_tokens=(5, 5000)), (7, 3), 10 * 2048),
+        (Evolution(offspring=6, survivors=(2, 1), stage_tokens=(5, 5000)), (7, 3), 10 * 2048),
     ],
     ids=["paper", "one stage", "short"],
 )
-def test_cost_of_a_generation(schedule: EvolutionSettings, sizes: tuple[int, ...], tokens: int) -> None:
-    assert schedule.stage_sizes() == sizes
-    assert schedule.candidate_tokens(2048) == tokens
+def test_cost_of_a_generation(schedule: Evolution, sizes: tuple[int, ...], tokens: int) -> None:
+    choice = SPACE._replace(length=2048)
+    queries = schedule.queries(choice)
+    assert tuple(candidates for candidates, _, _ in queries) == sizes
+    assert {times for _, _, times in queries} == {schedule.generations}
+    assert schedule.candidate_tokens(choice) == schedule.generations * tokens

@@ -31,7 +31,8 @@ Examples:
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ import tyro
 
 from tyr_jax import errors
 from tyr_jax.cli import command
+from tyr_jax.components import Component, broken
 from tyr_jax.data import anchored
 from tyr_jax.errors import UserError, require
 from tyr_jax.io import hub
@@ -83,13 +85,41 @@ def parse(arguments: list[str]) -> PruneArguments:
     }
     names = ComponentNames(**{name: value for name, value in given.items() if value})
     preset = PRESETS.get(value_of("--preset", arguments) or "", PRESETS["standard"])
+    default = PruneArguments(with_components(preset, names), components=names)
+    check_options(default)
     return command.parse(
         tyro.conf.OmitArgPrefixes[PruneArguments],
         arguments,
         prog="python -m tyr_jax.prune",
         description=__doc__ or "",
-        default=PruneArguments(with_components(preset, names), components=names),
+        default=default,
     )
+
+
+def options(settings: Any, owner: Component | None = None) -> Iterator[tuple[str, Component | None]]:
+    """(name, component that it belongs to, if any) of every option of nested settings."""
+    owner = settings if isinstance(settings, Component) else owner
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from options(value, owner)
+        else:
+            yield field.name, owner
+
+
+def check_options(default: PruneArguments) -> None:
+    """Refuse a component whose options are called as others are.
+
+    Raises:
+        UserError: names the component and the option.
+    """
+    names = Counter(name for name, _ in options(default))
+    for name, owner in options(default):
+        if owner is not None and ":" in owner.name and names[name] > 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise broken(
+                owner, f"has an option {flag}, which the command or another part has already: rename it"
+            )
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:

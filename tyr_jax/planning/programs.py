@@ -72,15 +72,11 @@ def site_stages(
 ) -> list[Program]:
     """What a site takes in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning, and
     the residual behind it."""
-    enter, leave, name = (
-        (fold.attention_statistics, fold.add_attention, "o"),
-        (fold.ffn_statistics, fold.add_ffn, "down"),
-    )[kind]
-    weight = block[name]
+    weight, static = block[fold.PROJECTIONS[kind]], {"kind": kind, "config": config}
     size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
     gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
-    statistics = Program(f"{KINDS[kind]}: statistics", enter, (block, x, gram, None), {"config": config})
+    statistics = Program(f"{KINDS[kind]}: statistics", fold.site_statistics, (block, x, gram, None), static)
     inputs = devices.place(statistics.result()[0])
     total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
@@ -97,7 +93,7 @@ def site_stages(
         statistics,
         total,
         prune,
-        Program(f"{KINDS[kind]}: residual", leave, (block, x, inputs), {"config": config}),
+        Program(f"{KINDS[kind]}: residual", fold.add_output, (block, x, inputs), static),
     ]
 
 

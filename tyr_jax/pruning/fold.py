@@ -9,10 +9,12 @@ Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N`
 `F` FFN width, `U` units of a site.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,20 @@ from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import PrunedSite, prune_site
-from tyr_jax.pruning.supernet import Supernet, empty_supernet, with_layer
+from tyr_jax.pruning.supernet import (
+    RANK_FIELDS,
+    WEIGHT_FIELDS,
+    Supernet,
+    empty_supernet,
+    with_layer,
+)
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch, on_disk
-from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
+from tyr_jax.space import ATTENTION, KINDS, LevelGrid
+
+PROJECTIONS = ("o", "down")
+"""The output projections that are pruned, by kind."""
 
 SHARE_TOKENS = 4096
 """Tokens of the first batch that tell how much of the residual stream a site's output is."""
@@ -65,22 +76,38 @@ class Fold(NamedTuple):
     real: list[int]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldPlan:
+    """What a fold is to do: for a model of `config`, prune every site to the levels of `grid` as `settings`
+    say; `seed` is that of the `random` mode of accumulation."""
+
+    config: ModelConfig
+    grid: LevelGrid
+    settings: PruningSettings
+    seed: int = 0
+
+
+def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
+    activations `[B, T, F]`."""
+    if kind == ATTENTION:
+        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
+    return decoder.ffn_units(block, x, config)
+
+
 Statistics = tuple[jax.Array, jax.Array]
-"""What enters a projection, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
+"""What enters a site, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
 
 
-def collected(
-    enter: Callable[[Block, jax.Array], jax.Array],
-    block: Block,
-    x: jax.Array,
-    gram: jax.Array,
-    counts: jax.Array | None,
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
+def site_statistics(
+    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, kind: int, config: ModelConfig
 ) -> Statistics:
-    """`enter(block, x)`, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX; sequences
-    count `counts [B]` times there, or once."""
+    """What enters the site of a kind, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX,
+    in place; sequences count `counts [B]` times there, or once."""
 
     def collect(block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None) -> Statistics:
-        units = enter(block, x)
+        units = site_units(kind, block, x, config)
         inputs = units.reshape(*x.shape[:2], -1)
         if counts is not None:
             inputs = inputs * counts[:, None, None].astype(inputs.dtype)
@@ -89,46 +116,16 @@ def collected(
     return devices.divided(collect, whole=1)(block, x, gram, counts)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
-def attention_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
-) -> Statistics:
-    """Head outputs `[B, T, N, H]` and updated `gram [n, d_in, d_in]`, as `collected`, in place."""
-
-    def enter(block: Block, x: jax.Array) -> jax.Array:
-        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-
-    return collected(enter, block, x, gram, counts)
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="gram")
-def ffn_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, config: ModelConfig
-) -> Statistics:
-    """Neuron activations `[B, T, F]` and updated `gram [n, d_in, d_in]`, as `collected`, in place."""
-    return collected(lambda block, x: decoder.ffn_units(block, x, config), block, x, gram, counts)
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="x")
-def add_attention(block: Block, x: jax.Array, units: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """Residual after attention with the output projection of `block`, in place of `x`, from head `units`, or
-    from `x` alone."""
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="x")
+def add_output(
+    block: Block, x: jax.Array, units: jax.Array | None, kind: int, config: ModelConfig
+) -> jax.Array:
+    """Residual behind the site of a kind, with the output projection of `block`, in place of `x [B, T, D]`,
+    from what enters the site, or from `x` alone."""
+    output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
-        if units is None:
-            units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-        return x + decoder.attention_output(block, units)
-
-    return devices.divided(add, whole=1)(block, x, units)
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="x")
-def add_ffn(block: Block, x: jax.Array, units: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """Residual after the FFN with the down projection of `block`, in place of `x`, from the neurons' `units`,
-    or from `x` alone."""
-
-    def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
-        return x + decoder.ffn_output(block, decoder.ffn_units(block, x, config) if units is None else units)
+        return x + output(block, site_units(kind, block, x, config) if units is None else units)
 
     return devices.divided(add, whole=1)(block, x, units)
 
@@ -166,123 +163,108 @@ def begin_fold(
 
 
 def collect(
-    statistics: Callable[..., Statistics],
-    block: Block,
-    residual: list[Any],
-    real: list[int],
-    size: int,
-    config: ModelConfig,
+    kind: int, block: Block, fold: Fold, size: int, config: ModelConfig
 ) -> tuple[list[jax.Array | None], jax.Array]:
-    """What enters a projection of `size` channels, of all batches (of the first alone where residuals are on
-    disk), and its XᵀX."""
-    stays, gram = on_disk(residual), devices.copies(hessian.init(size))
+    """What enters the site of a kind, of `size` channels, of all batches (of the first alone where residuals
+    are on disk), and its XᵀX in the parts `[n, d_in, d_in]` of n devices."""
+    stays, gram = on_disk(fold.residual), devices.copies(hessian.init(size))
     units: list[jax.Array | None] = []
-    for x, count in zip(residual, real, strict=True):
+    for x, count in zip(fold.residual, fold.real, strict=True):
         counts = None if count == len(x) else jnp.arange(len(x)) < count
         x = devices.place(jnp.array(x)) if stays else x
-        unit, gram = statistics(block, x, gram, counts, config)
+        unit, gram = site_statistics(block, x, gram, counts, kind, config)
         units.append(None if stays and units else unit)
     return units, gram
 
 
-def pass_on(
-    add: Callable[..., jax.Array], block: Block, residual: list[Any], units: list[Any], config: ModelConfig
-) -> list[Any]:
-    """The residuals behind a sublayer of `block`, in place of those before it."""
-    if not on_disk(residual):
-        return [add(block, x, unit, config) for x, unit in zip(residual, units, strict=True)]
-    for x, unit in zip(residual, units, strict=True):
-        x[...] = devices.fetch(add(block, devices.place(jnp.array(x)), unit, config))
-    return residual
+def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: ModelConfig) -> Fold:
+    """The fold with the residuals behind the site of a kind in place of those before it."""
+    pairs = zip(fold.residual, units, strict=True)
+    if not on_disk(fold.residual):
+        return fold._replace(residual=[add_output(block, x, unit, kind, config) for x, unit in pairs])
+    for x, unit in pairs:
+        x[...] = devices.fetch(add_output(block, devices.place(jnp.array(x)), unit, kind, config))
+    return fold
 
 
-def fold_block(
-    params: Params,
-    fold: Fold,
-    config: ModelConfig,
-    grid: LevelGrid,
-    settings: PruningSettings,
-    seed: int,
-    on_site: Callable[[str, float], None],
-) -> Fold:
+def prune_kind(
+    kind: int, layer: int, gram: jax.Array, weight: jax.Array, plan: FoldPlan
+) -> tuple[PrunedSite, jax.Array]:
+    """The pruned site of a kind in a layer, and the weight `[d_in, D]` that its output is passed on with,
+    W̄ of Eq. 5.
+
+    Raises:
+        UserError: the site's Hessian is not finite; names the site.
+    """
+    settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
+    kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
+    site = prune_site(settings.site(hessian.finish(gram), weight, kept, exists, units), settings.pruner)
+    if not np.isfinite(devices.fetch(site.error)).all():
+        raise UserError(
+            f"the inputs of {site_name(kind, layer)} gave a Hessian that is not finite or cannot be "
+            "factorised even with more damping; check the weights of this layer and of those before it"
+        )
+    if settings.accumulation == "none":
+        return site, weight
+    rng = np.random.default_rng((plan.seed, layer, kind))
+    p = level_probabilities(settings.accumulation, kept, exists, units, rng)
+    return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
+
+
+def site_name(kind: int, layer: int) -> str:
+    """What a site is called, such as `layer 3 ffn`."""
+    return f"layer {layer} {KINDS[kind]}"
+
+
+def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
     """Prune the next block and pass the residuals on behind it (a step of Algorithm 2), in place of those of
     `fold`.
 
     Raises:
         UserError: a site's Hessian is not finite; names the site.
     """
-    layer, shape = fold.done, config.dense_shape
+    layer, config = fold.done, plan.config
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.spread(block, config.hidden)
-
-    def prune(kind: int, gram: jax.Array, weight: jax.Array) -> tuple[PrunedSite, jax.Array]:
-        """The pruned site, and the weight that its output is passed on with."""
-        name, count = f"layer {layer} {KINDS[kind]}", settings.kinds(config)[kind].units
-        kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
-        site = prune_site(settings.site(hessian.finish(gram), weight, kept, exists, count), settings.pruner)
-        if not np.isfinite(devices.fetch(site.error)).all():
-            raise UserError(
-                f"the inputs of {name} gave a Hessian that is not finite or cannot be factorised even with "
-                "more damping; check the weights of this layer and of those before it"
-            )
-        on_site(name, float(devices.fetch(site.damping)))
-        if settings.accumulation == "none":
-            return site, weight
-        rng = np.random.default_rng((seed, layer, kind))
-        p = level_probabilities(settings.accumulation, kept, exists, count, rng)
-        return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
-
-    dense, residual = block["o"].reshape(-1, config.hidden), fold.residual
-    seen = min(fold.real[0], max(1, SHARE_TOKENS // residual[0].shape[1]))
-    size = shape.heads * config.head_dim
-    units, gram = collect(attention_statistics, block, residual, fold.real, size, config)
-    attention, passed = prune(ATTENTION, gram, dense)
-    share = [output_share(dense, residual[0], units[0], seen)]
-    passed_block = block | {"o": passed.reshape(block["o"].shape)}
-    residual = pass_on(add_attention, passed_block, residual, units, config)
-
-    units, gram = collect(ffn_statistics, block, residual, fold.real, shape.ffn, config)
-    ffn, passed = prune(FFN, gram, block["down"])
-    share.append(output_share(block["down"], residual[0], units[0], seen))
-    residual = pass_on(add_ffn, block | {"down": passed}, residual, units, config)
-    sites = {
-        "attn_out": attention.weights.reshape(-1, *block["o"].shape),
-        "mlp_down": ffn.weights,
-        "attn_rank": attention.rank,
-        "mlp_rank": ffn.rank,
-        "error": jnp.stack([attention.error, ffn.error]),
-        "share": jnp.stack(share),
-        "damping": jnp.stack([attention.damping, ffn.damping]),
-    }
-    return Fold(with_layer(fold.supernet, layer, sites), layer + 1, residual, fold.real)
+    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
+    sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
+    for kind, projection in enumerate(PROJECTIONS):
+        weight = block[projection]
+        dense = weight.reshape(-1, config.hidden)
+        units, gram = collect(kind, block, fold, len(dense), config)
+        site, passed = prune_kind(kind, layer, gram, dense, plan)
+        on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
+        share = output_share(dense, fold.residual[0], units[0], seen)
+        passed_block = block | {projection: passed.reshape(weight.shape)}
+        fold = pass_on(kind, passed_block, fold, units, config)
+        sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)
+        sites[RANK_FIELDS[kind]] = site.rank
+        for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
+            sites[name].append(value)
+    stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
+    return fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
 
 
 def build_supernet(
     params: Params,
     texts: Sequence[np.ndarray],
-    config: ModelConfig,
-    grid: LevelGrid,
-    settings: PruningSettings,
+    plan: FoldPlan,
     *,
-    seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     scratch: Scratch | None = None,
-    fold: Fold | None = None,
+    begun: Fold | None = None,
     on_site: Callable[[str, float], None] = lambda name, damping: None,
     on_block: Callable[[Fold], None] = lambda fold: None,
 ) -> Supernet:
-    """Prune every site of a dense model to every level of `grid` (Algorithm 2).
+    """Prune every site of a dense model to every level of a grid (Algorithm 2).
 
     Args:
         params: the dense model, blocks stacked.
         texts: calibration tokens, arrays `[B, T]` of any lengths T.
-        config: its configuration.
-        grid: levels of the 2·L sites.
-        settings: local pruning and error accumulation.
-        seed: for the `random` accumulation mode.
+        plan: the model's configuration, levels of the 2·L sites, how they are pruned.
         batch_tokens: tokens that run at a time, in whole sequences.
         scratch: where weights and residuals are to be kept on disk.
-        fold: where an earlier call stopped, from its `on_block`.
+        begun: where an earlier call stopped, from its `on_block`.
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
 
@@ -292,10 +274,13 @@ def build_supernet(
     Raises:
         UserError: a site's Hessian is not finite.
     """
+    chex.assert_rank(texts, 2)
+    chex.assert_shape(plan.grid.kept, (len(KINDS), plan.config.depth, None))
+    fold = begun
     if fold is None:
-        empty = empty_supernet(params["blocks"]["o"].dtype, config, grid, settings, scratch)
+        empty = empty_supernet(params["blocks"]["o"].dtype, plan.config, plan.grid, plan.settings, scratch)
         fold = begin_fold(params, empty, texts, batch_tokens, scratch)
-    while fold.done < config.depth:
-        fold = fold_block(params, fold, config, grid, settings, seed, on_site)
+    while fold.done < plan.config.depth:
+        fold = fold_block(params, fold, plan, on_site)
         on_block(fold)
     return fold.supernet

@@ -50,9 +50,12 @@ Layer = dict[str, jax.Array]
 """What a supernet has of one layer, by the names of its fields."""
 
 WEIGHT_FIELDS = ("attn_out", "mlp_down")
-"""Fields of a supernet that may be on disk."""
+"""Pruned projections by kind; they may be on disk."""
 
-LAYER_AXES = dict.fromkeys((*WEIGHT_FIELDS, "attn_rank", "mlp_rank"), 0)
+RANK_FIELDS = ("attn_rank", "mlp_rank")
+"""Ranks of units by kind."""
+
+LAYER_AXES = dict.fromkeys((*WEIGHT_FIELDS, *RANK_FIELDS), 0)
 LAYER_AXES |= dict.fromkeys(("error", "share", "damping"), 1)
 """The axis of a supernet's fields that counts layers; behind that of the kinds, where there is one."""
 

@@ -170,14 +170,16 @@ def loss_line(losses: Sequence[float], tokens: int) -> Markup:
     return svg(HEIGHT, label, [*axis.grid(), curve, *ends])
 
 
-def search_lines(rounds: Sequence[Sequence[tuple[float, float, float]]]) -> Markup:
+def search_lines(rounds: Sequence[Sequence[tuple[float, float, float | None]]]) -> Markup:
     """The objective of the winner of each generation and of the parent it had to beat, over candidate-tokens:
-    `(spent in this round, winner, parent)` for every generation of every round."""
+    `(spent in this round, winner, parent)` for every generation of every round, at least one; a search may
+    have no parents."""
     height = HEIGHT + 20
     floor = height - BOTTOM
     starts = [sum(points[-1][0] for points in rounds[:number]) for number in range(len(rounds))]
     total = starts[-1] + rounds[-1][-1][0]
-    axis = Axis.of([value for points in rounds for point in points for value in point[1:]], floor)
+    values = [value for points in rounds for point in points for value in point[1:] if value is not None]
+    axis = Axis.of(values, floor)
 
     def place(spent: float, value: float) -> tuple[float, float]:
         return LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / total, axis.y(value)
@@ -191,8 +193,11 @@ def search_lines(rounds: Sequence[Sequence[tuple[float, float, float]]]) -> Mark
         path = " ".join("{:.1f},{:.1f}".format(*place(start + spent, won)) for spent, won, _ in points)
         parts.append(Markup('<polyline points="{}" class="curve"/>').format(path))
         for generation, (spent, won, parent) in enumerate(points, start=1):
-            title = f"round {number}, generation {generation}: {won:.4f}, its parent {parent:.4f}"
+            title = f"round {number}, generation {generation}: {won:.4f}"
+            title += "" if parent is None else f", its parent {parent:.4f}"
             for value, kind in ((parent, "parent"), (won, "winner")):
+                if value is None:
+                    continue
                 x, y = place(start + spent, value)
                 parts.append(
                     Markup(

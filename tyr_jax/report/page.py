@@ -113,7 +113,7 @@ def layer_section(report: Report, kind: str) -> Section:
 def search_section(report: Report) -> Section:
     """The objective over candidate-tokens."""
     rounds = [
-        [(entry["candidate_tokens"], entry["objective"], entry["parent"]) for entry in record["history"]]
+        [(entry["candidate_tokens"], entry["objective"], entry.get("parent")) for entry in record["history"]]
         for record in report["rounds"]
     ]
     numbers: list[Sequence[object]] = [["round", "generation", "candidate-tokens", "objective", "parent"]]
@@ -123,17 +123,19 @@ def search_section(report: Report) -> Section:
             e["generation"],
             f"{e['candidate_tokens']:,}",
             f"{e['objective']:.4f}",
-            f"{e['parent']:.4f}",
+            f"{e['parent']:.4f}" if "parent" in e else "",
         ]
         for record in report["rounds"]
         for e in record["history"]
     ]
-    legend = Markup(
-        '<span class="key" style="background:var(--mark)"></span>winner of a generation'
-        '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on the '
-        "same tokens"
-    )
-    text = "Every generation is scored on other tokens, so compare a winner with its own parent."
+    legend = Markup('<span class="key" style="background:var(--mark)"></span>winner of a generation')
+    text = f"The search was {report['settings']['search'].get('search', 'evolution')}."
+    if any("parent" in entry for record in report["rounds"] for entry in record["history"]):
+        legend += Markup(
+            '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on '
+            "the same tokens"
+        )
+        text = "Every generation is scored on other tokens, so compare a winner with its own parent."
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
 from tyr_jax.run import resume
@@ -73,12 +73,9 @@ def fold(
         return build_supernet(
             model.params,
             (dense.splits.calibration, dense.splits.openings),
-            model.config,
-            grid,
-            pruning,
-            seed=run.settings.seed,
+            FoldPlan(model.config, grid, pruning, run.settings.seed),
             scratch=run.scratch,
-            fold=begun,
+            begun=begun,
             on_site=on_site,
             on_block=functools.partial(resume.keep_block, store, model.config.depth),
         )

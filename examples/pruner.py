@@ -1,0 +1,35 @@
+"""A saliency and a local pruner of your own, both by the size of weights and activations.
+
+python -m tyr_jax.prune --preset quick --saliency examples.pruner:Energy --output by-energy
+python -m tyr_jax.prune --preset quick --pruner examples.pruner:KeepRows --output without-update
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.pruning.saliency import Saliency, SiteStatistics
+from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, keep_rows, rank_by
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy(Saliency):
+    """Order by the energy of what a channel adds, ‖X_p‖² ‖W_p‖², after every update of the weights."""
+
+    def __call__(self, site: SiteStatistics) -> jax.Array:
+        """The mean over the channels of every unit."""
+        return site.per_unit(jnp.diagonal(site.gram) * jnp.sum(site.weight**2, axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepRows(LocalPruner):
+    """The same order from the dense weights, which stay as they are (Wanda-sp: An et al. 2024)."""
+
+    power: float = 1.0
+    """Power of the activations' energy."""
+
+    def __call__(self, site: Site) -> PrunedSite:
+        """The dense rows of the units with the most energy."""
+        energy = jnp.diagonal(site.gram) ** self.power * jnp.sum(site.weight**2, axis=1)
+        return keep_rows(site, rank_by(site.per_unit(energy)))
