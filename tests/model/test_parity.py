@@ -13,8 +13,8 @@ import transformers
 
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.hf import SafetensorsSource, load_params
+from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.families import config_from_hf
 
 TINY = 1e-4
 SMOLLM2 = 1e-3

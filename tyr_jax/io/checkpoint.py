@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
-from tyr_jax.model.families import FAMILIES, MODELING, config_from_hf, config_to_hf
+from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.files import write_json
@@ -45,23 +46,30 @@ class LoadedModel:
     """What its embeddings were stored in; float32 where they were quantised."""
 
 
-def load_model(name: str, dtype: DTypeLike = jnp.float32, *, offload: bool = False) -> LoadedModel:
+def load_model(
+    name: str, dtype: DTypeLike = jnp.float32, *, offload: bool = False, family: str | None = None
+) -> LoadedModel:
     """The model called `name`: `builtin`, a directory, a `.gguf` file or a hub id; weights in `dtype`. With
-    `offload`, those of its blocks stay where they are, and are read whenever they are needed.
+    `offload`, those of its blocks stay where they are, and are read whenever they are needed. `family`,
+    `module:ATTRIBUTE`, is registered first.
 
-    Raises `UserError` when there is no such model, or anything about it is not understood.
+    Raises `UserError` when there is no such model or family, or anything about it is not understood.
     """
+    if family is not None:
+        load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
     load = _load_gguf if path.is_file() else _load_directory
     return load(path, name, dtype, offload)
 
 
-def load_config(name: str) -> tuple[ModelConfig, np.dtype]:
+def load_config(name: str, *, family: str | None = None) -> tuple[ModelConfig, np.dtype]:
     """The configuration of the model called `name`, and what its weights are stored in as far as that tells;
-    of the hub, nothing else is downloaded.
+    of the hub, nothing else is downloaded. `family`, `module:ATTRIBUTE`, is registered first.
 
-    Raises `UserError` when there is no such model, or its configuration is not understood.
+    Raises `UserError` when there is no such model or family, or its configuration is not understood.
     """
+    if family is not None:
+        load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
         return config_from_hf(gguf.read_hf_config(gguf.open_gguf(path), path)), np.dtype(np.float32)
@@ -100,7 +108,7 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> Loaded
     config = config_from_hf(hf_config)
     tokenizer = tokenizer_from_gguf(reader, path)
     _check_vocabulary(tokenizer, config, name)
-    weights = gguf.GgufSource(reader, path)
+    weights = gguf.GgufSource(reader, path, config)
     return LoadedModel(
         config=config,
         params=hf.load_params(weights, config, dtype, offload=offload),

@@ -18,15 +18,16 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.gguf import ROPE_FACTORS, ggml_name, llama3_factors, permute
+from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, llama3_factors, permute
+from tyr_jax.io.hf_rope import scaling_to_hf
 from tyr_jax.io.vocabulary import gguf_vocabulary
-from tyr_jax.model.families import scaling_to_hf
 from tyr_jax.model.spec import (
     Block,
     LayerShape,
     ModelConfig,
     Params,
     TensorSpec,
+    all_specs,
     block_specs,
     layer_block,
     model_specs,
@@ -66,12 +67,12 @@ def stored_config(config: ModelConfig, multiple: int) -> ModelConfig:
 def filled(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
     """`array` filled up with zeros to the shape of `spec`; ones for a norm that there was not."""
     if array is None:
-        return np.full(spec.shape, 1.0 if spec.name.endswith("norm") else 0.0, np.float32)
+        return np.full(spec.shape, 1.0 if spec.is_norm else 0.0, np.float32)
     pairs = zip(spec.shape, array.shape, strict=True)
     return np.pad(array.astype(np.float32), [(0, new - old) for new, old in pairs])
 
 
-def sorted_neurons(block: Block) -> Block:
+def sorted_neurons(block: Block, config: ModelConfig) -> Block:
     """`block` with its neurons by the size of their output weights, the largest first.
 
     Their order means nothing to the model, but quantised types share a scale among 32 neighbours, of weights
@@ -80,21 +81,43 @@ def sorted_neurons(block: Block) -> Block:
     if "down" not in block:
         return block
     order = jnp.argsort(-jnp.linalg.norm(block["down"].astype(jnp.float32), axis=1), stable=True)
-    axes = {"gate": 1, "up": 1, "down": 0, "gate_bias": 0, "up_bias": 0}
-    return block | {name: jnp.take(block[name], order, axes[name]) for name in axes if name in block}
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if "F" in tensor.axes}
+    return block | {name: jnp.take(block[name], order, axes[name].index("F")) for name in axes}
+
+
+def stored_names(config: ModelConfig) -> dict[str, str]:
+    """Names of tensors in the file, by those in a Hugging Face checkpoint.
+
+    Raises:
+        UserError: such files have no place for one of them; names it.
+    """
+    stored = {}
+    keys = [spec.key for spec in all_specs(config)]
+    for key, name in ggml_names(keys, ARCHITECTURE, config.depth).items():
+        if name is None:
+            raise UserError(
+                f"a {config.family} model cannot be written as a GGUF file: llama.cpp's architecture "
+                f"'{ARCHITECTURE}', which has sizes per layer, has no tensor '{key}'"
+            )
+        stored[key] = name
+    return stored
 
 
 def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 array of every tensor of the file, whose sizes are `config`'s."""
+    """Name and float32 array of every tensor of the file, whose sizes are `config`'s.
+
+    Raises:
+        UserError: such files have no place for one of them; names it.
+    """
+    names = stored_names(config)
     for spec in model_specs(config):
-        yield ggml_name(spec.key), np.asarray(params[spec.name], np.float32)
+        yield names[spec.key], np.asarray(params[spec.name], np.float32)
     for layer in range(config.depth):
-        block = sorted_neurons(layer_block(params["blocks"], layer))
+        block = sorted_neurons(layer_block(params["blocks"], layer), config)
         for spec in block_specs(config, layer):
             array = np.asarray(block[spec.name]) if spec.name in block else None
             array = spec.to_checkpoint(filled(spec, array))
-            rotated = spec.name in ("q", "k", "q_bias", "k_bias")
-            yield ggml_name(spec.key), permute(array, config.head_dim) if rotated else array
+            yield names[spec.key], permute(array, config.head_dim) if spec.rotary else array
 
 
 def metadata(config: ModelConfig) -> dict[str, Any]:

@@ -6,19 +6,20 @@ pairs instead of halves), and Llama-3 RoPE scaling, which a GGUF keeps as a tabl
 """
 
 import math
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType
+from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, get_tensor_name_map
 from gguf.quants import dequantize
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.hf import DTYPES
 from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig, all_specs
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures that can be read; `llama` files hold Mistral models too, which differ in name only."""
 
 READ = {
@@ -62,22 +63,6 @@ SIZED = ("rope.dimension_count", "attention.value_length")
 
 HARMLESS_PREFIXES = ("GGUF.", "general.", "tokenizer.", "quantize.")
 
-TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-BLOCK_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every Llama 3.1, 3.2 and 3.3 has; only `factor` differs between them."""
@@ -102,39 +87,26 @@ def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any
     }
 
 
-def hf_key(name: str) -> str:
-    """Hugging Face's name for ggml's tensor `name`; a name that is unknown is returned as it is."""
-    if name in TENSORS:
-        return TENSORS[name]
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in BLOCK_TENSORS:
-        return name
-    return f"model.layers.{match[1]}.{BLOCK_TENSORS[match[2]]}.{match[3]}"
-
-
-def ggml_name(key: str) -> str:
-    """ggml's name for the tensor that Hugging Face calls `key`: the inverse of `hf_key`."""
-    whole = {hf: name for name, hf in TENSORS.items()}
-    if key in whole:
-        return whole[key]
-    _, _, layer, *module, kind = key.split(".")
-    blocks = {hf: name for name, hf in BLOCK_TENSORS.items()}
-    return f"blk.{layer}.{blocks['.'.join(module)]}.{kind}"
+def ggml_names(keys: Iterable[str], architecture: str, depth: int) -> dict[str, str | None]:
+    """ggml's names of the tensors that Hugging Face calls `keys`, in files of an `architecture` with `depth`
+    layers; `None` for those that such files have no place for."""
+    (kind,) = (kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    table = get_tensor_name_map(kind, depth)
+    return {key: table.get_name(key, try_suffixes=(".weight", ".bias")) for key in keys}
 
 
 class GgufSource:
-    """Tensors of a GGUF file, dequantised to float32 one at a time, in Hugging Face's layout."""
+    """Tensors of a GGUF file, dequantised to float32 one at a time, in Hugging Face's names and layout."""
 
-    def __init__(self, reader: GGUFReader, path: Path) -> None:
-        self._path = path
-        self._tensors = {hf_key(tensor.name): tensor for tensor in reader.tensors}
+    def __init__(self, reader: GGUFReader, path: Path, config: ModelConfig) -> None:
+        self._path, self._head_dim = path, config.head_dim
+        self._architecture = metadata(reader)["general.architecture"]
+        self._specs = {spec.key: spec for spec in all_specs(config)}
+        names = ggml_names(self._specs, self._architecture, config.depth)
+        keys = {name: key for key, name in names.items()}
+        # Those that the model does not have keep their name, so that an error can tell it.
+        self._tensors = {keys.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
         self._tensors.pop(ROPE_FACTORS, None)
-        values = metadata(reader)
-        architecture = values.get("general.architecture")
-        self._heads: dict[str, int] = {}
-        if architecture == "llama":
-            heads = values["llama.attention.head_count"]
-            self._heads = {"q_proj": heads, "k_proj": values.get("llama.attention.head_count_kv", heads)}
 
     def keys(self) -> set[str]:
         """Names of all tensors."""
@@ -154,22 +126,22 @@ class GgufSource:
                 f"tensor '{tensor.name}' in {self._path} has type {tensor.tensor_type.name}, "
                 "which the `gguf` package cannot dequantise"
             ) from error
-        return self._unpermute(key, np.asarray(array, np.float32))
-
-    def _unpermute(self, key: str, array: np.ndarray) -> np.ndarray:
-        """Rows `(heads, pairs, 2)` of a `llama` file's q and k back to `(heads, 2, pairs)`."""
-        projection = key.split(".")[-2] if "." in key else ""
-        heads = self._heads.get(projection)
-        if heads is None or array.shape[0] % (2 * heads):
-            return array
-        pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(array.shape)
+        turned = self._architecture == "llama" and self._specs[key].rotary
+        array = np.asarray(array, np.float32)
+        # One of another size is refused later, as it is.
+        return unpermute(array, self._head_dim) if turned and len(array) % self._head_dim == 0 else array
 
 
 def permute(array: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows `(heads, 2, pairs)` of q and k as files of kind `llama` have them, `(heads, pairs, 2)`."""
+    """Rows `(heads, 2, pairs)` of what is rotary as files of kind `llama` have them, `(heads, pairs, 2)`."""
     halves = array.reshape(-1, 2, head_dim // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def unpermute(array: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows `(heads, pairs, 2)` as `(heads, 2, pairs)`: the inverse of `permute`."""
+    pairs = array.reshape(-1, head_dim // 2, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
 def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
@@ -182,7 +154,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     architecture = values.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{path} has architecture {architecture!r}: only {' and '.join(ARCHITECTURES)} are supported"
+            f"{path} has architecture {architecture!r}: only {', '.join(ARCHITECTURES)} are supported"
         )
     prefix = f"{architecture}."
     _check_metadata(reader, values, prefix, path)
@@ -204,12 +176,22 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     if "vocab_size" not in config:
         config["vocab_size"] = _embedding_rows(reader, path)
     _set_head_dim(config, values, prefix)
-    if architecture == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in names
-        config["mlp_bias"] = "blk.0.ffn_gate.bias" in names
+    config |= optional_tensors(architecture, names)
     if ROPE_FACTORS in names:
         config["rope_scaling"] = _llama3_scaling(reader, config, path)
     return config | token_ids(values)
+
+
+def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
+    """The keys of a `config.json` that tell which optional tensors a model has, for a file with tensors
+    `names`."""
+    found: dict[str, bool] = {}
+    for flag, key in FAMILIES[architecture].tensors.items():
+        if key is not True:
+            own = [tensor.key_of(0) for tensor in BLOCK_TENSORS if tensor.flag == flag]
+            there = any(name in names for name in ggml_names(own, architecture, 1).values())
+            found[key] = there or found.get(key, False)
+    return found
 
 
 def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, path: Path) -> None:

@@ -15,15 +15,16 @@ def unit_counts(config: ModelConfig) -> np.ndarray:
 def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int = 1) -> float:
     """FLOPs of a token in all blocks with `units [2, L]` heads and neurons, in a sequence of `length` tokens.
 
-    Attention is computed in chunks of `chunk` query rows (1: what the causal half needs). A layer has as many
-    key/value heads as `config`'s, as far as it has heads.
+    Units need not be whole numbers. Attention is computed in chunks of `chunk` query rows (1: what the causal
+    half needs). A layer has as many key/value heads as `config`'s, as far as it has heads.
     """
     heads, neurons = units.astype(float)
-    hidden, dim = config.hidden, config.head_dim
-    kv = np.minimum(heads, [layer.kv_heads for layer in config.layers])
+    kv_heads = np.minimum(heads, [layer.kv_heads for layer in config.layers])
+    sizes = {"D": config.hidden, "N": heads, "K": kv_heads, "H": config.head_dim, "F": neurons}
+    projections = [tensor for tensor in config.tensors if tensor.inputs]
+    products = sum(2 * math.prod(sizes[axis] for axis in tensor.axes) for tensor in projections)
     keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])
-    attention = 4 * hidden * dim * (heads + kv) + 4 * dim * heads * keys
-    return float(np.sum(attention + 6 * hidden * neurons))
+    return float(np.sum(products + 4 * config.head_dim * heads * keys))
 
 
 def head_flops(config: ModelConfig) -> float:

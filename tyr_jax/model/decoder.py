@@ -82,6 +82,8 @@ def queries_keys_values(
     q, k, v = (linear(normed, block[name]) for name in ("q", "k", "v"))
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
+    if config.qk_norm:
+        q, k = rms_norm(q, block["q_norm"], config.norm_eps), rms_norm(k, block["k_norm"], config.norm_eps)
     return rotate(q, rope), rotate(k, rope), v
 
 

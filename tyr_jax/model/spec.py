@@ -1,4 +1,4 @@
-"""What a model is made of: its configuration, and one table of tensors that drives load, save and init.
+"""What a model is made of: its configuration, and one table of tensors, by whose axes all are handled.
 
 `Params` is a plain pytree::
 
@@ -15,7 +15,7 @@ Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,86 @@ class RopeScaling:
     original_max_positions: int
 
 
+Sublayer = Literal["attention", "ffn"]
+
+UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
+"""The axis of what is pruned, by sublayer; without any of it, the sublayer is absent."""
+
+AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DF"}
+"""The axes that tensors of a sublayer can have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockTensor:
+    """One tensor of every block, whatever the sizes of the blocks.
+
+    `name`, `inputs`, `outputs`, `sublayer` and `rotary` as in `TensorSpec`; `key` behind that of the block.
+
+    Raises:
+        ValueError: it has an axis that tensors of its sublayer cannot have, or one twice; names both.
+    """
+
+    name: str
+    key: str
+    inputs: str
+    outputs: str
+    sublayer: Sublayer
+    flag: str = ""
+    """The field of `ModelConfig` that says whether it is there; it always is if this is empty."""
+    rotary: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = AXES[self.sublayer]
+        wrong = [axis for axis in self.axes if axis not in allowed or self.axes.count(axis) > 1]
+        if wrong:
+            raise ValueError(
+                f"tensor '{self.name}' has axis {wrong[0]}: one of the {self.sublayer} can have each of "
+                f"{', '.join(allowed)} once"
+            )
+
+    @property
+    def axes(self) -> str:
+        """Axis letters of its shape."""
+        return self.inputs + self.outputs
+
+    def key_of(self, layer: int) -> str:
+        """Its key in the checkpoint, of block `layer`."""
+        return f"model.layers.{layer}.{self.key}"
+
+    @property
+    def outlives_units(self) -> bool:
+        """Whether it adds to the residual even where its sublayer has no units left."""
+        return self.key.endswith(".bias") and self.axes == "D"
+
+
+BLOCK_TENSORS = (
+    BlockTensor("attn_norm", "input_layernorm.weight", "", "D", "attention"),
+    BlockTensor("q", "self_attn.q_proj.weight", "D", "NH", "attention", rotary=True),
+    BlockTensor("k", "self_attn.k_proj.weight", "D", "KH", "attention", rotary=True),
+    BlockTensor("v", "self_attn.v_proj.weight", "D", "KH", "attention"),
+    BlockTensor("o", "self_attn.o_proj.weight", "NH", "D", "attention"),
+    BlockTensor("q_bias", "self_attn.q_proj.bias", "", "NH", "attention", "qkv_bias", rotary=True),
+    BlockTensor("k_bias", "self_attn.k_proj.bias", "", "KH", "attention", "qkv_bias", rotary=True),
+    BlockTensor("v_bias", "self_attn.v_proj.bias", "", "KH", "attention", "qkv_bias"),
+    BlockTensor("o_bias", "self_attn.o_proj.bias", "", "D", "attention", "out_bias"),
+    BlockTensor("q_norm", "self_attn.q_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
+    BlockTensor("k_norm", "self_attn.k_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
+    BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn"),
+    BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn"),
+    BlockTensor("up", "mlp.up_proj.weight", "D", "F", "ffn"),
+    BlockTensor("down", "mlp.down_proj.weight", "F", "D", "ffn"),
+    BlockTensor("gate_bias", "mlp.gate_proj.bias", "", "F", "ffn", "mlp_bias"),
+    BlockTensor("up_bias", "mlp.up_proj.bias", "", "F", "ffn", "mlp_bias"),
+    BlockTensor("down_bias", "mlp.down_proj.bias", "", "D", "ffn", "mlp_bias"),
+)
+"""All tensors that `tyr_jax.model.decoder` knows how to use, in checkpoint order. Loading, saving, pruning,
+compressing and whatever else handles tensors goes by their axes, so a further one needs a row here, a flag in
+`ModelConfig` and its use in the decoder."""
+
+OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
+"""The prunable projections, which every level of a supernet has weights of its own for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything the forward function depends on; hashable, so it can be a static argument of `jit`."""
@@ -63,6 +143,12 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def tensors(self) -> tuple[BlockTensor, ...]:
+        """Tensors of a block that has both sublayers."""
+        return tuple(tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
 
     @property
     def depth(self) -> int:
@@ -96,6 +182,10 @@ class TensorSpec:
     inputs: str
     outputs: str
     shape: tuple[int, ...]
+    sublayer: Sublayer | None = None
+    """Which sublayer it belongs to; none outside the blocks."""
+    rotary: bool = False
+    """Whether its channels `H` are turned by rotary embeddings."""
 
     @property
     def axes(self) -> str:
@@ -103,12 +193,17 @@ class TensorSpec:
         return self.inputs + self.outputs
 
     @property
+    def is_norm(self) -> bool:
+        """Whether it scales what is normalised, so that ones leave that as it is."""
+        return self.name.endswith("norm")
+
+    @property
     def checkpoint_shape(self) -> tuple[int, ...]:
         """Shape of the tensor in a Hugging Face checkpoint."""
         if self.inputs:
             rank = len(self.inputs)
             return (math.prod(self.shape[rank:]), math.prod(self.shape[:rank]))
-        return self.shape if self.name in ("embed", "unembed") else (math.prod(self.shape),)
+        return self.shape if "V" in self.axes else (math.prod(self.shape),)
 
     def from_checkpoint(self, array: np.ndarray) -> np.ndarray:
         """Checkpoint layout → ours."""
@@ -118,6 +213,11 @@ class TensorSpec:
         """Our layout → checkpoint layout."""
         shape = self.checkpoint_shape
         return np.ascontiguousarray(array.reshape(shape[::-1]).T) if self.inputs else array.reshape(shape)
+
+
+def along(axis: str, vector: np.ndarray, axes: str) -> np.ndarray:
+    """`vector`, with an entry for each of `axis`, shaped so that it multiplies a tensor of these `axes`."""
+    return vector.reshape([-1 if letter == axis else 1 for letter in axes])
 
 
 def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -136,42 +236,19 @@ def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
     """Tensors of block `layer`, those of absent sublayers left out."""
     shape = config.layers[layer]
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
-
-    def spec(name: str, key: str, inputs: str, outputs: str) -> TensorSpec:
-        dims = tuple(sizes[axis] for axis in inputs + outputs)
-        return TensorSpec(name, f"model.layers.{layer}.{key}", inputs, outputs, dims)
-
-    specs: list[TensorSpec] = []
-    if shape.heads:
-        specs += [
-            spec("attn_norm", "input_layernorm.weight", "", "D"),
-            spec("q", "self_attn.q_proj.weight", "D", "NH"),
-            spec("k", "self_attn.k_proj.weight", "D", "KH"),
-            spec("v", "self_attn.v_proj.weight", "D", "KH"),
-            spec("o", "self_attn.o_proj.weight", "NH", "D"),
-        ]
-        if config.qkv_bias:
-            specs += [
-                spec("q_bias", "self_attn.q_proj.bias", "", "NH"),
-                spec("k_bias", "self_attn.k_proj.bias", "", "KH"),
-                spec("v_bias", "self_attn.v_proj.bias", "", "KH"),
-            ]
-        if config.out_bias:
-            specs.append(spec("o_bias", "self_attn.o_proj.bias", "", "D"))
-    if shape.ffn:
-        specs += [
-            spec("mlp_norm", "post_attention_layernorm.weight", "", "D"),
-            spec("gate", "mlp.gate_proj.weight", "D", "F"),
-            spec("up", "mlp.up_proj.weight", "D", "F"),
-            spec("down", "mlp.down_proj.weight", "F", "D"),
-        ]
-        if config.mlp_bias:
-            specs += [
-                spec("gate_bias", "mlp.gate_proj.bias", "", "F"),
-                spec("up_bias", "mlp.up_proj.bias", "", "F"),
-                spec("down_bias", "mlp.down_proj.bias", "", "D"),
-            ]
-    return tuple(specs)
+    return tuple(
+        TensorSpec(
+            tensor.name,
+            tensor.key_of(layer),
+            tensor.inputs,
+            tensor.outputs,
+            tuple(sizes[axis] for axis in tensor.axes),
+            tensor.sublayer,
+            tensor.rotary,
+        )
+        for tensor in config.tensors
+        if sizes[UNIT_AXES[tensor.sublayer]]
+    )
 
 
 def all_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -222,7 +299,7 @@ def random_params(config: ModelConfig, key: jax.Array, scale: float = 0.02) -> P
 
     def make(spec: TensorSpec) -> np.ndarray:
         noise = rng.standard_normal(spec.shape, dtype=np.float32) * scale
-        return noise + 1.0 if spec.name.endswith("norm") else noise
+        return noise + 1.0 if spec.is_norm else noise
 
     return build_params(config, make)
 

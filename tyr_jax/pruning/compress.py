@@ -7,13 +7,22 @@ as in `tyr_jax.model.spec`; `U` units of a site.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, block_specs, layer_block
+from tyr_jax.model.spec import (
+    UNIT_AXES,
+    Block,
+    LayerShape,
+    ModelConfig,
+    Params,
+    Sublayer,
+    along,
+    layer_block,
+)
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import on_disk
@@ -58,57 +67,69 @@ def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
     return HeadLayout(tuple(kv_source), tuple(layout))
 
 
-def compress_attention(block: Block, kept: np.ndarray, config: ModelConfig, layer: int) -> Block:
-    """Attention tensors of `block` with only the `kept` (sorted) query heads.
+class Pick(NamedTuple):
+    """What a compressed layer has along an axis: the dense entries `source [U]`, times `real [U]`, which is
+    zero for those that only fill up a group."""
 
-    An attention without heads has no tensors, unless an output bias must outlive it: then one head with a
-    zero output projection carries it.
+    source: np.ndarray
+    real: np.ndarray | None = None
+
+
+Picks = dict[str, Pick]
+"""By axis; a sublayer whose units have none is gone."""
+
+
+def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
+    """The query heads `N` and key/value heads `K` of a layer with the `kept` (sorted) query heads.
+
+    Without any, attention is gone, unless an output bias must outlive it: one padded head carries it.
     """
-    shape = config.layers[layer]
-    carrier = kept.size == 0 and config.out_bias
-    if kept.size == 0 and not carrier:
+    shape = config.dense_shape
+    if kept.size:
+        layout = head_layout(kept, shape.heads // shape.kv_heads)
+    elif has_output_bias(config, "attention"):
+        layout = HeadLayout((0,), ((None,),))
+    else:
         return {}
-    layout = head_layout(kept if not carrier else np.array([0]), shape.heads // shape.kv_heads)
     slots = [head for group in layout.heads for head in group]
     source = np.array([0 if head is None else head for head in slots])
-    real = np.array([head is not None and not carrier for head in slots], np.float32)
-    kv = np.array(layout.kv_source)
-    out = {
-        "attn_norm": block["attn_norm"],
-        "q": block["q"][:, source] * real[:, None],
-        "k": block["k"][:, kv],
-        "v": block["v"][:, kv],
-        "o": block["o"][source] * real[:, None, None],
-    }
-    if config.qkv_bias:
-        out |= {
-            "q_bias": block["q_bias"][source] * real[:, None],
-            "k_bias": block["k_bias"][kv],
-            "v_bias": block["v_bias"][kv],
-        }
-    return out | ({"o_bias": block["o_bias"]} if config.out_bias else {})
+    real = np.array([head is not None for head in slots], np.float32)
+    return {"N": Pick(source, real), "K": Pick(np.array(layout.kv_source))}
 
 
-def compress_ffn(block: Block, kept: np.ndarray, config: ModelConfig, multiple: int) -> Block:
-    """FFN tensors of `block` with only the `kept` (sorted) neurons.
+def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
+    """The neurons `F` of a layer with the `kept` (sorted) ones.
 
-    An FFN without neurons has no tensors, unless a down bias must outlive it: then `multiple` neurons with
-    zero weights carry it.
+    Without any, the FFN is gone, unless an output bias must outlive it: `multiple` neurons carry it.
     """
-    carrier = kept.size == 0 and config.mlp_bias
-    if kept.size == 0 and not carrier:
+    if kept.size == 0 and not has_output_bias(config, "ffn"):
         return {}
-    neurons, real = (np.arange(multiple), 0.0) if carrier else (kept, 1.0)
-    out = {
-        "mlp_norm": block["mlp_norm"],
-        "gate": block["gate"][:, neurons],
-        "up": block["up"][:, neurons],
-        "down": block["down"][neurons] * real,
+    return {"F": Pick(kept if kept.size else np.arange(multiple))}
+
+
+def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
+    """Whether a sublayer adds to the residual even where it has no units left."""
+    return any(tensor.outlives_units for tensor in config.tensors if tensor.sublayer == sublayer)
+
+
+def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
+    """A dense `block` with what `picks` name of its axes, and without sublayers that are gone."""
+    tensors = {tensor.name: tensor for tensor in config.tensors}
+
+    def cut(array: jax.Array, axes: str) -> jax.Array:
+        for place, axis in enumerate(axes):
+            if axis in picks:
+                source, real = picks[axis]
+                # Neurons that carry a bias may be more than the dense layer has.
+                array = jnp.take(array, source, axis=place, mode="clip")
+                array = array if real is None else array * along(axis, real, axes)
+        return array
+
+    return {
+        name: cut(array, tensors[name].axes)
+        for name, array in block.items()
+        if UNIT_AXES[tensors[name].sublayer] in picks
     }
-    if config.mlp_bias:
-        biases = {"gate_bias": block["gate_bias"][neurons], "up_bias": block["up_bias"][neurons]}
-        out |= {**biases, "down_bias": block["down_bias"]}
-    return out
 
 
 def kept_masks(
@@ -132,11 +153,11 @@ def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer
 def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:
     """`block` with zeros for whatever is of heads and neurons alone that are not kept, `heads [N]` and
     `neurons [F]` being true where they are."""
-    kept = {"N": heads, "K": heads.reshape(config.dense_shape.kv_heads, -1).any(axis=-1), "F": neurons}
-    masked = dict(block)
-    for spec in block_specs(config, 0):
-        for axis in kept.keys() & set(spec.axes):
-            masked[spec.name] *= kept[axis].reshape([-1 if letter == axis else 1 for letter in spec.axes])
+    groups = np.any(heads.reshape(config.dense_shape.kv_heads, -1), axis=-1)
+    kept, masked = {"N": heads, "K": groups, "F": neurons}, dict(block)
+    for tensor in config.tensors:
+        for axis in kept.keys() & set(tensor.axes):
+            masked[tensor.name] = masked[tensor.name] * along(axis, kept[axis], tensor.axes)
     return masked
 
 
@@ -172,12 +193,14 @@ def compress(
     """The smaller model (params, config) of levels `distribution [2, L]`; same function as the masked one."""
     blocks, shapes = [], []
     for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):
-        block = layer_at(params, supernet, distribution, layer)
-        attention = compress_attention(block, np.flatnonzero(heads), config, layer)
-        ffn = compress_ffn(block, np.flatnonzero(neurons), config, neuron_multiple)
-        blocks.append(finish(attention | ffn))
-        heads_left, kv_left = (attention["q"].shape[1], attention["k"].shape[1]) if attention else (0, 0)
-        shapes.append(LayerShape(heads_left, kv_left, ffn["down"].shape[0] if ffn else 0))
+        picks = pick_heads(np.flatnonzero(heads), config)
+        picks |= pick_neurons(np.flatnonzero(neurons), config, neuron_multiple)
+        block = cut_block(layer_at(params, supernet, distribution, layer), picks, config)
+        if "down" in block and not neurons.any():
+            # Neurons that carry a bias add nothing else.
+            block["down"] *= 0
+        blocks.append(finish(block))
+        shapes.append(LayerShape(*(len(picks[axis].source) if axis in picks else 0 for axis in "NKF")))
     small = dataclasses.replace(config, layers=tuple(shapes))
     return params | {"blocks": joined(blocks, small)}, small
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
@@ -89,8 +89,8 @@ def nest(
     consume: bool = False,
     scratch: Scratch = TEMPORARY,
 ) -> Nested:
-    """Reorder the units of a dense model (blocks stacked) and its supernet by removal; what is on disk stays
-    there, in `scratch`.
+    """Reorder the units of a dense model (blocks stacked) and its supernet by removal, key/value heads left
+    where they are; what is on disk stays there, in `scratch`.
 
     With `consume`, the supernet's weights are overwritten, and it must not be used any more.
     """
@@ -100,13 +100,16 @@ def nest(
     in_unit = jnp.arange(heads // units)
     head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
     neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
-    block = params["blocks"]
-    axes = {"q": (head_order, 1), "gate": (neuron_order, 1), "up": (neuron_order, 1)}
-    axes |= {"q_bias": (head_order, 0), "gate_bias": (neuron_order, 0), "up_bias": (neuron_order, 0)}
-    moved = {name: reordered(block[name], *axes[name], scratch) for name in axes if name in block}
-    rest = {name: array for name, array in block.items() if name not in ("o", "down")}
+    orders = {"N": head_order, "F": neuron_order}
+    axes = {tensor.name: tensor.axes for tensor in config.tensors}
+    # The supernet has those of every level.
+    blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
+    for name in blocks:
+        for place, axis in enumerate(axes[name]):
+            if axis in orders:
+                blocks[name] = reordered(blocks[name], orders[axis], place, scratch)
     net = Nested(
-        params | {"blocks": rest | moved | {"kv_head": head_order // (heads // kv_heads)}},
+        params | {"blocks": blocks | {"kv_head": head_order // (heads // kv_heads)}},
         reordered(supernet.attn_out, head_order, 1, scratch, overwrite=consume),
         reordered(supernet.mlp_down, neuron_order, 1, scratch, overwrite=consume),
         supernet.kept,
@@ -116,22 +119,17 @@ def nest(
     return devices.spread(net, config.hidden)
 
 
-def attention_prefix(nested: Nested, layer: jax.Array, heads: int) -> Block:
-    """The first `heads` heads of a layer, all but their output weights."""
-    blocks = nested.params["blocks"]
-    whole = ("attn_norm", "k", "v", "k_bias", "v_bias", "o_bias")
-    block = {name: blocks[name][layer] for name in whole if name in blocks}
-    block |= {"q": blocks["q"][layer, :, :heads], "kv_head": blocks["kv_head"][layer, :heads]}
-    return block | ({"q_bias": blocks["q_bias"][layer, :heads]} if "q_bias" in blocks else {})
+def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, config: ModelConfig) -> Block:
+    """The first `units` heads or neurons of a layer's `sublayer`, all but their output weights."""
+    blocks, unit = nested.params["blocks"], UNIT_AXES[sublayer]
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == sublayer}
+    axes |= {"kv_head": "N"} if sublayer == "attention" else {}
+    del axes[OUTPUTS[sublayer]]
 
+    def cut(name: str) -> jax.Array:
+        return blocks[name][layer, *(slice(units if axis == unit else None) for axis in axes[name])]
 
-def ffn_prefix(nested: Nested, layer: jax.Array, neurons: int) -> Block:
-    """The first `neurons` neurons of a layer, all but their output weights."""
-    blocks = nested.params["blocks"]
-    block = {name: blocks[name][layer] for name in ("mlp_norm", "down_bias") if name in blocks}
-    block |= {name: blocks[name][layer, :, :neurons] for name in ("gate", "up")}
-    biases = ("gate_bias", "up_bias")
-    return block | {name: blocks[name][layer, :neurons] for name in biases if name in blocks}
+    return {name: cut(name) for name in axes}
 
 
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
@@ -180,7 +178,7 @@ def apply_layer(
 
     def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
-            block = attention_prefix(nested, site.layer, heads)
+            block = prefix(nested, site.layer, "attention", heads, config)
             units = decoder.attention_units(block, x, rope, config)
             out = project(nested.attn_out, site.layer, site.levels[ATTENTION], units)
             return x + out + block.get("o_bias", 0)
@@ -189,7 +187,7 @@ def apply_layer(
 
     def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
-            block = ffn_prefix(nested, site.layer, neurons)
+            block = prefix(nested, site.layer, "ffn", neurons, config)
             units = decoder.ffn_units(block, x, config)
             out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
             return x + out + block.get("down_bias", 0)

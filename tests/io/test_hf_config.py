@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.families import FAMILIES, config_from_hf, config_to_hf
+from tyr_jax.io.hf_config import config_from_hf, config_to_hf
+from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling
 
 LLAMA: dict[str, Any] = {

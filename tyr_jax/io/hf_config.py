@@ -1,0 +1,205 @@
+"""Reading and writing `config.json`: what each key means, and the way back.
+
+Every key falls into one of three kinds: it is *read*, it is *checked* (only one value is supported), or it is
+known not to change the function. Any other key is an error that names it, so a model can never be loaded as
+something it is not. What is particular to a family is in its entry (`tyr_jax.model.families`).
+
+As transformers does not build layers that differ, `auto_map` then names a file beside the weights that does
+(`tyr_jax.io.modeling_pruned`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tyr_jax.errors import UserError
+from tyr_jax.io.config_values import Json, flag, integer, number, unsupported
+from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
+from tyr_jax.io.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from tyr_jax.model.families import DEFAULTS, FAMILIES, WINDOW, Family
+from tyr_jax.model.spec import LayerShape, ModelConfig
+
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+"""Sizes that no default can stand in for."""
+
+CHECKED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "is_decoder": (True, False),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "pretraining_tp": (1, None),
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
+}
+"""Keys that must have one of these values when present, for every family."""
+
+READ = frozenset(
+    {"model_type", "architectures", "auto_map", "layer_types", "per_layer_config", *REQUIRED, *ROPE_KEYS}
+)
+"""Keys with a meaning of their own, read for every family."""
+
+HARMLESS = frozenset(
+    # How the model is stored, trained and run, not what it computes.
+    {"torch_dtype", "dtype", "transformers_version", "initializer_range", "attention_dropout", "use_cache"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"}
+    | {"decoder_start_token_id", "mask_token_id", "tokenizer_class", "prefix", "max_sequence_length"}
+    | {"hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_implementation", "attention_probs_dropout_prob"}
+    | {"allow_global_per_layer_attribute_access"}
+    # What it returns, and classification heads it does not have.
+    | {"output_hidden_states", "output_attentions", "output_scores", "return_dict", "return_dict_in_generate"}
+    | {"id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"}
+    # Generation settings that older versions kept here.
+    | {"max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "top_k"}
+    | {"num_beam_groups", "diversity_penalty", "temperature", "top_p", "typical_p", "repetition_penalty"}
+    | {"length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"}
+    | {"num_return_sequences", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"}
+    | {"exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"}
+    # Marks that other tools leave behind.
+    | {"torchscript", "use_bfloat16", "tf_legacy_loss", "gradient_checkpointing", "is_llama_config"}
+    | {"transformers.js_config", "unsloth_version", "unsloth_fixed", "name_or_path", "model_name"}
+)
+"""Keys that do not change the function, whatever their values; as are all that start with `_`."""
+
+MODELING = "modeling_pruned"
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.PrunedConfig",
+    "AutoModelForCausalLM": f"{MODELING}.PrunedForCausalLM",
+}
+"""Where transformers finds the classes of a model whose layers differ."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family a `config.json` belongs to; raises `UserError` naming any other `model_type`."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise unsupported("model_type", model_type, "one of " + ", ".join(FAMILIES))
+    return FAMILIES[model_type]
+
+
+def _check_keys(config: Mapping[str, Any], family: Family) -> None:
+    """Raise `UserError` naming the first key that is unknown or has a value that is not supported."""
+    checked = {**CHECKED, **family.checked}
+    known = READ | HARMLESS | family.read_keys | family.harmless | checked.keys()
+    unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+    if unknown:
+        raise UserError(
+            f"config key '{unknown[0]}' (value {config[unknown[0]]!r}) is unknown for a "
+            f"{config['model_type']} model, so it might change what the model computes; if not, remove it"
+        )
+    for key, allowed in checked.items():
+        if key in config and not any(config[key] == value for value in allowed):
+            raise unsupported(key, config[key], " or ".join(repr(value) for value in allowed))
+
+
+def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
+    """Only causal language models; `auto_map` is what a model with `per_layer_config` brings along."""
+    if config.get("auto_map") and not config.get("per_layer_config"):
+        raise unsupported("auto_map", config["auto_map"], "absent: custom modelling code is not run")
+    names = config.get("architectures")
+    if names and not config.get("auto_map") and list(names) != [family.architecture]:
+        raise unsupported("architectures", names, repr([family.architecture]))
+
+
+def _window(values: Mapping[str, Any], family: Family) -> int | None:
+    """Sliding-window size where the family reads one, with `layer_types` checked against it."""
+    given = WINDOW in family.read_keys and values[WINDOW] is not None
+    window = integer(values, WINDOW) if given else None
+    kind = "full_attention" if window is None else "sliding_attention"
+    types = values.get("layer_types")
+    if types is not None and (not isinstance(types, list) or any(name != kind for name in types)):
+        raise unsupported("layer_types", types, f"{kind!r} in every layer")
+    return window
+
+
+def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
+    if values["head_dim"] is not None:
+        head_dim = integer(values, "head_dim")
+    elif hidden % heads:
+        wanted = f"a divisor of hidden_size ({hidden}), or head_dim given"
+        raise unsupported("num_attention_heads", heads, wanted)
+    else:
+        head_dim = hidden // heads
+    if head_dim % 2:
+        raise unsupported("head_dim", head_dim, "even, for rotary embeddings")
+    return head_dim
+
+
+def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """What a `config.json` means.
+
+    Raises `UserError` naming the key when one is unknown, missing, contradictory or has a value that is
+    not supported.
+    """
+    family = family_of(config)
+    _check_keys(config, family)
+    _check_architecture(config, family)
+    values = {**DEFAULTS, **family.defaults, **config}
+    hidden, depth, ffn = (
+        integer(values, key) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
+    )
+    heads = integer(values, "num_attention_heads")
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = heads
+    kv_heads = integer(values, "num_key_value_heads")
+    if heads % kv_heads:
+        raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
+    theta, scaling = rope_from_hf(values)
+    present = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
+    return ModelConfig(
+        family=config["model_type"],
+        vocab=integer(values, "vocab_size"),
+        hidden=hidden,
+        head_dim=_head_dim(values, hidden, heads),
+        layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),
+        norm_eps=number(values, "rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=integer(values, "max_position_embeddings"),
+        window=_window(values, family),
+        tied=flag(values, "tie_word_embeddings"),
+        **present,
+    )
+
+
+def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
+    """The `config.json` of `config`: `base` (the original one, or `{}`) with every size brought up to date.
+
+    Inverse of `config_from_hf`. Raises `ValueError` for a `config` its family has no keys for.
+    """
+    family = FAMILIES[config.family]
+    dense = global_shape(config, base)
+    result = {key: value for key, value in base.items() if key not in ROPE_KEYS | {"per_layer_config"}}
+    result |= {
+        "model_type": config.family,
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "intermediate_size": dense.ffn,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": dense.heads,
+        "num_key_value_heads": dense.kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied,
+        **rope_to_hf(config, base),
+    }
+    result.setdefault("architectures", [family.architecture])
+    result.setdefault("hidden_act", "silu")
+    result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
+    if WINDOW in family.read_keys:
+        result[WINDOW] = config.window
+    if per_layer := layers_to_hf(config, dense):
+        result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}
+        result["architectures"] = ["PrunedForCausalLM"]
+        # Or else transformers cannot even read the configuration to choose a tokenizer's class.
+        result["allow_global_per_layer_attribute_access"] = True
+    elif "auto_map" in result:
+        # The modelling file that read `per_layer_config` has nothing left to read.
+        del result["auto_map"]
+        result["architectures"] = [family.architecture]
+    if config_from_hf(result) != config:
+        raise ValueError(f"a {config.family} config.json cannot express {config}")
+    return result
