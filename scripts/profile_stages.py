@@ -28,12 +28,12 @@ from markdown_table import print_header, print_row
 from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import layer_block
+from tyr_jax.model.spec import OUTPUTS, layer_block
 from tyr_jax.pruning import fold, hessian
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import prune_site
 from tyr_jax.scoring import nested, slopes
-from tyr_jax.scoring.objective import KL
+from tyr_jax.scoring.objective import KL, Scoring
 from tyr_jax.scoring.teacher import teacher_targets
 
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*")
@@ -131,7 +131,7 @@ def programs(profile: Profile) -> Iterator[Program]:
     x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
     for kind, size in ((space.ATTENTION, width), (space.FFN, ffn)):
         name, one = space.KINDS[kind], {"kind": kind, "config": config}
-        enter, leave, weight = fold.site_statistics, fold.add_output, block[fold.PROJECTIONS[kind]]
+        enter, leave, weight = fold.site_statistics, fold.add_output, block[OUTPUTS[space.KINDS[kind]]]
         gram = jnp.zeros((1, size, size))
         yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)
@@ -144,17 +144,17 @@ def programs(profile: Profile) -> Iterator[Program]:
     net = nested.nest(params, random_supernet(config, grid), config)
     candidates = random_offspring(grid, 4)
     crowd, _ = nested.arrange_population(net, candidates, np.arange(1), length)
-    (part,) = nested.parts_of(net, range(config.depth), config, objective)
+    scoring = Scoring.of_model(config, objective)
+    (part,) = nested.parts_of(net, range(config.depth), scoring)
     seen = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
-    static = {"config": config, "observed": ()}
+    static = {"scoring": scoring}
     states, _ = nested.run_trunk(net, *crowd.lead(part), seen, **static)
     # All layers run, as if the trunk shared none.
     chunk = crowd.chunk(0, part, states)._replace(shared=jnp.int32(-1))
-    scored = static | {"objective": objective}
-    yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), scored)
+    yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), static)
     centre, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
     begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
-    yield Program("search: slopes", slopes.last_slopes, (net, centre, shares, begun, pool), scored)
+    yield Program("search: slopes", slopes.last_slopes, (net, centre, shares, begun, pool), static)
 
 
 def main(profile: Profile) -> None:

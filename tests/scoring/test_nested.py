@@ -15,7 +15,7 @@ from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring import chunking, nested, population, slopes
-from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, TeacherBatch
+from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
 from tyr_jax.search.contract import SearchSpace
@@ -113,11 +113,14 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
     buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), take(world.pool, np.arange(2))
     seen = decoder.begin(decoder.outside(net.params), batch.tokens[None])
-    states, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, seen, world.config, ())
+    scoring = Scoring.of_model(world.config, KL_DIVERGENCE)
+    states, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, seen, scoring)
     chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), states)
     for broken in range(3):
         poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
-        (value,) = nested.score_chunk(poisoned, chunk, None, batch, world.config, KL_DIVERGENCE, ())
+        (value,) = nested.score_chunk(
+            poisoned, chunk, None, batch, Scoring.of_model(world.config, KL_DIVERGENCE)
+        )
         assert np.isfinite(value) == (broken < shared)
 
 

@@ -18,7 +18,7 @@ from jax import ShapeDtypeStruct
 from tyr_jax.evaluation import quality
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import planned_grid, planned_space
 from tyr_jax.pruning import fold, hessian, linalg, obs, supernet
 from tyr_jax.pruning.site import prune_site
@@ -26,7 +26,7 @@ from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.chunking import chunk_shape, part_rows
-from tyr_jax.scoring.objective import Objective, TeacherBatch
+from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_answer
 from tyr_jax.search import surrogate
 from tyr_jax.settings import Settings
@@ -72,7 +72,7 @@ def site_stages(
 ) -> list[Program]:
     """What a site takes in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning, and
     the residual behind it."""
-    weight, static = block[fold.PROJECTIONS[kind]], {"kind": kind, "config": config}
+    weight, static = block[OUTPUTS[KINDS[kind]]], {"kind": kind, "config": config}
     size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
     gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
@@ -142,18 +142,17 @@ def scoring_stages(
     outside = decoder.outside(net.params)
     seen = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
     name = f"{shape.rows} × {length} tokens"
-    objective, observed = settings.objective, settings.objective.observed_layers(depth)
-    static = {"config": config, "observed": observed}
+    scoring = Scoring.of_model(config, settings.objective)
+    static = {"scoring": scoring}
     trunk = Program(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, seen), static)
     states, seen = trunk.result()
     states, seen = devices.place(states, axis=1), devices.place(seen)
-    scored = {"config": config, "objective": objective}
-    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, seen, batch), scored)
+    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, seen, batch), static)
     levels, buckets = (devices.place(integers((rows, 2, depth))) for rows in (n * shape.width, n))
     chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
-    loops = (depth,) * (1 + len(set(observed)))
+    loops = (depth,) * (1 + len(set(scoring.observed)))
     name = f"search: {shape.width} candidates, {name}"
-    score = Program(name, nested.score_chunk, (net, chunk, None, batch), static | scored, loops)
+    score = Program(name, nested.score_chunk, (net, chunk, None, batch), static, loops)
     return [trunk, own, score]
 
 
@@ -202,8 +201,7 @@ def search_stages(
         shares = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
         begun = Program("", decoder.begin, (decoder.outside(params), batch.tokens), {}).result()
         arguments = net, levels, devices.place(shares), devices.place(begun), batch
-        observed = objective.observed_layers(config.depth)
-        static = {"config": config, "objective": objective, "observed": observed}
+        static = {"scoring": Scoring.of_model(config, objective)}
         yield Program("search: slopes", slopes.last_slopes, arguments, static)
         sizes.add((1 + len(surrogate.CAUTIONS), count))
     named = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import PrunedSite, prune_site
@@ -35,10 +35,7 @@ from tyr_jax.pruning.supernet import (
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch, on_disk
-from tyr_jax.space import ATTENTION, KINDS, LevelGrid
-
-PROJECTIONS = ("o", "down")
-"""The output projections that are pruned, by kind."""
+from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
 
 SHARE_TOKENS = 4096
 """Tokens of the first batch that tell how much of the residual stream a site's output is."""
@@ -228,7 +225,8 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     block = devices.spread(block, config.hidden)
     seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
-    for kind, projection in enumerate(PROJECTIONS):
+    for kind in (ATTENTION, FFN):
+        projection = OUTPUTS[KINDS[kind]]
         weight = block[projection]
         dense = weight.reshape(-1, config.hidden)
         units, gram = collect(kind, block, fold, len(dense), config)

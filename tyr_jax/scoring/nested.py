@@ -14,6 +14,7 @@ Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers,
 `H` head dim, `F` FFN width, `U` units of a site.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
 from tyr_jax.scoring.chunking import ChunkedPopulation, chunk_population
-from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
 from tyr_jax.space import ATTENTION, FFN, KINDS, values_at
 
@@ -258,28 +259,27 @@ def apply_to_chunks(
     return devices.divided(own, whole=3)(one, index, rope, chunks, x)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "observed"))
+@functools.partial(jax.jit, static_argnames="scoring")
 def run_trunk(
     nested: Nested,
     trunk: jax.Array,
     buckets: jax.Array,
     seen: ForwardState,
-    config: ModelConfig,
-    observed: tuple[int, ...],
+    scoring: Scoring,
 ) -> tuple[jax.Array, ForwardState]:
     """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
     last, and what it has made then of what n devices have `seen` before; sites run at `buckets [2, L]`."""
     (_, depth), x = trunk.shape, seen.residual
     trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
-    rope = decoder.rope_tables(config, x.shape[-2])
+    rope = decoder.rope_tables(scoring.config, x.shape[-2])
 
     def step(layer: jax.Array, states: jax.Array) -> jax.Array:
-        x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, config)
+        x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, scoring.config)
         return states.at[layer + 1].set(x)
 
     states = jnp.zeros((depth + 1, *x.shape), x.dtype).at[0].set(x)
     states = jax.lax.fori_loop(0, depth, step, states)
-    return states, decoder.watch(seen, lambda x, start, stop: states[stop], depth, observed)
+    return states, decoder.watch(seen, lambda x, start, stop: states[stop], depth, scoring.observed)
 
 
 class Chunk(NamedTuple):
@@ -292,73 +292,67 @@ class Chunk(NamedTuple):
     states: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "observed"))
-def advance_chunk(
-    nested: Nested, chunk: Chunk, seen: ForwardState | None, config: ModelConfig, observed: tuple[int, ...]
-) -> ForwardState:
+@functools.partial(jax.jit, static_argnames="scoring")
+def advance_chunk(nested: Nested, chunk: Chunk, seen: ForwardState | None, scoring: Scoring) -> ForwardState:
     """What candidates make, in all layers of `nested`, of what they have `seen` before, or else of what the
-    trunk begins with; `shared` and `observed` layers are counted from the first of `nested`."""
+    trunk begins with; `shared` and observed layers are counted from the first of `nested`."""
     count, _, depth = chunk.candidates.shape
-    rope = decoder.rope_tables(config, chunk.states.shape[-2])
+    rope = decoder.rope_tables(scoring.config, chunk.states.shape[-2])
 
     def of_trunk(layer: jax.Array | int) -> jax.Array:
         return jnp.repeat(chunk.states[layer], count // len(chunk.buckets), axis=0)
 
     def step(layer: jax.Array, x: jax.Array) -> jax.Array:
-        return apply_to_chunks(nested, layer, chunk.candidates, chunk.buckets, x, rope, config)
+        return apply_to_chunks(nested, layer, chunk.candidates, chunk.buckets, x, rope, scoring.config)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
         first = jnp.clip(chunk.shared, start, stop)
         x = jnp.where(chunk.shared >= start, of_trunk(first), x)
         return jax.lax.fori_loop(first, stop, step, x)
 
-    return decoder.watch(seen or ForwardState.begin(of_trunk(0)), advance, depth, observed)
+    return decoder.watch(seen or ForwardState.begin(of_trunk(0)), advance, depth, scoring.observed)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "objective"))
-def score_candidates(
-    params: Params, seen: ForwardState, batch: TeacherBatch, config: ModelConfig, objective: Objective
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="scoring")
+def score_candidates(params: Params, seen: ForwardState, batch: TeacherBatch, scoring: Scoring) -> jax.Array:
     """Objective `[n · C]` of candidates, each on its device's part of a batch, from what they have made of it
     behind their last layer; `params` has what lies outside the blocks."""
 
     def own(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
-        return jax.vmap(lambda seen: score_seen(params, seen, batch, config, objective))(seen)
+        return jax.vmap(lambda seen: scoring.score(params, seen, batch))(seen)
 
     return devices.divided(own, whole=1)(params, seen, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+@functools.partial(jax.jit, static_argnames="scoring")
 def score_chunk(
     nested: Nested,
     chunk: Chunk,
     seen: ForwardState | None,
     batch: TeacherBatch,
-    config: ModelConfig,
-    objective: Objective,
-    observed: tuple[int, ...],
+    scoring: Scoring,
 ) -> jax.Array:
     """Objective `[n · C]` of candidates, each on its device's part of a batch, whose last layers are those of
     `nested`; otherwise as `advance_chunk`."""
-    seen = advance_chunk(nested, chunk, seen, config, observed)
-    return score_candidates(decoder.outside(nested.params), seen, batch, config, objective)
+    seen = advance_chunk(nested, chunk, seen, scoring)
+    return score_candidates(decoder.outside(nested.params), seen, batch, scoring)
 
 
 class Part(NamedTuple):
-    """Layers of a nested supernet that are on the devices at a time, from `start` on, before `stop`; those
-    `observed` are counted from there."""
+    """Layers of a nested supernet that are on the devices at a time, from `start` on, before `stop`;
+    `scoring` counts the observed ones from there."""
 
     net: Nested
     start: int
     stop: int
-    observed: tuple[int, ...]
+    scoring: Scoring
 
     def share(self, tokens: int, depth: int) -> int:
         """Of so many tokens that go through `depth` layers, as many as these layers are the work of."""
         return tokens * self.stop // depth - tokens * self.start // depth
 
 
-def parts_of(nested: Nested, layers: range, config: ModelConfig, objective: Objective) -> Iterator[Part]:
+def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
     """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
     stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
     for segment in offload.segments(stacks, layers):
@@ -366,8 +360,8 @@ def parts_of(nested: Nested, layers: range, config: ModelConfig, objective: Obje
         params = nested.params | {"blocks": weights["blocks"]}
         levels = {"attn_out": weights["attn_out"], "mlp_down": weights["mlp_down"]}
         net = nested.replace(params=params, kept=nested.kept[:, start:stop], **levels)  # type: ignore[attr-defined]
-        observed = segment.own(objective.observed_layers(config.depth))
-        yield Part(devices.spread(net, config.hidden), start, stop, observed)
+        own = dataclasses.replace(scoring, observed=segment.own(scoring.observed))
+        yield Part(devices.spread(net, scoring.config.hidden), start, stop, own)
 
 
 class Population(NamedTuple):
@@ -426,19 +420,19 @@ def score_population(
     trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
     seen: list[list[ForwardState | None]] = [[None] * len(work.chunks) for _ in batches]
     scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.shape.width)), []
-    for part in parts_of(nested, range(depth), config, objective):
+    for part in parts_of(nested, range(depth), Scoring.of_model(config, objective)):
         lead = crowd.lead(part)
         for index, batch in enumerate(batches):
-            states, trunks[index] = run_trunk(part.net, *lead, trunks[index], config, part.observed)
+            states, trunks[index] = run_trunk(part.net, *lead, trunks[index], part.scoring)
             if part.stop == depth:
-                own_scores.append(score_candidates(outside, trunks[index], batch, config, objective))
+                own_scores.append(score_candidates(outside, trunks[index], batch, part.scoring))
             for number, real in enumerate(work.real):
                 ahead = part.net, crowd.chunk(number, part, states), seen[index][number]
                 if part.stop == depth:
-                    found = score_chunk(*ahead, batch, config, objective, part.observed)
+                    found = score_chunk(*ahead, batch, part.scoring)
                     scores[index, number] = devices.fetch(found)
                 else:
-                    seen[index][number] = advance_chunk(*ahead, config, part.observed)
+                    seen[index][number] = advance_chunk(*ahead, part.scoring)
                 on_chunk(part.share(real * work.together * length, depth))
     on_chunk(sequences.size * length)
     values = np.append(work.means(scores), np.mean(devices.fetch(own_scores)))

@@ -17,7 +17,7 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `L` layers, `O` observed la
 
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -171,14 +171,26 @@ OBJECTIVES: dict[str, type[Objective]] = {each.name: each for each in (KL, Hidde
 """By name, as `--objective` has it."""
 
 
-def score_seen(
-    params: Params, seen: ForwardState, batch: TeacherBatch, config: ModelConfig, objective: Objective
-) -> jax.Array:
-    """The objective of a model, on one device, from what it has made of the batch behind its last layer;
-    `params` has what lies outside its blocks."""
-    head = decoder.head(params)
-    final = decoder.rms_norm(seen.residual, params["final_norm"], config.norm_eps)
-    return objective(batch, Student(head, final, log_normaliser(head, final), seen.outputs))
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How what a model makes of a batch becomes a number: its configuration, the objective, and the layers
+    whose outputs are observed, counted from the first of those at hand."""
+
+    config: ModelConfig
+    objective: Objective
+    observed: tuple[int, ...]
+
+    @classmethod
+    def of_model(cls, config: ModelConfig, objective: Objective) -> Self:
+        """With all layers at hand."""
+        return cls(config, objective, objective.observed_layers(config.depth))
+
+    def score(self, params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
+        """The objective of a model, on one device, from what it has made of the batch behind its last layer;
+        `params` has what lies outside its blocks."""
+        head = decoder.head(params)
+        final = decoder.rms_norm(seen.residual, params["final_norm"], self.config.norm_eps)
+        return self.objective(batch, Student(head, final, log_normaliser(head, final), seen.outputs))
 
 
 def check_objective(objective: Objective, config: ModelConfig, dtype: jnp.dtype) -> None:

@@ -19,7 +19,7 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring.chunking import chunk_population
-from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
 from tyr_jax.space import ATTENTION, FFN
 
@@ -43,8 +43,9 @@ def score_chunk(
     def alone(distribution: jax.Array) -> jax.Array:
         layers = params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T
         seen = ForwardState.begin(decoder.embed(params, batch.tokens))
-        seen = decoder.scan_layers(layers, apply, seen, config, objective.observed_layers(config.depth))
-        return score_seen(params, seen, batch, config, objective)
+        scoring = Scoring.of_model(config, objective)
+        seen = decoder.scan_layers(layers, apply, seen, config, scoring.observed)
+        return scoring.score(params, seen, batch)
 
     return jax.vmap(alone)(candidates)
 

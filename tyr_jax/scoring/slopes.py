@@ -21,7 +21,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.runtime import devices
 from tyr_jax.scoring.chunking import part_rows
 from tyr_jax.scoring.nested import Nested, Part, parts_of
-from tyr_jax.scoring.objective import Objective, TeacherBatch, score_seen
+from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
 
 SLOPE_TOKENS = 512
@@ -55,69 +55,65 @@ def chosen_layers(
     levels: jax.Array,
     shares: jax.Array,
     seen: ForwardState,
-    config: ModelConfig,
-    observed: tuple[int, ...],
+    scoring: Scoring,
 ) -> ForwardState:
     """All layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` that all levels
     have in each site, one for each device's part of a batch."""
 
     def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
         out, down = (weight[0] for weight in weights)
-        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, config)
+        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, scoring.config)
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, stacks, levels, shares = layer
         chosen = [pick_level(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
         # Chosen where the levels lie, and so are the slopes: no device gathers them all.
-        weights = devices.place(devices.spread(chosen, config.hidden))
+        weights = devices.place(devices.spread(chosen, scoring.config.hidden))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
     stacks = [nested.attn_out, nested.mlp_down]
     layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0)
-    return decoder.scan_layers(layers, apply, seen, config, observed)
+    return decoder.scan_layers(layers, apply, seen, scoring.config, scoring.observed)
 
 
-advance = jax.jit(chosen_layers, static_argnames=("config", "observed"))
+advance = jax.jit(chosen_layers, static_argnames="scoring")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "objective", "observed"))
+@functools.partial(jax.jit, static_argnames="scoring")
 def last_slopes(
     nested: Nested,
     levels: jax.Array,
     shares: jax.Array,
     seen: ForwardState,
     batch: TeacherBatch,
-    config: ModelConfig,
-    objective: Objective,
-    observed: tuple[int, ...],
+    scoring: Scoring,
 ) -> Gradients:
     """Gradients of the objective, where the last layers are those of `nested`."""
 
     def evaluate(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
-        return score_seen(params, seen, batch, config, objective)[None]
+        return scoring.score(params, seen, batch)[None]
 
     def loss(shares: jax.Array, seen: ForwardState) -> jax.Array:
         # A part's objective depends on its own shares alone.
-        seen = chosen_layers(nested, levels, shares, seen, config, observed)
+        seen = chosen_layers(nested, levels, shares, seen, scoring)
         return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), seen, batch))
 
     return jax.grad(loss, argnums=(0, 1))(shares, seen)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "observed"))
+@functools.partial(jax.jit, static_argnames="scoring")
 def earlier_slopes(
     nested: Nested,
     levels: jax.Array,
     shares: jax.Array,
     seen: ForwardState,
     behind: ForwardState,
-    config: ModelConfig,
-    observed: tuple[int, ...],
+    scoring: Scoring,
 ) -> Gradients:
     """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
 
     def run(shares: jax.Array, seen: ForwardState) -> ForwardState:
-        return chosen_layers(nested, levels, shares, seen, config, observed)
+        return chosen_layers(nested, levels, shares, seen, scoring)
 
     return jax.vjp(run, shares, seen)[1](behind)
 
@@ -133,6 +129,7 @@ def pool_slopes(
 ) -> np.ndarray:
     """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
     `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each; `on_chunk` is told the tokens done."""
+    scoring = Scoring.of_model(config, objective)
     length, together = pool.tokens.shape[1], devices.count()
     parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))
     filled = np.pad(parts, ((0, -len(parts) % together), (0, 0)), mode="edge")
@@ -161,15 +158,15 @@ def pool_slopes(
             on_chunk(part.share(tokens[index], config.depth))
         return given
 
-    for part in parts_of(nested, range(config.depth), config, objective):
+    for part in parts_of(nested, range(config.depth), scoring):
         if part.stop == config.depth:
-            last = functools.partial(last_slopes, config=config, objective=objective, observed=part.observed)
+            last = functools.partial(last_slopes, scoring=part.scoring)
             behind = sloped(part, last, seen, batches)
         else:
             before.append(devices.fetch(seen))
-            seen = [advance(part.net, *at(part), own, config, part.observed) for own in seen]
-    for part in parts_of(nested, range(len(before))[::-1], config, objective):
-        earlier = functools.partial(earlier_slopes, config=config, observed=part.observed)
+            seen = [advance(part.net, *at(part), own, part.scoring) for own in seen]
+    for part in parts_of(nested, range(len(before))[::-1], scoring):
+        earlier = functools.partial(earlier_slopes, scoring=part.scoring)
         behind = sloped(part, earlier, before.pop(), behind)
     slopes = gradients - np.take_along_axis(gradients, distribution[None, None, ..., None], axis=-1)
     return slopes.reshape(-1, *slopes.shape[2:])[: len(parts)]

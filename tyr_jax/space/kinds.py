@@ -1,8 +1,9 @@
 """The two kinds of site: row 0 is attention (units: heads or key/value groups), row 1 the FFN (neurons)."""
 
 import dataclasses
+from typing import Literal
 
-KINDS = ("attention", "ffn")
+KINDS: tuple[Literal["attention"], Literal["ffn"]] = ("attention", "ffn")
 
 
 ATTENTION, FFN = 0, 1
