@@ -1,5 +1,6 @@
 """The fold over blocks against a naive one that runs every level's forward and averages the outputs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,9 +34,10 @@ class World(NamedTuple):
     def grid(self, settings: PruningSettings, centres: np.ndarray = CENTRES) -> LevelGrid:
         return space.level_grid(settings.kinds(self.config), centres, LEVELS, 0.2)
 
-    def build(self, settings: PruningSettings, **options: Any) -> Supernet:
+    def build(self, settings: PruningSettings, seed: int = 0, **options: Any) -> Supernet:
         options = {"batch_tokens": 3 * LENGTH} | options
-        return build_supernet(self.params, [self.tokens], self.plan(settings), **options)
+        plan = dataclasses.replace(self.plan(settings), seed=seed)
+        return build_supernet(self.params, [self.tokens], plan, **options)
 
     def plan(self, settings: PruningSettings, grid: LevelGrid | None = None) -> FoldPlan:
         return FoldPlan(self.config, grid or self.grid(settings), settings)

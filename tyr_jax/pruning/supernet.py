@@ -1,12 +1,8 @@
-"""The supernet: every site at every level, built by one fold over the blocks (method §2, Algorithm 2).
+"""The supernet: every site at every level, stacked, and the levels that are chosen of it (method §2).
 
-Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated
-result → its Hessian → prune `down_proj` → next. What a site passes on is its output under the weight
-`W̄ = Σ_e p_e W_e`; the site is linear in its weight, so that is the expectation of Eq. 5 over levels with
-probabilities `p`, and every mode of error accumulation is one choice of `p`.
+The fold over the blocks (`tyr_jax.pruning.fold`) fills it a layer at a time.
 
-Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
-`F` FFN width, `U` units of a site.
+Axis letters: `L` layers, `E` levels, `N` heads, `H` head dim, `F` FFN width, `D` hidden, `U` units of a site.
 """
 
 import functools
