@@ -64,7 +64,8 @@ class Working(NamedTuple):
 def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Working]:
     """The programs with the most at work, on the current devices, with weights and activations of `dtype`."""
     itemsize, n = dtype.itemsize, devices.count()
-    needs = {need.stage: need for need, _ in plan.needs(config, settings, itemsize, n)}
+    load = plan.Load(config, settings, itemsize, n)
+    needs = {need.stage: need for need, _ in plan.needs(load)}
     found = {stage.name: stage for stage in programs.all_stages(config, settings, dtype)}
 
     def memory(name: str) -> Any:
@@ -78,12 +79,12 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     rows = [
         Working(
             "ffn: statistics",
-            plan.statistics_working(config, settings, itemsize, n),
+            plan.statistics_working(load),
             gram + statistics.temp_size_in_bytes,
         ),
         Working(
             "ffn: pruning",
-            plan.site_working(config, n),
+            plan.site_working(load),
             pruning.argument_size_in_bytes + pruning.temp_size_in_bytes,
         ),
     ]

@@ -37,7 +37,7 @@ class Table:
 
 def most_memory(config: ModelConfig, settings: Settings, n: int) -> float:
     """Bytes of each of `n` devices."""
-    return max(need.memory for need, _ in plan.needs(config, settings, ITEMSIZE, n))
+    return max(need.memory for need, _ in plan.needs(plan.Load(config, settings, ITEMSIZE, n)))
 
 
 def main(table: Table) -> None:
@@ -47,10 +47,11 @@ def main(table: Table) -> None:
     memory = "memory, GB", "with `--offload`, GB"
     print_header("model", "devices", *memory, "host, GB", "disk, GB", "PFLOP", "minutes")
     for name, config in MODELS.items():
-        host = sum(plan.host_bytes(config, settings, ITEMSIZE).values())
-        files = sum(plan.disk_bytes(config, settings, ITEMSIZE, ITEMSIZE).values())
+        alone = plan.Load(config, settings, ITEMSIZE, 1)
+        host = sum(plan.host_bytes(alone).values())
+        files = sum(plan.disk_bytes(alone, ITEMSIZE).values())
         for n in table.devices:
-            work = sum(times * need.flops for need, times in plan.needs(config, settings, ITEMSIZE, n))
+            work = sum(times * need.flops for need, times in plan.needs(alone._replace(n=n)))
             sizes = most_memory(config, settings, n), most_memory(config, disk, n), host, files
             minutes = work / (n * table.flops) / 60
             amounts = (f"{size / 1e9:.0f}" for size in sizes)

@@ -37,7 +37,7 @@ HF_8B = {
 
 
 def needs(settings: Settings = HALF, itemsize: int = 4, n: int = 1) -> dict[str, plan.Need]:
-    return {need.stage: need for need, _ in plan.needs(LLAMA_8B, settings, itemsize, n)}
+    return {need.stage: need for need, _ in plan.needs(plan.Load(LLAMA_8B, settings, itemsize, n))}
 
 
 def test_what_one_knows_of_a_model() -> None:
@@ -46,7 +46,10 @@ def test_what_one_knows_of_a_model() -> None:
     first = paper["first supernet"]
     assert first.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
     assert first.supernet == 9 * 32 * 4096 * (4096 + 14336) * 2
-    assert plan.host_bytes(LLAMA_8B, PRESETS["paper"], 2)["writing residuals"] == 4 * 2**20 * 4096 * 2
+    assert (
+        plan.host_bytes(plan.Load(LLAMA_8B, PRESETS["paper"], 2, 1))["writing residuals"]
+        == 4 * 2**20 * 4096 * 2
+    )
     # A pass over 4M tokens takes 2 FLOPs for a token and weight, and attention; XᵀX half as much again.
     assert 2 * 6.98e9 * 2**22 < first.flops < 3 * 2 * 6.98e9 * 2**22
     assert "descent" not in paper
@@ -64,13 +67,13 @@ def test_devices_share() -> None:
 def test_work_is_counted_as_often_as_it_is_done() -> None:
     three = dataclasses.replace(HALF.rounds, rounds=3)
     several = dataclasses.replace(HALF, sparsity=(0.25, 0.5), rounds=three)
-    times = {need.stage: count for need, count in plan.needs(LLAMA_8B, several, 4, 1)}
+    times = {need.stage: count for need, count in plan.needs(plan.Load(LLAMA_8B, several, 4, 1))}
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
     assert times["search"] == times["descent"] == 2 * 3
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
-    assert [need.stage for need, _ in plan.needs(LLAMA_8B, uniform, 4, 1)] == [
+    assert [need.stage for need, _ in plan.needs(plan.Load(LLAMA_8B, uniform, 4, 1))] == [
         "dense answers", "last pruning", "evaluation",
     ]  # fmt: skip
 
@@ -147,5 +150,6 @@ def test_what_stays_on_disk_is_not_in_memory() -> None:
     assert search.weights == pytest.approx(layer + 2 * (2 * 128256 * 4096 + 4096), rel=1e-3)
     assert all(offloaded[stage].memory < memory[stage].memory for stage in memory)
     assert [need.flops for need in offloaded.values()] == [need.flops for need in memory.values()]
-    assert plan.disk_bytes(LLAMA_8B, disk, 2, 2)["weights that stay on disk"] > levels
-    assert plan.disk_bytes(LLAMA_8B, HALF, 2, 2)["weights that stay on disk"] == 0
+    (on_disk, in_memory) = (plan.disk_bytes(plan.Load(LLAMA_8B, each, 2, 1), 2) for each in (disk, HALF))
+    assert on_disk["weights that stay on disk"] > levels
+    assert in_memory["weights that stay on disk"] == 0

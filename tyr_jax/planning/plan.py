@@ -41,6 +41,16 @@ class PlanSettings:
     """Plan times for devices that reach so many FLOP/s each, such as 1e14."""
 
 
+class Load(NamedTuple):
+    """What is planned: pruning a model of `config` as `settings` say, with weights and activations that take
+    `itemsize` bytes a number, on `n` devices."""
+
+    config: ModelConfig
+    settings: Settings
+    itemsize: int
+    n: int
+
+
 class Need(NamedTuple):
     """What a stage needs: bytes of a device for `weights`, the `supernet`, `text` (tokens' activations and
     answers that stay) and `working` (what is there only while a program runs); and `flops` in all."""
@@ -87,14 +97,16 @@ def site_sizes(config: ModelConfig) -> tuple[int, int]:
     return shape.heads * config.head_dim, shape.ffn
 
 
-def weight_bytes(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+def weight_bytes(load: Load) -> float:
     """Bytes of a dense model's weights on each of `n` devices; of those on disk, a layer's."""
+    config, _, itemsize, n = load
     in_blocks, total = count_parameters(config)
-    return itemsize * (total - in_blocks + share_held(in_blocks, config, settings)) / n
+    return itemsize * (total - in_blocks + share_held(in_blocks, load)) / n
 
 
-def share_held(count: float, config: ModelConfig, settings: Settings) -> float:
+def share_held(count: float, load: Load) -> float:
     """Of what all layers have `count` of, as much as is on the devices at a time."""
+    config, settings, _, _ = load
     return count / config.depth if settings.offload else count
 
 
@@ -109,11 +121,12 @@ def evaluation_tokens(settings: Settings) -> int:
     return (len(data.calibration) + len(data.evaluation)) * data.evaluation_windows * data.evaluation_length
 
 
-def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: int) -> dict[str, int]:
+def disk_bytes(load: Load, written: int) -> dict[str, int]:
     """Bytes on disk, by what they are for, at the moment of a run when they are most.
 
     `itemsize` is that of the weights and residuals in memory, `written` that of the weights written.
     """
+    config, settings, itemsize, _ = load
     data, targets = settings.data, len(settings.sparsity)
     searching = settings.rounds.rounds > 0
     search = data.search_tokens if searching else 0
@@ -129,13 +142,14 @@ def disk_bytes(config: ModelConfig, settings: Settings, itemsize: int, written: 
         "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
-        "weights that stay on disk": offloaded_bytes(config, settings, itemsize) if settings.offload else 0,
+        "weights that stay on disk": offloaded_bytes(load) if settings.offload else 0,
     }
 
 
-def offloaded_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> int:
+def offloaded_bytes(load: Load) -> int:
     """Bytes on disk of weights that are not in memory, beside the dense model's own files: the supernet that
     is searched and the dense model in the order of removal, and two pruned models."""
+    config, settings, itemsize, _ = load
     targets, models = len(settings.sparsity), 2 * itemsize * count_parameters(config)[0]
     if not settings.rounds.rounds:
         return models
@@ -163,9 +177,10 @@ def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
     return tokens * itemsize * (2 * config.hidden + 2 * config.dense_shape.ffn)
 
 
-def layer_working(config: ModelConfig, tokens: int, length: int, itemsize: int, n: int) -> float:
+def layer_working(tokens: int, length: int, load: Load) -> float:
     """Bytes at work when a layer runs on `tokens` tokens of a device: of what is divided, a sublayer's
     weights are gathered at a time."""
+    config, _, itemsize, n = load
     shape, gathered = config.dense_shape, itemsize * config.hidden * (n > 1)
     attention = gathered * 2 * config.head_dim * (shape.heads + shape.kv_heads)
     ffn = gathered * 3 * shape.ffn
@@ -175,8 +190,9 @@ def layer_working(config: ModelConfig, tokens: int, length: int, itemsize: int, 
     )
 
 
-def head_working(config: ModelConfig, tokens: int, itemsize: int, n: int) -> float:
+def head_working(tokens: int, load: Load) -> float:
     """Bytes at work when the head runs: it is gathered, and a part of the vocabulary has logits."""
+    config, _, itemsize, n = load
     gathered = itemsize * config.vocab * config.hidden if n > 1 else 0
     return gathered + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
 
@@ -199,69 +215,74 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
 
 
-def statistics_working(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> float:
+def statistics_working(load: Load) -> float:
     """Bytes at work when XᵀX of an FFN's site is added up: a device's own, of blocks cut out of X."""
+    config, settings, _, n = load
     together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
     size = site_sizes(config)[1]
-    return FLOAT * size * (size + together) + layer_working(config, together, length, itemsize, n)
+    return FLOAT * size * (size + together) + layer_working(together, length, load)
 
 
-def site_working(config: ModelConfig, n: int) -> float:
+def site_working(load: Load) -> float:
     """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
     becomes of it, and of a level's weights."""
+    config, _, _, n = load
     size = site_sizes(config)[1]
     return FLOAT * size * (4 * size + config.hidden) / n
 
 
-def fold_need(name: str, levels: int, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+def fold_need(name: str, levels: int, load: Load) -> Need:
     """What building a supernet of so many levels needs; of one level, pruning to an answer."""
+    config, settings, itemsize, n = load
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    supernet = share_held(levels * level_bytes(config, itemsize) / n, config, settings)
-    working = max(statistics_working(config, settings, itemsize, n), site_working(config, n))
+    supernet = share_held(levels * level_bytes(config, itemsize) / n, load)
+    working = max(statistics_working(load), site_working(load))
     # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
-    weights = weight_bytes(config, settings, itemsize, n)
+    weights = weight_bytes(load)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
 
-def answers_need(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+def answers_need(load: Load) -> Need:
     """What the dense model's answers on search and evaluation text need."""
+    config, settings, _, n = load
     data = settings.data
     together = min(BATCH_TOKENS, -(-data.search_tokens // n))
     working = max(
-        layer_working(config, together, data.search_length, itemsize, n),
-        head_working(config, together, itemsize, n),
+        layer_working(together, data.search_length, load),
+        head_working(together, load),
     )
     units = unit_counts(config)
     texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
     # The head runs once more, for the row of it that is expected.
     flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
-    weights = weight_bytes(config, settings, itemsize, n)
-    return Need("dense answers", weights, 0, pool_bytes(config, settings, n), working, flops)
+    weights = weight_bytes(load)
+    return Need("dense answers", weights, 0, pool_bytes(load), working, flops)
 
 
-def pool_bytes(config: ModelConfig, settings: Settings, n: int) -> float:
+def pool_bytes(load: Load) -> float:
     """Bytes of a device for the dense model's answers on the search text."""
+    config, settings, _, n = load
     observed = len(settings.objective.observed_layers(config.depth))
     return FLOAT * settings.data.search_tokens * ((2 + observed) * config.hidden + 2) / n
 
 
-def searched_need(
-    name: str, working: float, flops: float, config: ModelConfig, settings: Settings, itemsize: int, n: int
-) -> Need:
+def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
     """What a stage needs that runs on the supernet: beside the dense weights, what lies in the order of
     removal."""
+    config, settings, itemsize, n = load
     # On disk, what is in order takes the place of what is not.
     ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
-    weights = weight_bytes(config, settings, itemsize, n) + ordered
+    weights = weight_bytes(load) + ordered
     levels = settings.rounds.levels * level_bytes(config, itemsize) / n
-    supernet = share_held(levels, config, settings)
-    return Need(name, weights, supernet, pool_bytes(config, settings, n), working, flops)
+    supernet = share_held(levels, load)
+    return Need(name, weights, supernet, pool_bytes(load), working, flops)
 
 
-def descent_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+def descent_need(sparsity: float, load: Load) -> Need:
     """What a round's descent needs: slopes by a backward pass at full width, and scores of proposals."""
+    config, settings, itemsize, n = load
     data, rounds = settings.data, settings.rounds
     length, units = data.search_length, unit_counts(config)
     together = max(length, SLOPE_TOKENS // length * length)
@@ -271,62 +292,61 @@ def descent_need(sparsity: float, config: ModelConfig, settings: Settings, items
     slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
     proposals = 1 + len(surrogate.CAUTIONS)
     scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
-    kept = share_held(config.depth, config, settings) * together * config.hidden * itemsize
+    kept = share_held(config.depth, load) * together * config.hidden * itemsize
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
     # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
     levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
-    working = kept + levels + 2 * layer_working(config, together, length, itemsize, n)
-    return searched_need(
-        "descent", working, rounds.descent_steps * (slopes + scores), config, settings, itemsize, n
-    )
+    working = kept + levels + 2 * layer_working(together, length, load)
+    return searched_need("descent", working, rounds.descent_steps * (slopes + scores), load)
 
 
-def evolution_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+def evolution_need(sparsity: float, load: Load) -> Need:
     """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
+    config, settings, itemsize, n = load
     length, space = settings.data.search_length, planned_space(config, settings)
     together = max(length, BATCH_TOKENS // length * length)
-    states = (share_held(config.depth, config, settings) + 1) * together * config.hidden * itemsize
+    states = (share_held(config.depth, load) + 1) * together * config.hidden * itemsize
     if settings.offload:
         # What all candidates have made of the text before a layer.
         most = max(size * count for size, count, _ in settings.search.queries(space))
         states += most * length * config.hidden * itemsize / n
     chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
-    working = states + chosen + layer_working(config, together, length, itemsize, n)
+    working = states + chosen + layer_working(together, length, load)
     tokens = settings.search.candidate_tokens(space)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
-    return searched_need("search", working, flops, config, settings, itemsize, n)
+    return searched_need("search", working, flops, load)
 
 
-def evaluation_need(sparsity: float, config: ModelConfig, settings: Settings, itemsize: int, n: int) -> Need:
+def evaluation_need(sparsity: float, load: Load) -> Need:
     """What measuring a pruned model needs, beside the dense one."""
+    config, settings, _, n = load
     length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
     together = min(max(length, BATCH_TOKENS), -(-tokens // n))
-    working = max(
-        layer_working(config, together, length, itemsize, n), head_working(config, together, itemsize, n)
-    )
-    weights = (2 - sparsity) * weight_bytes(config, settings, itemsize, n)
+    working = max(layer_working(together, length, load), head_working(together, load))
+    weights = (2 - sparsity) * weight_bytes(load)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return Need("evaluation", weights, 0, 0, working, flops)
 
 
-def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> list[tuple[Need, int]]:
+def needs(load: Load) -> list[tuple[Need, int]]:
     """What every stage needs on `n` devices, weights and activations taking `itemsize` bytes a number; and
     how often it runs."""
+    config, settings, itemsize, n = load
     targets, rounds = len(settings.sparsity), settings.rounds
-    shared, sparsity = (config, settings, itemsize, n), min(settings.sparsity)
-    single = fold_need("last pruning", 1, *shared)
-    evaluation = evaluation_need(sparsity, *shared)
+    sparsity = min(settings.sparsity)
+    single = fold_need("last pruning", 1, load)
+    evaluation = evaluation_need(sparsity, load)
     if not rounds.rounds:
-        return [(answers_need(*shared), 1), (single, targets), (evaluation, targets)]
-    first = fold_need("first supernet", rounds.levels * targets, *shared)
-    later = fold_need("next supernets", rounds.levels, *shared)
+        return [(answers_need(load), 1), (single, targets), (evaluation, targets)]
+    first = fold_need("first supernet", rounds.levels * targets, load)
+    later = fold_need("next supernets", rounds.levels, load)
     searches = {
-        descent_need(sparsity, *shared): rounds.descent_steps > 0,
-        evolution_need(sparsity, *shared): True,
+        descent_need(sparsity, load): rounds.descent_steps > 0,
+        evolution_need(sparsity, load): True,
     }
     stages = [
-        (answers_need(*shared), 1),
+        (answers_need(load), 1),
         (first, 1),
         (later, targets * (rounds.rounds - 1)),
         *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
@@ -336,11 +356,12 @@ def needs(config: ModelConfig, settings: Settings, itemsize: int, n: int) -> lis
     return [(need, times) for need, times in stages if times]
 
 
-def host_bytes(config: ModelConfig, settings: Settings, itemsize: int) -> dict[str, float]:
+def host_bytes(load: Load) -> dict[str, float]:
     """Bytes of host memory beside what devices hold, by what they are for."""
+    config, settings, itemsize, _ = load
     shape = config.dense_shape
     largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
-    stacked = share_held(largest, config, settings)
+    stacked = share_held(largest, load)
     residuals = itemsize * calibration_tokens(settings) * config.hidden
     return {
         "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),

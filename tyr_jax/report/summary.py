@@ -291,10 +291,11 @@ def print_plan(
     `written` bytes a number."""
     console = console or Console()
     itemsize = jnp.dtype(settings.compute_dtype).itemsize
-    console.print(plan_table(plan.needs(config, settings, itemsize, n), n, flops))
+    load = plan.Load(config, settings, itemsize, n)
+    console.print(plan_table(plan.needs(load), n, flops))
     for title, parts in (
-        ("memory of the host", plan.host_bytes(config, settings, itemsize)),
-        ("disk", plan.disk_bytes(config, settings, itemsize, written)),
+        ("memory of the host", plan.host_bytes(load)),
+        ("disk", plan.disk_bytes(load, written)),
     ):
         table = plain_table(title, "")
         for name, size in parts.items():

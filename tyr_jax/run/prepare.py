@@ -107,7 +107,9 @@ def prepare(run: Run) -> Dense:
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     itemsize = model.params["embed"].dtype.itemsize
-    disk = sum(plan.disk_bytes(model.config, settings, itemsize, dtype.itemsize).values())
+    disk = sum(
+        plan.disk_bytes(plan.Load(model.config, settings, itemsize, devices.count()), dtype.itemsize).values()
+    )
     run.progress.log(f"this will take up to {formatting.in_words(disk)} on disk while it lasts")
     resume.check_space(run.store, disk)
     with run.progress.stage("read text", 1, "texts") as stage:
