@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.search.contract import Fitness, Query, Search, SearchSpace
-from tyr_jax.space import Candidates, Levels, mutate
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.space import Candidates, Fitness, Levels, mutate
 
 
 @flax.struct.dataclass

@@ -29,8 +29,9 @@ from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
-from tyr_jax.search.contract import Fitness, SearchSpace
+from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.evolution import Evolution, EvolutionState
+from tyr_jax.space import Fitness
 from tyr_jax.workspace.progress import Progress
 
 OBJECTIVE = KL()

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 
 from tyr_jax import space
 from tyr_jax.search import evolution, loop
-from tyr_jax.search.contract import Fitness, SearchSpace
+from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.evolution import Evolution, EvolutionState
-from tyr_jax.space import Kind
+from tyr_jax.space import Fitness, Kind
 
 DEPTH, LEVELS, POOL, LENGTH = 4, 5, 12, 8
 KINDS = (Kind("attention", 6, 1), Kind("ffn", 48, 8))

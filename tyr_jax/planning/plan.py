@@ -332,7 +332,7 @@ def evaluation_need(sparsity: float, load: Load) -> Need:
 def needs(load: Load) -> list[tuple[Need, int]]:
     """What every stage needs on `n` devices, weights and activations taking `itemsize` bytes a number; and
     how often it runs."""
-    config, settings, itemsize, n = load
+    settings = load.settings
     targets, rounds = len(settings.sparsity), settings.rounds
     sparsity = min(settings.sparsity)
     single = fold_need("last pruning", 1, load)

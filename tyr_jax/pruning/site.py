@@ -18,6 +18,7 @@ Axis letters here: `U` units of a site, `b` input channels of a unit (H for head
 import functools
 from typing import ClassVar, NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,10 @@ class LocalPruner(Component):
 @functools.partial(jax.jit, static_argnames="pruner")
 def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
     """A site pruned to every one of its levels."""
+    size = site.units * site.unit_size
+    chex.assert_shape(site.gram, (size, size))
+    chex.assert_shape(site.weight, (size, None))
+    chex.assert_rank([site.kept, site.schedule], 1)
     return pruner(site)
 
 

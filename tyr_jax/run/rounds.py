@@ -23,9 +23,9 @@ from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
-from tyr_jax.search.contract import Fitness, SearchSpace
+from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.surrogate import Sites
-from tyr_jax.space import LevelGrid, Levels
+from tyr_jax.space import Fitness, LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import candidate_tokens
+from tyr_jax.space import Candidates, Fitness
 
 
 def part_rows(count: int, most: int) -> int:
@@ -53,14 +54,14 @@ class ChunkedPopulation(NamedTuple):
         """Sequences that a candidate meets at a time."""
         return self.shape.beside * self.shape.rows
 
-    def means(self, scores: np.ndarray) -> np.ndarray:
+    def means(self, scores: np.ndarray) -> Fitness:
         """Mean `[C]` over all sequences of the candidates' `scores [P, M, n · width]`."""
         beside, groups, _, width = self.shape
         means = scores.reshape(*scores.shape[:2], groups, beside, width).mean(axis=(0, 3))
         return means.reshape(-1)[: sum(self.real)]
 
 
-def chunk_population(candidates: np.ndarray, sequences: np.ndarray, length: int) -> ChunkedPopulation:
+def chunk_population(candidates: Candidates, sequences: np.ndarray, length: int) -> ChunkedPopulation:
     """`candidates [C, 2, L]` and `sequences [s]` of `length` tokens as they run: a chunk of candidates meets
     a part of the sequences on one device, and on n devices n such pairs run at a time."""
     count, sites = len(candidates), candidates.shape[1:]

@@ -19,6 +19,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
 from tyr_jax.scoring.chunking import ChunkedPopulation, chunk_population
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import ATTENTION, FFN, KINDS, values_at
+from tyr_jax.space import ATTENTION, FFN, KINDS, Candidates, Fitness, Levels, values_at
 
 
 @flax.struct.dataclass
@@ -150,14 +151,14 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
     return jax.lax.platform_dependent(stack, layer, level, units, cpu=in_turn, default=product)
 
 
-def chunk_buckets(nested: Nested, candidates: np.ndarray) -> np.ndarray:
+def chunk_buckets(nested: Nested, candidates: Candidates) -> np.ndarray:
     """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
     most = values_at(nested.kept, candidates).max(axis=0)
     most[ATTENTION] *= nested.heads_per_unit
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 
 
-def shared_layers(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
     """In how many of their first layers candidates `[..., 2, L]` agree `[...]`."""
     same = np.all(one == other, axis=-2)
     return np.cumprod(same, axis=-1).sum(axis=-1)
@@ -368,7 +369,7 @@ class Population(NamedTuple):
     """A population as it runs: the `trunk [2, L]` and the `others`, dealt; and the `buckets [2, L]`,
     `other_buckets [M, n, 2, L]` of their sites."""
 
-    trunk: np.ndarray
+    trunk: Levels
     others: ChunkedPopulation
     buckets: np.ndarray
     other_buckets: np.ndarray
@@ -387,7 +388,7 @@ class Population(NamedTuple):
 
 
 def arrange_population(
-    nested: Nested, candidates: np.ndarray, sequences: np.ndarray, length: int
+    nested: Nested, candidates: Candidates, sequences: np.ndarray, length: int
 ) -> tuple[Population, np.ndarray]:
     """`candidates [C, 2, L]` as they run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
     trunk is the last."""
@@ -404,15 +405,17 @@ def arrange_population(
 
 def score_population(
     nested: Nested,
-    candidates: np.ndarray,
+    candidates: Candidates,
     pool: TeacherBatch,
     sequences: np.ndarray,
     config: ModelConfig,
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
-) -> np.ndarray:
+) -> Fitness:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it;
     `on_chunk` is told the candidate-tokens done."""
+    chex.assert_shape(candidates, (None, len(KINDS), config.depth))
+    chex.assert_rank([pool.tokens, sequences], [2, 1])
     depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)
     crowd, order = arrange_population(nested, candidates, sequences, length)
     work, n = crowd.others, devices.count()

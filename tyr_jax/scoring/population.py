@@ -21,7 +21,7 @@ from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring.chunking import chunk_population
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import ATTENTION, FFN
+from tyr_jax.space import ATTENTION, FFN, Candidates, Fitness
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -53,13 +53,13 @@ def score_chunk(
 def score_population(
     params: Params,
     supernet: Supernet,
-    candidates: np.ndarray,
+    candidates: Candidates,
     pool: TeacherBatch,
     sequences: np.ndarray,
     config: ModelConfig,
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
-) -> np.ndarray:
+) -> Fitness:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
     device; `on_chunk` is told the candidate-tokens done."""
     work = chunk_population(candidates, sequences, pool.tokens.shape[1])

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from tyr_jax.scoring.chunking import part_rows
 from tyr_jax.scoring.nested import Nested, Part, parts_of
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
+from tyr_jax.space import KINDS, Levels
 
 SLOPE_TOKENS = 512
 """Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
@@ -120,7 +122,7 @@ def earlier_slopes(
 
 def pool_slopes(
     nested: Nested,
-    distribution: np.ndarray,
+    distribution: Levels,
     pool: TeacherBatch,
     sequences: np.ndarray,
     config: ModelConfig,
@@ -129,6 +131,7 @@ def pool_slopes(
 ) -> np.ndarray:
     """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
     `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each; `on_chunk` is told the tokens done."""
+    chex.assert_shape(distribution, (len(KINDS), config.depth))
     scoring = Scoring.of_model(config, objective)
     length, together = pool.tokens.shape[1], devices.count()
     parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))

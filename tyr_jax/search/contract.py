@@ -27,13 +27,10 @@ import jax
 import numpy as np
 
 from tyr_jax.components import Component
-from tyr_jax.space import Candidates, Levels
+from tyr_jax.space import Candidates, Fitness, Levels
 
 State = Any
 """State of a search: a pytree of arrays."""
-
-Fitness = np.ndarray
-"""The objective of every candidate `[C]`, float64; lower is better."""
 
 
 class SearchSpace(NamedTuple):

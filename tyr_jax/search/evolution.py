@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Fitness, Query, Search, SearchSpace
-from tyr_jax.space import Candidates, Levels, mutate
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.space import Candidates, Fitness, Levels, mutate
 
 SEQUENCE_DRAW = 1 << 20
 """What a generation's key is folded with to draw the order of the text."""

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from tyr_jax.components import broken, guarded
-from tyr_jax.search.contract import Fitness, Query, Search, SearchSpace, State
-from tyr_jax.space import Candidates, Levels, values_at
+from tyr_jax.search.contract import Query, Search, SearchSpace, State
+from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
 """`(candidates [C, 2, L], sequences [S]) -> objective [C]`, lower is better."""

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tyr_jax.search.loop import Scorer
-from tyr_jax.space import values_at
+from tyr_jax.space import Candidates, Levels, values_at
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
@@ -59,7 +59,7 @@ def disturbance(sites: Sites) -> np.ndarray:
     return np.where(sites.exists, sites.error * sites.share[..., None], np.inf)
 
 
-def sensitivity(slopes: ArrayLike, sites: Sites, levels: np.ndarray) -> np.ndarray:
+def sensitivity(slopes: ArrayLike, sites: Sites, levels: Levels) -> np.ndarray:
     """How much the objective rises with the relative layer error of each site `[2, L]`, at `levels [2, L]`,
     from `slopes [P, 2, L, E]` of the objective on parts of a text.
 
@@ -95,7 +95,7 @@ def _shrunk(of_parts: np.ndarray, share: np.ndarray, known: np.ndarray) -> np.nd
     return expected * np.exp(weight * ratio)
 
 
-def expected_change(slopes: ArrayLike, sites: Sites, levels: np.ndarray, caution: float = 1.0) -> np.ndarray:
+def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: float = 1.0) -> np.ndarray:
     """Expected change of the objective `[2, L, E]` if one site leaves its level in `levels [2, L]` for
     another; +inf where that does not exist.
 
@@ -139,19 +139,19 @@ def shifted(values: np.ndarray, by: int) -> np.ndarray:
     return np.roll(np.pad(values, abs(by), constant_values=np.inf), by)[abs(by) : len(values) + abs(by)]
 
 
-def cheapest(cost: np.ndarray, start: np.ndarray, limit: int) -> np.ndarray:
+def cheapest(cost: np.ndarray, start: Levels, limit: int) -> Levels:
     """The distribution `[2, L]` of least total `cost [2, L, E]` with the budgets of `start [2, L]`, at most
     `limit` levels from it."""
     return np.stack([cheapest_levels(*kind, limit) for kind in zip(cost, start, strict=True)])
 
 
-def estimated_start(sites: Sites, limit: int = 2) -> np.ndarray:
+def estimated_start(sites: Sites, limit: int = 2) -> Levels:
     """The distribution `[2, L]` of least `disturbance`, within `limit` levels of the centre."""
     cost = disturbance(sites)
     return cheapest(cost, np.full(cost.shape[:2], cost.shape[-1] // 2), limit)
 
 
-def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray, limit: int = 1) -> np.ndarray:
+def proposals(slopes: ArrayLike, sites: Sites, levels: Levels, limit: int = 1) -> Candidates:
     """Distributions `[Q, 2, L]` of least `expected_change` within `limit` levels of `levels [2, L]`, one for
     each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
@@ -159,13 +159,13 @@ def proposals(slopes: ArrayLike, sites: Sites, levels: np.ndarray, limit: int = 
 
 
 def descend(
-    levels: np.ndarray,
+    levels: Levels,
     sites: Sites,
     slopes: SlopesFunction,
     score: Scorer,
     sloped: np.ndarray,
     scored: np.ndarray,
-) -> tuple[np.ndarray, list[float]]:
+) -> tuple[Levels, list[float]]:
     """A step down from `levels [2, L]`: slopes are taken on sequences `sloped`, proposals scored on others.
 
     Returns the best of `levels` and the proposals, and the objectives of all, in this order; none, and

@@ -10,6 +10,7 @@ from tyr_jax.space.budgets import uniform_centres, uniform_split, unit_budget
 from tyr_jax.space.kinds import ATTENTION, FFN, KINDS, Kind
 from tyr_jax.space.levels import (
     Candidates,
+    Fitness,
     LevelGrid,
     Levels,
     centre_distribution,
@@ -28,6 +29,7 @@ __all__ = [
     "FFN",
     "KINDS",
     "Candidates",
+    "Fitness",
     "Kind",
     "LevelGrid",
     "Levels",

@@ -18,6 +18,9 @@ Levels = np.ndarray
 Candidates = np.ndarray
 """Levels of several candidates, int32 `[C, 2, L]`."""
 
+Fitness = np.ndarray
+"""The objective of every candidate `[C]`, float64; lower is better."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LevelGrid:
