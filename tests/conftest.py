@@ -19,12 +19,13 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 import jax
 import pytest
-from tiny import make_tiny_config
+from tiny import EXTRA_TENSORS, make_tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+from tyr_jax.model import spec
 from tyr_jax.model.spec import ModelConfig, random_params
 from tyr_jax.runtime.cache import keep_compiled
 
@@ -55,6 +56,12 @@ def optimized_code() -> Iterator[None]:
         jax.config.update(name, False)
         yield
         jax.config.update(name, before)
+
+
+@pytest.fixture
+def extra_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All models have further tensors, which the decoder does not use."""
+    monkeypatch.setattr(spec, "BLOCK_TENSORS", (*spec.BLOCK_TENSORS, *EXTRA_TENSORS))
 
 
 @pytest.fixture(scope="session")

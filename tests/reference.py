@@ -51,6 +51,8 @@ def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Arra
     q, k, v = (np.einsum("btd,dnh->btnh", normed, f64(block[name])) for name in "qkv")
     if config.qkv_bias:
         q, k, v = q + f64(block["q_bias"]), k + f64(block["k_bias"]), v + f64(block["v_bias"])
+    if config.qk_norm:
+        q, k = norm64(q, block["q_norm"], config.norm_eps), norm64(k, block["k_norm"], config.norm_eps)
     out = np.empty_like(q)
     group = q.shape[2] // k.shape[2]
     for b in range(len(x)):

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.spec import BlockTensor, LayerShape, ModelConfig
+
+EXTRA_TENSORS = (
+    BlockTensor("head_extra", "self_attn.head_extra.weight", "", "HN", "attention"),
+    BlockTensor("group_extra", "self_attn.group_extra.weight", "", "DHK", "attention"),
+    BlockTensor("both_extra", "self_attn.both_extra.weight", "N", "K", "attention"),
+    BlockTensor("neuron_extra", "mlp.neuron_extra.weight", "D", "F", "ffn"),
+    BlockTensor("plain_extra", "mlp.plain_extra.weight", "", "D", "ffn"),
+)
+"""Tensors that no family has, with their units at any place."""
 
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 

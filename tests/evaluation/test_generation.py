@@ -21,6 +21,7 @@ CASES: list[dict[str, Any]] = [
     {},
     {"tied": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
     {"window": 6},
+    {"qk_norm": True, "head_dim": 12},
     {"layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 1, 0))},
     {"layers": (LayerShape(3, 3, 8), LayerShape(0, 0, 0), WHOLE)},
 ]

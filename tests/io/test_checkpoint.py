@@ -45,7 +45,14 @@ HETEROGENEOUS = (LayerShape(4, 2, 48), LayerShape(0, 0, 20), LayerShape(3, 1, 0)
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tied": True}, {"layers": HETEROGENEOUS}, {"qkv_bias": True, "out_bias": True, "mlp_bias": True}],
+    [
+        {},
+        {"tied": True},
+        {"layers": HETEROGENEOUS},
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        {"family": "qwen3", "qk_norm": True, "head_dim": 12},
+        {"family": "qwen3", "qk_norm": True, "layers": HETEROGENEOUS},
+    ],
     ids=str,
 )
 def test_round_trip(changes: dict[str, Any], save: Callable[..., Path], tiny_config: Configs) -> None:
@@ -56,7 +63,7 @@ def test_round_trip(changes: dict[str, Any], save: Callable[..., Path], tiny_con
     assert_equal_params(loaded, params, config)
     assert loaded.generation_config == GENERATION
     assert loaded.hf_config["initializer_range"] == 0.5
-    kind = "Llama" if config.uniform else "Pruned"
+    kind = {"llama": "Llama", "qwen3": "Qwen3"}[config.family] if config.uniform else "Pruned"
     assert loaded.hf_config["architectures"] == [f"{kind}ForCausalLM"]
     assert loaded.source == str(directory)
     assert ("per_layer_config" in loaded.hf_config) == ("layers" in changes)

@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, RopeScaling, layer_block, random_params
+from tyr_jax.model.spec import (
+    LayerShape,
+    ModelConfig,
+    Params,
+    RopeScaling,
+    layer_block,
+    random_params,
+)
 
 TOKENS = np.random.default_rng(0).integers(0, 290, 40)
 WHOLE, SMALL = LayerShape(4, 2, 48), LayerShape(2, 2, 16)
@@ -85,6 +92,27 @@ def test_neurons_of_like_size_lie_side_by_side(tiny_config: Tiny) -> None:
         np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name]).T[order])
     for name, tensor in (("gate_bias", "ffn_gate.bias"), ("up_bias", "ffn_up.bias")):
         np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name])[order])
+
+
+@pytest.mark.usefixtures("extra_tensors")
+def test_neurons_of_a_further_tensor_move_too(tiny_config: Tiny) -> None:
+    config, params = make(tiny_config)
+    block = layer_block(params["blocks"], 1)
+    moved = deci.sorted_neurons(block, config)
+    order = np.argsort(-np.linalg.norm(block["down"], axis=1))
+    np.testing.assert_array_equal(moved["neuron_extra"], block["neuron_extra"][:, order])
+    for name in ("plain_extra", "head_extra", "q"):
+        np.testing.assert_array_equal(moved[name], block[name])
+
+
+def test_a_tensor_that_llama_cpp_has_no_place_for(
+    tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config, params = make(tiny_config, family="qwen3", qk_norm=True)
+    message = r"qwen3 model cannot be .* GGUF file: .*'deci'.* 'model\.layers\.0\.self_attn\.q_norm\.weight'"
+    with pytest.raises(UserError, match=message):
+        deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f32")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_llama_cpp_insists_on_takes_the_place_of_nothing() -> None:

@@ -1,3 +1,5 @@
+"""What each key of a `config.json` means, and the way back."""
+
 import json
 from typing import Any
 
@@ -23,13 +25,6 @@ LLAMA: dict[str, Any] = {
     "rope_theta": 1e5,
     "max_position_embeddings": 256,
 }
-ROPE3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -50,7 +45,8 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     scaling = RopeScaling(
         draw(st.floats(1, 64)), draw(st.floats(0.5, 2)), draw(st.floats(3, 8)), draw(st.integers(1, 8192))
     )
-    bias = family == "qwen2" or (family == "llama" and draw(st.booleans()))
+    said = {key: draw(st.booleans()) for key in FAMILIES[family].tensors.values()}
+    tensors = {flag: key is True or said[key] for flag, key in FAMILIES[family].tensors.items()}
     return ModelConfig(
         family=family,
         vocab=draw(st.integers(1, 1000)),
@@ -63,9 +59,7 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         max_positions=draw(st.integers(1, 1 << 17)),
         window=draw(st.none() | st.integers(1, 4096)) if family == "mistral" else None,
         tied=draw(st.booleans()),
-        qkv_bias=bias,
-        out_bias=bias and family == "llama",
-        mlp_bias=family == "llama" and draw(st.booleans()),
+        **tensors,
     )
 
 
@@ -94,39 +88,10 @@ def test_uniform_model_needs_no_per_layer_config() -> None:
     assert (smaller["intermediate_size"], smaller["head_dim"]) == (40, 8)
 
 
-def test_heads_that_do_not_divide_hidden_are_written_per_layer() -> None:
-    # Stock transformers refuses 3 heads of 8 in a hidden size of 32, even with head_dim given.
-    config = ModelConfig(**{**vars(config_from_hf(LLAMA)), "layers": (LayerShape(3, 1, 48),) * 3})
-    written = config_to_hf(config, LLAMA)
-    assert written["num_attention_heads"] == 4
-    entry = {"num_attention_heads": 3, "num_key_value_heads": 1}
-    assert written["per_layer_config"] == {"0": entry, "1": entry, "2": entry}
-
-
-def test_layers_that_differ() -> None:
-    per_layer = {
-        "0": {"skip": ["attention"]},
-        "2": {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
-    }
-    config = config_from_hf(llama(per_layer_config=per_layer))
-    assert config.layers == (LayerShape(0, 0, 48), LayerShape(4, 2, 48), LayerShape(2, 1, 16))
-    assert config_to_hf(config, LLAMA)["per_layer_config"] == per_layer
-    both = config_from_hf(llama(per_layer_config={"1": {"skip": ["attention", "mlp"]}}))
-    assert both.layers[1] == LayerShape(0, 0, 0)
-
-
-def test_old_and_new_rope_keys_mean_the_same() -> None:
-    old = config_from_hf(llama(rope_scaling=ROPE3))
-    new = config_from_hf(llama(rope_theta="absent", rope_parameters={**ROPE3, "rope_theta": 1e5}))
-    assert old == new
-    assert old.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
-    assert config_from_hf(llama(rope_scaling={"type": "default"})).rope_scaling is None
-
-
 def test_absent_keys_have_the_defaults_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    for name, cls in (("llama", "LlamaConfig"), ("mistral", "MistralConfig"), ("qwen2", "Qwen2Config")):
-        defaults = getattr(transformers, cls)()
+    for name, family in FAMILIES.items():
+        defaults = getattr(transformers, family.architecture.replace("ForCausalLM", "Config"))()
         full = config_from_hf(defaults.to_dict())
         required = {key: defaults.to_dict()[key] for key in ("vocab_size", "hidden_size")}
         required |= {key: getattr(defaults, key) for key in ("intermediate_size", "num_hidden_layers")}
@@ -149,6 +114,16 @@ def test_smollm2_config_as_published() -> None:
         )
     )
     assert config.layers[0] == LayerShape(4, 2, 48)
+
+
+def test_what_qwen3_has() -> None:
+    config = config_from_hf(llama(model_type="qwen3", architectures=["Qwen3ForCausalLM"], head_dim=12))
+    assert (config.qk_norm, config.qkv_bias, config.out_bias, config.mlp_bias) == (True, False, False, False)
+    assert config.head_dim == 12
+    biased = config_from_hf(llama(model_type="qwen3", architectures=None, attention_bias=True))
+    assert (biased.qk_norm, biased.qkv_bias, biased.out_bias) == (True, True, True)
+    assert biased.head_dim == 128
+    assert config_to_hf(biased, {})["attention_bias"] is True
 
 
 @pytest.mark.parametrize(
@@ -177,27 +152,17 @@ def test_smollm2_config_as_published() -> None:
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type"),
-        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling.factor"),
-        ({"rope_scaling": {**ROPE3, "mscale": 1}}, "rope_scaling.mscale"),
-        ({"rope_scaling": {**ROPE3, "factor": None}}, "rope_scaling.factor"),
-        ({"rope_scaling": {**ROPE3, "high_freq_factor": 1.0}}, "rope_scaling.high_freq_factor"),
-        ({"rope_scaling": [1]}, "rope_scaling"),
-        ({"rope_scaling": ROPE3, "rope_parameters": ROPE3}, "rope_parameters"),
-        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"per_layer_config": {"3": {}}}, "per_layer_config.3"),
-        ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
-        ({"per_layer_config": {"1": {"sliding_window": 4}}}, "per_layer_config.1.sliding_window"),
-        ({"per_layer_config": {"1": {"num_attention_heads": 3}}}, "per_layer_config.1.num_attention_heads"),
-        ({"per_layer_config": {"1": {"intermediate_size": 0}}}, "per_layer_config.1.intermediate_size"),
-        ({"per_layer_config": {"1": 5}}, "per_layer_config.1"),
-        ({"per_layer_config": [1]}, "per_layer_config"),
         ({"model_type": "qwen2", "architectures": None, "use_sliding_window": True}, "use_sliding_window"),
         ({"model_type": "qwen2", "architectures": None, "layer_types": ["x"] * 3}, "layer_types"),
         ({"model_type": "mistral", "architectures": None, "sliding_window": 0}, "sliding_window"),
         ({"model_type": "mistral", "architectures": None, "attention_bias": True}, "attention_bias"),
+        ({"model_type": "qwen3", "architectures": None, "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen3", "architectures": None, "attention_bias": "no"}, "attention_bias"),
+        ({"model_type": "qwen3", "architectures": None, "mlp_bias": True}, "mlp_bias"),
+        ({"model_type": "qwen3"}, "architectures"),
+        # One case of each of the parts that have tests of their own.
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
     ],
 )
 def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:

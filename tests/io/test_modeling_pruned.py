@@ -25,6 +25,12 @@ CASES: list[dict[str, Any]] = [
     {"layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 3, 0)), "family": "qwen2", "qkv_bias": True},
     {"layers": (NOTHING, WHOLE, LayerShape(0, 0, 16)), "family": "mistral", "window": 24},
     {"layers": (LayerShape(4, 2, 0), SMALL, WHOLE), "qkv_bias": True, "out_bias": True, "mlp_bias": True},
+    {"layers": (WHOLE, LayerShape(3, 1, 40), NOTHING), "family": "qwen3", "qk_norm": True, "head_dim": 12},
+    {
+        "layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 3, 0)),
+        "family": "qwen3",
+        **dict.fromkeys(("qk_norm", "qkv_bias", "out_bias", "tied"), True),
+    },
     # Only sizes that divide the hidden size in some other way than transformers takes for granted.
     {"layers": (LayerShape(3, 1, 40),) * 3},
 ]

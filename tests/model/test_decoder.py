@@ -42,6 +42,7 @@ def test_the_future_is_invisible_and_so_is_what_left_the_window(
     [
         {"rope_theta": 500.0},
         {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "tied": True},
+        {"qk_norm": True, "qkv_bias": True, "head_dim": 12},
         {"layers": (LayerShape(4, 2, 48), LayerShape(0, 0, 20), LayerShape(3, 1, 0), LayerShape(0, 0, 0))},
     ],
     ids=str,

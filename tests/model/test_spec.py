@@ -1,15 +1,21 @@
 """The table of tensors: names, layouts and counts against published models."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tyr_jax.io.hf import SafetensorsSource, load_params
 from tyr_jax.model.spec import (
+    BlockTensor,
     LayerShape,
     ModelConfig,
+    Sublayer,
     TensorSpec,
     all_specs,
     block_specs,
@@ -38,8 +44,9 @@ def published(
         (published(49152, 576, 64, (30, 9, 3, 1536), tied=True), 134_515_008),  # SmolLM2-135M
         (published(128256, 4096, 128, (32, 32, 8, 14336)), 8_030_261_248),  # Llama-3.1-8B
         (published(151936, 896, 64, (24, 14, 2, 4864), tied=True, qkv_bias=True), 494_032_768),  # Qwen2-0.5B
+        (published(151936, 1024, 128, (28, 16, 8, 3072), tied=True, qk_norm=True), 596_049_920),  # Qwen3-0.6B
     ],
-    ids=["SmolLM2-135M", "Llama-3.1-8B", "Qwen2-0.5B"],
+    ids=["SmolLM2-135M", "Llama-3.1-8B", "Qwen2-0.5B", "Qwen3-0.6B"],
 )
 def test_published_parameter_counts(config: ModelConfig, total: int) -> None:
     inside, everything = count_parameters(config)
@@ -49,7 +56,7 @@ def test_published_parameter_counts(config: ModelConfig, total: int) -> None:
 
 
 def test_checkpoint_names_and_shapes(tiny_config: Configs) -> None:
-    config = tiny_config(qkv_bias=True, out_bias=True, mlp_bias=True)
+    config = tiny_config(qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True)
     table = {spec.key: (spec.axes, spec.shape, spec.checkpoint_shape) for spec in block_specs(config, 2)}
     prefix = "model.layers.2."
     assert table == {
@@ -62,6 +69,8 @@ def test_checkpoint_names_and_shapes(tiny_config: Configs) -> None:
         prefix + "self_attn.k_proj.bias": ("KH", (2, 8), (16,)),
         prefix + "self_attn.v_proj.bias": ("KH", (2, 8), (16,)),
         prefix + "self_attn.o_proj.bias": ("D", (32,), (32,)),
+        prefix + "self_attn.q_norm.weight": ("H", (8,), (8,)),
+        prefix + "self_attn.k_norm.weight": ("H", (8,), (8,)),
         prefix + "post_attention_layernorm.weight": ("D", (32,), (32,)),
         prefix + "mlp.gate_proj.weight": ("DF", (32, 48), (48, 32)),
         prefix + "mlp.up_proj.weight": ("DF", (32, 48), (48, 32)),
@@ -77,6 +86,29 @@ def test_checkpoint_names_and_shapes(tiny_config: Configs) -> None:
         "lm_head.weight": (96, 32),
     }
     assert "lm_head.weight" not in {spec.key for spec in model_specs(tiny_config(tied=True))}
+
+
+@pytest.mark.parametrize(
+    ("sublayer", "inputs", "outputs", "axis"),
+    [("attention", "D", "F", "F"), ("ffn", "", "NH", "N"), ("ffn", "F", "E", "E"), ("ffn", "F", "F", "F")],
+)
+def test_an_axis_that_nothing_handles(sublayer: Sublayer, inputs: str, outputs: str, axis: str) -> None:
+    with pytest.raises(ValueError, match=rf"tensor 'extra' has axis {axis}: one of the {sublayer}"):
+        BlockTensor("extra", "extra.weight", inputs, outputs, sublayer)
+
+
+@pytest.mark.usefixtures("extra_tensors")
+def test_a_further_tensor_is_one_row(tiny_config: Configs, tmp_path: Path) -> None:
+    """It is made, counted, written and read, in the layers that have its sublayer."""
+    config = ModelConfig(**{**vars(tiny_config(vocab=300)), "layers": HETEROGENEOUS})
+    params = random_params(config, jax.random.key(0))
+    assert params["blocks"][0]["both_extra"].shape == (4, 2)
+    assert set(params["blocks"][1]) == {"mlp_norm", "gate", "up", "down", "neuron_extra", "plain_extra"}
+    assert sum(array.size for array in jax.tree.leaves(params)) == count_parameters(config)[1]
+    arrays = {spec.key: spec.to_checkpoint(np.asarray(array)) for spec, array in iter_tensors(params, config)}
+    save_file(arrays, tmp_path / "model.safetensors")
+    assert arrays["model.layers.2.self_attn.both_extra.weight"].shape == (1, 3)
+    chex.assert_trees_all_equal(load_params(SafetensorsSource(tmp_path), config), params)
 
 
 def test_layouts_mean_what_they_say(tiny_config: Configs) -> None:

@@ -133,6 +133,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[int], list[int], str
         "qkv_bias": bias or draw(st.booleans()),
         "out_bias": bias,
         "mlp_bias": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
     }
     heads = draw(st.lists(st.integers(0, units), min_size=2, max_size=2))
     neurons = draw(st.lists(st.sampled_from([0, 8, 16, 24]), min_size=2, max_size=2))
@@ -167,6 +168,48 @@ def test_forwards_agree(changes: dict[str, Any], tiny_config: Configs) -> None:
     masked = forward(select(params, net, jnp.asarray(levels)), tokens, config)
     assert np.abs(np.asarray(ours - masked)).max() <= 1e-4
     assert np.std(masked) > 0.1
+
+
+@pytest.mark.usefixtures("extra_tensors")
+def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
+    config = tiny_config(layers=1, shape=LayerShape(6, 2, 24))
+    params, net, _ = make(config, [4], [8])
+    # Three heads of the first group and one of the second: the second is padded.
+    net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3, 4, 5]]))
+    levels = np.array([[1], [1]])
+    small, shape = compress(params, net, levels, config)
+    assert shape.layers == (LayerShape(6, 2, 8),)
+    dense, cut = (
+        {name: np.asarray(array[0]) for name, array in model["blocks"].items()} for model in (params, small)
+    )
+    heads, neurons = [0, 1, 2, 3, 0, 0], np.flatnonzero(np.asarray(net.mlp_rank[0]) < 8)
+    real = np.array([1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(cut["head_extra"], dense["head_extra"][:, heads] * real)
+    np.testing.assert_array_equal(cut["group_extra"], dense["group_extra"])
+    np.testing.assert_array_equal(cut["both_extra"], dense["both_extra"][heads] * real[:, None])
+    np.testing.assert_array_equal(cut["neuron_extra"], dense["neuron_extra"][:, neurons])
+    np.testing.assert_array_equal(cut["plain_extra"], dense["plain_extra"])
+    zeros = mask(params, net, levels, config)["blocks"]
+    assert np.abs(zeros["head_extra"][0]).sum(axis=0).astype(bool).tolist() == [True] * 4 + [False] * 2
+    # One head of the second group: now with the first group gone.
+    net = net.replace(attn_rank=jnp.asarray([[1, 2, 3, 4, 5, 0]]), kept=net.kept.at[ATTENTION].set(1))
+    cut, _ = compress(params, net, levels, config)
+    np.testing.assert_array_equal(cut["blocks"]["both_extra"][0], dense["both_extra"][5:, 1:])
+    np.testing.assert_array_equal(cut["blocks"]["group_extra"][0], dense["group_extra"][..., 1:])
+
+
+def test_a_tensor_that_is_in_no_table_is_not_dropped(tiny_config: Configs) -> None:
+    config = tiny_config(layers=1)
+    params, net, levels = make(config, [4], [8])
+    params["blocks"]["stranger"] = jnp.ones((1, 3))
+    with pytest.raises(KeyError, match="stranger"):
+        compress(params, net, levels, config)
+
+
+def test_carriers_may_be_more_than_the_dense_neurons(tiny_config: Configs) -> None:
+    config = tiny_config(layers=1, shape=LayerShape(4, 2, 4), mlp_bias=True)
+    params, net, levels = make(config, [4], [0])
+    check(config, params, net, levels)
 
 
 def test_empty_sublayers_have_no_tensors(tiny_config: Configs) -> None:
@@ -270,11 +313,12 @@ def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -
         assert small[name] is params[name]
 
 
+@pytest.mark.parametrize("changes", [{}, {"family": "qwen3", "qk_norm": True, "head_dim": 12}], ids=str)
 def test_a_pruned_model_survives_the_way_through_a_directory(
-    tiny_config: Configs, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    changes: dict[str, Any], tiny_config: Configs, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """The whole way: supernet, an uneven distribution, compress, save, load."""
-    config = tiny_config(vocab=300)
+    config = tiny_config(vocab=300, **changes)
     params = random_params(config, jax.random.key(0), scale=0.2)
     pruning = PruningSettings(neuron_chunk=4)
     grid = space.level_grid(pruning.kinds(config), np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
@@ -284,7 +328,7 @@ def test_a_pruned_model_survives_the_way_through_a_directory(
     units = space.kept_units(grid, levels)
     assert units.tolist() == [[0, 1, 4], [16, 48, 0]]
     small, shape = check(config, params, net, levels)
-    save_model(tmp_path, shape, small, {"model_type": "llama"}, tiny_tokenizer)
+    save_model(tmp_path, shape, small, {"model_type": config.family}, tiny_tokenizer)
     loaded = load_model(str(tmp_path))
     assert loaded.config == shape
     assert [layer.ffn for layer in shape.layers] == units[FFN].tolist()

@@ -1,15 +1,18 @@
 """Changes beside weights, and weights with them added, are one model."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from recovery_samples import DIFFERENT, make_pair, make_rows
+from tiny import make_tiny_config
 
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.linear import Adapted, linear
-from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.spec import LayerShape, random_params
 from tyr_jax.recovery import adapters
 from tyr_jax.recovery.adapters import Method
 
@@ -27,6 +30,20 @@ def test_a_product_beside_a_change(inputs: tuple[int, ...], outputs: tuple[int, 
     flat = weight.reshape(6, -1) + down @ up.reshape(2, -1)
     expected = (x @ flat).reshape(4, 3, *outputs)
     np.testing.assert_allclose(linear(x, Adapted(weight, down, up)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("extra_tensors")
+def test_every_projection_has_changes_of_its_shape() -> None:
+    config = make_tiny_config(qkv_bias=True, qk_norm=True)
+    params = random_params(config, jax.random.key(0))
+    pairs = adapters.begin(params, config, "lora", 5, 0)
+    axes = {tensor.name: (tensor.inputs, tensor.outputs) for tensor in config.tensors if tensor.inputs}
+    assert pairs.keys() == axes.keys() > {"q", "down", "both_extra"}
+    sizes = {"D": 32, "N": 4, "K": 2, "H": 8, "F": 48}
+    for name, (inputs, outputs) in axes.items():
+        assert pairs[name]["down"].shape == (3, math.prod(sizes[axis] for axis in inputs), 5)
+        assert pairs[name]["up"].shape == (3, 5, *(sizes[axis] for axis in outputs))
+    chex.assert_trees_all_equal(adapters.merged(adapters.frozen(params, "lora"), pairs, "lora", 2.0), params)
 
 
 @pytest.mark.parametrize("layers", LAYERS)

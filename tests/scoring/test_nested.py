@@ -57,9 +57,10 @@ SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
 
 @pytest.mark.parametrize("objective", [KL_DIVERGENCE, HiddenKL(), Perplexity()], ids=str)
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
-@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize(("biases", "norms"), [(False, False), (True, False), (False, True)])
 def test_it_is_the_objective_at_full_width(
     biases: bool,
+    norms: bool,
     unit: str,
     objective: Objective,
     tiny_config: Callable[..., ModelConfig],
@@ -67,7 +68,7 @@ def test_it_is_the_objective_at_full_width(
 ) -> None:
     """Also where candidates agree in their first layers, and run in chunks that start at different ones."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
-    config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases)
+    config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases, qk_norm=norms)
     world = make_world(config, unit, objective)
     candidates, sequences = world.candidates(9), np.array([2, 0])
     for other, layers in enumerate((1, 2, 3, 2, 1), start=1):
@@ -85,6 +86,34 @@ def test_it_is_the_objective_at_full_width(
     )
     assert np.ptp(full) > 1e-3
     np.testing.assert_allclose(sliced, full, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("extra_tensors")
+@pytest.mark.parametrize("unit", ["head", "kv_group"])
+def test_a_further_tensor_is_moved_and_cut_along_its_axes(
+    unit: str, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    config = tiny_config(shape=SIX_HEADS)
+    world = make_world(config, unit)
+    net, layer = nested.nest(world.params, world.supernet, config), 1
+    dense = {name: np.asarray(array[layer]) for name, array in world.params["blocks"].items()}
+    per_unit = 6 // world.supernet.attn_rank.shape[1]
+    ranks = np.repeat(world.supernet.attn_rank[layer], per_unit) * per_unit
+    heads = np.argsort(ranks + np.arange(6) % per_unit)
+    neurons = np.argsort(world.supernet.mlp_rank[layer])
+    attention = nested.prefix(net, jnp.int32(layer), "attention", 3, config)
+    ffn = nested.prefix(net, jnp.int32(layer), "ffn", 20, config)
+    tensors = {tensor.name: tensor for tensor in config.tensors if tensor.name not in ("o", "down")}
+    assert attention.keys() | ffn.keys() == tensors.keys() | {"kv_head"}
+    assert attention.keys() & ffn.keys() == set()
+    np.testing.assert_array_equal(attention.pop("kv_head"), heads[:3] // 3)
+    for name, array in (attention | ffn).items():
+        expected = dense[name]
+        for place, axis in enumerate(tensors[name].axes):
+            if axis in "NF":
+                first = {"N": heads[:3], "F": neurons[:20]}[axis]
+                expected = np.take(expected, first, axis=place)
+        np.testing.assert_array_equal(array, expected, err_msg=name)
 
 
 def test_one_candidate_alone(tiny_config: Callable[..., ModelConfig]) -> None:

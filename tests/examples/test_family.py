@@ -1,0 +1,106 @@
+"""The example of a family: a tiny model of it is read, pruned, compressed, written, and read again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+
+from tyr_jax import space
+from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model, save_model
+from tyr_jax.io.hf_config import config_from_hf
+from tyr_jax.model.decoder import forward
+from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+
+REFERENCE = "examples.family:SEED_OSS"
+TOKENS = np.random.default_rng(0).integers(0, 290, (3, 24))
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The repository is the current directory; families and modelling files are forgotten afterwards."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    cache = tmp_path / "modules"
+    cache.mkdir()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(cache)
+    before = dict(FAMILIES)
+    yield
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+@pytest.fixture
+def dense(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A directory that transformers wrote; every weight and bias is random."""
+    values = SIZES | {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48}
+    config = transformers.SeedOssConfig(**values, attention_out_bias=True, max_position_embeddings=128)
+    torch.manual_seed(0)
+    model = transformers.SeedOssForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    model.save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def logits(model: LoadedModel) -> np.ndarray:
+    return np.asarray(forward(model.params, jnp.asarray(TOKENS), model.config))
+
+
+def torch_logits(directory: Path, **options: Any) -> np.ndarray:
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def test_a_model_is_read_pruned_and_written(dense: Path, tmp_path: Path) -> None:
+    model = load_model(str(dense), family=REFERENCE)
+    config = model.config
+    assert config.family == "seed_oss"
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias, config.qk_norm) == (True, True, False, False)
+    np.testing.assert_allclose(logits(model), torch_logits(dense), rtol=0, atol=1e-4)
+
+    pruning = PruningSettings(neuron_chunk=4)
+    grid = space.level_grid(pruning.kinds(config), np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
+    net = build_supernet(model.params, [TOKENS], config, grid, pruning)
+    levels = np.array([[1, 1, 3], [2, 4, 1]])
+    small, shape = compress(model.params, net, levels, config)
+    # The bias of an attention without heads stays, with one head that adds nothing.
+    assert shape.layers == (LayerShape(1, 1, 16), LayerShape(1, 1, 48), LayerShape(4, 2, 0))
+    masked = forward(mask(model.params, net, levels, config), jnp.asarray(TOKENS), config)
+
+    (tmp_path / "pruned").mkdir()
+    save_model(tmp_path / "pruned", shape, small, model.hf_config, model.tokenizer)
+    again = load_model(str(tmp_path / "pruned"))
+    assert again.config == shape
+    np.testing.assert_allclose(logits(again), masked, rtol=0, atol=1e-4)
+    theirs = torch_logits(tmp_path / "pruned", trust_remote_code=True)
+    np.testing.assert_allclose(theirs, logits(again), rtol=0, atol=1e-4)
+
+
+def test_a_configuration_alone(dense: Path) -> None:
+    with pytest.raises(UserError, match="'model_type' is 'seed_oss'"):
+        load_config(str(dense))
+    config, _ = load_config(str(dense), family=REFERENCE)
+    assert config.layers == (LayerShape(4, 2, 48),) * 3
+
+
+def test_absent_keys_have_the_defaults_of_transformers(dense: Path) -> None:
+    load_config(str(dense), family=REFERENCE)
+    values = transformers.SeedOssConfig().to_dict()
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    short = {key: values[key] for key in (*sizes, "model_type")}
+    assert config_from_hf(short) == config_from_hf(values)
