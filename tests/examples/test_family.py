@@ -19,7 +19,7 @@ from tyr_jax.model.decoder import forward
 from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.spec import LayerShape
 from tyr_jax.pruning.compress import compress, mask
-from tyr_jax.pruning.fold import build_supernet
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 
 REFERENCE = "examples.family:SEED_OSS"
@@ -75,7 +75,7 @@ def test_a_model_is_read_pruned_and_written(dense: Path, tmp_path: Path) -> None
 
     pruning = PruningSettings(neuron_chunk=4)
     grid = space.level_grid(pruning.kinds(config), np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
-    net = build_supernet(model.params, [TOKENS], config, grid, pruning)
+    net = build_supernet(model.params, [TOKENS], FoldPlan(config, grid, pruning))
     levels = np.array([[1, 1, 3], [2, 4, 1]])
     small, shape = compress(model.params, net, levels, config)
     # The bias of an attention without heads stays, with one head that adds nothing.
