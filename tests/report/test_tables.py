@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tyr_jax.report.summary import plain, print_tables
+from tyr_jax.cli.prune import print_results
 from tyr_jax.settings import PRESETS
+from tyr_jax.workspace.files import as_json
 
 
 def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def cells(*reports: dict[str, Any]) -> list[list[str]]:
     """The lines printed on 80 columns, cut into cells."""
     stream = io.StringIO()
     outputs = [Path("out", str(number)) if number else Path("out") for number in range(len(reports))]
-    print_tables(reports, outputs, Console(file=stream, width=80))
+    print_results(reports, outputs, Console(file=stream, width=80))
     lines = [line.split("  ") for line in stream.getvalue().splitlines()]
     return [[cell.strip() for cell in line if cell.strip()] for line in lines]
 
@@ -105,9 +106,9 @@ def test_plain_values() -> None:
         pair: tuple[int, ...]
 
     nested = {1: Inner(Path("a/b"), (1, 2)), "none": None}
-    assert plain(nested) == {"1": {"path": "a/b", "pair": [1, 2]}, "none": None}
-    assert plain([np.float64(0.5)]) == [0.5]
-    settings = plain(PRESETS["paper"])
+    assert as_json(nested) == {"1": {"path": "a/b", "pair": [1, 2]}, "none": None}
+    assert as_json([np.float64(0.5)]) == [0.5]
+    settings = as_json(PRESETS["paper"])
     assert settings["output"] == "pruned"
     assert settings["search"]["survivors"] == [16, 4, 1]
     assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}
