@@ -21,10 +21,10 @@ import tyro
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
-from tyr_jax.cli.evaluate import load
 from tyr_jax.data import DataSpec, load_evaluation
 from tyr_jax.evaluation import harness, quality
 from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices
 from tyr_jax.settings import WIKITEXT
 from tyr_jax.workspace.files import write_json
@@ -136,7 +136,7 @@ def main(settings: TableSettings) -> None:
     with devices.in_use(), Progress() as progress:
         for name in settings.models:
             if f"{name} {asked}" not in kept:
-                kept[f"{name} {asked}"] = measure(load(name, progress), settings, progress)
+                kept[f"{name} {asked}"] = measure(load_shown(GivenModel(name), progress), settings, progress)
                 write_json(settings.kept, kept)
     rows = {name: kept[f"{name} {asked}"] for name in settings.models}
     dense = rows[settings.models[0]]

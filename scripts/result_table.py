@@ -15,8 +15,7 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError
-from tyr_jax.report import summary
-from tyr_jax.run import pipeline, prepare
+from tyr_jax.run import pipeline, prepare, summary
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset, Settings, validate
 from tyr_jax.workspace import files
 from tyr_jax.workspace.events import EventLog

@@ -14,6 +14,7 @@ from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.run import pipeline
 from tyr_jax.run.pipeline import Outcome
+from tyr_jax.run.prepare import Run
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
 
@@ -41,5 +42,5 @@ def prune(events: Path) -> Found:
 
     with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:
         patch.setattr(pipeline, "compress", compress_and_keep)
-        (outcome,) = pipeline.prune_model(parse(ARGUMENTS).settings, progress, log)
+        (outcome,) = pipeline.prune_targets(Run(parse(ARGUMENTS).settings, progress, log))
     return Found(outcome, masked[-1])

@@ -19,11 +19,11 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import errors
+from tyr_jax import errors, results
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint
-from tyr_jax.run import prepare
+from tyr_jax.run import models
 from tyr_jax.workspace import events, job
 
 Fails = Callable[..., str]
@@ -250,7 +250,7 @@ def test_a_full_disk_spares_the_old_output(
     owner, name = {
         "settings": (job, "write_json"),
         "weights": (checkpoint, "save_file"),
-        "summary": (prune, "write_json"),
+        "summary": (results, "write_json"),
         "events": (events.EventLog, "write"),
     }[stage]
     monkeypatch.setattr(owner, name, full_disk)
@@ -262,8 +262,8 @@ def test_a_full_disk_spares_the_old_output(
 @pytest.mark.parametrize(
     ("stage", "said", "unfinished"),
     [
-        ((prepare, "load_model"), "nothing was written", False),
-        ((prune, "save_model"), "the same command goes on from what is finished", True),
+        ((models, "load_model"), "nothing was written", False),
+        ((results, "save_model"), "the same command goes on from what is finished", True),
     ],
 )
 def test_ctrl_c(
@@ -281,7 +281,7 @@ def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.M
         signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(prune, "save_model", terminate)
+    monkeypatch.setattr(results, "save_model", terminate)
     said = "terminated: the same command goes on from what is finished"
     assert fails("--rounds", 0, status=143, unfinished=True) == said
     assert signal.getsignal(signal.SIGTERM) is before

@@ -23,7 +23,6 @@ from smollm2_run import ARGUMENTS, Found, prune
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from tyr_jax import space
-from tyr_jax.cli.prune import write
 from tyr_jax.evaluation import generation
 from tyr_jax.io import llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
@@ -33,7 +32,9 @@ from tyr_jax.model.spec import ModelConfig, Params, count_parameters
 from tyr_jax.planning import plan
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.results import PruneResult
 from tyr_jax.run.pipeline import Pruned
+from tyr_jax.run.summary import summarise
 from tyr_jax.space import ATTENTION
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.usefixtures("optimized_code")]
@@ -274,8 +275,8 @@ def test_eight_bits_cost_next_to_nothing(
 def directory(smollm2_found: Found, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the main job writes."""
     directory = tmp_path_factory.mktemp("run") / "pruned"
-    write(directory, smollm2_found.outcome, [])
-    return directory
+    outcome = smollm2_found.outcome
+    return PruneResult(lambda: outcome.model, summarise(outcome, []), outcome.run.events).save(directory)
 
 
 def code_blocks(language: str) -> list[str]:

@@ -1,7 +1,80 @@
-"""tyr_jax: structural pruning of large language models in JAX (after Týr-the-Pruner, NeurIPS 2025)."""
+"""tyr_jax: structural pruning of large language models in JAX (after Týr-the-Pruner, NeurIPS 2025).
+
+`tyr_jax.api` describes the functions; they are imported when one of them is first used.
+"""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from tyr_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tyr_jax.api import (
+        AnyModel,
+        Benchmark,
+        DataSpec,
+        Evolution,
+        LoadedModel,
+        LocalPruner,
+        Loss,
+        Objective,
+        Perplexities,
+        PruneResult,
+        PruningPlan,
+        PruningSettings,
+        RecoverResult,
+        RecoverySettings,
+        Rounds,
+        Saliency,
+        Search,
+        Settings,
+        TaskScores,
+        Training,
+        benchmark_model,
+        evaluate_model,
+        export_model,
+        generate_text,
+        load_model,
+        plan_pruning,
+        prune_model,
+        recover_model,
+        stream_text,
+    )
+
+__all__ = [
+    "AnyModel",
+    "Benchmark",
+    "DataSpec",
+    "Evolution",
+    "LoadedModel",
+    "LocalPruner",
+    "Loss",
+    "Objective",
+    "Perplexities",
+    "PruneResult",
+    "PruningPlan",
+    "PruningSettings",
+    "RecoverResult",
+    "RecoverySettings",
+    "Rounds",
+    "Saliency",
+    "Search",
+    "Settings",
+    "TaskScores",
+    "Training",
+    "UserError",
+    "__version__",
+    "benchmark_model",
+    "evaluate_model",
+    "export_model",
+    "generate_text",
+    "load_model",
+    "plan_pruning",
+    "prune_model",
+    "recover_model",
+    "stream_text",
+]
 
 try:
     __version__ = version("tyr-jax")
@@ -10,3 +83,16 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where torch is missing, Transformers advises to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the Python API, imported now: that takes seconds, which a command's help need not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tyr_jax import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

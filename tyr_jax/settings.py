@@ -7,13 +7,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from tyr_jax.components import Component, find
 from tyr_jax.data import DataSpec, check_sizes
-from tyr_jax.errors import require
+from tyr_jax.errors import UserError, require
 from tyr_jax.pruning.obs import OBS, PRUNERS
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, SALIENCIES, Saliency, TaylorSaliency
 from tyr_jax.pruning.settings import PruningSettings
@@ -29,8 +29,6 @@ ComputeType = Literal["float32", "bfloat16"]
 Layout = Literal["compressed", "masked"]
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1:test"
 """The WikiText-2 test set on the hub."""
-
-T = TypeVar("T", bound=Component)
 
 PRESET_NAMES: tuple[str, ...] = get_args(Preset)
 
@@ -135,27 +133,35 @@ class ComponentNames:
     """How a site is pruned to its levels: `obs` is Algorithm 1."""
 
 
-def with_components(settings: Settings, names: ComponentNames) -> Settings:
-    """The same settings with the components that are named; one of the same name keeps its options.
+COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {
+    "search": (SEARCHES, Search),
+    "objective": (OBJECTIVES, Objective),
+    "saliency": (SALIENCIES, Saliency),
+    "pruner": (PRUNERS, LocalPruner),
+}
+"""Parts that can be replaced, by role: those that have a name, and what each derives from."""
+
+
+def with_components(settings: Settings, given: Mapping[str, str | Component]) -> Settings:
+    """The same settings with the components that are given, by role: each by its name, as `MODULE:NAME`, or
+    itself. One of the same name as before keeps its options.
 
     Raises:
         UserError: there is no such component, or it is not what it must be.
     """
-
-    def chosen(now: T, name: str, registry: Mapping[str, type[T]], base: type[T]) -> T:
-        return now if now.name == name else find(registry, name, base)()
-
-    pruning = dataclasses.replace(
-        settings.pruning,
-        saliency=chosen(settings.pruning.saliency, names.saliency, SALIENCIES, Saliency),
-        pruner=chosen(settings.pruning.pruner, names.pruner, PRUNERS, LocalPruner),
-    )
-    return dataclasses.replace(
-        settings,
-        pruning=pruning,
-        search=chosen(settings.search, names.search, SEARCHES, Search),
-        objective=chosen(settings.objective, names.objective, OBJECTIVES, Objective),
-    )
+    for role, value in given.items():
+        registry, base = COMPONENTS[role]
+        owner: Any = settings.pruning if role in ("saliency", "pruner") else settings
+        if isinstance(value, str):
+            now = getattr(owner, role)
+            chosen = now if now.name == value else find(registry, value, base)()
+        elif isinstance(value, base):
+            chosen = value
+        else:
+            raise UserError(f"{role} is {value!r}, but must be a name, MODULE:NAME, or a {base.__name__}")
+        owner = dataclasses.replace(owner, **{role: chosen})
+        settings = owner if isinstance(owner, Settings) else dataclasses.replace(settings, pruning=owner)
+    return settings
 
 
 PRESETS: dict[str, Settings] = {

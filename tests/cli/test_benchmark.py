@@ -9,10 +9,11 @@ import pytest
 
 from tyr_jax.cli import benchmark, prune
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.benchmark import prefill_flops, read_bytes
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.report import write_report
-from tyr_jax.report.summary import read_summary
+from tyr_jax.workspace.records import read_summary
 
 FEW = ["--prompts", "16", "32", "--batches", "1", "2", "--tokens", "3", "--repeats", "2"]
 
@@ -83,10 +84,10 @@ def test_limits_by_hand(tiny_config: Callable[..., ModelConfig]) -> None:
     config = tiny_config()
     # Query, key, value and output rows; scores and values over 1.5 keys on average; gate, up, down.
     token = 3 * (2 * 32 * 8 * (4 + 2 + 2 + 4) + 2 * 2 * 8 * 4 * 1.5 + 2 * 3 * 32 * 48)
-    assert benchmark.prefill_flops(config, 2) == 2 * token + 2 * 32 * 96
+    assert prefill_flops(config, 2) == 2 * token + 2 * 32 * 96
     blocks = 3 * (32 * 8 * 12 + 3 * 32 * 48 + 2 * 32)
     weights = 4 * (blocks + 32 * 96 + 32)
-    assert benchmark.read_bytes(config, 10, 2) == weights + 2 * 10 * 3 * 2 * 2 * 8 * 4
+    assert read_bytes(config, 10, 2) == weights + 2 * 10 * 3 * 2 * 2 * 8 * 4
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import evaluate, prune
-from tyr_jax.cli.evaluate import EvaluateSettings, data_spec
 from tyr_jax.data import DataSpec, load_evaluation
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.perplexity import TextChoice, data_spec
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.report.summary import read_summary
+from tyr_jax.workspace.records import read_summary
 
 Measure = Callable[..., list[dict[str, Any]]]
 SHORT = ("--evaluation-length", "64")
@@ -141,8 +141,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_summary_the_builtin_text_is_measured() -> None:
-    assert data_spec(EvaluateSettings("m"), None) == DataSpec(calibration=(), evaluation=("builtin",))
-    asked = data_spec(EvaluateSettings("m", evaluation=("a.txt",), evaluation_windows=5, bos=True), None)
+    assert data_spec(TextChoice(), "m", None) == DataSpec(calibration=(), evaluation=("builtin",))
+    asked = data_spec(TextChoice(evaluation=("a.txt",), evaluation_windows=5, bos=True), "m", None)
     assert asked == DataSpec(calibration=(), evaluation=("a.txt",), evaluation_windows=5, bos=True)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from tyr_jax.cli import export, prune
-from tyr_jax.cli.export import ExportSettings, Quantize, output_of
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
+from tyr_jax.run.export import ExportSettings, Quantize, default_path
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)
 
@@ -64,10 +64,9 @@ def test_every_type_has_a_writer() -> None:
     assert set(get_args(Quantize)) == set(deci.TYPES) | set(llama_cpp.TYPES)
 
 
-def test_the_file_lies_in_the_models_directory(pruned: Path, tmp_path: Path) -> None:
-    assert output_of(ExportSettings(str(pruned))) == pruned / "model-f16.gguf"
-    assert output_of(ExportSettings("builtin", quantize="q8_0")) == Path("model-q8_0.gguf")
-    assert output_of(ExportSettings(str(pruned), tmp_path / "x")) == tmp_path / "x"
+def test_the_file_lies_in_the_models_directory(pruned: Path) -> None:
+    assert default_path(str(pruned), ExportSettings()) == pruned / "model-f16.gguf"
+    assert default_path("builtin", ExportSettings(quantize="q8_0")) == Path("model-q8_0.gguf")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from tyr_jax.cli import evaluate, finetune, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
+from tyr_jax.recovery.settings import RecoverySettings, step_shape
+from tyr_jax.report.tables import regained
+from tyr_jax.run import recover
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.store import Store
 
@@ -149,7 +152,7 @@ def test_other_settings_are_refused(
         raise Died
 
     with monkeypatch.context() as patch, contextlib.suppress(Died):
-        patch.setattr(finetune, "write", die)
+        patch.setattr(recover, "write_weights", die)
         finetune.main(command)
     with pytest.raises(SystemExit):
         finetune.main([*command, "--rank", "8"])
@@ -162,13 +165,13 @@ def test_other_settings_are_refused(
     ("perplexities", "share"), [((10, 40, 20), "50%"), ((10, 20, 40), "-100%"), ((10, 10, 9), "–")]
 )
 def test_what_was_regained(perplexities: tuple[float, float, float], share: str) -> None:
-    assert finetune.regained(*perplexities) == share
+    assert regained(*perplexities) == share
 
 
 def test_every_device_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count", lambda: 8)
-    assert finetune.step_shape(finetune.FinetuneSettings("pruned")) == (300_000 // 512 // 8, 1, 8)
-    long = finetune.FinetuneSettings("pruned", step_tokens=65536, tokens=131072)
-    assert finetune.step_shape(long) == (2, 2, 64)
+    assert step_shape(RecoverySettings("pruned")) == (300_000 // 512 // 8, 1, 8)
+    long = RecoverySettings("pruned", step_tokens=65536, tokens=131072)
+    assert step_shape(long) == (2, 2, 64)
     with pytest.raises(UserError, match="no multiple of the 8 devices"):
-        finetune.step_shape(dataclasses.replace(long, step_tokens=2048))
+        step_shape(dataclasses.replace(long, step_tokens=2048))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from tyr_jax.cli import generate, prune
-from tyr_jax.cli.generate import pieces, stop_tokens
+from tyr_jax.evaluation.continuation import pieces, stop_tokens
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.model.decoder import forward
 

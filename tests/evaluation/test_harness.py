@@ -11,7 +11,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-import tyr_jax
+from tyr_jax import evaluation
 from tyr_jax.cli import evaluate
 from tyr_jax.data.builtin import builtin_documents
 from tyr_jax.errors import UserError
@@ -133,7 +133,7 @@ def test_what_is_not_there(
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--num-fewshot", "2"])
     assert "no examples" in capsys.readouterr().err
-    monkeypatch.delattr(tyr_jax, "harness")
+    monkeypatch.delattr(evaluation, "harness")
     monkeypatch.setitem(sys.modules, "tyr_jax.evaluation.harness", None)
     with pytest.raises(SystemExit):
         evaluate.main(command)

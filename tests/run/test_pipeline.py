@@ -15,8 +15,9 @@ from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.report import summary
-from tyr_jax.run import pipeline
+from tyr_jax.report.tables import complaints
+from tyr_jax.run import pipeline, summary
+from tyr_jax.run.prepare import Run
 from tyr_jax.scoring import nested
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
@@ -45,7 +46,7 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
 
 def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     with Progress(quiet=True) as progress, EventLog(tmp_path / "events.jsonl") as events:
-        (outcome,) = pipeline.prune_model(settings, progress, events)
+        (outcome,) = pipeline.prune_targets(Run(settings, progress, events))
     return outcome
 
 
@@ -109,7 +110,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
         "prune searched",
     }
     assert all(entry["damping"] > 1e-10 for entry in raised)
-    first, second = summary.complaints(health)
+    first, second = complaints(health)
     assert first.startswith(f"damping was raised at {len(raised)} sites")
     assert second == f"{calls} candidates whose objective was not finite were discarded"
 

@@ -4,13 +4,16 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from rich.console import Console
 
 from tyr_jax import errors
 from tyr_jax.errors import UserError
+from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
 
 T = TypeVar("T")
@@ -64,3 +67,16 @@ def sentence(box: str) -> str:
     message = " ".join(re.split(r"^─+$", text, flags=re.MULTILINE)[0].split()).rstrip(".")
     suggestion = re.search(r"Perhaps you meant:\s+(--\S+)", text)
     return message + (f"; perhaps {suggestion[1]} was meant" if suggestion else "")
+
+
+def show(tables: Iterable[Table], console: Console | None = None) -> None:
+    """Print tables."""
+    console = console or Console()
+    for table in tables:
+        console.print(for_terminal(table))
+
+
+def tell_written(paths: Iterable[Path]) -> None:
+    """Say which files were written."""
+    for path in paths:
+        print(f"written to {path}")

@@ -17,17 +17,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tyr_jax import api
 from tyr_jax.cli import command
-from tyr_jax.errors import require
-from tyr_jax.io import deci, llama_cpp
-from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.model.spec import all_specs
-from tyr_jax.workspace.output import staged_file
-from tyr_jax.workspace.progress import Progress
-
-Quantize = Literal[
-    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"
-]
+from tyr_jax.run.export import Quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,55 +41,21 @@ class ExportSettings:
     llama.cpp's tools quantise the file further."""
 
 
-def output_of(settings: ExportSettings) -> Path:
-    """The file to write."""
-    directory = Path(settings.model)
-    name = f"model-{settings.quantize}.{settings.format}"
-    return settings.output or (directory / name if directory.is_dir() else Path(name))
-
-
-def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write the GGUF file, through a wider one where llama.cpp is to quantise it."""
-    direct = settings.quantize in deci.TYPES
-    kind, multiple = (settings.quantize, 1) if direct else ("f32", llama_cpp.MULTIPLE)
-    wide = path if direct else path.with_name(f"{path.name}.f32")
-    try:
-        with progress.stage("write", len(all_specs(model.config)), "tensors") as stage:
-            deci.write_gguf(
-                wide,
-                model.config,
-                model.params,
-                model.tokenizer,
-                kind,
-                max(multiple, settings.neuron_multiple),
-                lambda name: stage.advance(),
-            )
-        if not direct:
-            with progress.stage("quantise", 1, "files") as stage:
-                llama_cpp.quantise_file(wide, path, settings.quantize)
-                stage.advance()
-    finally:
-        if not direct:
-            wide.unlink(missing_ok=True)
-
-
 def run(settings: ExportSettings) -> None:
-    """Read the model, write the file.
+    """Read the model, write the file, say what to do with it.
 
     Raises:
         UserError: anything about the model, the output or the settings that cannot work.
     """
-    require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
-    if settings.quantize in llama_cpp.TYPES:
-        llama_cpp.bindings()
-    output = output_of(settings)
-    with staged_file(output, settings.overwrite) as path, Progress() as progress:
-        with progress.stage("load model", 1, "models") as stage:
-            model = load_model(settings.model)
-            stage.advance()
-        write(model, path, settings, progress)
-        size = path.stat().st_size
-    print(f"written to {output} ({size / 1e6:.0f} MB): run with `llama-cli -m {output}`")
+    path = api.export_model(
+        settings.model,
+        settings.output,
+        quantize=settings.quantize,
+        neuron_multiple=settings.neuron_multiple,
+        overwrite=settings.overwrite,
+    )
+    size = path.stat().st_size
+    print(f"written to {path} ({size / 1e6:.0f} MB): run with `llama-cli -m {path}`")
 
 
 def main(arguments: list[str] | None = None) -> None:

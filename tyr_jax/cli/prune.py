@@ -31,32 +31,23 @@ Examples:
 import dataclasses
 import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import tyro
+from rich.console import Console
 
-from tyr_jax import errors
+from tyr_jax import api, errors
 from tyr_jax.cli import command
-from tyr_jax.components import Component, broken
-from tyr_jax.data import anchored
-from tyr_jax.errors import UserError, require
-from tyr_jax.io import hub
-from tyr_jax.io.checkpoint import load_config, save_model
-from tyr_jax.model.spec import iter_tensors
+from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
-from tyr_jax.report import summary, write_report
-from tyr_jax.run.pipeline import Outcome, prune_model
-from tyr_jax.runtime import devices, hosts
+from tyr_jax.report import tables
+from tyr_jax.report.tables import Record
+from tyr_jax.results import PruningPlan
+from tyr_jax.run.prune import repositories_of
+from tyr_jax.runtime import hosts
 from tyr_jax.runtime.cache import keep_compiled
 from tyr_jax.runtime.hosts import HostSettings
-from tyr_jax.settings import PRESETS, ComponentNames, Settings, validate, with_components
-from tyr_jax.workspace import job
-from tyr_jax.workspace.files import write_json
+from tyr_jax.settings import PRESETS, ComponentNames, Settings, with_components
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +76,8 @@ def parse(arguments: list[str]) -> PruneArguments:
     }
     names = ComponentNames(**{name: value for name, value in given.items() if value})
     preset = PRESETS.get(value_of("--preset", arguments) or "", PRESETS["standard"])
-    default = PruneArguments(with_components(preset, names), components=names)
-    check_options(default)
+    default = PruneArguments(with_components(preset, vars(names)), components=names)
+    check_names(default)
     return command.parse(
         tyro.conf.OmitArgPrefixes[PruneArguments],
         arguments,
@@ -94,32 +85,6 @@ def parse(arguments: list[str]) -> PruneArguments:
         description=__doc__ or "",
         default=default,
     )
-
-
-def options(settings: Any, owner: Component | None = None) -> Iterator[tuple[str, Component | None]]:
-    """(name, component that it belongs to, if any) of every option of nested settings."""
-    owner = settings if isinstance(settings, Component) else owner
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from options(value, owner)
-        else:
-            yield field.name, owner
-
-
-def check_options(default: PruneArguments) -> None:
-    """Refuse a component whose options are called as others are.
-
-    Raises:
-        UserError: names the component and the option.
-    """
-    names = Counter(name for name, _ in options(default))
-    for name, owner in options(default):
-        if owner is not None and ":" in owner.name and names[name] > 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise broken(
-                owner, f"has an option {flag}, which the command or another part has already: rename it"
-            )
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
@@ -146,38 +111,22 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
         UserError: anything that cannot work.
     """
     if asked.plan.plan:
-        describe(asked.settings, asked.plan)
+        command.show(plan(asked).tables())
     else:
         with hosts.joined(asked.hosts):
-            if asked.settings.offload and jax.process_count() > 1:
-                raise UserError("--offload is for one host; several divide the weights among their devices")
             run(asked.settings, arguments)
 
 
-def describe(settings: Settings, asked: PlanSettings) -> None:
-    """Print what a run would need.
-
-    Raises:
-        UserError: there is no such model, its configuration is not understood, or a setting cannot be.
-    """
-    for flag, value in (("--plan-devices", asked.plan_devices), ("--plan-flops", asked.plan_flops)):
-        require(value is None or value > 0, flag, value, "above 0")
-    validate(settings)
-    config, stored = load_config(settings.model)
-    if not config.uniform:
-        raise UserError(f"{settings.model} is pruned already: its layers differ; plan for the dense model")
-    written = stored if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
-    number = asked.plan_devices or len(jax.devices())
-    summary.print_plan(config, settings, written.itemsize, number, asked.plan_flops)
-
-
-def anchor(settings: Settings) -> Settings:
-    """The same settings for any folder, so that a summary can be used in another than it was made in."""
-    calibration, evaluation = (
-        tuple(map(anchored, sources)) for sources in (settings.data.calibration, settings.data.evaluation)
+def plan(asked: PruneArguments) -> PruningPlan:
+    """What a run would need."""
+    settings, wanted = asked.settings, asked.plan
+    return api.plan_pruning(
+        settings.model,
+        sparsity=settings.sparsity,
+        settings=settings,
+        devices=wanted.plan_devices,
+        flops=wanted.plan_flops,
     )
-    data = dataclasses.replace(settings.data, calibration=calibration, evaluation=evaluation)
-    return dataclasses.replace(settings, data=data)
 
 
 def run(settings: Settings, arguments: list[str]) -> None:
@@ -186,54 +135,28 @@ def run(settings: Settings, arguments: list[str]) -> None:
     Raises:
         UserError: anything that cannot work.
     """
-    settings = anchor(settings)
-    several = len(settings.sparsity) > 1
-    parts = [f"{sparsity:g}" if several else "" for sparsity in settings.sparsity]
-    repositories = repository_names(settings.push_to_hub, parts) if hosts.is_first() else []
-    for name in repositories:
-        hub.check_upload(name, settings.overwrite)
-    reports = []
-    with job.open_workspace(settings, arguments) as desk:
-        outcomes = prune_model(settings, desk.progress, desk.events, desk.store)
-        for part, outcome in zip(parts, outcomes, strict=True):
-            reports.append(write(desk.staging / part, outcome, arguments))
+    results = api.prune_model(
+        sparsity=settings.sparsity, settings=settings, output=settings.output, arguments=arguments
+    )
     if not hosts.is_first():
         return
-    directories = [settings.output / part for part in parts]
-    summary.print_tables(reports, directories)
-    for directory, name in zip(directories, repositories, strict=False):
-        print(f"uploaded to {hub.upload(directory, name)}")
+    print_results([result.summary for result in results], [result.name for result in results])
+    for result, name in zip(results, repositories_of(settings), strict=False):
+        print(f"uploaded to {result.push_to_hub(name, overwrite=settings.overwrite)}")
 
 
-def repository_names(name: str | None, parts: Sequence[str]) -> list[str]:
-    """The repositories of the hub to upload the `parts` of an output directory to; none without a `name`."""
-    return [] if name is None else [f"{name}-{part}" if part else name for part in parts]
-
-
-def write(directory: Path, outcome: Outcome, arguments: list[str]) -> dict[str, Any]:
-    """Write the model, the summary and the report of one target; returns the summary. Of several hosts, the
-    others than the first only lend it what they have of the weights."""
-    final, model = outcome.final, outcome.dense.model
-    if not hosts.is_first():
-        for _, tensor in iter_tensors(final.params, final.config):
-            devices.fetch(tensor)
-        return {}
-    directory.mkdir(exist_ok=True)
-    with outcome.run.progress.stage("write", 1, "models") as stage:
-        save_model(
-            directory,
-            final.config,
-            final.params,
-            model.hf_config,
-            model.tokenizer,
-            model.generation_config,
-            dtype=outcome.dense.dtype,
-        )
-        stage.advance()
-    report = summary.summarise(outcome, arguments)
-    write_json(directory / "summary.json", report)
-    write_report(directory, report)
-    return report
+def print_results(
+    summaries: Sequence[Record], outputs: Sequence[object], console: Console | None = None
+) -> None:
+    """Print what a run came to for each of its targets, and the directories that it was written to."""
+    console = console or Console()
+    command.show(tables.closing_tables(summaries), console)
+    notes = [sentence for summary in summaries for sentence in tables.complaints(summary["health"])]
+    for sentence in dict.fromkeys(notes):
+        console.print(f"note: {sentence}", soft_wrap=True)
+    for output in outputs:
+        line = f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`"
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from lm_eval.tasks import TaskManager
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.evaluation import generation, likelihood
 from tyr_jax.evaluation.likelihood import Request
+from tyr_jax.evaluation.scores import TaskScore
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.workspace.progress import Progress
 
@@ -251,8 +252,8 @@ def has_examples(task: Task) -> bool:
     return bool(task.has_training_docs() or task.config.fewshot_split)
 
 
-def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for every metric of every task and group of the harness's results."""
+def scores(results: dict[str, Any]) -> list[TaskScore]:
+    """Every metric of every task and group of the harness's results."""
     found = []
     for task, values in results["results"].items():
         samples = results["n-samples"].get(task, {}).get("effective", values.get("sample_len"))
@@ -261,13 +262,13 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             if kind and not metric.endswith("_stderr"):
                 error = values.get(f"{metric}_stderr,{kind}")
                 found.append(
-                    {
-                        "task": task,
-                        "shots": results["n-shot"].get(task),
-                        "questions": samples,
-                        "metric": metric,
-                        "value": value,
-                        "standard_error": error if isinstance(error, float) else None,
-                    }
+                    TaskScore(
+                        task=task,
+                        shots=results["n-shot"].get(task),
+                        questions=samples,
+                        metric=metric,
+                        value=value,
+                        standard_error=error if isinstance(error, float) else None,
+                    )
                 )
     return found

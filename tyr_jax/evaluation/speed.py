@@ -1,7 +1,7 @@
-"""How fast a pruned model is beside the dense one: what `python -m tyr_jax.benchmark` leaves."""
+"""How fast a pruned model is beside the dense one: what a benchmark finds, and its file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,11 @@ NAME = "benchmark.json"
 """The file."""
 
 MEASURES = ("first token", "each token after")
+
+MODELS = ("dense", "pruned")
+
+Sizes = Mapping[str, Mapping[str, int]]
+"""By model: `parameters`, `bytes` in the type they are stored in, and `cache_bytes_per_token` in float32."""
 
 
 class Timing(NamedTuple):

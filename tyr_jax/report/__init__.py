@@ -1,17 +1,15 @@
-"""What a run found, for people: a page with figures (`report.html`) and a model card (`README.md`)."""
+"""What was found, for people: tables, a page with figures (`report.html`), a model card (`README.md`)."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.report import card, page
+from tyr_jax.report.tables import Record
+from tyr_jax.workspace.records import read_recovery, read_summary
 
 
-def write_report(
-    directory: Path, summary: Mapping[str, Any], recovery: Mapping[str, Any] | None = None
-) -> list[Path]:
+def write_report(directory: Path, summary: Record, recovery: Record | None = None) -> list[Path]:
     """Write `report.html` and `README.md` of the model in `directory` that has this `summary`, and was
     trained then, if it has a `recovery`.
 
@@ -29,3 +27,15 @@ def write_report(
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     return [directory / name for name in files]
+
+
+def renew_report(directory: Path) -> list[Path]:
+    """Write `report.html` and `README.md` anew from what the model's directory says.
+
+    Raises:
+        UserError: it is not the directory of a pruned model, or as `write_report`.
+    """
+    summary = read_summary(directory)
+    if summary is None:
+        raise UserError(f"{directory} has no summary.json: name a directory that tyr_jax.prune wrote")
+    return write_report(directory, summary, read_recovery(directory))

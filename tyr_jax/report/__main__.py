@@ -1,49 +1,6 @@
-"""Write the report and the model card of a pruned model anew: `python -m tyr_jax.report DIR`.
+"""`python -m tyr_jax.report`: see `tyr_jax.cli.report`."""
 
-DIR is what `python -m tyr_jax.prune` wrote. Both are made at the end of a run;
-this makes them again from its `summary.json`.
-"""
-
-import dataclasses
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from tyr_jax.cli import command
-from tyr_jax.errors import UserError
-from tyr_jax.report import write_report
-from tyr_jax.report.provenance import read_recovery
-from tyr_jax.report.summary import read_summary
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportSettings:
-    """What to report on."""
-
-    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """The directory of a pruned model."""
-
-
-def run(settings: ReportSettings) -> None:
-    """Write both files, say where.
-
-    Raises:
-        UserError: the directory is not that of a pruned model, or cannot be written.
-    """
-    summary = read_summary(settings.directory)
-    if summary is None:
-        raise UserError(
-            f"{settings.directory} has no summary.json: name a directory that tyr_jax.prune wrote"
-        )
-    for path in write_report(settings.directory, summary, read_recovery(settings.directory)):
-        print(f"written to {path}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the report."""
-    command.execute(run, ReportSettings, arguments, prog="python -m tyr_jax.report", description=__doc__)
-
+from tyr_jax.cli.report import main
 
 if __name__ == "__main__":
     main()

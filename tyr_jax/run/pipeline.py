@@ -4,7 +4,7 @@ Several targets share the model, its text, the dense answers and the first round
 the levels of all of them.
 
 Everything that joins stages is here; each stage itself is a pure function elsewhere. Side effects are the
-progress display, the event log and, at the end, the output directory.
+progress display, the event log, and what is kept for a run that is interrupted.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from tyr_jax import space
-from tyr_jax.evaluation import quality
+from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
-from tyr_jax.run import resume
-from tyr_jax.run.prepare import Dense, Qualities, Run, Target, prepare, record_quality
+from tyr_jax.run.measure import Qualities, measure
+from tyr_jax.run.models import GivenModel
+from tyr_jax.run.prepare import Dense, Run, Target, prepare
 from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
@@ -31,11 +32,8 @@ from tyr_jax.run.rounds import (
     search_pool,
 )
 from tyr_jax.runtime import devices
-from tyr_jax.settings import Settings, validate
+from tyr_jax.settings import validate
 from tyr_jax.space import LevelGrid
-from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,23 +62,16 @@ class Outcome:
         """The model to write: the searched one, or the uniform one where nothing was searched."""
         return self.searched or self.uniform
 
-
-def measure_texts(params: Params, config: ModelConfig, dense: Dense, run: Run, name: str) -> Qualities:
-    """Quality of a pruned model on every evaluation text."""
-    texts = dense.splits.evaluation
-    count = sum(map(len, texts.values()))
-    with run.progress.stage(f"evaluate {name}", count, "windows") as stage:
-        result = resume.kept_qualities(run.store, name)
-        if result is not None:
-            stage.advance(count, note=resume.KEPT)
-            return result
-        result = {}
-        for text, windows in texts.items():
-            teacher = dense.teachers[text]
-            result[text] = quality.measure(params, windows, config, teacher, stage.advance)
-    resume.keep_qualities(run.store, name, result)
-    record_quality(run, name, result)
-    return result
+    @property
+    def model(self) -> LoadedModel:
+        """The model to write, with all that has to be kept of the dense one."""
+        return dataclasses.replace(
+            self.dense.model,
+            config=self.final.config,
+            params=self.final.params,
+            source=f"{self.dense.model.source}, pruned to {self.target.sparsity:.1%} sparsity",
+            stored_dtype=self.dense.dtype,
+        )
 
 
 def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, name: str) -> Pruned:
@@ -112,21 +103,18 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
     params = devices.spread(params | written(decoder.outside(params)), config.hidden)
-    return Pruned(params, config, kept, measure_texts(params, config, dense, run, name))
+    return Pruned(params, config, kept, measure(run, name, params, config, dense.texts))
 
 
-def prune_model(
-    settings: Settings, progress: Progress, events: EventLog, store: Store | None = None
-) -> Iterator[Outcome]:
-    """Prune a model as `settings` say (Algorithm 4), to each of the targets in turn; `store` has what an
-    interrupted run finished, and gets what this one finishes.
+def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:
+    """Prune a model as the settings say (Algorithm 4), to each of their targets in turn; the model is the one
+    that they name, or what was `given` by that name.
 
     Raises:
         UserError: anything in the settings, the model or the text that cannot work.
     """
-    validate(settings)
-    run = Run(settings, progress, events, store or Store())
-    yield from prune_prepared(run, prepare(run))
+    validate(run.settings)
+    yield from prune_prepared(run, prepare(run, given))
 
 
 def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
@@ -140,13 +128,13 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         return
     pool = search_pool(run, dense)
     first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
-    founds = [
+    searches = [
         found_so_far(part, SearchProgress(kept, first, [])) for part, kept in zip(parts, centres, strict=True)
     ]
     if len(targets) > 1:
-        founds = first_rounds(run, parts, dense, pool, founds)
-    for part, target, kept, found in zip(parts, targets, centres, founds, strict=True):
+        searches = first_rounds(run, parts, dense, pool, searches)
+    for part, target, kept, begun in zip(parts, targets, centres, searches, strict=True):
         uniform = realise(part, dense, kept, first, "uniform")
-        found = search(part, dense, pool, found)
-        searched = realise(part, dense, found.kept, found.grid, "searched")
-        yield Outcome(part, dense, target, uniform, searched, found.rounds)
+        ended = search(part, dense, pool, begun)
+        searched = realise(part, dense, ended.kept, ended.grid, "searched")
+        yield Outcome(part, dense, target, uniform, searched, ended.rounds)

@@ -8,14 +8,13 @@ import numpy as np
 from tyr_jax import formatting, space
 from tyr_jax.data import Splits, load_splits
 from tyr_jax.errors import UserError
-from tyr_jax.evaluation import quality
-from tyr_jax.evaluation.quality import Quality
-from tyr_jax.io.checkpoint import LoadedModel, check_length, load_model
-from tyr_jax.model.prediction import Prediction
+from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.planning import plan
 from tyr_jax.pruning.saliency import check_saliency
 from tyr_jax.pruning.site import check_pruner
 from tyr_jax.run import resume
+from tyr_jax.run.measure import EvaluationTexts, Qualities, measure_dense
+from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring.objective import check_objective
@@ -24,9 +23,6 @@ from tyr_jax.space import Kind
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.store import Store
-
-Qualities = dict[str, Quality]
-"""Quality by name of the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,35 +60,29 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """The model to prune, its text and its answers on it, the sites that stay whole `[2, L]`, the targets,
-    and the type of written weights."""
+    """The model to prune, its text, its answers on what it is measured on, how good it is there, the sites
+    that stay whole `[2, L]`, the targets, and the type of written weights."""
 
     model: LoadedModel
     splits: Splits
     kinds: tuple[Kind, Kind]
     whole: np.ndarray
     targets: tuple[Target, ...]
-    teachers: dict[str, Prediction]
+    texts: EvaluationTexts
     quality: Qualities
     dtype: np.dtype
 
 
-def record_quality(run: Run, name: str, result: Qualities) -> None:
-    """Log the quality of the model called `name`."""
-    run.events.write("quality", model=name, texts={text: q._asdict() for text, q in result.items()})
-
-
-def prepare(run: Run) -> Dense:
-    """Load model and text, check that the targets are possible, and record the dense model's answers.
+def prepare(run: Run, given: GivenModel | None = None) -> Dense:
+    """Load model and text, check that the targets are possible, and record the dense model's answers; the
+    model is the one that the settings name, or what was `given` by that name.
 
     Raises:
         UserError: anything about the model, the text or the targets that cannot work.
     """
     settings = run.settings
-    with run.progress.stage("load model", 1, "models") as stage:
-        model = load_model(settings.model, settings.compute_dtype, offload=settings.offload)
-        model = dataclasses.replace(model, params=devices.spread(model.params, model.config.hidden))
-        stage.advance()
+    given = given or GivenModel(settings.model)
+    model = load_shown(given, run.progress, settings.compute_dtype, on_disk=settings.offload)
     if not model.config.uniform:
         raise UserError(
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
@@ -107,18 +97,18 @@ def prepare(run: Run) -> Dense:
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     itemsize = model.params["embed"].dtype.itemsize
-    disk = sum(
-        plan.disk_bytes(plan.Load(model.config, settings, itemsize, devices.count()), dtype.itemsize).values()
-    )
-    run.progress.log(f"this will take up to {formatting.in_words(disk)} on disk while it lasts")
+    load = plan.Load(model.config, settings, itemsize, devices.count())
+    disk = sum(plan.disk_bytes(load, dtype.itemsize).values())
+    if run.store.directory:
+        run.progress.log(f"this will take up to {formatting.in_words(disk)} on disk while it lasts")
     resume.check_space(run.store, disk)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
     resume.check_inputs(run.store, model.params, text)
-    teachers, measured = evaluate_dense(run, model, splits)
-    return Dense(model, splits, kinds, whole, targets, teachers, measured, dtype)
+    texts, measured = measure_dense(run, model, splits.evaluation)
+    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype)
 
 
 def check_components(settings: Settings, model: LoadedModel) -> None:
@@ -131,34 +121,6 @@ def check_components(settings: Settings, model: LoadedModel) -> None:
     check_saliency(pruning.saliency)
     check_pruner(pruning.pruner, pruning.saliency)
     check_objective(settings.objective, model.config, model.params["embed"].dtype)
-
-
-def evaluate_dense(run: Run, model: LoadedModel, splits: Splits) -> resume.Answers:
-    """The dense model's predictions on the evaluation texts, and its quality there, by name of the text.
-
-    Raises:
-        UserError: they are not finite.
-    """
-    texts = splits.evaluation
-    count = sum(map(len, texts.values()))
-    with run.progress.stage("evaluate dense", count, "windows") as stage:
-        answers = resume.kept_answers(run.store)
-        if answers is not None:
-            stage.advance(count, note=resume.KEPT)
-            return answers
-        teachers, measured = {}, {}
-        for name, windows in texts.items():
-            teachers[name], measured[name] = quality.measure_dense(
-                model.params, windows, model.config, stage.advance
-            )
-            if not np.isfinite(teachers[name].normaliser).all():
-                raise UserError(
-                    f"the predictions of {model.source} on {name} are not finite: it overflows there; check "
-                    "its weights, or run it in --compute-dtype float32"
-                )
-    resume.keep_answers(run.store, (teachers, measured))
-    record_quality(run, "dense", measured)
-    return teachers, measured
 
 
 def target_of(kinds: tuple[Kind, Kind], whole: np.ndarray, sparsity: float) -> Target:

@@ -1,4 +1,4 @@
-"""What happened in a run, as JSON lines."""
+"""What happened in a run: in memory and, where the run has a directory, in a file of JSON lines."""
 
 import contextlib
 import copy
@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+NAME = "events.jsonl"
+"""The file."""
+
 
 class EventLog:
-    """Events of a run as JSON lines, each flushed when it happens, after those of the run it goes on from."""
+    """Events of a run, after those of the run that it goes on from; in a file, if it has one, each line is
+    flushed when it happens."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | None = None) -> None:
+        self._entries = read_entries(path) if path else []
+        self._file = path.open("a", encoding="utf-8") if path else None
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
 
@@ -21,7 +25,8 @@ class EventLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def part(self, **fields: Any) -> "EventLog":
         """The same log for a part of the work: its events carry `fields` as well."""
@@ -32,25 +37,40 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the seconds since the start."""
         seconds = round(time.monotonic() - self._start, 3)
-        self._file.write(json.dumps({"event": event, "seconds": seconds, **self._fields, **fields}) + "\n")
-        self._file.flush()
+        entry = {"event": event, "seconds": seconds, **self._fields, **fields}
+        self._entries.append(entry)
+        if self._file:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
 
-    def written(self, event: str) -> list[dict[str, Any]]:
-        """Events of one name that are in the log, those of the run it goes on from included; of a part, its
-        own and what all parts share."""
+    def entries(self) -> list[dict[str, Any]]:
+        """All events, those of the run that it goes on from included; of a part, its own and what all parts
+        share."""
         return [
             entry
-            for entry in read_events(self._path, event)
+            for entry in self._entries
             if all(entry.get(name, value) == value for name, value in self._fields.items())
         ]
 
+    def written(self, event: str) -> list[dict[str, Any]]:
+        """Events of one name."""
+        return [entry for entry in self.entries() if entry["event"] == event]
 
-def read_events(path: Path, event: str) -> list[dict[str, Any]]:
-    """Events of one name in a log, the last line left out if the process died while writing it."""
-    found = []
+    def save(self, directory: Path) -> None:
+        """Write all events into a directory."""
+        lines = [json.dumps(entry) + "\n" for entry in self.entries()]
+        (directory / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """All events in a file, the last line left out if the process died while writing it."""
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if entry["event"] == event:
-                found.append(entry)
-    return found
+            entries.append(json.loads(line))
+    return entries
+
+
+def read_events(path: Path, event: str) -> list[dict[str, Any]]:
+    """Events of one name in a file."""
+    return [entry for entry in read_entries(path) if entry["event"] == event]

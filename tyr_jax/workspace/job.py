@@ -1,9 +1,9 @@
 """What long jobs share: a place to work that an interruption does not cost, devices, progress, and a log."""
 
 import contextlib
+import dataclasses
 import functools
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from tyr_jax.errors import UserError
 from tyr_jax.runtime import devices, hosts
-from tyr_jax.workspace.events import EventLog, read_events
+from tyr_jax.workspace import events
+from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.files import as_json, write_json
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Ended, Progress
@@ -37,67 +38,82 @@ class JobSettings(Protocol):
         """Whether finished work is thrown away."""
 
 
-class Workspace(NamedTuple):
-    """What a job works with: what it writes to `staging` becomes its output."""
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a job is asked for: the command-line `arguments` that are recorded, whether it works `in_memory`,
+    without the directory that its settings name, and whether it is `quiet`."""
 
-    staging: Path
+    arguments: Sequence[str] = ()
+    in_memory: bool = False
+    quiet: bool = False
+
+
+class Workspace(NamedTuple):
+    """What a job works with: what it writes to `staging` becomes its output, unless it works in memory."""
+
+    staging: Path | None
     store: Store
     events: EventLog
     progress: Progress
 
 
 @contextlib.contextmanager
-def open_workspace(settings: JobSettings, arguments: Sequence[str]) -> Iterator[Workspace]:
+def open_workspace(settings: JobSettings, request: Request) -> Iterator[Workspace]:
     """All devices in use, and a place beside the output directory that becomes it if the body succeeds; what
-    was finished before an interruption is there.
+    was finished before an interruption is there. A job in memory has no such place.
 
     Raises:
-        UserError: as `place_of`.
+        UserError: as `claimed_paths`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.in_use())
-        place = stack.enter_context(place_of(settings))
-        log = place.staging / "events.jsonl" if hosts.is_first() else Path(os.devnull)
-        earlier = [Ended(**entry["ended"]) for entry in read_events(log, "stage")]
-        events = stack.enter_context(EventLog(log))
-        told = functools.partial(write_stage, events)
-        progress = stack.enter_context(Progress(quiet=not hosts.is_first(), earlier=earlier, on_end=told))
-        progress.log(
-            f"what is finished is kept in {place.finished} until all is, for the same command to go on from; "
-            f"what happens is written to {log}"
+        hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
+        paths = None if request.in_memory else stack.enter_context(claimed_paths(settings))
+        file = paths.staging / events.NAME if paths and hosts.is_first() else None
+        log = stack.enter_context(EventLog(file))
+        progress = stack.enter_context(
+            Progress(
+                quiet=request.quiet or not hosts.is_first(),
+                earlier=[Ended(**entry["ended"]) for entry in log.written("stage")],
+                on_end=functools.partial(write_stage, log),
+            )
         )
-        events.write("start", arguments=list(arguments))
-        yield Workspace(place.staging, Store(place.finished), events, progress)
-        events.write("done")
+        if paths:
+            progress.log(
+                f"what is finished is kept in {paths.finished} until all is, for the same command to go on "
+                f"from; what happens is written to {file}"
+            )
+        log.write("start", arguments=list(request.arguments))
+        yield Workspace(paths and paths.staging, Store(paths and paths.finished), log, progress)
+        log.write("done")
 
 
 @contextlib.contextmanager
-def place_of(settings: JobSettings) -> Iterator[WorkPaths]:
+def claimed_paths(settings: JobSettings) -> Iterator[WorkPaths]:
     """Where a job works, claimed for what it is asked; of several hosts, the first makes it.
 
     Raises:
         UserError: as `staged_directory` and `claim`; or a host does not see what the first has made.
     """
-    hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
     if hosts.is_first():
-        with staged_directory(settings.output, settings.overwrite, settings.restart) as place:
-            claim(place.settings, settings)
+        with staged_directory(settings.output, settings.overwrite, settings.restart) as paths:
+            claim(paths.settings, settings)
             hosts.wait("place")
-            yield place
+            yield paths
         return
-    place = work_paths(settings.output)
+    paths = work_paths(settings.output)
     hosts.wait("place")
-    if not place.settings.is_file():
+    if not paths.settings.is_file():
         raise UserError(
             f"this host does not see what the first has made beside {settings.output}: choose an --output on "
             "a file system that all hosts share"
         )
-    yield place
+    yield paths
 
 
-def write_stage(events: EventLog, ended: Ended) -> None:
+def write_stage(log: EventLog, ended: Ended) -> None:
     """Log that a stage is over."""
-    events.write("stage", ended=ended._asdict())
+    log.write("stage", ended=ended._asdict())
 
 
 def asked(settings: JobSettings) -> dict[str, Any]:

@@ -31,14 +31,14 @@ def work_paths(target: Path) -> WorkPaths:
 
 @contextlib.contextmanager
 def staged_directory(target: Path, overwrite: bool, restart: bool) -> Iterator[WorkPaths]:
-    """A place beside `target` whose staging directory becomes `target` if the body succeeds.
+    """Paths beside `target`, of which the staging directory becomes `target` if the body succeeds.
 
-    If it fails, everything vanishes, unless there is finished work: then the place is found again by the
-    next run for the same target (unless `restart`). One run at a time can have it.
+    If it fails, everything vanishes, unless there is finished work: then the next run for the same target
+    finds it there (unless `restart`). One run at a time can have these paths.
 
     Raises:
         UserError: `target` exists and is not empty (unless `overwrite`), is a file, cannot be written, or
-            another run has the place.
+            another run has the paths.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -46,47 +46,47 @@ def staged_directory(target: Path, overwrite: bool, restart: bool) -> Iterator[W
             final = target.resolve()
             _check_target(final, target, overwrite)
             stack.enter_context(_parents(final))
-            place = work_paths(final)
-            root = place.staging.parent
+            paths = work_paths(final)
+            root = paths.staging.parent
             root.mkdir(exist_ok=True)
             stack.enter_context(_alone(root / "lock", target))
-            stack.callback(_leave, place)
-            if restart or not _has_work(place):
-                _empty(place)
-            place.staging.mkdir(exist_ok=True)
+            stack.callback(_leave, paths)
+            if restart or not _has_work(paths):
+                _empty(paths)
+            paths.staging.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write output directory {target}: {error.strerror or error}") from None
         try:
-            yield place
-            _replace(place.staging, final)
-            _empty(place)
+            yield paths
+            _replace(paths.staging, final)
+            _empty(paths)
         except OSError as error:
             raise UserError(
                 f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
                 "permissions and run the same command again"
             ) from error
         except KeyboardInterrupt as error:
-            if _has_work(place):
+            if _has_work(paths):
                 raise type(error)("the same command goes on from what is finished") from None
             raise
 
 
-def _has_work(place: WorkPaths) -> bool:
+def _has_work(paths: WorkPaths) -> bool:
     """Whether there is anything to go on from."""
-    return place.finished.is_dir() and any(place.finished.iterdir())
+    return paths.finished.is_dir() and any(paths.finished.iterdir())
 
 
-def _empty(place: WorkPaths) -> None:
+def _empty(paths: WorkPaths) -> None:
     """Take away all that runs left."""
-    shutil.rmtree(place.finished, ignore_errors=True)
-    shutil.rmtree(place.staging, ignore_errors=True)
-    place.settings.unlink(missing_ok=True)
+    shutil.rmtree(paths.finished, ignore_errors=True)
+    shutil.rmtree(paths.staging, ignore_errors=True)
+    paths.settings.unlink(missing_ok=True)
 
 
-def _leave(place: WorkPaths) -> None:
-    """Take the place away, if there is nothing to go on from."""
-    if not _has_work(place):
-        shutil.rmtree(place.staging.parent, ignore_errors=True)
+def _leave(paths: WorkPaths) -> None:
+    """Take the directory of all of them away, if there is nothing to go on from."""
+    if not _has_work(paths):
+        shutil.rmtree(paths.staging.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -103,6 +103,23 @@ def _alone(path: Path, target: Path) -> Iterator[None]:
         raise UserError(
             f"another run is writing {target}; wait until it is done, or choose another with --output"
         ) from None
+
+
+@contextlib.contextmanager
+def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory beside `target` that becomes it if the body succeeds, and vanishes if not.
+
+    Raises:
+        UserError: as `staged_directory`; or an interrupted run for `target` can still go on (unless
+            `overwrite`).
+    """
+    if _has_work(work_paths(target)) and not overwrite:
+        raise UserError(
+            f"a run for {target} was interrupted and can still go on; let it, choose another directory, or "
+            "replace it with --overwrite"
+        )
+    with staged_directory(target, overwrite, restart=True) as paths:
+        yield paths.staging
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tyr_jax.report.summary import print_tables
+from tyr_jax.cli.prune import print_results
 from tyr_jax.settings import PRESETS
 from tyr_jax.workspace.files import as_json
 
@@ -45,7 +45,7 @@ def cells(*reports: dict[str, Any]) -> list[list[str]]:
     """The lines printed on 80 columns, cut into cells."""
     stream = io.StringIO()
     outputs = [Path("out", str(number)) if number else Path("out") for number in range(len(reports))]
-    print_tables(reports, outputs, Console(file=stream, width=80))
+    print_results(reports, outputs, Console(file=stream, width=80))
     lines = [line.split("  ") for line in stream.getvalue().splitlines()]
     return [[cell.strip() for cell in line if cell.strip()] for line in lines]
 
@@ -111,7 +111,11 @@ def test_values_as_json_has_them() -> None:
     settings = as_json(PRESETS["paper"])
     assert settings["output"] == "pruned"
     assert settings["search"]["survivors"] == [16, 4, 1]
-    assert settings["pruning"]["saliency"] == {"first_order": "abs", "second_order": "channel"}
+    assert settings["pruning"]["saliency"] == {
+        "saliency": "taylor",
+        "first_order": "abs",
+        "second_order": "channel",
+    }
 
 
 def test_what_went_wrong_is_told_once(report: dict[str, Any]) -> None:

@@ -1,0 +1,487 @@
+"""The Python API: a function for everything that a command does.
+
+    import tyr_jax
+
+    result = tyr_jax.prune_model("builtin", sparsity=0.25, preset="quick")
+    print(tyr_jax.generate_text(result, "The capital of France is", max_tokens=20)[0])
+    result.save("pruned")
+    result
+
+Whatever takes a model takes its name (a directory, a .gguf file, a hub id, `builtin`), one that `load_model`
+returned, or what `prune_model` or `recover_model` did. Mistakes are `UserError`s, in the commands' words.
+(Names that are imported `as` themselves are exported by the package.)
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.data import DataSpec as DataSpec
+from tyr_jax.errors import UserError, require
+from tyr_jax.evaluation import benchmark, continuation, perplexity
+from tyr_jax.evaluation.benchmark import Cases
+from tyr_jax.evaluation.continuation import ContinuationSettings
+from tyr_jax.evaluation.generation import Sampling
+from tyr_jax.evaluation.perplexity import TextChoice
+from tyr_jax.evaluation.provenance import provenance_of
+from tyr_jax.evaluation.speed import MODELS
+from tyr_jax.evaluation.tasks import TaskChoice, task_scores
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.io.checkpoint import load_model as load_model
+from tyr_jax.options import arguments_of, check_names, with_options
+from tyr_jax.planning import plan
+from tyr_jax.pruning.saliency import Saliency as Saliency
+from tyr_jax.pruning.settings import PruningSettings as PruningSettings
+from tyr_jax.pruning.site import LocalPruner as LocalPruner
+from tyr_jax.recovery.loss import Loss as Loss
+from tyr_jax.recovery.settings import RecoverySettings
+from tyr_jax.recovery.train import Training as Training
+from tyr_jax.results import Benchmark, Perplexities, PruneResult, PruningPlan, RecoverResult, TaskScores
+from tyr_jax.run import export, prune, recover
+from tyr_jax.run.export import ExportSettings, Quantize, default_path
+from tyr_jax.run.models import AnyModel, GivenModel, load, load_shown
+from tyr_jax.runtime.devices import in_use
+from tyr_jax.scoring.objective import Objective as Objective
+from tyr_jax.search.contract import Search as Search
+from tyr_jax.search.evolution import Evolution as Evolution
+from tyr_jax.settings import COMPONENTS, PRESET_NAMES, PRESETS, Preset, Settings, validate, with_components
+from tyr_jax.settings import Rounds as Rounds
+from tyr_jax.workspace.job import Request
+from tyr_jax.workspace.progress import Progress
+
+S = TypeVar("S")
+
+
+def _pruning_settings(
+    model: AnyModel | None,
+    sparsity: float | Sequence[float] | None,
+    preset: str | None,
+    settings: Settings | None,
+    options: dict[str, Any],
+) -> Settings:
+    """What a call of `prune_model` or `plan_pruning` asks for.
+
+    Raises:
+        UserError: an option or a preset does not exist, or an option has a value of another type.
+    """
+    if settings is None:
+        name = "standard" if preset is None else preset
+        require(name in PRESETS, "preset", repr(name), f"one of {', '.join(map(repr, PRESET_NAMES))}")
+        settings = PRESETS[name]
+    elif preset is not None:
+        raise UserError("preset and settings both say where defaults come from; give one of them")
+    if model is not None:
+        options["model"] = GivenModel(model).name
+    if sparsity is not None:
+        options["sparsity"] = sparsity
+    components = {role: options.pop(role) for role in COMPONENTS if role in options}
+    settings = with_components(settings, components)
+    check_names(settings)
+    return with_options(settings, options)
+
+
+@overload
+def prune_model(
+    model: AnyModel | None = None,
+    *,
+    sparsity: Sequence[float],
+    preset: Preset | None = None,
+    settings: Settings | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    arguments: Sequence[str] | None = None,
+    **options: Any,
+) -> list[PruneResult]: ...
+@overload
+def prune_model(
+    model: AnyModel | None = None,
+    *,
+    sparsity: float | None = None,
+    preset: Preset | None = None,
+    settings: Settings | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    arguments: Sequence[str] | None = None,
+    **options: Any,
+) -> PruneResult: ...
+def prune_model(
+    model: AnyModel | None = None,
+    *,
+    sparsity: float | Sequence[float] | None = None,
+    preset: Preset | None = None,
+    settings: Settings | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    arguments: Sequence[str] | None = None,
+    **options: Any,
+) -> PruneResult | list[PruneResult]:
+    """Prune a model, as `python -m tyr_jax.prune` does.
+
+    Args:
+        model: the dense model (default: that of the settings, or else `builtin`).
+        sparsity: share of heads and of FFN neurons to remove; of several, which share what they can, each has
+            a result of its own (default: that of the settings, or else 0.25).
+        preset: where defaults come from: `quick`, `standard` or `paper` (default: `standard`).
+        settings: where they come from instead.
+        output: a directory that the model is written to, as the command does: an interrupted call goes on
+            when it is made again. Without it, nothing is written.
+        progress: whether it is shown.
+        arguments: what the result says made it (default: the command line that would).
+        options: any other option of the command by its name, such as `calibration_tokens=8192`; a search,
+            objective, saliency or pruner may also be given itself.
+
+    Returns:
+        The pruned model, or for a sequence of sparsities one for each; their weights are read from `output`
+        when they are first asked for, or else in memory.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    several = isinstance(sparsity, Sequence)
+    asked = _pruning_settings(model, sparsity, preset, settings, options)
+    if len(asked.sparsity) > 1 and not several:
+        raise UserError("the settings have several sparsities; give them as sparsity=settings.sparsity")
+    if "push_to_hub" in options:
+        raise UserError("push_to_hub is for the command; call push_to_hub of the result")
+    asked = _with_output(asked, output, options)
+    if arguments is None:
+        default = dataclasses.replace(PRESETS[asked.preset], preset=PRESETS["standard"].preset)
+        arguments = arguments_of(asked, default)
+    request = Request(arguments, in_memory=output is None, quiet=not progress)
+    results = prune.prune(asked, request, GivenModel(asked.model if model is None else model))
+    return results if several else results[0]
+
+
+def _with_output(settings: S, output: str | Path | None, options: Mapping[str, Any]) -> S:
+    """The settings of a job that writes to `output`, if anything is written.
+
+    Raises:
+        UserError: nothing is, but `options` say how.
+    """
+    if output is not None:
+        return with_options(settings, {"output": output})
+    for name in ("overwrite", "restart"):
+        if name in options:
+            raise UserError(f"{name} is about the output directory, of which there is none; give output")
+    return settings
+
+
+def plan_pruning(
+    model: AnyModel | None = None,
+    *,
+    sparsity: float | Sequence[float] | None = None,
+    preset: Preset | None = None,
+    settings: Settings | None = None,
+    devices: int | None = None,
+    flops: float | None = None,
+    **options: Any,
+) -> PruningPlan:
+    """What pruning will need, as `python -m tyr_jax.prune --plan` says: memory, disk, FLOPs and time, from
+    the model's configuration alone.
+
+    Args:
+        model: the dense model (default: that of the settings, or else `builtin`).
+        sparsity: as `prune_model` takes it.
+        preset: likewise.
+        settings: likewise.
+        devices: for how many it is (default: those there are).
+        flops: FLOPs that a device reaches in a second, such as 1e14, for times to be told.
+        options: any other option of the command by its name.
+
+    Raises:
+        UserError: there is no such model, its configuration is not understood, or a setting cannot be.
+    """
+    for flag, value in (("--plan-devices", devices), ("--plan-flops", flops)):
+        require(value is None or value > 0, flag, value, "above 0")
+    asked = _pruning_settings(model, sparsity, preset, settings, options)
+    validate(asked)
+    given = GivenModel(asked.model if model is None else model)
+    config, stored = given.config()
+    if not config.uniform:
+        raise UserError(f"{given.name} is pruned already: its layers differ; plan for the dense model")
+    written = stored if asked.dtype == "as-stored" else jnp.dtype(asked.dtype)
+    itemsize, number = jnp.dtype(asked.compute_dtype).itemsize, devices or len(jax.devices())
+    load = plan.Load(config, asked, itemsize, number)
+    return PruningPlan(
+        plan.needs(load),
+        plan.host_bytes(load),
+        plan.disk_bytes(load, written.itemsize),
+        number,
+        flops,
+    )
+
+
+def recover_model(
+    model: AnyModel,
+    *,
+    teacher: AnyModel | None = None,
+    settings: RecoverySettings | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    arguments: Sequence[str] | None = None,
+    **options: Any,
+) -> RecoverResult:
+    """Win back by training what pruning lost, as `python -m tyr_jax.finetune` does.
+
+    Args:
+        model: the pruned model.
+        teacher: the dense model to learn from (default: the one that was pruned).
+        settings: where defaults come from; its model and teacher are those given here.
+        output: a directory that the model is written to, as the command does: an interrupted call goes on
+            when it is made again. Without it, nothing is written.
+        progress: whether it is shown.
+        arguments: what the result says made it (default: the command line that would).
+        options: any other option of the command by its name, such as `tokens=100_000`.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    given = recover.Given(GivenModel(model), None if teacher is None else GivenModel(teacher))
+    default = RecoverySettings(given.model.name)
+    named = {"model": given.model.name, "teacher": given.teacher and given.teacher.name}
+    asked = with_options(default if settings is None else settings, named | options)
+    asked = _with_output(asked, output, options)
+    if arguments is None:
+        arguments = [asked.model, *arguments_of(asked, default)]
+    request = Request(arguments, in_memory=output is None, quiet=not progress)
+    return recover.recover(asked, request, given)
+
+
+@overload
+def evaluate_model(
+    model: AnyModel,
+    *,
+    evaluation: str | Sequence[str] = TextChoice.evaluation,
+    evaluation_length: int | None = TextChoice.evaluation_length,
+    evaluation_windows: int | None = TextChoice.evaluation_windows,
+    bos: bool | None = TextChoice.bos,
+    chat_template: bool | None = TextChoice.chat_template,
+    progress: bool = True,
+) -> Perplexities: ...
+@overload
+def evaluate_model(
+    model: AnyModel,
+    *,
+    tasks: str | Sequence[str],
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+) -> TaskScores: ...
+def evaluate_model(
+    model: AnyModel,
+    *,
+    evaluation: str | Sequence[str] = TextChoice.evaluation,
+    evaluation_length: int | None = TextChoice.evaluation_length,
+    evaluation_windows: int | None = TextChoice.evaluation_windows,
+    bos: bool | None = TextChoice.bos,
+    chat_template: bool | None = TextChoice.chat_template,
+    tasks: str | Sequence[str] = (),
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Perplexities | TaskScores:
+    """How good a model is, as `python -m tyr_jax.evaluate` says: perplexity on texts, or metrics of tasks.
+
+    Args:
+        model: a model, dense or pruned.
+        evaluation: texts, as the command takes them (default: those that the model was measured on when it
+            was pruned, or else `builtin`).
+        evaluation_length: tokens in a window (default: as when it was pruned, or else 2048).
+        evaluation_windows: at most this many windows of each text (default: likewise, or else 20).
+        bos: start every window with the tokenizer's BOS (default: likewise, or else not).
+        chat_template: render conversations with the model's chat template (default: likewise).
+        tasks: tasks of lm-evaluation-harness, in place of perplexity; needs `tyr-jax[tasks]`.
+        num_fewshot: examples before a question (default: as the task has it).
+        limit: at most this many questions of each task (default: all).
+        data_dir: where the tasks' datasets are, each under its name on the hub (default: the hub).
+        progress: whether it is shown.
+
+    Raises:
+        UserError: anything about the model, the texts or the tasks that cannot work.
+    """
+    given, shown = GivenModel(model), Progress(quiet=not progress)
+    texts = with_options(
+        TextChoice(),
+        {
+            "evaluation": evaluation,
+            "evaluation_length": evaluation_length,
+            "evaluation_windows": evaluation_windows,
+            "bos": bos,
+            "chat_template": chat_template,
+        },
+    )
+    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
+    asked = with_options(
+        TaskChoice(),
+        {
+            "tasks": [name for name in names if name],
+            "num_fewshot": num_fewshot,
+            "limit": limit,
+            "data_dir": data_dir,
+        },
+    )
+    if not asked.tasks:
+        return _perplexities(given, texts, shown)
+    if texts != TextChoice():
+        raise UserError("tasks have text of their own; leave out what is said of texts")
+    with in_use(), shown:
+        return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown), shown))
+
+
+def _perplexities(given: GivenModel, texts: TextChoice, progress: Progress) -> Perplexities:
+    """Perplexity of a model on texts."""
+    made = provenance_of(*given.records())
+    spec = perplexity.data_spec(texts, given.name, made)
+    with in_use(), progress:
+        measured = perplexity.perplexities(load_shown(given, progress), spec, made, progress)
+    return Perplexities(given.name, measured)
+
+
+def generate_text(
+    model: AnyModel,
+    prompts: str | Sequence[str],
+    *,
+    chat: bool = ContinuationSettings.chat,
+    max_tokens: int = ContinuationSettings.max_tokens,
+    seed: int = ContinuationSettings.seed,
+    temperature: float = Sampling.temperature,
+    top_k: int = Sampling.top_k,
+    top_p: float = Sampling.top_p,
+    progress: bool = True,
+) -> list[str]:
+    """Continue text, as `python -m tyr_jax.generate` does, several prompts together.
+
+    Args:
+        model: a model, dense or pruned.
+        prompts: texts to continue.
+        chat: put each to the model as a user's message, through its chat template.
+        max_tokens: tokens to generate at most, for each prompt.
+        seed: seed of the choice, where there is any (temperature above 0).
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_k: choose among this many likeliest tokens; 0 means all.
+        top_p: choose among the likeliest tokens that together have this probability.
+        progress: whether the loading of the model is shown.
+
+    Returns:
+        What comes after each prompt.
+
+    Raises:
+        UserError: a setting that cannot be, no such model, or a prompt that does not fit it.
+    """
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {"chat": chat, "max_tokens": max_tokens, "seed": seed} | sampling
+    asked = with_options(ContinuationSettings(), options)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    continuation.validate(texts, asked)
+    return continuation.continued(_load(model, progress), texts, asked)
+
+
+def stream_text(
+    model: AnyModel,
+    prompt: str,
+    *,
+    chat: bool = ContinuationSettings.chat,
+    max_tokens: int = ContinuationSettings.max_tokens,
+    seed: int = ContinuationSettings.seed,
+    temperature: float = Sampling.temperature,
+    top_k: int = Sampling.top_k,
+    top_p: float = Sampling.top_p,
+    progress: bool = True,
+) -> Iterator[str]:
+    """Continue a text piece by piece, as they come; arguments as `generate_text`'s.
+
+    Raises:
+        UserError: as `generate_text`, at once.
+    """
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {"chat": chat, "max_tokens": max_tokens, "seed": seed} | sampling
+    asked = with_options(ContinuationSettings(), options)
+    continuation.validate([prompt], asked)
+    return continuation.streamed(_load(model, progress), prompt, asked)
+
+
+def _load(model: AnyModel, progress: bool) -> LoadedModel:
+    """A model, as a stage that is shown or not."""
+    with Progress(quiet=not progress) as shown:
+        return load_shown(GivenModel(model), shown)
+
+
+def export_model(
+    model: AnyModel,
+    path: str | Path | None = None,
+    *,
+    quantize: Quantize = ExportSettings.quantize,
+    neuron_multiple: int = ExportSettings.neuron_multiple,
+    overwrite: bool = ExportSettings.overwrite,
+    progress: bool = True,
+) -> Path:
+    """Write a GGUF file that stock llama.cpp runs, as `python -m tyr_jax.export` does.
+
+    Args:
+        model: a model, dense or pruned.
+        path: the file (default: model-TYPE.gguf, in the model's directory if it has one).
+        quantize: type of the matrices; those with a `k` need `tyr-jax[llama]`.
+        neuron_multiple: fill FFN widths up with zeros to a multiple of this, beyond what the type needs.
+        overwrite: replace a file that exists, once the new one is complete.
+        progress: whether it is shown.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: anything about the model, the file or the settings that cannot work.
+    """
+    options = {"quantize": quantize, "neuron_multiple": neuron_multiple, "overwrite": overwrite}
+    given, asked = GivenModel(model), with_options(ExportSettings(), options)
+    target = default_path(given.name, asked) if path is None else Path(path)
+    export.export(given, target, asked, Progress(quiet=not progress))
+    return target
+
+
+def benchmark_model(
+    dense: AnyModel,
+    pruned: AnyModel,
+    *,
+    prompts: int | Sequence[int] = Cases.prompts,
+    batches: int | Sequence[int] = Cases.batches,
+    tokens: int = Cases.tokens,
+    repeats: int = Cases.repeats,
+    llama_cpp: bool = Cases.llama_cpp,
+    progress: bool = True,
+) -> Benchmark:
+    """How much faster a pruned model is, as `python -m tyr_jax.benchmark` says: seconds to the first token
+    and of each after it, of both models in turn.
+
+    Args:
+        dense: the dense model.
+        pruned: the pruned one.
+        prompts: lengths of the prompt, in tokens.
+        batches: sequences that run together (llama.cpp: one).
+        tokens: tokens that are generated in a timing.
+        repeats: timings of each; the median counts.
+        llama_cpp: compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`.
+        progress: whether it is shown.
+
+    Raises:
+        UserError: anything about the models or the settings that cannot work.
+    """
+    options = {"prompts": prompts, "batches": batches, "tokens": tokens, "repeats": repeats}
+    cases = with_options(Cases(), options | {"llama_cpp": llama_cpp})
+    benchmark.validate(cases)
+    given = dict(zip(MODELS, map(GivenModel, (dense, pruned)), strict=True))
+    models = {}
+    with Progress(quiet=not progress) as shown:
+        with shown.stage("load models", len(given), "models") as stage:
+            for name, one in given.items():
+                models[name] = load(one)
+                stage.advance()
+        timings = benchmark.measure(models, cases, shown)
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    names = {name: one.name for name, one in given.items()}
+    return Benchmark(names, device, benchmark.sizes(models), timings)

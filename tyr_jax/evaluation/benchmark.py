@@ -1,0 +1,195 @@
+"""Timing a dense model and a pruned one in turn: prompts, and the tokens after them, in JAX and llama.cpp."""
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError, require
+from tyr_jax.evaluation import generation
+from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Timing
+from tyr_jax.io import deci, llama_cpp
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, head_flops, unit_counts
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.runtime.timing import medians
+from tyr_jax.workspace.progress import Progress
+
+Models = dict[str, LoadedModel]
+"""The dense and the pruned model, by those names."""
+
+Runs = dict[str, Callable[[], object]]
+"""What to time, by model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """What to time: every length of `prompts`, in tokens, with every number of sequences of `batches`, and so
+    many `tokens` after it; each `repeats` times, and in `llama_cpp` as well, one sequence at a time."""
+
+    prompts: tuple[int, ...] = (128, 512)
+    batches: tuple[int, ...] = (1, 4)
+    tokens: int = 16
+    repeats: int = 5
+    llama_cpp: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest of them takes."""
+        return max(self.prompts) + self.tokens
+
+
+def validate(cases: Cases) -> None:
+    """Check every value that can be checked before anything is read.
+
+    Raises:
+        UserError: names the flag and what is wanted.
+    """
+    for flag, values in (("--prompts", cases.prompts), ("--batches", cases.batches)):
+        require(min(values, default=0) >= 1, flag, values, "numbers from 1 on")
+    for flag, value in (("--tokens", cases.tokens), ("--repeats", cases.repeats)):
+        require(value >= 1, flag, value, "at least 1")
+    if cases.llama_cpp:
+        llama_cpp.bindings()
+
+
+def prefill_flops(config: ModelConfig, length: int) -> float:
+    """FLOPs of a prompt of `length` tokens: all blocks, and the head after the last token."""
+    return length * block_flops(config, unit_counts(config), length) + head_flops(config)
+
+
+def read_bytes(config: ModelConfig, length: int, batch: int) -> float:
+    """Bytes of float32 weights and cache read for the next tokens of `batch` sequences of `length`."""
+    return decode_bytes(config, 4) + batch * length * cache_bytes(config.layers, config.head_dim, 4)
+
+
+def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: int) -> Callable[[], object]:
+    """`count` steps from `start`, (logits, cache) after prompts of `length`; again and again on its cache."""
+    state = [start]
+    key, lengths = jax.random.key(0), jnp.full(len(start[0]), length)
+
+    def run() -> object:
+        logits, cache = state.pop()
+        for step in range(count):
+            tokens = generation.sample(logits, key, step, generation.Sampling())
+            logits, cache = generation.decode(params, tokens, lengths + step, cache, config)
+        state.append((logits, cache))
+        return logits
+
+    return run
+
+
+def jax_runs(models: Models, length: int, batch: int, count: int) -> tuple[Runs, Runs]:
+    """(prefills, `count` steps after one) of `batch` prompts of `length` tokens."""
+    prompts, lengths = jnp.ones((batch, length), jnp.int32), jnp.full(batch, length)
+    prefills: Runs = {}
+    steps: Runs = {}
+    for name, model in models.items():
+        params, config = generation.unstack(model.params, model.config), model.config
+        prefill = functools.partial(generation.prefill, params, prompts, lengths, config, length + count)
+        prefills[name] = prefill
+        steps[name] = decoding(params, config, prefill(), length, count)
+    return prefills, steps
+
+
+def llama_runs(sessions: dict[str, llama_cpp.Session], length: int, count: int) -> tuple[Runs, Runs]:
+    """The same in llama.cpp, for one sequence."""
+    prompt = np.ones(length, int)
+
+    def prefill(session: llama_cpp.Session) -> None:
+        session.clear()
+        session.run(prompt, 0)
+
+    def decode(session: llama_cpp.Session) -> None:
+        session.forget(length)
+        for step in range(count):
+            session.run(prompt[:1], length + step)
+
+    return tuple(
+        {name: functools.partial(work, session) for name, session in sessions.items()}
+        for work in (prefill, decode)
+    )  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One of the cases: an `engine` that runs `batch` prompts of `length` tokens."""
+
+    engine: str
+    length: int
+    batch: int
+
+
+def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -> list[Timing]:
+    """A timing of the prompt and one of the tokens after it."""
+    configs = {name: model.config for name, model in models.items()}
+    limits = (
+        {name: prefill_flops(config, case.length) for name, config in configs.items()},
+        {name: read_bytes(config, case.length, case.batch) for name, config in configs.items()},
+    )
+    units = (1.0, cases.tokens)
+    timings = []
+    for measure, work, limit, unit in zip(MEASURES, runs, limits, units, strict=True):
+        seconds = medians(work, cases.repeats)
+        dense, pruned = (seconds[model] / unit for model in MODELS)
+        allowed = limit["dense"] / limit["pruned"]
+        timings.append(Timing(case.engine, case.length, case.batch, measure, dense, pruned, allowed))
+    return timings
+
+
+def sizes(models: Models) -> Sizes:
+    """What each model takes."""
+    return {
+        name: {
+            "parameters": count_parameters(model.config)[1],
+            "bytes": count_parameters(model.config)[1] * model.stored_dtype.itemsize,
+            "cache_bytes_per_token": cache_bytes(model.config.layers, model.config.head_dim, 4),
+        }
+        for name, model in models.items()
+    }
+
+
+def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
+    """All timings: both engines, every length and batch.
+
+    Raises:
+        UserError: a model has too few positions for them.
+    """
+    for model in models.values():
+        if cases.longest > model.config.max_positions:
+            raise UserError(
+                f"--prompts and --tokens need {cases.longest} positions, but {model.source} has only "
+                f"{model.config.max_positions}; lower them"
+            )
+    timings = []
+    pairs = [(length, batch) for length in cases.prompts for batch in cases.batches]
+    with progress.stage("JAX", len(pairs), "cases") as stage:
+        for length, batch in pairs:
+            runs = jax_runs(models, length, batch, cases.tokens)
+            timings += compare(runs, models, Case("JAX", length, batch), cases)
+            stage.advance()
+    return timings + (measure_in_llama_cpp(models, cases, progress) if cases.llama_cpp else [])
+
+
+def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
+    """All timings in llama.cpp, on float32 files."""
+    timings = []
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, model in models.items():
+            path = Path(directory) / f"{name}.gguf"
+            deci.write_gguf(path, model.config, model.params, model.tokenizer, "f32")
+            sessions[name] = stack.enter_context(llama_cpp.session(path, cases.longest))
+        with progress.stage("llama.cpp", len(cases.prompts), "cases") as stage:
+            for length in cases.prompts:
+                runs = llama_runs(sessions, length, cases.tokens)
+                timings += compare(runs, models, Case("llama.cpp", length, 1), cases)
+                stage.advance()
+    return timings

@@ -1,0 +1,122 @@
+"""Text that goes on from prompts: tokens of the prompts, and the text of the tokens after them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from tyr_jax.errors import UserError, require
+from tyr_jax.evaluation.generation import Sampling, generate, unstack
+from tyr_jax.io.checkpoint import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuationSettings:
+    """How prompts are continued."""
+
+    chat: bool = False
+    """Whether each is put to the model as a user's message, through its chat template."""
+    max_tokens: int = 128
+    """Tokens to generate at most, for each prompt."""
+    seed: int = 0
+    """Seed of the choice, where there is any."""
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    """How the next token is chosen."""
+
+
+def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
+    """Check every value that can be checked before anything is read.
+
+    Raises:
+        UserError: names the flag, its value and what is wanted.
+    """
+    sampling = settings.sampling
+    checks = (
+        (bool(prompts), "PROMPT", "nothing", "given"),
+        (settings.max_tokens >= 1, "--max-tokens", settings.max_tokens, "at least 1"),
+        (0 <= sampling.temperature < float("inf"), "--temperature", sampling.temperature, "0 or more"),
+        (sampling.top_k >= 0, "--top-k", sampling.top_k, "0 or more"),
+        (0 < sampling.top_p <= 1, "--top-p", sampling.top_p, "above 0 and at most 1"),
+        (0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295"),
+    )
+    for check in checks:
+        require(*check)
+
+
+def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> list[list[int]]:
+    """Tokens of the prompts.
+
+    Raises:
+        UserError: there is no chat template, or a prompt has no token or leaves no room.
+    """
+    tokenizer, texts = model.tokenizer, list(prompts)
+    if settings.chat:
+        if not tokenizer.chat_template:
+            raise UserError(f"{model.source} has no chat template; leave --chat out")
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+    tokens = [tokenizer(text, add_special_tokens=not settings.chat).input_ids for text in texts]
+    limit = model.config.max_positions
+    for prompt, ids in zip(prompts, tokens, strict=True):
+        if not ids:
+            raise UserError(f"the prompt {prompt!r} has no token; give it some text")
+        if len(ids) + settings.max_tokens > limit:
+            raise UserError(
+                f"a prompt of {len(ids)} tokens and --max-tokens {settings.max_tokens} are more than the "
+                f"{limit} positions of {model.source}; shorten one of them"
+            )
+    return tokens
+
+
+def stop_tokens(model: LoadedModel) -> frozenset[int]:
+    """Tokens that end a text, as the tokenizer and the generation configuration have them."""
+    given = (model.generation_config or {}).get("eos_token_id")
+    ids = given if isinstance(given, list) else [given]
+    return frozenset(token for token in (*ids, model.tokenizer.eos_token_id) if token is not None)
+
+
+def steps(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> Iterator[np.ndarray]:
+    """The next tokens `[B]` of every prompt, one after the other.
+
+    Raises:
+        UserError: as `encode`, at once.
+    """
+    return generate(
+        unstack(model.params, model.config),
+        model.config,
+        encode(model, prompts, settings),
+        settings.max_tokens,
+        settings.sampling,
+        stop=stop_tokens(model),
+        seed=settings.seed,
+    )
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Iterator[int]) -> Iterator[str]:
+    """The text of `tokens` as it grows; a character waits until all of its bytes are there."""
+    ids: list[int] = []
+    shown = ""
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(ids, skip_special_tokens=True)[len(shown) :]
+
+
+def streamed(model: LoadedModel, prompt: str, settings: ContinuationSettings) -> Iterator[str]:
+    """What the model makes of a prompt, as it comes."""
+    tokens = steps(model, [prompt], settings)
+    return pieces(model.tokenizer, (int(one[0]) for one in tokens))
+
+
+def continued(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> list[str]:
+    """What the model makes of every prompt, all run together."""
+    rows = np.stack(list(steps(model, prompts, settings)), axis=1)
+    return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]

@@ -1,0 +1,81 @@
+"""Perplexity of a model on texts: of those that it was made with, the windows that were held out."""
+
+import dataclasses
+
+from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation import quality
+from tyr_jax.evaluation.provenance import Provenance
+from tyr_jax.evaluation.scores import TextPerplexity
+from tyr_jax.io.checkpoint import LoadedModel, check_length
+from tyr_jax.workspace.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class TextChoice:
+    """Which text to measure on, and how; what is not said is as it was when the model was made."""
+
+    evaluation: tuple[str, ...] = ()
+    evaluation_length: int | None = None
+    evaluation_windows: int | None = None
+    bos: bool | None = None
+    chat_template: bool | None = None
+
+
+def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSpec:
+    """The text to measure a model of that name on: what it was measured on when it was made, with what was
+    chosen in its place. Of text that it has learnt from, the windows that were held out.
+
+    Raises:
+        UserError: there are none of the length that is asked for.
+    """
+    asked = {
+        field: getattr(choice, field)
+        for field in ("evaluation_length", "evaluation_windows", "bos", "chat_template")
+        if getattr(choice, field) is not None
+    }
+    if made is None:
+        return DataSpec(calibration=(), evaluation=choice.evaluation or ("builtin",), **asked)
+    spec = dataclasses.replace(made.spec, **asked)
+    if choice.evaluation:
+        held = tuple(source for source in choice.evaluation if made.has_learnt(source))
+        others = tuple(source for source in choice.evaluation if source not in held)
+        spec = dataclasses.replace(spec, calibration=held, evaluation=others)
+    if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
+        raise UserError(
+            f"{model} has learnt from {', '.join(spec.calibration)}, of which windows of "
+            f"{made.spec.evaluation_length} tokens were held out: leave out --evaluation-length, or name "
+            "other texts with --evaluation"
+        )
+    return spec
+
+
+def perplexities(
+    model: LoadedModel, spec: DataSpec, made: Provenance | None, progress: Progress
+) -> list[TextPerplexity]:
+    """Perplexity on every text of `spec`, beside that of when the model was `made`.
+
+    Raises:
+        UserError: a text cannot be read, or its windows do not fit the model.
+    """
+    check_length("--evaluation-length", spec.evaluation_length, model)
+    texts, sources = load_evaluation(spec, model.tokenizer), evaluation_sources(spec)
+    measured = []
+    with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
+        for name, windows in texts.items():
+            result = quality.measure(model.params, windows, model.config, on_windows=stage.advance)
+            source, part = sources[name]
+            measured.append(
+                TextPerplexity(
+                    text=name,
+                    source=source,
+                    part=part,
+                    windows=len(windows),
+                    length=int(windows.shape[1]),
+                    tokens=int(windows.size),
+                    bos=spec.bos,
+                    perplexity=result.perplexity,
+                    perplexity_when_made=made and made.perplexity(name, windows),
+                )
+            )
+    return measured

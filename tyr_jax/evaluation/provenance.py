@@ -1,0 +1,50 @@
+"""How a model was made, as far as measuring it has to know: the text it has learnt from, and how good it was
+then."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tyr_jax.data import DataSpec, fingerprint, parse_source
+from tyr_jax.data.sources import identity, leaves
+from tyr_jax.workspace.records import spec_of
+
+
+class Provenance(NamedTuple):
+    """The text that a model was made and measured on, `spec`; all sources that it has `learnt` from; and of
+    the windows that it was measured on, by name, the `fingerprints` and the `perplexities`."""
+
+    spec: DataSpec
+    learnt: tuple[str, ...]
+    fingerprints: dict[str, str]
+    perplexities: dict[str, float]
+
+    def perplexity(self, name: str, windows: np.ndarray) -> float | None:
+        """How good it was on text `name`, if it was measured on these very `windows [W, T]`."""
+        same = self.fingerprints.get(name) == fingerprint(windows)
+        return self.perplexities[name] if same else None
+
+    def has_learnt(self, source: str) -> bool:
+        """Whether it has learnt from a part of this source."""
+        learnt = {identity(leaf) for leaf in leaves(map(parse_source, self.learnt))}
+        return any(identity(leaf) in learnt for leaf in leaves([parse_source(source)]))
+
+
+def provenance_of(
+    summary: Mapping[str, Any] | None, recovery: Mapping[str, Any] | None = None
+) -> Provenance | None:
+    """What the records of a model's pruning and training say, or None where there are none."""
+    learnt: tuple[str, ...] = ()
+    found = None
+    if summary:
+        spec = spec_of(summary["settings"]["data"])
+        learnt = spec.calibration
+        measured = (summary["searched"] or summary["uniform"])["quality"]
+        prints = {name: text["sha256"] for name, text in summary["texts"].items() if name in measured}
+        found = Provenance(spec, learnt, prints, {n: each["perplexity"] for n, each in measured.items()})
+    if recovery:
+        learnt += tuple(recovery["settings"]["data"])
+        perplexities = {name: each["perplexity"] for name, each in recovery["quality"]["recovered"].items()}
+        found = Provenance(spec_of(recovery["text"]), learnt, recovery["fingerprints"], perplexities)
+    return found

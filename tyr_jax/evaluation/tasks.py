@@ -1,0 +1,40 @@
+"""Tasks of lm-evaluation-harness, which need not be installed for anything else."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.evaluation.scores import TaskScore
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.workspace.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChoice:
+    """Which tasks; how many examples before a question, where not as many as the task has; how many questions
+    of each, where not all; and where their data is, if not on the hub."""
+
+    tasks: tuple[str, ...] = ()
+    num_fewshot: int | None = None
+    limit: int | None = None
+    data_dir: Path | None = None
+
+
+def task_scores(choice: TaskChoice, load: Callable[[], LoadedModel], progress: Progress) -> list[TaskScore]:
+    """Metrics, on every task, of the model that `load` gives once the tasks are there.
+
+    Raises:
+        UserError: lm-evaluation-harness is not installed, or a task or its data is not there.
+    """
+    try:
+        from tyr_jax.evaluation import harness
+    except ImportError as error:
+        raise UserError(
+            f"--tasks needs lm-evaluation-harness ({first_line(error)}): pip install 'tyr-jax[tasks]'"
+        ) from None
+    tasks = harness.load_tasks(choice.tasks, choice.data_dir)
+    results = harness.evaluate(
+        load(), tasks, num_fewshot=choice.num_fewshot, limit=choice.limit, progress=progress
+    )
+    return harness.scores(results)

@@ -1,0 +1,129 @@
+"""What determines a recovered model."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tyr_jax.errors import UserError, require
+from tyr_jax.recovery.loss import Loss
+from tyr_jax.recovery.train import Training
+from tyr_jax.runtime import devices
+from tyr_jax.settings import ComputeType, WeightType
+
+ROW_TOKENS = 4096
+"""Tokens that are trained on at a time on a device, of those of a step."""
+
+STEP_TOKENS = 2048
+"""Tokens of a step, where nothing is said: a few hundred thousand tokens then make enough steps."""
+
+OPTIONAL = tyro.conf.arg(help_behavior_hint="")
+"""For options whose default is said in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoverySettings:
+    """Everything that determines a recovered model."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
+    """What to train: a directory, a .gguf file, a hub id, or `builtin`."""
+    teacher: Annotated[str | None, tyro.conf.arg(metavar="DENSE", help_behavior_hint="")] = None
+    """The dense model to learn from (default: the one that was pruned)."""
+    data: tuple[str, ...] = ("builtin",)
+    """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, a .txt, .jsonl or .parquet file, or a
+    hub dataset. A part of each text is held out, as it was in pruning. Of conversations the answers are
+    learnt."""
+    evaluation: tuple[str, ...] = ()
+    """Further texts to measure on."""
+    output: Path = Path("recovered")
+    """Directory for the recovered model; must not exist yet, or be empty."""
+    overwrite: bool = False
+    """Replace an output directory that is not empty, once the new model is complete."""
+    restart: bool = False
+    """Begin anew, where an interrupted run left finished steps. Without it the same command goes on from
+    there, and another one is refused."""
+    tokens: int = 300_000
+    """Tokens to train on, in whole steps; of a text that has fewer, rows are read again."""
+    sequence_length: int = 512
+    """Tokens of a row."""
+    step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    """Tokens of a step (default: 2048, or as many more as give every device the same rows)."""
+    save_every: int = 20
+    """Steps after which what is finished is kept: what an interruption costs at most."""
+    evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
+    evaluation_windows: int = 20
+    """At most this many windows of each evaluation text."""
+    bos: bool = False
+    """Start every row and window with the tokenizer's BOS."""
+    dtype: WeightType = "as-stored"
+    """Type of the weights that are written."""
+    compute_dtype: ComputeType = "float32"
+    """Type of weights and activations while the models run; what is trained is float32 either way."""
+    seed: int = 0
+    """Seed of what is drawn of the text, of its order, and of where the changes begin."""
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    """Objective"""
+    training: Training = dataclasses.field(default_factory=Training)
+    """Training"""
+
+
+def validate(settings: RecoverySettings) -> None:
+    """Refuse settings that make no sense, each with its flag.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+    training, length = settings.training, settings.sequence_length
+    for flag, number, least in (
+        ("--sequence-length", length, 2),
+        ("--tokens", settings.tokens, length),
+        ("--step-tokens", settings.step_tokens, length),
+        ("--save-every", settings.save_every, 1),
+        ("--evaluation-windows", settings.evaluation_windows, 1),
+        ("--rank", training.rank, 1),
+    ):
+        require(number is None or number >= least, flag, number, f"at least {least}")
+    for flag, value in (
+        ("--learning-rate", training.learning_rate),
+        ("--alpha", training.alpha),
+        ("--clip", training.clip),
+    ):
+        require(value is None or 0 < value < math.inf, flag, value, "above 0 and finite")
+    for flag, value in (("--weight-decay", training.weight_decay), ("--hidden", settings.loss.hidden)):
+        require(0 <= value < math.inf, flag, value, "0 or more, and finite")
+    require(0 <= training.warmup <= 1, "--warmup", training.warmup, "between 0 and 1")
+    if settings.loss.hidden and not settings.loss.taught:
+        raise UserError("--hidden compares with the dense model's hidden states; give --goal kd beside it")
+
+
+def step_rows(settings: RecoverySettings) -> int:
+    """Rows of a step."""
+    if settings.step_tokens is not None:
+        return settings.step_tokens // settings.sequence_length
+    n = devices.count()
+    return n * -(-max(1, STEP_TOKENS // settings.sequence_length) // n)
+
+
+def step_shape(settings: RecoverySettings) -> tuple[int, int, int]:
+    """(steps, batches of each, rows of each).
+
+    Raises:
+        UserError: a step's rows are not a multiple of the number of devices, or there are too few.
+    """
+    length = settings.sequence_length
+    together, count, n = step_rows(settings), settings.tokens // length, devices.count()
+    if together % n:
+        raise UserError(
+            f"a step has {together} rows of {length} tokens, no multiple of the {n} devices: choose another "
+            "--step-tokens"
+        )
+    if count < together:
+        raise UserError(
+            f"{count} rows are fewer than a step's {together}: raise --tokens or lower --step-tokens"
+        )
+    most = n * max(1, ROW_TOKENS // length)
+    width = max(rows for rows in range(n, together + 1, n) if together % rows == 0 and rows <= most)
+    return count // together, together // width, width

@@ -1,0 +1,104 @@
+"""Tables as plain data, and how they are shown: in a terminal, on a page, in Markdown."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import rich.table
+from markupsafe import Markup
+from rich import box
+from rich.console import Console
+
+TEXT_WIDTH = 120
+"""Columns that a table may take where it is text, and no terminal tells how many there are."""
+
+Grid = Sequence[Sequence[object]]
+"""The cells of a table: its header, then its rows."""
+
+
+class Row(NamedTuple):
+    """What is called `name`, and its `cells`. Rows one after the other that are `about` the same, such as a
+    text, belong together; a `total` is set off."""
+
+    name: str
+    cells: Sequence[str]
+    about: str = ""
+    total: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A header, of which the first is that of the rows' names, and rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    title: str = ""
+    words: Sequence[str] = ()
+    """Columns, beside the first, that hold words; others hold figures, and end at the right."""
+    framed: bool = False
+    """Whether a terminal draws lines around cells."""
+    narrow: bool = False
+    """Whether a terminal leaves no room between columns."""
+
+
+def grid(table: Table) -> Grid:
+    """The cells of a table where every row has to say what it is about."""
+    named = [", ".join(filter(None, (row.about, row.name))) for row in table.rows]
+    return [table.columns, *([name, *row.cells] for name, row in zip(named, table.rows, strict=True))]
+
+
+def for_terminal(table: Table) -> rich.table.Table:
+    """A table for a terminal, where a line of its own says what several rows are about."""
+    lines = box.HEAVY_HEAD if table.framed else box.SIMPLE_HEAD
+    shown = rich.table.Table(title=table.title or None, title_justify="left", box=lines)
+    if table.narrow:
+        shown.padding = (0, 0)
+    first, *others = table.columns
+    shown.add_column(first, no_wrap=table.narrow)
+    for column in others:
+        shown.add_column(column, justify="left" if column in table.words else "right")
+    about = ""
+    for row in table.rows:
+        if row.about not in ("", about):
+            shown.add_row(row.about)
+        about = row.about
+        name = f"… {row.name}" if row.about else row.name
+        shown.add_row(name, *row.cells, style="bold" if row.total else None)
+    return shown
+
+
+def as_text(tables: Sequence[Table]) -> str:
+    """Tables as lines of text."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=TEXT_WIDTH)
+    for table in tables:
+        console.print(for_terminal(table))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "\n".join(lines).strip("\n")
+
+
+def html_table(rows: Grid) -> Markup:
+    """An HTML table of `rows`, that scrolls by itself where it is too wide."""
+    if not rows:
+        return Markup("")
+    cell = Markup("<{0}>{1}</{0}>")
+    lines = [
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(cell.format(Markup("td" if number else "th"), value) for value in row)
+        )
+        for number, row in enumerate(rows)
+    ]
+    return Markup('<div class="wide"><table>{}</table></div>').format(Markup("").join(lines))
+
+
+def as_html(tables: Sequence[Table]) -> Markup:
+    """Tables below one another, each with its title, as HTML."""
+    part = Markup("<p>{}</p>{}")
+    return Markup("").join(part.format(table.title, html_table(grid(table))) for table in tables)
+
+
+def markdown_table(rows: Grid) -> str:
+    """A Markdown table of `rows`, the first of them its header."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

@@ -1,0 +1,204 @@
+"""What is told in tables: a run's models, times and plan; perplexities, tasks, speed, and what a training won
+back."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
+from tyr_jax.evaluation.speed import MODELS, Sizes, Timing
+from tyr_jax.formatting import duration, in_words
+from tyr_jax.planning.plan import Need
+from tyr_jax.report.render import Row, Table
+from tyr_jax.space import KINDS
+
+Record = Mapping[str, Any]
+"""What a run's `summary.json`, or a training's `recovery.json`, holds."""
+
+
+def models_of(summary: Record) -> dict[str, Record]:
+    """The models that a run compared, by name."""
+    return {name: summary[name] for name in ("dense", "uniform", "searched") if summary[name]}
+
+
+def quality_rows(summary: Record) -> list[Row]:
+    """Perplexity and KL of every model on every text."""
+    rows = []
+    for text in summary["dense"]["quality"]:
+        measured = [model["quality"][text] for model in models_of(summary).values()]
+        rows.append(Row("perplexity", [f"{each['perplexity']:.2f}" for each in measured], text))
+        rows.append(Row("KL to dense", [f"{each['kl']:.4f}" for each in measured], text))
+    return rows
+
+
+def parameter_rows(models: Sequence[Record]) -> list[Row]:
+    """Parameters in millions, and by how many they are fewer than the first model's."""
+
+    def millions(model: Record, key: str) -> str:
+        count, first = model["size"][key], models[0]["size"][key]
+        return f"{count / 1e6:.1f} M" + (f" (−{1 - count / first:.1%})" if count < first else "")
+
+    labels = {"parameters": "parameters", "block_parameters": "… in blocks"}
+    return [Row(label, [millions(model, key) for model in models]) for key, label in labels.items()]
+
+
+def size_rows(summary: Record) -> list[Row]:
+    """Parameters, bytes and units of every model."""
+    models = list(models_of(summary).values())
+    rows = parameter_rows(models)
+    rows.append(Row("size", [f"{model['size']['bytes'] / 1e6:.0f} MB" for model in models]))
+    for kind in KINDS:
+        total = summary["uniform"]["units"][kind]["total"]
+        units = [model["units"][kind] for model in models if "units" in model]
+        rows.append(Row(f"{kind} units kept", [str(total), *(str(each["kept"]) for each in units)]))
+        removed = [f"{each['removed']} ({each['sparsity']:.2%})" for each in units]
+        rows.append(Row("… removed", ["0", *removed]))
+    return rows
+
+
+def quality_table(summary: Record) -> Table:
+    """Quality and size of the dense, the uniform and the searched model."""
+    title = f"pruned to {summary['sparsity']['asked']:.1%} sparsity"
+    return Table(["", *models_of(summary)], [*quality_rows(summary), *size_rows(summary)], title)
+
+
+def time_table(seconds: Mapping[str, float]) -> Table:
+    """How long every stage took, and all of them."""
+    rows = [Row(stage, [duration(value)]) for stage, value in seconds.items()]
+    return Table(["stage", ""], [*rows, Row("all", [duration(sum(seconds.values()))], total=True)], "time")
+
+
+def targets_table(summaries: Sequence[Record]) -> Table:
+    """What several targets of one run came to."""
+    dense = summaries[0]["dense"]
+    models = ("uniform", "searched") if summaries[0]["searched"] else ("uniform",)
+    rows = []
+    for text, quality in dense["quality"].items():
+        for measure, label in (("perplexity", "perplexity"), ("kl", "KL to dense")):
+            for name in models:
+                measured = [quality, *(summary[name]["quality"][text] for summary in summaries)]
+                cells = [f"{each[measure]:.4g}" for each in measured]
+                rows.append(Row(f"{label}, {name}", cells, text))
+    rows += parameter_rows([dense, *(summary["searched"] or summary["uniform"] for summary in summaries)])
+    alone = [duration(sum(summary["seconds"].values())) for summary in summaries]
+    rows.append(Row("time of its own", ["", *alone]))
+    asked = [f"{summary['sparsity']['asked']:.1%}" for summary in summaries]
+    return Table(["", "dense", *asked], rows, "sparsity")
+
+
+def closing_tables(summaries: Sequence[Record]) -> list[Table]:
+    """What a run came to for each of its targets, and how long it took."""
+    if len(summaries) == 1:
+        return [quality_table(summaries[0]), time_table(summaries[0]["seconds"])]
+    return [targets_table(summaries), time_table(summaries[0]["shared_seconds"])]
+
+
+def complaints(health: Record) -> list[str]:
+    """A run's health in sentences; none if it was perfect."""
+    raised, lost = health["damping_raised"], health["objectives_not_finite"]
+    sentences = []
+    if raised:
+        worst = max(raised, key=lambda entry: entry["damping"])
+        sentences.append(
+            f"damping was raised at {len(raised)} sites whose Hessian was not positive definite, most at "
+            f"{worst['site']} ({worst['stage']}), to {worst['damping']:.2g}: more calibration text may help"
+        )
+    if lost:
+        sentences.append(f"{lost} candidates whose objective was not finite were discarded")
+    return sentences
+
+
+def regained(dense: float, pruned: float, recovered: float) -> str:
+    """Of what pruning cost in log-perplexity, the share that is there again, from perplexities; a dash where
+    it cost nothing."""
+    return f"{math.log(pruned / recovered) / math.log(pruned / dense):.0%}" if pruned > dense else "–"
+
+
+def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
+    """Perplexities before and after a training."""
+    measured = recovery["quality"]
+    models = [name for name in ("dense", "pruned", "recovered") if measured[name]]
+    compared = "dense" in models
+    rows = []
+    for text in measured["pruned"]:
+        values = [measured[name][text]["perplexity"] for name in models]
+        share = [regained(*values)] if compared else []
+        rows.append(Row(text, [*(f"{value:.{digits}f}" for value in values), *share]))
+    return Table(["", *models, *(["regained"] if compared else [])], rows, title)
+
+
+def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:
+    """Perplexities of a model, with what was read."""
+
+    def row(one: TextPerplexity) -> Row:
+        windows, tokens = f"{one.windows} × {one.length}", f"{one.tokens:,}"
+        then = f"{one.perplexity_when_made:.3f}" if one.perplexity_when_made else ""
+        return Row(one.text, [one.part, windows, tokens, f"{one.perplexity:.3f}", then])
+
+    bos = "with" if measured[0].bos else "without"
+    columns = ["text", "part", "windows", "tokens", "perplexity", "when made"]
+    title = f"perplexity of {model}, {bos} BOS"
+    return Table(columns, [row(one) for one in measured], title, words=["part"], framed=True)
+
+
+def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
+    """Metrics of a model on tasks."""
+
+    def row(score: TaskScore) -> Row:
+        error = "" if score.standard_error is None else f"{score.standard_error:.4f}"
+        shots = "" if score.shots is None else str(score.shots)
+        return Row(score.task, [shots, str(score.questions), score.metric, f"{score.value:.4f}", error])
+
+    columns = ["task", "shots", "questions", "metric", "value", "± standard error"]
+    rows = [row(score) for score in scores]
+    return Table(columns, rows, f"tasks of {model}", words=["metric"], framed=True)
+
+
+def speed_tables(timings: Sequence[Timing], sizes: Sizes) -> list[Table]:
+    """Seconds of a dense and a pruned model, and what they take."""
+    rows = [
+        Row(
+            f"{timing.engine}, {timing.measure}",
+            [
+                *(str(timing.prompt), str(timing.batch), f"{timing.dense:.4f}", f"{timing.pruned:.4f}"),
+                *(f"{timing.ratio:.2f}×", f"{timing.limit:.2f}×"),
+            ],
+        )
+        for timing in timings
+    ]
+    labels = {
+        "parameters": "parameters",
+        "bytes": "bytes",
+        "cache_bytes_per_token": "cache bytes for a token",
+    }
+    counts = [Row(label, [f"{sizes[model][key]:,}" for model in MODELS]) for key, label in labels.items()]
+    columns = ["", "prompt", "batch", *MODELS, "faster", "at best"]
+    return [Table(columns, rows, "seconds, medians"), Table(["", *MODELS], counts)]
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in GB, such as `0.538`."""
+    return f"{size / 1e9:.3g}"
+
+
+def needs_table(needs: Sequence[tuple[Need, int]], n: int, flops: float | None) -> Table:
+    """Memory of each of `n` devices, FLOPs, and time if a device reaches `flops` a second, by stage."""
+
+    def work_cells(work: float) -> list[str]:
+        return [f"{work:.1e}", *([duration(work / (n * flops))] if flops else [])]
+
+    rows = []
+    for need, times in needs:
+        parts = (need.weights, need.supernet, need.text, need.working, need.memory)
+        name = need.stage + (f" × {times}" if times > 1 else "")
+        rows.append(Row(name, [*map(gigabytes, parts), *work_cells(times * need.flops)]))
+    most, work = max(need.memory for need, _ in needs), sum(times * need.flops for need, times in needs)
+    rows.append(Row("all", ["", "", "", "", gigabytes(most), *work_cells(work)], total=True))
+    columns = ["", "weights", "supernet", "text", "working", "in all", "FLOPs", *(["time"] if flops else [])]
+    devices = "the device's" if n == 1 else f"each of {n} devices'"
+    return Table(columns, rows, f"GB of {devices} memory, and work", narrow=True)
+
+
+def bytes_table(title: str, parts: Mapping[str, float]) -> Table:
+    """Bytes by what they are for."""
+    return Table(["", ""], [Row(name, [in_words(size)]) for name, size in parts.items()], title)

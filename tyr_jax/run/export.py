@@ -1,0 +1,71 @@
+"""Writing a model, dense or pruned, as a GGUF file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tyr_jax.errors import require
+from tyr_jax.io import deci, llama_cpp
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.model.spec import all_specs
+from tyr_jax.run.models import GivenModel, load_shown
+from tyr_jax.workspace.output import staged_file
+from tyr_jax.workspace.progress import Progress
+
+Quantize = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """The file: its type, the multiple that FFN widths are filled up to, and whether it may replace one."""
+
+    quantize: Quantize = "f16"
+    neuron_multiple: int = 1
+    overwrite: bool = False
+
+
+def default_path(model: str, settings: ExportSettings) -> Path:
+    """The file to write where none is named: in the model's directory, if it has one."""
+    directory, name = Path(model), f"model-{settings.quantize}.gguf"
+    return directory / name if directory.is_dir() else Path(name)
+
+
+def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
+    """Read a model, write the file.
+
+    Raises:
+        UserError: anything about the model, the file or the settings that cannot work.
+    """
+    require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
+    if settings.quantize in llama_cpp.TYPES:
+        llama_cpp.bindings()
+    with staged_file(path, settings.overwrite) as staged, progress:
+        model = load_shown(given, progress)
+        write(model, staged, settings, progress)
+
+
+def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
+    """Write the file, through a wider one where llama.cpp is to quantise it."""
+    direct = settings.quantize in deci.TYPES
+    kind, multiple = (settings.quantize, 1) if direct else ("f32", llama_cpp.MULTIPLE)
+    wide = path if direct else path.with_name(f"{path.name}.f32")
+    try:
+        with progress.stage("write", len(all_specs(model.config)), "tensors") as stage:
+            deci.write_gguf(
+                wide,
+                model.config,
+                model.params,
+                model.tokenizer,
+                kind,
+                max(multiple, settings.neuron_multiple),
+                lambda name: stage.advance(),
+            )
+        if not direct:
+            with progress.stage("quantise", 1, "files") as stage:
+                llama_cpp.quantise_file(wide, path, settings.quantize)
+                stage.advance()
+    finally:
+        if not direct:
+            wide.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""How good the models of a job are on its evaluation texts: measured once, logged, and kept."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation import quality
+from tyr_jax.evaluation.quality import Quality
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.run import resume
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.store import Store
+
+Qualities = dict[str, Quality]
+"""Quality by name of the text."""
+
+
+class Job(Protocol):
+    """What measuring takes of a job."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where it is shown."""
+
+    @property
+    def events(self) -> EventLog:
+        """Where it is logged."""
+
+    @property
+    def store(self) -> Store:
+        """Where it is kept."""
+
+
+class EvaluationTexts(NamedTuple):
+    """Texts by name: `windows [W, T]`, and the `dense` model's predictions on them, if there is one."""
+
+    windows: Mapping[str, np.ndarray]
+    dense: Mapping[str, Prediction]
+
+    @property
+    def number(self) -> int:
+        """Windows of all."""
+        return sum(map(len, self.windows.values()))
+
+
+def measure_dense(
+    job: Job, model: LoadedModel, windows: Mapping[str, np.ndarray]
+) -> tuple[EvaluationTexts, Qualities]:
+    """(texts with the dense model's predictions, its quality there) on `windows [W, T]` by name of the text.
+
+    Raises:
+        UserError: predictions are not finite.
+    """
+    count = sum(map(len, windows.values()))
+    with job.progress.stage("evaluate dense", count, "windows") as stage:
+        answers = resume.kept_answers(job.store)
+        if answers is not None:
+            stage.advance(count, note=resume.KEPT)
+            return EvaluationTexts(windows, answers[0]), answers[1]
+        dense, measured = {}, {}
+        for name, text in windows.items():
+            dense[name], measured[name] = quality.measure_dense(
+                model.params, text, model.config, stage.advance
+            )
+            if not np.isfinite(dense[name].normaliser).all():
+                raise UserError(
+                    f"the predictions of {model.source} on {name} are not finite: it overflows there; check "
+                    "its weights, or run it in --compute-dtype float32"
+                )
+    resume.keep_answers(job.store, (dense, measured))
+    log_quality(job, "dense", measured)
+    return EvaluationTexts(windows, dense), measured
+
+
+def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
+    """Quality of the model called `name` on every text; its divergence from a dense model is NaN where there
+    is none."""
+    with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
+        measured = resume.kept_qualities(job.store, name)
+        if measured is not None:
+            stage.advance(texts.number, note=resume.KEPT)
+            return measured
+        measured = {
+            text: quality.measure(params, windows, config, texts.dense.get(text), stage.advance)
+            for text, windows in texts.windows.items()
+        }
+    resume.keep_qualities(job.store, name, measured)
+    log_quality(job, name, measured)
+    return measured
+
+
+def log_quality(job: Job, name: str, measured: Qualities) -> None:
+    """Log the quality of the model called `name`."""
+    job.events.write("quality", model=name, texts=figures(measured))
+
+
+def figures(measured: Qualities) -> dict[str, dict[str, float | None]]:
+    """Qualities as JSON has them: where there is no divergence from a dense model, `kl` is None."""
+    return {
+        text: {"perplexity": each.perplexity, "kl": each.kl if math.isfinite(each.kl) else None}
+        for text, each in measured.items()
+    }

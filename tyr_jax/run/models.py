@@ -1,0 +1,97 @@
+"""Models as users give them: by name, loaded, or as what a job came to."""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.results import ModelResult
+from tyr_jax.runtime import devices, offload
+from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.records import read_recovery, read_summary
+
+AnyModel = str | os.PathLike[str] | LoadedModel | ModelResult
+"""A directory, a .gguf file, a hub id or `builtin`; a loaded model; or what a job came to."""
+
+Record = dict[str, Any]
+
+
+class GivenModel(NamedTuple):
+    """A model that a user gave."""
+
+    given: AnyModel
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        if isinstance(self.given, LoadedModel):
+            return self.given.source
+        return self.given.name if isinstance(self.given, ModelResult) else os.fspath(self.given)
+
+    def loaded(self) -> LoadedModel | None:
+        """The model, unless it is only named."""
+        if isinstance(self.given, LoadedModel):
+            return self.given
+        return self.given.model if isinstance(self.given, ModelResult) else None
+
+    def records(self) -> tuple[Record | None, Record | None]:
+        """(summary of its pruning, record of its training), where there are any.
+
+        Raises:
+            UserError: there are, but they cannot be read.
+        """
+        if isinstance(self.given, ModelResult):
+            return self.given.summary, self.given.recovery
+        return read_summary(self.name), read_recovery(self.name)
+
+    def config(self) -> tuple[ModelConfig, np.dtype]:
+        """Its configuration, and what its weights are stored in; of one that is named, nothing else is read.
+
+        Raises:
+            UserError: there is no such model, or its configuration is not understood.
+        """
+        loaded = self.loaded()
+        return load_config(self.name) if loaded is None else (loaded.config, loaded.stored_dtype)
+
+
+def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False) -> LoadedModel:
+    """The model, weights in `dtype` and divided among the devices in use; or, `on_disk`, those of its blocks
+    where they are.
+
+    Raises:
+        UserError: there is no such model, anything about it is not understood, or it is loaded already, but
+            not as it is needed.
+    """
+    given = model.loaded()
+    if given is None:
+        loaded = load_model(model.name, dtype, offload=on_disk)
+    else:
+        loaded = _in_dtype(given, jnp.dtype(dtype), on_disk)
+    return dataclasses.replace(loaded, params=devices.spread(loaded.params, loaded.config.hidden))
+
+
+def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedModel:
+    """A loaded model with its weights in `dtype`."""
+    if offload.on_disk(model.params) != on_disk:
+        where = "on disk, without --offload" if not on_disk else "in memory, with --offload"
+        raise UserError(f"the weights of {model.source} are {where}; give its name in place of it")
+    if on_disk or model.params["embed"].dtype == dtype:
+        return model
+    return dataclasses.replace(model, params=jax.tree.map(lambda array: array.astype(dtype), model.params))
+
+
+def load_shown(
+    model: GivenModel, progress: Progress, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False
+) -> LoadedModel:
+    """`load`, as a stage of a job."""
+    with progress.stage("load model", 1, "models") as stage:
+        loaded = load(model, dtype, on_disk=on_disk)
+        stage.advance()
+    return loaded

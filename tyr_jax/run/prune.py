@@ -1,0 +1,73 @@
+"""Pruning as a job: a workspace, the pipeline in it, and what becomes of its outcomes."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from tyr_jax.data import anchored
+from tyr_jax.errors import UserError
+from tyr_jax.io import hub
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.results import PruneResult, write_records, write_weights
+from tyr_jax.run.models import GivenModel
+from tyr_jax.run.pipeline import Outcome, prune_targets
+from tyr_jax.run.prepare import Run
+from tyr_jax.run.summary import summarise
+from tyr_jax.runtime import hosts
+from tyr_jax.settings import Settings
+from tyr_jax.workspace.job import Request, Workspace, open_workspace
+
+
+def anchor(settings: Settings) -> Settings:
+    """The same settings for any folder, so that a summary can be used in another than it was made in."""
+    calibration, evaluation = (
+        tuple(map(anchored, sources)) for sources in (settings.data.calibration, settings.data.evaluation)
+    )
+    data = dataclasses.replace(settings.data, calibration=calibration, evaluation=evaluation)
+    return dataclasses.replace(settings, data=data)
+
+
+def parts_of(settings: Settings) -> list[str]:
+    """What each target's directory is called within the output directory, of which a single one has all."""
+    several = len(settings.sparsity) > 1
+    return [f"{sparsity:g}" if several else "" for sparsity in settings.sparsity]
+
+
+def repositories_of(settings: Settings) -> list[str]:
+    """The repositories of the hub that the targets are to be uploaded to, if any."""
+    name = settings.push_to_hub
+    return [] if name is None else [f"{name}-{part}" if part else name for part in parts_of(settings)]
+
+
+def prune(settings: Settings, request: Request, given: GivenModel) -> list[PruneResult]:
+    """Prune a model to each of the targets; nothing is uploaded, but whether it could be is found out first.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    if settings.offload and jax.process_count() > 1:
+        raise UserError("--offload is for one host; several divide the weights among their devices")
+    settings = anchor(settings)
+    for name in repositories_of(settings) if hosts.is_first() else []:
+        hub.check_upload(name, settings.overwrite)
+    with open_workspace(settings, request) as workspace:
+        run = Run(settings, workspace.progress, workspace.events, workspace.store)
+        outcomes = zip(parts_of(settings), prune_targets(run, given), strict=True)
+        return [finish(outcome, part, workspace, request.arguments) for part, outcome in outcomes]
+
+
+def finish(outcome: Outcome, part: str, workspace: Workspace, arguments: Sequence[str]) -> PruneResult:
+    """What a target came to: written to a part of the output directory, if there is one."""
+    settings, events, model = outcome.run.settings, outcome.run.events, outcome.model
+    if workspace.staging is None:
+        return PruneResult(lambda: model, summarise(outcome, arguments), events)
+    write_weights(workspace.staging / part, model, outcome.run.progress)
+    summary = summarise(outcome, arguments)
+    write_records(workspace.staging / part, summary)
+    # Of several models, one is in memory at a time.
+    written = Path(settings.output, part)
+    read = functools.partial(load_model, str(written.resolve()), settings.compute_dtype)
+    return PruneResult(functools.partial(read, offload=settings.offload), summary, events, directory=written)

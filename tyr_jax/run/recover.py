@@ -1,0 +1,259 @@
+"""Winning back by training what pruning lost, as a job."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.data import DataSpec, anchored, fingerprint, load_evaluation, parse_source
+from tyr_jax.data.sources import describe, leaves
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation.provenance import Provenance, provenance_of
+from tyr_jax.io.checkpoint import LoadedModel, check_length, load_model
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Params
+from tyr_jax.recovery import adapters, examples, train
+from tyr_jax.recovery.examples import Examples
+from tyr_jax.recovery.loss import TrainingRows
+from tyr_jax.recovery.settings import RecoverySettings, step_shape, validate
+from tyr_jax.recovery.train import Models, Plan, State
+from tyr_jax.results import RecoverResult, write_records, write_weights
+from tyr_jax.run import resume
+from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
+from tyr_jax.run.models import GivenModel, Record, load
+from tyr_jax.run.summary import rounded, versions
+from tyr_jax.runtime import devices
+from tyr_jax.workspace import files
+from tyr_jax.workspace.job import Request, Workspace, open_workspace
+from tyr_jax.workspace.store import Store
+
+PACKAGES = ("jax", "jaxlib", "optax", "transformers", "numpy")
+
+
+class Given(NamedTuple):
+    """What a user gave: the model to train, and the dense one to learn from, if it was said."""
+
+    model: GivenModel
+    teacher: GivenModel | None
+
+
+class Task(NamedTuple):
+    """What is trained, the record of how it was pruned, if there is one, the dense model, if it is asked; on
+    what rows `[steps, A, B, T]`, how often each source is read for them; what it is measured on, and where
+    that text is from."""
+
+    model: LoadedModel
+    summary: Record | None
+    teacher: LoadedModel | None
+    rows: Examples
+    passes: dict[str, float]
+    spec: DataSpec
+    windows: dict[str, np.ndarray]
+    plan: Plan
+
+
+class Trained(NamedTuple):
+    """The model as it is written, in the type that it runs in; how good the dense, the pruned and this one
+    are; and the loss of every step."""
+
+    model: LoadedModel
+    quality: dict[str, Qualities]
+    losses: list[float]
+
+
+def window_length(settings: RecoverySettings, made: Provenance | None) -> int:
+    """Tokens in an evaluation window.
+
+    Raises:
+        UserError: the model has learnt from some of the text, and windows of another length were held out.
+    """
+    asked, before = settings.evaluation_length, made.spec.evaluation_length if made else 2048
+    known = [source for source in (*settings.data, *settings.evaluation) if made and made.has_learnt(source)]
+    if known and asked not in (None, before):
+        raise UserError(
+            f"{settings.model} has learnt from {', '.join(known)}, of which windows of {before} tokens were "
+            "held out: leave out --evaluation-length, or train and measure on other texts"
+        )
+    return before if asked is None else asked
+
+
+def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -> LoadedModel | None:
+    """The dense model, if it is asked.
+
+    Raises:
+        UserError: none is named, or it has another head or vocabulary.
+    """
+    if not settings.loss.taught:
+        return None
+    named = given.teacher
+    if named is None:
+        summary, _ = given.model.records()
+        if summary is None:
+            raise UserError(
+                f"{settings.model} does not say what it was pruned from: name the dense model with "
+                "--teacher, or train with --goal next-token"
+            )
+        named = GivenModel(str(summary["settings"]["model"]))
+    teacher = load(named, settings.compute_dtype)
+    ours, theirs = (np.asarray(decoder.head(one.params), np.float32) for one in (model, teacher))
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
+        raise UserError(
+            f"{named.name} has another head than {settings.model}: the teacher must be the model that was "
+            "pruned"
+        )
+    return teacher
+
+
+def data_spec(settings: RecoverySettings, made: Provenance | None) -> DataSpec:
+    """The text to train and to measure on: of conversations, which have no part in it, all are trained on."""
+    sources = leaves(map(parse_source, settings.data))
+    texts = [source for source in sources if examples.holds_text(source)]
+    held = [source for source in settings.evaluation if made and made.has_learnt(source)]
+    return DataSpec(
+        calibration=(*(f"{source.label}@{source.weight}" for source in texts), *held),
+        evaluation=settings.evaluation,
+        sequence_length=settings.sequence_length,
+        evaluation_length=window_length(settings, made),
+        evaluation_windows=settings.evaluation_windows,
+        bos=settings.bos,
+        chat_template=bool(made and made.spec.chat_template),
+    )
+
+
+def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> Task:
+    """Load models and text.
+
+    Raises:
+        UserError: anything about them that cannot work.
+    """
+    validate(settings)
+    with workspace.progress.stage("load models", 1, "models") as stage:
+        model = load(given.model, settings.compute_dtype)
+        teacher = load_teacher(settings, given, model)
+        stage.advance()
+    summary, recovery = given.model.records()
+    made = provenance_of(summary, recovery)
+    check_length("--sequence-length", settings.sequence_length, model)
+    check_length("--evaluation-length", window_length(settings, made), model)
+    with workspace.progress.stage("read text", 1, "texts") as stage:
+        spec, shape = data_spec(settings, made), step_shape(settings)
+        sources = list(leaves(map(parse_source, settings.data)))
+        rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed)
+        rows = Examples(*(array.reshape(*shape, -1) for array in rows))
+        windows = load_evaluation(spec, model.tokenizer)
+        stage.advance()
+    if again := [f"{label} ({times:.1f} times)" for label, times in passes.items() if times > 1]:
+        workspace.progress.log(f"read again, for as many tokens: {', '.join(again)}")
+    taught = None if teacher is None else teacher.config
+    plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
+    resume.check_inputs(workspace.store, model.params, [*rows, *windows.values()])
+    return Task(model, summary, teacher, rows, passes, spec, windows, plan)
+
+
+def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
+    """(steps done, the state after them, their losses), or where training begins."""
+    last = store.last_step("step")
+    if last is None:
+        return 0, begun, []
+    done, saved = last
+    leaves = [jnp.asarray(array) for array in saved.arrays]
+    return done, jax.tree.unflatten(jax.tree.structure(begun), leaves), saved.facts["losses"]
+
+
+def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) -> tuple[Any, list[float]]:
+    """Train: (what is trained, the loss of every step).
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    begun = train.begin(task.model.params, task.plan, settings.seed)
+    done, state, losses = kept_state(workspace.store, begun)
+    models = Models(
+        adapters.frozen(task.model.params, settings.training.method),
+        None if task.teacher is None else task.teacher.params,
+    )
+    tokens = task.rows.tokens[0].size
+    with workspace.progress.stage("train", task.plan.steps * tokens, "tokens") as stage:
+        if done:
+            stage.advance(done * tokens, note=resume.KEPT)
+        for number in range(done + 1, task.plan.steps + 1):
+            rows = TrainingRows(*(devices.place(jnp.asarray(array[number - 1]), 1) for array in task.rows))
+            state, loss = train.step(state, models, rows, task.plan)
+            losses.append(float(loss))
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"the loss of step {number} is not finite; lower --learning-rate, or raise --warmup"
+                )
+            workspace.events.write("step", step=number, loss=losses[-1])
+            if number % settings.save_every == 0 or number == task.plan.steps:
+                workspace.store.save_step("step", number, jax.tree.leaves(state), {"losses": losses})
+            stage.advance(tokens, note=f"loss {losses[-1]:.4f}")
+    return state.trained, losses
+
+
+def merged(settings: RecoverySettings, model: LoadedModel, trained: Any) -> LoadedModel:
+    """The model with what was trained in its weights, rounded to what they are written in."""
+    training = settings.training
+    rest = adapters.frozen(model.params, training.method)
+    params: Params = adapters.merged(rest, trained, training.method, training.scale)
+    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    compute = jnp.dtype(settings.compute_dtype)
+    params = jax.tree.map(lambda array: array.astype(dtype).astype(compute), params)
+    return dataclasses.replace(model, params=params, stored_dtype=dtype, source=f"{model.source}, recovered")
+
+
+def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Task) -> Trained:
+    """Train, with measurements before and after."""
+    model, dense = task.model, Qualities()
+    texts = EvaluationTexts(task.windows, {})
+    if task.teacher is not None:
+        texts, dense = measure_dense(workspace, task.teacher, task.windows)
+    before = measure(workspace, "pruned", model.params, model.config, texts)
+    trained, losses = train_steps(settings, workspace, task)
+    final = merged(settings, model, trained)
+    after = measure(workspace, "recovered", final.params, final.config, texts)
+    return Trained(final, {"dense": dense, "pruned": before, "recovered": after}, losses)
+
+
+def record_of(settings: RecoverySettings, request: Request, task: Task, trained: Trained) -> dict[str, Any]:
+    """What was done, with what, and what came of it, as JSON has it."""
+    sources = leaves(map(parse_source, settings.data))
+    return {
+        "arguments": list(request.arguments),
+        "settings": files.as_json(settings),
+        "versions": versions(PACKAGES),
+        "sources": [describe(source) for source in sources],
+        "text": files.as_json(task.spec),
+        "fingerprints": {name: fingerprint(windows) for name, windows in task.windows.items()},
+        "passes": {label: round(times, 2) for label, times in task.passes.items()},
+        "learning_rate": settings.training.rate(task.model.config.hidden),
+        "trained_tokens": task.rows.tokens.size,
+        "losses": trained.losses,
+        "quality": {model: figures(measured) for model, measured in trained.quality.items()},
+    }
+
+
+def recover(settings: RecoverySettings, request: Request, given: Given) -> RecoverResult:
+    """Train a model, write its directory, if it is to have one.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    data, evaluation = (tuple(map(anchored, names)) for names in (settings.data, settings.evaluation))
+    settings = dataclasses.replace(settings, data=data, evaluation=evaluation)
+    with open_workspace(settings, request) as workspace:
+        task = prepare(settings, given, workspace)
+        trained = train_and_measure(settings, workspace, task)
+        if workspace.staging is not None:
+            write_weights(workspace.staging, trained.model, workspace.progress)
+        record = record_of(settings, request, task, trained)
+        record["seconds"] = rounded(workspace.progress.timings)
+        if workspace.staging is None:
+            return RecoverResult(lambda: trained.model, task.summary, workspace.events, record)
+        write_records(workspace.staging, task.summary, record)
+    read = functools.partial(load_model, str(settings.output.resolve()), settings.compute_dtype)
+    return RecoverResult(read, task.summary, workspace.events, record, settings.output)

@@ -1,0 +1,116 @@
+"""What a run found for a target, as JSON has it: `summary.json`."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tyr_jax import __version__
+from tyr_jax.data import fingerprint
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.run.pipeline import Outcome, Pruned
+from tyr_jax.run.rounds import kept_by_kind
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.files import as_json
+from tyr_jax.workspace.records import FORMAT_VERSION
+
+PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
+
+
+def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
+    """Parameters inside the blocks, parameters in all, and the bytes they take in `dtype`."""
+    block, total = count_parameters(config)
+    return {"block_parameters": block, "parameters": total, "bytes": total * dtype.itemsize}
+
+
+def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
+    """Units a kind had, keeps and loses, and the sparsity that is, beside what was asked in units."""
+    depth = outcome.dense.model.config.depth
+    result = {}
+    for row, kind in enumerate(outcome.dense.kinds):
+        total, kept = depth * kind.units, int(pruned.kept[row].sum())
+        result[kind.name] = {
+            "total": total,
+            "kept": kept,
+            "removed": total - kept,
+            "sparsity": 1 - kept / total,
+            "budget": outcome.target.budgets[row],
+        }
+    return result
+
+
+def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
+    """One pruned model: units per layer, sparsity obtained, size and quality."""
+    return {
+        "kept": kept_by_kind(pruned.kept),
+        "units": units(outcome, pruned),
+        "size": size(pruned.config, outcome.dense.dtype),
+        "quality": {text: measured._asdict() for text, measured in pruned.quality.items()},
+    }
+
+
+def health(events: EventLog) -> dict[str, Any]:
+    """What a run had to work around: sites whose damping was raised, to what and in which stage, as their
+    Hessian was not positive definite; and how many candidates' objectives were not finite."""
+    raised = [
+        {name: entry[name] for name in ("stage", "site", "damping")}
+        for entry in events.written("damping raised")
+    ]
+    lost = sum(entry["candidates"] for entry in events.written("objective not finite"))
+    return {"damping_raised": raised, "objectives_not_finite": lost}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of this package, of Python, and of `packages`."""
+    own = {"tyr_jax": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in packages}
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by name of the stage, to a tenth."""
+    return {name: round(value, 1) for name, value in seconds.items()}
+
+
+def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
+    """Everything needed to judge and to repeat what a run did for one target, as JSON values."""
+    dense, settings = outcome.dense, outcome.run.settings
+    texts = {
+        "calibration": dense.splits.calibration,
+        "search": dense.splits.search,
+        **dense.splits.evaluation,
+    }
+    searched = outcome.searched
+    return {
+        "format_version": FORMAT_VERSION,
+        "arguments": list(arguments),
+        "settings": as_json(settings),
+        "versions": versions(PACKAGES),
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "sparsity": {
+            "asked": outcome.target.sparsity,
+            **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
+        },
+        "distribution": kept_by_kind(outcome.final.kept),
+        "dense": {
+            "size": size(dense.model.config, dense.model.stored_dtype),
+            "quality": {text: measured._asdict() for text, measured in dense.quality.items()},
+        },
+        "uniform": describe(outcome, outcome.uniform),
+        "searched": None if searched is None else describe(outcome, searched),
+        "rounds": outcome.rounds,
+        "health": health(outcome.run.events),
+        "texts": {
+            name: {
+                "sequences": len(tokens),
+                "length": int(np.shape(tokens)[1]),
+                "sha256": fingerprint(tokens),
+                "source": dense.splits.sources.get(name),
+            }
+            for name, tokens in texts.items()
+        },
+        "seconds": rounded(outcome.run.progress.timings),
+        "shared_seconds": rounded(outcome.run.progress.shared),
+    }
