@@ -17,10 +17,9 @@ import jax
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from on_model import OnText
 
 from tyr_jax import space
-from tyr_jax.data import DataSpec, load_splits
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -40,17 +39,13 @@ PAPER = Evolution(generations=25, offspring=32, survivors=(8, 2, 1), stage_token
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnText):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
     sparsities: tuple[float, ...] = (0.25, 0.5)
     """Targets."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the searches."""
-    calibration: tuple[str, ...] = ("builtin",)
-    """Text."""
     sequence_length: int = 256
     """Tokens of a sequence."""
     calibration_tokens: int = 16384
@@ -103,16 +98,10 @@ Trace = list[tuple[int, np.ndarray]]
 
 def make_world(bench: Bench, sparsity: float) -> World:
     """The supernet and the texts of one sparsity."""
-    model = load_model(bench.model)
-    data = DataSpec(
-        calibration=bench.calibration,
-        sequence_length=bench.sequence_length,
-        search_length=bench.sequence_length,
-        calibration_tokens=bench.calibration_tokens,
-        search_tokens=bench.search_tokens + bench.held_out_tokens,
-        evaluation_windows=1,
-    )
-    splits = load_splits(data, model.tokenizer, 0)
+    model = bench.load()
+    search_tokens = bench.search_tokens + bench.held_out_tokens
+    amounts = {"calibration_tokens": bench.calibration_tokens, "search_tokens": search_tokens}
+    splits = bench.splits(model, bench.sequence_length, **amounts)
     settings, config = PruningSettings(), model.config
     kinds = settings.kinds(config)
     grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)

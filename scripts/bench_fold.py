@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from on_model import OnBatches
 
 from tyr_jax import space
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import Block, ModelConfig, layer_block
@@ -29,19 +29,11 @@ from tyr_jax.runtime.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnBatches):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
-    sparsity: float = 0.5
-    """Target."""
     tokens: int = 65536
     """Calibration tokens."""
-    sequence_length: int = 512
-    """Tokens of a sequence."""
-    batch_tokens: int = 4096
-    """Tokens that run at a time."""
     repeats: int = 1
     """Timings of the whole fold, interleaved; its parts are timed five times."""
 
@@ -53,7 +45,7 @@ def triangle_flops(size: int, tokens: int) -> float:
 
 def main(bench: Bench) -> None:
     """Print a row per part, then a row per fold."""
-    model = load_model(bench.model)
+    model = bench.load()
     params, config = model.params, model.config
     settings = supernet.PruningSettings()
     kinds, depth, ffn = settings.kinds(config), config.depth, config.dense_shape.ffn

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from on_model import OnModel
 
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import attention, decoder
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import log_normaliser
@@ -26,11 +26,9 @@ from tyr_jax.runtime.timing import matmul_rate, medians
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnModel):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
     lengths: tuple[int, ...] = (512, 2048)
     """Tokens of a sequence."""
     batch_tokens: int = 4096
@@ -74,7 +72,7 @@ def normaliser(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Ar
 
 def main(bench: Bench) -> None:
     """Print a row per length and program."""
-    model = load_model(bench.model)
+    model = bench.load()
     params, config = model.params, model.config
     rate = matmul_rate()
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, {bench.batch_tokens} tokens at a time")

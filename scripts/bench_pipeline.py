@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from on_model import OnText
 
 from tyr_jax import space
-from tyr_jax.data import DataSpec, Splits, load_splits
-from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.data import Splits
+from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
@@ -42,13 +43,9 @@ PRUNING = PruningSettings(accumulation="centre")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnText):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
-    calibration: tuple[str, ...] = ("builtin",)
-    """Text."""
     sparsity: float = 0.5
     """Target."""
     levels: int = 9
@@ -81,19 +78,12 @@ class World(NamedTuple):
 
 def make_world(bench: Bench) -> World:
     """What both versions work on."""
-    model = load_model(bench.model)
-    data = DataSpec(
-        calibration=bench.calibration,
-        sequence_length=bench.length,
-        search_length=bench.length,
-        calibration_tokens=bench.calibration_tokens,
-        calibration_openings=0,
-        search_tokens=2 * max(bench.stage_tokens),
-        evaluation_windows=1,
-    )
+    model = bench.load()
     kinds, depth = PRUNING.kinds(model.config), model.config.depth
     grid = space.uniform_grid(kinds, depth, bench.sparsity, bench.levels, 0.125)
-    return World(model, load_splits(data, model.tokenizer, 0), grid)
+    amounts = {"calibration_tokens": bench.calibration_tokens, "calibration_openings": 0}
+    splits = bench.splits(model, bench.length, search_tokens=2 * max(bench.stage_tokens), **amounts)
+    return World(model, splits, grid)
 
 
 def fold(world: World, grid: LevelGrid, sequences: int | None = None) -> Supernet:

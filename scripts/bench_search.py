@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 from bench_forward import normaliser
 from markdown_table import print_header, print_row
+from on_model import OnModel
 
 from tyr_jax import space
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
@@ -36,11 +36,9 @@ from tyr_jax.space import LevelGrid
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnModel):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
     sparsities: tuple[float, ...] = (0.25, 0.5)
     """Targets."""
     sequence_length: int = 512
@@ -78,7 +76,7 @@ def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:
 
 def main(bench: Bench) -> None:
     """Print a row per sparsity and formulation."""
-    model = load_model(bench.model)
+    model = bench.load()
     params, config, objective = model.params, model.config, KL()
     kinds, length = PruningSettings().kinds(config), bench.sequence_length
     tokens = np.random.default_rng(0).integers(0, config.vocab, (1, length))

@@ -14,19 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from on_model import OnModel
 
 from tyr_jax.data import DataSpec, load_evaluation
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import kl_divergence, log_normaliser, predict
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnModel):
     """What to measure."""
 
-    model: str = "builtin"
-    """The dense model."""
     evaluation: tuple[str, ...] = ("builtin",)
     """Text."""
     tokens: int = 1024
@@ -57,7 +55,7 @@ def lumped(logs: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def main(bench: Bench) -> None:
     """Print a row per form."""
-    model = load_model(bench.model)
+    model = bench.load()
     params, config = model.params, model.config
     spec = DataSpec((), bench.evaluation, evaluation_length=bench.tokens, evaluation_windows=1)
     tokens = jnp.asarray(next(iter(load_evaluation(spec, model.tokenizer).values())))

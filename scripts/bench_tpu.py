@@ -16,30 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from large_models import MODELS, tpu_mesh
+from large_models import OnTpus
 from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import collectives, plan, programs, roofline
 from tyr_jax.pruning import linalg
 from tyr_jax.runtime import devices
-from tyr_jax.settings import PRESETS, Preset
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OnTpus):
     """What to compile."""
 
     topology: str = "v5e:2x4"
     """TPUs, as their compiler calls them."""
-    devices: int | None = None
-    """How many of them; all, where it is not said."""
-    model: str = "llama-3.1-8b"
-    """Shapes of the model."""
-    preset: Preset = "standard"
-    """Sizes of the text, and the search's schedule."""
-    sparsity: float = 0.5
-    """Target."""
     most_seconds: float = 120
     """What a stage may take to compile."""
     only: tuple[str, ...] = ()
@@ -59,14 +50,14 @@ def most_given(name: str, by: str, config: ModelConfig, itemsize: int) -> float:
 
 def main(bench: Bench) -> None:
     """Print a row per stage."""
-    settings = dataclasses.replace(PRESETS[bench.preset], sparsity=(bench.sparsity,))
+    settings = bench.settings()
     chip = roofline.CHIPS[bench.topology.split(":")[0]]
     amounts = "given, GB", "besides, GB", "TFLOP"
     least = "FLOPs, ms", "memory, ms", "network, ms"
     print_header("stage", "compiles in, s", *amounts, *least, "received, GB", "largest collective")
     failed = []
-    config, dtype = MODELS[bench.model], jnp.dtype("bfloat16")
-    with jax.set_mesh(tpu_mesh(bench.topology, bench.devices)):
+    config, dtype = bench.config(), jnp.dtype("bfloat16")
+    with jax.set_mesh(bench.mesh()):
         for stage in programs.all_stages(config, settings, dtype):
             if bench.only and not any(name in stage.name for name in bench.only):
                 continue

@@ -14,31 +14,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from large_models import MODELS, tpu_mesh
+from large_models import OnTpus
 from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import plan, programs
 from tyr_jax.runtime import devices
-from tyr_jax.settings import PRESETS, Preset, Settings
+from tyr_jax.settings import Settings
 
 HELD = "and what is held"
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class Check(OnTpus):
     """What to compile."""
 
     topology: str = "v5p:2x2x1"
     """TPUs, as their compiler calls them."""
-    devices: int | None = None
-    """How many of them; all, where it is not said."""
-    model: str = "llama-3.1-8b"
-    """Shapes of the model."""
-    preset: Preset = "standard"
-    """Sizes of the text, and the search's schedule."""
-    sparsity: float = 0.5
-    """Target."""
     most_off: float = 0.2
     """By what share of the plan what the compiler says may differ."""
 
@@ -107,10 +99,10 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
 
 def main(check: Check) -> None:
     """Print a row per program."""
-    settings = dataclasses.replace(PRESETS[check.preset], sparsity=(check.sparsity,))
+    settings = check.settings()
     print_header("program", "planned, GB", "compiled, GB", "ratio")
-    with jax.set_mesh(tpu_mesh(check.topology, check.devices)):
-        rows = compare(MODELS[check.model], settings, jnp.dtype("bfloat16"))
+    with jax.set_mesh(check.mesh()):
+        rows = compare(check.config(), settings, jnp.dtype("bfloat16"))
     for row in rows:
         print_row(row.program, f"{row.planned / 1e9:.2f}", f"{row.compiled / 1e9:.2f}", f"{row.ratio:.2f}")
     if failed := [row.program for row in rows if abs(row.ratio - 1) > check.most_off]:

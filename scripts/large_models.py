@@ -1,11 +1,14 @@
 """Shapes of large models, and TPUs that need not be there."""
 
+import dataclasses
+
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.runtime import devices
+from tyr_jax.settings import PRESETS, Preset, Settings
 
 MODELS = {
     "llama-2-7b": ModelConfig("llama", 32000, 4096, 128, (LayerShape(32, 32, 11008),) * 32),
@@ -14,7 +17,30 @@ MODELS = {
 }
 
 
-def tpu_mesh(topology: str, count: int | None = None) -> Mesh:
-    """The TPUs of a topology such as `v5e:2x4`, or the first `count` of them, for their compiler."""
-    every = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return Mesh(np.array(every[:count]), (devices.AXIS,))
+@dataclasses.dataclass(frozen=True)
+class OnTpus:
+    """A large model on TPUs, for their compiler."""
+
+    topology: str = "v5e:2x4"
+    """TPUs, as their compiler calls them."""
+    devices: int | None = None
+    """How many of them; all, where it is not said."""
+    model: str = "llama-3.1-8b"
+    """Shapes of the model."""
+    preset: Preset = "standard"
+    """Sizes of the text, and the search's schedule."""
+    sparsity: float = 0.5
+    """Target."""
+
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return MODELS[self.model]
+
+    def settings(self) -> Settings:
+        """What is planned."""
+        return dataclasses.replace(PRESETS[self.preset], sparsity=(self.sparsity,))
+
+    def mesh(self) -> Mesh:
+        """The TPUs of the topology, or the first of them."""
+        every = topologies.get_topology_desc(platform="tpu", topology_name=self.topology).devices
+        return Mesh(np.array(every[: self.devices]), (devices.AXIS,))

@@ -24,9 +24,9 @@ import tyro
 from bench_search import random_offspring, random_supernet
 from jax.profiler import ProfileData
 from markdown_table import print_header, print_row
+from on_model import OnBatches
 
 from tyr_jax import space
-from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import OUTPUTS, layer_block
 from tyr_jax.pruning import fold, hessian
@@ -45,17 +45,9 @@ MOVES = re.compile("copy|slice|gather|scatter|transpose|concatenate|broadcast|pa
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(OnBatches):
     """What to profile."""
 
-    model: str = "builtin"
-    """The dense model."""
-    sparsity: float = 0.5
-    """Target."""
-    sequence_length: int = 512
-    """Tokens of a sequence."""
-    batch_tokens: int = 4096
-    """Tokens of the fold that run at a time."""
     repeats: int = 3
     """Runs of every program."""
 
@@ -122,7 +114,7 @@ def shares(program: Program, repeats: int) -> dict[str, float]:
 
 def programs(profile: Profile) -> Iterator[Program]:
     """Every program of the fold and of the search."""
-    model = load_model(profile.model)
+    model = profile.load()
     params, config, settings, objective = model.params, model.config, PruningSettings(), KL()
     rng, length, ffn = np.random.default_rng(0), profile.sequence_length, config.dense_shape.ffn
     kinds, width = settings.kinds(config), config.dense_shape.heads * config.head_dim
