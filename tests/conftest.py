@@ -128,6 +128,16 @@ def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny_options(tiny_text: Path) -> dict[str, Any]:
+    """The same for `tyr_jax.prune_model`, of a single round, as keywords."""
+    text = {"sequence_length": 32, "search_length": 32, "calibration_tokens": 512, "search_tokens": 256}
+    measured = {"evaluation_length": 32, "evaluation_windows": 4}
+    rounds = {"rounds": 1, "levels": 5, "generations": 2, "offspring": 4, "survivors": (2, 1)}
+    rest = {"calibration": tiny_text, "neuron_chunk": 4, "stage_tokens": (32, 64)}
+    return text | measured | rounds | rest
+
+
+@pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     return builtin_model()
 

@@ -13,7 +13,7 @@ returned, or what `prune_model` or `recover_model` did. Mistakes are `UserError`
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -141,7 +141,7 @@ def prune_model(
     Raises:
         UserError: anything that cannot work.
     """
-    several = isinstance(sparsity, Sequence)
+    several = isinstance(sparsity, Iterable)
     asked = _pruning_settings(model, sparsity, preset, settings, options)
     if len(asked.sparsity) > 1 and not several:
         raise UserError("the settings have several sparsities; give them as sparsity=settings.sparsity")
@@ -246,7 +246,7 @@ def recover_model(
     asked = with_options(default if settings is None else settings, named | options)
     asked = _with_output(asked, output, options)
     if arguments is None:
-        arguments = [asked.model, *arguments_of(asked, default)]
+        arguments = [given.model.argument, *arguments_of(asked, default)]
     request = Request(arguments, in_memory=output is None, quiet=not progress)
     return recover.recover(asked, request, given)
 

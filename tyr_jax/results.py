@@ -13,7 +13,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation import speed
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.evaluation.speed import Sizes, Timing
+from tyr_jax.evaluation.speed import Sizes, Speed, Timing, read_speed
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.spec import iter_tensors
@@ -114,6 +114,19 @@ class ModelResult(Shown):
         """What it is called: its directory, or what it came from."""
         return str(self.directory) if self.directory else self.model.source
 
+    @property
+    def argument(self) -> str:
+        """What stands for it on a command line: its directory, or the one that the command would write."""
+        record = self.recovery or self.summary
+        if self.directory or record is None:
+            return self.name
+        several = not self.recovery and len(record["settings"]["sparsity"]) > 1
+        return str(Path(record["settings"]["output"], f"{record['sparsity']['asked']:g}" if several else ""))
+
+    def _speed(self) -> Speed | None:
+        """How fast it is, if that was measured in its directory."""
+        return read_speed(self.directory) if self.directory else None
+
     def save(self, output: str | Path, *, overwrite: bool = False) -> Path:
         """Write what the command writes: model, tokenizer, records, report, model card and events.
 
@@ -185,7 +198,7 @@ class PruneResult(ModelResult):
         return [tables.quality_table(self.summary)]
 
     def _repr_html_(self) -> str:
-        return str(page.fragment(self.summary))
+        return str(page.fragment(self.summary, self._speed()))
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -208,7 +221,7 @@ class RecoverResult(ModelResult):
     def _repr_html_(self) -> str:
         if self.summary is None:
             return super()._repr_html_()
-        return str(page.fragment(self.summary, recovery=self.recovery))
+        return str(page.fragment(self.summary, self._speed(), self.recovery))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from tyr_jax.cli.prune import print_results
+from tyr_jax.report.render import Row, Table, as_html, as_text, grid, markdown_table
+from tyr_jax.report.tables import quality_table, time_table
 from tyr_jax.settings import PRESETS
 from tyr_jax.workspace.files import as_json
 
@@ -97,6 +99,38 @@ def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
         ["written to out/1: evaluate with `python -m tyr_jax.evaluate out/1`"],
     ):
         assert row in shown
+
+
+def test_rows_say_what_they_are_about_where_nothing_else_does(report: dict[str, Any]) -> None:
+    header, *rows = grid(quality_table(report))
+    assert header == ["", "dense", "uniform", "searched"]
+    assert rows[:2] == [
+        ["builtin:topics, perplexity", "21.23", "35.50", "29.25"],
+        ["builtin:topics, KL to dense", "0.2500", "0.2500", "0.2500"],
+    ]
+    assert rows[4] == ["parameters", "134.5 M", "107.6 M (−20.0%)", "107.6 M (−20.0%)"]
+    assert markdown_table([header, rows[4]]).splitlines() == [
+        "|  | dense | uniform | searched |",
+        "|---|---|---|---|",
+        "| parameters | 134.5 M | 107.6 M (−20.0%) | 107.6 M (−20.0%) |",
+    ]
+
+
+def test_text_is_what_a_terminal_shows(report: dict[str, Any]) -> None:
+    lines = as_text([quality_table(report), time_table(report["seconds"])]).splitlines()
+    shown = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    assert lines[0] == "pruned to 25.0% sparsity"
+    assert ["… perplexity", "21.23", "35.50", "29.25"] in shown
+    assert shown[-1] == ["all", "1:01:02"]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_tables_as_html_are_escaped() -> None:
+    shown = as_html([Table(["<a>", "b"], [Row("x&y", ["1"], "t")], "title")])
+    assert shown == (
+        '<p>title</p><div class="wide"><table><tr><th>&lt;a&gt;</th><th>b</th></tr>'
+        "<tr><td>t, x&amp;y</td><td>1</td></tr></table></div>"
+    )
 
 
 def test_values_as_json_has_them() -> None:

@@ -10,15 +10,15 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.workspace import output
-from tyr_jax.workspace.events import EventLog, read_events
+from tyr_jax.workspace.events import EventLog, read_entries, read_events
 from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.output import staged_directory
 
 
 def write(target: Path, overwrite: bool = False, content: str = "new") -> None:
-    with staged_directory(target, overwrite, restart=False) as place:
-        assert place.staging.parent.parent == target.resolve().parent
-        (place.staging / "model").write_text(content)
+    with staged_directory(target, overwrite, restart=False) as paths:
+        assert paths.staging.parent.parent == target.resolve().parent
+        (paths.staging / "model").write_text(content)
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
 
 
 def write_half(target: Path, error: BaseException) -> None:
-    with staged_directory(target, overwrite=True, restart=False) as place:
-        (place.staging / "model").write_text("half")
+    with staged_directory(target, overwrite=True, restart=False) as paths:
+        (paths.staging / "model").write_text("half")
         raise error
 
 
@@ -138,6 +138,17 @@ def test_events_of_a_part_carry_its_fields(tmp_path: Path) -> None:
     assert "sparsity" not in last
 
 
+def test_events_are_kept_in_memory_and_can_be_saved(tmp_path: Path) -> None:
+    with EventLog() as events:
+        events.part(sparsity=0.5).write("round", number=1)
+        events.part(sparsity=0.25).write("round", number=2)
+        events.write("done")
+    half = events.part(sparsity=0.5)
+    assert [entry["number"] for entry in half.written("round")] == [1]
+    half.save(tmp_path)
+    assert [entry["event"] for entry in read_entries(tmp_path / "events.jsonl")] == ["round", "done"]
+
+
 def test_events_go_on_after_those_of_an_interrupted_run(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     assert read_events(path, "a") == []
@@ -148,6 +159,8 @@ def test_events_go_on_after_those_of_an_interrupted_run(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"event": "a", "num')
     assert [entry["number"] for entry in read_events(path, "a")] == [1, 2]
+    with EventLog(path) as events:
+        assert [entry["number"] for entry in events.written("a")] == [1, 2]
 
 
 def test_json_files_end_in_a_newline(tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
         values = [measured[name][text]["perplexity"] for name in models]
         share = [regained(*values)] if compared else []
         rows.append(Row(text, [*(f"{value:.{digits}f}" for value in values), *share]))
-    return Table(["", *models, *(["regained"] if compared else [])], rows, title)
+    corner = "" if title else "perplexity"
+    return Table([corner, *models, *(["regained"] if compared else [])], rows, title)
 
 
 def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:

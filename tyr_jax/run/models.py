@@ -35,6 +35,11 @@ class GivenModel(NamedTuple):
             return self.given.source
         return self.given.name if isinstance(self.given, ModelResult) else os.fspath(self.given)
 
+    @property
+    def argument(self) -> str:
+        """What stands for it on a command line."""
+        return self.given.argument if isinstance(self.given, ModelResult) else self.name
+
     def loaded(self) -> LoadedModel | None:
         """The model, unless it is only named."""
         if isinstance(self.given, LoadedModel):
@@ -78,19 +83,25 @@ def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = F
 
 
 def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedModel:
-    """A loaded model with its weights in `dtype`."""
-    if offload.on_disk(model.params) != on_disk:
-        where = "on disk, without --offload" if not on_disk else "in memory, with --offload"
-        raise UserError(f"the weights of {model.source} are {where}; give its name in place of it")
-    if on_disk or model.params["embed"].dtype == dtype:
+    """A loaded model with its weights in `dtype`, in memory or, `on_disk`, where they are."""
+    kept_on_disk = offload.on_disk(model.params)
+    same = model.params["embed"].dtype == dtype
+    if on_disk and not (kept_on_disk and same):
+        raise UserError(
+            f"--offload leaves weights where they are, but {model.source} is loaded already; give its name"
+        )
+    if same and on_disk == kept_on_disk:
         return model
-    return dataclasses.replace(model, params=jax.tree.map(lambda array: array.astype(dtype), model.params))
+    params = jax.tree.map(lambda array: jnp.asarray(array[:] if kept_on_disk else array, dtype), model.params)
+    return dataclasses.replace(model, params=params)
 
 
 def load_shown(
     model: GivenModel, progress: Progress, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False
 ) -> LoadedModel:
-    """`load`, as a stage of a job."""
+    """`load`, as a stage of a job where there is anything to read."""
+    if model.loaded() is not None:
+        return load(model, dtype, on_disk=on_disk)
     with progress.stage("load model", 1, "models") as stage:
         loaded = load(model, dtype, on_disk=on_disk)
         stage.advance()

@@ -1,0 +1,112 @@
+"""Options by name: into settings, out of them as a command line, and what is no option."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from tyr_jax.cli import command, prune
+from tyr_jax.errors import UserError
+from tyr_jax.options import arguments_of, every_option, options_of, with_options
+from tyr_jax.recovery.settings import RecoverySettings
+from tyr_jax.scoring.objective import HiddenKL
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.settings import PRESETS, Settings, with_components
+
+CHANGED: dict[str, Any] = {
+    "sparsity": (0.25, 0.5),
+    "output": Path("a b"),
+    "overwrite": True,
+    "refit": False,
+    "calibration": ("my.txt@2", "builtin"),
+    "damping": 1e-9,
+    "first_order": "signed",
+    "keep_heads": (0, 3),
+    "push_to_hub": "user/model",
+    "rounds": 3,
+}
+"""Options of every type, and of every depth."""
+
+
+def test_names_are_unique_in_all_of_them() -> None:
+    for settings in (Settings(), RecoverySettings("pruned")):
+        assert list(options_of(settings).values()) == list(every_option(settings))
+    assert options_of(Settings())["rounds"].path == ("rounds", "rounds")
+    assert options_of(Settings())["first_order"].path == ("pruning", "saliency", "first_order")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_are_made_of_their_options(preset: str) -> None:
+    settings = PRESETS[preset]
+    values = {name: option.of(settings) for name, option in options_of(settings).items()}
+    assert with_options(PRESETS["standard"], values) == settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_line_of_settings_makes_them(preset: str) -> None:
+    settings = with_options(PRESETS[preset], CHANGED)
+    arguments = arguments_of(settings, PRESETS[preset])
+    assert prune.parse(["--preset", preset, *arguments]).settings == settings
+    assert arguments_of(settings, settings) == []
+
+
+def test_a_component_is_named_on_the_command_line() -> None:
+    default = PRESETS["quick"]
+    settings = with_components(default, {"objective": HiddenKL(alpha=2.0), "search": Evolution(offspring=8)})
+    arguments = arguments_of(settings, default)
+    assert arguments[-4:] == ["--objective", "hidden+kl", "--alpha", "2.0"]
+    assert prune.parse(["--preset", "quick", *arguments]).settings == settings
+
+
+def test_the_command_line_of_a_training() -> None:
+    default = RecoverySettings("pruned")
+    changed = {
+        "tokens": 5,
+        "step_tokens": 7,
+        "goal": "next-token",
+        "rank": 2,
+        "bos": True,
+        "data": ("a", "b"),
+    }
+    settings = with_options(default, changed)
+    parsed = command.parse(
+        tyro.conf.OmitArgPrefixes[RecoverySettings],
+        ["pruned", *arguments_of(settings, default)],
+        prog="x",
+        description="",
+    )
+    assert parsed == settings
+
+
+def test_values_are_taken_as_they_are_meant() -> None:
+    settings = with_options(
+        PRESETS["standard"], {"sparsity": 1, "calibration": "a.txt", "output": "x", "stage_tokens": [1, 2]}
+    )
+    assert settings.sparsity == (1.0,)
+    assert settings.data.calibration == ("a.txt",)
+    assert settings.output == Path("x")
+    assert with_options(PRESETS["quick"], {"push_to_hub": None}) == PRESETS["quick"]
+    assert dataclasses.replace(settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"sparsty": 0.5}, "there is no option 'sparsty'; perhaps 'sparsity' was meant"),
+        ({"zzz": 0.5}, "there is no option 'zzz'; perhaps '"),
+        ({"data": None}, "there is no option 'data'"),
+        ({"levels": 2.5}, "levels is 2.5, but must be a whole number"),
+        ({"levels": True}, "levels is True, but must be a whole number"),
+        ({"sparsity": ["a"]}, "sparsity is 'a', but must be a number"),
+        ({"refit": 1}, "refit is 1, but must be True or False"),
+        ({"calibration": 3}, "calibration is 3, but must be a text"),
+        ({"output": 3}, "output is 3, but must be a path"),
+        ({"layout": "flat"}, "layout is 'flat', but must be one of 'compressed', 'masked'"),
+    ],
+)
+def test_what_cannot_be(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        with_options(PRESETS["standard"], values)
+    assert str(raised.value).startswith(sentence)
