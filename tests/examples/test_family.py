@@ -1,5 +1,6 @@
 """The example of a family: a tiny model of it is read, pruned, compressed, written, and read again."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
 from tyr_jax import space
+from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model, save_model
 from tyr_jax.io.hf_config import config_from_hf
@@ -104,3 +106,20 @@ def test_absent_keys_have_the_defaults_of_transformers(dense: Path) -> None:
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     short = {key: values[key] for key in (*sizes, "model_type")}
     assert config_from_hf(short) == config_from_hf(values)
+
+
+def test_commands_know_it_by_reference(
+    dense: Path, tiny_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    chosen = ["--model", str(dense), "--family", REFERENCE, "--rounds", "0", "--output", output]
+    prune.main([*tiny_arguments, *chosen])
+    made = json.loads((tmp_path / "out" / "summary.json").read_text())["uniform"]["quality"]["words.txt"]
+    capsys.readouterr()
+    evaluate.main([output, "--family", REFERENCE, "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["texts"]
+    assert row["perplexity"] == pytest.approx(made["perplexity"], rel=1e-4)
+    FAMILIES.pop("seed_oss")
+    with pytest.raises(SystemExit):
+        evaluate.main([output])
+    assert "config key 'model_type' is 'seed_oss', which is not supported" in capsys.readouterr().err

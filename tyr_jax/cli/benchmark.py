@@ -40,6 +40,7 @@ class BenchmarkSettings:
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""
+    family: command.Family = None
 
 
 def run(settings: BenchmarkSettings) -> None:

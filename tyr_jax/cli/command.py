@@ -6,17 +6,29 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
 from tyr_jax import errors
 from tyr_jax.errors import UserError
+from tyr_jax.model.families import load_family
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
 
 T = TypeVar("T")
+
+Family = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="MODULE:NAME",
+        help="A family of models of your own: a `Family` in a module that is installed or lies in the "
+        "current directory.",
+        help_behavior_hint="",
+    ),
+]
+"""The option of every command that reads models."""
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours of a terminal."""
@@ -34,7 +46,23 @@ def execute(
     compiles kept, and a user's mistake told in a line."""
     given = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
-    errors.run(lambda: run(parse(settings, given, prog=prog, description=description or "")))
+
+    def carry_out() -> None:
+        parsed = parse(settings, given, prog=prog, description=description or "")
+        register(getattr(parsed, "family", None))
+        run(parsed)
+
+    errors.run(carry_out)
+
+
+def register(family: str | None) -> None:
+    """Make the family known that `--family` names, if it does.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if family is not None:
+        load_family(family)
 
 
 def parse(

@@ -62,6 +62,7 @@ class EvaluateSettings:
     the hub)."""
     json: bool = False
     """Print JSON on stdout in place of the table."""
+    family: command.Family = None
 
 
 def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:

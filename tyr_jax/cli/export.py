@@ -39,6 +39,7 @@ class ExportSettings:
     neuron_multiple: int = 1
     """Fill FFN widths up with zeros to a multiple of this, beyond what the type itself needs; 256 lets
     llama.cpp's tools quantise the file further."""
+    family: command.Family = None
 
 
 def run(settings: ExportSettings) -> None:

@@ -16,6 +16,7 @@ Examples:
       input and output; they are written as the model's chat template does
 """
 
+import dataclasses
 import sys
 
 import tyro
@@ -23,6 +24,15 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.recovery.settings import RecoverySettings
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneArguments:
+    """What to train, and how."""
+
+    settings: RecoverySettings
+    """Settings"""
+    family: command.Family = None
 
 
 def run(settings: RecoverySettings, arguments: list[str]) -> None:
@@ -45,8 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the recovery job."""
     given = sys.argv[1:] if arguments is None else arguments
     command.execute(
-        lambda settings: run(settings, given),
-        tyro.conf.OmitArgPrefixes[RecoverySettings],
+        lambda asked: run(asked.settings, given),
+        tyro.conf.OmitArgPrefixes[FinetuneArguments],
         given,
         prog="python -m tyr_jax.finetune",
         description=__doc__,

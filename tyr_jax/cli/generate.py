@@ -35,6 +35,7 @@ class GenerateSettings:
     """Tokens to generate at most, for each prompt."""
     seed: int = 0
     """Seed of the choice, where there is any (--temperature above 0)."""
+    family: command.Family = None
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = dataclasses.field(default_factory=Sampling)
     """Sampling"""
 

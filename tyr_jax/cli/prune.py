@@ -62,6 +62,7 @@ class PruneArguments:
     """Several hosts"""
     components: ComponentNames = dataclasses.field(default_factory=ComponentNames)
     """Components"""
+    family: command.Family = None
 
 
 def parse(arguments: list[str]) -> PruneArguments:
@@ -110,6 +111,7 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: anything that cannot work.
     """
+    command.register(asked.family)
     if asked.plan.plan:
         command.show(plan(asked).tables())
     else:
