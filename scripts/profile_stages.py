@@ -135,14 +135,14 @@ def programs(profile: Profile) -> Iterator[Program]:
     pool = teacher_targets(params, tokens, config, objective)
     net = nested.nest(params, random_supernet(config, grid), config)
     candidates = random_offspring(grid, 4)
-    crowd, _ = nested.arrange_population(net, candidates, np.arange(1), length)
+    population, _ = nested.arrange_population(net, candidates, np.arange(1), length)
     scoring = Scoring.of_model(config, objective)
     (part,) = nested.parts_of(net, range(config.depth), scoring)
-    seen = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
+    state = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
     static = {"scoring": scoring}
-    states, _ = nested.run_trunk(net, *crowd.lead(part), seen, **static)
+    residuals, _ = nested.run_trunk(net, *population.lead(part), state, **static)
     # All layers run, as if the trunk shared none.
-    chunk = crowd.chunk(0, part, states)._replace(shared=jnp.int32(-1))
+    chunk = population.chunk(0, part, residuals)._replace(shared=jnp.int32(-1))
     yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), static)
     centre, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
     begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))

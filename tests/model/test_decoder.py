@@ -141,10 +141,10 @@ def test_observed_layers_of_several_texts(depth: int, stays: bool, tiny_config: 
     observed = HiddenKL().observed_layers(depth)
     weights = params | {"blocks": Scratch().keep(params["blocks"])} if stays else params
     states = list(decoder.run_model(weights, map(jnp.asarray, texts), config, observed))
-    for tokens, seen in zip(texts, states, strict=True):
+    for tokens, state in zip(texts, states, strict=True):
         outputs = layer_outputs64(params, tokens, config)
         expected = np.stack([outputs[layer] for layer in observed], axis=1)
-        np.testing.assert_allclose(seen.outputs, expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(seen.residual, outputs[-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state.outputs, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state.residual, outputs[-1], rtol=1e-4, atol=1e-5)
     (plain, *_) = decoder.run_model(weights, map(jnp.asarray, texts), config)
     assert plain.outputs.shape == (2, 0, 6, config.hidden)

@@ -141,10 +141,10 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     world = make_world(tiny_config())
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
     buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), take(world.pool, np.arange(2))
-    seen = decoder.begin(decoder.outside(net.params), batch.tokens[None])
+    state = decoder.begin(decoder.outside(net.params), batch.tokens[None])
     scoring = Scoring.of_model(world.config, KL_DIVERGENCE)
-    states, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, seen, scoring)
-    chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), states)
+    residuals, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, state, scoring)
+    chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), residuals)
     for broken in range(3):
         poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
         (value,) = nested.score_chunk(

@@ -135,25 +135,25 @@ def decode(
     return next_logits(params, x[0], config), cache
 
 
-def remember(seen: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:
-    """What is `seen` with keys and values `[B, K, H]` at `positions [B]`."""
+def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:
+    """What is `cache` with keys and values `[B, K, H]` at `positions [B]`."""
     # Sequences and heads are one axis, as XLA copies what is written to where it drops an axis of one.
-    rows, slots = jnp.arange(len(seen.keys)), jnp.repeat(positions, k.shape[1])
+    rows, slots = jnp.arange(len(cache.keys)), jnp.repeat(positions, k.shape[1])
     k, v = (array.reshape(-1, array.shape[-1]) for array in (k, v))
-    keys = seen.keys.at[rows, :, slots].set(k, mode="promise_in_bounds")
-    values = seen.values.at[rows, slots].set(v, mode="promise_in_bounds")
+    keys = cache.keys.at[rows, :, slots].set(k, mode="promise_in_bounds")
+    values = cache.values.at[rows, slots].set(v, mode="promise_in_bounds")
     return KeysValues(keys, values)
 
 
-def attend(q: jax.Array, seen: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
-    """What queries `q [B, N, H]` at `positions [B]` attend to of what is `seen` up to there, `[B, N, H]`."""
-    rows, slots, head_dim = seen.values.shape
+def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
+    """What queries `q [B, N, H]` at `positions [B]` attend to of what is `cache` up to there, `[B, N, H]`."""
+    rows, slots, head_dim = cache.values.shape
     queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
-    scores = jnp.einsum("rgh,rhs->rgs", queries, seen.keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("rgh,rhs->rgs", queries, cache.keys, preferred_element_type=jnp.float32)
     distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
     visible = (distance >= 0) & (distance < (window or slots))
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), seen.values).reshape(q.shape)
+    return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), cache.values).reshape(q.shape)
 
 
 def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:

@@ -132,9 +132,9 @@ def log_likelihoods(
     parts = batches(requests)
     nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
     texts = [devices.place(jnp.asarray(part.tokens)) for part in parts]
-    for part, seen in zip(parts, decoder.run_model(params, texts, config), strict=True):
+    for part, state in zip(parts, decoder.run_model(params, texts, config), strict=True):
         asked = (jnp.asarray(array) for array in (part.rows, part.positions, part.targets))
-        found = devices.fetch(answer(decoder.outside(params), seen.residual, *asked, config=config))
+        found = devices.fetch(answer(decoder.outside(params), state.residual, *asked, config=config))
         values, best = (array[: part.asked] for array in found)
         owners = part.owners[: part.asked]
         np.add.at(nats, owners, values.astype(np.float64))

@@ -81,8 +81,8 @@ def _read(
     """Batches of `windows [S, T]`: which they are, their tokens, and the residuals behind the last layer."""
     rows = batches(windows)
     texts = [jnp.asarray(windows[part.indices]) for part in rows]
-    for part, tokens, seen in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
-        yield part, tokens, seen.residual
+    for part, tokens, state in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
+        yield part, tokens, state.residual
 
 
 def measure_dense(

@@ -135,7 +135,8 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
 
 
 class ForwardState(NamedTuple):
-    """Where a model has come: the residual `[..., T, D]`, and `outputs [..., O, T, D]` of layers before."""
+    """Where a forward pass stands: the residual stream `[..., T, D]`, and the outputs `[..., O, T, D]` of the
+    observed layers before."""
 
     residual: jax.Array
     outputs: jax.Array
@@ -154,31 +155,31 @@ def begin(params: Params, tokens: jax.Array) -> ForwardState:
 
 
 def watch(
-    seen: ForwardState,
+    state: ForwardState,
     advance: Callable[[jax.Array, int, int], jax.Array],
     depth: int,
     observed: tuple[int, ...],
 ) -> ForwardState:
     """Run `depth` layers and keep the outputs of those that are `observed`; `advance(x, start, stop)` runs
     the layers from `start` on, before `stop`, on the residual."""
-    x, outputs = seen.residual, {}
+    x, outputs = state.residual, {}
     for start, stop in itertools.pairwise([0, *sorted({layer + 1 for layer in observed} | {depth})]):
         x = advance(x, start, stop)
         outputs[stop - 1] = x
     kept = [outputs[layer][..., None, :, :] for layer in observed]
-    return ForwardState(x, jnp.concatenate([seen.outputs, *kept], axis=-3) if kept else seen.outputs)
+    return ForwardState(x, jnp.concatenate([state.outputs, *kept], axis=-3) if kept else state.outputs)
 
 
 def scan_layers(
     layers: Any,
     apply: Callable[[Any, Rope, jax.Array], jax.Array],
-    seen: ForwardState,
+    state: ForwardState,
     config: ModelConfig,
     observed: tuple[int, ...] = (),
 ) -> ForwardState:
     """Run `layers`, a pytree stacked on `L`, by `apply(slice of layers, rope, x) -> x`; keeps the outputs of
     those that are `observed`."""
-    rope = rope_tables(config, seen.residual.shape[-2])
+    rope = rope_tables(config, state.residual.shape[-2])
 
     # A backward pass recomputes a layer's insides instead of keeping those of all layers.
     @jax.checkpoint
@@ -192,19 +193,19 @@ def scan_layers(
         part = jax.tree.map(lambda array: array[start:stop], layers)
         return jax.lax.scan(step, x, part, length=stop - start)[0]
 
-    return watch(seen, advance, depth, observed)
+    return watch(state, advance, depth, observed)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "observed"))
 def run_blocks(
-    blocks: Any, seen: ForwardState, config: ModelConfig, observed: tuple[int, ...] = ()
+    blocks: Any, state: ForwardState, config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> ForwardState:
     """Decoder layers, by a scan over stacked blocks or a loop over a tuple of those that differ; keeps the
     outputs of those that are `observed`, counted from the first of `blocks`."""
     apply = devices.divided(lambda block, rope, x: apply_block(block, x, rope, config), whole=2)
     if not isinstance(blocks, tuple):
-        return scan_layers(blocks, apply, seen, config, observed)
-    rope = rope_tables(config, seen.residual.shape[-2])
+        return scan_layers(blocks, apply, state, config, observed)
+    rope = rope_tables(config, state.residual.shape[-2])
     step = jax.checkpoint(apply)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
@@ -212,7 +213,7 @@ def run_blocks(
             x = step(block, rope, x)
         return x
 
-    return watch(seen, advance, len(blocks), observed)
+    return watch(state, advance, len(blocks), observed)
 
 
 def run_model(
@@ -224,7 +225,7 @@ def run_model(
     for segment in offload.segments(params["blocks"], range(config.depth)):
         blocks = devices.spread(segment.weights, config.hidden)
         run = functools.partial(run_blocks, blocks, config=config, observed=segment.own(observed))
-        states = map(run, states) if segment.stop == config.depth else iter([run(seen) for seen in states])
+        states = map(run, states) if segment.stop == config.depth else iter([run(state) for state in states])
     return states
 
 
@@ -252,8 +253,8 @@ def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Normed last hidden states `[B, T, D]` of `tokens [B, T]`: what the head turns into logits."""
-    seen = run_blocks(params["blocks"], ForwardState.begin(embed(params, tokens)), config)
-    return final_hidden(params, seen.residual, config)
+    state = run_blocks(params["blocks"], ForwardState.begin(embed(params, tokens)), config)
+    return final_hidden(params, state.residual, config)
 
 
 def forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:

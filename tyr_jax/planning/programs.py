@@ -140,14 +140,14 @@ def scoring_stages(
     sites = integers((2, depth))
     tokens = devices.place(integers((n, shape.rows, length)))
     outside = decoder.outside(net.params)
-    seen = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
+    state = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
     name = f"{shape.rows} × {length} tokens"
     scoring = Scoring.of_model(config, settings.objective)
     static = {"scoring": scoring}
-    trunk = Program(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, seen), static)
-    states, seen = trunk.result()
-    states, seen = devices.place(states, axis=1), devices.place(seen)
-    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, seen, batch), static)
+    trunk = Program(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, state), static)
+    states, state = trunk.result()
+    states, state = devices.place(states, axis=1), devices.place(state)
+    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, state, batch), static)
     levels, buckets = (devices.place(integers((rows, 2, depth))) for rows in (n * shape.width, n))
     chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
     loops = (depth,) * (1 + len(set(scoring.observed)))
@@ -167,9 +167,9 @@ def blocks_stage(
     name: str, params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> tuple[Program, ForwardState]:
     """What it takes to run all blocks on `tokens [B, T]`, and what comes out."""
-    seen = devices.place(Program("", decoder.begin, (decoder.outside(params), tokens), {}).result())
+    state = devices.place(Program("", decoder.begin, (decoder.outside(params), tokens), {}).result())
     static = {"config": config, "observed": observed}
-    stage = Program(name, decoder.run_blocks, (params["blocks"], seen), static)
+    stage = Program(name, decoder.run_blocks, (params["blocks"], state), static)
     return stage, devices.place(stage.result())
 
 
@@ -178,8 +178,8 @@ def dense_stages(
 ) -> list[Program]:
     """What the dense model's answers on `tokens [B, T]` of search text take."""
     observed = objective.observed_layers(config.depth)
-    blocks, seen = blocks_stage("search: dense blocks", params, tokens, config, observed)
-    arguments = decoder.outside(params), seen, tokens
+    blocks, state = blocks_stage("search: dense blocks", params, tokens, config, observed)
+    arguments = decoder.outside(params), state, tokens
     return [blocks, Program("search: dense answers", teacher_answer, arguments, {"config": config})]
 
 
@@ -215,9 +215,9 @@ def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> I
     data, outside = settings.data, decoder.outside(params)
     tokens = texts(data.evaluation_windows, data.evaluation_length)
     static = {"config": config}
-    blocks, seen = blocks_stage("quality: blocks", params, tokens, config)
+    blocks, state = blocks_stage("quality: blocks", params, tokens, config)
     yield blocks
-    residual = seen.residual
+    residual = state.residual
     dense = Program("quality: dense answers", quality.predict_windows, (outside, residual, tokens), static)
     yield dense
     answer = devices.place(dense.result()[0])

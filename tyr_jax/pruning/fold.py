@@ -223,7 +223,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     layer, config = fold.done, plan.config
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.spread(block, config.hidden)
-    seen = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
+    count = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
@@ -232,7 +232,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         units, gram = collect(kind, block, fold, len(dense), config)
         site, passed = prune_kind(kind, layer, gram, dense, plan)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
-        share = output_share(dense, fold.residual[0], units[0], seen)
+        share = output_share(dense, fold.residual[0], units[0], count)
         passed_block = block | {projection: passed.reshape(weight.shape)}
         fold = pass_on(kind, passed_block, fold, units, config)
         sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)

@@ -49,14 +49,14 @@ class TrainingRows(NamedTuple):
 
 def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) -> TeacherBatch:
     """The dense model's answer on `tokens [B, T]`."""
-    seen = decoder.run_blocks(
+    state = decoder.run_blocks(
         params["blocks"],
         decoder.begin(decoder.outside(params), tokens),
         config,
         loss.observed_layers(config.depth),
     )
-    final = decoder.final_hidden(params, seen.residual, config)
-    return TeacherBatch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), seen.outputs)
+    final = decoder.final_hidden(params, state.residual, config)
+    return TeacherBatch(tokens, devices.divided(predict, whole=1)(decoder.head(params), final), state.outputs)
 
 
 def sums(
@@ -65,11 +65,13 @@ def sums(
     """The loss of every row `[B]`, summed over the tokens that are learnt."""
     observed = loss.observed_layers(config.depth)
     outside = decoder.outside(params)
-    seen = decoder.run_blocks(params["blocks"], decoder.begin(outside, rows.tokens), config, observed)
+    state = decoder.run_blocks(params["blocks"], decoder.begin(outside, rows.tokens), config, observed)
 
-    def own(outside: Params, seen: ForwardState, rows: TrainingRows, dense: TeacherBatch | None) -> jax.Array:
+    def own(
+        outside: Params, state: ForwardState, rows: TrainingRows, dense: TeacherBatch | None
+    ) -> jax.Array:
         head, learn = decoder.head(outside), rows.learn[:, 1:]
-        final = decoder.rms_norm(seen.residual, outside["final_norm"], config.norm_eps)
+        final = decoder.rms_norm(state.residual, outside["final_norm"], config.norm_eps)
         normaliser = log_normaliser(head, final)
         total = jnp.zeros(len(learn))
         if "next-token" in loss.goal:
@@ -79,9 +81,9 @@ def sums(
             divergence = kl_divergence(dense.dense, final, normaliser)[:, :-1]
             total += jnp.sum(divergence * learn, axis=1)
             if observed:
-                teacher, student = (array.astype(jnp.float32) for array in (dense.hidden, seen.outputs))
+                teacher, student = (array.astype(jnp.float32) for array in (dense.hidden, state.outputs))
                 distance = hidden_distance(teacher, student, axes=(2, 3))
                 total += loss.hidden * jnp.sum(learn, axis=1) * distance
         return total
 
-    return devices.divided(own, whole=1)(outside, seen, rows, dense)
+    return devices.divided(own, whole=1)(outside, state, rows, dense)

@@ -265,43 +265,46 @@ def run_trunk(
     nested: Nested,
     trunk: jax.Array,
     buckets: jax.Array,
-    seen: ForwardState,
+    state: ForwardState,
     scoring: Scoring,
 ) -> tuple[jax.Array, ForwardState]:
     """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
-    last, and what it has made then of what n devices have `seen` before; sites run at `buckets [2, L]`."""
-    (_, depth), x = trunk.shape, seen.residual
+    last, and the forward state behind it; `state` is the one before, of n devices, and sites run at
+    `buckets [2, L]`."""
+    (_, depth), x = trunk.shape, state.residual
     trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
     rope = decoder.rope_tables(scoring.config, x.shape[-2])
 
-    def step(layer: jax.Array, states: jax.Array) -> jax.Array:
-        x = apply_to_chunks(nested, layer, trunks, every, states[layer], rope, scoring.config)
-        return states.at[layer + 1].set(x)
+    def step(layer: jax.Array, residuals: jax.Array) -> jax.Array:
+        x = apply_to_chunks(nested, layer, trunks, every, residuals[layer], rope, scoring.config)
+        return residuals.at[layer + 1].set(x)
 
-    states = jnp.zeros((depth + 1, *x.shape), x.dtype).at[0].set(x)
-    states = jax.lax.fori_loop(0, depth, step, states)
-    return states, decoder.watch(seen, lambda x, start, stop: states[stop], depth, scoring.observed)
+    residuals = jnp.zeros((depth + 1, *x.shape), x.dtype).at[0].set(x)
+    residuals = jax.lax.fori_loop(0, depth, step, residuals)
+    return residuals, decoder.watch(state, lambda x, start, stop: residuals[stop], depth, scoring.observed)
 
 
 class Chunk(NamedTuple):
-    """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`;
-    they agree in the first `shared` layers with the trunk, whose `states [L + 1, n, S, T, D]` are known."""
+    """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`.
+
+    They agree in the first `shared` layers with the trunk, whose `residuals [L + 1, n, S, T, D]` are known.
+    """
 
     candidates: jax.Array
     buckets: jax.Array
     shared: jax.Array
-    states: jax.Array
+    residuals: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="scoring")
-def advance_chunk(nested: Nested, chunk: Chunk, seen: ForwardState | None, scoring: Scoring) -> ForwardState:
-    """What candidates make, in all layers of `nested`, of what they have `seen` before, or else of what the
+def advance_chunk(nested: Nested, chunk: Chunk, state: ForwardState | None, scoring: Scoring) -> ForwardState:
+    """Candidates run through all layers of `nested`, from the `state` before them, or else from what the
     trunk begins with; `shared` and observed layers are counted from the first of `nested`."""
     count, _, depth = chunk.candidates.shape
-    rope = decoder.rope_tables(scoring.config, chunk.states.shape[-2])
+    rope = decoder.rope_tables(scoring.config, chunk.residuals.shape[-2])
 
     def of_trunk(layer: jax.Array | int) -> jax.Array:
-        return jnp.repeat(chunk.states[layer], count // len(chunk.buckets), axis=0)
+        return jnp.repeat(chunk.residuals[layer], count // len(chunk.buckets), axis=0)
 
     def step(layer: jax.Array, x: jax.Array) -> jax.Array:
         return apply_to_chunks(nested, layer, chunk.candidates, chunk.buckets, x, rope, scoring.config)
@@ -311,32 +314,32 @@ def advance_chunk(nested: Nested, chunk: Chunk, seen: ForwardState | None, scori
         x = jnp.where(chunk.shared >= start, of_trunk(first), x)
         return jax.lax.fori_loop(first, stop, step, x)
 
-    return decoder.watch(seen or ForwardState.begin(of_trunk(0)), advance, depth, scoring.observed)
+    return decoder.watch(state or ForwardState.begin(of_trunk(0)), advance, depth, scoring.observed)
 
 
 @functools.partial(jax.jit, static_argnames="scoring")
-def score_candidates(params: Params, seen: ForwardState, batch: TeacherBatch, scoring: Scoring) -> jax.Array:
-    """Objective `[n · C]` of candidates, each on its device's part of a batch, from what they have made of it
+def score_candidates(params: Params, state: ForwardState, batch: TeacherBatch, scoring: Scoring) -> jax.Array:
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, from the forward state of each
     behind their last layer; `params` has what lies outside the blocks."""
 
-    def own(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
-        return jax.vmap(lambda seen: scoring.score(params, seen, batch))(seen)
+    def own(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
+        return jax.vmap(lambda state: scoring.score(params, state, batch))(state)
 
-    return devices.divided(own, whole=1)(params, seen, batch)
+    return devices.divided(own, whole=1)(params, state, batch)
 
 
 @functools.partial(jax.jit, static_argnames="scoring")
 def score_chunk(
     nested: Nested,
     chunk: Chunk,
-    seen: ForwardState | None,
+    state: ForwardState | None,
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> jax.Array:
     """Objective `[n · C]` of candidates, each on its device's part of a batch, whose last layers are those of
     `nested`; otherwise as `advance_chunk`."""
-    seen = advance_chunk(nested, chunk, seen, scoring)
-    return score_candidates(decoder.outside(nested.params), seen, batch, scoring)
+    state = advance_chunk(nested, chunk, state, scoring)
+    return score_candidates(decoder.outside(nested.params), state, batch, scoring)
 
 
 class Part(NamedTuple):
@@ -379,12 +382,12 @@ class Population(NamedTuple):
         here = slice(part.start, part.stop)
         return jnp.asarray(self.trunk[:, here]), jnp.asarray(self.buckets[:, here])
 
-    def chunk(self, number: int, part: Part, states: jax.Array) -> Chunk:
-        """One of the chunks of others in some layers, where the trunk has `states`."""
+    def chunk(self, number: int, part: Part, residuals: jax.Array) -> Chunk:
+        """One of the chunks of others in some layers, where the trunk has `residuals`."""
         candidates, here = self.others.chunks[number], slice(part.start, part.stop)
         same = shared_layers(self.trunk, candidates).min() - part.start
         levels = jnp.asarray(np.concatenate(candidates)[..., here])
-        return Chunk(levels, jnp.asarray(self.other_buckets[number][..., here]), jnp.int32(same), states)
+        return Chunk(levels, jnp.asarray(self.other_buckets[number][..., here]), jnp.int32(same), residuals)
 
 
 def arrange_population(
@@ -417,25 +420,25 @@ def score_population(
     chex.assert_shape(candidates, (None, len(KINDS), config.depth))
     chex.assert_rank([pool.tokens, sequences], [2, 1])
     depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)
-    crowd, order = arrange_population(nested, candidates, sequences, length)
-    work, n = crowd.others, devices.count()
+    population, order = arrange_population(nested, candidates, sequences, length)
+    work, n = population.others, devices.count()
     batches = [take(pool, together) for together in work.sequences]
     trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
-    seen: list[list[ForwardState | None]] = [[None] * len(work.chunks) for _ in batches]
+    reached: list[list[ForwardState | None]] = [[None] * len(work.chunks) for _ in batches]
     scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.shape.width)), []
     for part in parts_of(nested, range(depth), Scoring.of_model(config, objective)):
-        lead = crowd.lead(part)
+        lead = population.lead(part)
         for index, batch in enumerate(batches):
-            states, trunks[index] = run_trunk(part.net, *lead, trunks[index], part.scoring)
+            residuals, trunks[index] = run_trunk(part.net, *lead, trunks[index], part.scoring)
             if part.stop == depth:
                 own_scores.append(score_candidates(outside, trunks[index], batch, part.scoring))
             for number, real in enumerate(work.real):
-                ahead = part.net, crowd.chunk(number, part, states), seen[index][number]
+                ahead = part.net, population.chunk(number, part, residuals), reached[index][number]
                 if part.stop == depth:
                     found = score_chunk(*ahead, batch, part.scoring)
                     scores[index, number] = devices.fetch(found)
                 else:
-                    seen[index][number] = advance_chunk(*ahead, part.scoring)
+                    reached[index][number] = advance_chunk(*ahead, part.scoring)
                 on_chunk(part.share(real * work.together * length, depth))
     on_chunk(sequences.size * length)
     values = np.append(work.means(scores), np.mean(devices.fetch(own_scores)))

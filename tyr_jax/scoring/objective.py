@@ -185,12 +185,12 @@ class Scoring:
         """With all layers at hand."""
         return cls(config, objective, objective.observed_layers(config.depth))
 
-    def score(self, params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
-        """The objective of a model, on one device, from what it has made of the batch behind its last layer;
+    def score(self, params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
+        """The objective of a model, on one device, from its forward state behind the last layer;
         `params` has what lies outside its blocks."""
         head = decoder.head(params)
-        final = decoder.rms_norm(seen.residual, params["final_norm"], self.config.norm_eps)
-        return self.objective(batch, Student(head, final, log_normaliser(head, final), seen.outputs))
+        final = decoder.rms_norm(state.residual, params["final_norm"], self.config.norm_eps)
+        return self.objective(batch, Student(head, final, log_normaliser(head, final), state.outputs))
 
 
 def check_objective(objective: Objective, config: ModelConfig, dtype: jnp.dtype) -> None:

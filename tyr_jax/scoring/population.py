@@ -42,10 +42,10 @@ def score_chunk(
 
     def alone(distribution: jax.Array) -> jax.Array:
         layers = params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T
-        seen = ForwardState.begin(decoder.embed(params, batch.tokens))
+        state = ForwardState.begin(decoder.embed(params, batch.tokens))
         scoring = Scoring.of_model(config, objective)
-        seen = decoder.scan_layers(layers, apply, seen, config, scoring.observed)
-        return scoring.score(params, seen, batch)
+        state = decoder.scan_layers(layers, apply, state, config, scoring.observed)
+        return scoring.score(params, state, batch)
 
     return jax.vmap(alone)(candidates)
 

@@ -56,7 +56,7 @@ def chosen_layers(
     nested: Nested,
     levels: jax.Array,
     shares: jax.Array,
-    seen: ForwardState,
+    state: ForwardState,
     scoring: Scoring,
 ) -> ForwardState:
     """All layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` that all levels
@@ -75,7 +75,7 @@ def chosen_layers(
 
     stacks = [nested.attn_out, nested.mlp_down]
     layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0)
-    return decoder.scan_layers(layers, apply, seen, scoring.config, scoring.observed)
+    return decoder.scan_layers(layers, apply, state, scoring.config, scoring.observed)
 
 
 advance = jax.jit(chosen_layers, static_argnames="scoring")
@@ -86,21 +86,21 @@ def last_slopes(
     nested: Nested,
     levels: jax.Array,
     shares: jax.Array,
-    seen: ForwardState,
+    state: ForwardState,
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> Gradients:
     """Gradients of the objective, where the last layers are those of `nested`."""
 
-    def evaluate(params: Params, seen: ForwardState, batch: TeacherBatch) -> jax.Array:
-        return scoring.score(params, seen, batch)[None]
+    def evaluate(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
+        return scoring.score(params, state, batch)[None]
 
-    def loss(shares: jax.Array, seen: ForwardState) -> jax.Array:
+    def loss(shares: jax.Array, state: ForwardState) -> jax.Array:
         # A part's objective depends on its own shares alone.
-        seen = chosen_layers(nested, levels, shares, seen, scoring)
-        return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), seen, batch))
+        state = chosen_layers(nested, levels, shares, state, scoring)
+        return jnp.sum(devices.divided(evaluate, whole=1)(decoder.outside(nested.params), state, batch))
 
-    return jax.grad(loss, argnums=(0, 1))(shares, seen)
+    return jax.grad(loss, argnums=(0, 1))(shares, state)
 
 
 @functools.partial(jax.jit, static_argnames="scoring")
@@ -108,16 +108,16 @@ def earlier_slopes(
     nested: Nested,
     levels: jax.Array,
     shares: jax.Array,
-    seen: ForwardState,
+    state: ForwardState,
     behind: ForwardState,
     scoring: Scoring,
 ) -> Gradients:
     """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
 
-    def run(shares: jax.Array, seen: ForwardState) -> ForwardState:
-        return chosen_layers(nested, levels, shares, seen, scoring)
+    def run(shares: jax.Array, state: ForwardState) -> ForwardState:
+        return chosen_layers(nested, levels, shares, state, scoring)
 
-    return jax.vjp(run, shares, seen)[1](behind)
+    return jax.vjp(run, shares, state)[1](behind)
 
 
 def pool_slopes(
@@ -141,7 +141,7 @@ def pool_slopes(
         len(parts[at : at + together]) * parts.shape[1] * length for at in range(0, len(parts), together)
     ]
     gradients = np.zeros((len(batches), together, *nested.kept.shape))
-    seen = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
+    state = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
     before: list[list[ForwardState]] = []
 
     def at(part: Part) -> tuple[jax.Array, jax.Array]:
@@ -150,11 +150,11 @@ def pool_slopes(
         return jnp.asarray(distribution[here]), jnp.zeros((together, *nested.kept[here].shape))
 
     def sloped(
-        part: Part, run: Callable[..., Gradients], seen: list[ForwardState], behind: Sequence[Any]
+        part: Part, run: Callable[..., Gradients], state: list[ForwardState], behind: Sequence[Any]
     ) -> list[ForwardState]:
         """Note the gradients of a part's layers; returns those by what was seen before them."""
         here, given = np.s_[:, :, part.start : part.stop], []
-        for index, (own, what) in enumerate(zip(seen, behind, strict=True)):
+        for index, (own, what) in enumerate(zip(state, behind, strict=True)):
             found, cotangent = run(part.net, *at(part), own, what)
             gradients[index][here] = devices.fetch(found)
             given.append(cotangent)
@@ -164,10 +164,10 @@ def pool_slopes(
     for part in parts_of(nested, range(config.depth), scoring):
         if part.stop == config.depth:
             last = functools.partial(last_slopes, scoring=part.scoring)
-            behind = sloped(part, last, seen, batches)
+            behind = sloped(part, last, state, batches)
         else:
-            before.append(devices.fetch(seen))
-            seen = [advance(part.net, *at(part), own, part.scoring) for own in seen]
+            before.append(devices.fetch(state))
+            state = [advance(part.net, *at(part), own, part.scoring) for own in state]
     for part in parts_of(nested, range(len(before))[::-1], scoring):
         earlier = functools.partial(earlier_slopes, scoring=part.scoring)
         behind = sloped(part, earlier, before.pop(), behind)

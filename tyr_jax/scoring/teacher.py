@@ -21,13 +21,13 @@ from tyr_jax.scoring.objective import Objective, TeacherBatch
 
 @functools.partial(jax.jit, static_argnames="config")
 def teacher_answer(
-    params: Params, seen: ForwardState, tokens: jax.Array, config: ModelConfig
+    params: Params, state: ForwardState, tokens: jax.Array, config: ModelConfig
 ) -> TeacherBatch:
-    """The dense model's answer on `tokens [S, T]`, from what it has made of them behind its last layer;
+    """The dense model's answer on `tokens [S, T]`, from its forward state behind the last layer;
     `params` has what lies outside its blocks."""
-    final = decoder.final_hidden(params, seen.residual, config)
+    final = decoder.final_hidden(params, state.residual, config)
     answer = devices.divided(predict, whole=1)(decoder.head(params), final)
-    return TeacherBatch(tokens, answer, seen.outputs)
+    return TeacherBatch(tokens, answer, state.outputs)
 
 
 def teacher_targets(
@@ -41,8 +41,8 @@ def teacher_targets(
     rows = batches(tokens, BATCH_TOKENS)
     texts, parts = [jnp.asarray(tokens[part.indices]) for part in rows], []
     states = decoder.run_model(params, texts, config, objective.observed_layers(config.depth))
-    for seen, text, (_, real) in zip(states, texts, rows, strict=True):
-        part = jax.block_until_ready(teacher_answer(decoder.outside(params), seen, text, config))
+    for state, text, (_, real) in zip(states, texts, rows, strict=True):
+        part = jax.block_until_ready(teacher_answer(decoder.outside(params), state, text, config))
         parts.append(jax.tree.map(lambda array, real=real: array[:real], part))
         on_batch(real)
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)

@@ -161,12 +161,12 @@ class Evolution(Search):
         pool, sums = candidates[left], sums[left]
         if state.stage + 1 < len(stages):
             return state.replace(stage=state.stage + 1, pool=pool, sums=sums)  # type: ignore[attr-defined]
-        seen, best = sum(added for added, _ in stages), int(np.argmin(sums))
+        total, best = sum(added for added, _ in stages), int(np.argmin(sums))
         return state.replace(  # type: ignore[attr-defined]
             generation=state.generation + 1,
             parent=jnp.asarray(pool[best], jnp.int32),
-            fitness=jnp.float32(sums[best] / seen),
-            beaten=np.float64(sums[0] / seen),
+            fitness=jnp.float32(sums[best] / total),
+            beaten=np.float64(sums[0] / total),
             stage=np.int32(0),
             pool=pool[best][None],
             sums=np.zeros(1),
