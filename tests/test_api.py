@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,8 +116,10 @@ def test_options_of_commands_are_keywords(
     function: Callable[..., Any], settings: type, apart: set[str]
 ) -> None:
     parameters = inspect.signature(function).parameters
+    # In Python, `load_model` is told of a family of one's own.
+    assert "family" in inspect.signature(tyr_jax.load_model).parameters
     for field in dataclasses.fields(settings):
-        if field.name not in apart:
+        if field.name not in apart | {"family"}:
             parameter = parameters[field.name]
             defaults = parameter.default or None, field.default or None
             assert field.default is dataclasses.MISSING or defaults[0] == defaults[1], field.name
@@ -445,3 +448,60 @@ def test_a_teacher_in_memory_and_a_directory(
         tyr_jax.recover_model(result, learning_rat=1)
     with pytest.raises(UserError, match="--rank is 0, but must be at least 1"):
         tyr_jax.recover_model(result, **(few | {"rank": 0}))
+
+
+# Parts of a user's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing(tyr_jax.Search):
+    """A search that asks for its start, and keeps it."""
+
+    generations: int = 2
+    asked: int = 1
+
+    def init(self, key: jax.Array, start: np.ndarray, space: Any) -> Any:
+        return np.repeat(start[None], self.asked, axis=0)
+
+    def ask(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        return state, np.arange(1)
+
+    def tell(self, state: Any, candidates: np.ndarray, fitness: np.ndarray) -> Any:
+        return state
+
+    def best(self, state: Any) -> np.ndarray:
+        return np.asarray(state[0])
+
+
+def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: dict[str, Any]) -> None:
+    evolution = ("generations", "offspring", "survivors", "stage_tokens")
+    rest = {name: value for name, value in tiny_options.items() if name not in evolution}
+    found = tyr_jax.prune_model(
+        tiny_model,
+        progress=False,
+        search=Standing(asked=3),
+        objective="hidden+kl",
+        alpha=2.0,
+        **rest | {"start": "uniform", "descent_steps": 0},
+    )
+    settings = found.summary["settings"]
+    assert settings["search"] == {"search": Standing.name, "generations": 2, "asked": 3}
+    assert settings["objective"] == {"objective": "hidden+kl", "alpha": 2.0, "beta": 1.0}
+    assert found.distribution == found.summary["uniform"]["kept"]
+    made_by = shlex.join(found.summary["arguments"])
+    assert f"--search {Standing.name} --asked 3" in made_by
+    assert "--objective hidden+kl --alpha 2.0" in made_by
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"search": "evolve"}, "--search is evolve, but must be evolution, or MODULE:NAME of your own"),
+        ({"search": 3}, "search is 3, but must be a name, MODULE:NAME, or an instance of Search"),
+        ({"objective": Standing()}, "but must be a name, MODULE:NAME, or an instance of Objective"),
+        ({"search": Standing(), "offspring": 3}, "there is no option 'offspring'"),
+    ],
+)
+def test_what_is_no_part(part: dict[str, Any], sentence: str, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        tyr_jax.prune_model(tiny_model, progress=False, **part)

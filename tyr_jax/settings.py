@@ -158,7 +158,9 @@ def with_components(settings: Settings, given: Mapping[str, str | Component]) ->
         elif isinstance(value, base):
             chosen = value
         else:
-            raise UserError(f"{role} is {value!r}, but must be a name, MODULE:NAME, or a {base.__name__}")
+            raise UserError(
+                f"{role} is {value!r}, but must be a name, MODULE:NAME, or an instance of {base.__name__}"
+            )
         owner = dataclasses.replace(owner, **{role: chosen})
         settings = owner if isinstance(owner, Settings) else dataclasses.replace(settings, pruning=owner)
     return settings

@@ -19,6 +19,7 @@ import filelock
 import orbax.checkpoint as ocp
 import pytest
 from commands import main_job
+from interrupted import Died, result
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax.cli import prune
@@ -26,23 +27,6 @@ from tyr_jax.run import resume
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
-
-RESULTS = ("distribution", "rounds", "texts", "dense", "uniform", "searched")
-"""What of a summary does not depend on when it was made."""
-
-
-class Died(BaseException):
-    """The end of a process, as its own code sees it: nothing catches it."""
-
-
-def result(directory: Path) -> dict[str, Any]:
-    """Weights and findings of every model in an output directory."""
-    found: dict[str, Any] = {}
-    for path in sorted(directory.rglob("summary.json")):
-        summary = json.loads(path.read_text())
-        weights = (path.parent / "model.safetensors").read_bytes()
-        found[str(path.parent.relative_to(directory))] = weights, [summary[key] for key in RESULTS]
-    return found
 
 
 @pytest.fixture

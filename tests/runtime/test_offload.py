@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import Died, result
 from reference import random_supernet
-from test_resume import Died, result
 
 from tyr_jax import space
 from tyr_jax.cli import prune

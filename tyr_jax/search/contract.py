@@ -100,8 +100,8 @@ class Search(Component):
         as large as the first."""
         levels = space.kept.shape[-1]
         centre = np.full(space.kept.shape[:2], levels // 2, np.int32)
-        query = self.ask(self.init(jax.random.key(0), centre, space))
-        return [(len(query.candidates), len(query.sequences), self.steps(space))]
+        candidates, sequences = self.ask(self.init(jax.random.key(0), centre, space))
+        return [(len(candidates), len(sequences), self.steps(space))]
 
     def candidate_tokens(self, space: SearchSpace) -> int:
         """Candidate-tokens of a round."""
