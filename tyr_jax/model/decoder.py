@@ -1,4 +1,5 @@
-"""The Llama-family decoder as pure functions: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""The Llama-family decoder as pure functions: RMSNorm, RoPE, grouped-query attention, SwiGLU; biases, and
+norms of queries and keys, where a model has them.
 
 A block is cut where pruning needs it: `attention_units` and `ffn_units` give what enters the two prunable
 projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Everything

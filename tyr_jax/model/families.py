@@ -1,8 +1,9 @@
 """Families of models as data: what tells one family's models from another's.
 
-All families are the decoder of `tyr_jax.model.decoder`. They differ in which of its optional tensors they
-have, and in the keys of their `config.json` with the values that absent ones stand for. Everything else,
-from loading to compressing and writing, goes by the tensors that follow.
+All families share the decoder of `tyr_jax.model.decoder`. They differ in which of its optional tensors they
+have, and in the keys of their `config.json` and what absent ones stand for. Everything else, from loading to
+compressing and writing, goes by the axes of the tensors that a model then has (`BLOCK_TENSORS` in
+`tyr_jax.model.spec`, where a tensor that the decoder is yet to learn gets its row).
 
 A family from outside the package is one `Family` in a module of one's own (`examples/family.py` is one),
 which `load_family("my_module:FAMILY")` registers, or `register_family(FAMILY)` where it is at hand. A key of

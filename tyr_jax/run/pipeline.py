@@ -26,7 +26,7 @@ from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
     fold,
-    found_so_far,
+    progress_so_far,
     round_grid,
     search,
     search_pool,
@@ -129,7 +129,8 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     pool = search_pool(run, dense)
     first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
     searches = [
-        found_so_far(part, SearchProgress(kept, first, [])) for part, kept in zip(parts, centres, strict=True)
+        progress_so_far(part, SearchProgress(kept, first, []))
+        for part, kept in zip(parts, centres, strict=True)
     ]
     if len(targets) > 1:
         searches = first_rounds(run, parts, dense, pool, searches)

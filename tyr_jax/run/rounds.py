@@ -215,14 +215,14 @@ def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> S
 
 
 def search_round(
-    run: Run, dense: Dense, pool: TeacherBatch, found: SearchProgress, shared: Supernet | None = None
+    run: Run, dense: Dense, pool: TeacherBatch, progress: SearchProgress, shared: Supernet | None = None
 ) -> SearchProgress:
-    """The next round after `found`: build a supernet around it and search it (Algorithms 2 and 3).
+    """The next round after `progress`: build a supernet around it and search it (Algorithms 2 and 3).
 
     `shared` is a supernet that has the round's levels among others: then none is built.
     """
-    settings, model, number = run.settings, dense.model, len(found.rounds) + 1
-    grid = round_grid(run, dense, found.kept, number)
+    settings, model, number = run.settings, dense.model, len(progress.rounds) + 1
+    grid = round_grid(run, dense, progress.kept, number)
     scratch = run.scratch or TEMPORARY
     if shared is None:
         supernet = supernet_of_round(run, dense, grid, number)
@@ -237,11 +237,11 @@ def search_round(
     kept = space.kept_units(grid, levels)
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
-    searched = grid if shared is None else found.grid
-    found = SearchProgress(kept, searched, [*found.rounds, record | {"history": history}])
-    resume.keep_round(run.store, found.kept, found.grid, found.rounds)
+    searched = grid if shared is None else progress.grid
+    progress = SearchProgress(kept, searched, [*progress.rounds, record | {"history": history}])
+    resume.keep_round(run.store, progress.kept, progress.grid, progress.rounds)
     run.events.write("round", **record)
-    return found
+    return progress
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:
@@ -258,17 +258,17 @@ def search_pool(run: Run, dense: Dense) -> TeacherBatch:
     return pool
 
 
-def search(run: Run, dense: Dense, pool: TeacherBatch, found: SearchProgress) -> SearchProgress:
-    """All rounds that `found` still lacks."""
+def search(run: Run, dense: Dense, pool: TeacherBatch, progress: SearchProgress) -> SearchProgress:
+    """All rounds that `progress` still lacks."""
     while True:
         # A round that is kept needs none of its steps any more.
-        work_of(run, len(found.rounds)).clear()
-        if len(found.rounds) >= run.settings.rounds.rounds:
-            return found
-        found = search_round(run, dense, pool, found)
+        work_of(run, len(progress.rounds)).clear()
+        if len(progress.rounds) >= run.settings.rounds.rounds:
+            return progress
+        progress = search_round(run, dense, pool, progress)
 
 
-def found_so_far(run: Run, start: SearchProgress) -> SearchProgress:
+def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
     """Where the search that starts from `start` stood when it was interrupted."""
     kept = resume.kept_round(run.store)
     return SearchProgress(*kept) if kept else start
