@@ -167,7 +167,7 @@ class ModelResult(Shown):
         if self.directory:
             return hub.upload(self.directory, name)
         with tempfile.TemporaryDirectory() as scratch:
-            return hub.upload(self.save(scratch), name)
+            return hub.upload(self.save(scratch), name, "try again, or save it and upload that")
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)

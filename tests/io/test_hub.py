@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+import tyr_jax
 from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.hub import check_upload, upload
@@ -145,6 +146,19 @@ def test_a_run_uploads_what_it_wrote(
     prune.main([*arguments, "--output", str(tmp_path / "two"), "--sparsity", "0.25", "0.5"])
     for part in ("0.25", "0.5"):
         assert hub.repositories[f"user/small-{part}"] == contents(tmp_path / "two" / part)
+
+
+def test_a_result_in_memory_is_uploaded(
+    hub: type[FakeHub], tiny_model: Path, tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    result = tyr_jax.prune_model(tiny_model, progress=False, **(tiny_options | {"rounds": 0}))
+    assert result.push_to_hub("user/small").endswith("/user/small")
+    assert hub.repositories["user/small"] == contents(result.save(tmp_path / "saved"))
+    with pytest.raises(UserError, match="there is a repository 'user/small' on the hub"):
+        result.push_to_hub("user/small")
+    hub.full = True
+    with pytest.raises(UserError, match=r"413.*; try again, or save it and upload that"):
+        result.push_to_hub("user/other")
 
 
 def test_what_is_there_is_replaced_only_where_asked(

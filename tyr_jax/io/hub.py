@@ -46,16 +46,16 @@ def check_upload(name: str, overwrite: bool) -> None:
         )
 
 
-def upload(directory: Path, name: str) -> str:
+def upload(directory: Path, name: str, mend: str = "") -> str:
     """Make repository `name` hold what `directory` holds; returns its address.
 
     Raises:
-        UserError: the hub did not take it; the directory is as it was.
+        UserError: the hub did not take it, and how to `mend` that: by default, the directory is as it was.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    mend = f"{directory} is complete, so upload it with `hf upload {name} {directory}`"
+    mend = mend or f"{directory} is complete, so upload it with `hf upload {name} {directory}`"
     with _clear_errors(f"cannot upload {directory} as '{name}'", mend):
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=directory, delete_patterns="*")
