@@ -22,11 +22,15 @@ pytestmark = pytest.mark.slow
 
 NUMBERS = 1, 8
 
+TESTS = Path(__file__).parents[1]
+"""Where modules are that tests share."""
+
 
 def run(*arguments: str) -> None:
     """Run Python where JAX sees eight devices."""
     # With as few threads as cores, devices that wait for others in a collective keep these from running.
     own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     subprocess.run([sys.executable, *arguments], env=os.environ | own, check=True)
 
 
@@ -42,7 +46,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str,
 def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) -> None:
     one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+        name = jax.tree_util.keystr(path)
+        # Slopes are differences of gradients, whose rounding a small one keeps.
+        scale = max(1.0, np.abs(expected).max()) if "slopes" in name else 1.0
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
 @pytest.mark.parametrize("number", NUMBERS[1:])
