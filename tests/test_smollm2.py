@@ -81,8 +81,8 @@ def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Fou
     command = [sys.executable, "-c", LIMITED, str(limit), *ARGUMENTS, "--offload", "--output", str(output)]
     start = functools.partial(subprocess.Popen, command, stderr=subprocess.PIPE, text=True)
     process = start()
-    searched = tmp_path / ".pruned.unfinished" / "finished" / "work-1" / "generation-1"
-    while not searched.is_dir() and process.poll() is None:
+    finished = tmp_path / ".pruned.unfinished" / "finished" / "work-1"
+    while not any(finished.glob("search-*")) and process.poll() is None:
         time.sleep(0.1)
     process.kill()
     _, said = process.communicate()
