@@ -32,6 +32,8 @@ from tyr_jax.settings import PRESETS
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.output import work_paths
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "the cat and the hat"
 SINGLE = ["--rounds", "1"]
 """What `tiny_options` differs in from `tiny_arguments`."""

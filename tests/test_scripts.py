@@ -15,6 +15,8 @@ from datasets import Dataset, load_dataset
 from tyr_jax.cli import evaluate
 from tyr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 Rows = list[list[str]]

@@ -15,6 +15,8 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.report import write_report
 from tyr_jax.workspace.records import read_summary
 
+pytestmark = pytest.mark.slow
+
 FEW = ["--prompts", "16", "32", "--batches", "1", "2", "--tokens", "3", "--repeats", "2"]
 
 

@@ -18,6 +18,8 @@ from tyr_jax.evaluation.perplexity import TextChoice, data_spec
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.workspace.records import read_summary
 
+pytestmark = pytest.mark.slow
+
 Measure = Callable[..., list[dict[str, Any]]]
 SHORT = ("--evaluation-length", "64")
 

@@ -19,6 +19,8 @@ from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.run.export import ExportSettings, Quantize, default_path
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)
 
 

@@ -22,6 +22,8 @@ from tyr_jax.run import recover
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 class Died(BaseException):
     """Where a process would have been killed."""

@@ -10,6 +10,8 @@ from tyr_jax.evaluation.continuation import pieces, stop_tokens
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.model.decoder import forward
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "the cat and the hat"
 
 

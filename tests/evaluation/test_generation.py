@@ -56,6 +56,7 @@ def test_weights_lie_side_by_side(tiny_config: Callable[..., ModelConfig]) -> No
     assert starts[-1] - starts[0] < total + len(starts) * generation.ALIGNMENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_a_cache_changes_nothing(changes: dict[str, Any], tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config, **changes)

@@ -19,6 +19,8 @@ from tyr_jax.evaluation import harness
 from tyr_jax.evaluation.harness import HarnessModel
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 
+pytestmark = pytest.mark.slow
+
 
 def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
     """Requests as tasks make them."""
@@ -59,7 +61,6 @@ def check_same(ours: HarnessModel, theirs: HFLM, asked: list[tuple[str, str]]) -
         assert greedy == their_greedy
 
 
-@pytest.mark.slow
 @pytest.mark.smollm2
 def test_as_likely_as_in_torch(smollm2: LoadedModel, tmp_path: Path) -> None:
     text = "\n".join(itertools.islice(builtin_documents("topics"), 40))

@@ -31,6 +31,7 @@ def by_softmax(params: Params, request: Request) -> tuple[float, bool]:
     return float(found.sum()), bool((logits.argmax(axis=-1) == request.continuation).all())
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_as_if_alone(params: Params) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, CONFIG.vocab, (20, 90))

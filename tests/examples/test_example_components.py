@@ -20,6 +20,8 @@ from tyr_jax.run import resume
 from tyr_jax.scoring.objective import mean_kl
 from tyr_jax.workspace.store import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

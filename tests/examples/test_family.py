@@ -24,6 +24,8 @@ from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = "examples.family:SEED_OSS"
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 24))
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}

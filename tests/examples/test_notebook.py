@@ -9,6 +9,8 @@ import pytest
 
 import tyr_jax
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "notebook.py"
 
 

@@ -45,6 +45,7 @@ def check(
         assert llama_cpp(path, lines, True) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 @pytest.mark.parametrize(
     ("pre", "ends"),

@@ -154,6 +154,7 @@ class NoMlp(torch.nn.Module):
         return torch.zeros_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_smollm2_logits(smollm2: LoadedModel, smollm2_path: Path) -> None:
     """Against the GGUF as transformers reads it, not against an export of ours."""

@@ -78,6 +78,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, which is what the CPU computes in, of Llama-3.1-8B's shapes; no array is made."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: BATCH_TOKENS)

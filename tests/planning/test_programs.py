@@ -14,6 +14,7 @@ from tyr_jax.settings import PRESETS
 PLATFORMS = "cpu", "cuda", "rocm", "tpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_stage_lowers_for_every_platform(dtype: str, tiny_config: Callable[..., ModelConfig]) -> None:
     settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,), objective=HiddenKL())

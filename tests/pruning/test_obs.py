@@ -107,6 +107,7 @@ def removed_in_order(rank: np.ndarray) -> list[int]:
     return [int(unit) for unit in np.argsort(rank)[::-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saliency", SALIENCIES, ids=lambda s: f"{s.first_order}-{s.second_order}")
 @pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (5, 3)])
 def test_each_removed_unit_is_an_argmin_of_the_saliency(
@@ -121,6 +122,7 @@ def test_each_removed_unit_is_an_argmin_of_the_saliency(
         alive.remove(unit)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     units=st.integers(2, 10),

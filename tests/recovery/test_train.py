@@ -16,6 +16,8 @@ from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Goal, Loss
 from tyr_jax.recovery.train import Models, Plan, Training
 
+pytestmark = pytest.mark.slow
+
 CASES = list(itertools.product(["lora", "full"], ["kd", "next-token"]))
 
 

@@ -15,6 +15,8 @@ from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
 from tyr_jax.report import __main__ as command
 from tyr_jax.report import card, page, write_report
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
 

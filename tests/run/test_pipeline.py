@@ -50,6 +50,7 @@ def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_path: Path) -> None:
     plain = dataclasses.replace(settings.rounds, refit=False)
     refitted, outcome = (

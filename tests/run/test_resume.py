@@ -28,6 +28,8 @@ from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command(tiny_arguments: list[str], tmp_path: Path) -> list[str]:
@@ -144,7 +146,6 @@ def end_after_a_while(
     return process.returncode, said
 
 
-@pytest.mark.slow
 def test_killed_again_and_again(
     command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:
@@ -181,7 +182,6 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_end(

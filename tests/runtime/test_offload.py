@@ -29,6 +29,8 @@ from tyr_jax.scoring.objective import KL, HiddenKL, Objective
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.workspace.store import Store
 
+pytestmark = pytest.mark.slow
+
 Configs = Callable[..., ModelConfig]
 LENGTH = 16
 
@@ -194,7 +196,7 @@ def test_it_goes_on_after_an_interruption(
     def dying(self: Store, name: str, *rest: Any, **facts: Any) -> None:
         nonlocal left
         save(self, name, *rest, **facts)
-        left -= name.startswith(("residual", "descent", "generation"))
+        left -= name.startswith(("residual", "descent", "search"))
         if left == 0:
             raise Died
 

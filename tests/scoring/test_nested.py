@@ -55,6 +55,7 @@ def make_world(config: ModelConfig, unit: str = "head", objective: Objective = K
 SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [KL_DIVERGENCE, HiddenKL(), Perplexity()], ids=str)
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
 @pytest.mark.parametrize(("biases", "norms"), [(False, False), (True, False), (False, True)])
@@ -212,6 +213,7 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
     assert len(set(sizes)) == 1
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_generation(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_nothing_compiles_after_the_first_generation(
     assert len(totals) == 1
 
 
+@pytest.mark.slow
 def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., ModelConfig]) -> None:
     world = make_world(tiny_config(layers=2))
     net = nested.nest(world.params, world.supernet, world.config)
