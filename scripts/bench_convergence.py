@@ -126,9 +126,7 @@ def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spe
     schedule = dataclasses.replace(
         schedule, stage_tokens=tuple(min(tokens, most) for tokens in schedule.stage_tokens)
     )
-    grid = world.grid
-    budget = space.kept_units(grid, start).sum(axis=-1)
-    choice = SearchSpace(grid.kept, grid.exists, budget, len(world.pool.tokens), length)
+    choice = SearchSpace.around(world.grid, start, len(world.pool.tokens), length)
 
     def record(step: int, state: EvolutionState, _: Fitness) -> None:
         if not state.stage:

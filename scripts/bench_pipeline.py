@@ -108,8 +108,7 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
     net = nested.nest(params, supernet, config)
     schedule = Evolution(bench.generations, bench.offspring, (8, 2, 1), bench.stage_tokens)
     centre = space.centre_distribution(grid)
-    budget = space.kept_units(grid, centre).sum(axis=-1)
-    choice = SearchSpace(grid.kept, grid.exists, budget, len(pool.tokens), bench.length)
+    choice = SearchSpace.around(grid, centre, len(pool.tokens), bench.length)
 
     def plain(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         def score(sequence: np.ndarray) -> jax.Array:

@@ -18,6 +18,7 @@ from tyr_jax.scoring.objective import KL, HiddenKL, Objective, check_objective
 from tyr_jax.search.contract import Search
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
+from tyr_jax.settings import validate
 
 MODULE = '''
 import dataclasses
@@ -47,6 +48,16 @@ class Wanting(Search):
 @dataclasses.dataclass(frozen=True)
 class Clashing(Evolution):
     sparsity: float = 0.5
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Evolution):
+    def __post_init__(self):
+        raise ValueError("not today")
+
+@dataclasses.dataclass(frozen=True)
+class Checking(Evolution):
+    def check(self):
+        return 1 / 0
 
 NUMBER = 3
 '''
@@ -103,6 +114,17 @@ def test_options_are_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_an_option_that_the_command_has_already(folder: Path) -> None:
     with pytest.raises(UserError, match="--search own_search:Clashing has an option --sparsity, which"):
         parse(["--search", "own_search:Clashing"])
+
+
+def test_a_component_that_fails_before_it_is_asked(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match="--search own_search:Failing failed in __init__ with ValueError: not"
+    ):
+        parse(["--search", "own_search:Failing"])
+    with pytest.raises(
+        UserError, match="--search own_search:Checking failed in check with ZeroDivisionError"
+    ):
+        validate(parse(["--search", "own_search:Checking"]).settings)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -374,9 +374,8 @@ def generate_text(
     Raises:
         UserError: a setting that cannot be, no such model, or a prompt that does not fit it.
     """
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options = {"chat": chat, "max_tokens": max_tokens, "seed": seed} | sampling
-    asked = with_options(ContinuationSettings(), options)
+    sampling = Sampling(temperature, top_k, top_p)
+    asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     continuation.validate(texts, asked)
     return continuation.continued(_load(model, progress), texts, asked)
@@ -399,11 +398,19 @@ def stream_text(
     Raises:
         UserError: as `generate_text`, at once.
     """
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    options = {"chat": chat, "max_tokens": max_tokens, "seed": seed} | sampling
-    asked = with_options(ContinuationSettings(), options)
+    sampling = Sampling(temperature, top_k, top_p)
+    asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
     continuation.validate([prompt], asked)
     return continuation.streamed(_load(model, progress), prompt, asked)
+
+
+def _continuation(sampling: Sampling, **options: Any) -> ContinuationSettings:
+    """How text is continued.
+
+    Raises:
+        UserError: an option has a value of another type.
+    """
+    return with_options(ContinuationSettings(), options | vars(sampling))
 
 
 def _load(model: AnyModel, progress: bool) -> LoadedModel:

@@ -66,13 +66,13 @@ def find(registry: Mapping[str, type[T]], reference: str, base: type[T]) -> type
     return found
 
 
-def broken(component: Component, what: str) -> UserError:
+def broken(component: Component | type[Component], what: str) -> UserError:
     """The error of a component that breaks its contract."""
     return UserError(f"--{component.role} {component.name} {what}")
 
 
 @contextlib.contextmanager
-def guarded(component: Component, method: str) -> Iterator[None]:
+def guarded(component: Component | type[Component], method: str) -> Iterator[None]:
     """A context in which an exception of a user's own component, in its `method`, becomes one sentence.
 
     Raises:
@@ -85,7 +85,7 @@ def guarded(component: Component, method: str) -> Iterator[None]:
     except Exception as error:
         if ":" not in component.name:
             raise
-        code = inspect.getsourcefile(type(component))
+        code = inspect.getsourcefile(component if isinstance(component, type) else type(component))
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == code
         ]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from tyr_jax.components import Component, find
+from tyr_jax.components import Component, find, guarded
 from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import UserError, require
 from tyr_jax.pruning.obs import OBS, PRUNERS
@@ -154,7 +154,7 @@ def with_components(settings: Settings, given: Mapping[str, str | Component]) ->
         owner: Any = settings.pruning if role in ("saliency", "pruner") else settings
         if isinstance(value, str):
             now = getattr(owner, role)
-            chosen = now if now.name == value else find(registry, value, base)()
+            chosen = now if now.name == value else _made(find(registry, value, base))
         elif isinstance(value, base):
             chosen = value
         else:
@@ -164,6 +164,12 @@ def with_components(settings: Settings, given: Mapping[str, str | Component]) ->
         owner = dataclasses.replace(owner, **{role: chosen})
         settings = owner if isinstance(owner, Settings) else dataclasses.replace(settings, pruning=owner)
     return settings
+
+
+def _made(kind: type[Component]) -> Component:
+    """A component with the defaults of its class."""
+    with guarded(kind, "__init__"):
+        return kind()
 
 
 PRESETS: dict[str, Settings] = {
@@ -224,13 +230,20 @@ def validate(settings: Settings) -> None:
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     for component in (pruning.pruner, pruning.saliency):
-        component.check()
+        _check(component)
     require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
     if settings.rounds.rounds:
         _validate_rounds(settings)
-        settings.objective.check()
-        settings.search.check()
-        settings.search.check_text(data.search_tokens // data.search_length, data.search_length)
+        _check(settings.objective)
+        _check(settings.search)
+        with guarded(settings.search, "check_text"):
+            settings.search.check_text(data.search_tokens // data.search_length, data.search_length)
+
+
+def _check(component: Component) -> None:
+    """Check a component's own options."""
+    with guarded(component, "check"):
+        component.check()
 
 
 def _validate_rounds(settings: Settings) -> None:

@@ -231,8 +231,7 @@ def test_nothing_compiles_after_the_first_generation(
         generations=3, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
     )
     start = space.centre_distribution(world.grid)
-    grid, budget = world.grid, space.kept_units(world.grid, start).sum(axis=-1)
-    choice = SearchSpace(grid.kept, grid.exists, budget, len(world.pool.tokens), LENGTH)
+    choice = SearchSpace.around(world.grid, start, len(world.pool.tokens), LENGTH)
     for number in range(2):
         loop.run(
             schedule,

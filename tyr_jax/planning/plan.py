@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import tyro
 
+from tyr_jax.components import guarded
 from tyr_jax.data import OPENING
 from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
@@ -22,7 +23,6 @@ from tyr_jax.search import surrogate
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
 from tyr_jax.space import LevelGrid, centre_distribution, uniform_grid
-from tyr_jax.space import kept_units as kept_at
 
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
@@ -81,9 +81,8 @@ def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
 def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
     """What the first round's search, for the first target, may choose from."""
     grid, data = planned_grid(config, settings), settings.data
-    budget = kept_at(grid, centre_distribution(grid)).sum(axis=-1)
     count = data.search_tokens // data.search_length
-    return SearchSpace(grid.kept, grid.exists, budget, count, data.search_length)
+    return SearchSpace.around(grid, centre_distribution(grid), count, data.search_length)
 
 
 def level_bytes(config: ModelConfig, itemsize: int) -> int:
@@ -309,11 +308,13 @@ def evolution_need(sparsity: float, load: Load) -> Need:
     states = (share_held(config.depth, load) + 1) * together * config.hidden * itemsize
     if settings.offload:
         # What all candidates have made of the text before a layer.
-        most = max(size * count for size, count, _ in settings.search.queries(space))
+        with guarded(settings.search, "queries"):
+            most = max(size * count for size, count, _ in settings.search.queries(space))
         states += most * length * config.hidden * itemsize / n
     chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
     working = states + chosen + layer_working(together, length, load)
-    tokens = settings.search.candidate_tokens(space)
+    with guarded(settings.search, "queries"):
+        tokens = settings.search.candidate_tokens(space)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return searched_need("search", working, flops, load)
 

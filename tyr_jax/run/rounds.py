@@ -132,9 +132,7 @@ class Round:
 
     def space(self, start: Levels) -> SearchSpace:
         """What a search from `start [2, L]` may choose from."""
-        budget = space.kept_units(self.grid, start).sum(axis=-1)
-        sequences, length = self.pool.tokens.shape
-        return SearchSpace(self.grid.kept, self.grid.exists, budget, sequences, length)
+        return SearchSpace.around(self.grid, start, *self.pool.tokens.shape)
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the

@@ -21,13 +21,13 @@ Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
 
 from tyr_jax.components import Component
-from tyr_jax.space import Candidates, Fitness, Levels
+from tyr_jax.space import Candidates, Fitness, LevelGrid, Levels, kept_units
 
 State = Any
 """State of a search: a pytree of arrays."""
@@ -46,6 +46,11 @@ class SearchSpace(NamedTuple):
     budget: np.ndarray
     sequences: int
     length: int
+
+    @classmethod
+    def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
+        """The levels of `grid`, with the budget of `start [2, L]`, and a search text of so many sequences."""
+        return cls(grid.kept, grid.exists, kept_units(grid, start).sum(axis=-1), sequences, length)
 
 
 class Query(NamedTuple):
