@@ -1,8 +1,11 @@
 """Fixtures for all tests: tiny models of any shape, and the embedded SmolLM2."""
 
+import gc
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,16 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests share most of their programs with tests of other modules, and with those of the last run.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-# Most of the tests' time is the compiler's. `optimized_code` is for those that have the processor at work.
+# Most of the tests' time is the compiler's. `quick_code` is for those that have the processor at work.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's older code generator for CPUs takes a third of the time; one day there will be no such flag.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    quicker = "--xla_cpu_use_fusion_emitters=false"
+    quicker += " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quicker}".strip()}
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    if not subprocess.run(start, env=os.environ | flags, capture_output=True, check=False).returncode:
+        os.environ |= flags
 # Of several processes each takes a core: threads of two that share cores wait for each other.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
@@ -31,35 +42,44 @@ from tyr_jax.runtime.cache import keep_compiled
 
 keep_compiled()
 
+MOST_MAPS = 30_000
+"""Memory maps after which a process forgets its programs."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, so that no process is left alone with one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with long tests first, and the longest before all, so that no process is left alone with one at
+    the end."""
+    longest, slow = ({i.path for i in items if i.get_closest_marker(name)} for name in ("longest", "slow"))
+    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not go through it again while JAX traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled() -> Iterator[None]:
     """Compiled programs hold memory maps, of which Linux lets a process have 65,530 by default: all tests
-    together need more."""
+    together need more. Below that, what one module compiled serves the next."""
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def own_programs() -> Iterator[None]:
+    """A module's programs are neither others' nor for others."""
+    jax.clear_caches()
     yield
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def optimized_code() -> Iterator[None]:
-    """Programs, also of other processes, are compiled as a user's are."""
-    name = "jax_disable_most_optimizations"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(name.upper(), "0")
-        before = jax.config.values[name]
-        jax.config.update(name, False)
-        yield
-        jax.config.update(name, before)
-
-
 @pytest.fixture
-def extra_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def extra_tensors(own_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All models have further tensors, which the decoder does not use."""
     monkeypatch.setattr(spec, "BLOCK_TENSORS", (*spec.BLOCK_TENSORS, *EXTRA_TENSORS))
 

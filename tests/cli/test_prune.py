@@ -206,8 +206,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        """--objective hidden+kl --accumulation uniform --first-order signed --second-order block
-        --survivors 1 --stage-tokens 64""",
+        "--objective hidden+kl --accumulation uniform --first-order signed --second-order block",
         "--objective perplexity --accumulation random --neuron-multiple 1",
         # The paper's choices.
         """--accumulation centre --start uniform --descent-steps 0 --no-refit --calibration-noise 0
@@ -218,7 +217,8 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
 )
 def test_every_choice_runs(arguments: str, run: Prune) -> None:
     """Choices that do not meddle with each other share a run."""
-    summary = summary_of(run("--rounds", "1", "--generations", "1", *arguments.split()))
+    few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
+    summary = summary_of(run(*few, *arguments.split()))
     for name, kind in summary["searched"]["units"].items():
         assert kind["kept"] == kind["budget"] == sum(summary["distribution"][name])
 
@@ -294,7 +294,7 @@ def test_the_masked_layout_is_the_same_model_for_stock_transformers(
 
 
 def test_whole_key_value_groups(run: Prune) -> None:
-    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5")
+    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5", "--rounds", "1")
     units = summary_of(directory)["searched"]["units"]["attention"]
     assert (units["total"], units["kept"], units["budget"]) == (6, 3, 3)
     for layer, groups in zip(

@@ -7,7 +7,7 @@ from typing import Any
 
 import llama_reference
 import pytest
-from io_samples import make_lines, rewrite_tokenizer, write_gguf, write_sentencepiece
+from io_samples import fewer_tokens, make_lines, rewrite_tokenizer, write_gguf, write_sentencepiece
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,13 @@ def gguf_writer() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tokenizer_rewriter() -> Callable[[Path, Path, dict[str, Any]], Path]:
     return rewrite_tokenizer
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's tokenizer with the first 6000 of its tokens: gguf takes seconds to read them all."""
+    path = tmp_path_factory.mktemp("vocabulary") / "small.gguf"
+    return rewrite_tokenizer(smollm2_path, path, fewer_tokens(smollm2_path, 6000))
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,16 @@ def metadata(source: Path) -> dict[str, Any]:
     }
 
 
+def fewer_tokens(source: Path, count: int) -> dict[str, Any]:
+    """Changes to the metadata of `source`, a byte-level BPE, that leave its first `count` tokens."""
+    known = metadata(source)
+    tokens, types, merges = (known[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
+    left = merges[: count - (len(tokens) - len(merges))]
+    assert {merge.replace(" ", "") for merge in left} <= set(tokens[:count])
+    changes = {"tokens": tokens[:count], "token_type": types[:count], "merges": left}
+    return {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+
+
 def rewrite_tokenizer(source: Path, path: Path, changes: dict[str, Any]) -> Path:
     """A GGUF without tensors that has the tokenizer of `source` with some metadata changed."""
     writer = gguf.GGUFWriter(path, "llama")

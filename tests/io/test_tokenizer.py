@@ -58,7 +58,7 @@ def test_smollm2_like_transformers(smollm2_path: Path) -> None:
 @pytest.mark.parametrize("pre", ["gpt-2", "default", "llama-bpe", "qwen2"])
 def test_other_ways_to_split(
     pre: str,
-    smollm2_path: Path,
+    small_vocabulary: Path,
     tmp_path: Path,
     lines: list[str],
     llama_cpp: Reference,
@@ -66,7 +66,7 @@ def test_other_ways_to_split(
 ) -> None:
     """SmolLM2's vocabulary cut as other models' is; `llama-bpe` also adds a bos token by default."""
     changes = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": None}
-    path = tokenizer_rewriter(smollm2_path, tmp_path / "other.gguf", changes)
+    path = tokenizer_rewriter(small_vocabulary, tmp_path / "other.gguf", changes)
     if pre == "qwen2":
         # Qwen2's own tokenizer composes Unicode, as ours does; llama.cpp does not.
         lines = [line for line in lines if unicodedata.is_normalized("NFC", line)]
@@ -79,10 +79,10 @@ def test_other_ways_to_split(
 @pytest.mark.smollm2
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_saved_tokenizer_is_the_same(
-    add_bos: bool, smollm2_path: Path, tmp_path: Path, lines: list[str], tokenizer_rewriter: Rewriter
+    add_bos: bool, small_vocabulary: Path, tmp_path: Path, lines: list[str], tokenizer_rewriter: Rewriter
 ) -> None:
     changes = {"tokenizer.ggml.add_bos_token": add_bos, "tokenizer.ggml.add_eos_token": add_bos}
-    original = load(tokenizer_rewriter(smollm2_path, tmp_path / "other.gguf", changes))
+    original = load(tokenizer_rewriter(small_vocabulary, tmp_path / "other.gguf", changes))
     original.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     again = tokenizer_from_directory(tmp_path)

@@ -60,11 +60,11 @@ def results(number: int) -> dict[str, Any]:
         net = nested.nest(params, random_supernet(config, grid, config.dense_shape.heads), config)
         exists = np.argwhere(grid.exists[0, 0]).ravel()
         candidates = rng.choice(exists, (11, 2, config.depth))
-        for count, sequences in ((11, 1), (3, 4), (1, 12), (11, 3)):
+        for count, sequences in ((11, 3), (3, 4), (1, 12)):
             few, some = candidates[:count], np.arange(sequences)
             rest = (pool, some, config, objective)
             found[f"scores of {count} on {sequences}"] = nested.score_population(net, few, *rest)
-        for sequences in (1, 12):
+        for sequences in (3, 12):
             some = np.arange(sequences)
             found[f"slopes on {sequences}"] = slopes.pool_slopes(
                 net, candidates[0], pool, some, config, objective

@@ -29,7 +29,8 @@ TESTS = Path(__file__).parents[1]
 def run(*arguments: str) -> None:
     """Run Python where JAX sees eight devices."""
     # With as few threads as cores, devices that wait for others in a collective keep these from running.
-    own = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    own = {"XLA_FLAGS": flags, "NPROC": "16"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     subprocess.run([sys.executable, *arguments], env=os.environ | own, check=True)
 
@@ -64,9 +65,10 @@ def test_no_more_than_a_matrix_of_a_layer_is_gathered(
 
 
 def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
+    few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
     outputs = tmp_path / "one", tmp_path / "eight"
-    prune.main([*tiny_arguments, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.prune", *tiny_arguments, "--output", str(outputs[1]))
+    prune.main([*tiny_arguments, *few, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *tiny_arguments, *few, "--output", str(outputs[1]))
     one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
     assert one["distribution"] == eight["distribution"]
     weights, others = (load_file(output / "model.safetensors") for output in outputs)

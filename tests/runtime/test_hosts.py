@@ -58,8 +58,7 @@ def found(directory: Path) -> tuple[Any, dict[str, np.ndarray]]:
 @pytest.fixture(scope="module")
 def small(tiny_arguments: list[str]) -> list[str]:
     """Arguments of a run that has every stage."""
-    few = """--calibration-tokens 256 --rounds 1 --levels 3 --descent-steps 1 --generations 1 --offspring 2
-        --survivors 1 --stage-tokens 32 --evaluation-windows 2"""
+    few = "--rounds 1 --descent-steps 1 --generations 1 --survivors 1 --stage-tokens 32"
     return [*tiny_arguments, *few.split()]
 
 

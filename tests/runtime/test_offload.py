@@ -111,7 +111,7 @@ def test_the_search_of_a_supernet_on_disk(
 ) -> None:
     """Chunks of candidates also agree with the trunk in some layers, whose outputs are observed as well."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
-    config = tiny_config(shape=LayerShape(heads=6, kv_heads=2, ffn=80), qkv_bias=True, mlp_bias=True)
+    config = tiny_config(shape=LayerShape(heads=6, kv_heads=2, ffn=48), qkv_bias=True, mlp_bias=True)
     params, supernet, grid, pool, tokens = search_world(config, objective)
     lazy = on_disk(params)
     other = teacher_targets(lazy, tokens, config, objective)

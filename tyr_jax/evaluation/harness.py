@@ -10,6 +10,7 @@ Prompts, answers and metrics are the harness's own; it asks how likely continuat
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,12 @@ class HarnessModel(TemplateLM):
             yield stage.advance
 
 
+@functools.cache
+def known_tasks() -> TaskManager:
+    """The harness's own list of tasks: it reads thousands of files for it."""
+    return TaskManager()
+
+
 def load_tasks(names: Sequence[str], data_dir: Path | None = None) -> list[Task | Group]:
     """The harness's tasks and groups of these names, with their data: the hub's, or copies in `data_dir`,
     each under the name that it has on the hub. Of a copy, splits for examples may be missing.
@@ -175,7 +182,7 @@ def load_tasks(names: Sequence[str], data_dir: Path | None = None) -> list[Task 
     Raises:
         UserError: a task or its data that is not there.
     """
-    manager = TaskManager()
+    manager = known_tasks()
     found: list[Task | Group] = []
     # What a task calls its data, such as allenai/ai2_arc, may be a directory.
     with contextlib.chdir(data_dir or "."):
@@ -236,7 +243,7 @@ def evaluate(
             )
     utils.setup_logging("ERROR")
     # `simple_evaluate` would also ask git and pip what there is in this directory and environment.
-    asked = TaskManager().load(tasks)
+    asked = known_tasks().load(tasks)
     for task in asked["tasks"].values():
         own = task.get_config("num_fewshot")
         # Of a task that has none, none are asked for.

@@ -5,6 +5,7 @@ most. Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` laye
 """
 
 import dataclasses
+import math
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -15,14 +16,14 @@ from tyr_jax.data import OPENING
 from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
 from tyr_jax.pruning.hessian import gram_flops
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
 from tyr_jax.search import surrogate
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
-from tyr_jax.space import LevelGrid, centre_distribution, uniform_grid
+from tyr_jax.space import KINDS, LevelGrid, centre_distribution, uniform_grid
 
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
@@ -158,9 +159,17 @@ def offloaded_bytes(load: Load) -> int:
 
 
 def ordered_parameters(config: ModelConfig) -> int:
-    """Parameters of a dense model that a search has in the order of removal."""
-    heads, ffn = site_sizes(config)
-    return config.depth * config.hidden * (heads + 2 * ffn)
+    """Parameters of a dense model that a search has in the order of removal: what has an axis of units, but
+    for the output projections, of which a supernet has every level."""
+    units = set(UNIT_AXES.values())
+    specs = (spec for layer in range(config.depth) for spec in block_specs(config, layer))
+    moved = (spec for spec in specs if units & set(spec.axes) and spec.name not in OUTPUTS.values())
+    return sum(math.prod(spec.shape) for spec in moved)
+
+
+def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
+    """Parameters of a layer's attention or FFN in a dense model."""
+    return sum(math.prod(spec.shape) for spec in block_specs(config, 0) if spec.sublayer == sublayer)
 
 
 def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
@@ -180,9 +189,7 @@ def layer_working(tokens: int, length: int, load: Load) -> float:
     """Bytes at work when a layer runs on `tokens` tokens of a device: of what is divided, a sublayer's
     weights are gathered at a time."""
     config, _, itemsize, n = load
-    shape, gathered = config.dense_shape, itemsize * config.hidden * (n > 1)
-    attention = gathered * 2 * config.head_dim * (shape.heads + shape.kv_heads)
-    ffn = gathered * 3 * shape.ffn
+    attention, ffn = (itemsize * (n > 1) * sublayer_parameters(config, sublayer) for sublayer in KINDS)
     return max(
         attention + attention_working(config, tokens, length, itemsize),
         ffn + ffn_working(config, tokens, itemsize),

@@ -171,7 +171,7 @@ def solve_levels(
         error = jnp.where(energy == 0, 0.0, 1.0 - jnp.sum(gradient * weights) / energy)
         return weights.astype(dense.dtype), error
 
-    widths = bucket_widths(len(rank), unit_size)
+    widths = tuple(unit_size * width for width in bucket_widths(len(rank), unit_size))
     return linalg.prefix_solutions(permuted, gradient[channels], kept * unit_size, widths, finish)
 
 

@@ -13,8 +13,13 @@ CPU_BUCKETS = 16
 """The same on a CPU, where they compile in seconds."""
 
 
-def bucket_widths(units: int, unit_size: int = 1) -> tuple[int, ...]:
-    """At most `BUCKETS` widths from small to whole, evenly apart, each of whole units of `unit_size`."""
-    count = CPU_BUCKETS if devices.are_cpus() else BUCKETS
+NARROWEST = 16
+"""Channels that widths are at least apart: fewer are not worth a program."""
+
+
+def bucket_widths(units: int, channels: int = 1) -> tuple[int, ...]:
+    """At most `BUCKETS` widths, in units of so many `channels`, from small to whole and evenly apart."""
+    most = CPU_BUCKETS if devices.are_cpus() else BUCKETS
+    count = min(most, max(1, units * channels // NARROWEST))
     edges = np.unique(-(-units * np.arange(1, count + 1) // count))
-    return tuple(int(edge) * unit_size for edge in edges)
+    return tuple(int(edge) for edge in edges)

@@ -116,7 +116,10 @@ def nest(
         reordered(supernet.mlp_down, neuron_order, 1, scratch, overwrite=consume),
         supernet.kept,
         len(in_unit),
-        (bucket_widths(units, len(in_unit)), bucket_widths(config.dense_shape.ffn)),
+        (
+            tuple(len(in_unit) * width for width in bucket_widths(units, len(in_unit) * config.head_dim)),
+            bucket_widths(config.dense_shape.ffn),
+        ),
     )
     return devices.spread(net, config.hidden)
 
