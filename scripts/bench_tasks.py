@@ -20,7 +20,7 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError
-from tyr_jax.evaluation.harness import HarnessModel, load_tasks
+from tyr_jax.evaluation.harness import HarnessModel, opened_tasks
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.runtime.timing import medians
 
@@ -45,11 +45,11 @@ class Bench:
 
 def requests_of(name: str, bench: Bench) -> list[Instance]:
     """What the harness asks a model of a task's first questions."""
-    (task,) = load_tasks([name], bench.data_dir)
-    if not isinstance(task, Task):
-        raise UserError(f"{name} is a group of tasks; name one of them")
-    task.build_all_requests(limit=bench.questions)
-    return list(task.instances)
+    with opened_tasks([name], bench.data_dir) as (task,):
+        if not isinstance(task, Task):
+            raise UserError(f"{name} is a group of tasks; name one of them")
+        task.build_all_requests(limit=bench.questions)
+        return list(task.instances)
 
 
 def in_torch(model: LoadedModel, bench: Bench, directory: str) -> HFLM:

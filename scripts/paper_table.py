@@ -98,8 +98,8 @@ def measure(model: LoadedModel, settings: TableSettings, progress: Progress) -> 
     found: dict[str, Any] = {"perplexity": perplexity, "tokens": int(windows.size), "tasks": {}}
     for task, shots in TASKS.items():
         limit = settings.mmlu_limit if task == "mmlu" and settings.mmlu_limit else settings.limit
-        loaded = harness.load_tasks([task], settings.data_dir)
-        results = harness.evaluate(model, loaded, num_fewshot=shots, limit=limit, progress=progress)
+        with harness.opened_tasks([task], settings.data_dir) as loaded:
+            results = harness.evaluate(model, loaded, num_fewshot=shots, limit=limit, progress=progress)
         found["tasks"][task] = of_task([each for part in results["samples"].values() for each in part])
     return found
 

@@ -3,9 +3,12 @@
 import itertools
 import json
 import random
+import re
+import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
@@ -17,7 +20,9 @@ from tyr_jax.data.builtin import builtin_documents
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import harness
 from tyr_jax.evaluation.harness import HarnessModel
+from tyr_jax.evaluation.tasks import TaskChoice, task_scores
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+from tyr_jax.workspace.progress import Progress
 
 pytestmark = pytest.mark.slow
 
@@ -97,14 +102,16 @@ def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
 def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
     """Also what its Python interface makes of a model of ours."""
     model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]
-    ours = harness.evaluate(model, harness.load_tasks(names, questions), limit=3)
-    theirs = simple_evaluate(
-        model=HarnessModel(model),
-        tasks=harness.load_tasks(names, questions),
-        task_manager=harness.known_tasks(),
-        limit=3,
-        bootstrap_iters=100,
-    )
+    with harness.opened_tasks(names, questions) as tasks:
+        ours = harness.evaluate(model, tasks, limit=3)
+    with harness.opened_tasks(names, questions) as tasks:
+        theirs = simple_evaluate(
+            model=HarnessModel(model),
+            tasks=tasks,
+            task_manager=harness.known_tasks(),
+            limit=3,
+            bootstrap_iters=100,
+        )
     for key in ("results", "n-shot", "n-samples", "configs"):
         assert ours[key] == theirs[key], key
     assert ours["n-samples"]["winogrande"]["effective"] == 3
@@ -129,11 +136,56 @@ def test_tasks_of_a_directory(questions: Path, tiny_model: Path, capsys: pytest.
     assert "arc_easy" in capsys.readouterr().out
 
 
+def test_local_data_is_read_every_time(questions: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Also where `datasets` has built the task before: from another directory, or from other rows."""
+
+    def measured(directory: Path) -> tuple[int, str | None]:
+        with Progress(quiet=True) as progress:
+            choice = TaskChoice(("arc_easy",), data_dir=directory)
+            found = task_scores(choice, lambda: load_model(str(tiny_model)), progress)
+        assert list(Path(datasets.config.HF_DATASETS_CACHE).glob("*arc*")) == []
+        return found[0].questions, found[0].data
+
+    four, digest = measured(questions)
+    assert (four, measured(questions)) == (4, (4, digest))
+    data = Path("allenai", "ai2_arc", "test.jsonl")
+    rows = (questions / data).read_text().splitlines(keepends=True)
+    other = shutil.copytree(questions, tmp_path / "other")
+    (other / data).write_text(rows[0])
+    one, another = measured(other)
+    assert (one, another == digest) == (1, False)
+    (questions / data).write_text("".join(rows[:2]))
+    two, changed = measured(questions)
+    assert (two, changed in (digest, another)) == (2, False)
+    for content in ("{", ""):
+        (questions / data).write_text(content)
+        with pytest.raises(UserError, match="cannot load the task arc_easy"):
+            measured(questions)
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.yaml", "./mine.yaml"])
+def test_a_file_in_the_place_of_a_task_is_not_run(name: str, questions: Path, tmp_path: Path) -> None:
+    (questions / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef doc(doc): return doc")
+    (questions / "mine.yaml").write_text(
+        "task: mine\ndataset_path: allenai/ai2_arc\ndataset_name: ARC-Easy\ntest_split: test\n"
+        "doc_to_text: !function code.doc\ndoc_to_target: a\n"
+    )
+    with (
+        pytest.raises(UserError, match=f"cannot load the task {re.escape(name)} "),
+        harness.opened_tasks([name], questions),
+    ):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_is_not_there(
     questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"no_such_task.*lm-evaluation-harness"):
-        harness.load_tasks(["no_such_task"])
+    with (
+        pytest.raises(UserError, match=r"no_such_task.*lm-evaluation-harness"),
+        harness.opened_tasks(["no_such_task"]),
+    ):
+        pass
     command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--num-fewshot", "2"])

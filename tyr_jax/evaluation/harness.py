@@ -11,10 +11,13 @@ Prompts, answers and metrics are the harness's own; it asks how likely continuat
 
 import contextlib
 import functools
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lm_eval
 from lm_eval import utils
 from lm_eval.api.group import Group
@@ -175,27 +178,62 @@ def known_tasks() -> TaskManager:
     return TaskManager()
 
 
-def load_tasks(names: Sequence[str], data_dir: Path | None = None) -> list[Task | Group]:
+@contextlib.contextmanager
+def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator[list[Task | Group]]:
     """The harness's tasks and groups of these names, with their data: the hub's, or copies in `data_dir`,
     each under the name that it has on the hub. Of a copy, splits for examples may be missing.
 
     Raises:
         UserError: a task or its data that is not there.
     """
+    with tempfile.TemporaryDirectory(prefix="tyr-jax-tasks-", ignore_cleanup_errors=True) as place:
+        own, empty = Path(place, "built"), Path(place, "empty")
+        empty.mkdir()
+        # What a task calls its data, such as allenai/ai2_arc, may be a directory; no other one is meant.
+        with contextlib.chdir(data_dir or empty), _built_in(own) if data_dir else contextlib.nullcontext():
+            found = _load_tasks(names, data_dir)
+        yield found
+
+
+@contextlib.contextmanager
+def _built_in(directory: Path) -> Iterator[None]:
+    """`datasets` keeps in `directory` what it builds. It knows local data by its name alone, so that what it
+    built of another directory, or before a file changed, would be taken for it."""
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = directory
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+
+
+def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Group]:
+    """`opened_tasks`, where their data is in the current directory."""
     manager = known_tasks()
     found: list[Task | Group] = []
-    # What a task calls its data, such as allenai/ai2_arc, may be a directory.
-    with contextlib.chdir(data_dir or "."):
-        for name in names:
-            try:
-                found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
-            except Exception as error:
-                where = f"in {data_dir} and on the hub" if data_dir else "on the hub, without --data-dir"
-                raise UserError(
-                    f"cannot load the task {name} ({first_line(error)}): its name must be one that "
-                    f"lm-evaluation-harness knows, and its data is looked for {where}"
-                ) from error
+    for name in names:
+        try:
+            # It would take a path for a task that is described there, with code to run.
+            if name not in manager.all_tasks:
+                raise KeyError(name)
+            found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
+        except Exception as error:
+            where = f"in {data_dir} and on the hub" if data_dir else "on the hub, without --data-dir"
+            raise UserError(
+                f"cannot load the task {name} ({first_line(error)}): its name must be one that "
+                f"lm-evaluation-harness knows, and its data is looked for {where}"
+            ) from error
     return found
+
+
+def data_digest(directory: Path) -> str:
+    """The sha256 of names and contents of all files in a directory."""
+    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        with files[name].open("rb") as file:
+            whole.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {name}\n".encode())
+    return whole.hexdigest()
 
 
 def _load_task(manager: TaskManager, name: str, dispensable: tuple[str, ...]) -> list[Task | Group]:
@@ -226,7 +264,7 @@ def evaluate(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What the harness makes of a model, dense or pruned, on `tasks` from `load_tasks`, with the answers to
+    """What the harness makes of a model, dense or pruned, on `tasks` from `opened_tasks`, with the answers to
     every question.
 
     Before a question come `num_fewshot` examples, as many as the task has it where that is not said; of each
@@ -259,10 +297,13 @@ def has_examples(task: Task) -> bool:
     return bool(task.has_training_docs() or task.config.fewshot_split)
 
 
-def scores(results: dict[str, Any]) -> list[TaskScore]:
-    """Every metric of every task and group of the harness's results."""
+def scores(results: dict[str, Any], data_dir: Path | None = None) -> list[TaskScore]:
+    """Every metric of every task and group of the harness's results; of tasks whose data is in `data_dir`,
+    with its digest."""
     found = []
     for task, values in results["results"].items():
+        data = data_dir and data_dir / results["configs"].get(task, {}).get("dataset_path", "-")
+        digest = data_digest(data) if data and data.is_dir() else None
         samples = results["n-samples"].get(task, {}).get("effective", values.get("sample_len"))
         for key, value in values.items():
             metric, _, kind = key.partition(",")
@@ -276,6 +317,7 @@ def scores(results: dict[str, Any]) -> list[TaskScore]:
                         metric=metric,
                         value=value,
                         standard_error=error if isinstance(error, float) else None,
+                        data=digest,
                     )
                 )
     return found

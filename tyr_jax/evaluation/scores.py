@@ -21,7 +21,7 @@ class TextPerplexity(NamedTuple):
 
 class TaskScore(NamedTuple):
     """A metric of lm-evaluation-harness on a task or group of tasks: of so many `questions`, with so many
-    examples (`shots`) before each."""
+    examples (`shots`) before each; `data` is the sha256 of the task's data where that is local."""
 
     task: str
     shots: int | None
@@ -29,3 +29,4 @@ class TaskScore(NamedTuple):
     metric: str
     value: float
     standard_error: float | None
+    data: str | None = None

@@ -33,8 +33,8 @@ def task_scores(choice: TaskChoice, load: Callable[[], LoadedModel], progress: P
         raise UserError(
             f"--tasks needs lm-evaluation-harness ({first_line(error)}): pip install 'tyr-jax[tasks]'"
         ) from None
-    tasks = harness.load_tasks(choice.tasks, choice.data_dir)
-    results = harness.evaluate(
-        load(), tasks, num_fewshot=choice.num_fewshot, limit=choice.limit, progress=progress
-    )
-    return harness.scores(results)
+    with harness.opened_tasks(choice.tasks, choice.data_dir) as tasks:
+        results = harness.evaluate(
+            load(), tasks, num_fewshot=choice.num_fewshot, limit=choice.limit, progress=progress
+        )
+    return harness.scores(results, choice.data_dir)

@@ -148,11 +148,15 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
     def row(score: TaskScore) -> Row:
         error = "" if score.standard_error is None else f"{score.standard_error:.4f}"
         shots = "" if score.shots is None else str(score.shots)
-        return Row(score.task, [shots, str(score.questions), score.metric, f"{score.value:.4f}", error])
+        cells = [shots, str(score.questions), score.metric, f"{score.value:.4f}", error]
+        return Row(score.task, cells + ([score.data[:16] if score.data else ""] if local else []))
 
+    local = any(score.data for score in scores)
     columns = ["task", "shots", "questions", "metric", "value", "± standard error"]
+    columns += ["sha256 of the data"] if local else []
     rows = [row(score) for score in scores]
-    return Table(columns, rows, f"tasks of {model}", words=["metric"], framed=True)
+    words = [name for name in columns if name in ("metric", "sha256 of the data")]
+    return Table(columns, rows, f"tasks of {model}", words=words, framed=True)
 
 
 def speed_tables(timings: Sequence[Timing], sizes: Sizes) -> list[Table]:
