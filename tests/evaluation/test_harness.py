@@ -188,6 +188,9 @@ def test_what_is_not_there(
         pass
     command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
     with pytest.raises(SystemExit):
+        evaluate.main([*command[:-1], "gone"])
+    assert "--data-dir gone is no directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         evaluate.main([*command, "--num-fewshot", "2"])
     assert "no examples" in capsys.readouterr().err
     monkeypatch.delattr(evaluation, "harness")
