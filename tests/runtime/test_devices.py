@@ -65,10 +65,9 @@ def test_no_more_than_a_matrix_of_a_layer_is_gathered(
 
 
 def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
-    few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
     outputs = tmp_path / "one", tmp_path / "eight"
-    prune.main([*tiny_arguments, *few, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.prune", *tiny_arguments, *few, "--output", str(outputs[1]))
+    prune.main([*tiny_arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *tiny_arguments, "--output", str(outputs[1]))
     one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
     assert one["distribution"] == eight["distribution"]
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
