@@ -112,7 +112,7 @@ def check_candidates(search: Search, candidates: Candidates, space: SearchSpace,
         raise broken(
             search,
             f"{verb} candidates of shape {candidates.shape} and type {candidates.dtype}: they must be "
-            f"integers of shape (C, {kinds}, {depth})",
+            f"integers of shape (C, {kinds}, {depth}), C at least 1",
         )
     inside = (candidates >= 0) & (candidates < levels)
     there = inside & values_at(space.exists, np.clip(candidates, 0, levels - 1))
