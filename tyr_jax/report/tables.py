@@ -155,8 +155,7 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
     columns = ["task", "shots", "questions", "metric", "value", "± standard error"]
     columns += ["sha256 of the data"] if local else []
     rows = [row(score) for score in scores]
-    words = [name for name in columns if name in ("metric", "sha256 of the data")]
-    return Table(columns, rows, f"tasks of {model}", words=words, framed=True)
+    return Table(columns, rows, f"tasks of {model}", words=["metric", "sha256 of the data"], framed=True)
 
 
 def speed_tables(timings: Sequence[Timing], sizes: Sizes) -> list[Table]:
