@@ -20,14 +20,14 @@ from tyr_jax.cli import command
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
+from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset
-from tyr_jax.workspace import files
-from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def main(ablation: Ablation) -> None:
     if unknown:
         raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join(VARIANTS)}")
     common = dataclasses.replace(ablation, variants=(), seeds=(), results=Path())
-    kept = {"settings": json.loads(json.dumps(files.as_json(common))), "perplexity": {}}
+    kept = {"settings": json.loads(json.dumps(as_json(common))), "perplexity": {}}
     if ablation.results.is_file():
         settings, kept = kept["settings"], json.loads(ablation.results.read_text())
         if kept["settings"] != settings:

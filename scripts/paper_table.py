@@ -23,11 +23,11 @@ from markdown_table import print_header, print_row
 from tyr_jax.cli import command
 from tyr_jax.data import DataSpec, load_evaluation
 from tyr_jax.evaluation import harness, quality
+from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices
 from tyr_jax.settings import WIKITEXT
-from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.progress import Progress
 
 TASKS = {

@@ -15,11 +15,11 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError
+from tyr_jax.files import write_json
+from tyr_jax.options import as_json
 from tyr_jax.run import pipeline, prepare, summary
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset, Settings, validate
-from tyr_jax.workspace import files
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.progress import Progress
 
 
@@ -77,7 +77,7 @@ def read_report(path: Path, settings: Settings) -> dict[str, Any]:
         UserError: it was made with other settings.
     """
     report = json.loads(path.read_text())
-    if report["settings"] != json.loads(json.dumps(files.as_json(settings))):
+    if report["settings"] != json.loads(json.dumps(as_json(settings))):
         raise UserError(f"{path} was made with other settings; name another directory with --results")
     return dict(report)
 

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import errors, results
+from tyr_jax import process, results
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint
@@ -318,11 +318,11 @@ def test_what_is_no_mistake_of_the_users_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        errors.run(fail)
+        process.run(fail)
 
 
 def test_a_command_that_succeeds_just_returns(capsys: pytest.CaptureFixture[str]) -> None:
-    errors.run(lambda: print("done"))
+    process.run(lambda: print("done"))
     assert capsys.readouterr() == ("done\n", "")
 
 
@@ -331,7 +331,7 @@ def test_a_mistake_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
         raise UserError("no such thing")
 
     with pytest.raises(SystemExit) as stopped:
-        errors.run(fail)
+        process.run(fail)
     assert stopped.value.code == 2
     assert capsys.readouterr() == ("", "error: no such thing\n")
 
@@ -341,7 +341,7 @@ def test_a_mistake_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_as_a_process(arguments: list[str], message: str, work: Path) -> None:
     command = [sys.executable, "-m", "tyr_jax.prune", "--output", "pruned", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(process.__file__).parents[1])}
     ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     sentence = ended.stderr.splitlines()[-1]
@@ -353,7 +353,7 @@ def test_as_a_process(arguments: list[str], message: str, work: Path) -> None:
 
 def test_a_reader_that_has_had_enough() -> None:
     command = [sys.executable, "-m", "tyr_jax.prune", "--help"]
-    environment = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(process.__file__).parents[1])}
     reading, writing = os.pipe()
     os.close(reading)
     ended = subprocess.run(

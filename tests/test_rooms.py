@@ -25,9 +25,10 @@ FLOORS = (
     {"model", "space", "data"},
     {"runtime"},
     {"options"},
-    {"components", "formatting"},
+    {"components"},
     {"plugins"},
-    {"errors"},
+    {"files", "process"},
+    {"errors", "formatting"},
 )
 """Rooms from the top down; those of one floor do not import each other. The package itself is the ground."""
 

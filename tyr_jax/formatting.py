@@ -1,6 +1,7 @@
-"""Numbers in words, for people."""
+"""Numbers and names in words, for people."""
 
 import math
+import unicodedata
 
 
 def in_words(count: float) -> str:
@@ -16,3 +17,22 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def printable(text: str) -> str:
+    """Text on one line, with all that a terminal would obey, and not show, as escapes such as `\\x1b`."""
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def shown(text: str) -> str:
+    """`printable` text of several lines: line breaks and tabs stay, and what joins letters."""
+    return "".join(_escaped(each) if _obeyed(each) else each for each in text)
+
+
+def _obeyed(letter: str) -> bool:
+    """Whether a terminal does something else with it than to show it."""
+    return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs")
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()

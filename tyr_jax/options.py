@@ -1,4 +1,4 @@
-"""Settings by the names of their options: out of keyword arguments, and into a command line.
+"""Settings by the names of their options: out of keyword arguments, into a command line, and as JSON.
 
 Settings are dataclasses in dataclasses. An option is a field that is none itself, and its name is unique in
 all of them, so that neither the command line nor Python need say which dataclass it is in.
@@ -147,3 +147,16 @@ def arguments_of(settings: Any, default: Any) -> list[str]:
         else:
             arguments += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return arguments
+
+
+def as_json(value: Any) -> Any:
+    """`value` with dataclasses, tuples and paths turned into what JSON knows; a component
+    says its name as well."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {value.role: value.name, **fields} if isinstance(value, Component) else fields
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

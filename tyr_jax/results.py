@@ -14,6 +14,7 @@ from tyr_jax.evaluation import speed
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
 from tyr_jax.evaluation.speed import Sizes, Speed, Timing, read_speed
+from tyr_jax.files import write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.spec import iter_tensors
@@ -23,7 +24,6 @@ from tyr_jax.report.render import Table
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.space import KINDS
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.output import new_directory
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import RECOVERY, SUMMARY, read_summary

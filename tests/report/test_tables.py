@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from tyr_jax.cli.prune import print_results
+from tyr_jax.options import as_json
 from tyr_jax.report.render import Row, Table, as_html, as_text, grid, markdown_table
 from tyr_jax.report.tables import quality_table, time_table
 from tyr_jax.settings import PRESETS
-from tyr_jax.workspace.files import as_json
 
 
 def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import write_json
 from tyr_jax.workspace import output
 from tyr_jax.workspace.events import EventLog, read_entries, read_events
-from tyr_jax.workspace.files import write_json
 from tyr_jax.workspace.output import staged_directory
 
 

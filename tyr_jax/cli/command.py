@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from rich.console import Console
 
-from tyr_jax import errors
+from tyr_jax import process
 from tyr_jax.errors import UserError
 from tyr_jax.model.families import load_family
 from tyr_jax.report.render import Table, for_terminal
@@ -52,7 +52,7 @@ def execute(
         register(getattr(parsed, "family", None))
         run(parsed)
 
-    errors.run(carry_out)
+    process.run(carry_out)
 
 
 def register(family: str | None) -> None:

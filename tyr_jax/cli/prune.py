@@ -36,7 +36,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from tyr_jax import api, errors
+from tyr_jax import api, process
 from tyr_jax.cli import command
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the main job."""
     arguments = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
-    errors.run(lambda: carry_out(parse(arguments), arguments))
+    process.run(lambda: carry_out(parse(arguments), arguments))
 
 
 def carry_out(asked: PruneArguments, arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError, first_line
+from tyr_jax.files import write_json
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
@@ -22,7 +23,6 @@ from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices
-from tyr_jax.workspace.files import write_json
 
 BUILTIN = "builtin"
 """The name of the embedded model."""

@@ -32,7 +32,6 @@ from tyr_jax.run.rounds import (
     search_pool,
 )
 from tyr_jax.runtime import devices
-from tyr_jax.settings import validate
 from tyr_jax.space import LevelGrid
 
 
@@ -113,7 +112,6 @@ def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome
     Raises:
         UserError: anything in the settings, the model or the text that cannot work.
     """
-    validate(run.settings)
     yield from prune_prepared(run, prepare(run, given))
 
 

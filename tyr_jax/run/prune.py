@@ -17,7 +17,7 @@ from tyr_jax.run.pipeline import Outcome, prune_targets
 from tyr_jax.run.prepare import Run
 from tyr_jax.run.summary import summarise
 from tyr_jax.runtime import hosts
-from tyr_jax.settings import Settings
+from tyr_jax.settings import Settings, validate
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
 
 
@@ -48,6 +48,7 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
     Raises:
         UserError: anything that cannot work.
     """
+    validate(settings)
     if settings.offload and jax.process_count() > 1:
         raise UserError("--offload is for one host; several divide the weights among their devices")
     settings = anchor(settings)

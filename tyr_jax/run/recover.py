@@ -16,6 +16,7 @@ from tyr_jax.evaluation.provenance import Provenance, provenance_of
 from tyr_jax.io.checkpoint import LoadedModel, check_length, load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Params
+from tyr_jax.options import as_json
 from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import TrainingRows
@@ -27,7 +28,6 @@ from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, me
 from tyr_jax.run.models import GivenModel, Record, load
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
-from tyr_jax.workspace import files
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
 from tyr_jax.workspace.store import Store
 
@@ -130,7 +130,6 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     Raises:
         UserError: anything about them that cannot work.
     """
-    validate(settings)
     with workspace.progress.stage("load models", 1, "models") as stage:
         model = load(given.model, settings.compute_dtype)
         teacher = load_teacher(settings, given, model)
@@ -224,10 +223,10 @@ def record_of(settings: RecoverySettings, request: Request, task: Task, trained:
     sources = leaves(map(parse_source, settings.data))
     return {
         "arguments": list(request.arguments),
-        "settings": files.as_json(settings),
+        "settings": as_json(settings),
         "versions": versions(PACKAGES),
         "sources": [describe(source) for source in sources],
-        "text": files.as_json(task.spec),
+        "text": as_json(task.spec),
         "fingerprints": {name: fingerprint(windows) for name, windows in task.windows.items()},
         "passes": {label: round(times, 2) for label, times in task.passes.items()},
         "learning_rate": settings.training.rate(task.model.config.hidden),
@@ -243,6 +242,7 @@ def recover(settings: RecoverySettings, request: Request, given: Given) -> Recov
     Raises:
         UserError: anything that cannot work.
     """
+    validate(settings)
     data, evaluation = (tuple(map(anchored, names)) for names in (settings.data, settings.evaluation))
     settings = dataclasses.replace(settings, data=data, evaluation=evaluation)
     with open_workspace(settings, request) as workspace:

@@ -11,10 +11,10 @@ import numpy as np
 from tyr_jax import __version__
 from tyr_jax.data import fingerprint
 from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.options import as_json
 from tyr_jax.run.pipeline import Outcome, Pruned
 from tyr_jax.run.rounds import kept_by_kind
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.files import as_json
 from tyr_jax.workspace.records import FORMAT_VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors", "gguf", "numpy")

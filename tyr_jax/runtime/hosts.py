@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tyr_jax import errors
+from tyr_jax import process
 from tyr_jax.errors import UserError, first_line
 
 HEARTBEAT = 30
@@ -84,7 +84,7 @@ def joined(settings: HostSettings) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            status = errors.report(UserError(LOST) if is_lost(error) else error)
+            status = process.report(UserError(LOST) if is_lost(error) else error)
             watch.communicate("failed")
             os._exit(status)
         watch.communicate("done")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import write_json
+from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace import events
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.files import as_json, write_json
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Ended, Progress
 from tyr_jax.workspace.store import Store

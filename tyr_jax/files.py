@@ -1,0 +1,137 @@
+"""Files of a user's: read only if they are what they should be, and written whole or not at all."""
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tyr_jax.errors import UserError, first_line
+
+MAX_JSON_BYTES = 2**24
+"""Bytes of a JSON file that is read at once: configurations, indices and records have far fewer, and the
+values of so many fit into memory whatever they are."""
+
+
+def check_regular(path: Path, what: str = "") -> None:
+    """Refuse what is no regular file that can be read: a directory, a pipe, a device.
+
+    Args:
+        path: where it is; a link counts as what it leads to.
+        what: what it should be, for the sentence, such as `weights file`.
+
+    Raises:
+        UserError: names the path.
+    """
+    name = f"{what} '{path}'".strip()
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {name}: {_reason(error)}") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot read {name}: it is no regular file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"cannot read {name}: Permission denied")
+
+
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, is longer, or is not UTF-8; names the path.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"{path} has more than {limit} bytes, which is too long for what it should be")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {_reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The JSON value of a text that stands at `where`.
+
+    Raises:
+        UserError: it is none, is too deep, or holds half of a character; names the place.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            # Halves of surrogate pairs can be neither printed nor written.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise UserError(f"{where} is not valid JSON: it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where} is not valid JSON: it holds half of a surrogate pair") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON: {first_line(error)}") from None
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: it cannot be read, or is none; names the path.
+    """
+    value = parse_json(read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def inside(directory: Path, name: str, where: str) -> Path:
+    """The file called `name` in a directory, which `where` names.
+
+    Raises:
+        UserError: the name leads out of the directory.
+    """
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+        raise UserError(f"{where} names '{name}', which is no file in its directory")
+    return directory / name
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A fresh file beside `path` that becomes it if the body succeeds, and vanishes if not.
+
+    Its name cannot be foreseen, and it is made without following a link; a link at `path` itself is replaced,
+    not followed. It has the permissions that the user's umask gives.
+    """
+    fresh = path.with_name(f".unfinished-{secrets.token_hex(8)}")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    os.close(os.open(fresh, flags, 0o666))
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    with replaced(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or first_line(error)
