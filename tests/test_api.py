@@ -111,7 +111,7 @@ def test_modules_that_are_commands_stay_modules() -> None:
         (api.generate_text, generate.GenerateSettings, {"sampling"}),
         (api.stream_text, generate.GenerateSettings, {"sampling", "prompts"}),
         (api.export_model, export.ExportSettings, {"output", "format"}),
-        (api.benchmark_model, benchmark.BenchmarkSettings, {"output"}),
+        (api.benchmark_model, benchmark.BenchmarkSettings, {"output", "overwrite"}),
     ],
 )
 def test_options_of_commands_are_keywords(
@@ -171,8 +171,12 @@ def test_what_is_there_is_only_replaced_where_asked(result: PruneResult, tmp_pat
     with pytest.raises(UserError, match=r"exists and is not empty; .*--overwrite"):
         result.save(tmp_path)
     assert names_of(tmp_path) == {"notes.txt"}
-    result.save(tmp_path, overwrite=True)
-    assert "summary.json" in names_of(tmp_path)
+    with pytest.raises(UserError, match=r"holds notes\.txt, which this program did not write"):
+        result.save(tmp_path, overwrite=True)
+    (tmp_path / "notes.txt").unlink()
+    for overwrite in (False, True):
+        result.save(tmp_path, overwrite=overwrite)
+        assert "summary.json" in names_of(tmp_path)
     finished = work_paths(tmp_path / "other").finished
     (finished / "piece").mkdir(parents=True)
     with pytest.raises(UserError, match="was interrupted and can still go on"):

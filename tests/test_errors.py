@@ -246,7 +246,7 @@ def test_a_full_disk_spares_the_old_output(
     stage: str, fails: Fails, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "pruned").mkdir()
-    (work / "pruned" / "summary.json").write_text("{}")
+    (work / "pruned" / "summary.json").write_text('{"versions": {"tyr_jax": "0"}}')
     owner, name = {
         "settings": (job, "write_json"),
         "weights": (checkpoint, "save_file"),

@@ -1,7 +1,6 @@
 """Presets, and the check of every value that can be checked before anything is read."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,15 +125,6 @@ def test_a_saliency_needs_one_of_its_terms() -> None:
     validate(changed(SETTINGS, "pruning.saliency", TaylorSaliency("none", "channel")))
     with pytest.raises(UserError, match="--second-order is none"):
         validate(changed(first_only, "pruning.saliency.first_order", "none"))
-
-
-def test_the_output_must_not_swallow_the_model(tmp_path: Path) -> None:
-    model = tmp_path / "models" / "dense"
-    model.mkdir(parents=True)
-    for output in (model, tmp_path / "models"):
-        with pytest.raises(UserError, match="lies in"):
-            validate(dataclasses.replace(SETTINGS, model=str(model), output=output))
-    validate(dataclasses.replace(SETTINGS, model=str(model), output=model / "pruned"))
 
 
 def test_the_ends_of_ranges_are_allowed() -> None:

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tyr_jax.errors import UserError
 from tyr_jax.evaluation import speed
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
@@ -24,7 +24,7 @@ from tyr_jax.report.render import Table
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.space import KINDS
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.output import new_directory
+from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import RECOVERY, SUMMARY, read_summary
 
@@ -256,6 +256,26 @@ class TaskScores(Shown):
         return [tables.task_table(self.model, self.tasks)]
 
 
+def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Path]:
+    """Where to write a benchmark that becomes the file `path`, which nothing else may write meanwhile.
+
+    Raises:
+        UserError: as `staged_file`.
+    """
+    return staged_file(path, overwrite, speed.is_ours)
+
+
+def reports_of(benchmark: Path) -> list[Path]:
+    """Make the report of a pruned model show the benchmark in its directory, if that is where it is; returns
+    the files that were written.
+
+    Raises:
+        UserError: as `renew_report`.
+    """
+    reported = benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
+    return renew_report(benchmark.parent) if reported else []
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Benchmark(Shown):
     """How fast a pruned model is beside the dense one, on `device`; `models` are their names, and `sizes`
@@ -271,24 +291,23 @@ class Benchmark(Shown):
         rows = [speed.as_json(timing) for timing in self.timings]
         return {"models": self.models, "device": self.device, "sizes": self.sizes, "rows": rows}
 
-    def save(self, output: str | Path) -> list[Path]:
+    def save(self, output: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write it as JSON; as `benchmark.json` in a pruned model's directory, it goes into the report there.
+
+        Args:
+            output: the file.
+            overwrite: replace a benchmark that is there.
 
         Returns:
             All files that were written.
 
         Raises:
-            UserError: a file cannot be written.
+            UserError: there is such a file, or a file cannot be written.
         """
         path = Path(output)
-        try:
-            write_json(path, self.as_json())
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; choose another with --output"
-            ) from error
-        reported = path.name == speed.NAME and read_summary(path.parent) is not None
-        return [path, *(renew_report(path.parent) if reported else [])]
+        with claimed_benchmark(path, overwrite) as staged:
+            write_json(staged, self.as_json())
+        return [path, *reports_of(path)]
 
     def tables(self) -> list[Table]:
         """Seconds, and sizes."""

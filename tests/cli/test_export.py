@@ -132,10 +132,14 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+OLD = "GGUF tyr_jax.version"
+"""How a file that was written here begins."""
+
+
 @pytest.mark.parametrize("kind", ["f32", "q4_k_m"])
 def test_a_full_disk(kind: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.gguf"
-    path.write_text("old")
+    path.write_text(OLD)
     arguments = [str(tiny_model), "--output", str(path), "--overwrite", "--quantize", kind]
     for size in (1000, 40_000):
         with room_for(size), pytest.raises(SystemExit) as stopped:
@@ -145,7 +149,7 @@ def test_a_full_disk(kind: str, tiny_model: Path, tmp_path: Path, capsys: pytest
         assert f"cannot write {path}" in error
         assert "Traceback" not in error
         assert [entry.name for entry in tmp_path.iterdir()] == ["x.gguf"]
-        assert path.read_text() == "old"
+        assert path.read_text() == OLD
 
 
 def test_a_disk_that_is_full_for_llama_cpp(tiny_model: Path, tmp_path: Path) -> None:
@@ -157,9 +161,28 @@ def test_a_disk_that_is_full_for_llama_cpp(tiny_model: Path, tmp_path: Path) -> 
 
 def test_an_existing_file_is_replaced_if_asked(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    path.write_text("old")
+    export.main([str(tiny_model), "--output", str(path), "--quantize", "f32"])
+    size = path.stat().st_size
     export.main([str(tiny_model), "--output", str(path), "--overwrite"])
-    assert path.read_bytes()[:4] == b"GGUF"
+    assert path.stat().st_size < size
+
+
+@pytest.mark.parametrize("content", ["notes", "GGUF of another program", ""])
+def test_a_file_of_another_program_is_not_replaced(
+    content: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_text(content)
+    with pytest.raises(SystemExit):
+        export.main([str(tiny_model), "--output", str(path), "--overwrite"])
+    assert f"{path} was not written by this program" in capsys.readouterr().err
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("kind", ["f32", "q4_k_m"])
+def test_a_file_of_any_type_is_known_again(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    export.main([str(tiny_model), "--output", str(tmp_path / "x"), "--quantize", kind])
+    assert deci.is_ours(tmp_path / "x")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

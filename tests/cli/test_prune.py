@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import prune
+from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import count_parameters
@@ -317,9 +318,10 @@ def test_a_pruned_model_is_not_pruned_again(
 def test_overwrite_replaces_an_old_output(run: Prune, tmp_path: Path) -> None:
     old = tmp_path / "pruned"
     old.mkdir()
-    (old / "notes.txt").touch()
+    (old / "benchmark.json").touch()
+    write_json(old / "summary.json", {"versions": {"tyr_jax": "0"}})
     run("--rounds", "0", "--overwrite", "--output", str(old))
-    assert not (old / "notes.txt").exists()
+    assert not (old / "benchmark.json").exists()
     assert summary_of(old)["searched"] is None
     assert list(tmp_path.iterdir()) == [old]
 

@@ -1,5 +1,6 @@
 """The closing table and the JSON of a run, on figures given by hand."""
 
+import contextlib
 import dataclasses
 import io
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from tyr_jax.cli.prune import print_results
 from tyr_jax.options import as_json
@@ -45,9 +45,11 @@ def report() -> dict[str, Any]:
 
 def cells(*reports: dict[str, Any]) -> list[list[str]]:
     """The lines printed on 80 columns, cut into cells."""
-    stream = io.StringIO()
     outputs = [Path("out", str(number)) if number else Path("out") for number in range(len(reports))]
-    print_results(reports, outputs, Console(file=stream, width=80))
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        print_results(reports, outputs)
     lines = [line.split("  ") for line in stream.getvalue().splitlines()]
     return [[cell.strip() for cell in line if cell.strip()] for line in lines]
 

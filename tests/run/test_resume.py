@@ -151,7 +151,7 @@ def test_killed_again_and_again(
 ) -> None:
     """Real processes, killed at random moments, and one that is let be."""
     longer = ["--generations", "100"]
-    events = tmp_path / ".pruned.unfinished" / "output" / "events.jsonl"
+    events = tmp_path / ".pruned.unfinished" / "events.jsonl"
     rng = random.Random(0)
     for _ in range(10):
         # In most lives before the first generation, which takes long to come.
@@ -189,7 +189,7 @@ def test_a_run_that_is_asked_to_end(
 ) -> None:
     """Ctrl-C, and what a scheduler sends, in the search."""
     unfinished = tmp_path / ".pruned.unfinished"
-    events = unfinished / "output" / "events.jsonl"
+    events = unfinished / "events.jsonl"
     ended, said = end_after_a_while([*command, "--generations", "100"], events, 5, 0, how)
     assert ended == code
     assert "the same command goes on from what is finished" in said

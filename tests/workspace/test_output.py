@@ -3,22 +3,25 @@
 import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
+from tyr_jax.files import write_json, write_text
 from tyr_jax.workspace import output
 from tyr_jax.workspace.events import EventLog, read_entries, read_events
-from tyr_jax.workspace.output import staged_directory
+from tyr_jax.workspace.output import WorkPaths, staged_directory, staged_file
+from tyr_jax.workspace.store import Store
 
 
 def write(target: Path, overwrite: bool = False, content: str = "new") -> None:
     with staged_directory(target, overwrite, restart=False) as paths:
         assert paths.staging.parent.parent == target.resolve().parent
-        (paths.staging / "model").write_text(content)
+        (paths.staging / "config.json").write_text(content)
 
 
 @pytest.fixture
@@ -26,36 +29,37 @@ def old(tmp_path: Path) -> Path:
     """A directory with something in it."""
     old = tmp_path / "old"
     old.mkdir()
-    (old / "model").write_text("old")
+    (old / "config.json").write_text("old")
+    write_json(old / "summary.json", {"versions": {"tyr_jax": "0"}})
     return old
 
 
 def test_a_new_directory(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
     write(target)
-    assert (target / "model").read_text() == "new"
+    assert (target / "config.json").read_text() == "new"
     assert target.stat().st_mode & 0o777 == 0o755
     assert os.listdir(tmp_path / "a") == ["b"]
 
 
 def test_an_empty_directory_is_as_good_as_none(tmp_path: Path) -> None:
     write(tmp_path)
-    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path) == ["config.json"]
 
 
 def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
     with pytest.raises(UserError, match=r"old exists and is not empty; .*--overwrite"):
         write(old)
-    assert (old / "model").read_text() == "old"
-    (old / "notes").touch()
+    assert (old / "config.json").read_text() == "old"
+    (old / "report.html").touch()
     write(old, overwrite=True)
-    assert os.listdir(old) == ["model"]
+    assert os.listdir(old) == ["config.json"]
     assert os.listdir(old.parent) == ["old"]
 
 
 def write_half(target: Path, error: BaseException) -> None:
     with staged_directory(target, overwrite=True, restart=False) as paths:
-        (paths.staging / "model").write_text("half")
+        (paths.staging / "config.json").write_text("half")
         raise error
 
 
@@ -65,7 +69,7 @@ def test_a_body_that_fails_leaves_all_as_it_was(error: BaseException, old: Path)
         with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
             write_half(target, error)
     assert os.listdir(old.parent) == ["old"]
-    assert (old / "model").read_text() == "old"
+    assert (old / "config.json").read_text() == "old"
 
 
 def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
@@ -85,15 +89,15 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
         write(old, overwrite=True)
     assert len(moves) == 3
     assert os.listdir(old.parent) == ["old"]
-    assert (old / "model").read_text() == "old"
+    assert (old / "config.json").read_text() == "old"
 
 
 def test_files_are_no_directories(old: Path) -> None:
-    file = old / "model"
-    with pytest.raises(UserError, match="model is a file; choose a directory"):
+    file = old / "config.json"
+    with pytest.raises(UserError, match=r"config\.json is a file; choose a directory"):
         write(file, overwrite=True)
     for below in (file / "a", file / "a" / "b"):
-        with pytest.raises(UserError, match=r"lies below .*model, which is a file"):
+        with pytest.raises(UserError, match=r"lies below .*config\.json, which is a file"):
             write(below)
     assert file.read_text() == "old"
 
@@ -106,15 +110,122 @@ def test_names_that_the_disk_refuses(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_links_and_dots_are_followed(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_an_output_is_followed(old: Path) -> None:
     link = old.parent / "link"
     link.symlink_to(old, target_is_directory=True)
     write(link, overwrite=True)
     assert link.is_symlink()
-    assert (old / "model").read_text() == "new"
-    monkeypatch.chdir(old)
-    write(Path("."), overwrite=True, content="newer")
-    assert (old / "model").read_text() == "newer"
+    assert (old / "config.json").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "lock", "output", "finished", "finished/work", "settings.json", "events.jsonl"]
+)
+def test_planted_links_are_not_followed(name: str, tmp_path: Path) -> None:
+    """Whatever of the place is a link to something of another's, that stays as it is."""
+    outside, place = tmp_path / "outside", tmp_path / ".new.unfinished"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    planted = place / name if name else place
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.symlink_to(outside / "mine" if "." in name or name == "lock" else outside)
+    with pytest.raises(UserError, match=r"is in the way|is a link|cannot write output directory"):
+        write(tmp_path / "new")
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"mine": "mine"}
+    assert not (tmp_path / "new").exists()
+
+
+def test_planted_files_are_not_published(tmp_path: Path) -> None:
+    staging = tmp_path / ".new.unfinished" / "output"
+    (tmp_path / ".new.unfinished" / "finished" / "work").mkdir(parents=True)
+    staging.mkdir()
+    (staging / "config.py").write_text("import os")
+    write(tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == ["config.json"]
+
+
+def test_what_lies_in_the_place_and_is_not_ours_stays(tmp_path: Path) -> None:
+    mine = tmp_path / ".new.unfinished" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    write(tmp_path / "new")
+    assert mine.read_text() == "mine"
+
+
+def test_one_at_a_time(old: Path, tmp_path: Path) -> None:
+    with staged_directory(old, overwrite=True, restart=False) as paths:
+        (paths.staging / "config.json").write_text("first")
+        with pytest.raises(UserError, match="another run is writing"):
+            write(old, overwrite=True, content="second")
+    assert (old / "config.json").read_text() == "first"
+    target = tmp_path / "file"
+    with (
+        pytest.raises(UserError, match="another run is writing"),
+        staged_file(target, False, lambda path: True),
+        staged_file(target, False, lambda path: True),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["old"]
+
+
+def test_what_comes_to_the_target_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+
+    def come() -> None:
+        with staged_directory(target, overwrite=True, restart=False) as paths:
+            (paths.staging / "config.json").write_text("new")
+            target.mkdir()
+            (target / "mine").write_text("mine")
+
+    with pytest.raises(UserError, match="holds mine, which this program did not write"):
+        come()
+    assert (target / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+def test_files_have_the_permissions_of_the_umask(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        with staged_directory(tmp_path / "new", overwrite=False, restart=False) as paths:
+            (paths.staging / "config.json").touch(0o600)
+        with staged_file(tmp_path / "file", False, lambda path: True) as staged:
+            staged.touch(0o600)
+        write_json(tmp_path / "json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~mask
+    for path in (tmp_path / "new" / "config.json", tmp_path / "file", tmp_path / "json"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_directory_that_disappears_is_noticed_at_once(tmp_path: Path) -> None:
+    def lose(lost: Callable[[WorkPaths], object]) -> None:
+        with (
+            staged_directory(tmp_path / "new", overwrite=False, restart=False) as paths,
+            EventLog(paths.events) as log,
+        ):
+            store = Store(paths.finished)
+            log.write("start")
+            lost(paths)
+            with pytest.raises(UserError, match="has disappeared"):
+                store.save("piece")
+            log.write("next")
+
+    for lost in (
+        lambda paths: shutil.rmtree(paths.staging.parent),
+        lambda paths: paths.staging.parent.rename(tmp_path / "elsewhere"),
+    ):
+        with pytest.raises(UserError, match=r"events\.jsonl has disappeared"):
+            lose(lost)
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "report.html"
+    mine.write_text("mine")
+    link.symlink_to(mine)
+    write_text(link, "ours")
+    assert (mine.read_text(), link.read_text(), link.is_symlink()) == ("mine", "ours", False)
 
 
 def test_events_are_lines_of_json_at_once(tmp_path: Path) -> None:

@@ -27,11 +27,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_pieces_come_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "a" / "b")
+    (tmp_path / "a").mkdir()
+    store = Store(tmp_path / "a").part("b")
     assert store.load("piece") is None
     store.save("piece", PIECE, FACTS)
     store.part("c").save("facts", facts=FACTS)
-    again = Store(tmp_path / "a" / "b")
+    again = Store(tmp_path / "a").part("b")
     saved = again.load("piece")
     assert saved is not None
     assert same(PIECE, saved.arrays)
@@ -118,4 +119,4 @@ def test_damage_is_found_or_does_no_harm(damage: str, tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot keep finished work in .*file.*run the same command again"):
-        Store(tmp_path / "file").save("piece", PIECE)
+        Store(tmp_path).part("file").save("piece", PIECE)

@@ -18,6 +18,8 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.speed import NAME
+from tyr_jax.files import write_json
+from tyr_jax.results import Benchmark, claimed_benchmark, reports_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ class BenchmarkSettings:
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""
+    overwrite: bool = False
+    """Replace the figures of an earlier benchmark there."""
     family: command.Family = None
 
 
@@ -49,7 +53,28 @@ def run(settings: BenchmarkSettings) -> None:
     Raises:
         UserError: anything about the models, the output or the settings that cannot work.
     """
-    found = api.benchmark_model(
+    directory = Path(settings.pruned)
+    output = settings.output or (directory / NAME if directory.is_dir() else Path(NAME))
+    found = None
+    try:
+        with claimed_benchmark(output, settings.overwrite) as staged:
+            found = measure(settings)
+            write_json(staged, found.as_json())
+        written = [output, *reports_of(output)]
+    finally:
+        # Written before it is shown, and shown if it cannot be written: it took long to find.
+        if found is not None:
+            command.show(found.tables())
+    command.tell_written(written)
+
+
+def measure(settings: BenchmarkSettings) -> Benchmark:
+    """Time both models.
+
+    Raises:
+        UserError: anything about the models or the settings that cannot work.
+    """
+    return api.benchmark_model(
         settings.dense,
         settings.pruned,
         prompts=settings.prompts,
@@ -58,10 +83,6 @@ def run(settings: BenchmarkSettings) -> None:
         repeats=settings.repeats,
         llama_cpp=settings.llama_cpp,
     )
-    command.show(found.tables())
-    directory = Path(settings.pruned)
-    output = settings.output or (directory / NAME if directory.is_dir() else Path(NAME))
-    command.tell_written(found.save(output))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tyr_jax import process
 from tyr_jax.errors import UserError
+from tyr_jax.formatting import printable
 from tyr_jax.model.families import load_family
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
@@ -104,7 +105,12 @@ def show(tables: Iterable[Table], console: Console | None = None) -> None:
         console.print(for_terminal(table))
 
 
+def say(line: str) -> None:
+    """Print a line, in which names are text whatever they hold."""
+    print(printable(line))
+
+
 def tell_written(paths: Iterable[Path]) -> None:
     """Say which files were written."""
     for path in paths:
-        print(f"written to {path}")
+        say(f"written to {path}")

@@ -56,7 +56,7 @@ def run(settings: ExportSettings) -> None:
         overwrite=settings.overwrite,
     )
     size = path.stat().st_size
-    print(f"written to {path} ({size / 1e6:.0f} MB): run with `llama-cli -m {path}`")
+    command.say(f"written to {path} ({size / 1e6:.0f} MB): run with `llama-cli -m {path}`")
 
 
 def main(arguments: list[str] | None = None) -> None:

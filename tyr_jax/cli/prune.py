@@ -30,11 +30,11 @@ Examples:
 
 import dataclasses
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 
 import tyro
-from rich.console import Console
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
@@ -144,21 +144,18 @@ def run(settings: Settings, arguments: list[str]) -> None:
         return
     print_results([result.summary for result in results], [result.name for result in results])
     for result, name in zip(results, repositories_of(settings), strict=False):
-        print(f"uploaded to {result.push_to_hub(name, overwrite=settings.overwrite)}")
+        command.say(f"uploaded to {result.push_to_hub(name, overwrite=settings.overwrite)}")
 
 
-def print_results(
-    summaries: Sequence[Record], outputs: Sequence[object], console: Console | None = None
-) -> None:
+def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> None:
     """Print what a run came to for each of its targets, and the directories that it was written to."""
-    console = console or Console()
-    command.show(tables.closing_tables(summaries), console)
+    command.show(tables.closing_tables(summaries))
     notes = [sentence for summary in summaries for sentence in tables.complaints(summary["health"])]
     for sentence in dict.fromkeys(notes):
-        console.print(f"note: {sentence}", soft_wrap=True)
+        command.say(f"note: {sentence}")
     for output in outputs:
-        line = f"written to {output}: evaluate with `python -m tyr_jax.evaluate {output}`"
-        console.print(line, soft_wrap=True)
+        evaluate = shlex.join(["python", "-m", "tyr_jax.evaluate", str(output)])
+        command.say(f"written to {output}: evaluate with `{evaluate}`")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import read_json
 
 NAME = "benchmark.json"
 """The file."""
@@ -52,6 +53,14 @@ class Speed(NamedTuple):
 def as_json(timing: Timing) -> dict[str, Any]:
     """A timing with its ratio, for people who read the file."""
     return {**timing._asdict(), "ratio": timing.ratio}
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is what a benchmark writes, be it that of another version."""
+    try:
+        return {"models", "device", "rows"} <= read_json(path).keys()
+    except UserError:
+        return False
 
 
 def read_speed(directory: Path) -> Speed | None:

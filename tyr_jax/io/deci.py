@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax import __version__
 from tyr_jax.errors import UserError
 from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, llama3_factors, permute
 from tyr_jax.io.hf_rope import scaling_to_hf
@@ -34,6 +35,12 @@ from tyr_jax.model.spec import (
 )
 
 ARCHITECTURE = "deci"
+
+OWN_KEY = "tyr_jax.version"
+"""The metadata key by which a file says that it was written here."""
+
+HEAD_BYTES = 4096
+"""Bytes at the start of a file in which that key stands."""
 
 TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -171,6 +178,13 @@ def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGML
     return gguf.quants.quantize(np.ascontiguousarray(array), stored), stored
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is a GGUF file that was written here."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return head.startswith(b"GGUF") and OWN_KEY.encode() in head
+
+
 def write_gguf(
     path: Path,
     config: ModelConfig,
@@ -197,6 +211,7 @@ def write_gguf(
     block = int(gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]][0])
     stored = stored_config(config, int(np.lcm(multiple, block)))
     writer = GGUFWriter(path, ARCHITECTURE)
+    writer.add_string(OWN_KEY, __version__)
     add(writer, metadata(stored) | gguf_vocabulary(tokenizer, config.vocab))
     writer.add_file_type(TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

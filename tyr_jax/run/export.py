@@ -41,7 +41,7 @@ def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Pr
     require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
     if settings.quantize in llama_cpp.TYPES:
         llama_cpp.bindings()
-    with staged_file(path, settings.overwrite) as staged, progress:
+    with staged_file(path, settings.overwrite, deci.is_ours) as staged, progress:
         model = load_shown(given, progress)
         write(model, staged, settings, progress)
 

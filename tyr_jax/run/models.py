@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from tyr_jax.data import parse_source
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model
 from tyr_jax.model.spec import ModelConfig
@@ -64,6 +67,13 @@ class GivenModel(NamedTuple):
         """
         loaded = self.loaded()
         return load_config(self.name) if loaded is None else (loaded.config, loaded.stored_dtype)
+
+
+def read_paths(models: Iterable[GivenModel], texts: Iterable[str]) -> list[Path]:
+    """Files and directories that a job reads, of its models and of its sources of text."""
+    sources = map(parse_source, texts)
+    names = [model.name for model in models] + [each.name for each in sources if each.kind == "file"]
+    return [path for path in map(Path, names) if path.exists()]
 
 
 def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False) -> LoadedModel:

@@ -12,7 +12,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.results import PruneResult, write_records, write_weights
-from tyr_jax.run.models import GivenModel
+from tyr_jax.run.models import GivenModel, read_paths
 from tyr_jax.run.pipeline import Outcome, prune_targets
 from tyr_jax.run.prepare import Run
 from tyr_jax.run.summary import summarise
@@ -54,7 +54,8 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
     settings = anchor(settings)
     for name in repositories_of(settings) if hosts.is_first() else []:
         hub.check_upload(name, settings.overwrite)
-    with open_workspace(settings, request) as workspace:
+    inputs = read_paths([given], (*settings.data.calibration, *settings.data.evaluation))
+    with open_workspace(settings, request, inputs) as workspace:
         run = Run(settings, workspace.progress, workspace.events, workspace.store)
         outcomes = zip(parts_of(settings), prune_targets(run, given), strict=True)
         return [finish(outcome, part, workspace, request.arguments) for part, outcome in outcomes]

@@ -25,7 +25,7 @@ from tyr_jax.recovery.train import Models, Plan, State
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
-from tyr_jax.run.models import GivenModel, Record, load
+from tyr_jax.run.models import GivenModel, Record, load, read_paths
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
@@ -245,7 +245,8 @@ def recover(settings: RecoverySettings, request: Request, given: Given) -> Recov
     validate(settings)
     data, evaluation = (tuple(map(anchored, names)) for names in (settings.data, settings.evaluation))
     settings = dataclasses.replace(settings, data=data, evaluation=evaluation)
-    with open_workspace(settings, request) as workspace:
+    models = [one for one in (given.model, given.teacher) if one is not None]
+    with open_workspace(settings, request, read_paths(models, (*data, *evaluation))) as workspace:
         task = prepare(settings, given, workspace)
         trained = train_and_measure(settings, workspace, task)
         if workspace.staging is not None:

@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import json
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tyr_jax.errors import UserError
 
 NAME = "events.jsonl"
 """The file."""
@@ -16,6 +19,7 @@ class EventLog:
     flushed when it happens."""
 
     def __init__(self, path: Path | None = None) -> None:
+        self._path = path
         self._entries = read_entries(path) if path else []
         self._file = path.open("a", encoding="utf-8") if path else None
         self._start = time.monotonic()
@@ -39,7 +43,8 @@ class EventLog:
         seconds = round(time.monotonic() - self._start, 3)
         entry = {"event": event, "seconds": seconds, **self._fields, **fields}
         self._entries.append(entry)
-        if self._file:
+        if self._path and self._file:
+            _check_there(self._path, self._file)
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
 
@@ -60,6 +65,19 @@ class EventLog:
         """Write all events into a directory."""
         lines = [json.dumps(entry) + "\n" for entry in self.entries()]
         (directory / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def _check_there(path: Path, file: IO[str]) -> None:
+    """Notice that an open file was deleted or moved, which writing to it does not.
+
+    Raises:
+        UserError: it was.
+    """
+    if not (path.is_file() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        raise UserError(
+            f"{path} has disappeared while the run was writing it: something deletes or moves what lies "
+            "beside the output; start the same command again"
+        )
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:

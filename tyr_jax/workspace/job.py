@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,6 @@ from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
-from tyr_jax.workspace import events
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Ended, Progress
@@ -59,9 +58,12 @@ class Workspace(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_workspace(settings: JobSettings, request: Request) -> Iterator[Workspace]:
+def open_workspace(
+    settings: JobSettings, request: Request, inputs: Iterable[Path] = ()
+) -> Iterator[Workspace]:
     """All devices in use, and a place beside the output directory that becomes it if the body succeeds; what
-    was finished before an interruption is there. A job in memory has no such place.
+    was finished before an interruption is there. A job in memory has no such place. Its output must not hold
+    any of the `inputs`.
 
     Raises:
         UserError: as `claimed_paths`.
@@ -69,9 +71,9 @@ def open_workspace(settings: JobSettings, request: Request) -> Iterator[Workspac
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.in_use())
         hosts.check_agreed("command line", zlib.crc32(repr(asked(settings)).encode()))
-        paths = None if request.in_memory else stack.enter_context(claimed_paths(settings))
-        file = paths.staging / events.NAME if paths and hosts.is_first() else None
-        log = stack.enter_context(EventLog(file))
+        paths = None if request.in_memory else stack.enter_context(claimed_paths(settings, inputs))
+        writing = paths if hosts.is_first() else None
+        log = stack.enter_context(EventLog(writing and writing.events))
         progress = stack.enter_context(
             Progress(
                 quiet=request.quiet or not hosts.is_first(),
@@ -82,22 +84,24 @@ def open_workspace(settings: JobSettings, request: Request) -> Iterator[Workspac
         if paths:
             progress.log(
                 f"what is finished is kept in {paths.finished} until all is, for the same command to go on "
-                f"from; what happens is written to {file}"
+                f"from; what happens is written to {paths.events}"
             )
         log.write("start", arguments=list(request.arguments))
         yield Workspace(paths and paths.staging, Store(paths and paths.finished), log, progress)
         log.write("done")
+        if writing:
+            log.save(writing.staging)
 
 
 @contextlib.contextmanager
-def claimed_paths(settings: JobSettings) -> Iterator[WorkPaths]:
+def claimed_paths(settings: JobSettings, inputs: Iterable[Path]) -> Iterator[WorkPaths]:
     """Where a job works, claimed for what it is asked; of several hosts, the first makes it.
 
     Raises:
         UserError: as `staged_directory` and `claim`; or a host does not see what the first has made.
     """
     if hosts.is_first():
-        with staged_directory(settings.output, settings.overwrite, settings.restart) as paths:
+        with staged_directory(settings.output, settings.overwrite, settings.restart, inputs) as paths:
             claim(paths.settings, settings)
             hosts.wait("place")
             yield paths

@@ -1,63 +1,74 @@
-"""The output directory: built beside its final place and moved there whole, with events as they happen."""
+"""Outputs: built beside where they belong, in a place that one process at a time has, then moved there."""
 
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
 
 from tyr_jax.errors import UserError
+from tyr_jax.workspace.ownership import check_directory, check_file
 
 
 class WorkPaths(NamedTuple):
     """Where a run works: `staging` becomes its output; `finished` is for work that an interruption must not
-    cost, and `settings` for what was asked of it."""
+    cost, `settings` for what was asked of it, and `events` for what happens meanwhile."""
 
     staging: Path
     finished: Path
     settings: Path
+    events: Path
+
+
+def place_of(final: Path) -> Path:
+    """The directory in which `final` is built."""
+    return final.with_name(f".{final.name}.unfinished")
 
 
 def work_paths(target: Path) -> WorkPaths:
     """Where a run for `target` works."""
-    final = target.resolve()
-    root = final.with_name(f".{final.name}.unfinished")
-    return WorkPaths(root / "output", root / "finished", root / "settings.json")
+    place = place_of(target.resolve())
+    return WorkPaths(place / "output", place / "finished", place / "settings.json", place / "events.jsonl")
 
 
 @contextlib.contextmanager
-def staged_directory(target: Path, overwrite: bool, restart: bool) -> Iterator[WorkPaths]:
+def staged_directory(
+    target: Path, overwrite: bool, restart: bool, inputs: Iterable[Path] = ()
+) -> Iterator[WorkPaths]:
     """Paths beside `target`, of which the staging directory becomes `target` if the body succeeds.
 
     If it fails, everything vanishes, unless there is finished work: then the next run for the same target
     finds it there (unless `restart`). One run at a time can have these paths.
 
     Raises:
-        UserError: `target` exists and is not empty (unless `overwrite`), is a file, cannot be written, or
-            another run has the paths.
+        UserError: as `check_directory`; or `target` cannot be written, or another run has the paths.
     """
     with contextlib.ExitStack() as stack:
         try:
-            # Staged on the disk where a link leads, and away from names such as `.` that cannot be moved.
+            check_directory(target, overwrite, inputs)
+            # Staged on the disk where a link leads.
             final = target.resolve()
-            _check_target(final, target, overwrite)
             stack.enter_context(_parents(final))
+            stack.enter_context(_claimed(place_of(final), target))
             paths = work_paths(final)
-            root = paths.staging.parent
-            root.mkdir(exist_ok=True)
-            stack.enter_context(_alone(root / "lock", target))
             stack.callback(_leave, paths)
             if restart or not _has_work(paths):
                 _empty(paths)
-            paths.staging.mkdir(exist_ok=True)
+            # What lies there already is no work of this run.
+            shutil.rmtree(paths.staging, ignore_errors=True)
+            paths.staging.mkdir()
+            paths.finished.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write output directory {target}: {error.strerror or error}") from None
         try:
             yield paths
+            _give_modes(paths.staging)
+            check_directory(target, overwrite, inputs)
             _replace(paths.staging, final)
             _empty(paths)
         except OSError as error:
@@ -80,29 +91,16 @@ def _empty(paths: WorkPaths) -> None:
     """Take away all that runs left."""
     shutil.rmtree(paths.finished, ignore_errors=True)
     shutil.rmtree(paths.staging, ignore_errors=True)
-    paths.settings.unlink(missing_ok=True)
+    for path in (paths.settings, paths.events):
+        path.unlink(missing_ok=True)
 
 
 def _leave(paths: WorkPaths) -> None:
-    """Take the directory of all of them away, if there is nothing to go on from."""
-    if not _has_work(paths):
-        shutil.rmtree(paths.staging.parent, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(path: Path, target: Path) -> Iterator[None]:
-    """Hold the lock at `path`, which a process that dies loses, whatever kills it.
-
-    Raises:
-        UserError: another process has it.
-    """
-    try:
-        with filelock.FileLock(path, timeout=0):
-            yield
-    except filelock.Timeout:
-        raise UserError(
-            f"another run is writing {target}; wait until it is done, or choose another with --output"
-        ) from None
+    """Take away what cannot be gone on from."""
+    if _has_work(paths):
+        shutil.rmtree(paths.staging, ignore_errors=True)
+    else:
+        _empty(paths)
 
 
 @contextlib.contextmanager
@@ -123,39 +121,79 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_file(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A path beside `target` for a file that becomes `target` if the body succeeds, and vanishes if not.
+def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """A path beside `target`, in a directory of its own, for a file that becomes `target` if the body
+    succeeds, and vanishes if not. One command at a time can have it.
 
     Raises:
-        UserError: `target` exists (unless `overwrite`), is a directory, or cannot be written.
+        UserError: as `check_file`; or `target` cannot be written, or another command is writing it.
     """
-    if target.is_dir():
-        raise UserError(f"output {target} is a directory; choose a file with --output")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists; choose another with --output, or replace it with --overwrite")
-    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        yield unfinished
-        unfinished.replace(target)
+        check_file(target, overwrite, ours)
+        with _claimed(place_of(target), target) as place:
+            staging = place / "output"
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            try:
+                yield staging / target.name
+                _give_modes(staging)
+                check_file(target, overwrite, ours)
+                (staging / target.name).replace(target)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}; nothing was left") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
-def _check_target(final: Path, target: Path, overwrite: bool) -> None:
-    """Refuse what cannot become, or may not be replaced by, the output directory."""
-    if final.exists() and not final.is_dir():
-        raise UserError(f"output {target} is a file; choose a directory with --output")
-    above = next(parent for parent in final.parents if parent.exists())
-    if not above.is_dir():
-        raise UserError(f"output {target} lies below {above}, which is a file; choose another with --output")
-    if final.is_dir() and any(final.iterdir()) and not overwrite:
+@contextlib.contextmanager
+def _claimed(place: Path, target: Path) -> Iterator[Path]:
+    """A directory that no other process has, in which nothing is a link; it goes if it is empty in the end.
+
+    A process that dies loses it, whatever kills it.
+
+    Raises:
+        UserError: another process has it, or it is a link or another user's.
+    """
+    with contextlib.suppress(FileExistsError):
+        place.mkdir()
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        raise UserError(f"{place} is in the way: it is no directory of yours; remove it, or change --output")
+    lock = place / "lock"
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            _check_links(place)
+            try:
+                yield place
+            finally:
+                # What is not ours stays; all may be gone.
+                with contextlib.suppress(OSError):
+                    if os.listdir(place) == [lock.name]:
+                        lock.unlink()
+                        place.rmdir()
+    except filelock.Timeout:
         raise UserError(
-            f"output directory {target} exists and is not empty; choose another with --output, or replace "
-            "it with --overwrite"
-        )
+            f"another run is writing {target}; wait until it is done, or choose another with --output"
+        ) from None
+
+
+def _check_links(place: Path) -> None:
+    """Refuse to work where something leads elsewhere."""
+    for directory, folders, files in os.walk(place):
+        for name in (*folders, *files):
+            path = Path(directory, name)
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, which this program does not make there; remove it")
+
+
+def _give_modes(staging: Path) -> None:
+    """Give files the permissions of the user's umask: libraries make some that only the user reads."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for directory, _, files in os.walk(staging):
+        os.chmod(directory, 0o777 & ~umask)
+        for name in files:
+            os.chmod(Path(directory, name), 0o666 & ~umask)
 
 
 @contextlib.contextmanager
@@ -177,7 +215,7 @@ def _replace(staging: Path, target: Path) -> None:
     if not target.exists():
         os.replace(staging, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
     try:
         os.replace(target, old)
         os.replace(staging, target)

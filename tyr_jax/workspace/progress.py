@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
-from tyr_jax.formatting import duration
+from tyr_jax.formatting import duration, printable
 
 
 class Stage:
@@ -177,4 +177,6 @@ class Progress:
         """Print a line (above the bars, if there are any)."""
         self._printed = self._clock()
         if not self._quiet:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            # A log that is full does not cost the run.
+            with contextlib.suppress(OSError):
+                self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -45,22 +45,26 @@ def _checkpointer() -> ocp.Checkpointer:
 class Store:
     """Pieces of finished work by name, in a directory; without one, nothing is kept."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, root: Path | None = None) -> None:
         self.directory = directory
+        self.root = root or directory
 
     def part(self, name: str) -> "Store":
         """The store of a part of the work."""
-        return Store(self.directory and self.directory / name)
+        return Store(self.directory and self.directory / name, self.root)
 
     def save(self, name: str, arrays: Any = None, facts: Mapping[str, Any] | None = None) -> None:
         """Keep `arrays` (a pytree, none of them empty) and `facts` as the piece `name`.
 
         Raises:
-            UserError: they cannot be written, for instance to a full disk.
+            UserError: they cannot be written, for instance to a full disk, or the directory of all has
+                disappeared.
         """
         if self.directory is None:
             return
         path = self.directory / name
+        if self.root is not None and not self.root.is_dir():
+            raise UserError(f"{self.root} has disappeared during the run; start the same command again")
         piece = {"facts": np.frombuffer(json.dumps(facts or {}).encode(), np.uint8)}
         if arrays is not None:
             piece["arrays"] = devices.fetch(arrays)

@@ -1,0 +1,109 @@
+"""What an output may replace: only what this package wrote, and nothing that anybody works in or with."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tyr_jax.errors import UserError
+from tyr_jax.files import read_json
+from tyr_jax.workspace.records import RECOVERY, SUMMARY
+
+WRITTEN = re.compile(
+    r"(generation_|tokenizer_)?config\.json|modeling_pruned\.py|model(-\d+-of-\d+)?\.safetensors"
+    r"|model\.safetensors\.index\.json|model-\w+\.gguf"
+    r"|tokenizer\.(json|model)|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"|chat_template\.jinja|additional_chat_templates"
+    r"|summary\.json|recovery\.json|benchmark\.json|events\.jsonl|report\.html|README\.md"
+)
+"""Names of what commands write into a model's directory."""
+
+
+def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse what cannot become, or may not be replaced by, an output directory.
+
+    Args:
+        target: as the user named it; where a link leads counts.
+        overwrite: whether one of ours may be replaced.
+        inputs: what the command reads.
+
+    Raises:
+        UserError: `target` is a file or lies below one; the current directory or an input is it or lies in
+            it; it is not empty (unless `overwrite`); or it holds what this package did not write.
+    """
+    final = target.resolve()
+    if final.exists() and not final.is_dir():
+        raise UserError(f"output {target} is a file; choose a directory with --output")
+    above = next(parent for parent in final.parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"output {target} lies below {above}, which is a file; choose another with --output")
+    _check_unused(final, target, inputs)
+    if not final.is_dir() or not any(final.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"output directory {target} exists and is not empty; choose another with --output, or replace "
+            "it with --overwrite"
+        )
+    if (foreign := foreign_in(final)) is not None:
+        raise UserError(
+            f"output directory {target} holds {foreign.relative_to(final)}, which this program did not "
+            "write, so that --overwrite does not replace it; move it, or choose another with --output"
+        )
+
+
+def _check_unused(final: Path, target: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a directory that somebody works in or with."""
+    used = {"the current directory": Path.cwd(), **{str(path): path.resolve() for path in inputs}}
+    for name, path in used.items():
+        if final.exists() and path.exists() and final in (path, *path.parents):
+            raise UserError(
+                f"output {target} is {name} or a directory that it lies in; choose another with --output"
+            )
+
+
+def foreign_in(directory: Path) -> Path | None:
+    """The first thing in a directory that this package did not write there, which is anything where there is
+    no record of ours."""
+    parts = []
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            return path
+        if path.is_dir() and not WRITTEN.fullmatch(path.name):
+            parts.append(path)
+            if foreign := foreign_in(path):
+                return foreign
+        elif not WRITTEN.fullmatch(path.name):
+            return path
+    recorded = any(_is_record(directory / name) for name in (SUMMARY, RECOVERY))
+    return None if recorded or parts else next(iter(sorted(directory.iterdir())), directory)
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file says that this package made the model beside it, be it by another version."""
+    try:
+        versions = read_json(path).get("versions")
+    except UserError:
+        return False
+    return isinstance(versions, dict) and "tyr_jax" in versions
+
+
+def check_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> None:
+    """Refuse what cannot become, or may not be replaced by, an output file.
+
+    Raises:
+        UserError: `target` is a directory, a link or a device; it exists (unless `overwrite`); or it is none
+            of `ours`.
+    """
+    if target.is_dir():
+        raise UserError(f"output {target} is a directory; choose a file with --output")
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_file():
+        raise UserError(f"output {target} is no regular file; choose another with --output")
+    if not overwrite:
+        raise UserError(f"{target} exists; choose another with --output, or replace it with --overwrite")
+    if not ours(target):
+        raise UserError(
+            f"{target} was not written by this program, so that --overwrite does not replace it; move it, or "
+            "choose another with --output"
+        )
