@@ -2,12 +2,9 @@
 
 import errno
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
 
-from tyr_jax import process, results
+from tyr_jax import results
 from tyr_jax.cli import evaluate, prune
-from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint
 from tyr_jax.run import models
 from tyr_jax.workspace import events, job
@@ -308,57 +304,3 @@ def test_evaluation(
     assert stopped.value.code == 2
     (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(message, sentence)
-
-
-# How commands end
-
-
-def test_what_is_no_mistake_of_the_users_is_not_hidden() -> None:
-    def fail() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        process.run(fail)
-
-
-def test_a_command_that_succeeds_just_returns(capsys: pytest.CaptureFixture[str]) -> None:
-    process.run(lambda: print("done"))
-    assert capsys.readouterr() == ("done\n", "")
-
-
-def test_a_mistake_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise UserError("no such thing")
-
-    with pytest.raises(SystemExit) as stopped:
-        process.run(fail)
-    assert stopped.value.code == 2
-    assert capsys.readouterr() == ("", "error: no such thing\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [(["--nonsense"], "--nonsense"), (["--model", "./gone"], "'./gone'")]
-)
-def test_as_a_process(arguments: list[str], message: str, work: Path) -> None:
-    command = [sys.executable, "-m", "tyr_jax.prune", "--output", "pruned", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(process.__file__).parents[1])}
-    ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    sentence = ended.stderr.splitlines()[-1]
-    assert sentence.startswith("error: ")
-    assert message in sentence
-    assert "Traceback" not in ended.stderr
-    assert list(tree(work)) == ["neighbour.txt"]
-
-
-def test_a_reader_that_has_had_enough() -> None:
-    command = [sys.executable, "-m", "tyr_jax.prune", "--help"]
-    environment = os.environ | {"PYTHONPATH": str(Path(process.__file__).parents[1])}
-    reading, writing = os.pipe()
-    os.close(reading)
-    ended = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, env=environment, text=True, check=False
-    )
-    os.close(writing)
-    assert ended.returncode == 141
-    assert ended.stderr == ""

@@ -46,7 +46,7 @@ def test_the_search_path_grows_once(directory: Path) -> None:
     for _ in range(2):
         load_object("plugin_good:THING", "family")
     assert sys.path.count(str(directory)) == 1
-    assert sys.path[0] == str(directory)
+    assert sys.path[-1] == str(directory)
 
 
 @pytest.mark.parametrize(

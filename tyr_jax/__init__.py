@@ -4,6 +4,12 @@
 """
 
 import os
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m` looks in the current directory first: a `gguf.py` beside downloaded weights would be run.
+    sys.path.append(sys.path.pop(0))
+
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 

@@ -12,7 +12,7 @@ from tyr_jax.errors import UserError, first_line
 def load_object(reference: str, what: str, kind: type | tuple[type, ...] = object) -> Any:
     """The object that `reference` names, such as `my_module:THING` or `my_package.module:THING`.
 
-    Modules are looked for in the current directory first, as `python -m` does, then among installed ones.
+    Modules are looked for among installed ones, then in the current directory.
 
     Args:
         reference: module and attribute.
@@ -44,8 +44,9 @@ def load_object(reference: str, what: str, kind: type | tuple[type, ...] = objec
 def _import(name: str, named: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        # It stays there: a module may import its neighbours when it is used.
-        sys.path.insert(0, here)
+        # Last, so that nothing there hides what is installed; it stays: a module may import its neighbours
+        # when it is used.
+        sys.path.append(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,7 +1,9 @@
 """A command as a process: its streams, the signals that stop it, and the status that it ends with."""
 
 import contextlib
+import importlib
 import os
+import random
 import signal
 import sys
 import threading
@@ -19,8 +21,9 @@ CLOSED_PIPE = 141
 PATIENCE = 5.0
 """Seconds for which a stopped command cleans up, whatever further signals come."""
 
-LATER = 0.05
-"""Seconds after which a signal is sent again whose exception got lost."""
+LATER = 0.1
+"""Seconds within which a signal is sent again whose exception got lost: at random, lest it meet the same
+callback again and again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,6 +52,12 @@ STOPS: dict[int, Stop] = {
     if (number := getattr(signal, label, None))
 }
 """By the signal's number; Windows has no SIGHUP."""
+
+
+def launch(name: str) -> None:
+    """Be the command that `tyr_jax.cli` has by that name, the import of its modules included: it takes
+    seconds."""
+    run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main())
 
 
 def run(command: Callable[[], None]) -> None:
@@ -121,7 +130,7 @@ def stoppable() -> Iterator[None]:
 def again(kind: type[BaseException]) -> None:
     """Send this process, a little later, the signal whose exception is of this `kind`."""
     (number,) = (number for number, stop in STOPS.items() if stop.exception is kind)
-    timer = threading.Timer(LATER, os.kill, (os.getpid(), number))
+    timer = threading.Timer(random.uniform(0, LATER), os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
 
