@@ -19,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 from tyr_jax import results
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.io import checkpoint
+from tyr_jax.options import every_option
 from tyr_jax.run import models
+from tyr_jax.settings import PRESETS
 from tyr_jax.workspace import events, job
 
 Fails = Callable[..., str]
@@ -79,6 +81,29 @@ def set_config(model: Path, **values: Any) -> None:
 
 
 # The command line
+
+
+def test_whole_numbers_that_are_too_large(fails: Fails) -> None:
+    """Every flag that takes one, before anything is made."""
+    settings = prune.PruneArguments(PRESETS["quick"])
+    flags = [option.flag for option in every_option(settings) if numbers_of(option.of(settings))]
+    assert {"--levels", "--neuron-chunk", "--stage-tokens", "--survivors", "--evaluation-windows"} <= set(
+        flags
+    )
+    for flag in flags:
+        for value in (10**20, -(10**20)):
+            assert fails(flag, value).startswith(f"error: {flag} is {value}, but must be between")
+
+
+def numbers_of(value: object) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return bool(values) and all(type(each) is int for each in values)
+
+
+@pytest.mark.parametrize("argument", ["\udc80", "é\udcff", "a\udc80b"])
+def test_arguments_are_text(argument: str, fails: Fails) -> None:
+    for arguments in (["--calibration", argument], ["--output", argument], [argument]):
+        assert fails(*arguments).endswith("is not UTF-8 text; rename what it names")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,10 @@ KINDS: dict[Any, tuple[Any, str]] = {
 """What an option of each type may be given as, and what that is called."""
 
 
+MOST = 2**40
+"""No whole number is beyond it: products of a few fit into 64 bits, so that checks of what they mean hold."""
+
+
 class Option(NamedTuple):
     """Where a field is, by the names of the fields that lead to it, its type, and the component that it
     belongs to, if any."""
@@ -72,6 +76,22 @@ def options_of(settings: Any) -> dict[str, Option]:
     return {option.name: option for option in every_option(settings)}
 
 
+def check_sizes(settings: Any) -> None:
+    """Refuse whole numbers that nothing can have as many of, before anything computes with them.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option in every_option(settings):
+        _check_size(option.flag, option.of(settings))
+
+
+def _check_size(flag: str, value: Any) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        fits = not isinstance(number, int) or abs(number) <= MOST
+        require(fits, flag, number, f"between -{MOST} and {MOST}")
+
+
 def check_names(settings: Any) -> None:
     """Refuse a component of a user's own whose options are called as others are.
 
@@ -97,8 +117,9 @@ def with_options(settings: S, values: Mapping[str, Any]) -> S:
         if name not in known:
             (closest,) = difflib.get_close_matches(name, known, 1, cutoff=0)
             raise UserError(f"there is no option '{name}'; perhaps '{closest}' was meant")
-        option = known[name]
-        settings = _replaced(settings, option.path, converted(name, option.kind, value))
+        option, given = known[name], converted(name, known[name].kind, value)
+        _check_size(name, given)
+        settings = _replaced(settings, option.path, given)
     return settings
 
 

@@ -83,6 +83,9 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     path.write_text(numbers(7))
     with pytest.raises(UserError, match="a row takes 8; lower --sequence-length"):
         examples.load([parse_source(str(path))], spec_of(path), 50, Numbers(), 0)
+    path.write_text(numbers(80))
+    with pytest.raises(UserError, match=r"would have read \d+ times; lower it"):
+        examples.load([parse_source(str(path))], spec_of(path), 10**12, Numbers(), 0)
     mixed = jsonl(tmp_path / "mixed.jsonl", [{"messages": [{"role": "user", "content": "a"}]}, {"text": "b"}])
     with pytest.raises(UserError, match="two sources"):
         examples.load([parse_source(str(mixed))], spec_of(), 1, Chats(), 0)

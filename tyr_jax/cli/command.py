@@ -1,6 +1,7 @@
 """Command lines out of dataclasses: tyro's, with this project's help and manner of failing."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
@@ -15,6 +16,7 @@ from tyr_jax import process
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
 from tyr_jax.model.families import load_family
+from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
 
@@ -79,14 +81,20 @@ def parse(
         # tyro would run the lines of a description together.
         print(description)
     options: dict[str, Any] = {} if default is None else {"default": default}
+    for argument in arguments:
+        if not argument.isascii() and argument != argument.encode("utf-8", "replace").decode("utf-8"):
+            raise UserError(f"argument {argument!r} is not UTF-8 text; rename what it names")
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(settings, args=arguments, prog=prog, description="", **options)
+            parsed = tyro.cli(settings, args=arguments, prog=prog, description="", **options)
     except SystemExit as error:
         if not error.code:
             raise
         raise UserError(f"{sentence(box.getvalue())} (help: {prog} --help)") from None
+    if dataclasses.is_dataclass(parsed):
+        check_sizes(parsed)
+    return parsed
 
 
 def sentence(box: str) -> str:

@@ -192,7 +192,8 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
         own, empty = Path(place, "built"), Path(place, "empty")
         empty.mkdir()
         # What a task calls its data, such as allenai/ai2_arc, may be a directory; no other one is meant.
-        with contextlib.chdir(data_dir or empty), _built_in(own) if data_dir else contextlib.nullcontext():
+        built = _built_in(own) if data_dir else contextlib.nullcontext()
+        with contextlib.chdir(data_dir or empty), built, _silent_datasets():
             found = _load_tasks(names, data_dir)
         yield found
 
@@ -209,6 +210,28 @@ def _built_in(directory: Path) -> Iterator[None]:
         datasets.config.HF_DATASETS_CACHE = before
 
 
+@contextlib.contextmanager
+def _silent_datasets() -> Iterator[None]:
+    """`datasets` neither logs what an exception says as well, nor shows bars for files of a moment."""
+    level, shown = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _why(error: BaseException) -> str:
+    """What an error says, and what the one says that it comes of."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return ": ".join(dict.fromkeys(first_line(each).rstrip(".") for each in (causes[0], causes[-1])))
+
+
 def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Group]:
     """`opened_tasks`, where their data is in the current directory."""
     manager = known_tasks()
@@ -222,7 +245,7 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
         except Exception as error:
             where = f"in {data_dir} and on the hub" if data_dir else "on the hub, without --data-dir"
             raise UserError(
-                f"cannot load the task {name} ({first_line(error)}): its name must be one that "
+                f"cannot load the task {name} ({_why(error)}): its name must be one that "
                 f"lm-evaluation-harness knows, and its data is looked for {where}"
             ) from error
     return found

@@ -25,6 +25,9 @@ from tyr_jax.data.packing import (
 from tyr_jax.data.sources import Conversation, Source, read_documents
 from tyr_jax.errors import UserError
 
+MOST_PASSES = 100
+"""How often a text is read at most: long before, a model knows it by heart."""
+
 
 class Examples(NamedTuple):
     """`tokens [S, T]`, and which of them are to `learn [S, T]`."""
@@ -45,7 +48,7 @@ def load(
     by `seed` and interleaved; how often each source is read). One with fewer rows is read again.
 
     Raises:
-        UserError: a source cannot be read, or has less than a row.
+        UserError: a source cannot be read, has less than a row, or far too little for so many.
     """
     length, parts, passes = spec.sequence_length, [], {}
     needs = apportion(count, [source.weight for source in sources])
@@ -57,6 +60,11 @@ def load(
             raise UserError(
                 f"'{source.label}' has {len(found.tokens)} tokens to train on, a row takes {length}; lower "
                 "--sequence-length, or give another text"
+            )
+        if need > MOST_PASSES * whole:
+            raise UserError(
+                f"'{source.label}' has {whole} rows of {length} tokens, which --tokens would have read "
+                f"{need / whole:.0f} times; lower it to {MOST_PASSES} times at most, or give more text"
             )
         rng = np.random.default_rng([seed, index])
         drawn = np.concatenate([rng.permutation(whole) for _ in range(-(-need // whole))])[:need]

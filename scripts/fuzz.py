@@ -1,0 +1,196 @@
+"""Give every command malformed input, and see that it is refused well.
+
+  python scripts/fuzz.py --seconds 60
+  python scripts/fuzz.py --case 4711
+
+Each case runs in a process of its own that may write in its own folder only. It must end with status 0 or 2
+within a minute and a gigabyte beyond the model; say what is wrong in one line, without a trace or an escape
+sequence; leave nothing half written; and run nobody's code. What does not is printed, with the number that
+makes it again.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+WORK = Path(os.environ.get("TYR_JAX_FUZZ") or tempfile.mkdtemp(prefix="fuzz-"))
+# What libraries keep they read the place of when they are imported.
+os.environ |= {"HOME": str(WORK / "home"), "TMPDIR": str(WORK / "tmp"), "HF_HUB_OFFLINE": "1"}
+os.environ |= {"TYR_JAX_CACHE": str(WORK / "home" / "tyr_jax"), "XDG_CACHE_HOME": str(WORK / "home")}
+os.environ |= {"HF_HOME": str(WORK / "home" / "hf"), "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
+os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+from fuzzing import cases, material, sandbox  # noqa: E402
+from fuzzing.cases import Case, Place  # noqa: E402
+from fuzzing.sandbox import Ended, Limits  # noqa: E402
+
+from tyr_jax.cli import command as command_line  # noqa: E402
+
+LIMITS = Limits(seconds=60, memory=2**30)
+MAKING = Limits(seconds=600, memory=2**33)
+
+ESCAPES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+ALLOWED = re.compile(r"\.[^/]+\.unfinished(/.*)?|.*\.(out|err)")
+"""What an interrupted job may leave for the next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuzz:
+    """How much, and of what."""
+
+    seconds: float = 60
+    """For how long."""
+    seed: int = 0
+    """What cases come of."""
+    kinds: tuple[str, ...] = tuple(cases.KINDS)
+    """Kinds of input."""
+    case: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Only this case, and all that it printed."""
+
+
+def tree(directory: Path) -> dict[str, object]:
+    """What lies below a directory: contents by name."""
+    return {
+        str(path.relative_to(directory)): (
+            str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        )
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """What is wrong with how a case ended."""
+    lines = ended.err.splitlines()
+    found = []
+    if ended.limit:
+        found.append(f"more than it may take of {ended.limit}")
+    elif ended.status not in (0, 2):
+        found.append(f"status {ended.status}")
+    if "Traceback" in ended.out + ended.err or "Exception ignored" in ended.err:
+        found.append("a trace")
+    if ended.status == 2 and not (lines and lines[-1].startswith("error: ")):
+        found.append("no sentence")
+    if len([line for line in lines if line.startswith("error: ")]) > 1 or len(ended.err) > 20_000:
+        found.append("too many words")
+    if re.search(
+        r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", ended.err + ("" if case.command == "generate" else ended.out)
+    ):
+        found.append("an escape sequence")
+    if any("RUN" in Path(name).name for name in after):
+        found.append("foreign code was run")
+    left = {name for name in after if after[name] != before.get(name, b"\0") and not ALLOWED.fullmatch(name)}
+    gone = {name for name in before if name not in after and not ALLOWED.fullmatch(name)}
+    if ended.status and not ended.limit and (left or gone):
+        found.append(f"left {sorted(left)}, took {sorted(gone)}")
+    found += [
+        f"{name} is no JSON" for name in sorted(left) if not ended.status and not is_json(name, after[name])
+    ]
+    return found
+
+
+def is_json(name: str, content: object) -> bool:
+    """Whether a file that says so is JSON, as others read it."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    if not name.endswith(".json") or not isinstance(content, bytes):
+        return True
+    try:
+        json.loads(content, parse_constant=refuse)
+    except ValueError:
+        return False
+    return True
+
+
+def run(case: Case, here: Path) -> Ended:
+    """Be the command."""
+
+    def work() -> None:
+        importlib.import_module(f"tyr_jax.cli.{case.command}").main(case.arguments)
+
+    return sandbox.run(work, here, [WORK / "home", WORK / "tmp"], LIMITS)
+
+
+def try_case(asked: Fuzz, number: int) -> tuple[Case, Ended, list[str]]:
+    """Make a case, run it, judge it."""
+    draw = random.Random(f"{asked.seed}-{number}")
+    with tempfile.TemporaryDirectory(dir=WORK) as scratch:
+        place = Place(WORK / "base", Path(scratch, "given"), Path(scratch, "here"))
+        place.given.mkdir()
+        place.here.mkdir()
+        case = cases.KINDS[draw.choice(asked.kinds)](draw, place)
+        before = tree(place.here)
+        ended = run(case, place.here)
+        return case, ended, faults(case, ended, before, tree(place.here))
+
+
+def prepare() -> None:
+    """Make what is valid, once."""
+    if (WORK / "base" / "done").exists():
+        return
+    for name in ("base", "home", "tmp"):
+        (WORK / name).mkdir(parents=True, exist_ok=True)
+
+    def make() -> None:
+        from tyr_jax.runtime.cache import keep_compiled
+
+        keep_compiled()
+        material.make(WORK / "base")
+
+    ended = sandbox.run(make, WORK / "base", [WORK], MAKING)
+    if ended.status:
+        raise SystemExit(f"the valid input could not be made: {ended.err}")
+    (WORK / "base" / "done").touch()
+
+
+def tell(number: int, case: Case, ended: Ended, found: list[str], whole: bool) -> None:
+    """Print a case."""
+    print(f"case {number}: {'; '.join(found) or 'refused well'}")
+    print(f"  {case.command} {cases.shown(case.arguments)}")
+    print(f"  {case.how}")
+    print(f"  status {ended.status}, {ended.seconds:.1f} s, {ended.memory / 1e6:.0f} MB")
+    text = ended.out + ended.err
+    for line in (text if whole else ended.err).splitlines()[-(1000 if whole else 6) :]:
+        print(f"  | {line[:300]!r}")
+
+
+def main() -> None:
+    """Fuzz."""
+    asked = command_line.parse(Fuzz, sys.argv[1:], prog="python scripts/fuzz.py", description=__doc__ or "")
+    prepare()
+    if "tasks" in asked.kinds:
+        # What is imported before the processes part need not be imported by each.
+        importlib.import_module("tyr_jax.evaluation.harness").known_tasks()
+    started, count, bad = time.monotonic(), 0, 0
+    numbers = iter([asked.case]) if asked.case is not None else iter(range(10**9))
+    statuses: dict[int, int] = {}
+    for number in numbers:
+        if time.monotonic() - started > asked.seconds and asked.case is None:
+            break
+        case, ended, found = try_case(asked, number)
+        count, bad = count + 1, bad + bool(found)
+        statuses[ended.status] = statuses.get(ended.status, 0) + 1
+        if found or asked.case is not None:
+            tell(number, case, ended, found, asked.case is not None)
+            sys.stdout.flush()
+    print(f"{count} cases in {time.monotonic() - started:.0f} s, by status {statuses}: {bad} refused badly")
+    if "TYR_JAX_FUZZ" not in os.environ:
+        shutil.rmtree(WORK, ignore_errors=True)
+    raise SystemExit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

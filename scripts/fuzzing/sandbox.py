@@ -1,0 +1,145 @@
+"""A process that may write in a few directories only, and is watched: its time, its memory, its words."""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+"""Numbers of Landlock's system calls, the same on every processor."""
+
+WRITING = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14))
+"""Landlock's rights to write, remove, make, link and truncate files."""
+
+WRITE_FILE = 1 << 1
+
+NO_NEW_PRIVILEGES = 38
+PATH_BENEATH = 1
+
+POLL = 0.02
+"""Seconds between two looks at a process."""
+
+
+class Limits(NamedTuple):
+    """What a process may take: seconds, and bytes of memory beyond those it begins with."""
+
+    seconds: float
+    memory: int
+
+
+class Ended(NamedTuple):
+    """How a process ended: its status (negative: the signal), the `limit` that it broke, if any, its seconds,
+    the bytes of memory beyond those it began with, and what it printed."""
+
+    status: int
+    limit: str
+    seconds: float
+    memory: int
+    out: str
+    err: str
+
+
+def restrict_writing(directories: Iterable[Path]) -> None:
+    """Let this process, and all that it starts, write below these directories and to devices only (Landlock).
+
+    Raises:
+        OSError: the system cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(*arguments: object) -> int:
+        result = libc.syscall(*arguments)
+        if result < 0:
+            raise OSError(ctypes.get_errno(), "Landlock is not available")
+        return int(result)
+
+    handled = struct.pack("Q", WRITING)
+    ruleset = call(CREATE_RULESET, handled, len(handled), 0)
+    for path, rights in {**dict.fromkeys(directories, WRITING), Path("/dev"): WRITE_FILE}.items():
+        opened = os.open(path, os.O_PATH)
+        call(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", rights, opened), 0)
+        os.close(opened)
+    libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    call(RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def run(work: Callable[[], None], here: Path, writable: Iterable[Path], limits: Limits) -> Ended:
+    """Do `work` in a child of this process, with `here` as its current directory, writing only below it and
+    what else is `writable`; what it prints is kept beside `here`."""
+    streams = [here.with_name(f"{here.name}.{name}") for name in ("out", "err")]
+    started, began = time.monotonic(), _memory(os.getpid())
+    child = os.fork()
+    if not child:
+        _be(work, here, writable, streams)
+    most, limit = 0, ""
+    while True:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            break
+        most = max(most, _memory(child) - began)
+        if not limit:
+            limit = _broken(limits, time.monotonic() - started, most)
+            if limit:
+                os.killpg(child, signal.SIGKILL)
+        time.sleep(POLL)
+    _kill_group(child)
+    most = max(most, usage.ru_maxrss * 1024 - began)
+    out, err = (stream.read_bytes().decode("utf-8", "replace") for stream in streams)
+    return Ended(os.waitstatus_to_exitcode(status), limit, time.monotonic() - started, most, out, err)
+
+
+def _broken(limits: Limits, seconds: float, memory: int) -> str:
+    if seconds > limits.seconds:
+        return "time"
+    return "memory" if memory > limits.memory else ""
+
+
+def _kill_group(child: int) -> None:
+    """What a process started does not outlive it."""
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams: list[Path]) -> None:
+    """The child's life."""
+    status = 70
+    try:
+        os.setsid()
+        os.chdir(here)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, stream in enumerate(streams, start=1):
+            os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        restrict_writing([here, *writable])
+        work()
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+def _memory(process: int) -> int:
+    """Bytes of memory that a process has."""
+    try:
+        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
