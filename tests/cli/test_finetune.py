@@ -16,7 +16,7 @@ from tyr_jax.cli import evaluate, finetune, prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
-from tyr_jax.recovery.settings import RecoverySettings, step_shape
+from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape
 from tyr_jax.report.tables import regained
 from tyr_jax.run import recover
 from tyr_jax.runtime import devices
@@ -170,10 +170,14 @@ def test_what_was_regained(perplexities: tuple[float, float, float], share: str)
     assert regained(*perplexities) == share
 
 
+def shape_of(settings: RecoverySettings) -> tuple[int, int, int]:
+    return step_shape(settings, step_rows(settings))
+
+
 def test_every_device_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count", lambda: 8)
-    assert step_shape(RecoverySettings("pruned")) == (300_000 // 512 // 8, 1, 8)
+    assert shape_of(RecoverySettings("pruned")) == (300_000 // 512 // 8, 1, 8)
     long = RecoverySettings("pruned", step_tokens=65536, tokens=131072)
-    assert step_shape(long) == (2, 2, 64)
+    assert shape_of(long) == (2, 2, 64)
     with pytest.raises(UserError, match="no multiple of the 8 devices"):
-        step_shape(dataclasses.replace(long, step_tokens=2048))
+        shape_of(dataclasses.replace(long, step_tokens=2048))

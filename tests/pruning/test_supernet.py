@@ -14,11 +14,13 @@ from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
 from tyr_jax.pruning import fold
-from tyr_jax.pruning.fold import FoldPlan, build_supernet, level_probabilities
+from tyr_jax.pruning.fold import FoldPlan, build_supernet, dealt_anew, level_probabilities
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
 from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.pruning.supernet import Supernet, at_levels, select
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.batches import batches
 from tyr_jax.space import ATTENTION, FFN, LevelGrid
 
 SEQUENCES, LENGTH, LEVELS, CHUNK = 6, 16, 5, 4
@@ -339,3 +341,21 @@ def test_a_projection_of_zeros_is_no_error(world: World) -> None:
     net = build_supernet(world.params | {"blocks": blocks}, [world.tokens], world.plan(settings))
     assert not np.asarray(net.attn_out[1]).any()
     assert np.isfinite(np.asarray(net.error)).all()
+
+
+@pytest.mark.parametrize(("before", "now"), [(8, 4), (1, 8), (4, 1), (4, 4)])
+def test_residuals_are_dealt_anew(before: int, now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text of 21 sequences and one of 7 short ones, as other devices would have them."""
+    rng = np.random.default_rng(0)
+    texts = [rng.normal(size=shape).astype(np.float32) for shape in ((21, 16, 5), (7, 4, 5))]
+
+    def dealt(number: int) -> tuple[list[np.ndarray], list[int]]:
+        monkeypatch.setattr(devices, "count", lambda: number)
+        rows = [(text, each) for text in texts for each in batches(text[..., 0], 32)]
+        return [text[each.indices] for text, each in rows], [each.real for _, each in rows]
+
+    begun, wanted = dealt(before), dealt(now)
+    found = dealt_anew(*begun, batch_tokens=32)
+    assert found[1] == wanted[1]
+    for array, expected in zip(found[0], wanted[0], strict=True):
+        np.testing.assert_array_equal(array, expected)

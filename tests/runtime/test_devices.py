@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,22 @@ TESTS = Path(__file__).parents[1]
 """Where modules are that tests share."""
 
 
-def run(*arguments: str) -> None:
-    """Run Python where JAX sees eight devices."""
+def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
+    """A Python whose JAX sees so many devices."""
     # With as few threads as cores, devices that wait for others in a collective keep these from running.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
     own = {"XLA_FLAGS": flags, "NPROC": "16"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    subprocess.run([sys.executable, *arguments], env=os.environ | own, check=True)
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: str, number: int = 8) -> str:
+    """What a Python with so many devices says; it must succeed."""
+    with start(number, *arguments) as running:
+        _, said = running.communicate()
+    assert running.returncode == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +96,28 @@ def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     one, eight = (json.loads((output / "recovery.json").read_text())["losses"] for output in outputs)
     np.testing.assert_allclose(eight, one, rtol=1e-4)
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
+    for name, expected in weights.items():
+        np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("before", "after", "piece"), [(8, 4, "prune-uniform/sites-1"), (1, 8, "round-1")])
+def test_a_run_goes_on_on_another_number_of_devices(
+    before: int, after: int, piece: str, tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    """Preempted slices come back in other sizes: in the first fold, or after a round."""
+    command = ["-m", "tyr_jax.prune", *tiny_arguments, "--output", str(tmp_path / "moved")]
+    finished = tmp_path / ".moved.unfinished" / "finished"
+    with start(before, *command) as running:
+        while running.poll() is None and not (finished / piece).is_dir():
+            time.sleep(0.001)
+        running.kill()
+        running.communicate()
+    assert running.returncode < 0
+    said = run(*command, number=after)
+    assert f"begun on {before} devices, it goes on on {after}" in said
+    assert "done before the interruption" in said
+    prune.main([*tiny_arguments, "--output", str(tmp_path / "one")])
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "moved"))
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 

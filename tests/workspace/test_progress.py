@@ -89,6 +89,18 @@ def test_what_an_interrupted_run_took_counts() -> None:
     assert ended == [Ended("", "a", 1.0), Ended("0.5", "b", 1.0), Ended("0.5", "c", 1.0)]
 
 
+def test_signs_of_life_come_now_and_then() -> None:
+    clock = Clock()
+    signs: list[Ended] = []
+    progress, _ = plain(clock, on_sign=signs.append)
+    with progress.part("0.5").stage("a", 10) as stage:
+        for _ in range(10):
+            clock.now += 2.0
+            stage.advance()
+    assert [sign.seconds for sign in signs] == [2.0, 8.0, 14.0, 20.0]
+    assert {(sign.part, sign.stage) for sign in signs} == {("0.5", "a")}
+
+
 def test_a_stage_that_fails_says_where_it_stopped() -> None:
     clock = Clock()
     progress, stream = plain(clock)

@@ -11,6 +11,7 @@ Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N`
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -157,6 +158,21 @@ def begin_fold(
     for target, x in zip(residual, embedded, strict=True):
         target[...] = devices.fetch(x)
     return Fold(supernet, 0, residual, real)
+
+
+def dealt_anew(
+    residual: Sequence[np.ndarray], real: Sequence[int], batch_tokens: int = BATCH_TOKENS
+) -> tuple[list[np.ndarray], list[int]]:
+    """Residuals `[B, T, D]`, of which the first `real` sequences count, in batches as `begin_fold` would make
+    them on the devices that there are now, wherever they come from."""
+    batched, counts = [], []
+    pairs = zip(residual, real, strict=True)
+    for _, group in itertools.groupby(pairs, key=lambda pair: pair[0].shape[1]):
+        text = np.concatenate([x[:count] for x, count in group])
+        for rows in batches(text[..., 0], batch_tokens):
+            batched.append(text[rows.indices])
+            counts.append(rows.real)
+    return batched, counts
 
 
 def collect(

@@ -107,18 +107,18 @@ def step_rows(settings: RecoverySettings) -> int:
     return n * -(-max(1, STEP_TOKENS // settings.sequence_length) // n)
 
 
-def step_shape(settings: RecoverySettings) -> tuple[int, int, int]:
-    """(steps, batches of each, rows of each).
+def step_shape(settings: RecoverySettings, together: int) -> tuple[int, int, int]:
+    """(steps, batches of each, rows of each), where a step has so many rows `together`.
 
     Raises:
         UserError: a step's rows are not a multiple of the number of devices, or there are too few.
     """
     length = settings.sequence_length
-    together, count, n = step_rows(settings), settings.tokens // length, devices.count()
+    count, n = settings.tokens // length, devices.count()
     if together % n:
         raise UserError(
             f"a step has {together} rows of {length} tokens, no multiple of the {n} devices: choose another "
-            "--step-tokens"
+            "--step-tokens, or use a number of devices that divides it"
         )
     if count < together:
         raise UserError(

@@ -106,7 +106,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
         splits = load_splits(settings.data, model.tokenizer, settings.seed)
         stage.advance()
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
-    resume.check_inputs(run.store, model.params, text)
+    resume.check_inputs(run.store, model.params, text, run.progress.log)
     texts, measured = measure_dense(run, model, splits.evaluation)
     return Dense(model, splits, kinds, whole, targets, texts, measured, dtype)
 

@@ -20,7 +20,7 @@ from tyr_jax.options import as_json
 from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import TrainingRows
-from tyr_jax.recovery.settings import RecoverySettings, step_shape, validate
+from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape, validate
 from tyr_jax.recovery.train import Models, Plan, State
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
@@ -32,6 +32,9 @@ from tyr_jax.workspace.job import Request, Workspace, open_workspace
 from tyr_jax.workspace.store import Store
 
 PACKAGES = ("jax", "jaxlib", "optax", "transformers", "numpy")
+
+
+STEP_ROWS = "rows of a step"
 
 
 class Given(NamedTuple):
@@ -138,8 +141,9 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     made = provenance_of(summary, recovery)
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
+    rows_of_step = kept_rows(workspace.store, settings)
     with workspace.progress.stage("read text", 1, "texts") as stage:
-        spec, shape = data_spec(settings, made), step_shape(settings)
+        spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
         sources = list(leaves(map(parse_source, settings.data)))
         rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed)
         rows = Examples(*(array.reshape(*shape, -1) for array in rows))
@@ -149,8 +153,16 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
         workspace.progress.log(f"read again, for as many tokens: {', '.join(again)}")
     taught = None if teacher is None else teacher.config
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
-    resume.check_inputs(workspace.store, model.params, [*rows, *windows.values()])
+    inputs = [*rows, *windows.values()]
+    also = {STEP_ROWS: rows_of_step}
+    resume.check_inputs(workspace.store, model.params, inputs, workspace.progress.log, also)
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
+
+
+def kept_rows(store: Store, settings: RecoverySettings) -> int:
+    """Rows of a step: as many as when the training began, be it on another number of devices."""
+    begun = resume.begun_with(store)
+    return step_rows(settings) if begun is None else int(begun[STEP_ROWS])
 
 
 def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:

@@ -2,7 +2,8 @@
 
 Kept are every finished block of a supernet, every descent step and generation of a search, every round, and
 the dense model's answers. All random draws are functions of the seed and of where the work stands, so that a
-run that was interrupted ends as one that was not, bit for bit on the same devices.
+run that was interrupted ends as one that was not: bit for bit on as many devices as it began with, and equal
+to rounding on another number of them, as slices come back in other sizes.
 
 A part of the work has a part of the store, and forgets it once its result is kept.
 """
@@ -20,7 +21,7 @@ from tyr_jax.evaluation.quality import Quality
 from tyr_jax.formatting import in_words
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import Params
-from tyr_jax.pruning.fold import Fold
+from tyr_jax.pruning.fold import Fold, dealt_anew
 from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
@@ -30,6 +31,8 @@ from tyr_jax.workspace.store import Store, checksum
 
 KEPT = "done before the interruption"
 """What the progress display says of work that need not be done again."""
+
+DEVICES = "number of devices"
 
 SAMPLES = 4096
 """Elements of an array that tell whether it is the same one."""
@@ -54,25 +57,38 @@ def check_space(store: Store, needed: int) -> None:
         )
 
 
-def check_inputs(store: Store, params: Params, text: Any) -> None:
-    """Refuse to go on with another model, `text` (a pytree of arrays) or number of devices than the run began
-    with, or than other hosts have.
+def begun_with(store: Store) -> dict[str, Any] | None:
+    """What a run noted when it began, or None if it has not begun."""
+    saved = store.load("inputs")
+    return None if saved is None else saved.facts
+
+
+def check_inputs(
+    store: Store,
+    params: Params,
+    text: Any,
+    tell: Callable[[str], None],
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse to go on with another model or `text` (a pytree of arrays) than the run began with, or than
+    other hosts have; `tell` if it goes on on another number of devices. `notes` are kept for `begun_with`.
 
     Raises:
         UserError: they have changed, or differ between hosts.
     """
-    now = {
-        "model": checksum(jax.tree.map(sample, params)),
-        "text": checksum(text),
-        "number of devices": devices.count(),
-    }
-    for what, number in now.items():
+    now = {"model": checksum(jax.tree.map(sample, params)), "text": checksum(text)}
+    for what, number in {**now, DEVICES: devices.count()}.items():
         hosts.check_agreed(what, number)
-    saved = store.load("inputs")
-    if saved is None:
-        store.save("inputs", facts=now)
+    begun = begun_with(store)
+    if begun is None:
+        store.save("inputs", facts={**now, DEVICES: devices.count(), **(notes or {})})
         return
-    changed = [name for name, value in now.items() if saved.facts[name] != value]
+    if begun[DEVICES] != devices.count():
+        tell(
+            f"begun on {begun[DEVICES]} devices, it goes on on {devices.count()}: what it finds is equal to "
+            "rounding"
+        )
+    changed = [name for name, value in now.items() if begun[name] != value]
     if changed:
         raise UserError(
             f"the {' and the '.join(changed)} of the interrupted run changed since it began; bring back what "
@@ -93,7 +109,7 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     layer = fold.done - 1
     store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
     residual = fold.residual if fold.done < depth else None
-    store.save_step("residual", layer, residual, {"real": fold.real})
+    store.save_step("residual", layer, residual, {"real": fold.real, "devices": devices.count()})
 
 
 def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
@@ -109,9 +125,11 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch
         if saved is None:
             return None
         supernet = with_layer(supernet, index, saved.arrays)
-    arrays = residual.arrays or []
+    arrays, real = residual.arrays or [], residual.facts["real"]
+    if arrays and residual.facts["devices"] != devices.count():
+        arrays, real = dealt_anew(arrays, real)
     arrays = scratch.keep(arrays) if scratch else devices.place([jnp.asarray(x) for x in arrays])
-    return Fold(supernet, layer + 1, arrays, residual.facts["real"])
+    return Fold(supernet, layer + 1, arrays, real)
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

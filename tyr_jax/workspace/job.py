@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
+from tyr_jax.files import read_json, write_json
 from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog
@@ -74,11 +74,14 @@ def open_workspace(
         paths = None if request.in_memory else stack.enter_context(claimed_paths(settings, inputs))
         writing = paths if hosts.is_first() else None
         log = stack.enter_context(EventLog(writing and writing.events))
+        if writing:
+            count_killed(log, writing.stage)
         progress = stack.enter_context(
             Progress(
                 quiet=request.quiet or not hosts.is_first(),
                 earlier=[Ended(**entry["ended"]) for entry in log.written("stage")],
-                on_end=functools.partial(write_stage, log),
+                on_end=functools.partial(write_stage, log, writing and writing.stage),
+                on_sign=functools.partial(note_stage, writing and writing.stage),
             )
         )
         if paths:
@@ -116,9 +119,32 @@ def claimed_paths(settings: JobSettings, inputs: Iterable[Path]) -> Iterator[Wor
     yield paths
 
 
-def write_stage(log: EventLog, ended: Ended) -> None:
-    """Log that a stage is over."""
+def write_stage(log: EventLog, running: Path | None, ended: Ended) -> None:
+    """Log that a stage is over, which is then no longer noted as `running`."""
+    if running:
+        running.unlink(missing_ok=True)
     log.write("stage", ended=ended._asdict())
+
+
+def note_stage(running: Path | None, so_far: Ended) -> None:
+    """Note how long the stage that runs has taken, should the process be killed in it."""
+    if running:
+        write_json(running, so_far._asdict())
+
+
+def count_killed(log: EventLog, running: Path) -> None:
+    """Log the stage that an earlier process was killed in, if it was, as far as it gave signs of life.
+
+    Raises:
+        UserError: what is noted of it is damaged.
+    """
+    if not running.exists():
+        return
+    noted = read_json(running)
+    try:
+        write_stage(log, running, Ended(str(noted["part"]), str(noted["stage"]), float(noted["seconds"])))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{running} is damaged; begin anew with --restart") from None
 
 
 def asked(settings: JobSettings) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from tyr_jax.workspace.ownership import check_directory, check_file
 
 class WorkPaths(NamedTuple):
     """Where a run works: `staging` becomes its output; `finished` is for work that an interruption must not
-    cost, `settings` for what was asked of it, and `events` for what happens meanwhile."""
+    cost, `settings` for what was asked of it, `events` for what happens meanwhile, and `stage` for the stage
+    that runs."""
 
     staging: Path
     finished: Path
     settings: Path
     events: Path
+    stage: Path
 
 
 def place_of(final: Path) -> Path:
@@ -33,7 +35,8 @@ def place_of(final: Path) -> Path:
 def work_paths(target: Path) -> WorkPaths:
     """Where a run for `target` works."""
     place = place_of(target.resolve())
-    return WorkPaths(place / "output", place / "finished", place / "settings.json", place / "events.jsonl")
+    files = (place / name for name in ("settings.json", "events.jsonl", "stage.json"))
+    return WorkPaths(place / "output", place / "finished", *files)
 
 
 @contextlib.contextmanager
@@ -91,7 +94,7 @@ def _empty(paths: WorkPaths) -> None:
     """Take away all that runs left."""
     shutil.rmtree(paths.finished, ignore_errors=True)
     shutil.rmtree(paths.staging, ignore_errors=True)
-    for path in (paths.settings, paths.events):
+    for path in (paths.settings, paths.events, paths.stage):
         path.unlink(missing_ok=True)
 
 

@@ -81,8 +81,8 @@ class Progress:
     """Shows stages, and keeps how long each took (`timings`, seconds by name; a name used again adds up).
 
     `part` gives the same display to one of several like parts of the work; there `shared` are the timings of
-    what all parts share. `earlier` are stages of an interrupted run that this one goes on from, and `on_end`
-    is told of those that end.
+    what all parts share. `earlier` are stages of an interrupted run that this one goes on from, `on_end`
+    is told of those that end, and `on_sign`, every `every` seconds, how long the one that runs has taken.
 
     `quiet` shows nothing but still keeps the time. On anything but a terminal a stage prints its first
     and last line and, in between, at most one line every `every` seconds.
@@ -97,17 +97,18 @@ class Progress:
         every: float = 5.0,
         earlier: Sequence[Ended] = (),
         on_end: Callable[[Ended], None] = lambda ended: None,
+        on_sign: Callable[[Ended], None] = lambda ended: None,
     ) -> None:
         self.shared: dict[str, float] = {}
         self._earlier = earlier
-        self._on_end = on_end
+        self._on_end, self._on_sign = on_end, on_sign
         self._part = ""
         self.timings = self._timings_of("")
         self._quiet = quiet
         self._console = console or Console(stderr=True)
         self._clock = clock
         self._every = every
-        self._printed = 0.0
+        self._printed = self._signed = 0.0
         self._bars: Bars | None = None
         if not quiet and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bars = Bars(
@@ -153,6 +154,9 @@ class Progress:
         task = self._bars.add_task(shown, total=total, status="") if self._bars is not None else None
 
         def changed(stage: Stage) -> None:
+            if self._clock() - self._signed >= self._every:
+                self._signed = self._clock()
+                self._on_sign(Ended(self._part, name, stage.elapsed))
             if self._bars is not None and task is not None:
                 self._bars.update(task, completed=stage.done, status=stage.status())
             elif self._clock() - self._printed >= self._every:
