@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Ended, Progress
+from tyr_jax.workspace.records import asked_record, read_asked
 from tyr_jax.workspace.store import Store
 
 INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset"
@@ -77,7 +77,7 @@ def open_workspace(
         progress = stack.enter_context(
             Progress(
                 quiet=request.quiet or not hosts.is_first(),
-                earlier=[Ended(**entry["ended"]) for entry in log.written("stage")],
+                earlier=[ended_of(entry["ended"]) for entry in log.written("stage")],
                 on_end=functools.partial(write_stage, log),
             )
         )
@@ -121,6 +121,11 @@ def write_stage(log: EventLog, ended: Ended) -> None:
     log.write("stage", ended=ended._asdict())
 
 
+def ended_of(saved: Mapping[str, Any]) -> Ended:
+    """A stage that is over, as its event has it."""
+    return Ended(*(saved[field] for field in Ended._fields))
+
+
 def asked(settings: JobSettings) -> dict[str, Any]:
     """Settings that change what is found, as JSON has them."""
     return {name: value for name, value in as_json(settings).items() if name not in INCIDENTAL}
@@ -130,17 +135,12 @@ def claim(path: Path, settings: JobSettings) -> None:
     """Note at `path` what a job is asked for; one that was interrupted is only gone on with for the same.
 
     Raises:
-        UserError: it was asked for something else; names the options.
+        UserError: it was asked for something else; names the options. Or the note cannot be read.
     """
-    if not path.is_file():
-        write_json(path, asked(settings))
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        flags = differences(before, asked(settings))
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged; begin anew with --restart") from None
-    if flags:
+    before = read_asked(path)
+    if before is None:
+        write_json(path, asked_record(asked(settings)))
+    elif flags := differences(before, asked(settings)):
         raise UserError(
             f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
             "begin anew with --restart"
