@@ -19,9 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import parse_json
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.records import ANY_FACTS, FORMAT_VERSION
-from tyr_jax.workspace.schema import Format, check, check_version
+from tyr_jax.workspace.schema import Format, check, check_version, mended
 
 
 class Saved(NamedTuple):
@@ -101,7 +102,9 @@ class Store:
                 piece = checkpointer.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=numpy))
             if piece.pop("checksum") != checksum(piece):
                 raise ValueError("its checksum differs")
-            told, where = json.loads(piece["facts"].tobytes()), f"finished work in {path}"
+            where = f"finished work in {path}"
+            with mended(form):
+                told = parse_json(piece["facts"].tobytes().decode(), where)
             check_version(told, form, where)
             check(told["facts"], form, where)
             return Saved(piece.get("arrays"), told["facts"])
