@@ -6,6 +6,7 @@ all of them, so that neither the command line nor Python need say which dataclas
 
 import dataclasses
 import difflib
+import math
 import numbers
 import os
 import types
@@ -171,8 +172,8 @@ def arguments_of(settings: Any, default: Any) -> list[str]:
 
 
 def as_json(value: Any) -> Any:
-    """`value` with dataclasses, tuples and paths turned into what JSON knows; a component
-    says its name as well."""
+    """`value` with dataclasses, tuples and paths turned into what JSON knows, and numbers that are not finite
+    into None; a component says its name as well."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {value.role: value.name, **fields} if isinstance(value, Component) else fields
@@ -180,4 +181,6 @@ def as_json(value: Any) -> Any:
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value

@@ -18,6 +18,7 @@ from tyr_jax.files import write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.spec import iter_tensors
+from tyr_jax.options import as_json
 from tyr_jax.planning.plan import Need
 from tyr_jax.report import page, render, renew_report, tables, write_report
 from tyr_jax.report.render import Table
@@ -26,7 +27,7 @@ from tyr_jax.space import KINDS
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import RECOVERY, SUMMARY, read_summary
+from tyr_jax.workspace.records import FORMAT_VERSION, RECOVERY, SUMMARY, read_recovery, read_summary
 
 
 class Shown:
@@ -189,9 +190,10 @@ class PruneResult(ModelResult):
 
     @property
     def quality(self) -> dict[str, Quality]:
-        """Perplexity, and mean KL to the dense model in nats a token, by evaluation text."""
+        """Perplexity, and mean KL to the dense model in nats a token, by evaluation text; NaN where it is not
+        finite."""
         final = self.summary["searched"] or self.summary["uniform"]
-        return {text: Quality(**figures) for text, figures in final["quality"].items()}
+        return {text: Quality.of(figures) for text, figures in final["quality"].items()}
 
     def tables(self) -> list[Table]:
         """Quality and size."""
@@ -210,8 +212,8 @@ class RecoverResult(ModelResult):
 
     @property
     def quality(self) -> dict[str, dict[str, float | None]]:
-        """`perplexity`, and mean `kl` to the dense model in nats a token (None without one), by evaluation
-        text."""
+        """`perplexity`, and mean `kl` to the dense model in nats a token, by evaluation text; None for what
+        there is none of, or is not finite."""
         return dict(self.recovery["quality"]["recovered"])
 
     def tables(self) -> list[Table]:
@@ -233,7 +235,7 @@ class Perplexities(Shown):
 
     def as_json(self) -> dict[str, Any]:
         """The same, as JSON has it."""
-        return {"model": self.model, "texts": [text._asdict() for text in self.texts]}
+        return as_json({"model": self.model, "texts": [text._asdict() for text in self.texts]})
 
     def tables(self) -> list[Table]:
         """A row for each text."""
@@ -249,7 +251,7 @@ class TaskScores(Shown):
 
     def as_json(self) -> dict[str, Any]:
         """The same, as JSON has it."""
-        return {"model": self.model, "tasks": [score._asdict() for score in self.tasks]}
+        return as_json({"model": self.model, "tasks": [score._asdict() for score in self.tasks]})
 
     def tables(self) -> list[Table]:
         """A row for each score."""
@@ -260,9 +262,17 @@ def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Pat
     """Where to write a benchmark that becomes the file `path`, which nothing else may write meanwhile.
 
     Raises:
-        UserError: as `staged_file`.
+        UserError: as `staged_file`; or it is for a report of records that cannot be read.
     """
+    if _is_reported(path):
+        # It is known before anything is timed.
+        read_recovery(path.parent)
     return staged_file(path, overwrite, speed.is_ours)
+
+
+def _is_reported(benchmark: Path) -> bool:
+    """Whether a benchmark is that of a pruned model in its directory."""
+    return benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
 
 
 def reports_of(benchmark: Path) -> list[Path]:
@@ -272,8 +282,7 @@ def reports_of(benchmark: Path) -> list[Path]:
     Raises:
         UserError: as `renew_report`.
     """
-    reported = benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
-    return renew_report(benchmark.parent) if reported else []
+    return renew_report(benchmark.parent) if _is_reported(benchmark) else []
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -288,8 +297,13 @@ class Benchmark(Shown):
 
     def as_json(self) -> dict[str, Any]:
         """What `benchmark.json` holds."""
-        rows = [speed.as_json(timing) for timing in self.timings]
-        return {"models": self.models, "device": self.device, "sizes": self.sizes, "rows": rows}
+        return {
+            "format_version": FORMAT_VERSION,
+            "models": self.models,
+            "device": self.device,
+            "sizes": self.sizes,
+            "rows": [speed.as_json(timing) for timing in self.timings],
+        }
 
     def save(self, output: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write it as JSON; as `benchmark.json` in a pruned model's directory, it goes into the report there.

@@ -13,10 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.data import DataSpec, load_evaluation
-from tyr_jax.errors import UserError
 from tyr_jax.evaluation.perplexity import TextChoice, data_spec
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.workspace.records import read_summary
 
 pytestmark = pytest.mark.slow
 
@@ -146,26 +144,3 @@ def test_without_a_summary_the_builtin_text_is_measured() -> None:
     assert data_spec(TextChoice(), "m", None) == DataSpec(calibration=(), evaluation=("builtin",))
     asked = data_spec(TextChoice(evaluation=("a.txt",), evaluation_windows=5, bos=True), "m", None)
     assert asked == DataSpec(calibration=(), evaluation=("a.txt",), evaluation_windows=5, bos=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda summary: "{", "is not the summary of a run"),
-        (lambda summary: "[]", "is not the summary of a run"),
-        (lambda summary: json.dumps(summary | {"settings": {}}), "is not the summary of a run"),
-        (lambda summary: json.dumps(summary | {"settings": {"data": {"x": 1}}}), "is not the summary"),
-        (lambda summary: json.dumps(summary | {"format_version": 99}), "format_version 99"),
-    ],
-)
-def test_summaries_that_cannot_be_read(
-    change: Callable[[dict[str, Any]], str], message: str, pruned: Path, tmp_path: Path
-) -> None:
-    shutil.copy(pruned / "summary.json", tmp_path)
-    path = tmp_path / "summary.json"
-    assert read_summary(str(tmp_path)) is not None
-    path.write_text(change(json.loads(path.read_text())))
-    with pytest.raises(UserError, match=message):
-        read_summary(str(tmp_path))
-    path.unlink()
-    assert read_summary(str(tmp_path)) is None

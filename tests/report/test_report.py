@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -9,11 +10,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tyr_jax.cli import prune
+from tyr_jax.cli import report as command
+from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
-from tyr_jax.report import __main__ as command
 from tyr_jax.report import card, page, write_report
+from tyr_jax.scoring import nested
+from tyr_jax.workspace.events import read_entries
+from tyr_jax.workspace.records import read_summary
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +129,7 @@ def test_directories_that_are_not_ours(
 ) -> None:
     for content, sentence in (
         (None, "has no summary.json: name a directory that tyr_jax.prune wrote"),
-        ({"format_version": 1, "settings": {"data": {}}}, "lacks 'arguments'"),
+        ({"format_version": 1, "settings": {"data": {}}}, "lacks arguments; restore it, or prune again"),
     ):
         if content is not None:
             (tmp_path / "summary.json").write_text(json.dumps(content))
@@ -130,6 +137,34 @@ def test_directories_that_are_not_ours(
             command.main([str(tmp_path)])
         assert stopped.value.code == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_run_whose_figures_are_not_finite(
+    tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pruned model that overflows, and a parent that does while it is searched: all files are valid JSON,
+    and can be read again."""
+    score = nested.score_population
+
+    def overflowing(net: Any, candidates: Any, *rest: Any) -> Any:
+        return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))
+
+    monkeypatch.setattr(nested, "score_population", overflowing)
+    monkeypatch.setattr(quality, "measure", lambda *_: quality.Quality(math.nan, math.inf))
+    output = tmp_path / "pruned"
+    prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "1", "--output", str(output)])
+    text = (output / "summary.json").read_text()
+    made = json.loads(text, parse_constant=pytest.fail)
+    assert made == read_summary(output)
+    assert set(made["searched"]["quality"]["words.txt"].values()) == {None}
+    assert {entry["parent"] for entry in made["rounds"][0]["history"]} == {None}
+    assert made["rounds"][0]["descent"][0][0] is None
+    assert made["health"]["objectives_not_finite"] > 0
+    for line in (output / "events.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert read_entries(output / "events.jsonl")
+    assert "not finite" in (output / "report.html").read_text()
+    assert "not finite" in (output / "README.md").read_text()
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

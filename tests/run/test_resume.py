@@ -290,9 +290,11 @@ def test_damaged_settings_are_named(
     interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = interrupted.parent / "settings.json"
-    for content in ("{", "[]", '"x"'):
+    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 1, "settings": 3}'):
         settings.write_text(content)
-        assert f"{settings} is damaged" in refused(command, capsys)
+        sentence = refused(command, capsys)
+        assert str(settings) in sentence
+        assert sentence.endswith("; begin anew with --restart")
 
 
 def test_a_second_run_is_refused(

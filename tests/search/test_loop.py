@@ -126,6 +126,30 @@ def test_a_broken_contract(methods: dict[str, Any], sentence: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_a_search_may_record() -> None:
+    noted = {"generation": np.int32(3), "objective": jnp.float32(0.5), "parent": np.inf, "of its own": 2}
+    found = loop.checked_record(Shifting(), noted)
+    assert found == {"generation": 3, "objective": 0.5, "parent": np.inf, "of its own": 2}
+    assert {type(value) for value in found.values()} == {int, float}
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ([1], "records a list: it must be a mapping, or None"),
+        ({"objective": "low"}, "records a str as 'objective': it must be a number"),
+        ({"objective": None}, "records a NoneType as 'objective'"),
+        ({"more": [1, 2]}, "records a list as 'more'"),
+        ({3: 1.0}, "records a float as 3"),
+        ({"generation": 0.5}, "records a float as 'generation': it must be a whole number"),
+        ({"generation": -1}, "records a int as 'generation': it must be a whole number from 0 on"),
+    ],
+)
+def test_what_a_search_may_not_record(record: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        loop.checked_record(Shifting(), record)
+
+
 def test_an_error_of_a_search_of_the_package_keeps_its_trace() -> None:
     with pytest.raises(ValueError, match="no idea"):
         run(breaking(name="evolution", ask=lambda self, state: outside(state)))

@@ -1,23 +1,68 @@
-"""What long jobs share: where they work, and what an interruption leaves them."""
+"""What a job was asked for is noted, and read again as input."""
 
 import contextlib
 import dataclasses
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from record_samples import altered
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
+from tyr_jax.settings import Settings
 from tyr_jax.workspace.events import read_events
-from tyr_jax.workspace.job import Request, open_workspace
+from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
+
+SETTINGS = Settings(sparsity=(0.5,))
+
+
+def test_a_job_goes_on_with_what_it_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    claim(path, SETTINGS)
+    record = json.loads(path.read_text())
+    assert record == {"format_version": 1, "settings": asked(SETTINGS)}
+    claim(path, dataclasses.replace(SETTINGS, overwrite=True))
+    with pytest.raises(UserError, match="was begun with another --seed, --sparsity; give what it"):
+        claim(path, Settings(seed=1))
+    assert json.loads(path.read_text()) == record
+
+
+def test_numbers_that_are_not_finite_are_the_same_again(tmp_path: Path) -> None:
+    pruning = dataclasses.replace(SETTINGS.pruning, damping=float("inf"))
+    for _ in range(2):
+        claim(tmp_path / "settings.json", dataclasses.replace(SETTINGS, pruning=pruning))
+
+
+def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    refusals = []
+    for what, record in altered({"format_version": 1, "settings": asked(SETTINGS)}):
+        path.write_text(json.dumps(record))
+        try:
+            claim(path, SETTINGS)
+        except UserError as error:
+            refusals.append((what, str(error)))
+    assert len(refusals) > 500
+    assert not [each for each in refusals if "--restart" not in each[1]]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", b"\xff", "[" * 5000, '{"format_version": 2}', "{}"])
+def test_what_is_no_note(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"settings\.json.*begin anew with --restart"):
+        claim(path, SETTINGS)
+
 
 QUIET = Request(quiet=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Job:
     output: Path
     overwrite: bool = False
     restart: bool = False
@@ -28,7 +73,7 @@ class Killed(BaseException):
     """Nothing after it is done."""
 
 
-def interrupted(settings: Settings) -> None:
+def interrupted(settings: Job) -> None:
     """A job that has finished some work when it ends."""
     with contextlib.suppress(Killed), open_workspace(settings, QUIET) as workspace:
         workspace.store.save("piece", facts={"a": 1})
@@ -36,9 +81,12 @@ def interrupted(settings: Settings) -> None:
 
 
 def test_seconds_of_a_stage_that_was_killed_count_once(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "new")
+    settings = Job(tmp_path / "new")
     interrupted(settings)
-    write_json(work_paths(settings.output).stage, {"part": "", "stage": "search", "seconds": 40.0})
+    write_json(
+        work_paths(settings.output).stage,
+        {"format_version": 1, "part": "", "stage": "search", "seconds": 40.0},
+    )
     for _ in range(2):
         interrupted(settings)
     with open_workspace(settings, QUIET) as workspace:
@@ -56,7 +104,7 @@ def test_seconds_of_a_stage_that_was_killed_count_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("noted", ["", "[]", "{}", '{"part": "", "stage": "a", "seconds": "x"}', "[" * 5000])
 def test_a_damaged_note_is_named(noted: str, tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "new")
+    settings = Job(tmp_path / "new")
     interrupted(settings)
     work_paths(settings.output).stage.write_text(noted)
     with pytest.raises(UserError, match=r"stage\.json"), open_workspace(settings, QUIET):

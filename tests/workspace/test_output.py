@@ -1,7 +1,6 @@
 """The output directory is whole or not there, and an old one is only lost to a new one."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json, write_text
 from tyr_jax.workspace import output
-from tyr_jax.workspace.events import EventLog, read_entries, read_events
+from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import WorkPaths, staged_directory, staged_file
 from tyr_jax.workspace.store import Store
 
@@ -226,52 +225,6 @@ def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
     link.symlink_to(mine)
     write_text(link, "ours")
     assert (mine.read_text(), link.read_text(), link.is_symlink()) == ("mine", "ours", False)
-
-
-def test_events_are_lines_of_json_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    with EventLog(path) as events:
-        events.write("start", arguments=["a\nb"])
-        first = json.loads(path.read_text())
-        assert (first["event"], first["arguments"]) == ("start", ["a\nb"])
-        events.write("done")
-    assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "done"]
-    assert 0 <= first["seconds"] <= json.loads(path.read_text().splitlines()[1])["seconds"]
-
-
-def test_events_of_a_part_carry_its_fields(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    with EventLog(path) as events:
-        events.part(sparsity=0.5).write("round", number=1)
-        events.write("done")
-    first, last = map(json.loads, path.read_text().splitlines())
-    assert (first["sparsity"], first["number"]) == (0.5, 1)
-    assert "sparsity" not in last
-
-
-def test_events_are_kept_in_memory_and_can_be_saved(tmp_path: Path) -> None:
-    with EventLog() as events:
-        events.part(sparsity=0.5).write("round", number=1)
-        events.part(sparsity=0.25).write("round", number=2)
-        events.write("done")
-    half = events.part(sparsity=0.5)
-    assert [entry["number"] for entry in half.written("round")] == [1]
-    half.save(tmp_path)
-    assert [entry["event"] for entry in read_entries(tmp_path / "events.jsonl")] == ["round", "done"]
-
-
-def test_events_go_on_after_those_of_an_interrupted_run(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    assert read_events(path, "a") == []
-    for number in (1, 2):
-        with EventLog(path) as events:
-            events.write("a", number=number)
-            events.write("b")
-    with path.open("a") as file:
-        file.write('{"event": "a", "num')
-    assert [entry["number"] for entry in read_events(path, "a")] == [1, 2]
-    with EventLog(path) as events:
-        assert [entry["number"] for entry in events.written("a")] == [1, 2]
 
 
 def test_json_files_end_in_a_newline(tmp_path: Path) -> None:

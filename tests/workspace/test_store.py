@@ -1,5 +1,6 @@
 """Finished work comes back as it was, or not at all."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.quality import Quality
+from tyr_jax.run import recover, resume
 from tyr_jax.workspace.store import Store
 
 PIECE = {
@@ -17,7 +20,7 @@ PIECE = {
     "parts": [np.arange(3), {"half": jnp.ones((2, 2), jnp.bfloat16)}],
     "number": np.float32(3),
 }
-FACTS = {"history": [0.1, 1e-30, {"x": None}], "a b/c": float("inf")}
+FACTS = {"history": [0.1, 1e-30, {"x": None}], "a b/c": 1e300}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -114,6 +117,61 @@ def test_damage_is_found_or_does_no_harm(damage: str, tmp_path: Path) -> None:
             assert same(PIECE, saved.arrays)
             assert saved.facts == FACTS
     assert found >= 2
+
+
+@pytest.mark.parametrize(("version", "said"), [(0, "of an earlier tyr_jax"), (2, "of a later tyr_jax")])
+def test_work_of_another_version_is_told(
+    version: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("tyr_jax.workspace.store.FORMAT_VERSION", version)
+        store.save_step("work", 3, PIECE, FACTS)
+    with pytest.raises(UserError, match=rf"work-3 has format_version {version}.*{said}.* --restart"):
+        store.last_step("work")
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (resume.kept_answers, "dense"),
+        (resume.kept_pool, "pool"),
+        (resume.kept_round, "round-1"),
+        (resume.kept_descent, "descent-1"),
+        (lambda store: resume.kept_search(store, np.zeros(2)), "search-1"),
+        (lambda store: resume.kept_qualities(store, "uniform"), "uniform"),
+        (lambda store: recover.kept_state(store, np.zeros(2)), "step-1"),  # type: ignore[arg-type]
+        (lambda store: resume.check_inputs(store, {}, {}, print), "inputs"),
+    ],
+)
+def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Path) -> None:
+    """Facts or arrays that are whole, but not those of the piece."""
+    right = {
+        "dense": {"a": {"perplexity": 2.0, "kl": None}},
+        "uniform": {"a": {"perplexity": 2.0, "kl": None}},
+        "round-1": {"rounds": []},
+        "descent-1": {"history": [[1.0, None]]},
+        "search-1": {"history": [], "spent": 0, "empty": {}},
+        "step-1": {"losses": [1.0]},
+    }
+    pieces = [
+        (PIECE, {"x": -1}),
+        (PIECE, {"rounds": [{}], "history": 3, "losses": ["a"]}),
+        (None, {"real": 3}),
+    ]
+    if name not in ("uniform", "descent-1", "inputs"):
+        pieces += [(PIECE, right.get(name, {})), ([np.ones(1)] * 3, right.get(name, {}))]
+    for arrays, facts in pieces:
+        Store(tmp_path).save(name, arrays, facts)
+        with pytest.raises(UserError, match=rf"{name}.*--restart"):
+            read(Store(tmp_path))
+
+
+def test_what_is_not_finite_is_kept_as_none(tmp_path: Path) -> None:
+    store, measured = Store(tmp_path), {"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.inf)}
+    resume.keep_qualities(store, "uniform", measured)
+    found = resume.kept_qualities(store, "uniform")
+    assert str(found) == str({"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.nan)})
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:

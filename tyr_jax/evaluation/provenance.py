@@ -18,7 +18,7 @@ class Provenance(NamedTuple):
     spec: DataSpec
     learnt: tuple[str, ...]
     fingerprints: dict[str, str]
-    perplexities: dict[str, float]
+    perplexities: dict[str, float | None]
 
     def perplexity(self, name: str, windows: np.ndarray) -> float | None:
         """How good it was on text `name`, if it was measured on these very `windows [W, T]`."""

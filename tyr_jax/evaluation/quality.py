@@ -5,8 +5,8 @@ Axis letters: `S` windows, `T` tokens, `D` hidden.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,16 @@ class Quality(NamedTuple):
 
     perplexity: float
     kl: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """The same as JSON has it: None for what is not finite."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, float | None]) -> Self:
+        """What `as_json` made of one: NaN for what was not finite."""
+        perplexity, kl = (saved[name] for name in cls._fields)
+        return cls(math.nan if perplexity is None else perplexity, math.nan if kl is None else kl)
 
 
 @functools.partial(jax.jit, static_argnames="config")

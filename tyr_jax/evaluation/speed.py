@@ -1,17 +1,16 @@
 """How fast a pruned model is beside the dense one: what a benchmark finds, and its file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
+from tyr_jax.workspace.records import BENCHMARK, read_benchmark
+from tyr_jax.workspace.records import MEASURES as MEASURES
 
-NAME = "benchmark.json"
-"""The file."""
-
-MEASURES = ("first token", "each token after")
+NAME = BENCHMARK
+"""The file of what is found."""
 
 MODELS = ("dense", "pruned")
 
@@ -69,14 +68,8 @@ def read_speed(directory: Path) -> Speed | None:
     Raises:
         UserError: the file is there, but is no benchmark.
     """
-    path = directory / NAME
-    if not path.is_file():
+    record = read_benchmark(directory)
+    if record is None:
         return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        timings = [Timing(*(row[field] for field in Timing._fields)) for row in result["rows"]]
-        if not timings:
-            raise ValueError("it has no rows")
-        return Speed(result["device"], timings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what a benchmark writes ({error}); delete it") from None
+    timings = [Timing(*(row[field] for field in Timing._fields)) for row in record["rows"]]
+    return Speed(record["device"], timings)

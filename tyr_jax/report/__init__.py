@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
+from tyr_jax.files import write_text
 from tyr_jax.report import card, page
 from tyr_jax.report.tables import Record
 from tyr_jax.workspace.records import read_recovery, read_summary
@@ -23,7 +24,7 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
     }
     try:
         for name, content in files.items():
-            (directory / name).write_text(content, encoding="utf-8")
+            write_text(directory / name, content)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     return [directory / name for name in files]

@@ -5,7 +5,7 @@ import importlib.resources
 import jinja2
 
 from tyr_jax.report.page import command_of, fate_of, title_of
-from tyr_jax.report.render import grid, markdown_table
+from tyr_jax.report.render import fenced, grid, markdown, markdown_table
 from tyr_jax.report.tables import Record, quality_table, recovery_table
 
 
@@ -16,14 +16,15 @@ def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     units = (summary["searched"] or summary["uniform"])["units"]
     return environment.from_string(source).render(
-        title=title_of(summary),
-        model=summary["settings"]["model"],
+        title=markdown(title_of(summary)),
+        model=markdown(summary["settings"]["model"]),
         heads=f"{units['attention']['removed']:,} of {units['attention']['total']:,}",
         neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
         figures=markdown_table(grid(quality_table(summary))),
         fate=fate_of(summary),
         trust=trust,
-        command=command_of(summary, recovery),
+        command=fenced(command_of(summary, recovery)),
         recovery=recovery,
+        sources=markdown(", ".join(recovery["sources"])) if recovery else "",
         recovered=markdown_table(grid(recovery_table(recovery, digits=2))) if recovery else "",
     )

@@ -3,12 +3,18 @@
 Axis letters: `L` layers.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self, TypeVar
 
 from markupsafe import Markup
+
+T = TypeVar("T")
+
+MOST_POINTS = 2000
+"""Points of a figure, of which it has not so many columns."""
 
 WIDTH, HEIGHT = 640, 200
 ROWS = 32
@@ -44,6 +50,12 @@ def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Markup:
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x0, y0, x1, y1, kind
     )
+
+
+def thinned(values: Sequence[T], most: int) -> Sequence[T]:
+    """Of more than `most` values about that many, evenly apart, and the last."""
+    step = math.ceil(len(values) / most)
+    return values if step <= 1 else [*values[:-1:step], values[-1]]
 
 
 def layer_ticks(depth: int, y: float) -> list[Markup]:
@@ -90,10 +102,9 @@ def kept_rows(rows: Sequence[tuple[str, Sequence[int]]], units: int, noun: str) 
         parts.append(text(LEFT + ROWS - 8, y + 15, name, "end"))
         for layer, count in enumerate(kept):
             title = f"{name}, layer {layer}: {count} of {units} {noun}"
-            x = LEFT + ROWS + layer * width
-            parts.append(
-                rect(x + 0.5, y + 1, width - 1, tall - 2, "mark", title, 0.06 + 0.94 * count / units)
-            )
+            x, share = LEFT + ROWS + layer * width, count / units
+            box = rect(x + 0.5, y + 1, max(width - 1, 0.1), tall - 2, "mark", title, 0.06 + 0.94 * share)
+            parts.append(box)
     changed = [
         sum(a != b for a, b in zip(first, second, strict=True))
         for (_, first), (_, second) in itertools.pairwise(rows)
@@ -111,7 +122,7 @@ def speed_bars(bars: Sequence[tuple[str, float, float]], measure: str) -> Markup
     room = WIDTH - left - RIGHT
 
     parts: list[str] = []
-    for tick in range(int(end) + 1):
+    for tick in range(0, int(end) + 1, 10 ** max(0, math.ceil(math.log10(end / 10)))):
         x = left + room * tick / end
         parts += [line(x, 0, x, len(bars) * tall, "grid"), text(x, height - 8, f"{tick}×")]
     for number, (name, ratio, limit) in enumerate(bars):
@@ -127,7 +138,7 @@ def speed_bars(bars: Sequence[tuple[str, float, float]], measure: str) -> Markup
 
 def round_ticks(low: float, high: float) -> list[float]:
     """Two to seven round numbers, evenly apart, that span `low` to `high`."""
-    span = max(high - low, abs(high) * 1e-3, 1e-12)
+    span = max(high - low, abs(high) * 1e-3, 1e-9)
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
     first = math.floor(low / step)
@@ -143,8 +154,9 @@ class Axis(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float], floor: float) -> Self:
-        """An axis that has room for all `values`."""
-        return cls(round_ticks(min(values), max(values)), floor)
+        """An axis that has room for all `values` whose differences a float can hold."""
+        low, high = (min(max(value, -1e300), 1e300) for value in (min(values), max(values)))
+        return cls(round_ticks(low, high), floor)
 
     def y(self, value: float) -> float:
         """Where a value is."""
@@ -162,48 +174,53 @@ def loss_line(losses: Sequence[float], tokens: int) -> Markup:
     """The loss of every step of a training on so many `tokens`."""
     axis = Axis.of(losses, HEIGHT - BOTTOM)
     left, room = LEFT + 10, WIDTH - LEFT - 10 - RIGHT
-    last = max(len(losses) - 1, 1)
-    path = " ".join(f"{left + room * step / last:.1f},{axis.y(loss):.1f}" for step, loss in enumerate(losses))
+    last, points = max(len(losses) - 1, 1), thinned(list(enumerate(losses)), MOST_POINTS)
+    path = " ".join(f"{left + room * step / last:.1f},{axis.y(loss):.1f}" for step, loss in points)
     curve = Markup('<polyline points="{}" class="curve"/>').format(path)
     ends = text(left, HEIGHT - 8, "0", "start"), text(WIDTH - RIGHT, HEIGHT - 8, f"{tokens:,} tokens", "end")
     label = f"loss of {len(losses)} steps, from {losses[0]:.4f} to {losses[-1]:.4f}"
     return svg(HEIGHT, label, [*axis.grid(), curve, *ends])
 
 
-def search_lines(rounds: Sequence[Sequence[tuple[float, float, float | None]]]) -> Markup:
+def step_marks(
+    name: str, won: float | None, parent: float | None, place: Callable[[float], tuple[float, float]]
+) -> list[Markup]:
+    """The winner of a generation over its parent, each at the `place` of its objective, if that is finite."""
+    title = f"{name}: " + ("not finite" if won is None else f"{won:.4f}")
+    title += "" if parent is None else f", its parent {parent:.4f}"
+    circle = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}"><title>{}</title></circle>')
+    kinds = ((parent, "parent"), (won, "winner"))
+    return [circle.format(*place(value), kind, title) for value, kind in kinds if value is not None]
+
+
+def search_lines(rounds: Sequence[Sequence[tuple[float, float | None, float | None]]]) -> Markup:
     """The objective of the winner of each generation and of the parent it had to beat, over candidate-tokens:
-    `(spent in this round, winner, parent)` for every generation of every round, at least one; a search may
-    have no parents."""
+    `(spent in this round, winner, parent)` for every generation of every round; a search may have no parents,
+    and what is None was not finite, but something is."""
     height = HEIGHT + 20
     floor = height - BOTTOM
-    starts = [sum(points[-1][0] for points in rounds[:number]) for number in range(len(rounds))]
-    total = starts[-1] + rounds[-1][-1][0]
+    spends = [points[-1][0] if points else 0 for points in rounds]
+    *starts, total = itertools.accumulate(spends, initial=0)
+    most = max(2, MOST_POINTS // len(rounds))
     values = [value for points in rounds for point in points for value in point[1:] if value is not None]
     axis = Axis.of(values, floor)
 
     def place(spent: float, value: float) -> tuple[float, float]:
-        return LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / total, axis.y(value)
+        return LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / max(total, 1), axis.y(value)
 
     parts: list[str] = axis.grid()
-    for number, (start, points) in enumerate(zip(starts, rounds, strict=True), start=1):
-        left, right = (place(spent, axis.ticks[0])[0] for spent in (start, start + points[-1][0]))
+    for number, (start, end, points) in enumerate(zip(starts, spends, rounds, strict=True), start=1):
+        left, right = (place(spent, axis.ticks[0])[0] for spent in (start, start + end))
         parts.append(text((left + right) / 2, height - 8, f"round {number}"))
         if start:
             parts.append(line(left, TOP, left, floor, "divider"))
-        path = " ".join("{:.1f},{:.1f}".format(*place(start + spent, won)) for spent, won, _ in points)
+        numbered = thinned(list(enumerate(points, start=1)), most)
+        won = [place(start + spent, best) for _, (spent, best, _) in numbered if best is not None]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in won)
         parts.append(Markup('<polyline points="{}" class="curve"/>').format(path))
-        for generation, (spent, won, parent) in enumerate(points, start=1):
-            title = f"round {number}, generation {generation}: {won:.4f}"
-            title += "" if parent is None else f", its parent {parent:.4f}"
-            for value, kind in ((parent, "parent"), (won, "winner")):
-                if value is None:
-                    continue
-                x, y = place(start + spent, value)
-                parts.append(
-                    Markup(
-                        '<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}"><title>{}</title></circle>'
-                    ).format(x, y, kind, title)
-                )
+        for generation, (spent, best, parent) in numbered:
+            name = f"round {number}, generation {generation}"
+            parts += step_marks(name, best, parent, functools.partial(place, start + spent))
     generations = sum(map(len, rounds))
     label = f"objective of {generations} generations in {len(rounds)} rounds, {total:,.0f} candidate-tokens"
     return svg(height, label, parts)

@@ -16,12 +16,19 @@ from tyr_jax.report.render import Grid, Row, Table, grid, html_table
 from tyr_jax.report.tables import (
     Record,
     models_of,
+    number,
     quality_rows,
     recovery_table,
     size_rows,
     time_table,
 )
 from tyr_jax.space import KINDS
+
+MOST_ROUNDS = 32
+"""Rounds that are shown layer by layer, the last ones."""
+
+MOST_STEPS = 1000
+"""Steps of all rounds, or of a training, that are shown one by one: a page has not many more columns."""
 
 NOUNS = {"attention": "heads", "ffn": "neurons"}
 
@@ -53,7 +60,8 @@ def layer_section(summary: Record, kind: str) -> Section:
     noun, units = NOUNS[kind], summary["uniform"]["units"][kind]
     uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
     per_layer = units["total"] // len(kept)
-    steps = [("uniform", uniform), *((f"round {r['round']}", r["kept"][kind]) for r in summary["rounds"])]
+    rounds = summary["rounds"][-MOST_ROUNDS:]
+    steps = [("uniform", uniform), *((f"round {r['round']}", r["kept"][kind]) for r in rounds)]
     numbers = [["layer", *(name for name, _ in steps)]]
     numbers += [
         [str(layer), *map(str, row)] for layer, row in enumerate(zip(*(k for _, k in steps), strict=True))
@@ -78,27 +86,29 @@ def search_section(summary: Record) -> Section:
         [(entry["candidate_tokens"], entry["objective"], entry.get("parent")) for entry in record["history"]]
         for record in summary["rounds"]
     ]
+    steps = [(record["round"], entry) for record in summary["rounds"] for entry in record["history"]]
     numbers: list[Sequence[object]] = [["round", "generation", "candidate-tokens", "objective", "parent"]]
     numbers += [
         [
-            record["round"],
-            e["generation"],
-            f"{e['candidate_tokens']:,}",
-            f"{e['objective']:.4f}",
-            f"{e['parent']:.4f}" if "parent" in e else "",
+            number_of_round,
+            entry["generation"],
+            f"{entry['candidate_tokens']:,}",
+            number(entry["objective"], ".4f"),
+            number(entry["parent"], ".4f") if "parent" in entry else "",
         ]
-        for record in summary["rounds"]
-        for e in record["history"]
+        for number_of_round, entry in figures.thinned(steps, MOST_STEPS)
     ]
     legend = Markup('<span class="key" style="background:var(--mark)"></span>winner of a generation')
     text = f"The search was {summary['settings']['search'].get('search', 'evolution')}."
-    if any("parent" in entry for record in summary["rounds"] for entry in record["history"]):
+    if any("parent" in entry for _, entry in steps):
         legend += Markup(
             '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on '
             "the same tokens"
         )
         text = "Every generation is scored on other tokens, so compare a winner with its own parent."
-    return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)])
+    # A search of a user's own may note nothing, or nothing finite.
+    drawn = any(value is not None for points in rounds for point in points for value in point[1:])
+    return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
 
 
 def speed_section(summary: Record, speed: Speed | None) -> Section:
@@ -166,12 +176,12 @@ def tiles(summary: Record) -> list[tuple[str, str]]:
     gone = 1 - final["size"]["parameters"] / dense["size"]["parameters"]
     return [
         (
-            f"{quality['perplexity']:.2f}",
-            f"perplexity, {text}; dense {dense['quality'][text]['perplexity']:.2f}",
+            number(quality["perplexity"], ".2f"),
+            f"perplexity, {text}; dense {number(dense['quality'][text]['perplexity'], '.2f')}",
         ),
         (
-            f"{quality['kl']:.4f}",
-            f"KL to dense, {name}; uniform {summary['uniform']['quality'][text]['kl']:.4f}",
+            number(quality["kl"], ".4f"),
+            f"KL to dense, {name}; uniform {number(summary['uniform']['quality'][text]['kl'], '.4f')}",
         ),
         (f"{final['size']['parameters'] / 1e6:.0f} M", f"parameters, {gone:.1%} fewer"),
         (duration(sum({**summary["shared_seconds"], **summary["seconds"]}.values())), "to make it"),

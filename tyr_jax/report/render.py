@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,15 @@ import rich.table
 from markupsafe import Markup
 from rich import box
 from rich.console import Console
+from rich.text import Text
+
+from tyr_jax.formatting import printable, shown
 
 TEXT_WIDTH = 120
 """Columns that a table may take where it is text, and no terminal tells how many there are."""
+
+MARKUP = re.compile(r"[\\`*\[\]<>#|&~$!]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown may take for markup; within words, an underscore is none."""
 
 Grid = Sequence[Sequence[object]]
 """The cells of a table: its header, then its rows."""
@@ -51,21 +58,27 @@ def grid(table: Table) -> Grid:
 def for_terminal(table: Table) -> rich.table.Table:
     """A table for a terminal, where a line of its own says what several rows are about."""
     lines = box.HEAVY_HEAD if table.framed else box.SIMPLE_HEAD
-    shown = rich.table.Table(title=table.title or None, title_justify="left", box=lines)
+    title = Text(printable(table.title), style="table.title") if table.title else None
+    made = rich.table.Table(title=title, title_justify="left", box=lines)
     if table.narrow:
-        shown.padding = (0, 0)
+        made.padding = (0, 0)
     first, *others = table.columns
-    shown.add_column(first, no_wrap=table.narrow)
+    made.add_column(plain(first), no_wrap=table.narrow)
     for column in others:
-        shown.add_column(column, justify="left" if column in table.words else "right")
+        made.add_column(plain(column), justify="left" if column in table.words else "right")
     about = ""
     for row in table.rows:
         if row.about not in ("", about):
-            shown.add_row(row.about)
+            made.add_row(plain(row.about))
         about = row.about
         name = f"… {row.name}" if row.about else row.name
-        shown.add_row(name, *row.cells, style="bold" if row.total else None)
-    return shown
+        made.add_row(*map(plain, (name, *row.cells)), style="bold" if row.total else None)
+    return made
+
+
+def plain(cell: str) -> Text:
+    """A cell as it is: names may hold what rich takes for markup, or what a terminal obeys."""
+    return Text(printable(cell))
 
 
 def as_text(tables: Sequence[Table]) -> str:
@@ -100,5 +113,18 @@ def as_html(tables: Sequence[Table]) -> Markup:
 
 def markdown_table(rows: Grid) -> str:
     """A Markdown table of `rows`, the first of them its header."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(markdown(str(cell)) for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def markdown(text: str) -> str:
+    """Text on one line of Markdown, with nothing in it that Markdown, or HTML in it, would obey."""
+    return re.sub(MARKUP, r"\\\g<0>", printable(text))
+
+
+def fenced(text: str) -> str:
+    """Commands as a block of code, whatever backticks they hold."""
+    text = shown(text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}bash\n{text}\n{fence}"

@@ -16,6 +16,13 @@ Record = Mapping[str, Any]
 """What a run's `summary.json`, or a training's `recovery.json`, holds."""
 
 
+def number(value: float | None, form: str) -> str:
+    """A figure in the `form` of its kind, unless it is too large for that, or not finite."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:{form if abs(value) < 1e9 else '.3g'}}"
+
+
 def models_of(summary: Record) -> dict[str, Record]:
     """The models that a run compared, by name."""
     return {name: summary[name] for name in ("dense", "uniform", "searched") if summary[name]}
@@ -26,8 +33,8 @@ def quality_rows(summary: Record) -> list[Row]:
     rows = []
     for text in summary["dense"]["quality"]:
         measured = [model["quality"][text] for model in models_of(summary).values()]
-        rows.append(Row("perplexity", [f"{each['perplexity']:.2f}" for each in measured], text))
-        rows.append(Row("KL to dense", [f"{each['kl']:.4f}" for each in measured], text))
+        rows.append(Row("perplexity", [number(each["perplexity"], ".2f") for each in measured], text))
+        rows.append(Row("KL to dense", [number(each["kl"], ".4f") for each in measured], text))
     return rows
 
 
@@ -77,7 +84,7 @@ def targets_table(summaries: Sequence[Record]) -> Table:
         for measure, label in (("perplexity", "perplexity"), ("kl", "KL to dense")):
             for name in models:
                 measured = [quality, *(summary[name]["quality"][text] for summary in summaries)]
-                cells = [f"{each[measure]:.4g}" for each in measured]
+                cells = [number(each[measure], ".4g") for each in measured]
                 rows.append(Row(f"{label}, {name}", cells, text))
     rows += parameter_rows([dense, *(summary["searched"] or summary["uniform"] for summary in summaries)])
     alone = [duration(sum(summary["seconds"].values())) for summary in summaries]
@@ -108,10 +115,13 @@ def complaints(health: Record) -> list[str]:
     return sentences
 
 
-def regained(dense: float, pruned: float, recovered: float) -> str:
+def regained(dense: float | None, pruned: float | None, recovered: float | None) -> str:
     """Of what pruning cost in log-perplexity, the share that is there again, from perplexities; a dash where
-    it cost nothing."""
-    return f"{math.log(pruned / recovered) / math.log(pruned / dense):.0%}" if pruned > dense else "–"
+    it cost nothing, or nobody knows."""
+    if dense is None or pruned is None or recovered is None:
+        return "–"
+    first, worst, last = map(math.log, (dense, pruned, recovered))
+    return f"{(worst - last) / (worst - first):.0%}" if worst > first else "–"
 
 
 def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
@@ -123,7 +133,7 @@ def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
     for text in measured["pruned"]:
         values = [measured[name][text]["perplexity"] for name in models]
         share = [regained(*values)] if compared else []
-        rows.append(Row(text, [*(f"{value:.{digits}f}" for value in values), *share]))
+        rows.append(Row(text, [*(number(value, f".{digits}f") for value in values), *share]))
     corner = "" if title else "perplexity"
     return Table([corner, *models, *(["regained"] if compared else [])], rows, title)
 
@@ -133,8 +143,8 @@ def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:
 
     def row(one: TextPerplexity) -> Row:
         windows, tokens = f"{one.windows} × {one.length}", f"{one.tokens:,}"
-        then = f"{one.perplexity_when_made:.3f}" if one.perplexity_when_made else ""
-        return Row(one.text, [one.part, windows, tokens, f"{one.perplexity:.3f}", then])
+        then = number(one.perplexity_when_made, ".3f") if one.perplexity_when_made else ""
+        return Row(one.text, [one.part, windows, tokens, number(one.perplexity, ".3f"), then])
 
     bos = "with" if measured[0].bos else "without"
     columns = ["text", "part", "windows", "tokens", "perplexity", "when made"]
@@ -146,9 +156,9 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
     """Metrics of a model on tasks."""
 
     def row(score: TaskScore) -> Row:
-        error = "" if score.standard_error is None else f"{score.standard_error:.4f}"
+        error = "" if score.standard_error is None else number(score.standard_error, ".4f")
         shots = "" if score.shots is None else str(score.shots)
-        cells = [shots, str(score.questions), score.metric, f"{score.value:.4f}", error]
+        cells = [shots, str(score.questions), score.metric, number(score.value, ".4f"), error]
         return Row(score.task, cells + ([score.data[:16] if score.data else ""] if local else []))
 
     local = any(score.data for score in scores)

@@ -1,6 +1,5 @@
 """How good the models of a job are on its evaluation texts: measured once, logged, and kept."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -101,8 +100,5 @@ def log_quality(job: Job, name: str, measured: Qualities) -> None:
 
 
 def figures(measured: Qualities) -> dict[str, dict[str, float | None]]:
-    """Qualities as JSON has them: where there is no divergence from a dense model, `kl` is None."""
-    return {
-        text: {"perplexity": each.perplexity, "kl": each.kl if math.isfinite(each.kl) else None}
-        for text, each in measured.items()
-    }
+    """Qualities as JSON has them."""
+    return {text: each.as_json() for text, each in measured.items()}

@@ -29,12 +29,10 @@ from tyr_jax.run.models import GivenModel, Record, load, read_paths
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
+from tyr_jax.workspace.records import FORMAT_VERSION, TRAINING_FACTS
 from tyr_jax.workspace.store import Store
 
 PACKAGES = ("jax", "jaxlib", "optax", "transformers", "numpy")
-
-
-STEP_ROWS = "rows of a step"
 
 
 class Given(NamedTuple):
@@ -154,7 +152,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     taught = None if teacher is None else teacher.config
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]
-    also = {STEP_ROWS: rows_of_step}
+    also = {"step_rows": rows_of_step}
     resume.check_inputs(workspace.store, model.params, inputs, workspace.progress.log, also)
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
 
@@ -162,17 +160,19 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
 def kept_rows(store: Store, settings: RecoverySettings) -> int:
     """Rows of a step: as many as when the training began, be it on another number of devices."""
     begun = resume.begun_with(store)
-    return step_rows(settings) if begun is None else int(begun[STEP_ROWS])
+    return step_rows(settings) if begun is None else int(begun["step_rows"])
 
 
 def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
     """(steps done, the state after them, their losses), or where training begins."""
-    last = store.last_step("step")
+    last = store.last_step("step", TRAINING_FACTS)
     if last is None:
         return 0, begun, []
     done, saved = last
-    leaves = [jnp.asarray(array) for array in saved.arrays]
-    return done, jax.tree.unflatten(jax.tree.structure(begun), leaves), saved.facts["losses"]
+    with store.reading(f"step-{done}"):
+        leaves = [jnp.asarray(array) for array in saved.arrays]
+        state = jax.tree.unflatten(jax.tree.structure(begun), leaves)
+    return done, state, saved.facts["losses"]
 
 
 def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) -> tuple[Any, list[float]]:
@@ -234,6 +234,7 @@ def record_of(settings: RecoverySettings, request: Request, task: Task, trained:
     """What was done, with what, and what came of it, as JSON has it."""
     sources = leaves(map(parse_source, settings.data))
     return {
+        "format_version": FORMAT_VERSION,
         "arguments": list(request.arguments),
         "settings": as_json(settings),
         "versions": versions(PACKAGES),

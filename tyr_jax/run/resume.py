@@ -27,12 +27,11 @@ from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.space import LevelGrid
+from tyr_jax.workspace import records
 from tyr_jax.workspace.store import Store, checksum
 
 KEPT = "done before the interruption"
 """What the progress display says of work that need not be done again."""
-
-DEVICES = "number of devices"
 
 SAMPLES = 4096
 """Elements of an array that tell whether it is the same one."""
@@ -59,7 +58,7 @@ def check_space(store: Store, needed: int) -> None:
 
 def begun_with(store: Store) -> dict[str, Any] | None:
     """What a run noted when it began, or None if it has not begun."""
-    saved = store.load("inputs")
+    saved = store.load("inputs", records.INPUT_FACTS)
     return None if saved is None else saved.facts
 
 
@@ -77,16 +76,16 @@ def check_inputs(
         UserError: they have changed, or differ between hosts.
     """
     now = {"model": checksum(jax.tree.map(sample, params)), "text": checksum(text)}
-    for what, number in {**now, DEVICES: devices.count()}.items():
+    for what, number in {**now, "number of devices": devices.count()}.items():
         hosts.check_agreed(what, number)
     begun = begun_with(store)
     if begun is None:
-        store.save("inputs", facts={**now, DEVICES: devices.count(), **(notes or {})})
+        store.save("inputs", facts={**now, "devices": devices.count(), **(notes or {})})
         return
-    if begun[DEVICES] != devices.count():
+    if begun["devices"] != devices.count():
         tell(
-            f"begun on {begun[DEVICES]} devices, it goes on on {devices.count()}: what it finds is equal to "
-            "rounding"
+            f"begun on {begun['devices']} devices, it goes on on {devices.count()}: what it finds is equal "
+            "to rounding"
         )
     changed = [name for name, value in now.items() if begun[name] != value]
     if changed:
@@ -115,7 +114,7 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
 def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
     """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
     `scratch`, residuals are on disk."""
-    last = store.last_step("residual")
+    last = store.last_step("residual", records.RESIDUAL_FACTS)
     if last is None:
         return None
     layer, residual = last
@@ -124,10 +123,12 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch
         saved = store.load(f"sites-{index}")
         if saved is None:
             return None
-        supernet = with_layer(supernet, index, saved.arrays)
+        with store.reading(f"sites-{index}"):
+            supernet = with_layer(supernet, index, saved.arrays)
     arrays, real = residual.arrays or [], residual.facts["real"]
     if arrays and residual.facts["devices"] != devices.count():
-        arrays, real = dealt_anew(arrays, real)
+        with store.reading(f"residual-{layer}"):
+            arrays, real = dealt_anew(arrays, real)
     arrays = scratch.keep(arrays) if scratch else devices.place([jnp.asarray(x) for x in arrays])
     return Fold(supernet, layer + 1, arrays, real)
 
@@ -144,22 +145,29 @@ def keep_answers(store: Store, answers: Answers) -> None:
 
 def kept_answers(store: Store) -> Answers | None:
     """The dense model's answers on the evaluation texts, or None if they are not kept."""
-    saved = store.load("dense")
+    saved = store.load("dense", records.QUALITY_FACTS)
     if saved is None:
         return None
-    qualities = {name: Quality(**fields) for name, fields in saved.facts.items()}
-    return dict(zip(qualities, (Prediction(**fields) for fields in saved.arrays), strict=True)), qualities
+    qualities = qualities_of(saved.facts)
+    with store.reading("dense"):
+        predictions = [Prediction(**fields) for fields in saved.arrays]
+        return dict(zip(qualities, predictions, strict=True)), qualities
 
 
 def keep_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
     """Keep how good a model is on every evaluation text, and `arrays` with it."""
-    store.save(name, arrays, {text: quality._asdict() for text, quality in qualities.items()})
+    store.save(name, arrays, {text: quality.as_json() for text, quality in qualities.items()})
 
 
 def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
     """How good a model is on every evaluation text, or None if that is not kept."""
-    saved = store.load(name)
-    return saved and {text: Quality(**fields) for text, fields in saved.facts.items()}
+    saved = store.load(name, records.QUALITY_FACTS)
+    return saved and qualities_of(saved.facts)
+
+
+def qualities_of(saved: Mapping[str, Any]) -> dict[str, Quality]:
+    """Qualities by name of the text, as they are kept."""
+    return {text: Quality.of(figures) for text, figures in saved.items()}
 
 
 def keep_pool(store: Store, pool: TeacherBatch) -> None:
@@ -173,11 +181,12 @@ def kept_pool(store: Store) -> TeacherBatch | None:
     saved = store.load("pool")
     if saved is None:
         return None
-    arrays = jax.tree.map(jnp.asarray, saved.arrays)
-    dense = Prediction(**arrays["dense"])
-    count, *rest = dense.hidden.shape
-    none = jnp.zeros((count, 0, *rest), dense.hidden.dtype)
-    return TeacherBatch(arrays["tokens"], dense, arrays.get("hidden", none))
+    with store.reading("pool"):
+        arrays = jax.tree.map(jnp.asarray, saved.arrays)
+        dense = Prediction(**arrays["dense"])
+        count, *rest = dense.hidden.shape
+        none = jnp.zeros((count, 0, *rest), dense.hidden.dtype)
+        return TeacherBatch(arrays["tokens"], dense, arrays.get("hidden", none))
 
 
 def keep_round(store: Store, kept: np.ndarray, grid: LevelGrid, rounds: list[dict[str, Any]]) -> None:
@@ -188,21 +197,26 @@ def keep_round(store: Store, kept: np.ndarray, grid: LevelGrid, rounds: list[dic
 
 def kept_round(store: Store) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]]] | None:
     """What `keep_round` kept last, or None before the first round."""
-    last = store.last_step("round")
+    last = store.last_step("round", records.ROUND_FACTS)
     if last is None:
         return None
-    _, saved = last
-    return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
+    number, saved = last
+    with store.reading(f"round-{number}"):
+        return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
 
 
-def keep_descent(store: Store, step: int, levels: np.ndarray, history: list[list[float]]) -> None:
+History = list[list[float | None]]
+"""The objectives met in a descent, step by step; None for what was not finite."""
+
+
+def keep_descent(store: Store, step: int, levels: np.ndarray, history: History) -> None:
     """Keep where a descent stands after `step` steps: `levels [2, L]`, and the objectives met."""
     store.save_step("descent", step, levels, {"history": history})
 
 
-def kept_descent(store: Store) -> tuple[int, np.ndarray, list[list[float]]] | None:
+def kept_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
     """(steps done, and what `keep_descent` kept), or None before the first."""
-    last = store.last_step("descent")
+    last = store.last_step("descent", records.DESCENT_FACTS)
     if last is None:
         return None
     step, saved = last
@@ -214,22 +228,28 @@ def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any
     the candidate-tokens spent."""
     leaves = [np.asarray(plain_key(leaf)) for leaf in jax.tree.leaves(state)]
     arrays = {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
-    empty = {str(index): (leaf.shape, leaf.dtype.name) for index, leaf in enumerate(leaves) if not leaf.size}
+    empty = {
+        str(index): {"shape": leaf.shape, "dtype": leaf.dtype.name}
+        for index, leaf in enumerate(leaves)
+        if not leaf.size
+    }
     store.save_step("search", step, arrays, {"history": history, "spent": spent, "empty": empty})
 
 
 def kept_search(store: Store, begun: Any) -> tuple[int, Any, list[dict[str, Any]], int]:
     """(steps done, state, records, candidate-tokens spent) of a search that would begin with the state
     `begun`, as far as they are kept."""
-    last = store.last_step("search")
+    last = store.last_step("search", records.SEARCH_FACTS)
     if last is None:
         return 0, begun, [], 0
     step, saved = last
     leaves, structure = jax.tree.flatten(begun)
-    empty = {index: np.zeros(*what) for index, what in saved.facts["empty"].items()}
-    kept = saved.arrays | empty
-    found = [like_key(kept[str(index)], leaf) for index, leaf in enumerate(leaves)]
-    return step, jax.tree.unflatten(structure, found), saved.facts["history"], saved.facts["spent"]
+    with store.reading(f"search-{step}"):
+        empty = {index: np.zeros(**what) for index, what in saved.facts["empty"].items()}
+        kept = saved.arrays | empty
+        found = [like_key(kept[str(index)], leaf) for index, leaf in enumerate(leaves)]
+        state = jax.tree.unflatten(structure, found)
+    return step, state, saved.facts["history"], saved.facts["spent"]
 
 
 def is_key(leaf: Any) -> bool:

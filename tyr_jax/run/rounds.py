@@ -11,6 +11,7 @@ import numpy as np
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
+from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
@@ -141,7 +142,7 @@ class Round:
         return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
-def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float]]]:
+def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]:
     """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
     objectives met on the way."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
@@ -159,7 +160,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
         for step in range(done, steps):
             sloped, scored = orders[step][:count], orders[step][count : 2 * count]
             levels, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
-            history = [*history, *([objectives] if objectives else [])]
+            history = [*history, *([as_json(objectives)] if objectives else [])]
             resume.keep_descent(this.store, step + 1, levels, history)
     return levels, history
 
@@ -191,9 +192,12 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
                 record = search.record(state)
             if record is None:
                 return
-            entry = {"generation": step, "objective": float(fitness.min()), **record}
+            noted = loop.checked_record(search, record)
+            entry = as_json({"generation": step, "objective": float(fitness.min()), **noted})
             history.append(entry | {"candidate_tokens": spent})
-            stage.advance(0, f"generation {entry['generation']}, objective {entry['objective']:.4f}")
+            best = entry["objective"]
+            told = "not finite" if best is None else f"{best:.4f}"
+            stage.advance(0, f"generation {entry['generation']}, objective {told}")
             resume.keep_search(this.store, step, state, history, spent)
             run.events.write("generation", round=this.number, **history[-1])
 

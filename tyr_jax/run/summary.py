@@ -12,6 +12,7 @@ from tyr_jax import __version__
 from tyr_jax.data import fingerprint
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.options import as_json
+from tyr_jax.run.measure import figures
 from tyr_jax.run.pipeline import Outcome, Pruned
 from tyr_jax.run.rounds import kept_by_kind
 from tyr_jax.workspace.events import EventLog
@@ -48,7 +49,7 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
         "kept": kept_by_kind(pruned.kept),
         "units": units(outcome, pruned),
         "size": size(pruned.config, outcome.dense.dtype),
-        "quality": {text: measured._asdict() for text, measured in pruned.quality.items()},
+        "quality": figures(pruned.quality),
     }
 
 
@@ -96,7 +97,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         "distribution": kept_by_kind(outcome.final.kept),
         "dense": {
             "size": size(dense.model.config, dense.model.stored_dtype),
-            "quality": {text: measured._asdict() for text, measured in dense.quality.items()},
+            "quality": figures(dense.quality),
         },
         "uniform": describe(outcome, outcome.uniform),
         "searched": None if searched is None else describe(outcome, searched),

@@ -3,7 +3,7 @@
 Axis letters: `C` candidates, `L` layers, `S` sequences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -98,6 +98,22 @@ def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
             "at least one",
         )
     return Query(candidates.astype(np.int32), sequences)
+
+
+def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, float]:
+    """What a search notes of a step: numbers by name.
+
+    Raises:
+        UserError: it is something else; names the search and what that is.
+    """
+    if not isinstance(record, Mapping):
+        raise broken(search, f"records a {type(record).__name__}: it must be a mapping, or None")
+    for name, value in record.items():
+        kinds, wanted = ("iu", "whole number from 0 on") if name == "generation" else ("iuf", "number")
+        right = isinstance(name, str) and not np.ndim(value) and np.asarray(value).dtype.kind in kinds
+        if not right or (name == "generation" and value < 0):
+            raise broken(search, f"records a {type(value).__name__} as {name!r}: it must be a {wanted}")
+    return {name: np.asarray(value).item() for name, value in record.items()}
 
 
 def check_candidates(search: Search, candidates: Candidates, space: SearchSpace, verb: str) -> None:

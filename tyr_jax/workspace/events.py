@@ -1,29 +1,41 @@
 """What happened in a run: in memory and, where the run has a directory, in a file of JSON lines."""
 
-import contextlib
 import copy
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import parse_json, read_text, write_text
+from tyr_jax.options import as_json
+from tyr_jax.workspace.records import EVENT_FORMAT, FORMAT_VERSION, check_event
+from tyr_jax.workspace.schema import check_version, mended
 
 NAME = "events.jsonl"
 """The file."""
 
+MAX_BYTES = 2**27
+"""Bytes of a file that is read; those of a million events."""
+
 
 class EventLog:
     """Events of a run, after those of the run that it goes on from; in a file, if it has one, each line is
-    flushed when it happens."""
+    flushed when it happens. The first says how the others are to be read."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._entries = read_entries(path) if path else []
-        self._file = path.open("a", encoding="utf-8") if path else None
+        if path and self._entries:
+            # What follows must not go on in a line that a process had no time to end.
+            write_text(path, _lines(self._entries))
+        self._file = path.open("a" if self._entries else "w", encoding="utf-8") if path else None
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
+        if not self._entries:
+            self.write("log", format_version=FORMAT_VERSION)
 
     def __enter__(self) -> "EventLog":
         return self
@@ -41,11 +53,11 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the seconds since the start."""
         seconds = round(time.monotonic() - self._start, 3)
-        entry = {"event": event, "seconds": seconds, **self._fields, **fields}
+        entry = as_json({"event": event, "seconds": seconds, **self._fields, **fields})
         self._entries.append(entry)
         if self._path and self._file:
             _check_there(self._path, self._file)
-            self._file.write(json.dumps(entry) + "\n")
+            self._file.write(_lines([entry]))
             self._file.flush()
 
     def entries(self) -> list[dict[str, Any]]:
@@ -63,8 +75,12 @@ class EventLog:
 
     def save(self, directory: Path) -> None:
         """Write all events into a directory."""
-        lines = [json.dumps(entry) + "\n" for entry in self.entries()]
-        (directory / NAME).write_text("".join(lines), encoding="utf-8")
+        write_text(directory / NAME, _lines(self.entries()))
+
+
+def _lines(entries: Iterable[dict[str, Any]]) -> str:
+    """Events as a file has them."""
+    return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
 
 def _check_there(path: Path, file: IO[str]) -> None:
@@ -81,12 +97,27 @@ def _check_there(path: Path, file: IO[str]) -> None:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """All events in a file, the last line left out if the process died while writing it."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries
+    """All events in a file, none if it is not there; without the last line, if the process died before it had
+    written that to its end.
+
+    Raises:
+        UserError: a line is no event, or the file is of another version; names it.
+    """
+    if not os.path.lexists(path):
+        return []
+    with mended(EVENT_FORMAT):
+        *lines, _ = read_text(path, MAX_BYTES).split("\n")
+    return [_entry(line, f"{path}, line {number}", number == 1) for number, line in enumerate(lines, 1)]
+
+
+def _entry(line: str, where: str, first: bool) -> dict[str, Any]:
+    """The event of a line, of which the first says the version."""
+    with mended(EVENT_FORMAT):
+        entry = parse_json(line, where)
+    if first:
+        check_version(entry, EVENT_FORMAT, where)
+    check_event(entry, where)
+    return dict(entry)
 
 
 def read_events(path: Path, event: str) -> list[dict[str, Any]]:

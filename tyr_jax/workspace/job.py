@@ -3,19 +3,19 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import read_json, write_json
+from tyr_jax.files import write_json
 from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Ended, Progress
+from tyr_jax.workspace.records import asked_record, read_asked, read_stage, stage_record
 from tyr_jax.workspace.store import Store
 
 INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset"
@@ -79,7 +79,7 @@ def open_workspace(
         progress = stack.enter_context(
             Progress(
                 quiet=request.quiet or not hosts.is_first(),
-                earlier=[Ended(**entry["ended"]) for entry in log.written("stage")],
+                earlier=[ended_of(entry["ended"]) for entry in log.written("stage")],
                 on_end=functools.partial(write_stage, log, writing and writing.stage),
                 on_sign=functools.partial(note_stage, writing and writing.stage),
             )
@@ -129,7 +129,7 @@ def write_stage(log: EventLog, running: Path | None, ended: Ended) -> None:
 def note_stage(running: Path | None, so_far: Ended) -> None:
     """Note how long the stage that runs has taken, should the process be killed in it."""
     if running:
-        write_json(running, so_far._asdict())
+        write_json(running, stage_record(so_far._asdict()))
 
 
 def count_killed(log: EventLog, running: Path) -> None:
@@ -138,13 +138,14 @@ def count_killed(log: EventLog, running: Path) -> None:
     Raises:
         UserError: what is noted of it is damaged.
     """
-    if not running.exists():
-        return
-    noted = read_json(running)
-    try:
-        write_stage(log, running, Ended(str(noted["part"]), str(noted["stage"]), float(noted["seconds"])))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{running} is damaged; begin anew with --restart") from None
+    noted = read_stage(running)
+    if noted is not None:
+        write_stage(log, running, ended_of(noted))
+
+
+def ended_of(saved: Mapping[str, Any]) -> Ended:
+    """A stage that is over, as a record has it."""
+    return Ended(*(saved[field] for field in Ended._fields))
 
 
 def asked(settings: JobSettings) -> dict[str, Any]:
@@ -156,17 +157,12 @@ def claim(path: Path, settings: JobSettings) -> None:
     """Note at `path` what a job is asked for; one that was interrupted is only gone on with for the same.
 
     Raises:
-        UserError: it was asked for something else; names the options.
+        UserError: it was asked for something else; names the options. Or the note cannot be read.
     """
-    if not path.is_file():
-        write_json(path, asked(settings))
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        flags = differences(before, asked(settings))
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged; begin anew with --restart") from None
-    if flags:
+    before = read_asked(path)
+    if before is None:
+        write_json(path, asked_record(asked(settings)))
+    elif flags := differences(before, asked(settings)):
         raise UserError(
             f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
             "begin anew with --restart"

@@ -1,23 +1,473 @@
-"""What a model's directory says of how it was made: of its pruning `summary.json`, and of its training
-`recovery.json`."""
+"""What is stored and read again, each with one schema and version: of a model's directory how it was pruned
+(`summary.json`), trained (`recovery.json`) and timed (`benchmark.json`); of a job what it was asked for, what
+happened in it (`events.jsonl`), and what it keeps to go on from.
 
-import json
+Fields that are not named here are allowed and left alone: components of a user's own have options of their
+own, and whatever a later program adds to a record survives its copies.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 
-from tyr_jax.data import DataSpec
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from tyr_jax.data import DataSpec, parse_source
 from tyr_jax.errors import UserError
+from tyr_jax.files import read_json
+from tyr_jax.space import KINDS
+from tyr_jax.workspace.schema import (
+    Count,
+    Fault,
+    Format,
+    Layers,
+    Many,
+    Named,
+    Positive,
+    Seconds,
+    Share,
+    Some,
+    SomeNamed,
+    check,
+    check_version,
+    mended,
+)
+
+T = TypeVar("T")
 
 SUMMARY = "summary.json"
 RECOVERY = "recovery.json"
+BENCHMARK = "benchmark.json"
+
+MEASURES: tuple[Literal["first token"], Literal["each token after"]] = ("first token", "each token after")
+"""What a benchmark times."""
 
 FORMAT_VERSION = 1
+"""Of all records here; each may go its own way once one of them changes."""
 
-PARTS = (
-    *("arguments", "versions", "device", "sparsity", "distribution", "dense", "uniform", "searched"),
-    *("rounds", "health", "texts", "seconds", "shared_seconds"),
+Target = Annotated[float, Field(gt=0, lt=1)]
+Perplexity = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(gt=1e-9, lt=1e9)]
+
+
+def _source(text: str) -> str:
+    try:
+        parse_source(text)
+    except (UserError, OSError) as error:
+        raise ValueError(f"name a text: {error}") from None
+    return text
+
+
+SourceName = Annotated[str, AfterValidator(_source)]
+
+
+class ByKind(TypedDict, Generic[T]):
+    """One of each for the two kinds of site."""
+
+    attention: T
+    ffn: T
+
+
+class SavedSpec(TypedDict):
+    """`data.DataSpec`."""
+
+    calibration: Many[SourceName]
+    evaluation: Many[SourceName]
+    sequence_length: Positive
+    search_length: Positive
+    calibration_tokens: Count
+    calibration_noise: Share
+    calibration_openings: Count
+    search_tokens: Count
+    evaluation_length: Annotated[int, Field(ge=2, le=2**60)]
+    evaluation_windows: Positive
+    bos: bool
+    chat_template: bool
+
+
+class Quality(TypedDict):
+    """How good a model is on a text; None of what is not finite, or not known."""
+
+    perplexity: Perplexity | None
+    kl: float | None
+
+
+Qualities = SomeNamed[Quality]
+
+
+class Size(TypedDict):
+    """What a model takes."""
+
+    block_parameters: Count
+    parameters: Positive
+    bytes: Positive
+
+
+class Units(TypedDict):
+    """Units of a kind."""
+
+    total: Positive
+    kept: Count
+    removed: Count
+    sparsity: Share
+    budget: Count
+
+
+class Dense(TypedDict):
+    """The dense model."""
+
+    size: Size
+    quality: Qualities
+
+
+class PrunedModel(Dense):
+    """A pruned one."""
+
+    kept: ByKind[Layers]
+    units: ByKind[Units]
+
+
+class Step(TypedDict):
+    """What is noted of a step of a search; a search of a user's own may note more."""
+
+    generation: Count
+    objective: float | None
+    parent: NotRequired[float | None]
+    candidate_tokens: Count
+
+
+class Round(TypedDict):
+    """A round of supernet and search."""
+
+    round: Positive
+    step: ByKind[Positive]
+    descent: Many[Many[float | None]]
+    kept: ByKind[Layers]
+    history: Many[Step]
+
+
+class Damped(TypedDict):
+    """A site whose damping was raised."""
+
+    stage: str
+    site: str
+    damping: float
+
+
+class Health(TypedDict):
+    """What a run had to work around."""
+
+    damping_raised: Many[Damped]
+    objectives_not_finite: Count
+
+
+class Text(TypedDict):
+    """A text that was read."""
+
+    sequences: Count
+    length: Count
+    sha256: str
+    source: str | None
+
+
+class Chosen(TypedDict):
+    """A search, by its name."""
+
+    search: str
+
+
+class RunSettings(TypedDict):
+    """Settings of a pruning, as far as they are read again."""
+
+    model: str
+    sparsity: Some[Target]
+    output: str
+    layout: Literal["compressed", "masked"]
+    data: SavedSpec
+    search: Chosen
+
+
+class Sparsity(ByKind[Share]):
+    """What was asked for, and what came of it."""
+
+    asked: Target
+
+
+class Summary(TypedDict):
+    """`summary.json`."""
+
+    arguments: Many[str]
+    settings: RunSettings
+    versions: Named[str]
+    device: str
+    sparsity: Sparsity
+    distribution: ByKind[Layers]
+    dense: Dense
+    uniform: PrunedModel
+    searched: PrunedModel | None
+    rounds: Annotated[list[Round], Field(max_length=10_000)]
+    health: Health
+    texts: Named[Text]
+    seconds: Named[Seconds]
+    shared_seconds: Named[Seconds]
+
+
+class Goal(TypedDict):
+    """What a training was for."""
+
+    goal: Literal["kd", "next-token", "kd+next-token"]
+
+
+class Method(TypedDict):
+    """What was trained."""
+
+    method: Literal["lora", "full"]
+
+
+class TrainingSettings(TypedDict):
+    """Settings of a training, as far as they are read again."""
+
+    model: str
+    output: str
+    data: Some[SourceName]
+    loss: Goal
+    training: Method
+
+
+class RecoveryQuality(TypedDict):
+    """Quality before and after; of the dense model none, where none was asked."""
+
+    dense: Named[Quality]
+    pruned: Qualities
+    recovered: Qualities
+
+
+class Recovery(TypedDict):
+    """`recovery.json`."""
+
+    arguments: Many[str]
+    settings: TrainingSettings
+    versions: Named[str]
+    sources: Some[str]
+    text: SavedSpec
+    fingerprints: Named[str]
+    trained_tokens: Positive
+    losses: Annotated[list[float], Field(min_length=1)]
+    quality: RecoveryQuality
+    seconds: Named[Seconds]
+
+
+class TimingRow(TypedDict):
+    """`evaluation.speed.Timing`."""
+
+    engine: str
+    prompt: Positive
+    batch: Positive
+    measure: Literal["first token", "each token after"]
+    dense: Ratio
+    pruned: Ratio
+    limit: Ratio
+
+
+class Benchmark(TypedDict):
+    """`benchmark.json`."""
+
+    device: str
+    rows: Annotated[list[TimingRow], Field(min_length=1, max_length=10_000)]
+
+
+class Asked(TypedDict):
+    """What a job was asked for."""
+
+    settings: dict[str, Any]
+
+
+class Event(TypedDict):
+    """Anything that happened."""
+
+    event: str
+    seconds: Seconds
+
+
+class DampedEvent(Event, Damped):
+    """A site's damping was raised."""
+
+
+class Lost(Event):
+    """Candidates had objectives that were not finite."""
+
+    candidates: Count
+
+
+class Ended(TypedDict):
+    """`workspace.progress.Ended`."""
+
+    part: str
+    stage: str
+    seconds: Seconds
+
+
+class StageEvent(Event):
+    """A stage is over."""
+
+    ended: Ended
+
+
+class InputFacts(TypedDict):
+    """What tells a run's inputs, as `run.resume` has it; of a training, also the rows of a step."""
+
+    model: Count
+    text: Count
+    devices: Positive
+    step_rows: NotRequired[Positive]
+
+
+class ResidualFacts(TypedDict):
+    """Behind the last block that is finished: how many sequences of each batch are real, and on how many
+    devices these ran."""
+
+    real: Many[Count]
+    devices: Positive
+
+
+class RoundFacts(TypedDict):
+    """All rounds that are finished."""
+
+    rounds: Many[Round]
+
+
+class DescentFacts(TypedDict):
+    """The objectives met in a descent."""
+
+    history: Many[Many[float | None]]
+
+
+class EmptyLeaf(TypedDict):
+    """An array without elements."""
+
+    shape: Annotated[list[Count], Field(max_length=32)]
+    dtype: str
+
+
+class SearchFacts(TypedDict):
+    """Where a search stands, beside its state."""
+
+    history: Many[Step]
+    spent: Count
+    empty: Named[EmptyLeaf]
+
+
+class TrainingFacts(TypedDict):
+    """Losses of the steps that are done."""
+
+    losses: list[float]
+
+
+def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
+    """What does not fit together in a summary."""
+    uniform, searched, texts = summary["uniform"], summary["searched"], summary["dense"]["quality"]
+    yield from _texts_differ("uniform.quality", uniform["quality"], texts)
+    yield from _units_differ("uniform", uniform, uniform)
+    if searched:
+        yield from _texts_differ("searched.quality", searched["quality"], texts)
+        yield from _units_differ("searched", searched, uniform)
+    for number, record in enumerate(summary["rounds"]):
+        yield from _layers_differ(f"rounds[{number}].kept", record["kept"], uniform)
+    final = searched or uniform
+    for kind in KINDS:
+        same = summary["distribution"][kind] == final["kept"][kind]
+        if not same:
+            wanted = f"be what {'searched' if searched else 'uniform'}.kept.{kind} is"
+            yield Fault(f"distribution.{kind}", summary["distribution"][kind], wanted)
+
+
+def recovery_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """What does not fit together in the record of a training."""
+    texts = record["quality"]["recovered"]
+    yield from _texts_differ("quality.pruned", record["quality"]["pruned"], texts)
+    if record["quality"]["dense"]:
+        yield from _texts_differ("quality.dense", record["quality"]["dense"], texts)
+    yield from _texts_differ("fingerprints", record["fingerprints"], texts)
+
+
+def benchmark_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """What a benchmark lacks."""
+    for measure in MEASURES:
+        if all(row["measure"] != measure for row in record["rows"]):
+            yield Fault("rows", record["rows"], f"have one of measure '{measure}'")
+
+
+def _texts_differ(field: str, found: Mapping[str, Any], texts: Mapping[str, Any]) -> Iterator[Fault]:
+    if found.keys() != texts.keys():
+        yield Fault(field, found, f"have the same texts as the others: {', '.join(texts)}")
+
+
+def _units_differ(field: str, model: Mapping[str, Any], uniform: Mapping[str, Any]) -> Iterator[Fault]:
+    """Of a pruned model, its units and those of its layers."""
+    yield from _layers_differ(f"{field}.kept", model["kept"], uniform)
+    for kind in KINDS:
+        units, where = model["units"][kind], f"{field}.units.{kind}"
+        total = uniform["units"][kind]["total"]
+        depth, kept = len(model["kept"][kind]), sum(model["kept"][kind])
+        if units["total"] != total:
+            yield Fault(f"{where}.total", units["total"], f"be {total}, as in uniform")
+        if total % depth:
+            yield Fault(f"{where}.total", total, f"be a multiple of the {depth} layers")
+        if units["kept"] != kept:
+            yield Fault(f"{where}.kept", units["kept"], f"be {kept}, what the layers keep in all")
+        if units["removed"] != total - kept:
+            yield Fault(f"{where}.removed", units["removed"], f"be {total - kept}, what is not kept")
+
+
+def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: Mapping[str, Any]) -> Iterator[Fault]:
+    """Of what layers keep, how many they are and what one of them can have."""
+    depth = len(uniform["kept"]["attention"])
+    for kind in KINDS:
+        if len(kept[kind]) != depth:
+            yield Fault(f"{field}.{kind}", kept[kind], f"have {depth} layers, as uniform.kept.attention has")
+        most = uniform["units"][kind]["total"] // depth
+        for layer, count in enumerate(kept[kind]):
+            if count > most:
+                yield Fault(f"{field}.{kind}[{layer}]", count, f"be at most {most}, what a layer has")
+
+
+def _form(
+    schema: Any,
+    mend: str = "begin anew with --restart",
+    faults: Callable[[Any], Iterator[Fault]] | None = None,
+) -> Format:
+    more = () if faults is None else (faults,)
+    return Format(TypeAdapter(schema), FORMAT_VERSION, mend, *more)
+
+
+SUMMARY_FORMAT = _form(Summary, "restore it, or prune again with python -m tyr_jax.prune", fits)
+RECOVERY_FORMAT = _form(Recovery, "restore it, or train again with python -m tyr_jax.finetune", recovery_fits)
+BENCHMARK_FORMAT = _form(
+    Benchmark, "delete it, or measure again with python -m tyr_jax.benchmark", benchmark_fits
 )
-"""What a summary has beside its format and the settings."""
+ASKED_FORMAT = _form(Asked)
+LOG_MEND = "delete it, or begin anew with --restart"
+STAGE_FORMAT = _form(Ended)
+EVENT_FORMAT = _form(Event, LOG_MEND)
+EVENT_FORMATS = {
+    "damping raised": _form(DampedEvent, LOG_MEND),
+    "objective not finite": _form(Lost, LOG_MEND),
+    "stage": _form(StageEvent, LOG_MEND),
+}
+"""By what happened; of anything else, no more is read than that it is an event."""
+
+ANY_FACTS = _form(dict[str, Any])
+INPUT_FACTS = _form(InputFacts)
+RESIDUAL_FACTS = _form(ResidualFacts)
+QUALITY_FACTS = _form(Qualities)
+ROUND_FACTS = _form(RoundFacts)
+DESCENT_FACTS = _form(DescentFacts)
+SEARCH_FACTS = _form(SearchFacts)
+TRAINING_FACTS = _form(TrainingFacts)
+"""What is kept of a job for it to go on from, beside arrays."""
 
 
 def read_summary(directory: str | Path) -> dict[str, Any] | None:
@@ -26,23 +476,7 @@ def read_summary(directory: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: there is a summary, but it cannot be read.
     """
-    path = Path(directory) / SUMMARY
-    if not path.is_file():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        version = summary["format_version"]
-        DataSpec(**summary["settings"]["data"])
-        missing = [part for part in PARTS if part not in summary]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the summary of a run ({error}); restore it or delete it") from None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format_version {version}, but this tyr_jax reads {FORMAT_VERSION}")
-    if missing:
-        raise UserError(
-            f"{path} lacks '{missing[0]}': it is not the summary of a run; restore it or delete it"
-        )
-    return dict(summary)
+    return _read(Path(directory, SUMMARY), SUMMARY_FORMAT)
 
 
 def read_recovery(directory: str | Path) -> dict[str, Any] | None:
@@ -51,21 +485,71 @@ def read_recovery(directory: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: there is one, but it cannot be read.
     """
-    path = Path(directory) / RECOVERY
-    if not path.is_file():
+    return _read(Path(directory, RECOVERY), RECOVERY_FORMAT)
+
+
+def read_benchmark(directory: str | Path) -> dict[str, Any] | None:
+    """The benchmark of the model in `directory`, or None if there was none.
+
+    Raises:
+        UserError: there is one, but it cannot be read.
+    """
+    return _read(Path(directory, BENCHMARK), BENCHMARK_FORMAT)
+
+
+def read_asked(path: Path) -> dict[str, Any] | None:
+    """What the job was asked for that works at a place, as `asked_record` has it; None if none does.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    record = _read(path, ASKED_FORMAT)
+    return record and record["settings"]
+
+
+def asked_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job is asked for, to be read by `read_asked`."""
+    return {"format_version": FORMAT_VERSION, "settings": settings}
+
+
+def read_stage(path: Path) -> dict[str, Any] | None:
+    """The stage that a process was killed in, as `stage_record` has it; None if it was in none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _read(path, STAGE_FORMAT)
+
+
+def stage_record(ended: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage that runs, to be read by `read_stage`."""
+    return {"format_version": FORMAT_VERSION, **ended}
+
+
+def check_event(entry: Any, where: str) -> None:
+    """Refuse what is no event, at `where` in a file.
+
+    Raises:
+        UserError: names the field.
+    """
+    check(entry, EVENT_FORMAT, where)
+    if entry["event"] in EVENT_FORMATS:
+        check(entry, EVENT_FORMATS[entry["event"]], where)
+
+
+def _read(path: Path, form: Format) -> dict[str, Any] | None:
+    # What is there but is no file, such as a link to nothing, is a mistake to tell.
+    if not os.path.lexists(path):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        spec_of(record["text"])
-        _ = record["settings"]["data"], record["quality"]["recovered"], record["fingerprints"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not the record of a training ({error}); restore it or delete it"
-        ) from None
-    return dict(record)
+    with mended(form):
+        record = read_json(path)
+    check_version(record, form, str(path))
+    check(record, form, str(path))
+    return record
 
 
-def spec_of(saved: dict[str, Any]) -> DataSpec:
+def spec_of(saved: Mapping[str, Any]) -> DataSpec:
     """A specification of text as JSON has it."""
-    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
+    values = ((field.name, saved[field.name]) for field in dataclasses.fields(DataSpec))
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
     return DataSpec(**fields)

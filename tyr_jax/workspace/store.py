@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import parse_json
 from tyr_jax.runtime import devices, hosts
+from tyr_jax.workspace.records import ANY_FACTS, FORMAT_VERSION
+from tyr_jax.workspace.schema import Format, check, check_version, mended
 
 
 class Saved(NamedTuple):
@@ -65,7 +68,8 @@ class Store:
         path = self.directory / name
         if self.root is not None and not self.root.is_dir():
             raise UserError(f"{self.root} has disappeared during the run; start the same command again")
-        piece = {"facts": np.frombuffer(json.dumps(facts or {}).encode(), np.uint8)}
+        told = json.dumps({"format_version": FORMAT_VERSION, "facts": facts or {}}, allow_nan=False)
+        piece = {"facts": np.frombuffer(told.encode(), np.uint8)}
         if arrays is not None:
             piece["arrays"] = devices.fetch(arrays)
         piece["checksum"] = np.asarray(checksum(piece), np.uint32)
@@ -81,27 +85,46 @@ class Store:
                 "and run the same command again, which goes on from here"
             ) from error
 
-    def load(self, name: str) -> Saved | None:
-        """The piece `name` as it was saved, its arrays NumPy's, or None if it is not there.
+    def load(self, name: str, form: Format = ANY_FACTS) -> Saved | None:
+        """The piece `name` as it was saved, its arrays NumPy's, or None if it is not there; its facts are of
+        this `form`.
 
         Raises:
-            UserError: it is there, but damaged.
+            UserError: it is there, but damaged, or of another version of this program.
         """
         if self.directory is None or not (self.directory / name).is_dir():
             return None
         path = self.directory / name
-        try:
+        with self.reading(name):
             with _checkpointer() as checkpointer:
                 tree = checkpointer.metadata(path.resolve()).item_metadata.tree
                 numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 piece = checkpointer.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=numpy))
             if piece.pop("checksum") != checksum(piece):
                 raise ValueError("its checksum differs")
-            return Saved(piece.get("arrays"), json.loads(piece["facts"].tobytes()))
+            where = f"finished work in {path}"
+            with mended(form):
+                told = parse_json(piece["facts"].tobytes().decode(), where)
+            check_version(told, form, where)
+            check(told["facts"], form, where)
+            return Saved(piece.get("arrays"), told["facts"])
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """A context in which what is read of the piece `name` may turn out to be anything.
+
+        Raises:
+            UserError: the body failed over it.
+        """
+        try:
+            yield
+        except UserError:
+            raise
         except Exception as error:
             # Damage makes Orbax and TensorStore raise whatever their readers stumble over.
             raise UserError(
-                f"finished work in {path} is damaged or cannot be read; begin anew with --restart"
+                f"finished work in {self.directory}/{name} is damaged or cannot be read; begin anew with "
+                "--restart"
             ) from error
 
     def save_step(
@@ -113,10 +136,10 @@ class Store:
             if before < step:
                 self.drop(f"{name}-{before}")
 
-    def last_step(self, name: str) -> tuple[int, Saved] | None:
+    def last_step(self, name: str, form: Format = ANY_FACTS) -> tuple[int, Saved] | None:
         """(step, what was kept) of the last step of the work `name`, or None before the first."""
         steps = self._steps(name)
-        saved = self.load(f"{name}-{max(steps)}") if steps else None
+        saved = self.load(f"{name}-{max(steps)}", form) if steps else None
         return (max(steps), saved) if saved else None
 
     def _steps(self, name: str) -> list[int]:

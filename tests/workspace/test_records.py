@@ -1,0 +1,266 @@
+"""Stored records are input: whatever was done to one, it is read as it is or told of in a sentence."""
+
+import dataclasses
+import json
+import os
+import re
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import record_samples
+from record_samples import altered, benchmark, events, recovery, summary
+
+from tyr_jax.data import DataSpec, check_sizes
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation.provenance import provenance_of
+from tyr_jax.evaluation.speed import read_speed
+from tyr_jax.options import as_json
+from tyr_jax.recovery.loss import Loss
+from tyr_jax.recovery.train import Training
+from tyr_jax.report import card, page, tables
+from tyr_jax.run.summary import health
+from tyr_jax.settings import Settings
+from tyr_jax.workspace import job, records, schema
+from tyr_jax.workspace.events import EventLog, read_entries
+from tyr_jax.workspace.records import read_benchmark, read_recovery, read_summary
+
+Read = Callable[[Path], Any]
+
+
+def read_events_of(directory: Path) -> Any:
+    return read_entries(directory / "events.jsonl") or None
+
+
+READERS: dict[str, tuple[Callable[[], Any], Read]] = {
+    "summary.json": (summary, read_summary),
+    "recovery.json": (recovery, read_recovery),
+    "benchmark.json": (benchmark, read_benchmark),
+    "events.jsonl": (events, read_events_of),
+}
+EVERY = pytest.mark.parametrize("name", READERS)
+
+
+def write(path: Path, record: Any) -> None:
+    lines = record if path.suffix == ".jsonl" else [record]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def check_sentence(sentence: str, path: Path) -> str:
+    """A sentence on one line that fits a terminal and names the file."""
+    assert "\n" not in sentence
+    assert str(path) in sentence
+    assert len(sentence) < 400 + len(str(path))
+    return sentence
+
+
+def refused(directory: Path, name: str) -> str:
+    """The sentence that a record is refused with."""
+    with pytest.raises(UserError) as error:
+        READERS[name][1](directory)
+    return check_sentence(str(error.value), directory / name)
+
+
+@EVERY
+def test_a_record_is_read_as_it_is(name: str, tmp_path: Path) -> None:
+    make, read = READERS[name]
+    assert read(tmp_path) is None
+    record = make()
+    (record[1] if isinstance(record, list) else record)["of a later day"] = {"x": [None]}
+    write(tmp_path / name, record)
+    assert read(tmp_path) == record
+
+
+def show(directory: Path) -> None:
+    """All that is shown and known of a model."""
+    made, won = read_summary(directory) or {}, read_recovery(directory)
+    assert page.render(made, read_speed(directory), won)
+    assert card.render(made, True, won)
+    assert tables.closing_tables([made])
+    assert tables.closing_tables([made, made])
+    tables.complaints(made["health"])
+    provenance = provenance_of(made, won)
+    assert provenance is not None
+    assert isinstance(provenance.spec, DataSpec)
+    perplexities = [provenance.perplexity(name, np.zeros((1, 2))) for name in provenance.fingerprints]
+    assert not any(perplexities)
+
+
+@EVERY
+def test_whatever_is_done_to_a_record(name: str, tmp_path: Path) -> None:
+    """It is shown, or refused in a sentence that names it, and never anything else."""
+    for other, (make, _) in READERS.items():
+        write(tmp_path / other, make())
+    refusals = shown = 0
+    for what, record in altered(READERS[name][0]()):
+        write(tmp_path / name, record)
+        try:
+            READERS[name][1](tmp_path)
+        except UserError as error:
+            check_sentence(str(error), tmp_path / name)
+            refusals += 1
+            continue
+        try:
+            take_up(tmp_path / name) if name == "events.jsonl" else show(tmp_path)
+        except Exception as error:
+            raise AssertionError(what) from error
+        shown += 1
+    assert min(refusals, shown) > 20
+
+
+def take_up(path: Path) -> None:
+    """What a job that goes on reads of what happened before."""
+    with EventLog(path) as log:
+        assert all(job.ended_of(entry["ended"]).seconds >= 0 for entry in log.written("stage"))
+        assert health(log)["objectives_not_finite"] >= 0
+
+
+@EVERY
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '"x"', "\ud800", "[" * 2000, '{"a": 1e999}'])
+def test_what_is_no_record(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode("utf-8", "surrogatepass") + b"\n")
+    sentence = refused(tmp_path, name)
+    assert re.search("restore it, or|delete it, or|--restart", sentence)
+
+
+@EVERY
+def test_what_is_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    refused(tmp_path, name)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path, name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    refused(tmp_path, name)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (None, "has no format_version: it is of an earlier tyr_jax"),
+        (0, "has format_version 0: it is of an earlier tyr_jax"),
+        (-1, "has format_version -1: it is of an earlier tyr_jax"),
+        (2, "has format_version 2, of a later tyr_jax than this one, which reads 1: update tyr_jax, or "),
+        (10**30, "of a later tyr_jax"),
+        (True, "format_version is true, but must be 1"),
+        ("1", 'format_version is "1", but must be 1'),
+        (1.0, "format_version is 1.0, but must be 1"),
+    ],
+)
+def test_other_versions_are_told(name: str, version: Any, message: str, tmp_path: Path) -> None:
+    record = READERS[name][0]()
+    first = record[0] if isinstance(record, list) else record
+    first |= {"format_version": version}
+    if version is None:
+        del first["format_version"]
+    write(tmp_path / name, record)
+    assert message in refused(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rounds.1.kept.ffn.2", -3, "rounds[1].kept.ffn[2] is -3, but must be greater than or equal to 0;"),
+        ("rounds.1.kept.ffn.2", 49, "rounds[1].kept.ffn[2] is 49, but must be at most 48, what a layer has;"),
+        (
+            "rounds.0.kept.attention",
+            [1, 2],
+            "rounds[0].kept.attention is a list of 2, but must have 3 layers",
+        ),
+        ("rounds.0.kept.ffn", ..., "lacks rounds[0].kept.ffn;"),
+        ("distribution.ffn", [24, 24, 24], "distribution.ffn is a list of 3, but must be what searched.kept"),
+        (
+            "searched.units.ffn.kept",
+            71,
+            "searched.units.ffn.kept is 71, but must be 72, what the layers keep",
+        ),
+        ("uniform.units.ffn.removed", 0, "uniform.units.ffn.removed is 0, but must be 72, what is not kept"),
+        ("uniform.units.ffn.total", 145, "must be a multiple of the 3 layers"),
+        ("uniform.quality", {}, "uniform.quality is a mapping of 0, but must have at least 1 item;"),
+        (
+            "uniform.quality.extra",
+            {"perplexity": 1, "kl": 0},
+            "must have the same texts as the others: words",
+        ),
+        (
+            "dense.quality.words.txt.kl",
+            float("inf"),
+            'dense.quality["words.txt"].kl is Infinity, but must be a',
+        ),
+        ("settings.data.bos", "no", 'settings.data.bos is "no", but must be a valid boolean;'),
+        ("settings.data.calibration.0", "builtin:x", "must name a text: there is no builtin text 'x'"),
+        ("settings.layout", "round", "settings.layout is \"round\", but must be 'compressed' or 'masked';"),
+        ("sparsity.asked", 1.5, "sparsity.asked is 1.5, but must be less than 1;"),
+        (
+            "seconds.prune uniform",
+            -1,
+            'seconds["prune uniform"] is -1, but must be greater than or equal to 0',
+        ),
+    ],
+)
+def test_the_field_is_named(path: str, value: Any, message: str, tmp_path: Path) -> None:
+    record = owner = summary()
+    *above, last = path.replace("words.txt", "words/txt").split(".")
+    for key in above:
+        owner = owner[int(key) if key.isdigit() else key.replace("words/txt", "words.txt")]
+    owner[int(last) if last.isdigit() else last] = value
+    if value is ...:
+        del owner[last]
+    write(tmp_path / "summary.json", record)
+    sentence = refused(tmp_path, "summary.json")
+    assert message in sentence
+    assert sentence.endswith("; restore it, or prune again with python -m tyr_jax.prune")
+
+
+def test_what_differs_within_a_recovery_or_a_benchmark(tmp_path: Path) -> None:
+    record = recovery()
+    record["quality"]["dense"] = {}
+    write(tmp_path / "recovery.json", record)
+    assert read_recovery(tmp_path) == record
+    del record["fingerprints"]["words.txt"]
+    write(tmp_path / "recovery.json", record)
+    assert "fingerprints is a mapping of 1, but must have the same texts" in refused(
+        tmp_path, "recovery.json"
+    )
+    timed = benchmark()
+    del timed["rows"][1]
+    write(tmp_path / "benchmark.json", timed)
+    assert "must have one of measure 'each token after'" in refused(tmp_path, "benchmark.json")
+
+
+def test_a_huge_record_is_refused_at_once(tmp_path: Path) -> None:
+    record = summary()
+    record["distribution"]["ffn"] = [1] * 5000
+    write(tmp_path / "summary.json", record)
+    assert "distribution.ffn is a list of 5000, but must have at most 4096 items" in refused(
+        tmp_path, "summary.json"
+    )
+    write(tmp_path / "summary.json", summary() | {"note": "x" * 2**24})
+    assert "is too long for what it should be" in refused(tmp_path, "summary.json")
+
+
+def test_text_that_can_be_asked_for_can_be_read_again() -> None:
+    """The schema has the fields of what it describes, and allows what the command line does."""
+    fields = {field.name for field in dataclasses.fields(DataSpec)}
+    assert fields == set(typing.get_type_hints(records.SavedSpec))
+    assert typing.get_type_hints(Loss)["goal"] == typing.get_type_hints(records.Goal)["goal"]
+    assert typing.get_type_hints(Training)["method"] == typing.get_type_hints(records.Method)["method"]
+    assert typing.get_type_hints(Settings)["layout"] == typing.get_type_hints(records.RunSettings)["layout"]
+    spec = records.spec_of(record_samples.spec())
+    assert as_json(spec) == record_samples.spec()
+    least = dataclasses.replace(
+        DataSpec(calibration=()),
+        sequence_length=2,
+        search_length=2,
+        evaluation_length=2,
+        evaluation_windows=1,
+    )
+    check_sizes(least)
+    made = summary()
+    made["settings"]["data"] = as_json(least)
+    assert not list(schema.faults_of(made, records.SUMMARY_FORMAT))
