@@ -271,7 +271,10 @@ def test_weights_on_disk(
     monkeypatch.chdir(tmp_path)
     options = tiny_options | {"rounds": 0, "progress": False}
     whole, stored = (tyr_jax.prune_model(tiny_model, offload=where, **options) for where in (False, True))
-    measured = [tyr_jax.evaluate_model(one, progress=False).texts[0].perplexity for one in (whole, stored)]
+    measured = [
+        tyr_jax.evaluate_model(one, progress=False, trust_record=True).texts[0].perplexity
+        for one in (whole, stored)
+    ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)
     with pytest.raises(UserError, match=r"--offload leaves weights where they are, but .* is loaded already"):
         tyr_jax.prune_model(whole.model, offload=True, **options)
@@ -341,7 +344,8 @@ def test_figures_show_themselves(result: PruneResult) -> None:
 
 def test_a_result_measures_as_it_did(result: PruneResult, written: Path) -> None:
     (ours,), (theirs,) = (
-        tyr_jax.evaluate_model(model, progress=False).texts for model in (result, str(written))
+        tyr_jax.evaluate_model(model, progress=False, trust_record=True).texts
+        for model in (result, str(written))
     )
     assert ours == theirs
     assert ours.perplexity_when_made == result.quality["words.txt"].perplexity

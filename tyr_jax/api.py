@@ -242,7 +242,9 @@ def recover_model(
     """
     given = recover.Given(GivenModel(model), None if teacher is None else GivenModel(teacher))
     default = RecoverySettings(given.model.name)
-    named = {"model": given.model.name, "teacher": given.teacher and given.teacher.name}
+    named: dict[str, Any] = {"model": given.model.name, "teacher": given.teacher and given.teacher.name}
+    if given.model.made_here and teacher is None:
+        named["trust_record"] = True
     asked = with_options(default if settings is None else settings, named | options)
     asked = _with_output(asked, output, options)
     if arguments is None:
@@ -260,6 +262,7 @@ def evaluate_model(
     evaluation_windows: int | None = TextChoice.evaluation_windows,
     bos: bool | None = TextChoice.bos,
     chat_template: bool | None = TextChoice.chat_template,
+    trust_record: bool = TextChoice.trust_record,
     progress: bool = True,
 ) -> Perplexities: ...
 @overload
@@ -280,6 +283,7 @@ def evaluate_model(
     evaluation_windows: int | None = TextChoice.evaluation_windows,
     bos: bool | None = TextChoice.bos,
     chat_template: bool | None = TextChoice.chat_template,
+    trust_record: bool = TextChoice.trust_record,
     tasks: str | Sequence[str] = (),
     num_fewshot: int | None = None,
     limit: int | None = None,
@@ -296,6 +300,7 @@ def evaluate_model(
         evaluation_windows: at most this many windows of each text (default: likewise, or else 20).
         bos: start every window with the tokenizer's BOS (default: likewise, or else not).
         chat_template: render conversations with the model's chat template (default: likewise).
+        trust_record: read texts that only the record of the model's directory names.
         tasks: tasks of lm-evaluation-harness, in place of perplexity; needs `tyr-jax[tasks]`.
         num_fewshot: examples before a question (default: as the task has it).
         limit: at most this many questions of each task (default: all).
@@ -314,6 +319,7 @@ def evaluate_model(
             "evaluation_windows": evaluation_windows,
             "bos": bos,
             "chat_template": chat_template,
+            "trust_record": trust_record,
         },
     )
     names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
@@ -337,6 +343,7 @@ def evaluate_model(
 def _perplexities(given: GivenModel, texts: TextChoice, progress: Progress) -> Perplexities:
     """Perplexity of a model on texts."""
     made = provenance_of(*given.records())
+    texts = dataclasses.replace(texts, trust_record=texts.trust_record or given.made_here)
     spec = perplexity.data_spec(texts, given.name, made)
     with in_use(), progress:
         measured = perplexity.perplexities(load_shown(given, progress), spec, made, progress)

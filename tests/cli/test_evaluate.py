@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ def measure(capsys: pytest.CaptureFixture[str]) -> Measure:
     """The rows that `--json` gives."""
 
     def measure(*arguments: object) -> list[dict[str, Any]]:
-        evaluate.main([*map(str, arguments), "--json"])
+        evaluate.main([*map(str, arguments), "--trust-record", "--json"])
         return list(json.loads(capsys.readouterr().out)["texts"])
 
     return measure
@@ -80,6 +81,27 @@ def test_other_windows_are_not_held_against_those_of_the_run(
     assert (without_bos["bos"], without_bos["perplexity_when_made"]) == (False, None)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_texts_that_only_the_record_names_are_not_read(
+    kept: bool, pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor need they be there to measure on others."""
+    copy = Path(shutil.copytree(pruned, tmp_path / "copy"))
+    text, other = tmp_path / "theirs.txt", tmp_path / "mine.txt"
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["settings"]["data"] |= {"calibration": [str(text)], "evaluation": ["of/hub:x"]}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    other.write_text("the cat and the hat " * 200)
+    if kept:
+        os.mkfifo(text)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(copy)])
+    assert stopped.value.code == 2
+    assert f"was measured on {text}, of/hub:x: if you trust it" in capsys.readouterr().err.splitlines()[-1]
+    evaluate.main([str(copy), "--evaluation", str(other), "--evaluation-length", "16", "--json"])
+    assert json.loads(capsys.readouterr().out)["texts"][0]["perplexity"] > 1
+
+
 def test_what_a_model_has_learnt_from_is_not_what_it_is_measured_on(
     pruned: Path, tiny_text: Path, measure: Measure, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -93,7 +115,7 @@ def test_what_a_model_has_learnt_from_is_not_what_it_is_measured_on(
     assert "other.txt (sha256 " in start["source"]
     for text in ((), ("--evaluation", str(tiny_text), str(other))):
         with pytest.raises(SystemExit) as stopped:
-            evaluate.main([str(pruned), "--evaluation-length", "16", *text])
+            evaluate.main([str(pruned), "--trust-record", "--evaluation-length", "16", *text])
         assert stopped.value.code == 2
         assert "of which windows of 32 tokens were held out" in capsys.readouterr().err
 
@@ -124,7 +146,7 @@ def test_perplexity_is_that_of_transformers(
 
 
 def test_the_table(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main([str(pruned)])
+    evaluate.main([str(pruned), "--trust-record"])
     shown = capsys.readouterr().out
     for word in ("perplexity of", "words.txt", "4 × 32", "when made"):
         assert word in shown

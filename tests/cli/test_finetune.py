@@ -42,7 +42,8 @@ def command(pruned: Path, tiny_text: Path, tmp_path: Path) -> list[str]:
     """A training of seconds."""
     small = """--tokens 2048 --sequence-length 32 --step-tokens 256 --save-every 3 --rank 4
         --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
-    return [str(pruned), "--data", str(tiny_text), *small.split(), "--output", str(tmp_path / "recovered")]
+    own = ["--data", str(tiny_text), "--trust-record", "--output", str(tmp_path / "recovered")]
+    return [str(pruned), *own, *small.split()]
 
 
 def record(directory: Path) -> dict:
@@ -103,13 +104,23 @@ def test_an_interruption_costs_nothing(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_teacher_that_only_the_record_names_is_not_loaded(
+    command: list[str], pruned: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        finetune.main([word for word in command if word != "--trust-record"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the record of {pruned} says that it was pruned from {tiny_model}: if you trust it" in said
+
+
 def test_it_is_measured_again_on_the_same_text(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finetune.main(command)
     ((_, after),) = record(tmp_path / "recovered")["quality"]["recovered"].items()
     capsys.readouterr()
-    evaluate.main([str(tmp_path / "recovered"), "--json"])
+    evaluate.main([str(tmp_path / "recovered"), "--trust-record", "--json"])
     (row,) = json.loads(capsys.readouterr().out)["texts"]
     assert row["perplexity"] == pytest.approx(after["perplexity"], rel=1e-5)
     assert row["perplexity_when_made"] == pytest.approx(after["perplexity"], rel=1e-5)

@@ -118,10 +118,10 @@ def test_commands_know_it_by_reference(
     prune.main([*tiny_arguments, *chosen])
     made = json.loads((tmp_path / "out" / "summary.json").read_text())["uniform"]["quality"]["words.txt"]
     capsys.readouterr()
-    evaluate.main([output, "--family", REFERENCE, "--json"])
+    evaluate.main([output, "--trust-record", "--family", REFERENCE, "--json"])
     (row,) = json.loads(capsys.readouterr().out)["texts"]
     assert row["perplexity"] == pytest.approx(made["perplexity"], rel=1e-4)
     FAMILIES.pop("seed_oss")
     with pytest.raises(SystemExit):
-        evaluate.main([output])
+        evaluate.main([output, "--trust-record"])
     assert "config key 'model_type' is 'seed_oss', which is not supported" in capsys.readouterr().err

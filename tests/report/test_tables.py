@@ -34,6 +34,7 @@ def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = Non
 @pytest.fixture
 def report() -> dict[str, Any]:
     return {
+        "settings": {"data": {"calibration": ["builtin"], "evaluation": []}},
         "sparsity": {"asked": 0.25},
         "dense": model(134_515_008, 21.234),
         "uniform": model(107_600_000, 35.5, (202, 34560)),

@@ -2,7 +2,8 @@
 
 Without more, that is its perplexity. A directory written by `python -m
 tyr_jax.prune` or `finetune` is measured on the very windows of text it was
-measured on when it was made, and the figures are held against those of then.
+measured on when it was made, and the figures are held against those of then
+(--trust-record, if these are other texts than the embedded ones).
 Any other model, or other text, works too; of text that the model has learnt
 from, only what was held out is read.
 
@@ -51,6 +52,9 @@ class EvaluateSettings:
     """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
     chat_template: Annotated[bool | None, OPTIONAL] = None
     """Render conversations with the model's chat template (default: likewise)."""
+    trust_record: bool = False
+    """Read the texts that a directory's record names, be they files or hub datasets: whoever made the record
+    chose them."""
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
     """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
     num_fewshot: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
@@ -86,6 +90,7 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
         evaluation_windows=settings.evaluation_windows,
         bos=settings.bos,
         chat_template=settings.chat_template,
+        trust_record=settings.trust_record,
     )
 
 

@@ -148,6 +148,19 @@ def describe(source: Source) -> str:
     return source.label
 
 
+def is_described(source: Source, description: str) -> bool:
+    """Whether `describe` may have said this of a source, here or elsewhere: a file counts by what is in it,
+    a builtin text in whatever Python. What is described need not be there."""
+    if source.kind == "file":
+        return description.endswith(describe(source).removeprefix(source.label))
+    return description.partition(" (of Python")[0] == source.label
+
+
+def labels(names: Iterable[str]) -> set[str]:
+    """Labels of all texts that `SOURCE[@WEIGHT]` names, of which nothing is read."""
+    return {source.label for name in names for source in _domains(parse_source(name))}
+
+
 def _digest(name: str) -> str:
     _check_file(Path(name))
     stat = Path(name).stat()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation
+from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation, parse_source
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.provenance import Provenance
@@ -20,6 +20,8 @@ class TextChoice:
     evaluation_windows: int | None = None
     bos: bool | None = None
     chat_template: bool | None = None
+    trust_record: bool = False
+    """Whether texts that only the model's record names are read."""
 
 
 def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSpec:
@@ -27,7 +29,7 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
     chosen in its place. Of text that it has learnt from, the windows that were held out.
 
     Raises:
-        UserError: there are none of the length that is asked for.
+        UserError: there are none of the length that is asked for, or only the model's record names them.
     """
     asked = {
         field: getattr(choice, field)
@@ -41,6 +43,13 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
         held = tuple(source for source in choice.evaluation if made.has_learnt(source))
         others = tuple(source for source in choice.evaluation if source not in held)
         spec = dataclasses.replace(spec, calibration=held, evaluation=others)
+    named = [name for name in (*spec.calibration, *spec.evaluation) if name not in choice.evaluation]
+    strange = [name for name in named if parse_source(name).kind != "builtin"]
+    if strange and not choice.trust_record:
+        raise UserError(
+            f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust it, read "
+            "that with --trust-record, or name texts with --evaluation"
+        )
     if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
         raise UserError(
             f"{model} has learnt from {', '.join(spec.calibration)}, of which windows of "

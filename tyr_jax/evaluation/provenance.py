@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tyr_jax.data import DataSpec, fingerprint, parse_source
-from tyr_jax.data.sources import identity, leaves
+from tyr_jax.data.sources import is_described, labels, leaves
 from tyr_jax.workspace.records import spec_of
 
 
 class Provenance(NamedTuple):
-    """The text that a model was made and measured on, `spec`; all sources that it has `learnt` from; and of
-    the windows that it was measured on, by name, the `fingerprints` and the `perplexities`."""
+    """The text that a model was made and measured on, `spec`; all sources that it has `learnt` from, as
+    `describe` has them, so that none of them need be read; and of the windows that it was measured on, by
+    name, the `fingerprints` and the `perplexities`."""
 
     spec: DataSpec
     learnt: tuple[str, ...]
@@ -27,8 +28,8 @@ class Provenance(NamedTuple):
 
     def has_learnt(self, source: str) -> bool:
         """Whether it has learnt from a part of this source."""
-        learnt = {identity(leaf) for leaf in leaves(map(parse_source, self.learnt))}
-        return any(identity(leaf) in learnt for leaf in leaves([parse_source(source)]))
+        parts = leaves([parse_source(source)])
+        return any(is_described(part, known) for part in parts for known in self.learnt)
 
 
 def provenance_of(
@@ -39,12 +40,14 @@ def provenance_of(
     found = None
     if summary:
         spec = spec_of(summary["settings"]["data"])
-        learnt = spec.calibration
+        described = [text["source"] for text in summary["texts"].values() if text["source"]]
+        pruned_on = labels(spec.calibration)
+        learnt = tuple(each for each in described if each.rpartition(" (")[0] in pruned_on)
         measured = (summary["searched"] or summary["uniform"])["quality"]
         prints = {name: text["sha256"] for name, text in summary["texts"].items() if name in measured}
         found = Provenance(spec, learnt, prints, {n: each["perplexity"] for n, each in measured.items()})
     if recovery:
-        learnt += tuple(recovery["settings"]["data"])
+        learnt += tuple(recovery["sources"])
         perplexities = {name: each["perplexity"] for name, each in recovery["quality"]["recovered"].items()}
         found = Provenance(spec_of(recovery["text"]), learnt, recovery["fingerprints"], perplexities)
     return found

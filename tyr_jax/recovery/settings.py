@@ -30,7 +30,10 @@ class RecoverySettings:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
     """What to train: a directory, a .gguf file, a hub id, or `builtin`."""
     teacher: Annotated[str | None, tyro.conf.arg(metavar="DENSE", help_behavior_hint="")] = None
-    """The dense model to learn from (default: the one that was pruned)."""
+    """The dense model to learn from (default: the one that was pruned, if that was `builtin`, or with
+    --trust-record)."""
+    trust_record: bool = False
+    """Load the dense model that the record of the pruned one names. Whoever made the record chose it."""
     data: tuple[str, ...] = ("builtin",)
     """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, a .txt, .jsonl or .parquet file, or a
     hub dataset. A part of each text is held out, as it was in pruning. Of conversations the answers are

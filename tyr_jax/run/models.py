@@ -43,6 +43,11 @@ class GivenModel(NamedTuple):
         """What stands for it on a command line."""
         return self.given.argument if isinstance(self.given, ModelResult) else self.name
 
+    @property
+    def made_here(self) -> bool:
+        """Whether this process made it, so that its records are true."""
+        return isinstance(self.given, ModelResult)
+
     def loaded(self) -> LoadedModel | None:
         """The model, unless it is only named."""
         if isinstance(self.given, LoadedModel):

@@ -13,7 +13,7 @@ from tyr_jax.data import DataSpec, anchored, fingerprint, load_evaluation, parse
 from tyr_jax.data.sources import describe, leaves
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.provenance import Provenance, provenance_of
-from tyr_jax.io.checkpoint import LoadedModel, check_length, load_model
+from tyr_jax.io.checkpoint import BUILTIN, LoadedModel, check_length, load_model
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Params
 from tyr_jax.options import as_json
@@ -86,7 +86,7 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
     """The dense model, if it is asked.
 
     Raises:
-        UserError: none is named, or it has another head or vocabulary.
+        UserError: none is named, but by a record that is not trusted; or it has another head or vocabulary.
     """
     if not settings.loss.taught:
         return None
@@ -99,6 +99,11 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
                 "--teacher, or train with --goal next-token"
             )
         named = GivenModel(str(summary["settings"]["model"]))
+        if named.name != BUILTIN and not settings.trust_record:
+            raise UserError(
+                f"the record of {settings.model} says that it was pruned from {named.name}: if you trust it, "
+                "load that with --trust-record, or name the dense model with --teacher"
+            )
     teacher = load(named, settings.compute_dtype)
     ours, theirs = (np.asarray(decoder.head(one.params), np.float32) for one in (model, teacher))
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-3):

@@ -18,7 +18,7 @@ from tyr_jax.workspace.progress import Ended, Progress
 from tyr_jax.workspace.records import asked_record, read_asked, read_stage, stage_record
 from tyr_jax.workspace.store import Store
 
-INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset"
+INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset", "trust_record"
 """Settings that do not change what is found."""
 
 
