@@ -22,8 +22,8 @@ from tokenizers import (
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError, first_line
+from tyr_jax.files import read_json
 from tyr_jax.io.gguf import metadata
-from tyr_jax.io.hf import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Token types of GGUF."""
