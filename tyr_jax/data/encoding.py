@@ -21,7 +21,7 @@ def refusing(what: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        raise UserError(f"{what}: {first_line(error)}") from error
+        raise UserError(f"{what}: {first_line(error)[:300]}") from error
 
 
 def encode(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:

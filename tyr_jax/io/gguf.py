@@ -255,7 +255,8 @@ def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str, p
         if prefix + name in values and values[prefix + name] != config.get("head_dim"):
             raise UserError(
                 f"metadata key '{prefix}{name}' of {path} is {shown(values[prefix + name])}, but the head "
-                f"dimension is {config.get('head_dim')}: partial rotary embeddings and unequal values are not supported"
+                f"dimension is {config.get('head_dim')}: partial rotary embeddings and unequal values are "
+                "not supported"
             )
 
 

@@ -4,8 +4,11 @@ transformers' own way from a GGUF file needs torch and splits numbers unlike Smo
 tokenizer is built here from the file's metadata, to split text as llama.cpp does.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +103,9 @@ MOST_GROWTH = 64
 GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
 """What some kinds of steps make of a letter at most, or nearly."""
 
+PROBE = "It's 12 naïve cats:\n\n  日本 <s>"
+"""What every tokenizer can read."""
+
 STEPS = ("normalizers", "pretokenizers", "processors", "decoders")
 """Under what key a sequence has its steps."""
 
@@ -118,7 +124,7 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
             f"{directory / TOKENIZER_CONFIG} names code of its own ('auto_map'), which is not run, and "
             "the tokenizer cannot be loaded without"
         )
-    with refusing(reason):
+    with _culprit(directory), refusing(reason), _unheard():
         tokenizer = AutoTokenizer.from_pretrained(
             directory, config=_plain_config(directory), local_files_only=True, trust_remote_code=False
         )
@@ -126,6 +132,39 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
         raise UserError(f"the tokenizer of {directory} has no fast version (tokenizer.json), which is needed")
     _check_tokenizer(tokenizer, str(directory))
     return tokenizer
+
+
+@contextlib.contextmanager
+def _culprit(directory: Path) -> Iterator[None]:
+    """Where a tokenizer cannot be loaded because of its `tokenizer.json`, say what is wrong there."""
+    try:
+        yield
+    except UserError:
+        path = directory / "tokenizer.json"
+        if path.exists():
+            with refusing(f"cannot load the tokenizer {path}"), _unheard():
+                Tokenizer.from_file(str(path))
+        raise
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep back what the body writes on stderr, and drop it if the body fails: where `tokenizers`' own code
+    fails, it says so there, line by line, beside its exception."""
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        yield
+        return
+    with tempfile.TemporaryFile() as box:
+        os.dup2(box.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        box.seek(0)
+        os.write(2, box.read())
 
 
 def _settings(directory: Path) -> dict[str, Any]:
@@ -139,10 +178,7 @@ def _settings(directory: Path) -> dict[str, Any]:
             read_values(directory / name)
     path = directory / TOKENIZER_CONFIG
     values = read_values(path) if path.exists() else {}
-    _check_chat_template(values.get("chat_template"), str(path))
-    limit = values.get("model_max_length", 0)
-    if isinstance(limit, bool) or not isinstance(limit, int | float | None):
-        raise UserError(f"{path}: 'model_max_length' is {shown(limit)}, but must be a number")
+    _check_settings(values.get("chat_template"), values.get("model_max_length", 0), str(path))
     names = values.get("fast_tokenizer_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: 'fast_tokenizer_files' is {shown(names)}, but must be names of files")
@@ -151,17 +187,24 @@ def _settings(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _check_chat_template(template: Any, where: str) -> None:
-    """A text, or several by name: an object, or a list of objects with `name` and `template`."""
-    pairs = template if isinstance(template, list) else []
-    named = template if isinstance(template, dict) else {}
+def _check_settings(template: Any, limit: Any, where: str) -> None:
+    """A chat template is text, or several by name: an object, or a list of objects with `name` and
+    `template`; and the longest text is a number.
+
+    Raises:
+        UserError: one of them is something else; names it, and `where` it is from.
+    """
     try:
-        named = named | {pair["name"]: pair["template"] for pair in pairs}
-        right = all(isinstance(text, str) for pair in named.items() for text in pair)
+        named = isinstance(template, list)
+        texts = {each["name"]: each["template"] for each in template} if named else template
+        parts = [*texts, *texts.values()] if isinstance(texts, dict) else ["" if texts is None else texts]
+        right = all(isinstance(part, str) for part in parts)
     except (TypeError, KeyError):
         right = False
-    if not right or not isinstance(template, str | list | dict | None):
+    if not right:
         raise UserError(f"{where}: 'chat_template' is {shown(template)}, but must be text, or texts by name")
+    if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+        raise UserError(f"{where}: 'model_max_length' is {shown(limit)}, but must be a number")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
@@ -170,6 +213,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
     Raises:
         UserError: it does not work; names `where` it is from.
     """
+    _check_settings(tokenizer.chat_template, tokenizer.model_max_length, f"the tokenizer of {where}")
     backend = tokenizer.backend_tokenizer
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         part = getattr(backend, name)
@@ -178,8 +222,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
             raise UserError(
                 f"the tokenizer of {where} has a {name} that makes more than {MOST_GROWTH} letters of one"
             )
-    with refusing(f"the tokenizer of {where} does not work"):
-        ids = tokenizer("a 1").input_ids
+    with refusing(f"the tokenizer of {where} does not work"), _unheard():
+        ids = backend.encode(PROBE).ids
         tokenizer.decode(ids, skip_special_tokens=True)
         named = [
             tokenizer.bos_token_id,
