@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tyr_jax.data.encoding import encode
 from tyr_jax.data.packing import (
     POOL,
     DataSpec,
@@ -91,7 +92,7 @@ def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -
         if isinstance(conversation, str):
             raise UserError(f"'{source.label}' holds conversations and text; make two sources of it")
         for piece, learnt in pieces(conversation, source, tokenizer):
-            ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            ids = encode(tokenizer, piece)
             tokens += ids
             learn += [learnt] * len(ids)
         if len(tokens) > POOL * wanted:
