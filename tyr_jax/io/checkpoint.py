@@ -1,6 +1,7 @@
 """Whole models in and out: from a name to everything known about it, and to a Hugging Face directory."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,8 +172,9 @@ def save_model(
         raise UserError(f"cannot save weights as {kind.name}: only float32, bfloat16 and float16")
     try:
         written = config_to_hf(config, hf_config)
-    except ValueError as error:
-        # Sizes that no `config.json` of the family can hold, as a search of one's own may choose them.
+        json.dumps([written, generation_config], allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (ValueError, TypeError) as error:
+        # Sizes that no `config.json` of the family has keys for, or values that JSON does not have.
         raise UserError(f"cannot save a model into {directory}: {first_line(error)}") from error
     written.pop("torch_dtype", None)
     written["dtype"] = kind.name

@@ -29,6 +29,9 @@ from tyr_jax.errors import UserError
 MOST_PASSES = 100
 """How often a text is read at most: long before, a model knows it by heart."""
 
+GLANCE = 2**20
+"""Characters that are read of a text to see that it is one."""
+
 
 class Examples(NamedTuple):
     """`tokens [S, T]`, and which of them are to `learn [S, T]`."""
@@ -39,7 +42,7 @@ class Examples(NamedTuple):
 
 def holds_text(source: Source) -> bool:
     """Whether a source holds text, not conversations."""
-    return isinstance(next(read_documents(source)), str)
+    return isinstance(next(read_documents(source, GLANCE)), str)
 
 
 def load(
