@@ -20,7 +20,7 @@ from tyr_jax.data import (
     read_tokens,
     tokenize,
 )
-from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos
+from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos, with_noise
 from tyr_jax.errors import UserError
 
 # --- tokens
@@ -313,3 +313,11 @@ def test_builtin_splits_are_the_same_every_time() -> None:
     assert np.array_equal(first.calibration, second.calibration)
     assert first.search.shape == (0, 8)
     assert set(first.sources) == {"builtin:topics", "builtin:docstrings"}
+
+
+def test_noise_of_a_tokenizer_that_has_special_tokens_alone() -> None:
+    class Special(Bytes):
+        all_special_ids = tuple(range(259))
+
+    with pytest.raises(UserError, match="all of this tokenizer's tokens are special"):
+        with_noise(np.zeros((4, 8), np.int32), 0.5, Special(), np.random.default_rng(0))

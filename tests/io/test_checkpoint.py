@@ -169,6 +169,18 @@ def test_vocabulary_larger_than_the_embeddings(
         load_model(str(directory))
 
 
+def test_a_token_around_a_text_that_has_no_embedding(save: Callable[..., Path], tiny_config: Configs) -> None:
+    directory = save(tiny_config(vocab=300))
+    values = json.loads((directory / "tokenizer.json").read_text())
+    special = {"<s>": {"id": "<s>", "ids": [300], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    kind = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    (directory / "tokenizer.json").write_text(json.dumps(values | {"post_processor": kind}))
+    with pytest.raises(UserError, match="token '<s>' with number 300, but the model only 300 embeddings"):
+        load_model(str(directory))
+
+
 def test_a_vocabulary_without_tokens(save: Callable[..., Path], tiny_config: Configs) -> None:
     directory = save(tiny_config(vocab=300))
     empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))

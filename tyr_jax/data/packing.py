@@ -386,6 +386,8 @@ def with_noise(
     if not share:
         return sequences
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    if not len(ordinary):
+        raise UserError("all of this tokenizer's tokens are special; give the one that the model came with")
     noisy = rng.permutation(len(sequences)) < round(share * len(sequences))
     replaced = noisy[:, None] & (rng.random(sequences.shape) < 0.5)
     return np.where(replaced, rng.choice(ordinary, sequences.shape), sequences).astype(sequences.dtype)

@@ -134,6 +134,11 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, n
     if not len(tokenizer):
         raise UserError(f"the tokenizer of {name} has no tokens: give the model the tokenizer it came with")
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # What is put around a text has numbers of its own.
+    around = tokenizer.backend_tokenizer.encode("a")
+    token, index = max(
+        [(token, index), *zip(around.tokens, around.ids, strict=True)], key=lambda item: item[1]
+    )
     if index >= config.vocab:
         raise UserError(
             f"the tokenizer of {name} has token {shown(token)} with number {index}, but the model only "
