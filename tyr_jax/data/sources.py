@@ -383,8 +383,9 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
-            # With none of them, whole rows are read for the sake of a message that lists the columns.
-            for batch in file.iter_batches(batch_size=256, columns=present or None):
+            # With none of them, whole rows are read for the sake of a message that lists the columns. Few at
+            # once: a text that is repeated takes no room in the file, but in memory as often as it is there.
+            for batch in file.iter_batches(batch_size=16, columns=present or None):
                 yield from ((row, where) for row in batch.to_pylist())
     except Exception as error:  # pyarrow has one of its own for every one of Python's
         raise UserError(f"{where} cannot be read as Parquet ({reason(error)}); check the file") from None

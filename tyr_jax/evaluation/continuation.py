@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +11,7 @@ from tyr_jax.data import chat, encoding
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation.generation import Sampling, generate, unstack
 from tyr_jax.io.checkpoint import LoadedModel
-from tyr_jax.io.config_values import shown
+from tyr_jax.io.config_values import of_file, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
         if not tokenizer.chat_template:
             raise UserError(f"{model.source} has no chat template; leave --chat out")
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        texts = [chat.written(tokenizer, turn, add_generation_prompt=True) for turn in turns]
+        with of_file(Path(model.source)):
+            texts = [chat.written(tokenizer, turn, add_generation_prompt=True) for turn in turns]
     tokens = [encoding.encode(tokenizer, text, special=not settings.chat) for text in texts]
     limit = model.config.max_positions
     for prompt, ids in zip(prompts, tokens, strict=True):

@@ -118,16 +118,18 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{directory} has no tokenizer: tokenizer.json is missing")
     settings = _settings(directory)
-    reason = f"cannot load the tokenizer of {directory}"
-    if settings.get("auto_map"):
-        reason = (
-            f"{directory / TOKENIZER_CONFIG} names code of its own ('auto_map'), which is not run, and "
-            "the tokenizer cannot be loaded without"
-        )
-    with _culprit(directory), refusing(reason), _unheard():
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, config=_plain_config(directory), local_files_only=True, trust_remote_code=False
-        )
+    try:
+        with _culprit(directory), refusing(f"cannot load the tokenizer of {directory}"), _unheard():
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, config=_plain_config(directory), local_files_only=True, trust_remote_code=False
+            )
+    except UserError as error:
+        if not settings.get("auto_map"):
+            raise
+        raise UserError(
+            f"{directory / TOKENIZER_CONFIG} names code of its own ('auto_map'), which is not run, and the "
+            "tokenizer cannot be loaded without: save it as a fast one (tokenizer.json), and take the key out"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer of {directory} has no fast version (tokenizer.json), which is needed")
     _check_tokenizer(tokenizer, str(directory))
