@@ -214,7 +214,9 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
 
 def _read_text(path: Path, max_chars: int | None) -> str:
     with _opened(path) as file:
-        text = file.read(-1 if max_chars is None else max_chars)
+        # Python makes room for as many as are asked for; a file has no more characters than bytes.
+        size = os.fstat(file.fileno()).st_size
+        text = file.read(size if max_chars is None else min(size, max_chars))
     return _checked(text if text.strip() else "", f"'{path}'")
 
 
