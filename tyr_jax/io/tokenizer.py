@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from gguf import GGUFReader
 from tokenizers import (
@@ -155,10 +155,11 @@ def _unheard() -> Iterator[None]:
     fails, it says so there, line by line, beside its exception."""
     try:
         stderr = os.dup(2)
+        box = _box()
     except OSError:
         yield
         return
-    with tempfile.TemporaryFile() as box:
+    with box:
         os.dup2(box.fileno(), 2)
         try:
             yield
@@ -167,6 +168,13 @@ def _unheard() -> Iterator[None]:
             os.close(stderr)
         box.seek(0)
         os.write(2, box.read())
+
+
+def _box() -> IO[bytes]:
+    """A file that nobody else sees, in memory where that can be: no directory need be writable."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "r+b")
+    return tempfile.TemporaryFile()
 
 
 def _settings(directory: Path) -> dict[str, Any]:
