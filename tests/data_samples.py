@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,9 +27,11 @@ class Bytes:
         assert not add_special_tokens
         return {"input_ids": [byte + 3 for byte in text.encode()]}
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
-        assert not tokenize
-        return "".join(f"<{turn['role']}>{turn['content']}" for turn in conversation)
+    chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    special_tokens_map: ClassVar[dict[str, str]] = {"bos_token": "<bos>"}
+
+    def get_chat_template(self) -> str:
+        return self.chat_template
 
 
 class Numbers(Bytes):

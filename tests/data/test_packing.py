@@ -20,7 +20,7 @@ from tyr_jax.data import (
     read_tokens,
     tokenize,
 )
-from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos
+from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos, with_noise
 from tyr_jax.errors import UserError
 
 # --- tokens
@@ -66,29 +66,23 @@ class Wide(Numbers):
 
 def test_conversations_need_the_chat_template(tmp_path: Path) -> None:
     source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
-    with pytest.raises(UserError, match=r"'.*c.jsonl' holds conversations; pass --chat-template"):
+    with pytest.raises(UserError, match=r"'.*c.jsonl' holds conversations; .*evaluate --chat-template True"):
         read_tokens(source, Bytes(), 10)
     assert decode(read_tokens(source, Bytes(), 100, chat_template=True)) == "<user>hi<assistant>ho"
 
 
 def test_a_chat_template_that_fails(tmp_path: Path) -> None:
     class Strict(Bytes):
-        def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
-            raise ValueError("roles must alternate")
+        chat_template = "{{ raise_exception('roles must alternate') }}"
 
     source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
-    with pytest.raises(UserError, match=r"cannot render a conversation of .*\(roles must alternate\)"):
+    with pytest.raises(UserError, match=r"cannot render a conversation of .*: roles must alternate"):
         read_tokens(source, Strict(), 10, chat_template=True)
 
 
 def test_a_template_that_writes_the_date_is_given_a_fixed_one(tmp_path: Path) -> None:
-    jinja2 = pytest.importorskip("jinja2")
-
     class Dated(Bytes):
         chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
-
-        def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> str:
-            return str(jinja2.Template(options["chat_template"]).render(messages=conversation))
 
     source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
     assert decode(read_tokens(source, Dated(), 100, chat_template=True)) == "26 Jul 2024: hi"
@@ -319,3 +313,11 @@ def test_builtin_splits_are_the_same_every_time() -> None:
     assert np.array_equal(first.calibration, second.calibration)
     assert first.search.shape == (0, 8)
     assert set(first.sources) == {"builtin:topics", "builtin:docstrings"}
+
+
+def test_noise_of_a_tokenizer_that_has_special_tokens_alone() -> None:
+    class Special(Bytes):
+        all_special_ids = tuple(range(259))
+
+    with pytest.raises(UserError, match="all of this tokenizer's tokens are special"):
+        with_noise(np.zeros((4, 8), np.int32), 0.5, Special(), np.random.default_rng(0))

@@ -10,6 +10,32 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tyr_jax.errors import UserError
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a `UserError` says that the call raises; empty if it raises nothing."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+BAD_VALUES: tuple[Any, ...] = (
+    *(None, True, False, "", "x", "\0", "x" * 10_000, 0, -1, 1, 3, 2**31, 2**63, 10**20, 10**400, -(10**400)),
+    *(0.0, -0.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
+    *([], [1], ["x"], [None], [[]], {}, {"x": 1}, {"0": {}}, {"0": None}, {"type": {}, "x": []}, nested(900)),
+)
+"""Values of every kind, which are right almost nowhere."""
+
 
 def make_lines(count: int = 1000) -> list[str]:
     """Varied lines: English, Unicode, code, numbers, runs of whitespace, special tokens in odd places."""

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 from collections.abc import Callable
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
 from tyr_jax.io import checkpoint
-from tyr_jax.io.checkpoint import LoadedModel, load_model, plan_shards, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model, plan_shards, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, random_params
 
@@ -165,6 +167,78 @@ def test_vocabulary_larger_than_the_embeddings(
     directory = save(tiny_config(vocab=count - 1))
     with pytest.raises(UserError, match=f"number {count - 1}, but the model only {count - 1} embeddings"):
         load_model(str(directory))
+
+
+def test_a_token_around_a_text_that_has_no_embedding(save: Callable[..., Path], tiny_config: Configs) -> None:
+    directory = save(tiny_config(vocab=300))
+    values = json.loads((directory / "tokenizer.json").read_text())
+    special = {"<s>": {"id": "<s>", "ids": [300], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    kind = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    (directory / "tokenizer.json").write_text(json.dumps(values | {"post_processor": kind}))
+    with pytest.raises(UserError, match="token '<s>' with number 300, but the model only 300 embeddings"):
+        load_model(str(directory))
+
+
+def test_a_vocabulary_without_tokens(save: Callable[..., Path], tiny_config: Configs) -> None:
+    directory = save(tiny_config(vocab=300))
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    empty.save_pretrained(directory)
+    with pytest.raises(UserError, match=r"the tokenizer of .* has no tokens"):
+        load_model(str(directory))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "text", ["NaN", "-Infinity", "1e999", '"\\ud800"', "[" * 10**5, "9" * 5000, "", "\0"]
+)
+def test_what_could_not_be_written_again_is_not_read(
+    name: str, text: str, save: Callable[..., Path], tiny_config: Configs
+) -> None:
+    """Hours later, that is."""
+    directory = save(tiny_config(vocab=300))
+    path = directory / name
+    values = json.dumps(json.loads(path.read_text()) | {"initializer_range": "here"})
+    path.write_text(values.replace('"here"', text))
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        load_model(str(directory))
+
+
+def test_errors_name_the_file(save: Callable[..., Path], tiny_config: Configs) -> None:
+    directory = save(tiny_config(vocab=300))
+    values = json.loads((directory / "config.json").read_text())
+    for key, value in (("hidden_size", None), ("dtype", ["float32"]), ("num_hidden_layers", 10**9)):
+        (directory / "config.json").write_text(json.dumps(values | {key: value}))
+        for load in (load_config, load_model):
+            # What a model is stored in is only asked where nothing else is read.
+            if key != "dtype" or load is load_config:
+                with pytest.raises(UserError, match=rf"config\.json.*{key}"):
+                    load(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("config", "base"),
+    [
+        ({"window": 8}, {}),
+        ({}, {"initializer_range": float("nan")}),
+        ({}, {"_note": "\ud800"}),
+        ({}, {"_note": {1, 2}}),
+        ({"rope_theta": float("inf")}, {}),
+    ],
+)
+def test_what_no_config_can_say_is_refused_before_anything_is_written(
+    config: dict[str, Any],
+    base: dict[str, Any],
+    tiny_config: Configs,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    whole = tiny_config(vocab=300)
+    params = random_params(whole, jax.random.key(0))
+    with pytest.raises(UserError):
+        save_model(tmp_path, dataclasses.replace(whole, **config), params, base, tiny_tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_incomplete_directories(save: Callable[..., Path], tiny_config: Configs, tmp_path: Path) -> None:

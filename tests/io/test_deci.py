@@ -164,3 +164,86 @@ def test_what_float16_cannot_hold(
     params["blocks"]["up"] = params["blocks"]["up"].at[1, 0, 0].set(1e6)
     with pytest.raises(UserError, match=r"'blk.1.ffn_up.weight' is too large for f16.*--quantize"):
         deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f16")
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e38, 3.4e38, 1e5, 7e4])
+def test_weights_beyond_a_type(
+    kind: str, value: float, tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Either it is refused by name before anything is written, or nothing in the file is infinite."""
+    config, params = make(tiny_config)
+    params["embed"] = params["embed"].at[5, 7].set(value)
+    path = tmp_path / "m.gguf"
+    try:
+        deci.write_gguf(path, config, params, tiny_tokenizer, kind)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+        for tensor in gguf.GGUFReader(path).tensors:
+            assert np.isfinite(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).all()
+    assert not message or ("'token_embd.weight'" in message and not path.exists())
+    assert message or kind in ("f32", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"max_positions": 2**32}, "deci.context_length"),
+        ({"rope_theta": 1e39}, "deci.rope.freq_base"),
+        ({"rope_theta": float("nan")}, "deci.rope.freq_base"),
+        ({"norm_eps": float("inf")}, "layer_norm_rms_epsilon"),
+    ],
+)
+def test_metadata_beyond_a_file(
+    changes: dict[str, Any],
+    key: str,
+    tiny_config: Tiny,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    config, params = make(tiny_config)
+    with pytest.raises(UserError, match=rf"a GGUF file cannot hold '.*{key}' "):
+        deci.write_gguf(
+            tmp_path / "m.gguf", dataclasses.replace(config, **changes), params, tiny_tokenizer, "f32"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", [], ["a", "\0"], [2**31], [-1], -1, 2**32, [1e39], 1e39])
+def test_values_beyond_a_file(value: Any) -> None:
+    deci.check_metadata({"fine": 1, "also": [1.0], "text": "x", "flag": True})
+    with pytest.raises(UserError, match=r"cannot hold 'my\.key'"):
+        deci.check_metadata({"fine": 1, "my.key": value})
+
+
+def test_a_file_that_is_not_what_was_written(
+    tiny_config: Tiny,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, params = make(tiny_config)
+    path = tmp_path / "m.gguf"
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", lambda self: None)
+    with pytest.raises(UserError, match=r"m\.gguf is not a GGUF file, or is truncated"):
+        deci.write_gguf(path, config, params, tiny_tokenizer, "f32")
+    monkeypatch.undo()
+    deci.write_gguf(path, config, params, tiny_tokenizer, "f32")
+    deci.check_written(path, {"deci.block_count": 3}, tensors := written(path))
+    with pytest.raises(UserError, match=r"'deci\.block_count' as it was written"):
+        deci.check_written(path, {"deci.block_count": 4}, tensors)
+    with pytest.raises(UserError, match=r"'output\.weight' as it was written"):
+        deci.check_written(
+            path, {}, tensors | {"output.weight": deci.Written((1,), gguf.GGMLQuantizationType.F32)}
+        )
+    with pytest.raises(UserError, match=r"'more' as it was written"):
+        deci.check_written(path, {}, tensors | {"more": tensors["output.weight"]})
+
+
+def written(path: Path) -> dict[str, deci.Written]:
+    return {
+        tensor.name: deci.Written(tuple(map(int, tensor.shape[::-1])), tensor.tensor_type)
+        for tensor in gguf.GGUFReader(path).tensors
+    }

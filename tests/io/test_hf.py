@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from huggingface_hub import errors
+from io_samples import refusal
 from safetensors.numpy import save_file
 
 from tyr_jax.errors import UserError
-from tyr_jax.io import hf
 from tyr_jax.io.hf import SafetensorsSource, load_params, resolve
 from tyr_jax.model.spec import ModelConfig, all_specs
 
@@ -195,12 +196,30 @@ def test_empty_directory_and_gguf_hint(tmp_path: Path) -> None:
         SafetensorsSource(tmp_path)
 
 
-def test_read_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*none\.json: No such file"):
-        hf.read_json(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(UserError, match=r"bad\.json is not valid JSON"):
-        hf.read_json(tmp_path / "bad.json")
+@pytest.mark.parametrize("name", ["../m.safetensors", "/etc/passwd", "a/../../m", "", 3, None, ["m"], "m\0"])
+def test_an_index_that_names_no_file_in_its_directory(name: Any, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r"safetensors\.index\.json.* names? "):
+        SafetensorsSource(tmp_path)
+
+
+def test_every_flipped_byte_of_a_header(tmp_path: Path) -> None:
+    """Weights that are damaged are read as what they are, or refused by name."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float16)}, path)
+    whole = path.read_bytes()
+    for place in range(len(whole) - 32):
+        for bit in (0, 3, 6):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            message = refusal(lambda: read_all(tmp_path))
+            assert not message or "model.safetensors" in message
+
+
+def read_all(directory: Path) -> None:
+    source = SafetensorsSource(directory)
+    for key in source.keys():  # noqa: SIM118 - not a mapping
+        source.read(key)
 
 
 # --- names ---------------------------------------------------------------------------------------------
@@ -223,6 +242,20 @@ def test_path_looking_names(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="no such file or directory"):
         resolve(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "./a\0b", "~nobody-of-this-name/m", "y" * 5000 + ".gguf"])
+def test_names_that_no_file_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match="no such file or directory"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "m.gguf"])
+def test_pipes_are_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}': it is no regular file"):
+        resolve(str(tmp_path / name if name == "m.gguf" else tmp_path))
 
 
 def test_empty_name() -> None:

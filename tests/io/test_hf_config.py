@@ -1,14 +1,17 @@
 """What each key of a `config.json` means, and the way back."""
 
+import itertools
 import json
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from io_samples import BAD_VALUES, refusal
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.hf_config import config_from_hf, config_to_hf
+from tyr_jax.io.config_values import LIMITS
+from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf
 from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling
 
@@ -168,6 +171,47 @@ def test_what_qwen3_has() -> None:
 def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=rf"'?{named}\b"):
         config_from_hf(llama(**changes))
+
+
+def test_every_key_with_every_kind_of_value() -> None:
+    """What is taken can be written, and what is not is refused with a short sentence that names a key."""
+    rope = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "rope_theta")
+    rope += ("original_max_position_embeddings", "partial_rotary_factor", "x")
+    layer = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "skip", "x")
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for name, family in FAMILIES.items():
+        base = llama(model_type=name, architectures=None)
+        keys = READ | HARMLESS | CHECKED.keys() | family.read_keys | family.checked.keys() | {"x", "_x"}
+        for key, value in itertools.product(sorted(keys), BAD_VALUES):
+            taken_or_refused(base | {key: value}, key)
+        for key, value in itertools.product(rope, BAD_VALUES):
+            taken_or_refused(base | {"rope_scaling": scaling | {key: value}}, "rope")
+            taken_or_refused(base | {"rope_parameters": {key: value}}, "rope")
+        for key, value in itertools.product(layer, BAD_VALUES):
+            taken_or_refused(base | {"per_layer_config": {"1": {key: value}}}, "per_layer_config")
+
+
+def taken_or_refused(values: dict[str, Any], named: str) -> None:
+    message = refusal(lambda: config_from_hf(values))
+    if not message:
+        config = config_from_hf(values)
+        assert config_from_hf(config_to_hf(config, values)) == config
+    # A size that contradicts another may be the other's fault.
+    assert not message or named in message or "must be" in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_sizes_beyond_any_model_are_refused_at_once(key: str) -> None:
+    for value in (LIMITS[key] + 1, 10**9, 10**300):
+        with pytest.raises(UserError, match=rf"'{key}' is .*at most {LIMITS[key]}"):
+            config_from_hf(llama(**{key: value}))
+
+
+def test_a_million_layers_of_their_own() -> None:
+    layers = {str(number): {} for number in range(300_000)}
+    with pytest.raises(UserError, match=r"'per_layer_config\.10\d*' names no layer: there are 10000"):
+        config_from_hf(llama(num_hidden_layers=10_000, per_layer_config=layers))
 
 
 def test_config_that_a_family_cannot_express() -> None:

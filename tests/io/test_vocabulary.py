@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError
 from tyr_jax.io.deci import add
 from tyr_jax.io.gguf import open_gguf
-from tyr_jax.io.tokenizer import SPLITS, tokenizer_from_gguf
+from tyr_jax.io.tokenizer import SPLITS, pre_tokenizer, tokenizer_from_gguf
 from tyr_jax.io.vocabulary import gguf_vocabulary
 
 Reference = Callable[[Path, list[str], bool], list[list[int]]]
@@ -101,19 +101,19 @@ def test_embeddings_without_a_token(tiny_tokenizer: PreTrainedTokenizerFast) -> 
 
 
 @pytest.mark.parametrize(
-    ("normalizer", "pre_tokenizer"),
+    ("normalizer", "cut"),
     [
         (None, pre_tokenizers.Whitespace()),
         (normalizers.Lowercase(), pre_tokenizers.ByteLevel(add_prefix_space=False)),
         (None, None),
     ],
 )
-def test_ways_to_split_that_llama_cpp_does_not_know(normalizer: Any, pre_tokenizer: Any) -> None:
+def test_ways_to_split_that_llama_cpp_does_not_know(normalizer: Any, cut: Any) -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    if pre_tokenizer is not None:
-        tokenizer.pre_tokenizer = pre_tokenizer
+    if cut is not None:
+        tokenizer.pre_tokenizer = cut
     with pytest.raises(UserError, match=f"cuts text like none of {next(iter(SPLITS))}"):
         gguf_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 2)
 
@@ -122,3 +122,27 @@ def test_models_other_than_bpe() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(UserError, match="its model is WordLevel, not BPE"):
         gguf_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 1)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "message"),
+    [
+        ({}, [], "its vocabulary is empty"),
+        ({"a": 0, "b": 1}, [], "it has no merges"),
+        ({"a": 0, "b c": 1, "ab c": 2}, [("a", "b c")], None),
+        (
+            {"a b": 0, "c": 1, "a bc": 2},
+            [("a b", "c")],
+            r"merge \['a b', 'c'\] has a space within",
+        ),
+        ({"a": 0, "b": 9, "ab": 2}, [("a", "b")], "a token with number 9, but the model only 3 embeddings"),
+    ],
+)
+def test_vocabularies_that_cannot_be(vocab: Any, merges: Any, message: str | None) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizer(SPLITS["gpt-2"])
+    if message is None:
+        assert gguf_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 3)
+        return
+    with pytest.raises(UserError, match=message):
+        gguf_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 3)

@@ -15,9 +15,10 @@ from tyr_jax.recovery import examples
 class Chats(Bytes):
     """With a template that marks whose turn it is."""
 
-    def apply_chat_template(self, conversation: object, *, tokenize: bool, **options: object) -> str:
-        text = "".join(f"<{turn['role']}>{turn['content']}." for turn in conversation)  # type: ignore[attr-defined]
-        return text + ("<assistant>" if options.get("add_generation_prompt") else "")
+    chat_template = (
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}.{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
 
 
 def jsonl(path: Path, rows: list[object]) -> Path:
@@ -91,8 +92,7 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         examples.load([parse_source(str(mixed))], spec_of(), 1, Chats(), 0)
 
     class Backwards(Chats):
-        def apply_chat_template(self, conversation: object, *, tokenize: bool, **options: object) -> str:
-            return super().apply_chat_template(conversation, tokenize=tokenize, **options)[::-1]
+        chat_template = "{% filter reverse %}" + Chats.chat_template + "{% endfilter %}"
 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(UserError, match="turn by turn"):

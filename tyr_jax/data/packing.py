@@ -12,21 +12,22 @@ Letters: `S` sequences, `T` tokens in a sequence, `W` evaluation windows.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
 
+from tyr_jax.data import chat
+from tyr_jax.data.encoding import encode
 from tyr_jax.data.sources import (
-    Document,
+    Conversation,
     Source,
     describe,
     identity,
     leaves,
     parse_source,
     read_documents,
-    reason,
 )
 from tyr_jax.errors import UserError, require
 
@@ -58,8 +59,12 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """A mapping with the token ids of `text` under "input_ids"."""
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, **options: Any) -> Any:
-        """The conversation as text."""
+    @property
+    def special_tokens_map(self) -> Mapping[str, str]:
+        """Special tokens by their names in chat templates."""
+
+    def get_chat_template(self) -> str:
+        """The chat template; raises `ValueError` where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +250,7 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = Non
     size = 0
     for text in texts:
         joint = [] if not parts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode(tokenizer, text)
         parts.append(np.asarray([*joint, *ids], np.int32))
         size += len(parts[-1])
         if limit is not None and size >= limit:
@@ -268,16 +273,21 @@ def read_tokens(
     while True:
         taken: list[int] = []
         texts = _texts(source, tokenizer, chat_template, chars)
-        stream = tokenize(_counted(texts, taken), tokenizer, wanted)
+        stream = tokenize(_first(texts, chars, taken), tokenizer, wanted)
         if len(stream) >= wanted or sum(taken) < chars:
             return stream[:limit]
         chars *= 4
 
 
-def _counted(texts: Iterable[str], taken: list[int]) -> Iterator[str]:
+def _first(texts: Iterable[str], chars: int, taken: list[int]) -> Iterator[str]:
+    """The first so many characters of texts: the last text is cut, and none comes after it."""
+    left = chars
     for text in texts:
-        taken.append(len(text))
-        yield text
+        taken.append(min(len(text), left))
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def _texts(
@@ -290,27 +300,23 @@ def _texts(
             yield render(document, source, tokenizer)
         else:
             raise UserError(
-                f"'{source.label}' holds conversations; pass --chat-template to write them as the model's "
-                "chat template does, or name a column of plain text"
+                f"'{source.label}' holds conversations; ask for the model's chat template, which makes text "
+                "of them (prune --chat-template, evaluate --chat-template True), or name a column of text"
             )
 
 
-def render(conversation: Document, source: Source, tokenizer: Tokenizer, **options: Any) -> str:
+def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **options: Any) -> str:
     """A conversation as the model's own chat template writes it, with the template's `options`.
 
     Raises `UserError` where the template cannot.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    dated = isinstance(template, str) and "strftime_now" in template
-    if dated:
-        options["chat_template"] = f"{FIXED_DATE}{template}"
+    template = chat.template_of(tokenizer)
+    if "strftime_now" in template:
+        template = f"{FIXED_DATE}{template}"
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
-    except Exception as error:  # a template is a program of the model's and raises what it likes
-        raise UserError(
-            f"the model's chat template cannot render a conversation of '{source.label}' ({reason(error)}); "
-            "leave out --chat-template and give plain text"
-        ) from None
+        return chat.written(tokenizer, conversation, template, **options)
+    except UserError as error:
+        raise UserError(f"cannot render a conversation of '{source.label}': {error}") from None
 
 
 def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -380,6 +386,8 @@ def with_noise(
     if not share:
         return sequences
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    if not len(ordinary):
+        raise UserError("all of this tokenizer's tokens are special; give the one that the model came with")
     noisy = rng.permutation(len(sequences)) < round(share * len(sequences))
     replaced = noisy[:, None] & (rng.random(sequences.shape) < 0.5)
     return np.where(replaced, rng.choice(ordinary, sequences.shape), sequences).astype(sequences.dtype)

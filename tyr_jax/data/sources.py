@@ -5,22 +5,25 @@ SOURCE[@WEIGHT]     SOURCE = builtin[:topics | :docstrings]
                            | name[:config][:split][:column] of a hub dataset (an empty field is the default)
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
 import itertools
-import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from tyr_jax.data.builtin import DOMAINS, builtin_documents
+from tyr_jax.data.encoding import is_unicode
 from tyr_jax.errors import UserError
+from tyr_jax.files import check_regular, parse_json
 
 Conversation = list[dict[str, str]]
 Document = str | Conversation
@@ -33,6 +36,15 @@ TASK_COLUMNS = ("instruction", "output")
 ROLES = {"human": "user", "gpt": "assistant"}
 # How many leading rows are looked at to see whether a dataset's rows are lines of one text.
 LINE_PROBE = 8
+# Nanoseconds for which a file counts as one that may be changing still.
+FRESH = 2 * 10**9
+# Characters of a line of JSON: so many can still be taken apart in a second or two.
+MOST_LINE = 2**25
+# Bytes of a JSON list, which is read at once.
+MOST_LIST = 2**30
+# Messages and characters of a conversation. Up to each of its answers, it is written anew.
+MOST_TURNS = 2**10
+MOST_CHARS = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,23 +176,26 @@ def labels(names: Iterable[str]) -> set[str]:
 def _digest(name: str) -> str:
     _check_file(Path(name))
     stat = Path(name).stat()
-    return _hash(name, stat.st_size, stat.st_mtime_ns)
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    # What changes again within a tick of the file system's clock does not show in its times.
+    fresh = time.time_ns() - max(times) < FRESH
+    take = _hash.__wrapped__ if fresh else _hash
+    return take(name, stat.st_dev, stat.st_ino, stat.st_size, times)
 
 
 @functools.lru_cache
-def _hash(name: str, size: int, modified: int) -> str:
+def _hash(name: str, device: int, inode: int, size: int, times: tuple[int, int]) -> str:
     """The sha256 of a file, taken once for as long as the file stays as it is."""
     with Path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"there is no file '{path}'; check the path given to --calibration or --evaluation")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); check its permissions") from None
+    # A path that cannot be, such as one that is too long, is refused below.
+    with contextlib.suppress(OSError, ValueError):
+        if not path.exists():
+            raise UserError(f"there is no file '{path}'; check the path")
+    check_regular(path, "text")
 
 
 def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
@@ -211,18 +226,35 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
 
 
 def _read_text(path: Path, max_chars: int | None) -> str:
+    with _opened(path) as file:
+        # Python makes room for as many as are asked for; a file has no more characters than bytes.
+        size = os.fstat(file.fileno()).st_size
+        text = file.read(size if max_chars is None else min(size, max_chars))
+    return _checked(text if text.strip() else "", f"'{path}'")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A file of UTF-8 text.
+
+    Raises:
+        UserError: there is none, or it cannot be read, or turns out to be none while it is read.
+    """
     _check_file(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(-1 if max_chars is None else max_chars)
+            yield file
     except UnicodeDecodeError:
         raise UserError(f"'{path}' is not UTF-8 text; convert it, or give a text file") from None
-    return _checked(text if text.strip() else "", f"'{path}'")
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({reason(error)}); check the file") from None
 
 
 def _checked(text: str, where: str) -> str:
     if "\0" in text:
         raise UserError(f"{where} holds NUL bytes, so it is not text; give a text file")
+    if not is_unicode(text):
+        raise UserError(f"{where} holds half of a surrogate pair, so it is not text; mend or remove it")
     return text
 
 
@@ -287,18 +319,30 @@ def _row_document(row: dict[str, Any], where: str, source: Source) -> Document:
             f"column '{name}' of {where} is neither text nor a list of {{role, content}} messages; "
             "name the column that holds the text"
         )
+    return _checked_turns(conversation, where)
+
+
+def _checked_turns(conversation: Conversation, where: str) -> Conversation:
     for turn in conversation:
-        _checked(turn["content"], where)
+        for text in turn.values():
+            _checked(text, where)
+    size = sum(len(turn["content"]) for turn in conversation)
+    if len(conversation) > MOST_TURNS or size > MOST_CHARS:
+        raise UserError(
+            f"{where} is a conversation of {len(conversation)} messages and {size} characters; cut it into "
+            f"several of at most {MOST_TURNS} and {MOST_CHARS}"
+        )
     return conversation
 
 
 def _task(row: dict[str, Any], where: str) -> Conversation:
     """A conversation of a task and its answer."""
-    question = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+    further = row.get("input")
+    if not isinstance(further, str | None):
+        raise UserError(f"column 'input' of {where} is not text; mend or remove it")
+    question = "\n\n".join(filter(None, (row["instruction"], further)))
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
-    for turn in turns:
-        _checked(turn["content"], where)
-    return turns
+    return _checked_turns(turns, where)
 
 
 def _turn(turn: Any) -> dict[str, str] | None:
@@ -316,33 +360,29 @@ Rows = Iterator[tuple[dict[str, Any], str]]
 
 def _json_rows(path: Path) -> Rows:
     """Rows of a file of JSON lines, or of one JSON list, each with a phrase that says where it stands."""
-    _check_file(path)
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".json" and file.read(64).lstrip().startswith("["):
-                file.seek(0)
-                yield from _json_list(file.read(), path)
+    with _opened(path) as file:
+        listed = path.suffix.lower() == ".json" and file.read(64).lstrip().startswith("[")
+        file.seek(0)
+        if listed:
+            yield from _json_list(file, path)
+            return
+        for number in itertools.count(1):
+            line = file.readline(MOST_LINE)
+            if not line:
                 return
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f"line {number} of '{path}'"
-                    yield _json_row(_json_value(_checked(line, where), where), where), where
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not UTF-8 text; convert it, or give a text file") from None
+            where = f"line {number} of '{path}'"
+            if len(line) == MOST_LINE:
+                raise UserError(f"{where} has {MOST_LINE} characters or more; cut it into several rows")
+            if line.strip():
+                yield _json_row(parse_json(_checked(line, where), where), where), where
 
 
-def _json_list(text: str, path: Path) -> Rows:
-    for number, row in enumerate(_json_value(text, f"'{path}'"), 1):
+def _json_list(file: TextIO, path: Path) -> Rows:
+    if path.stat().st_size > MOST_LIST:
+        raise UserError(f"'{path}' has more than {MOST_LIST} bytes; write its rows as lines of a .jsonl file")
+    for number, row in enumerate(parse_json(file.read(), f"'{path}'"), 1):
         where = f"row {number} of '{path}'"
         yield _json_row(row, where), where
-
-
-def _json_value(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error}); mend or remove it") from None
 
 
 def _json_row(row: Any, where: str) -> dict[str, Any]:
@@ -358,10 +398,11 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
-            # With none of them, whole rows are read for the sake of a message that lists the columns.
-            for batch in file.iter_batches(batch_size=256, columns=present or None):
+            # With none of them, whole rows are read for the sake of a message that lists the columns. Few at
+            # once: a text that is repeated takes no room in the file, but in memory as often as it is there.
+            for batch in file.iter_batches(batch_size=16, columns=present or None):
                 yield from ((row, where) for row in batch.to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's own exceptions derive from these
+    except Exception as error:  # pyarrow has one of its own for every one of Python's
         raise UserError(f"{where} cannot be read as Parquet ({reason(error)}); check the file") from None
 
 
@@ -369,6 +410,7 @@ def _hub_rows(source: Source) -> Rows:
     where = f"hub dataset '{source.label}'"
     datasets = _optional("datasets", where)
     try:
+        # It runs no code of a dataset's: since its fourth version, it cannot.
         stream = datasets.load_dataset(source.name, source.config or None, split=source.split, streaming=True)
         for row in stream:
             yield row, where

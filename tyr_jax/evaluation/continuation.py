@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax.data import chat, encoding
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation.generation import Sampling, generate, unstack
 from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.io.config_values import of_file, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,9 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
         UserError: names the flag, its value and what is wanted.
     """
     sampling = settings.sampling
+    for prompt in prompts:
+        if not encoding.is_unicode(prompt):
+            raise UserError(f"the prompt {prompt[:40]!r} is not Unicode text; give it in UTF-8")
     checks = (
         (bool(prompts), "PROMPT", "nothing", "given"),
         (settings.max_tokens >= 1, "--max-tokens", settings.max_tokens, "at least 1"),
@@ -54,17 +60,14 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
     if settings.chat:
         if not tokenizer.chat_template:
             raise UserError(f"{model.source} has no chat template; leave --chat out")
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts
-        ]
-    tokens = [tokenizer(text, add_special_tokens=not settings.chat).input_ids for text in texts]
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        with of_file(Path(model.source)):
+            texts = [chat.written(tokenizer, turn, add_generation_prompt=True) for turn in turns]
+    tokens = [encoding.encode(tokenizer, text, special=not settings.chat) for text in texts]
     limit = model.config.max_positions
     for prompt, ids in zip(prompts, tokens, strict=True):
         if not ids:
-            raise UserError(f"the prompt {prompt!r} has no token; give it some text")
+            raise UserError(f"the prompt {prompt[:40]!r} has no token; give it some text")
         if len(ids) + settings.max_tokens > limit:
             raise UserError(
                 f"a prompt of {len(ids)} tokens and --max-tokens {settings.max_tokens} are more than the "
@@ -74,10 +77,21 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
 
 
 def stop_tokens(model: LoadedModel) -> frozenset[int]:
-    """Tokens that end a text, as the tokenizer and the generation configuration have them."""
+    """Tokens that end a text, as the tokenizer and the generation configuration have them.
+
+    Raises:
+        UserError: the configuration has something else.
+    """
     given = (model.generation_config or {}).get("eos_token_id")
-    ids = given if isinstance(given, list) else [given]
-    return frozenset(token for token in (*ids, model.tokenizer.eos_token_id) if token is not None)
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    for index in ids:
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < model.config.vocab:
+            raise UserError(
+                f"'eos_token_id' in the generation_config.json of {model.source} is {shown(index)}, but must "
+                f"be the number of a token, from 0 to {model.config.vocab - 1}, or a list of them"
+            )
+    own = model.tokenizer.eos_token_id
+    return frozenset(ids if own is None else (*ids, own))
 
 
 def steps(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> Iterator[np.ndarray]:

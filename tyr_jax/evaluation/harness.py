@@ -27,6 +27,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
+from tyr_jax.data import chat, encoding
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.evaluation import generation, likelihood
 from tyr_jax.evaluation.likelihood import Request
@@ -53,7 +54,13 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The token that ends a text.
+
+        Raises:
+            UserError: the tokenizer has none.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {self.model.source} has no EOS token, which tasks need")
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -77,19 +84,17 @@ class HarnessModel(TemplateLM):
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = bos is None or not string.startswith(bos)
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return encoding.encode(self.tokenizer, string, special=add_special_tokens)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation as the model's own template has it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+        return chat.written(
+            self.tokenizer,
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
         )
 
     def _loglikelihood_tokens(

@@ -1,6 +1,7 @@
 """Whole models in and out: from a name to everything known about it, and to a Hugging Face directory."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,10 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError, first_line
-from tyr_jax.files import write_json
+from tyr_jax.files import read_json, write_json
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.config_values import of_file, read_values, shown
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from tyr_jax.model.families import FAMILIES, load_family
@@ -72,21 +74,27 @@ def load_config(name: str, *, family: str | None = None) -> tuple[ModelConfig, n
         load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
-        return config_from_hf(gguf.read_hf_config(gguf.open_gguf(path), path)), np.dtype(np.float32)
-    hf_config = hf.read_json(path / hf.CONFIG)
+        values = gguf.read_hf_config(gguf.open_gguf(path), path)
+        with of_file(path):
+            return config_from_hf(values), np.dtype(np.float32)
+    hf_config = read_values(path / hf.CONFIG)
     stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     dtypes = {dtype.name: dtype for dtype in hf.DTYPES.values()}
-    if stored not in dtypes:
-        raise UserError(f"{path / hf.CONFIG} has dtype {stored!r}: it must be one of {', '.join(dtypes)}")
-    return config_from_hf(hf_config), dtypes[stored]
+    if not isinstance(stored, str) or stored not in dtypes:
+        raise UserError(
+            f"{path / hf.CONFIG} has dtype {shown(stored)}: it must be one of {', '.join(dtypes)}"
+        )
+    with of_file(path / hf.CONFIG):
+        return config_from_hf(hf_config), dtypes[stored]
 
 
 def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
     if not (directory / hf.CONFIG).is_file():
         # Only weights of a known format make it worth saying what is missing besides them.
         hf.SafetensorsSource(directory)
-    hf_config = hf.read_json(directory / hf.CONFIG)
-    config = config_from_hf(hf_config)
+    hf_config = read_values(directory / hf.CONFIG)
+    with of_file(directory / hf.CONFIG):
+        config = config_from_hf(hf_config)
     tokenizer = tokenizer_from_directory(directory)
     _check_vocabulary(tokenizer, config, name)
     generation = directory / "generation_config.json"
@@ -96,7 +104,7 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool)
         params=hf.load_params(weights, config, dtype, offload=offload),
         tokenizer=tokenizer,
         hf_config=hf_config,
-        generation_config=hf.read_json(generation) if generation.is_file() else None,
+        generation_config=read_values(generation) if generation.is_file() else None,
         source=name,
         stored_dtype=weights.dtype(EMBEDDINGS),
     )
@@ -105,7 +113,8 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool)
 def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
     reader = gguf.open_gguf(path)
     hf_config = gguf.read_hf_config(reader, path)
-    config = config_from_hf(hf_config)
+    with of_file(path):
+        config = config_from_hf(hf_config)
     tokenizer = tokenizer_from_gguf(reader, path)
     _check_vocabulary(tokenizer, config, name)
     weights = gguf.GgufSource(reader, path, config)
@@ -122,10 +131,17 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> Loaded
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, name: str) -> None:
     """A token without an embedding would silently read another's."""
+    if not len(tokenizer):
+        raise UserError(f"the tokenizer of {name} has no tokens: give the model the tokenizer it came with")
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # What is put around a text has numbers of its own.
+    around = tokenizer.backend_tokenizer.encode("a")
+    token, index = max(
+        [(token, index), *zip(around.tokens, around.ids, strict=True)], key=lambda item: item[1]
+    )
     if index >= config.vocab:
         raise UserError(
-            f"the tokenizer of {name} has token {token!r} with number {index}, but the model only "
+            f"the tokenizer of {name} has token {shown(token)} with number {index}, but the model only "
             f"{config.vocab} embeddings (vocab_size)"
         )
 
@@ -159,7 +175,12 @@ def save_model(
     kind = jnp.dtype(dtype)
     if kind not in hf.DTYPES.values():
         raise UserError(f"cannot save weights as {kind.name}: only float32, bfloat16 and float16")
-    written = config_to_hf(config, hf_config)
+    try:
+        written = config_to_hf(config, hf_config)
+        json.dumps([written, generation_config], allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (ValueError, TypeError) as error:
+        # Sizes that no `config.json` of the family has keys for, or values that JSON does not have.
+        raise UserError(f"cannot save a model into {directory}: {first_line(error)}") from error
     written.pop("torch_dtype", None)
     written["dtype"] = kind.name
     try:
@@ -194,7 +215,7 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Non
         # `tokenizers` raises a bare exception for whatever the disk says.
         raise UserError(f"cannot write the tokenizer into {directory}: {first_line(error)}") from error
     path = directory / "tokenizer_config.json"
-    settings = hf.read_json(path)
+    settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # The same class under the name that transformers 4 (and thus most servers) know as well.
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

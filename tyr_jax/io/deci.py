@@ -9,7 +9,7 @@ without any effect (all weights zero) take their place.
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import __version__
+from tyr_jax.data.encoding import is_unicode
 from tyr_jax.errors import UserError
-from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, llama3_factors, permute
+from tyr_jax.io.config_values import LARGEST_NUMBER, shown
+from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, llama3_factors, open_gguf, permute
 from tyr_jax.io.hf_rope import scaling_to_hf
 from tyr_jax.io.vocabulary import gguf_vocabulary
 from tyr_jax.model.spec import (
@@ -53,6 +55,18 @@ TYPES = {
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 """Types that matrices can be written in (norms and biases stay float32), and what ggml calls such files."""
+
+
+class Written(NamedTuple):
+    """A tensor of a file: its shape, and what it is stored as."""
+
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+
+
+LARGEST_F16 = float(np.finfo(np.float16).max)
+LARGEST = {GGMLQuantizationType.BF16: float(jnp.finfo(jnp.bfloat16).max)}
+"""What weights can be at most, in types for which that is not float16's largest."""
 
 
 def stored_shape(shape: LayerShape, first: bool, last: bool, multiple: int) -> LayerShape:
@@ -147,6 +161,28 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     return {f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()}
 
 
+def check_metadata(values: dict[str, Any]) -> None:
+    """Refuse what a GGUF file cannot hold, or llama.cpp would read as something else.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in values.items():
+        several = isinstance(value, list)
+        for each in value if several else [value]:
+            if isinstance(each, str):
+                right, wanted = "\0" not in each and is_unicode(each), "text without NUL"
+            elif isinstance(each, float):
+                # What is not a number is not at most anything.
+                right, wanted = abs(each) <= LARGEST_NUMBER, "a number that float32 can hold"
+            else:
+                right, wanted = 0 <= each < 2 ** (31 if several else 32), "a number of at most 32 bits"
+            if not right:
+                raise UserError(f"a GGUF file cannot hold '{key}' {shown(each)}: it must be {wanted}")
+        if several and not value:
+            raise UserError(f"a GGUF file cannot hold '{key}': its list is empty")
+
+
 def add(writer: GGUFWriter, values: dict[str, Any]) -> None:
     """Write metadata `values`, each by its type."""
     for key, value in values.items():
@@ -166,15 +202,22 @@ def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGML
     """`array` as it is stored, and its type: `kind` for matrices whose rows are whole blocks of it.
 
     Raises:
-        UserError: a weight is too large for float16.
+        UserError: a weight is not finite, or too large for the type.
     """
     stored = GGMLQuantizationType[kind.upper()]
     if array.ndim < 2:
         stored = GGMLQuantizationType.F32
     elif array.shape[-1] % gguf.GGML_QUANT_SIZES[stored][0]:
         stored = GGMLQuantizationType.F16
-    if stored == GGMLQuantizationType.F16 and np.abs(array).max() > np.finfo(np.float16).max:
-        raise UserError(f"tensor '{name}' is too large for f16; choose bf16 or f32 with --quantize")
+    largest = float(np.abs(array).max(initial=0))
+    if not np.isfinite(largest):
+        raise UserError(f"tensor '{name}' holds NaN or infinity")
+    # Types of blocks have their scales and offsets in float16.
+    if stored != GGMLQuantizationType.F32 and largest > LARGEST.get(stored, LARGEST_F16):
+        wider = "f32" if stored in LARGEST else "bf16 or f32"
+        raise UserError(
+            f"tensor '{name}' is too large for {stored.name.lower()}; choose {wider} with --quantize"
+        )
     return gguf.quants.quantize(np.ascontiguousarray(array), stored), stored
 
 
@@ -210,20 +253,50 @@ def write_gguf(
     """
     block = int(gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]][0])
     stored = stored_config(config, int(np.lcm(multiple, block)))
+    values = {OWN_KEY: __version__} | metadata(stored) | gguf_vocabulary(tokenizer, config.vocab)
+    check_metadata(values)
     writer = GGUFWriter(path, ARCHITECTURE)
-    writer.add_string(OWN_KEY, __version__)
-    add(writer, metadata(stored) | gguf_vocabulary(tokenizer, config.vocab))
+    add(writer, values)
     writer.add_file_type(TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    tensors: dict[str, Written] = {}
     for name, array in stored_tensors(params, stored):
         data, data_type = quantised(name, array, kind)
         writer.add_tensor(name, data, raw_dtype=data_type)
+        tensors[name] = Written(array.shape, data_type)
         on_tensor(name)
     if config.rope_scaling is not None:
         scaling = scaling_to_hf(config.rope_scaling)
         factors = llama3_factors(scaling, config.rope_theta, config.head_dim)
         writer.add_tensor(ROPE_FACTORS, factors.astype(np.float32))
+        tensors[ROPE_FACTORS] = Written(factors.shape, GGMLQuantizationType.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    check_written(path, values, tensors)
+
+
+def check_written(path: Path, values: dict[str, Any], tensors: dict[str, Written]) -> None:
+    """Read a file's metadata and the shapes and types of its tensors back.
+
+    Raises:
+        UserError: they are not what was written; names one that is not.
+    """
+    reader = open_gguf(path)
+    there = {key: field.contents() for key, field in reader.fields.items() if key in values}
+    found = {
+        tensor.name: Written(tuple(map(int, tensor.shape[::-1])), tensor.tensor_type)
+        for tensor in reader.tensors
+    }
+    different = [key for key, value in values.items() if there.get(key) != _rounded(value)]
+    different += [name for name in tensors.keys() | found.keys() if found.get(name) != tensors.get(name)]
+    if different:
+        raise UserError(f"{path} does not hold '{different[0]}' as it was written; check the disk, try again")
+
+
+def _rounded(value: Any) -> Any:
+    """A value as a file has it."""
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(np.float32(value)) if isinstance(value, float) else value

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, ReaderTensor, get_tensor_name_map
 from gguf.quants import dequantize
 
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.io.config_values import LARGEST_NUMBER, shown
+from tyr_jax.io.gguf_header import check_header
 from tyr_jax.io.hf import DTYPES
 from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig, all_specs
@@ -35,6 +37,9 @@ READ = {
     "vocab_size": "vocab_size",
 }
 """Metadata keys under the architecture's prefix that are read, and their `config.json` keys."""
+
+NUMBERS = ("rms_norm_eps", "rope_theta")
+"""Those of them that need not be whole."""
 
 REQUIRED = (
     "embedding_length",
@@ -70,12 +75,15 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 
 def open_gguf(path: Path) -> GGUFReader:
     """The header of a GGUF file; raises `UserError` if it is not one, or is truncated."""
+    check_header(path)
     try:
         return GGUFReader(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is not a GGUF file, or is truncated or corrupt ({error})") from error
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UserError(
+            f"{path} is not a GGUF file, or is truncated or corrupt ({first_line(error)})"
+        ) from error
 
 
 def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any]:
@@ -118,18 +126,25 @@ class GgufSource:
 
     def read(self, key: str) -> np.ndarray:
         """Tensor `key`; raises `UserError` naming it and its type if that cannot be dequantised."""
-        tensor = self._tensors[key]
-        try:
-            array = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise UserError(
-                f"tensor '{tensor.name}' in {self._path} has type {tensor.tensor_type.name}, "
-                "which the `gguf` package cannot dequantise"
-            ) from error
+        array = _dequantized(self._tensors[key], self._path)
         turned = self._architecture == "llama" and self._specs[key].rotary
-        array = np.asarray(array, np.float32)
         # One of another size is refused later, as it is.
-        return unpermute(array, self._head_dim) if turned and len(array) % self._head_dim == 0 else array
+        if turned and array.ndim and len(array) % self._head_dim == 0:
+            return unpermute(array, self._head_dim)
+        return array
+
+
+def _dequantized(tensor: ReaderTensor, path: Path) -> np.ndarray:
+    """A tensor as float32; raises `UserError` naming it and its type if it cannot be dequantised."""
+    try:
+        return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except NotImplementedError as error:
+        raise UserError(
+            f"tensor '{tensor.name}' in {path} has type {tensor.tensor_type.name}, "
+            "which the `gguf` package cannot dequantise"
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"tensor '{tensor.name}' in {path} is corrupt ({first_line(error)})") from error
 
 
 def permute(array: np.ndarray, head_dim: int) -> np.ndarray:
@@ -154,12 +169,18 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     architecture = values.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{path} has architecture {architecture!r}: only {', '.join(ARCHITECTURES)} are supported"
+            f"{path} has architecture {shown(architecture)}: only {', '.join(ARCHITECTURES)} are supported"
         )
     prefix = f"{architecture}."
     _check_metadata(reader, values, prefix, path)
     config = {hf: values[prefix + key] for key, hf in READ.items() if prefix + key in values}
     names = {tensor.name for tensor in reader.tensors}
+    if config.get("num_hidden_layers", 0) > len(names):
+        # For every layer that is announced, names are made up.
+        raise UserError(
+            f"metadata key '{prefix}block_count' of {path} is {config['num_hidden_layers']}, but it has "
+            f"{len(names)} tensors"
+        )
     config |= {
         "model_type": architecture,
         "architectures": [FAMILIES[architecture].architecture],
@@ -175,7 +196,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     config["rms_norm_eps"] = float(str(np.float32(config["rms_norm_eps"])))
     if "vocab_size" not in config:
         config["vocab_size"] = _embedding_rows(reader, path)
-    _set_head_dim(config, values, prefix)
+    _set_head_dim(config, values, prefix, path)
     config |= optional_tensors(architecture, names)
     if ROPE_FACTORS in names:
         config["rope_scaling"] = _llama3_scaling(reader, config, path)
@@ -196,8 +217,9 @@ def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
 
 def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, path: Path) -> None:
     """Raise `UserError` naming the first metadata key that could change the function unnoticed."""
-    if values.get("split.count", 1) > 1:
-        raise UserError(f"{path} is one of {values['split.count']} pieces: merge them with llama-gguf-split")
+    _check_kinds(values, prefix, path)
+    if (pieces := values.get("split.count", 1)) not in (0, 1):
+        raise UserError(f"{path} is one of {shown(pieces)} pieces: merge them with llama-gguf-split")
     known = {prefix + key for key in (*READ, *CHECKED, *SIZED)}
     for key in reader.fields:
         if key.startswith((*HARMLESS_PREFIXES, "split.")):
@@ -209,11 +231,22 @@ def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, pat
     for name, allowed in CHECKED.items():
         if prefix + name in values and values[prefix + name] not in allowed:
             raise UserError(
-                f"metadata key '{prefix}{name}' of {path} has the unsupported value {values[prefix + name]!r}"
+                f"metadata key '{prefix}{name}' of {path} has the unsupported value "
+                f"{shown(values[prefix + name])}"
             )
 
 
-def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str) -> None:
+def _check_kinds(values: dict[str, Any], prefix: str, path: Path) -> None:
+    """Sizes must be positive integers, and what need not be whole, positive numbers."""
+    for name, key in READ.items():
+        value = values.get(prefix + name, 1)
+        kinds = (int, float) if key in NUMBERS else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < LARGEST_NUMBER:
+            wanted = "a positive number" if key in NUMBERS else "a positive integer"
+            raise UserError(f"metadata key '{prefix}{name}' of {path} is {shown(value)}: it must be {wanted}")
+
+
+def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str, path: Path) -> None:
     """Fill in `head_dim`, and check the metadata that must agree with it."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if "head_dim" not in config and heads and hidden % heads == 0:
@@ -221,16 +254,17 @@ def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str) -
     for name in SIZED:
         if prefix + name in values and values[prefix + name] != config.get("head_dim"):
             raise UserError(
-                f"metadata key '{prefix}{name}' is {values[prefix + name]}, but the head dimension is "
-                f"{config.get('head_dim')}: partial rotary embeddings and unequal values are not supported"
+                f"metadata key '{prefix}{name}' of {path} is {shown(values[prefix + name])}, but the head "
+                f"dimension is {config.get('head_dim')}: partial rotary embeddings and unequal values are "
+                "not supported"
             )
 
 
 def _embedding_rows(reader: GGUFReader, path: Path) -> int:
     for tensor in reader.tensors:
-        if tensor.name == "token_embd.weight":
+        if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
             return int(tensor.shape[-1])
-    raise UserError(f"tensor 'token_embd.weight' is missing from {path}")
+    raise UserError(f"tensor 'token_embd.weight' is missing from {path}, or no matrix")
 
 
 def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
@@ -245,12 +279,16 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
 def _llama3_scaling(reader: GGUFReader, config: dict[str, Any], path: Path) -> dict[str, Any]:
     """`rope_scaling` from the factor table: the slowest frequency has the whole factor; check the rest."""
     table = next(tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
-    factors = dequantize(table.data, table.tensor_type).astype(np.float64).ravel()
+    factors = _dequantized(table, path).astype(np.float64).ravel()
+    if not factors.size:
+        raise UserError(f"tensor '{ROPE_FACTORS}' of {path} is empty: download the model again")
     scaling = {"rope_type": "llama3", "factor": float(str(np.float32(factors[-1]))), **LLAMA3_ROPE}
     theta = float(config.get("rope_theta", 10000.0))
-    if factors.size * 2 != config.get("head_dim") or not np.allclose(
-        factors, llama3_factors(scaling, theta, 2 * factors.size), rtol=1e-4, atol=0
-    ):
+    with np.errstate(all="ignore"):
+        same = factors.size * 2 == config.get("head_dim") and np.allclose(
+            factors, llama3_factors(scaling, theta, 2 * factors.size), rtol=1e-4, atol=0
+        )
+    if not same:
         raise UserError(
             f"tensor '{ROPE_FACTORS}' of {path} is not the RoPE scaling of Llama 3: load the model from its "
             "Hugging Face directory instead"
@@ -265,8 +303,5 @@ def token_ids(values: dict[str, Any]) -> dict[str, int]:
         "eos_token_id": "eos_token_id",
         "pad_token_id": "padding_token_id",
     }
-    return {
-        hf: int(values[f"tokenizer.ggml.{name}"])
-        for hf, name in names.items()
-        if f"tokenizer.ggml.{name}" in values
-    }
+    found = {hf: values.get(f"tokenizer.ggml.{name}") for hf, name in names.items()}
+    return {hf: value for hf, value in found.items() if value is not None}

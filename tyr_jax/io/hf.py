@@ -5,7 +5,6 @@ only place that decides whether the tensors are the ones the configuration asks 
 """
 
 import functools
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,9 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from tyr_jax.errors import UserError, first_line
+from tyr_jax.files import check_regular, inside, read_json
+from tyr_jax.io.config_values import shown
+from tyr_jax.io.directory import check_directory
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Stack
@@ -88,10 +90,11 @@ class SafetensorsSource:
 
 
 def _open_shard(path: Path) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"weights file {path} is missing, although {INDEX} names it: download the model again"
         )
+    check_regular(path, "weights file")
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -108,7 +111,10 @@ def _weight_map(directory: Path) -> dict[str, Path]:
         weight_map = read_json(index).get("weight_map")
         if not weight_map or not isinstance(weight_map, dict):
             raise UserError(f"{index} has no usable 'weight_map'")
-        return {key: directory / str(name) for key, name in weight_map.items()}
+        strange = [name for name in weight_map.values() if not isinstance(name, str)]
+        if strange:
+            raise UserError(f"{index} names no file in 'weight_map', but {shown(strange[0])}")
+        return {key: inside(directory, name, str(index)) for key, name in weight_map.items()}
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise UserError(
             f"{directory} has only pickled weights (.bin), which are not read because loading them can run "
@@ -117,19 +123,6 @@ def _weight_map(directory: Path) -> dict[str, Path]:
     ggufs = sorted(directory.glob("*.gguf"))
     hint = f"; to load the GGUF file give its path, {ggufs[0]}" if ggufs else ""
     raise UserError(f"{directory} has no {WEIGHTS} and no {INDEX}{hint}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `UserError` naming a file that is missing or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value
 
 
 def load_params(
@@ -212,16 +205,29 @@ def resolve(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
     """
     if not name.strip():
         raise UserError("the model's name is empty: give a directory, a .gguf file or a hub id")
-    path = Path(name).expanduser()
+    path = _local(name) or _download(name, patterns)
     if path.is_dir():
-        return path
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
+        check_directory(path)
+    else:
+        check_regular(path, "model")
+    return path
+
+
+def _local(name: str) -> Path | None:
+    """The directory or `.gguf` file that a name stands for on this machine; none if it may be a hub id."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir() or (path.exists() and path.suffix.lower() == ".gguf"):
             return path
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name that is too long, a user without a home, or one with a NUL.
+        raise UserError(f"no such file or directory: '{name}' ({first_line(error)})") from None
+    if there:
         raise UserError(f"{name} is a file: give the model's directory, or a .gguf file")
     if looks_like_path(name):
         raise UserError(f"no such file or directory: '{name}'")
-    return _download(name, patterns)
+    return None
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.config_values import Json, flag, integer, number, unsupported
+from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
 from tyr_jax.model.families import DEFAULTS, FAMILIES, WINDOW, Family
@@ -86,7 +86,7 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
     if unknown:
         raise UserError(
-            f"config key '{unknown[0]}' (value {config[unknown[0]]!r}) is unknown for a "
+            f"config key '{unknown[0]}' (value {shown(config[unknown[0]])}) is unknown for a "
             f"{config['model_type']} model, so it might change what the model computes; if not, remove it"
         )
     for key, allowed in checked.items():
@@ -99,7 +99,7 @@ def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
     if config.get("auto_map") and not config.get("per_layer_config"):
         raise unsupported("auto_map", config["auto_map"], "absent: custom modelling code is not run")
     names = config.get("architectures")
-    if names and not config.get("auto_map") and list(names) != [family.architecture]:
+    if names and not config.get("auto_map") and names != [family.architecture]:
         raise unsupported("architectures", names, repr([family.architecture]))
 
 
@@ -114,9 +114,13 @@ def _window(values: Mapping[str, Any], family: Family) -> int | None:
     return window
 
 
+def _size(values: Mapping[str, Any], key: str) -> int:
+    return integer(values, key, most=LIMITS[key])
+
+
 def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
     if values["head_dim"] is not None:
-        head_dim = integer(values, "head_dim")
+        head_dim = _size(values, "head_dim")
     elif hidden % heads:
         wanted = f"a divisor of hidden_size ({hidden}), or head_dim given"
         raise unsupported("num_attention_heads", heads, wanted)
@@ -138,19 +142,19 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     _check_architecture(config, family)
     values = {**DEFAULTS, **family.defaults, **config}
     hidden, depth, ffn = (
-        integer(values, key) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
+        _size(values, key) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
     )
-    heads = integer(values, "num_attention_heads")
+    heads = _size(values, "num_attention_heads")
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = heads
-    kv_heads = integer(values, "num_key_value_heads")
+    kv_heads = _size(values, "num_key_value_heads")
     if heads % kv_heads:
         raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
     theta, scaling = rope_from_hf(values)
     present = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
     return ModelConfig(
         family=config["model_type"],
-        vocab=integer(values, "vocab_size"),
+        vocab=_size(values, "vocab_size"),
         hidden=hidden,
         head_dim=_head_dim(values, hidden, heads),
         layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.config_values import Json, integer, unsupported
+from tyr_jax.io.config_values import LIMITS, Json, integer, unsupported
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 SUBLAYERS = ("attention", "mlp")
@@ -33,7 +33,7 @@ def _layer_shape(override: Mapping[str, Any], dense: LayerShape, where: str) -> 
         "num_attention_heads": dense.heads,
         "num_key_value_heads": dense.kv_heads,
     }
-    sizes = {key: integer({**globals_, **override}, key, where) for key in globals_}
+    sizes = {key: integer({**globals_, **override}, key, where, LIMITS[key]) for key in globals_}
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if "attention" in skip:
         heads = kv_heads = 0
@@ -53,7 +53,7 @@ def layers_from_hf(config: Mapping[str, Any], dense: LayerShape, depth: int) -> 
     if not isinstance(per_layer, dict):
         raise unsupported("per_layer_config", per_layer, "an object from layer numbers to sizes")
     names = [str(layer) for layer in range(depth)]
-    strangers = [key for key in per_layer if key not in names]
+    strangers = sorted(per_layer.keys() - set(names))
     if strangers:
         raise UserError(f"config key 'per_layer_config.{strangers[0]}' names no layer: there are {depth}")
     for key, override in per_layer.items():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.config_values import Json, integer, number, unsupported
+from tyr_jax.io.config_values import Json, integer, number, shown, unsupported
 from tyr_jax.model.spec import ModelConfig, RopeScaling
 
 ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
@@ -31,14 +31,15 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     outer = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     for key, value in outer.items():
         if value is not None and nested.setdefault(key, value) != value:
-            raise UserError(f"config keys '{key}' ({value}) and '{where}.{key}' ({nested[key]}) contradict")
+            raise UserError(
+                f"config keys '{key}' ({shown(value)}) and '{where}.{key}' ({shown(nested[key])}) contradict"
+            )
     return _rope_values(nested, where + ".", config.get("max_position_embeddings"))
 
 
 def _rope_values(rope: Json, where: str, max_positions: Any) -> tuple[float, RopeScaling | None]:
-    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
-    kind = kinds.pop()
-    if kinds or kind not in ROPE_TYPES:
+    kind, *others = [rope.pop(key) for key in ("rope_type", "type") if key in rope] or ["default"]
+    if others not in ([], [kind]) or kind not in ROPE_TYPES:
         raise unsupported(where + "rope_type", kind, " or ".join(ROPE_TYPES))
     partial = rope.pop("partial_rotary_factor", 1.0)
     if partial not in (1.0, None):
@@ -50,7 +51,7 @@ def _rope_values(rope: Json, where: str, max_positions: Any) -> tuple[float, Rop
     unknown = sorted(set(rope) - set(LLAMA3_KEYS if kind == "llama3" else ()))
     if unknown:
         raise UserError(
-            f"config key '{where}{unknown[0]}' ({rope[unknown[0]]!r}) is unknown for rope type '{kind}'"
+            f"config key '{where}{unknown[0]}' ({shown(rope[unknown[0]])}) is unknown for rope type '{kind}'"
         )
     if kind == "default":
         return theta, None

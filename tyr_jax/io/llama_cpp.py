@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from typing import Any
 import numpy as np
 from gguf import LlamaFileType
 
+from tyr_jax import process
 from tyr_jax.errors import UserError
+from tyr_jax.io.gguf_header import check_header
 
 TYPES = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
@@ -19,6 +24,8 @@ TYPES = {
     "q3_k_m": LlamaFileType.MOSTLY_Q3_K_M,
 }
 """Mixtures of types by llama.cpp's names for them."""
+
+QUANTISER = Path(__file__).with_name("llama_quantiser.py")
 
 MULTIPLE = 256
 """Numbers that these types store together: rows that are no multiple get a larger type."""
@@ -46,22 +53,48 @@ def bindings() -> tuple[Any, Any]:
 @functools.cache
 def _silence(ffi: Any) -> Any:
     """A callback that drops llama.cpp's log; kept, as it must outlive the call that takes it."""
-    return ffi.callback("void(enum ggml_log_level, char *, void *)", lambda level, text, data: None)
+
+    def stopped(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        """Ctrl-C that comes within the callback would go nowhere, so that the signal has to come again."""
+        if issubclass(kind, KeyboardInterrupt):
+            process.again(kind)
+
+    return ffi.callback(
+        "void(enum ggml_log_level, char *, void *)", lambda level, text, data: None, onerror=stopped
+    )
 
 
 def quantise_file(source: Path, target: Path, kind: str) -> None:
-    """Write the GGUF file `source` again as `target`, in `kind` of `TYPES`.
+    """Write the GGUF file `source` again as `target`, in `kind` of `TYPES`, in a process of its own.
 
     Raises:
-        UserError: llama.cpp is not installed, or refuses, or the disk is full.
+        UserError: llama.cpp is not installed, or refuses or aborts, or the disk is full.
     """
-    ffi, lib = bindings()
-    parameters = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-    parameters.ftype = int(TYPES[kind])
-    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), parameters):
+    bindings()
+    result = subprocess.run(
+        [sys.executable, "-P", str(QUANTISER), str(source), str(target), str(int(TYPES[kind]))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Or else it starts a debugger, where there is one, to say where it was.
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+        check=False,
+    )
+    if result.returncode:
+        target.unlink(missing_ok=True)
         raise UserError(
-            f"llama.cpp could not write {target} as {kind}; free space, or choose another --quantize"
+            f"llama.cpp could not write {target} as {kind}; free space, or choose another --quantize "
+            f"({_said(result)})"
         )
+    check_header(target)
+
+
+def _said(result: "subprocess.CompletedProcess[bytes]") -> str:
+    """What llama.cpp said last that is about a failure, or how it ended."""
+    lines = [line for line in result.stderr.decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"fail|error|assert|invalid", line, re.IGNORECASE)]
+    ended = f"it ended with status {result.returncode}"
+    return telling[-1].strip()[:300] if telling else ended
 
 
 class Session:
@@ -106,7 +139,7 @@ def session(path: Path, slots: int, threads: int | None = None) -> Iterator[Sess
         UserError: llama.cpp is not installed, or does not load the file.
     """
     ffi, lib = bindings()
-    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
     if model == ffi.NULL:
         raise UserError(f"llama.cpp does not load {path}")
     parameters = lib.llama_context_default_params()

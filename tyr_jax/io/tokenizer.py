@@ -4,9 +4,13 @@ transformers' own way from a GGUF file needs torch and splits numbers unlike Smo
 tokenizer is built here from the file's metadata, to split text as llama.cpp does.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from gguf import GGUFReader
 from tokenizers import (
@@ -21,9 +25,13 @@ from tokenizers import (
 )
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
-from tyr_jax.errors import UserError, first_line
+from tyr_jax.data.encoding import refusing
+from tyr_jax.errors import UserError
+from tyr_jax.files import inside, read_json
+from tyr_jax.io.config_values import read_values, shown
 from tyr_jax.io.gguf import metadata
-from tyr_jax.io.hf import read_json
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """Token types of GGUF."""
@@ -67,26 +75,191 @@ SPLITS: dict[str, Split] = {
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """SentencePiece's visible space."""
 
-ARRAYS = {f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges")}
+ARRAYS: dict[str, type | tuple[type, ...]] = {
+    "tokens": str,
+    "merges": str,
+    "scores": (int, float),
+    "token_type": int,
+}
+"""Metadata under `tokenizer.ggml.` that are arrays, and what of."""
+
+SCALARS: dict[str, type] = {
+    "ggml.pre": str,
+    "chat_template": str,
+    **dict.fromkeys(("ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_space_prefix"), bool),
+}
+"""Those under `tokenizer.` that are not, beside numbers of tokens."""
+
+NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Special tokens, and what they are called in metadata."""
+
+MOST_CUTS = 2**31
+"""The squares of the lengths of all tokens together, which what is made of their parts grows with. Those of
+the largest vocabularies are some ten millions."""
+
+MOST_GROWTH = 64
+"""Letters that a step of a tokenizer may make of one. Some steps in a row double a text again and again."""
+
+GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
+"""What some kinds of steps make of a letter at most, or nearly."""
+
+PROBE = "It's 12 naïve cats:\n\n  日本 <s>"
+"""What every tokenizer can read."""
+
+STEPS = ("normalizers", "pretokenizers", "processors", "decoders")
+"""Under what key a sequence has its steps."""
 
 
 def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Hugging Face directory, chat template included.
+    """The tokenizer of a Hugging Face directory, chat template included. No code is run that it brings along.
 
     Raises `UserError` naming the directory when it has none, or one that needs more than `tokenizers`.
     """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{directory} has no tokenizer: tokenizer.json is missing")
+    settings = _settings(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, config=_plain_config(directory), local_files_only=True
-        )
-    except Exception as error:
-        # transformers raises whatever its parsers do: OSError, ValueError, KeyError, bare Exception.
-        raise UserError(f"cannot load the tokenizer of {directory}: {first_line(error)}") from error
-    if not tokenizer.is_fast:
+        with _culprit(directory), refusing(f"cannot load the tokenizer of {directory}"), _unheard():
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, config=_plain_config(directory), local_files_only=True, trust_remote_code=False
+            )
+    except UserError as error:
+        if not settings.get("auto_map"):
+            raise
+        raise UserError(
+            f"{directory / TOKENIZER_CONFIG} names code of its own ('auto_map'), which is not run, and the "
+            "tokenizer cannot be loaded without: save it as a fast one (tokenizer.json), and take the key out"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"the tokenizer of {directory} has no fast version (tokenizer.json), which is needed")
+    _check_tokenizer(tokenizer, str(directory))
     return tokenizer
+
+
+@contextlib.contextmanager
+def _culprit(directory: Path) -> Iterator[None]:
+    """Where a tokenizer cannot be loaded because of its `tokenizer.json`, say what is wrong there."""
+    try:
+        yield
+    except UserError:
+        path = directory / "tokenizer.json"
+        if path.exists():
+            with refusing(f"cannot load the tokenizer {path}"), _unheard():
+                Tokenizer.from_file(str(path))
+        raise
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep back what the body writes on stderr, and drop it if the body fails: where `tokenizers`' own code
+    fails, it says so there, line by line, beside its exception."""
+    try:
+        stderr = os.dup(2)
+        box = _box()
+    except OSError:
+        yield
+        return
+    with box:
+        os.dup2(box.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        box.seek(0)
+        os.write(2, box.read())
+
+
+def _box() -> IO[bytes]:
+    """A file that nobody else sees, in memory where that can be: no directory need be writable."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, if there is one; all small files that transformers reads beside it are JSON.
+
+    Raises:
+        UserError: one is not, or has a value of the wrong kind; names the file and the key.
+    """
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).exists():
+            read_values(directory / name)
+    path = directory / TOKENIZER_CONFIG
+    values = read_values(path) if path.exists() else {}
+    _check_settings(values.get("chat_template"), values.get("model_max_length", 0), str(path))
+    names = values.get("fast_tokenizer_files") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: 'fast_tokenizer_files' is {shown(names)}, but must be names of files")
+    for name in names:
+        inside(directory, name, str(path))
+    return values
+
+
+def _check_settings(template: Any, limit: Any, where: str) -> None:
+    """A chat template is text, or several by name: an object, or a list of objects with `name` and
+    `template`; and the longest text is a number.
+
+    Raises:
+        UserError: one of them is something else; names it, and `where` it is from.
+    """
+    try:
+        named = isinstance(template, list)
+        texts = {each["name"]: each["template"] for each in template} if named else template
+        parts = [*texts, *texts.values()] if isinstance(texts, dict) else ["" if texts is None else texts]
+        right = all(isinstance(part, str) for part in parts)
+    except (TypeError, KeyError):
+        right = False
+    if not right:
+        raise UserError(f"{where}: 'chat_template' is {shown(template)}, but must be text, or texts by name")
+    if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+        raise UserError(f"{where}: 'model_max_length' is {shown(limit)}, but must be a number")
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
+    """Try what is done with a tokenizer later, lest it fail when much has been computed.
+
+    Raises:
+        UserError: it does not work; names `where` it is from.
+    """
+    _check_settings(tokenizer.chat_template, tokenizer.model_max_length, f"the tokenizer of {where}")
+    backend = tokenizer.backend_tokenizer
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(backend, name)
+        # What it is made of is known only from the way it is written.
+        if part is not None and growth(json.loads(part.__getstate__())) > MOST_GROWTH:
+            raise UserError(
+                f"the tokenizer of {where} has a {name} that makes more than {MOST_GROWTH} letters of one"
+            )
+    with refusing(f"the tokenizer of {where} does not work"), _unheard():
+        ids = backend.encode(PROBE).ids
+        tokenizer.decode(ids, skip_special_tokens=True)
+        named = [
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.unk_token_id,
+            tokenizer.pad_token_id,
+        ]
+    for index in (*named, *tokenizer.all_special_ids):
+        if index is not None and not isinstance(index, int):
+            raise UserError(f"the tokenizer of {where} has a special token with number {shown(index)}")
+
+
+def growth(part: Any) -> int:
+    """How many letters, or tokens, a step of a tokenizer, as `tokenizers` writes it, makes of one at most."""
+    if not isinstance(part, dict):
+        return 1
+    kind = part.get("type")
+    whole = GROWTH.get(str(kind), 1)
+    for each in next((part[key] for key in STEPS if key in part), []):
+        whole *= growth(each)
+    if kind == "Replace":
+        replaced = part["pattern"].get("String") or "x"
+        whole *= max(1, -(-len(part["content"]) // len(replaced)))
+    if kind == "TemplateProcessing":
+        whole *= max(1, len(part["single"]))
+    return whole
 
 
 def _plain_config(directory: Path) -> PreTrainedConfig | None:
@@ -95,12 +268,12 @@ def _plain_config(directory: Path) -> PreTrainedConfig | None:
     It looks at the configuration only to choose the tokenizer's class, but reads all of it to do so.
     """
     path = directory / "config.json"
-    values = read_json(path) if path.is_file() else {}
+    values = read_json(path) if path.exists() else {}
     if not values.get("per_layer_config"):
         return None
-    return AutoConfig.for_model(
-        **{key: value for key, value in values.items() if key not in ("per_layer_config", "auto_map")}
-    )
+    values = {key: value for key, value in values.items() if key not in ("per_layer_config", "auto_map")}
+    with refusing(f"cannot read {path}"):
+        return AutoConfig.for_model(**values)
 
 
 def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFast:
@@ -109,25 +282,51 @@ def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFa
     Raises `UserError` naming the metadata that is missing or not supported.
     """
     values = {key.removeprefix("tokenizer."): value for key, value in metadata(reader).items()}
-    arrays = metadata(reader, ARRAYS)
+    arrays = metadata(reader, {f"tokenizer.ggml.{name}" for name in ARRAYS})
     values |= {key.removeprefix("tokenizer."): value for key, value in arrays.items()}
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     kind = values.get("ggml.model")
     if kind not in builders:
-        raise UserError(f"metadata key 'tokenizer.ggml.model' of {path} is {kind!r}: not gpt2 or llama")
+        raise UserError(f"metadata key 'tokenizer.ggml.model' of {path} is {shown(kind)}: not gpt2 or llama")
     _require(values, path, "ggml.tokens")
-    tokenizer, add_bos = builders[kind](values, path)
-    _add_special_tokens(tokenizer, values)
-    special = _named_tokens(values, path)
-    _add_template(tokenizer, values, special, add_bos)
-    result = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        clean_up_tokenization_spaces=False,
-        model_max_length=_context_length(values),
-        **special,
-    )
+    _check_kinds(values, path)
+    with refusing(f"cannot build the tokenizer of {path}"):
+        tokenizer, add_bos = builders[kind](values, path)
+        _add_special_tokens(tokenizer, values)
+        special = _named_tokens(values)
+        _add_template(tokenizer, values, special, add_bos)
+        result = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            clean_up_tokenization_spaces=False,
+            model_max_length=_context_length(values),
+            **special,
+        )
     result.chat_template = values.get("chat_template")
+    _check_tokenizer(result, str(path))
     return result
+
+
+def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
+    """Raise `UserError` naming the first value that is of another kind or size than it should be."""
+
+    def check(key: str, right: bool, wanted: str) -> None:
+        if not right:
+            found = shown(values[key])
+            raise UserError(f"metadata key 'tokenizer.{key}' of {path} is {found}: it must be {wanted}")
+
+    tokens = values["ggml.tokens"]
+    for name, kinds in ARRAYS.items():
+        array = values.get(key := f"ggml.{name}")
+        if array is not None:
+            right = isinstance(array, list) and all(isinstance(value, kinds) for value in array)
+            check(key, right, "a list of texts" if kinds is str else "a list of numbers")
+            check(key, name == "merges" or not array or len(array) == len(tokens), "as long as the tokens")
+    for key, kind in SCALARS.items():
+        check(key, isinstance(values.get(key, kind()), kind), "text" if kind is str else "true or false")
+    for name in NAMED.values():
+        index = values.get(key := f"ggml.{name}_token_id", 0)
+        whole = isinstance(index, int) and not isinstance(index, bool)
+        check(key, key not in values or (whole and 0 <= index < len(tokens)), "the number of a token")
 
 
 def _require(values: Mapping[str, Any], path: Path, *keys: str) -> None:
@@ -139,7 +338,8 @@ def _require(values: Mapping[str, Any], path: Path, *keys: str) -> None:
 
 
 def _context_length(values: Mapping[str, Any]) -> int:
-    return int(values.get(f"{values.get('general.architecture')}.context_length", 1 << 30))
+    length = values.get(f"{values.get('general.architecture')}.context_length")
+    return length if isinstance(length, int) else 1 << 30
 
 
 def _vocabulary(values: Mapping[str, Any]) -> dict[str, int]:
@@ -152,7 +352,8 @@ def _byte_level(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]
     name = values.get("ggml.pre", "default")
     if name not in SPLITS:
         raise UserError(
-            f"metadata key 'tokenizer.ggml.pre' of {path} is {name!r}: only {', '.join(SPLITS)} are supported"
+            f"metadata key 'tokenizer.ggml.pre' of {path} is {shown(name)}: only {', '.join(SPLITS)} are "
+            "supported"
         )
     split = SPLITS[name]
     # A merge is two tokens with a space between; a token may itself begin with a space.
@@ -180,6 +381,8 @@ def _sentencepiece(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bo
     _require(values, path, "ggml.scores")
     tokens = values["ggml.tokens"]
     types = values.get("ggml.token_type") or [NORMAL] * len(tokens)
+    if sum(len(token) ** 2 for token in tokens) > MOST_CUTS:
+        raise UserError(f"metadata key 'tokenizer.ggml.tokens' of {path} has tokens longer than any model's")
     vocab = _vocabulary(values)
     unknown = tokens[values["ggml.unknown_token_id"]] if "ggml.unknown_token_id" in values else None
     tokenizer = _model(
@@ -201,13 +404,8 @@ def _sentencepiece(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bo
 
 
 def _model(path: Path, **arguments: Any) -> Tokenizer:
-    try:
+    with refusing(f"the vocabulary and merges of {path} do not fit together"):
         return Tokenizer(models.BPE(**arguments))
-    except Exception as error:
-        # `tokenizers` raises bare exceptions, for merges whose tokens are not in the vocabulary.
-        raise UserError(
-            f"the vocabulary and merges of {path} do not fit together: {first_line(error)}"
-        ) from error
 
 
 def merges_from_scores(
@@ -233,21 +431,11 @@ def _add_special_tokens(tokenizer: Tokenizer, values: Mapping[str, Any]) -> None
     tokenizer.add_tokens(plain)
 
 
-def _named_tokens(values: Mapping[str, Any], path: Path) -> dict[str, str]:
+def _named_tokens(values: Mapping[str, Any]) -> dict[str, str]:
     """The bos, eos, unk and pad tokens that the file names."""
-    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    indices = {short: values.get(f"ggml.{long}_token_id") for short, long in NAMED.items()}
     tokens = values["ggml.tokens"]
-    result = {}
-    for short, long in names.items():
-        index = values.get(f"ggml.{long}_token_id")
-        if index is None:
-            continue
-        if not 0 <= index < len(tokens):
-            raise UserError(
-                f"metadata key 'tokenizer.ggml.{long}_token_id' of {path} is {index}: no such token"
-            )
-        result[f"{short}_token"] = tokens[index]
-    return result
+    return {f"{short}_token": tokens[index] for short, index in indices.items() if index is not None}
 
 
 def _add_template(

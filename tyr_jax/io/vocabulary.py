@@ -35,20 +35,36 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, 
     model = description["model"]
     if model["type"] != "BPE":
         raise UserError(f"a GGUF file cannot hold this tokenizer: its model is {model['type']}, not BPE")
+    if not model["vocab"]:
+        raise UserError("a GGUF file cannot hold this tokenizer: its vocabulary is empty")
     tokens, types = _tokens(description, size)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     values: dict[str, Any] = {"ggml.tokens": tokens, "ggml.token_type": types}
     if model["byte_fallback"]:
-        first = backend.encode("a", add_special_tokens=False).tokens[0]
+        first = (backend.encode("a", add_special_tokens=False).tokens or [""])[0]
         values |= {"ggml.model": "llama", "ggml.scores": _scores(tokens, merges)}
         values |= {"ggml.pre": "default", "ggml.add_space_prefix": first.startswith(SPACE)}
     else:
-        values |= {"ggml.model": "gpt2", "ggml.merges": [" ".join(merge) for merge in merges]}
-        values |= {"ggml.pre": _split_name(backend, description)}
+        split = _split_name(backend, description)
+        values |= {"ggml.model": "gpt2", "ggml.merges": _joined(merges), "ggml.pre": split}
     values |= _special(tokenizer)
     if isinstance(tokenizer.chat_template, str):
         values["chat_template"] = tokenizer.chat_template
     return {f"tokenizer.{key}": value for key, value in values.items()}
+
+
+def _joined(merges: list[list[str]]) -> list[str]:
+    """Merges as a GGUF file has them: the parts with a space between."""
+    if not merges:
+        # Such files have no empty lists, and llama.cpp does not do without.
+        raise UserError("a GGUF file cannot hold this tokenizer: it has no merges")
+    joined = [" ".join(merge) for merge in merges]
+    for merge, text in zip(merges, joined, strict=True):
+        if text.find(" ", 1) != len(merge[0]):
+            raise UserError(
+                f"a GGUF file cannot hold this tokenizer: its merge {merge!r} has a space within a token"
+            )
+    return joined
 
 
 def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
@@ -56,6 +72,9 @@ def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [int(TokenType.UNUSED)] * size
     model = description["model"]
+    last = max(*model["vocab"].values(), *(added["id"] for added in description["added_tokens"]), 0)
+    if last >= size:
+        raise UserError(f"the tokenizer has a token with number {last}, but the model only {size} embeddings")
     for token, index in model["vocab"].items():
         byte = model["byte_fallback"] and BYTE.fullmatch(token)
         tokens[index], types[index] = token, int(TokenType.BYTE if byte else TokenType.NORMAL)
@@ -100,7 +119,7 @@ def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }
-    ends = tokenizer("a").input_ids
+    ends = tokenizer("a").input_ids or [None]
     return {f"ggml.{name}_token_id": index for name, index in indices.items() if index is not None} | {
         "ggml.add_bos_token": ends[0] == tokenizer.bos_token_id,
         "ggml.add_eos_token": ends[-1] == tokenizer.eos_token_id,

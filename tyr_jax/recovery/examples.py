@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tyr_jax.data.encoding import encode
 from tyr_jax.data.packing import (
     POOL,
     DataSpec,
@@ -28,6 +29,9 @@ from tyr_jax.errors import UserError
 MOST_PASSES = 100
 """How often a text is read at most: long before, a model knows it by heart."""
 
+GLANCE = 2**20
+"""Characters that are read of a text to see that it is one."""
+
 
 class Examples(NamedTuple):
     """`tokens [S, T]`, and which of them are to `learn [S, T]`."""
@@ -38,7 +42,7 @@ class Examples(NamedTuple):
 
 def holds_text(source: Source) -> bool:
     """Whether a source holds text, not conversations."""
-    return isinstance(next(read_documents(source)), str)
+    return isinstance(next(read_documents(source, GLANCE)), str)
 
 
 def load(
@@ -91,7 +95,7 @@ def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -
         if isinstance(conversation, str):
             raise UserError(f"'{source.label}' holds conversations and text; make two sources of it")
         for piece, learnt in pieces(conversation, source, tokenizer):
-            ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+            ids = encode(tokenizer, piece)
             tokens += ids
             learn += [learnt] * len(ids)
         if len(tokens) > POOL * wanted:
