@@ -76,7 +76,7 @@ def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str,
     found = []
     if ended.limit:
         found.append(f"more than it may take of {ended.limit}")
-    elif ended.status not in (0, 2):
+    elif ended.status not in (0, 2, *(() if case.stop is None else (128 + case.stop.number,))):
         found.append(f"status {ended.status}")
     if "Traceback" in ended.out + ended.err or "Exception ignored" in ended.err:
         found.append("a trace")
@@ -121,7 +121,7 @@ def run(case: Case, here: Path) -> Ended:
     def work() -> None:
         importlib.import_module(f"tyr_jax.cli.{case.command}").main(case.arguments)
 
-    return sandbox.run(work, here, [WORK / "home", WORK / "tmp"], LIMITS)
+    return sandbox.run(work, here, [WORK / "home", WORK / "tmp"], LIMITS, case.stop)
 
 
 def try_case(asked: Fuzz, number: int) -> tuple[Case, Ended, list[str]]:

@@ -109,7 +109,9 @@ def stoppable() -> Iterator[None]:
         """Exceptions in a callback go nowhere, so that the signal has to come again."""
         nonlocal stopped
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            hook(unraisable)
+            # Where one of many reads fails, TensorStore tells of the others when nobody waits for them.
+            if "Event loop is closed" not in str(unraisable.exc_value):
+                hook(unraisable)
             return
         stopped = 0.0
         again(unraisable.exc_type)

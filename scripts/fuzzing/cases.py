@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fuzzing import mutation
 from fuzzing.material import SMALL
+from fuzzing.sandbox import Stop
 from tyr_jax.cli.benchmark import BenchmarkSettings
 from tyr_jax.cli.evaluate import EvaluateSettings
 from tyr_jax.cli.export import ExportSettings
@@ -34,11 +36,13 @@ CODE = "open('RUN', 'w').close()\nraise SystemExit('run')\n"
 
 
 class Case(NamedTuple):
-    """A command line of `command`, run where the malformed input is; and how that is malformed."""
+    """A command line of `command`, run where the malformed input is; how that is malformed; and what it is
+    stopped by, if it is."""
 
     command: str
     arguments: list[str]
     how: str
+    stop: Stop | None = None
 
 
 class Place(NamedTuple):
@@ -231,6 +235,17 @@ def strangers_code(draw: random.Random, place: Place) -> Case:
     return Case(*on_model(draw, place, str(model)), f"auto_map in {file.name}")
 
 
+def stopped(draw: random.Random, place: Place) -> Case:
+    """A command that is told to stop at any moment."""
+    command, arguments = on_model(draw, place, str(place.copy("pruned", here=True)))
+    if command == "prune":
+        text = str(place.base / "text.txt")
+        given = SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"}
+        arguments = ["--model", str(place.base / "dense"), *flags(given)]
+    stop = Stop(draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), draw.uniform(0, 5))
+    return Case(command, arguments, f"{signal.Signals(stop.number).name} after {stop.seconds:.2f} s", stop)
+
+
 KINDS: dict[str, Callable[[random.Random, Place], Case]] = {
     "models": spoilt_model,
     "texts": spoilt_text,
@@ -241,4 +256,5 @@ KINDS: dict[str, Callable[[random.Random, Place], Case]] = {
     "flags": strange_flags,
     "arguments": strange_arguments,
     "code": strangers_code,
+    "signals": stopped,
 }

@@ -34,6 +34,13 @@ class Limits(NamedTuple):
     memory: int
 
 
+class Stop(NamedTuple):
+    """A signal, and after how many seconds it is sent."""
+
+    number: int
+    seconds: float
+
+
 class Ended(NamedTuple):
     """How a process ended: its status (negative: the signal), the `limit` that it broke, if any, its seconds,
     the bytes of memory beyond those it began with, and what it printed."""
@@ -71,9 +78,15 @@ def restrict_writing(directories: Iterable[Path]) -> None:
     os.close(ruleset)
 
 
-def run(work: Callable[[], None], here: Path, writable: Iterable[Path], limits: Limits) -> Ended:
+def run(
+    work: Callable[[], None],
+    here: Path,
+    writable: Iterable[Path],
+    limits: Limits,
+    stop: Stop | None = None,
+) -> Ended:
     """Do `work` in a child of this process, with `here` as its current directory, writing only below it and
-    what else is `writable`; what it prints is kept beside `here`."""
+    what else is `writable`, until it is done or told to `stop`; what it prints is kept beside `here`."""
     streams = [here.with_name(f"{here.name}.{name}") for name in ("out", "err")]
     started, began = time.monotonic(), _memory(os.getpid())
     child = os.fork()
@@ -85,6 +98,9 @@ def run(work: Callable[[], None], here: Path, writable: Iterable[Path], limits: 
         if pid:
             break
         most = max(most, _memory(child) - began)
+        if stop is not None and time.monotonic() - started > stop.seconds:
+            os.kill(child, stop.number)
+            stop = None
         if not limit:
             limit = _broken(limits, time.monotonic() - started, most)
             if limit:
@@ -120,6 +136,7 @@ def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, stream in enumerate(streams, start=1):
             os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         restrict_writing([here, *writable])
         work()
         status = 0

@@ -135,6 +135,7 @@ def test_it_is_measured_again_on_the_same_text(
         (["--tokens", "64"], "raise --tokens or lower --step-tokens"),
         (["--goal", "next-token", "--hidden", "1"], "--hidden compares"),
         (["--data", "none.txt"], "there is no file"),
+        (["--evaluation-length", "0"], "--evaluation-length is 0, but must be at least 2"),
         (["--teacher", "OTHER"], "the teacher must be the model that was pruned"),
         (["--learning-rate", "1e30", "--goal", "next-token"], "is not finite; lower --learning-rate"),
         (["--sequence-length", "256", "--step-tokens", "256"], "has only 128 positions"),

@@ -85,6 +85,7 @@ def validate(settings: RecoverySettings) -> None:
         ("--tokens", settings.tokens, length),
         ("--step-tokens", settings.step_tokens, length),
         ("--save-every", settings.save_every, 1),
+        ("--evaluation-length", settings.evaluation_length, 2),
         ("--evaluation-windows", settings.evaluation_windows, 1),
         ("--rank", training.rank, 1),
     ):
