@@ -15,6 +15,14 @@ def require(holds: bool, flag: str, value: object, wanted: str) -> None:
         raise UserError(f"{flag} is {value}, but must be {wanted}")
 
 
+def overflow(what: str) -> UserError:
+    """The error for a model, and where it is asked, whose predictions are not finite."""
+    return UserError(
+        f"the predictions of {what} are not finite: the model overflows there; check its weights, and "
+        "whether they were meant for a wider type"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, for messages that must fit on one."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

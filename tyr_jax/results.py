@@ -20,7 +20,8 @@ from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.spec import iter_tensors
 from tyr_jax.options import as_json
 from tyr_jax.planning.plan import Need
-from tyr_jax.report import page, render, renew_report, tables, write_report
+from tyr_jax.report import page, render, tables
+from tyr_jax.report.files import renew_report, write_report
 from tyr_jax.report.render import Table
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.space import KINDS

@@ -11,7 +11,7 @@ from tyr_jax.cli import benchmark, prune
 from tyr_jax.evaluation.benchmark import prefill_flops, read_bytes
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.report import write_report
+from tyr_jax.report.files import write_report
 from tyr_jax.workspace.records import read_summary
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_tiny_config
 
+from tyr_jax.errors import UserError
 from tyr_jax.evaluation import likelihood
 from tyr_jax.evaluation.likelihood import Request, filled_length, log_likelihoods
 from tyr_jax.model.decoder import forward
@@ -29,6 +30,14 @@ def by_softmax(params: Params, request: Request) -> tuple[float, bool]:
     nats = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     found = nats[np.arange(len(nats)), request.continuation]
     return float(found.sum()), bool((logits.argmax(axis=-1) == request.continuation).all())
+
+
+def test_a_model_that_overflows_has_no_answers(params: Params) -> None:
+    """It would have some, and a score."""
+    for bad in (np.nan, np.inf):
+        broken = params | {"embed": params["embed"].at[3].set(bad)}
+        with pytest.raises(UserError, match="the model overflows there"):
+            log_likelihoods(broken, [Request((1, 2), (4,)), Request((1, 3), (4, 5))], CONFIG)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from record_samples import quality, recovery, rounds, summary, units
 
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
 from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
-from tyr_jax.report import card, figures, page, renew_report, tables
+from tyr_jax.report import card, figures, page, tables
+from tyr_jax.report.files import renew_report
 from tyr_jax.report.render import as_text
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, TaskScores
 from tyr_jax.workspace.events import EventLog

@@ -17,7 +17,8 @@ from tyr_jax.cli import prune
 from tyr_jax.cli import report as command
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
-from tyr_jax.report import card, page, write_report
+from tyr_jax.report import card, page
+from tyr_jax.report.files import write_report
 from tyr_jax.scoring import nested
 from tyr_jax.workspace.events import read_entries
 from tyr_jax.workspace.records import read_summary

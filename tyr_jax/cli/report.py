@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from tyr_jax.cli import command
-from tyr_jax.report import renew_report
+from tyr_jax.report.files import renew_report
 
 
 @dataclasses.dataclass(frozen=True)

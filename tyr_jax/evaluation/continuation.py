@@ -35,13 +35,15 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
         UserError: names the flag, its value and what is wanted.
     """
     sampling = settings.sampling
+    # Logits divided by less would overflow.
+    warm = 1e-4 <= sampling.temperature < float("inf")
     for prompt in prompts:
         if not encoding.is_unicode(prompt):
             raise UserError(f"the prompt {prompt[:40]!r} is not Unicode text; give it in UTF-8")
     checks = (
         (bool(prompts), "PROMPT", "nothing", "given"),
         (settings.max_tokens >= 1, "--max-tokens", settings.max_tokens, "at least 1"),
-        (0 <= sampling.temperature < float("inf"), "--temperature", sampling.temperature, "0 or more"),
+        (warm or not sampling.temperature, "--temperature", sampling.temperature, "0, or from 0.0001 on"),
         (sampling.top_k >= 0, "--top-k", sampling.top_k, "0 or more"),
         (0 < sampling.top_p <= 1, "--top-p", sampling.top_p, "above 0 and at most 1"),
         (0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295"),

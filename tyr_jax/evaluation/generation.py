@@ -17,10 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import causal_attention
 from tyr_jax.model.spec import ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
+
+NONE = -1
+"""What stands for a token where the model has none to give, as its predictions are not finite."""
 
 PROMPT_MULTIPLE = 64
 """Prompts are filled up to a multiple of this, so that most share a compilation."""
@@ -167,9 +171,13 @@ def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def sample(logits: jax.Array, key: jax.Array, step: int, sampling: Sampling) -> jax.Array:
-    """The next tokens `[B]`, from `logits [B, V]`; every `step` has a draw of its own."""
+    """The next tokens `[B]`, from `logits [B, V]`; every `step` has a draw of its own. Where these are not
+    finite, the token is `NONE`."""
     if sampling.temperature == 0:
-        return jax.lax.top_k(logits, 1)[1][:, 0]
+        # What is no number counts as the largest.
+        values, tokens = jax.lax.top_k(logits, 1)
+        return jnp.where(jnp.isfinite(values), tokens, NONE)[:, 0]
+    finite = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
@@ -179,7 +187,7 @@ def sample(logits: jax.Array, key: jax.Array, step: int, sampling: Sampling) -> 
         before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
         least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(jax.random.fold_in(key, step), logits)
+    return jnp.where(finite, jax.random.categorical(jax.random.fold_in(key, step), logits), NONE)
 
 
 def generate(
@@ -202,6 +210,9 @@ def generate(
         sampling: how they are chosen.
         stop: tokens that end a sequence; it repeats the one that ended it until all have ended.
         seed: of the choice.
+
+    Raises:
+        UserError: the model overflows.
     """
     lengths = jnp.asarray([len(prompt) for prompt in prompts])
     width = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
@@ -219,6 +230,8 @@ def generate(
             # Begun before the tokens are looked at, so that the device need not wait for that.
             logits, cache = decode(params, tokens, lengths + step, cache, config)
         last = np.where(ended, last, tokens)
+        if (last == NONE).any():
+            raise overflow("the model on a prompt")
         ended |= np.isin(last, list(stop))
         yield last
         if ended.all():

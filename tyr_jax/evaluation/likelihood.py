@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
 from tyr_jax.model.prediction import answers
 from tyr_jax.model.spec import ModelConfig, Params
@@ -128,6 +129,9 @@ def log_likelihoods(
     """How likely every request's continuation is, by a dense or pruned model.
 
     `on_tokens` is told how many positions have been asked about, batch by batch.
+
+    Raises:
+        UserError: the model overflows.
     """
     parts = batches(requests)
     nats, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
@@ -136,6 +140,8 @@ def log_likelihoods(
         asked = (jnp.asarray(array) for array in (part.rows, part.positions, part.targets))
         found = devices.fetch(answer(decoder.outside(params), state.residual, *asked, config=config))
         values, best = (array[: part.asked] for array in found)
+        if not np.isfinite(values).all():
+            raise overflow("the model on a question")
         owners = part.owners[: part.asked]
         np.add.at(nats, owners, values.astype(np.float64))
         np.logical_and.at(greedy, owners, best)

@@ -1,9 +1,10 @@
 """Perplexity of a model on texts: of those that it was made with, the windows that were held out."""
 
 import dataclasses
+import math
 
 from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation, parse_source
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.provenance import Provenance
 from tyr_jax.evaluation.scores import TextPerplexity
@@ -65,7 +66,7 @@ def perplexities(
     """Perplexity on every text of `spec`, beside that of when the model was `made`.
 
     Raises:
-        UserError: a text cannot be read, or its windows do not fit the model.
+        UserError: a text cannot be read, its windows do not fit the model, or this overflows.
     """
     check_length("--evaluation-length", spec.evaluation_length, model)
     texts, sources = load_evaluation(spec, model.tokenizer), evaluation_sources(spec)
@@ -73,6 +74,8 @@ def perplexities(
     with progress.stage("evaluate", sum(map(len, texts.values())), "windows") as stage:
         for name, windows in texts.items():
             result = quality.measure(model.params, windows, model.config, on_windows=stage.advance)
+            if not math.isfinite(result.perplexity):
+                raise overflow(f"{model.source} on {name}")
             source, part = sources[name]
             measured.append(
                 TextPerplexity(

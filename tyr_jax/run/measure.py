@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tyr_jax.errors import UserError
+from tyr_jax.errors import overflow
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.io.checkpoint import LoadedModel
@@ -68,10 +68,7 @@ def measure_dense(
                 model.params, text, model.config, stage.advance
             )
             if not np.isfinite(dense[name].normaliser).all():
-                raise UserError(
-                    f"the predictions of {model.source} on {name} are not finite: it overflows there; check "
-                    "its weights, or run it in --compute-dtype float32"
-                )
+                raise overflow(f"{model.source} on {name}")
     resume.keep_answers(job.store, (dense, measured))
     log_quality(job, "dense", measured)
     return EvaluationTexts(windows, dense), measured

@@ -11,7 +11,7 @@ import numpy as np
 
 from tyr_jax.data import DataSpec, anchored, fingerprint, load_evaluation, parse_source
 from tyr_jax.data.sources import describe, leaves
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation.provenance import Provenance, provenance_of
 from tyr_jax.io.checkpoint import BUILTIN, LoadedModel, check_length, load_model
 from tyr_jax.model import decoder
@@ -202,7 +202,8 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
             losses.append(float(loss))
             if not math.isfinite(losses[-1]):
                 raise UserError(
-                    f"the loss of step {number} is not finite; lower --learning-rate, or raise --warmup"
+                    f"the loss of step {number} is not finite; lower --learning-rate or raise --warmup, and "
+                    "begin anew with --restart"
                 )
             workspace.events.write("step", step=number, loss=losses[-1])
             if number % settings.save_every == 0 or number == task.plan.steps:
@@ -223,12 +224,20 @@ def merged(settings: RecoverySettings, model: LoadedModel, trained: Any) -> Load
 
 
 def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Task) -> Trained:
-    """Train, with measurements before and after."""
+    """Train, with measurements before and after.
+
+    Raises:
+        UserError: a model overflows, or the loss is not finite.
+    """
     model, dense = task.model, Qualities()
     texts = EvaluationTexts(task.windows, {})
     if task.teacher is not None:
         texts, dense = measure_dense(workspace, task.teacher, task.windows)
     before = measure(workspace, "pruned", model.params, model.config, texts)
+    for name, measured in before.items():
+        # What is not finite now cannot be the learning rate's doing.
+        if not math.isfinite(measured.perplexity):
+            raise overflow(f"{model.source} on {name}")
     trained, losses = train_steps(settings, workspace, task)
     final = merged(settings, model, trained)
     after = measure(workspace, "recovered", final.params, final.config, texts)

@@ -181,12 +181,12 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
 
 
 def _check_links(place: Path) -> None:
-    """Refuse to work where something leads elsewhere."""
+    """Refuse to work where something leads elsewhere, or would be waited for."""
     for directory, folders, files in os.walk(place):
         for name in (*folders, *files):
             path = Path(directory, name)
-            if path.is_symlink():
-                raise UserError(f"{path} is a link, which this program does not make there; remove it")
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is a link or a pipe, which this program makes none of; remove it")
 
 
 def _give_modes(staging: Path) -> None:

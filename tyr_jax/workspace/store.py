@@ -7,6 +7,7 @@ Of work that proceeds in steps, only the last one done is kept; the one before i
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 import zlib
@@ -43,6 +44,18 @@ def checksum(arrays: Any) -> int:
 def _checkpointer() -> ocp.Checkpointer:
     """Orbax for pytrees, uncompressed: weights hardly shrink, and that would take longer than the disk."""
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Orbax logs what it cannot read as it is, whatever that does to a terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Store:
@@ -96,7 +109,7 @@ class Store:
             return None
         path = self.directory / name
         with self.reading(name):
-            with _checkpointer() as checkpointer:
+            with _unlogged(), _checkpointer() as checkpointer:
                 tree = checkpointer.metadata(path.resolve()).item_metadata.tree
                 numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 piece = checkpointer.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=numpy))

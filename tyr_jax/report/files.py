@@ -1,0 +1,42 @@
+"""The files of a report, in the directory of a pruned model."""
+
+from pathlib import Path
+
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation.speed import read_speed
+from tyr_jax.files import write_text
+from tyr_jax.report import card, page
+from tyr_jax.report.tables import Record
+from tyr_jax.workspace.records import read_recovery, read_summary
+
+
+def write_report(directory: Path, summary: Record, recovery: Record | None = None) -> list[Path]:
+    """Write `report.html` and `README.md` of the model in `directory` that has this `summary`, and was
+    trained then, if it has a `recovery`.
+
+    Raises:
+        UserError: the directory cannot be written, or has a benchmark that cannot be read.
+    """
+    trust = (directory / "modeling_pruned.py").is_file()
+    files = {
+        "report.html": page.render(summary, read_speed(directory), recovery),
+        "README.md": card.render(summary, trust, recovery),
+    }
+    try:
+        for name, content in files.items():
+            write_text(directory / name, content)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
+    return [directory / name for name in files]
+
+
+def renew_report(directory: Path) -> list[Path]:
+    """Write `report.html` and `README.md` anew from what the model's directory says.
+
+    Raises:
+        UserError: it is not the directory of a pruned model, or as `write_report`.
+    """
+    summary = read_summary(directory)
+    if summary is None:
+        raise UserError(f"{directory} has no summary.json: name a directory that tyr_jax.prune wrote")
+    return write_report(directory, summary, read_recovery(directory))
