@@ -230,3 +230,13 @@ def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
 def test_json_files_end_in_a_newline(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [1]})
     assert (tmp_path / "x.json").read_text() == '{\n  "a": [\n    1\n  ]\n}\n'
+
+
+def test_what_is_wrong_with_an_input_is_not_said_of_the_output(tmp_path: Path) -> None:
+    def read(name: str) -> None:
+        with staged_directory(tmp_path / "runs" / "new", overwrite=False, restart=False):
+            (tmp_path / name).read_text()
+
+    with pytest.raises(OSError, match="File name too long"):
+        read("x" * 300)
+    assert not os.listdir(tmp_path)

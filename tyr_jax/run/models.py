@@ -78,7 +78,8 @@ def read_paths(models: Iterable[GivenModel], texts: Iterable[str]) -> list[Path]
     """Files and directories that a job reads, of its models and of its sources of text."""
     sources = map(parse_source, texts)
     names = [model.name for model in models] + [each.name for each in sources if each.kind == "file"]
-    return [path for path in map(Path, names) if path.exists()]
+    # Unlike `Path.exists`, this takes names that no disk can have.
+    return [Path(name) for name in names if os.path.exists(name)]
 
 
 def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False) -> LoadedModel:

@@ -75,6 +75,9 @@ def staged_directory(
             _replace(paths.staging, final)
             _empty(paths)
         except OSError as error:
+            if error.filename and not Path(str(error.filename)).is_relative_to(final.parent):
+                # It is not about what is written, but about an input, for instance.
+                raise
             raise UserError(
                 f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
                 "permissions and run the same command again"
