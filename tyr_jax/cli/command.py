@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
+from rich.measure import Measurement
 
 from tyr_jax import process
 from tyr_jax.errors import UserError
@@ -32,6 +33,9 @@ Family = Annotated[
     ),
 ]
 """The option of every command that reads models."""
+
+NO_LIMIT = 10_000
+"""Columns of a terminal that anything fits."""
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours of a terminal."""
@@ -107,10 +111,15 @@ def sentence(box: str) -> str:
 
 
 def show(tables: Iterable[Table], console: Console | None = None) -> None:
-    """Print tables."""
+    """Print tables. A terminal that is too narrow for one breaks its lines, so that no cell gets lost."""
     console = console or Console()
+    wide = Console(width=NO_LIMIT)
     for table in tables:
-        console.print(for_terminal(table))
+        shown = for_terminal(table)
+        least, most = Measurement.get(wide, wide.options, shown)
+        if console.width < least:
+            console.width = most
+        console.print(shown)
 
 
 def say(line: str) -> None:

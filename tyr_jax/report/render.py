@@ -63,9 +63,11 @@ def for_terminal(table: Table) -> rich.table.Table:
     if table.narrow:
         made.padding = (0, 0)
     first, *others = table.columns
-    made.add_column(plain(first), no_wrap=table.narrow)
+    # Where there is too little room for a word, it goes on below, rather than being cut.
+    made.add_column(plain(first), no_wrap=table.narrow, overflow="fold")
     for column in others:
-        made.add_column(plain(column), justify="left" if column in table.words else "right")
+        words = column in table.words
+        made.add_column(plain(column), justify="left" if words else "right", overflow="fold")
     about = ""
     for row in table.rows:
         if row.about not in ("", about):

@@ -1,0 +1,32 @@
+"""What commands print: tables and lines, whatever the terminal and whatever names hold."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tyr_jax.cli import command
+from tyr_jax.report.render import Row, Table
+
+CELLS = ["notes[old].txt", "c[/x]", "every 8th window, held out", "560.496", "a" * 50]
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("width", [1, 20, 40, 66, 80, 200])
+def test_no_cell_gets_lost(width: int, framed: bool) -> None:
+    table = Table(["text", *"abcd"], [Row(CELLS[0], CELLS[1:])], title="of [red]d", framed=framed)
+    stream = io.StringIO()
+    command.show([table], Console(file=stream, width=width))
+    shown = stream.getvalue()
+    assert "…" not in shown
+    # A cell goes on below where there is no room: then its letters are there, one after the other.
+    columns = [line.replace("│", "┃").split("┃") for line in shown.splitlines() if "│" in line]
+    if framed:
+        joined = ["".join(part[index].strip() for part in columns) for index in range(1, 6)]
+        assert [cell.replace(" ", "") for cell in joined] == [cell.replace(" ", "") for cell in CELLS]
+    assert sum(letter == "a" for letter in shown) >= 50
+
+
+def test_a_line_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    command.say("written to a[/b]\x1b[2J\nc")
+    assert capsys.readouterr().out == "written to a[/b]\\x1b[2J\\nc\n"
