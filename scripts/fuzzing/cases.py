@@ -242,7 +242,7 @@ def stopped(draw: random.Random, place: Place) -> Case:
         text = str(place.base / "text.txt")
         given = SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"}
         arguments = ["--model", str(place.base / "dense"), *flags(given)]
-    stop = Stop(draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), draw.uniform(0, 5))
+    stop = Stop(draw.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), draw.uniform(0.3, 5))
     return Case(command, arguments, f"{signal.Signals(stop.number).name} after {stop.seconds:.2f} s", stop)
 
 

@@ -88,6 +88,8 @@ def run(
     """Do `work` in a child of this process, with `here` as its current directory, writing only below it and
     what else is `writable`, until it is done or told to `stop`; what it prints is kept beside `here`."""
     streams = [here.with_name(f"{here.name}.{name}") for name in ("out", "err")]
+    for stream in streams:
+        stream.touch()
     started, began = time.monotonic(), _memory(os.getpid())
     child = os.fork()
     if not child:
