@@ -134,6 +134,16 @@ def test_planted_links_are_not_followed(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives things away")
+def test_a_directory_that_another_user_put_there_is_not_worked_in(tmp_path: Path) -> None:
+    (tmp_path / ".new.unfinished").mkdir()
+    os.chown(tmp_path / ".new.unfinished", 12345, 12345)
+    with pytest.raises(UserError, match="it is no directory of yours"):
+        write(tmp_path / "new")
+    os.chown(tmp_path, 12345, 12345)
+    write(tmp_path / "new")
+
+
 def test_planted_files_are_not_published(tmp_path: Path) -> None:
     staging = tmp_path / ".new.unfinished" / "output"
     (tmp_path / ".new.unfinished" / "finished" / "work").mkdir(parents=True)

@@ -162,8 +162,7 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
     """
     with contextlib.suppress(FileExistsError):
         place.mkdir()
-    found = place.lstat()
-    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+    if not _is_own(place):
         raise UserError(f"{place} is in the way: it is no directory of yours; remove it, or change --output")
     lock = place / "lock"
     try:
@@ -181,6 +180,16 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
         raise UserError(
             f"another run is writing {target}; wait until it is done, or choose another with --output"
         ) from None
+
+
+def _is_own(place: Path) -> bool:
+    """Whether it is a directory, and not one that another user put into a directory that all may write to.
+
+    On some network file systems everything belongs to somebody else: to whom the directory around it does.
+    """
+    found = place.lstat()
+    whose = getattr(os, "getuid", lambda: found.st_uid)()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid in (whose, place.parent.stat().st_uid)
 
 
 def _check_links(place: Path) -> None:
