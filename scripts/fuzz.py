@@ -170,6 +170,8 @@ def tell(number: int, case: Case, ended: Ended, found: list[str], whole: bool) -
 def main() -> None:
     """Fuzz."""
     asked = command_line.parse(Fuzz, sys.argv[1:], prog="python scripts/fuzz.py", description=__doc__ or "")
+    if not sandbox.is_available():
+        raise SystemExit("this system cannot confine a process (Landlock 3, of Linux 6.2, is needed)")
     prepare()
     if "tasks" in asked.kinds:
         # What is imported before the processes part need not be imported by each.

@@ -14,7 +14,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from fuzzing import sandbox  # noqa: E402
 from fuzzing.sandbox import Ended, Limits, Stop  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sandbox.is_available(), reason="needs Landlock, of Linux 6.2"),
+]
 
 LIMITS = Limits(seconds=1.0, memory=2**28)
 
