@@ -100,12 +100,15 @@ def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("before", "after", "piece"), [(8, 4, "prune-uniform/sites-1"), (1, 8, "round-1")])
+@pytest.mark.parametrize(
+    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/sites-1", 0), (1, 8, "round-1", 2)]
+)
 def test_a_run_goes_on_on_another_number_of_devices(
-    before: int, after: int, piece: str, tiny_arguments: list[str], tmp_path: Path
+    before: int, after: int, piece: str, rounds: int, tiny_arguments: list[str], tmp_path: Path
 ) -> None:
     """Preempted slices come back in other sizes: in the first fold, or after a round."""
-    command = ["-m", "tyr_jax.prune", *tiny_arguments, "--output", str(tmp_path / "moved")]
+    arguments = [*tiny_arguments, "--rounds", str(rounds)]
+    command = ["-m", "tyr_jax.prune", *arguments, "--output", str(tmp_path / "moved")]
     finished = tmp_path / ".moved.unfinished" / "finished"
     with start(before, *command) as running:
         while running.poll() is None and not (finished / piece).is_dir():
@@ -116,7 +119,7 @@ def test_a_run_goes_on_on_another_number_of_devices(
     said = run(*command, number=after)
     assert f"begun on {before} devices, it goes on on {after}" in said
     assert "done before the interruption" in said
-    prune.main([*tiny_arguments, "--output", str(tmp_path / "one")])
+    prune.main([*arguments, "--output", str(tmp_path / "one")])
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "moved"))
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
