@@ -73,7 +73,8 @@ class Settings:
     """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
     directory in it, such as pruned/0.25."""
     overwrite: bool = False
-    """Replace an output directory that is not empty, once the new model is complete."""
+    """Replace an output directory that is not empty, once the new model is complete; only one in which
+    everything was written by these commands."""
     restart: bool = False
     """Begin anew, where an interrupted run left finished work. Without it the same command goes on from
     there, and another one is refused."""

@@ -31,7 +31,7 @@ class ExportSettings:
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """The file to write (default: model-TYPE.gguf, in the model's directory if it has one)."""
     overwrite: bool = False
-    """Replace a file that exists, once the new one is complete."""
+    """Replace a file that this command wrote, once the new one is complete."""
     format: Literal["gguf"] = "gguf"
     """Its format."""
     quantize: Quantize = "f16"

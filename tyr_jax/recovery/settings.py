@@ -43,7 +43,8 @@ class RecoverySettings:
     output: Path = Path("recovered")
     """Directory for the recovered model; must not exist yet, or be empty."""
     overwrite: bool = False
-    """Replace an output directory that is not empty, once the new model is complete."""
+    """Replace an output directory that is not empty, once the new model is complete; only one in which
+    everything was written by these commands."""
     restart: bool = False
     """Begin anew, where an interrupted run left finished steps. Without it the same command goes on from
     there, and another one is refused."""
