@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import parse_json, read_text, write_text
@@ -56,7 +56,7 @@ class EventLog:
         entry = as_json({"event": event, "seconds": seconds, **self._fields, **fields})
         self._entries.append(entry)
         if self._path and self._file:
-            _check_there(self._path, self._file)
+            _check_there(self._path)
             self._file.write(_lines([entry]))
             self._file.flush()
 
@@ -83,13 +83,13 @@ def _lines(entries: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
 
-def _check_there(path: Path, file: IO[str]) -> None:
-    """Notice that an open file was deleted or moved, which writing to it does not.
+def _check_there(path: Path) -> None:
+    """Notice that a file was deleted or moved, which writing to it while it is open does not.
 
     Raises:
         UserError: it was.
     """
-    if not (path.is_file() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+    if not path.is_file():
         raise UserError(
             f"{path} has disappeared while the run was writing it: something deletes or moves what lies "
             "beside the output; start the same command again"
