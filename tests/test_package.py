@@ -95,7 +95,7 @@ def test_it_prunes_and_evaluates_without_torch(
     few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
     shown = module("tyr_jax.prune", *tiny_arguments, *chat, *few, "--output", "pruned")
     assert "searched" in shown
-    rows = json.loads(module("tyr_jax.evaluate", "pruned", "--json"))["texts"]
+    rows = json.loads(module("tyr_jax.evaluate", "pruned", "--trust-record", "--json"))["texts"]
     assert [row["text"] for row in rows] == ["words.txt", "chat.jsonl"]
     for row in rows:
         assert row["perplexity"] == pytest.approx(row["perplexity_when_made"], rel=1e-4)
