@@ -4,8 +4,7 @@
 
 Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
 a program, and together with what is held meanwhile, which beside a block's pruning is the plan's own figure.
-It fails where they differ by more than a fifth. On one device the search's trunk does: there, the compiler
-first lays out anew what all layers have for queries, keys and values.
+It fails where they differ by more than a fifth.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from markdown_table import print_header, print_row
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import plan, programs
 from tyr_jax.runtime import devices
+from tyr_jax.scoring.nested import Chunk
 from tyr_jax.settings import Settings
 
 HELD = "and what is held"
@@ -86,15 +86,33 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     heads, ffn = plan.site_sizes(config)
     # What stays of the dense model where the search has its own, in the order of removal.
     unused = itemsize * config.depth * config.hidden * (2 * heads + 3 * ffn) / n
-    trunks = [name for name in found if name.startswith("search: trunk, ")]
-    trunk = max(trunks, key=lambda name: int(name.split()[2]))
-    for name, need in (("search: slopes", needs["descent"]), (trunk, needs["search"])):
-        compiled = memory(name)
-        working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes
-        held = compiled.argument_size_in_bytes + unused
+
+    def at_work(name: str) -> tuple[float, float, str]:
+        """Bytes at work in a program, those held meanwhile, and its name."""
+        compiled, (_, second, *_) = memory(name), found[name].arguments
+        # What the trunk has left behind is at work, too, while others run.
+        left = second.residuals.size * itemsize / n if isinstance(second, Chunk) else 0
+        working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes + left
+        return working, compiled.argument_size_in_bytes - left + unused, name
+
+    searched = max(map(at_work, largest_scoring(list(found))))
+    for need, (working, held, name) in (
+        (needs["descent"], at_work("search: slopes")),
+        (needs["search"], searched),
+    ):
         rows.append(Working(name, need.working, working))
         rows.append(Working(f"{name}, {HELD}", need.memory - need.text, held + working))
     return rows
+
+
+def largest_scoring(names: list[str]) -> list[str]:
+    """Of the programs that score candidates, those on the most text: the trunk's and the others'."""
+    groups: dict[str, list[str]] = {"trunk, ": [], "candidate": []}
+    for name in names:
+        for key, group in groups.items():
+            if name.startswith("search: ") and key in name:
+                group.append(name)
+    return [max(group, key=lambda name: int(name.split(" × ")[0].split()[-1])) for group in groups.values()]
 
 
 def main(check: Check) -> None:

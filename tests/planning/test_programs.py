@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -23,3 +24,9 @@ def test_every_stage_lowers_for_every_platform(dtype: str, tiny_config: Callable
     assert len(set(names)) == len(names) >= 14
     for stage in found:
         assert "func.func public @main" in stage.lower(*PLATFORMS).as_text(), stage.name
+
+
+def test_no_array_is_made_where_devices_need_not_be_there(tiny_config: Callable[..., ModelConfig]) -> None:
+    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,))
+    with jax.transfer_guard("disallow_explicit"):
+        assert programs.all_stages(tiny_config(), settings, jnp.dtype("float32"))

@@ -31,6 +31,12 @@ def test_chunks_of_the_triangle_add_up_to_the_gram_matrix(
     np.testing.assert_allclose(gram, flat.T @ flat, rtol=1e-12, atol=1e-12)
 
 
+def test_a_device_adds_to_its_own_in_place() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 8, 96)).astype(np.float32)
+    alone, of_device = (hessian.update(jnp.ones((*first, 96, 96)), jnp.asarray(x)) for first in ((), (1,)))
+    np.testing.assert_array_equal(of_device, alone[None])
+
+
 def test_float32_stays_close_to_float64() -> None:
     x = np.random.default_rng(0).standard_normal((4, 256, 96)).astype(np.float32)
     gram = np.asarray(hessian.finish(hessian.update(hessian.init(96), jnp.asarray(x))[None]))

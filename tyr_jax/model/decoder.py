@@ -93,7 +93,8 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
 
     `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
     """
-    q, k, v = queries_keys_values(block, x, rope, config)
+    lying = devices.as_they_lie({name: block[name] for name in ("q", "k", "v")})
+    q, k, v = queries_keys_values(block | lying, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
     return causal_attention(q, k, v, config.window)

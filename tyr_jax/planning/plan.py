@@ -28,6 +28,12 @@ from tyr_jax.space import KINDS, LevelGrid, centre_distribution, uniform_grid
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
 
+ADDING_DEVICES = 64
+"""Devices from which on parts are gathered by adding up, as the TPU compiler does in three dimensions."""
+UNFUSED = 2 / 3
+"""Of what an FFN has at work, how much is there while its statistics are made: all on a CPU, on TPUs next to
+none, as products there take in what stands before and behind them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanSettings:
@@ -172,6 +178,13 @@ def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
     return sum(math.prod(spec.shape) for spec in block_specs(config, 0) if spec.sublayer == sublayer)
 
 
+def gathered(count: int, load: Load) -> float:
+    """Bytes at work when devices gather `count` numbers of which each has a part. To be added up, a device's
+    part lies among zeros: those, they with the part, and the sum."""
+    _, _, itemsize, n = load
+    return itemsize * count * (0 if n == 1 else 3 if n >= ADDING_DEVICES else 1)
+
+
 def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
     """Bytes at work in the attention of `tokens` tokens, in sequences of `length`."""
     shape, dim = config.dense_shape, config.head_dim
@@ -198,9 +211,9 @@ def layer_working(tokens: int, length: int, load: Load) -> float:
 
 def head_working(tokens: int, load: Load) -> float:
     """Bytes at work when the head runs: it is gathered, and a part of the vocabulary has logits."""
-    config, _, itemsize, n = load
-    gathered = itemsize * config.vocab * config.hidden if n > 1 else 0
-    return gathered + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
+    config = load.config
+    head = gathered(config.vocab * config.hidden, load)
+    return head + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
 
 
 def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
@@ -222,19 +235,21 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
 
 
 def statistics_working(load: Load) -> float:
-    """Bytes at work when XᵀX of an FFN's site is added up: a device's own, of blocks cut out of X."""
-    config, settings, _, n = load
-    together, length = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), settings.data.sequence_length
-    size = site_sizes(config)[1]
-    return FLOAT * size * (size + together) + layer_working(together, length, load)
+    """Bytes at work when XᵀX of an FFN's site is added up, in place: a device's own, and what makes the
+    inputs of the site, for which a matrix of the FFN is gathered at a time."""
+    config, settings, itemsize, n = load
+    together, size = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), site_sizes(config)[1]
+    entering = gathered(config.hidden * size, load) + UNFUSED * ffn_working(config, together, itemsize)
+    return FLOAT * size**2 + entering
 
 
 def site_working(load: Load) -> float:
     """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
-    becomes of it, and of a level's weights."""
+    becomes of it, and of a level's weights; or before there is the last, the dense weight, gathered."""
     config, _, _, n = load
     size = site_sizes(config)[1]
-    return FLOAT * size * (4 * size + config.hidden) / n
+    columns, weights = FLOAT * size**2 / n, FLOAT * size * config.hidden / n
+    return weights + max(4 * columns, 3 * columns + gathered(size * config.hidden, load))
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
@@ -303,7 +318,8 @@ def descent_need(sparsity: float, load: Load) -> Need:
         kept += tokens / n * config.hidden * itemsize
     # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
     levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
-    working = kept + levels + 2 * layer_working(together, length, load)
+    layers = levels + 2 * layer_working(together, length, load)
+    working = kept + max(layers, head_working(together, load))
     return searched_need("descent", working, rounds.descent_steps * (slopes + scores), load)
 
 
@@ -319,7 +335,8 @@ def evolution_need(sparsity: float, load: Load) -> Need:
             most = max(size * count for size, count, _ in settings.search.queries(space))
         states += most * length * config.hidden * itemsize / n
     chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
-    working = states + chosen + layer_working(together, length, load)
+    layer = chosen + layer_working(together, length, load)
+    working = states + max(layer, head_working(together, load))
     with guarded(settings.search, "queries"):
         tokens = settings.search.candidate_tokens(space)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)

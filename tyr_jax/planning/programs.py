@@ -8,7 +8,7 @@ sequences, `T` tokens.
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import planned_grid, planned_space
 from tyr_jax.pruning import fold, hessian, linalg, obs, supernet
-from tyr_jax.pruning.site import prune_site
+from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
@@ -82,13 +82,18 @@ def site_stages(
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
     levels = grid.kept[kind, 0], grid.exists[kind, 0]
     xtx: Any = devices.place(total.result(), axis=1)
-    known: Any = settings.pruning.site(xtx, cast(Any, matrix), *levels, units)
+
+    def site(gram: jax.Array, weight: jax.Array) -> Any:
+        return settings.pruning.site(gram, weight, *levels, units)
+
+    # Abstract altogether: on devices that need not be there, no array can be made, however small.
+    known = jax.eval_shape(site, xtx, matrix).replace(gram=xtx, weight=matrix)
     # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
-    panels = -(-int((known.schedule > 0).sum()) // obs.panel_steps(known.chunk, known.unit_size))
+    steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
+    panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
     loops = 0, panels, -(-size // linalg.BLOCK) + len(levels[0])
-    counts = {name: ShapeDtypeStruct(getattr(known, name).shape, jnp.int32) for name in ("kept", "schedule")}
     options = {"pruner": settings.pruning.pruner}
-    prune = Program(f"{KINDS[kind]}: pruning", prune_site, (known.replace(**counts),), options, loops)
+    prune = Program(f"{KINDS[kind]}: pruning", prune_site, (known,), options, loops)
     return [
         statistics,
         total,

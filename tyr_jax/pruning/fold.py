@@ -109,7 +109,8 @@ def site_statistics(
         inputs = units.reshape(*x.shape[:2], -1)
         if counts is not None:
             inputs = inputs * counts[:, None, None].astype(inputs.dtype)
-        return units, hessian.update(gram[0], inputs)[None]
+        # With its first axis: to go without and with it again, the TPU compiler would copy it twice.
+        return units, hessian.update(gram, inputs)
 
     return devices.divided(collect, whole=1)(block, x, gram, counts)
 

@@ -43,19 +43,20 @@ def init(size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
 
 
 def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Add XᵀX of `inputs [..., d_in]`; only the upper block triangle of the result is meaningful.
+    """Add XᵀX of `inputs [..., d_in]` to `accumulator [..., d_in, d_in]`; only the upper block triangle of
+    the result is meaningful.
 
     XᵀX is symmetric, so each block of channels is multiplied with itself and those behind it. A block is cut
     out once: what a product takes of a wider one would be copied for each.
     """
-    size = accumulator.shape[0]
+    size = accumulator.shape[-1]
     x = inputs.reshape(-1, size).astype(accumulator.dtype)
     edges = list(itertools.pairwise(block_edges(size)))
     blocks = [x[:, first:last] for first, last in edges]
     for i, rows in enumerate(edges):
         for j in range(i, len(edges)):
             product = jnp.matmul(blocks[i].T, blocks[j], precision=HIGHEST)
-            accumulator = accumulator.at[slice(*rows), slice(*edges[j])].add(product)
+            accumulator = accumulator.at[..., slice(*rows), slice(*edges[j])].add(product)
     return accumulator
 
 

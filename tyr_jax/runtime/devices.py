@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import layout, multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tyr_jax.runtime import offload
@@ -89,6 +89,22 @@ def total(parts: jax.Array, axis: int) -> jax.Array:
 def everywhere(array: jax.Array) -> jax.Array:
     """`array`, within a jitted function, whole on every device."""
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+def as_they_lie(tree: Tree) -> Tree:
+    """The arrays of a pytree, within a jitted function, in the order in which TPUs hold what they are given.
+
+    Where a loop takes a layer at a time out of stacked weights, and a product wants them in another order,
+    the TPU compiler would change that of the whole stack, before the loop. So it changes a layer's.
+    """
+
+    def in_order(array: jax.Array) -> jax.Array:
+        return layout.with_layout_constraint(array, layout.Layout(tuple(range(array.ndim))))
+
+    def keep(array: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(array, tpu=in_order, default=lambda array: array)
+
+    return jax.tree.map(keep, tree)
 
 
 def are_cpus() -> bool:
