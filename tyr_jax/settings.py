@@ -230,6 +230,8 @@ def validate(settings: Settings) -> None:
     for component in (pruning.pruner, pruning.saliency):
         _check(component)
     require(settings.rounds.rounds >= 0, "--rounds", settings.rounds.rounds, "0 or more")
+    interval = settings.rounds.interval
+    require(0 < interval <= 0.5, "--interval", interval, "above 0 and at most 0.5")
     if settings.rounds.rounds:
         _validate_rounds(settings)
         _check(settings.objective)
@@ -249,7 +251,6 @@ def _validate_rounds(settings: Settings) -> None:
     rounds, data = settings.rounds, settings.data
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     require(odd, "--levels", rounds.levels, "an odd number from 3 on")
-    require(0 < rounds.interval <= 0.5, "--interval", rounds.interval, "above 0 and at most 0.5")
     require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
     require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
     two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length

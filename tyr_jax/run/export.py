@@ -47,7 +47,14 @@ def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Pr
 
 
 def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write the file, through a wider one where llama.cpp is to quantise it."""
+    """Write the file, through a wider one where llama.cpp is to quantise it.
+
+    Raises:
+        UserError: as `write_gguf`; or widths would be filled up beyond the widest.
+    """
+    most = max(llama_cpp.MULTIPLE, *(shape.ffn for shape in model.config.layers))
+    asked = settings.neuron_multiple
+    require(asked <= most, "--neuron-multiple", asked, f"at most {most}, as many as the widest FFN has")
     direct = settings.quantize in deci.TYPES
     kind, multiple = (settings.quantize, 1) if direct else ("f32", llama_cpp.MULTIPLE)
     wide = path if direct else path.with_name(f"{path.name}.f32")
@@ -59,7 +66,7 @@ def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Pr
                 model.params,
                 model.tokenizer,
                 kind,
-                max(multiple, settings.neuron_multiple),
+                max(multiple, asked),
                 lambda name: stage.advance(),
             )
         if not direct:
