@@ -1,5 +1,6 @@
 """How commands end: what is said, with which status, whatever stops them and wherever they write."""
 
+import importlib
 import os
 import re
 import signal
@@ -253,3 +254,14 @@ def test_modules_in_the_current_directory_are_not_run(tmp_path: Path) -> None:
     assert running.returncode == 2
     assert running.stderr.splitlines()[-1] == "error: no such file or directory: 'gone/nowhere/at-all'"
     assert {path.stem for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_take_arguments_from_python(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(
+        f"tyr_jax.{command}" if command != "report" else "tyr_jax.report.__main__"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["--help"])
+    assert not stopped.value.code
+    assert "--help" in capsys.readouterr().out

@@ -3,9 +3,9 @@
 from tyr_jax import process
 
 
-def main() -> None:
-    """Run the command."""
-    process.launch("generate")
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command, with the arguments of the process if none are given."""
+    process.launch("generate", arguments)
 
 
 if __name__ == "__main__":

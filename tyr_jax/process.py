@@ -54,10 +54,10 @@ STOPS: dict[int, Stop] = {
 """By the signal's number; Windows has no SIGHUP."""
 
 
-def launch(name: str) -> None:
+def launch(name: str, arguments: list[str] | None = None) -> None:
     """Be the command that `tyr_jax.cli` has by that name, the import of its modules included: it takes
     seconds."""
-    run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main())
+    run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main(arguments))
 
 
 def run(command: Callable[[], None]) -> None:
