@@ -107,7 +107,7 @@ def run(
         _be(work, here, writable, streams)
     most, limit = 0, ""
     while True:
-        pid, status, usage = os.wait4(child, os.WNOHANG)
+        pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break
         most = max(most, _memory(child) - began)
@@ -120,7 +120,6 @@ def run(
                 os.killpg(child, signal.SIGKILL)
         time.sleep(POLL)
     _kill_group(child)
-    most = max(most, usage.ru_maxrss * 1024 - began)
     out, err = (stream.read_bytes().decode("utf-8", "replace") for stream in streams)
     return Ended(os.waitstatus_to_exitcode(status), limit, time.monotonic() - started, most, out, err)
 
@@ -168,9 +167,10 @@ def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams:
 
 
 def _memory(process: int) -> int:
-    """Bytes of memory that a process has."""
+    """Bytes of memory that a process has of its own: pages of files, such as libraries, are not counted, for
+    a child begins without those that its parent has read."""
     try:
-        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+        _, resident, shared = Path(f"/proc/{process}/statm").read_text().split()[:3]
     except OSError:
         return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

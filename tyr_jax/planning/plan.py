@@ -245,11 +245,11 @@ def statistics_working(load: Load) -> float:
 
 def site_working(load: Load) -> float:
     """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
-    becomes of it, and of a level's weights; or before there is the last, the dense weight, gathered."""
+    becomes of it, and of a level's weights; or before there are the last two, the dense weight, gathered."""
     config, _, _, n = load
     size = site_sizes(config)[1]
     columns, weights = FLOAT * size**2 / n, FLOAT * size * config.hidden / n
-    return weights + max(4 * columns, 3 * columns + gathered(size * config.hidden, load))
+    return weights + max(4 * columns, 2 * columns + gathered(size * config.hidden, load))
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
