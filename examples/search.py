@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.search.contract import Query, Search, SearchSpace
-from tyr_jax.space import Candidates, Fitness, Levels, mutate
+from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 
 @flax.struct.dataclass
 class Chains:
-    """Key, finished steps, where every chain is `[C, 2, L]` and its fitness `[C]`, levels that exist."""
+    """Key, finished steps, where every chain is `[C, 2, L]` and its fitness `[C]`, levels that exist, and
+    what they may cost."""
 
     key: jax.Array
     step: int
     levels: np.ndarray
     fitness: np.ndarray
     exists: np.ndarray
+    budget: Budget
     sequences: int = flax.struct.field(pytree_node=False)
 
 
@@ -42,12 +44,13 @@ class HillClimbing(Search):
         """All chains at the start, which any neighbour beats."""
         levels = np.repeat(start[None], self.chains, axis=0)
         worst = np.full(self.chains, np.inf)
-        return Chains(key, 0, levels, worst, space.exists, min(self.text, space.sequences))
+        known = space.exists, space.budget
+        return Chains(key, 0, levels, worst, *known, min(self.text, space.sequences))
 
     def ask(self, state: Any) -> Query:
         """A neighbour of every chain."""
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), self.chains)
-        shift = jax.vmap(lambda key, levels: mutate(key, levels, jnp.asarray(state.exists), 1))
+        shift = jax.vmap(lambda key, levels: mutate(key, levels, jnp.asarray(state.exists), state.budget, 1))
         candidates = shift(keys, jnp.asarray(state.levels)) if state.step else state.levels
         return Query(np.asarray(candidates), np.arange(state.sequences))
 

@@ -73,6 +73,7 @@ class World(NamedTuple):
     grid: space.LevelGrid
     net: nested.Nested
     sites: surrogate.Sites
+    budget: space.Budget
     pool: TeacherBatch
     held_out: TeacherBatch
 
@@ -114,7 +115,9 @@ def make_world(bench: Bench, sparsity: float) -> World:
         for tokens in (splits.search[held_out:], splits.search[:held_out])
     )
     sites = surrogate.Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
-    return World(config, grid, net, sites, *pools)
+    centre = space.centre_distribution(grid)
+    budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
+    return World(config, grid, net, sites, budget, *pools)
 
 
 def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spent: int = 0) -> Trace:
@@ -126,7 +129,7 @@ def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spe
     schedule = dataclasses.replace(
         schedule, stage_tokens=tuple(min(tokens, most) for tokens in schedule.stage_tokens)
     )
-    choice = SearchSpace.around(world.grid, start, len(world.pool.tokens), length)
+    choice = SearchSpace(world.grid.kept, world.grid.exists, world.budget, len(world.pool.tokens), length)
 
     def record(step: int, state: EvolutionState, _: Fitness) -> None:
         if not state.stage:
@@ -148,12 +151,16 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
     count = bench.descent_tokens // length
     step_cost = round(count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
     rng = np.random.default_rng(seed)
-    trace = [(0, surrogate.estimated_start(world.sites))]
+    centre = space.centre_distribution(world.grid)
+    start = surrogate.estimated_start(world.sites, world.budget, centre)
+    trace = [(0, centre if start is None else start)]
     for _ in range(bench.descent_steps):
         spent, levels = trace[-1]
         order = rng.permutation(len(world.pool.tokens))
         text = order[:count], order[count : 2 * count]
-        better, _ = surrogate.descend(levels, world.sites, world.slopes, world.score, *text)
+        better, _ = surrogate.descend(
+            levels, world.sites, world.budget, world.slopes, world.score, text[0], text[1]
+        )
         trace.append((spent + step_cost, better))
     spent, levels = trace[-1]
     schedule = Evolution(offspring=16, survivors=(4, 1, 1), stage_tokens=(512, 1024, 4096))

@@ -93,8 +93,14 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         # What the trunk has left behind is at work, too, while others run.
         left = second.residuals.size * itemsize / n if isinstance(second, Chunk) else 0
         working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes + left
-        return working, compiled.argument_size_in_bytes - left + unused, name
+        return working, compiled.argument_size_in_bytes - left + unused + plan.metric_bytes(load), name
 
+    if settings.pruning.metric != "none":
+        backward, (blocks, _, _, total) = memory("metric: backward"), found["metric: backward"].arguments
+        stays = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((blocks, total))) / n
+        working = backward.argument_size_in_bytes + backward.temp_size_in_bytes - stays
+        working += backward.output_size_in_bytes - backward.alias_size_in_bytes
+        rows.append(Working("what outputs count for", needs["what outputs count for"].working, working))
     searched = max(map(at_work, largest_scoring(list(found))))
     for need, (working, held, name) in (
         (needs["descent"], at_work("search: slopes")),

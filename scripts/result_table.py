@@ -17,6 +17,7 @@ from tyr_jax.cli import command
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.options import as_json
+from tyr_jax.pruning.target import target_of
 from tyr_jax.run import pipeline, prepare, summary
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset, Settings, validate
 from tyr_jax.workspace.events import EventLog
@@ -98,7 +99,7 @@ def run_all(table: ResultTable, source: str, seed: int) -> dict[float, dict[str,
             progress.log(f"== {path.stem}")
             run = prepare.Run(settings, progress, events)
             dense = dense or prepare.prepare(run)
-            target = prepare.target_of(dense.kinds, dense.whole, sparsity)
+            target = target_of(dense.model.config, settings.pruning, sparsity)
             (outcome,) = pipeline.prune_prepared(run, dataclasses.replace(dense, targets=(target,)))
             reports[sparsity] = summary.summarise(outcome, [])
             write_json(path, reports[sparsity])

@@ -25,7 +25,7 @@ def size(parameters: int) -> dict[str, int]:
 
 def units(total: int, kept: int) -> dict[str, Any]:
     share = 1 - kept / total
-    return {"total": total, "kept": kept, "removed": total - kept, "sparsity": share, "budget": kept}
+    return {"total": total, "kept": kept, "removed": total - kept, "sparsity": share}
 
 
 def pruned(attention: list[int], ffn: list[int], perplexity: float) -> dict[str, Any]:

@@ -134,6 +134,33 @@ def test_a_second_signal_does_not_disturb_the_cleaning() -> None:
     assert (running.returncode, out, err) == (143, "cleaned up\n", "terminated: nothing was written\n")
 
 
+def test_a_signal_after_the_writing_says_that_it_is_done(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from tyr_jax import process
+from tyr_jax.workspace.output import new_directory, staged_file
+
+def work():
+    with new_directory(Path({str(tmp_path / "model")!r}), False) as staging:
+        (staging / "x").write_text("x")
+    with staged_file(Path({str(tmp_path / "file")!r}), False, lambda path: True) as staging:
+        staging.write_text("x")
+    print("begun", flush=True)
+    time.sleep(20)
+
+process.run(work)
+"""
+    with start(code) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=20)
+    wanted = f"terminated: {tmp_path / 'model'}, {tmp_path / 'file'} is complete\n"
+    assert (running.returncode, err) == (143, wanted)
+    assert sorted(os.listdir(tmp_path)) == ["file", "model"]
+
+
 def test_what_a_command_is_told_to_ignore_it_ignores() -> None:
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     code += LOOP.format(before="n = 0", step="n += 1; time.sleep(0.01); n < 50 or sys.exit(7)", cleaning=0)

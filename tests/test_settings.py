@@ -48,6 +48,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert paper.data.calibration_tokens == paper.data.search_tokens == 4 * 2**20
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
     assert paper.pruning.saliency == TaylorSaliency("abs", "channel")
+    assert (paper.pruning.budget, paper.pruning.metric) == ("units", "none")
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
     assert paper.data.calibration_openings == 0
     assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)

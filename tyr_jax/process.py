@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyr_jax.errors import UserError, first_line
@@ -53,11 +54,19 @@ STOPS: dict[int, Stop] = {
 }
 """By the signal's number; Windows has no SIGHUP."""
 
+_written: list[Path] = []
+"""What the command that runs has put in its place."""
+
 
 def launch(name: str, arguments: list[str] | None = None) -> None:
     """Be the command that `tyr_jax.cli` has by that name, the import of its modules included: it takes
     seconds."""
     run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main(arguments))
+
+
+def note_written(path: Path) -> None:
+    """Note that a file or directory is in its place, whatever becomes of the command after."""
+    _written.append(path)
 
 
 def run(command: Callable[[], None]) -> None:
@@ -67,6 +76,7 @@ def run(command: Callable[[], None]) -> None:
     129. A reader that has had enough of the output (`… --help | head`) ends it in silence.
     """
     steady_streams()
+    _written.clear()
     with stoppable():
         try:
             command()
@@ -150,7 +160,8 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         stop = next(stop for stop in STOPS.values() if isinstance(error, stop.exception))
         stop = next((each for each in STOPS.values() if type(error) is each.exception), stop)
-        _tell(f"{stop.name}: {str(error) or 'nothing was written'}")
+        complete = f"{', '.join(map(str, _written))} is complete" if _written else "nothing was written"
+        _tell(f"{stop.name}: {str(error) or complete}")
         return stop.status
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE

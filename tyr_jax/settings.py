@@ -184,6 +184,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=1024,
             evaluation_windows=4,
         ),
+        pruning=PruningSettings(metric_tokens=4096),
         rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=2048),
         search=Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
     ),
@@ -202,7 +203,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=4096,
             evaluation_windows=64,
         ),
-        pruning=PruningSettings(saliency=PAPER_SALIENCY, damping_scale="mean"),
+        pruning=PruningSettings(saliency=PAPER_SALIENCY, budget="units", metric="none", damping_scale="mean"),
         rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
         search=Evolution(),
     ),
@@ -225,6 +226,7 @@ def validate(settings: Settings) -> None:
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
+    require(pruning.metric_tokens >= 1, "--metric-tokens", pruning.metric_tokens, "at least 1")
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     for component in (pruning.pruner, pruning.saliency):

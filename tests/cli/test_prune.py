@@ -1,6 +1,7 @@
 """The main job end to end, through the command line, on a tiny model of random weights."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ pytestmark = pytest.mark.slow
 
 HEADS, NEURONS = 12, 144
 """Units of the tiny model: 3 layers of 4 heads and 48 neurons."""
+
+PARAMETERS, NEURON = 23232, 96
+"""Parameters of its blocks, and of a neuron."""
 
 Prune = Callable[..., Path]
 
@@ -52,6 +56,18 @@ def summary_of(directory: Path) -> dict[str, Any]:
 def events_of(directory: Path, kind: str) -> list[dict[str, Any]]:
     events = map(json.loads, (directory / "events.jsonl").read_text().splitlines())
     return [event for event in events if event["event"] == kind]
+
+
+def assert_within(summary: dict[str, Any], sparsity: float, multiple: int = 8) -> None:
+    """What a run found has as many parameters as asked for, from below within a step of neurons."""
+    limit = math.floor((1 - sparsity) * PARAMETERS)
+    for name in ("uniform", "searched"):
+        blocks = summary[name]["size"]["block_parameters"] if summary[name] else limit
+        assert limit - multiple * NEURON < blocks <= limit
+    final = summary["searched"] or summary["uniform"]
+    removed = 1 - final["size"]["block_parameters"] / PARAMETERS
+    assert summary["sparsity"]["parameters"] == pytest.approx(removed)
+    assert summary["distribution"] == final["kept"]
 
 
 def test_the_output_is_a_model_with_its_history(pruned: Path) -> None:
@@ -84,16 +100,40 @@ def test_the_model_has_the_units_that_the_summary_says(pruned: Path) -> None:
     assert np.isfinite(np.asarray(logits)).all()
 
 
-def test_budgets_are_met_exactly(pruned: Path) -> None:
+def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
     summary = summary_of(pruned)
+    assert summary["dense"]["size"]["block_parameters"] == PARAMETERS
+    assert_within(summary, 0.25)
+    assert summary["sparsity"]["asked"] == 0.25
+    assert summary["sparsity"]["budget"] == "parameters"
+    for name in ("uniform", "searched"):
+        assert summary[name]["units"]["ffn"]["total"] == NEURONS
+        assert all(width % 8 == 0 for width in summary[name]["kept"]["ffn"])
+    # Heads and neurons compete, but for the uniform model, which keeps all heads.
+    assert summary["uniform"]["units"]["attention"] == {
+        "total": HEADS,
+        "kept": HEADS,
+        "removed": 0,
+        "sparsity": 0.0,
+    }
+    assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
+
+
+def test_budgets_of_units_are_met_exactly(run: Prune) -> None:
+    summary = summary_of(run("--budget", "units"))
     for name in ("uniform", "searched"):
         units = summary[name]["units"]
-        assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25, "budget": 9}
+        assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25}
         # 25 % of 144 neurons are 108 to keep: half way between 104 and 112, multiples of 8.
-        assert units["ffn"]["kept"] == units["ffn"]["budget"] == sum(summary[name]["kept"]["ffn"]) == 112
-        assert units["ffn"]["total"] == NEURONS
-        assert all(width % 8 == 0 for width in summary[name]["kept"]["ffn"])
-    assert summary["sparsity"] == {"asked": 0.25, "attention": 0.25, "ffn": 1 - 112 / 144}
+        assert units["ffn"]["kept"] == sum(summary[name]["kept"]["ffn"]) == 112
+    blocks = summary["searched"]["size"]["block_parameters"]
+    assert summary["sparsity"] == {
+        "asked": 0.25,
+        "budget": "units",
+        "parameters": pytest.approx(1 - blocks / PARAMETERS),
+        "attention": 0.25,
+        "ffn": 1 - 112 / 144,
+    }
     for record in summary["rounds"]:
         assert sum(record["kept"]["attention"]) == 9
         assert sum(record["kept"]["ffn"]) == 112
@@ -170,10 +210,10 @@ def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> 
 def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: Path) -> None:
     directory = run("--sparsity", "0.25", "0.5")
     assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl"}
-    for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
+    for name in ("0.25", "0.5"):
         summary = summary_of(directory / name)
         assert summary["sparsity"]["asked"] == float(name)
-        assert [sum(units) for units in summary["distribution"].values()] == list(kept)
+        assert_within(summary, float(name))
         assert [layer.ffn for layer in load_model(str(directory / name)).config.layers] == summary[
             "distribution"
         ]["ffn"]
@@ -189,6 +229,10 @@ def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: 
 @pytest.mark.parametrize("rounds", ["0", "1"])
 def test_several_targets_without_a_refit(rounds: str, run: Prune) -> None:
     directory = run("--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
+    for name in ("0.25", "0.5"):
+        # Where levels are as they were found, what they leave over is not filled up.
+        assert_within(summary_of(directory / name), float(name), multiple=12)
+    directory = run("--budget=units", "--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
     for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
         distribution = summary_of(directory / name)["distribution"]
         assert [sum(units) for units in distribution.values()] == list(kept)
@@ -199,9 +243,12 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
     summary = summary_of(directory)
     assert summary["searched"] is None
     assert summary["rounds"] == []
+    # Of 11,616 parameters attention would take 9,312, and leave 23 neurons: fewer than half of the share
+    # asked, which is 36, in eights 32.
+    assert summary["distribution"] == {"attention": [2, 3, 3], "ffn": [8, 8, 16]}
+    assert_within(summary, 0.5)
+    summary = summary_of(run("--budget", "units", "--rounds", "0", "--sparsity", "0.5"))
     assert summary["distribution"] == {"attention": [2, 2, 2], "ffn": [24, 24, 24]}
-    layers = load_model(str(directory)).config.layers
-    assert [layer.ffn for layer in layers] == [24, 24, 24]
 
 
 @pytest.mark.parametrize(
@@ -210,9 +257,9 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         "--objective hidden+kl --accumulation uniform --first-order signed --second-order block",
         "--objective perplexity --accumulation random --neuron-multiple 1",
         # The paper's choices.
-        """--accumulation centre --start uniform --descent-steps 0 --no-refit --calibration-noise 0
-        --damping-scale mean --first-order abs --second-order channel""",
-        "--accumulation none --bos --evaluation builtin:topics",
+        """--budget units --metric none --accumulation centre --start uniform --descent-steps 0 --no-refit
+        --calibration-noise 0 --damping-scale mean --first-order abs --second-order channel""",
+        "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
         "--compute-dtype bfloat16",
     ],
 )
@@ -220,13 +267,16 @@ def test_every_choice_runs(arguments: str, run: Prune) -> None:
     """Choices that do not meddle with each other share a run."""
     few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
     summary = summary_of(run(*few, *arguments.split()))
-    for name, kind in summary["searched"]["units"].items():
-        assert kind["kept"] == kind["budget"] == sum(summary["distribution"][name])
+    if summary["sparsity"]["budget"] == "units":
+        for kind in ("attention", "ffn"):
+            assert sum(summary["distribution"][kind]) == sum(summary["uniform"]["kept"][kind])
+    else:
+        assert_within(summary, 0.25)
 
 
 def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:
     steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--descent-steps", "0"]
-    first, second = summary_of(run(*steps))["rounds"]
+    first, second = summary_of(run(*steps, "--budget", "units"))["rounds"]
     assert first["step"] == {"attention": 2, "ffn": 24}
     assert second["step"] == {"attention": 1, "ffn": 12}
     # Three layers share 108 neurons and 9 heads.
@@ -238,6 +288,10 @@ def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> No
 def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run("--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2")
     distribution = summary_of(directory)["distribution"]
+    assert_within(summary_of(directory), 0.5)
+    assert (distribution["attention"][0], distribution["ffn"][2]) == (4, 48)
+    units = "--budget=units", "--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2"
+    distribution = summary_of(run(*units, "--rounds", "1"))["distribution"]
     assert (distribution["attention"][0], sum(distribution["attention"])) == (4, 6)
     assert (distribution["ffn"][2], sum(distribution["ffn"])) == (48, 72)
     pruned, dense = load_file(directory / "model.safetensors"), load_file(tiny_model / "model.safetensors")
@@ -247,7 +301,11 @@ def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.C
         np.testing.assert_array_equal(*(m[f"model.layers.2.mlp.{name}.weight"] for m in (pruned, dense)))
     for arguments, message in (
         (["--keep-heads", "3"], "--keep-heads names layer 3, but the model has layers 0 to 2"),
-        (["--keep-neurons", "0", "1", "2"], "3 of 3 layers are to keep all of theirs, which are 144"),
+        (["--sparsity=0.5", "--keep-neurons", "0", "1", "2"], "or name fewer layers that stay whole"),
+        (
+            ["--budget=units", "--keep-neurons", "0", "1", "2"],
+            "3 of 3 layers are to keep all of theirs, which are 144",
+        ),
     ):
         with pytest.raises(SystemExit):
             run(*arguments)
@@ -295,9 +353,9 @@ def test_the_masked_layout_is_the_same_model_for_stock_transformers(
 
 
 def test_whole_key_value_groups(run: Prune) -> None:
-    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5", "--rounds", "1")
+    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5", "--rounds", "1", "--budget", "units")
     units = summary_of(directory)["searched"]["units"]["attention"]
-    assert (units["total"], units["kept"], units["budget"]) == (6, 3, 3)
+    assert (units["total"], units["kept"]) == (6, 3)
     for layer, groups in zip(
         load_model(str(directory)).config.layers,
         summary_of(directory)["distribution"]["attention"],

@@ -87,3 +87,24 @@ def test_logits_of_a_part_of_the_vocabulary_exist_at_a_time(run: Callable[..., o
     memory = jax.jit(run).lower(head, jnp.zeros((*shape, HIDDEN))).compile().memory_analysis()
     whole = 4 * vocab * shape[0] * shape[1]
     assert memory.temp_size_in_bytes < whole / 4
+
+
+@pytest.mark.usefixtures("chunk")
+def test_tokens_are_drawn_as_predicted() -> None:
+    params, hidden, draws = head(False), states((1, 2), 0), 4000
+    many = jnp.asarray(np.repeat(hidden, draws, axis=0))
+    keys = jax.random.split(jax.random.key(0), draws)
+    gradients = np.asarray(prediction.surprise(decoder.head(params), many, keys), float)
+    rows = np.asarray(params["unembed"], float)
+    chances = np.exp(logits(params, hidden))[0]
+    chances /= chances.sum(axis=-1, keepdims=True)
+    for position in range(2):
+        drawn = gradients[:, position] + chances[position] @ rows
+        tokens = np.argmin(np.linalg.norm(drawn[:, None] - rows, axis=-1), axis=1)
+        np.testing.assert_allclose(drawn, rows[tokens], atol=1e-4)
+        counts, wanted = np.bincount(tokens, minlength=len(rows)), draws * chances[position]
+        often = wanted >= 5
+        counts, wanted = (np.append(n[often], n[~often].sum()) for n in (counts, wanted))
+        # Pearson's statistic has about as many degrees of freedom as entries: its mean, and its deviation.
+        statistic = np.sum((counts - wanted) ** 2 / wanted)
+        assert abs(statistic - len(counts)) < 5 * np.sqrt(2 * len(counts))

@@ -33,6 +33,16 @@ def test_inverse(way: Inverse, size: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert np.linalg.norm(ours - exact) < 1e-3 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("way", [linalg.factor, linalg.factor_by_blocks])
+@pytest.mark.parametrize("size", [1, 7, 64, 150])
+def test_factor(way: Inverse, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "BLOCK", 32)
+    hessian, _ = problem(size)
+    ours = np.asarray(jax.jit(way)(jnp.asarray(hessian, jnp.float32)), np.float64)
+    assert not np.triu(ours, 1).any()
+    assert np.linalg.norm(ours @ ours.T - hessian) < 1e-5 * np.linalg.norm(hessian)
+
+
 def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
     return solution, count
 

@@ -122,6 +122,32 @@ def test_each_removed_unit_is_an_argmin_of_the_saliency(
         alive.remove(unit)
 
 
+@pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (6, 2)])
+def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size: int) -> None:
+    site, kept = random_site(units, unit_size, outputs=4, seed=units), list(range(units + 1))
+    root = np.random.default_rng(0).standard_normal((4, 4)) * [1, 10, 0.1, 1]
+    metric = root @ root.T + 0.1 * np.eye(4)
+    with jax.enable_x64(True):
+        known = site_of(site, kept, 1, saliency=TaylorSaliency()).replace(metric=jnp.asarray(metric))
+        pruned = PrunedSite(*map(np.asarray, prune_site(known, OBS())))
+    plain = prune(site, kept)
+    assert removed_in_order(pruned.rank) != removed_in_order(plain.rank)
+
+    def energy(change: np.ndarray) -> float:
+        return float(np.trace(change.T @ site.hessian @ change @ metric))
+
+    alive = list(range(units))
+    for unit in removed_in_order(pruned.rank):
+        left = [least_squares(site, [other for other in alive if other != each]) for each in alive]
+        rises = [energy(weight - site.weight) for weight in left]
+        assert rises[alive.index(unit)] <= min(rises) * (1 + 1e-9)
+        alive.remove(unit)
+    for count, weights, error in zip(kept, pruned.weights, pruned.error, strict=True):
+        optimum = least_squares(site, np.flatnonzero(pruned.rank < count))
+        np.testing.assert_allclose(weights, optimum, atol=1e-8)
+        np.testing.assert_allclose(error, energy(site.weight - optimum) / energy(site.weight), atol=1e-9)
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(

@@ -74,7 +74,8 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
         assert f"{quality['perplexity']:.2f}" in text
         assert f"{quality['kl']:.4f}" in text
     assert "pruned to 50.0% sparsity" in text
-    assert "6 of 12 heads are kept; 50.00% are gone." in text
+    heads = summary["searched"]["units"]["attention"]
+    assert f"{heads['kept']} of 12 heads are kept; {heads['sparsity']:.2%} are gone." in text
     assert f"python -m tyr_jax.prune --model {summary['settings']['model']}" in text
     assert '"generations": 2' in text
     assert summary["versions"]["jax"] in text
@@ -103,7 +104,8 @@ def test_what_a_name_may_hold_is_escaped(summary: dict[str, Any]) -> None:
 def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
     text = (pruned / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\nlibrary_name: transformers\n")
-    assert "6 of 12 attention heads and 72 of 144 FFN neurons" in " ".join(text.split())
+    heads, neurons = (summary["searched"]["units"][kind]["removed"] for kind in ("attention", "ffn"))
+    assert f"{heads} of 12 attention heads and {neurons} of 144 FFN neurons" in " ".join(text.split())
     assert "trust_remote_code=True" in text
     assert "trust_remote_code" not in card.render(summary, False)
     final = summary["searched"]["quality"]["words.txt"]

@@ -63,11 +63,11 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
     assert refitted.searched is not None
     np.testing.assert_array_equal(outcome.searched.kept, refitted.searched.kept)
     dense = outcome.dense
-    grid = space.uniform_grid(dense.kinds, dense.model.config.depth, 0.5, 5, 0.125)
+    grid = space.level_grid(dense.kinds, outcome.target.kept, 5, 0.125)
     supernet = build_supernet(
         dense.model.params,
         (dense.splits.calibration, dense.splits.openings),
-        FoldPlan(dense.model.config, grid, settings.pruning),
+        FoldPlan(dense.model.config, grid, settings.pruning, metrics=dense.metrics),
     )
     for pruned, other in ((outcome.uniform, refitted.uniform), (outcome.searched, refitted.searched)):
         levels = space.levels_of(grid, pruned.kept)

@@ -17,7 +17,7 @@ from tyr_jax.evaluation.likelihood import Request, log_likelihoods
 from tyr_jax.model.spec import random_params
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
-from tyr_jax.pruning import fold
+from tyr_jax.pruning import fisher, fold
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime import devices, offload
 from tyr_jax.scoring import chunking, nested, slopes
@@ -44,11 +44,13 @@ def results(number: int) -> dict[str, Any]:
     fold.SHARE_TOKENS = 2 * LENGTH
     with devices.in_use(number):
         params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden)
-        plan = fold.FoldPlan(config, grid, settings)
+        metrics = fisher.output_metrics(params, calibration, config, 0)
+        plan = fold.FoldPlan(config, grid, settings, metrics=metrics)
         supernet = fold.build_supernet(params, [calibration, openings], plan, batch_tokens=32)
         teacher, dense = quality.measure_dense(params, windows, config)
         pool = teacher_targets(params, search, config, objective)
         found: dict[str, Any] = {
+            "metrics": metrics,
             "supernet": dataclasses.asdict(supernet),
             "teacher": teacher,
             "quality": (dense, quality.measure(params, windows, config, teacher)),
@@ -73,6 +75,7 @@ def results(number: int) -> dict[str, Any]:
         scratch, some = offload.Scratch(), np.arange(4)
         lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}
         stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32, scratch=scratch)
+        found["metrics on disk"] = fisher.output_metrics(lazy, calibration, config, 0, scratch=scratch)
         found["supernet on disk"] = dataclasses.asdict(stored)
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective
@@ -83,7 +86,9 @@ def results(number: int) -> dict[str, Any]:
 
 def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
     """The largest array that every stage gives a device in a collective."""
-    settings = dataclasses.replace(PRESETS["quick"], sparsity=(0.5,))
+    quick = PRESETS["quick"]
+    pruning = dataclasses.replace(quick.pruning, metric="fisher")
+    settings = dataclasses.replace(quick, sparsity=(0.5,), pruning=pruning)
     with devices.in_use(number):
         every = programs.all_stages(make_tiny_config(layers=LAYERS), settings, jnp.dtype("float32"))
         return {stage.name: largest_collective(stage.lower().compile().as_text()) for stage in every}

@@ -167,7 +167,7 @@ def test_the_fold_and_what_comes_of_it(tiny_config: Configs) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
+        ["--metric", "fisher"],
         ["--sparsity", "0.25", "0.5", "--no-refit"],
         ["--layout", "masked", "--rounds", "0"],
     ],

@@ -21,7 +21,7 @@ DEPTH, LEVELS, POOL, LENGTH = 4, 5, 12, 8
 KINDS = (Kind("attention", 6, 1), Kind("ffn", 48, 8))
 GRID = space.level_grid(KINDS, np.array([[3] * DEPTH, [24] * DEPTH]), LEVELS, 1 / 6)
 START = space.centre_distribution(GRID)
-SPACE = SearchSpace(GRID.kept, GRID.exists, np.array([3 * DEPTH, 24 * DEPTH]), POOL, LENGTH)
+SPACE = SearchSpace.around(GRID, START, POOL, LENGTH)
 SCHEDULE = Evolution(generations=12, offspring=24, survivors=(8, 3, 1), stage_tokens=(8, 16, 40))
 
 

@@ -7,50 +7,101 @@ from hypothesis import strategies as st
 
 from tyr_jax.search import surrogate
 from tyr_jax.search.surrogate import Sites
-from tyr_jax.space import values_at
+from tyr_jax.space import Budget, values_at
 
 
-@settings(max_examples=40, deadline=None)
-@given(depth=st.integers(1, 5), half=st.integers(1, 2), limit=st.integers(1, 3), seed=st.integers(0, 999))
+def level_units(start: np.ndarray, levels: int) -> Budget:
+    """Levels that cost their number, of each kind as much as `start [2, L]` has."""
+    return Budget.of_units(np.broadcast_to(np.arange(levels), (*start.shape, levels)), start.sum(axis=-1))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sites=st.integers(1, 5),
+    levels=st.integers(1, 4),
+    exact=st.booleans(),
+    quantum=st.sampled_from([1, 7]),
+    seed=st.integers(0, 999),
+)
 def test_the_answer_is_the_cheapest_of_all_that_keep_the_budget(
-    depth: int, half: int, limit: int, seed: int
+    sites: int, levels: int, exact: bool, quantum: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    levels = 2 * half + 1
-    cost = rng.random((depth, levels))
-    start = rng.integers(0, levels, depth)
+    cost, price = rng.normal(size=(sites, levels)), quantum * rng.integers(0, 6, (sites, levels))
+    start = rng.integers(0, levels, sites)
     missing = rng.random(cost.shape) < 0.2
-    missing[np.arange(depth), start] = False
+    missing[np.arange(sites), start] = False
     cost[missing] = np.inf
+    row = np.arange(sites)
+    limit = int(price[row, start].sum()) if exact else int(rng.integers(0, 5 * quantum * sites))
     totals = {
-        choice: sum(cost[site, level] for site, level in enumerate(choice))
-        for choice in itertools.product(range(levels), repeat=depth)
-        if sum(choice) == start.sum() and np.abs(choice - start).max() <= limit
+        choice: float(cost[row, choice].sum())
+        for choice in itertools.product(range(levels), repeat=sites)
+        if np.isfinite(cost[row, choice]).all()
+        and (price[row, choice].sum() == limit if exact else price[row, choice].sum() <= limit)
     }
-    found = surrogate.cheapest_levels(cost, start, limit)
-    assert found.sum() == start.sum()
-    assert totals[tuple(map(int, found))] == pytest.approx(min(totals.values()))
+    found = surrogate.cheapest_levels(cost, price, limit, exact)
+    if not totals:
+        assert found is None
+    else:
+        assert totals[tuple(map(int, found))] == pytest.approx(min(totals.values()))
+
+
+def test_a_budget_of_many_parts_is_never_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "BINS", 50)
+    rng = np.random.default_rng(0)
+    price = np.sort(rng.integers(10**6, 10**9, (20, 5)), axis=1)
+    found = surrogate.cheapest_levels(-price.astype(float), price, int(price[:, 2].sum()))
+    spent = price[np.arange(20), found].sum()
+    assert 0.8 * price[:, 2].sum() < spent <= price[:, 2].sum()
 
 
 def test_a_site_that_matters_gains_what_one_that_does_not_gives() -> None:
     error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 3, 1))
     share = np.array([[0.1, 5.0, 1.0], [1.0, 1.0, 1.0]])
-    start = surrogate.estimated_start(Sites(error, share, np.ones((2, 3, 5), bool)), limit=1)
+    sites, centre = Sites(error, share, np.ones((2, 3, 5), bool)), np.full((2, 3), 2)
+    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, limit=1)
     assert start[0].tolist() == [1, 3, 2]
     assert start.sum(axis=1).tolist() == [6, 6]
+
+
+def test_kinds_compete_for_parameters() -> None:
+    error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 2, 1))
+    sites, centre = (
+        Sites(error, np.array([[9.0, 9.0], [1.0, 1.0]]), np.ones((2, 2, 5), bool)),
+        np.full((2, 2), 2),
+    )
+    parameters = np.broadcast_to(1000 * np.arange(5), (2, 2, 5))
+    start = surrogate.estimated_start(sites, Budget.of_parameters(parameters, 8300), centre, limit=2)
+    assert start.tolist() == [[4, 4], [0, 0]]
+    again = surrogate.nearest(Budget.of_parameters(parameters, 6999), sites.exists, start)
+    assert again.sum() == 6
+    assert np.abs(again - start).sum() == 2
+    assert surrogate.nearest(Budget.of_parameters(parameters + 1000, 3999), sites.exists, start) is None
+
+
+def test_what_is_left_of_a_budget_becomes_neurons_where_they_are_worth_most() -> None:
+    units = np.tile(np.array([0, 16, 32, 48]), (2, 3, 1))
+    levels, kept = np.full((2, 3), 1), np.full((2, 3), 16)
+    error = np.tile([1.0, 0.5, 0.2, 0.0], (2, 3, 1))
+    sites = Sites(error, np.array([[9.0] * 3, [1.0, 3.0, 2.0]]), np.ones(error.shape, bool))
+    wider = surrogate.widened(kept, levels, sites, units, 3, 8)
+    assert wider.tolist() == [[16, 16, 16], [16, 32, 24]]
+    sites.exists[1, 1, 2] = False
+    assert surrogate.widened(kept, levels, sites, units, 9, 8)[1].tolist() == [32, 16, 32]
 
 
 def test_levels_that_do_not_exist_are_never_chosen() -> None:
     error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 2, 1))
     exists = np.ones((2, 2, 5), bool)
     exists[0, 0, 3:] = False
-    sites = Sites(error, np.array([[9.0, 1.0], [9.0, 1.0]]), exists)
-    start = surrogate.estimated_start(sites, limit=1)
+    sites, centre = Sites(error, np.array([[9.0, 1.0], [9.0, 1.0]]), exists), np.full((2, 2), 2)
+    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, limit=1)
     assert start[0].tolist() == [2, 2]
     assert start[1].tolist() == [3, 1]
 
 
-@pytest.mark.parametrize(("by", "expected"), [(0, [1, 2, 3]), (1, [np.inf, 1, 2]), (-2, [3, np.inf, np.inf])])
+@pytest.mark.parametrize(("by", "expected"), [(0, [1, 2, 3]), (1, [np.inf, 1, 2]), (4, [np.inf] * 3)])
 def test_shifted(by: int, expected: list[float]) -> None:
     np.testing.assert_array_equal(surrogate.shifted(np.array([1.0, 2.0, 3.0]), by), expected)
 
@@ -105,7 +156,7 @@ def test_fewer_units_are_never_better_and_missing_levels_are_never_proposed() ->
     change = surrogate.expected_change(slopes[None], sites, levels)
     assert change[0, 0].tolist() == [3.0, 1.0, 0.0]
     assert change[1, 1].tolist() == [0.0, 0.0, np.inf]
-    found = surrogate.proposals(slopes[None], sites, levels)
+    found = surrogate.proposals(slopes[None], sites, level_units(levels, 3), levels)
     assert found.shape == (len(surrogate.CAUTIONS), 2, 2)
     # One level costs 1 and gains 5; the other kind has nowhere to go but back and forth.
     assert found[0].tolist() == [[1, 2], [2, 0]]
@@ -130,7 +181,8 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
         return np.array([total(candidate) for candidate in candidates])
 
     text = np.array([0]), np.array([9])
-    found, objectives = surrogate.descend(start, sites, slopes, score, *text)
+    budget = level_units(start, 5)
+    found, objectives = surrogate.descend(start, sites, budget, slopes, score, *text)
     best = min(
         (np.stack(pair) for pair in itertools.product(*[list(balanced(4, 5, 8))] * 2)),
         key=total,
@@ -139,16 +191,18 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
     assert seen == [0, 9]
     assert len(objectives) == 1 + len(surrogate.CAUTIONS)
     assert objectives[0] == pytest.approx(total(start))
-    found, _ = surrogate.descend(found, sites, slopes, score, *text)
+    found, _ = surrogate.descend(found, sites, budget, slopes, score, *text)
     assert total(found) == pytest.approx(total(best))
-    again, objectives = surrogate.descend(found, sites, slopes, score, *text)
+    again, objectives = surrogate.descend(found, sites, budget, slopes, score, *text)
     np.testing.assert_array_equal(again, found)
     assert objectives[0] == pytest.approx(total(found))
 
     def scored(own: float, *others: float) -> bool:
         """Whether a proposal is taken if it scores so."""
         fixed = np.array([own, *others])
-        return bool((surrogate.descend(start, sites, slopes, lambda *_: fixed, *text)[0] != start).any())
+        return bool(
+            (surrogate.descend(start, sites, budget, slopes, lambda *_: fixed, *text)[0] != start).any()
+        )
 
     assert scored(1.0, 2.0, 0.9)
     assert scored(1.0, 0.99, np.nan)
@@ -161,7 +215,7 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
         values[0, 0, 1, 2] = np.nan
         return values
 
-    found, objectives = surrogate.descend(start, sites, broken, score, *text)
+    found, objectives = surrogate.descend(start, sites, budget, broken, score, *text)
     np.testing.assert_array_equal(found, start)
     assert objectives == []
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from tyr_jax import space
 from tyr_jax.errors import UserError
-from tyr_jax.space import ATTENTION, FFN, Kind, LevelGrid
+from tyr_jax.space import ATTENTION, FFN, Budget, Kind, LevelGrid
 
 SMOLLM2 = (Kind("attention", 9, 1), Kind("ffn", 1536, 8))
 LLAMA = (Kind("attention", 32, 1), Kind("ffn", 14336, 8))
@@ -123,11 +123,16 @@ def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() 
     assert grid.exists[0, 1].tolist() == [True, True, True]
     parent = jnp.asarray(space.centre_distribution(grid))
     for seed in range(20):
-        child = space.mutate(jax.random.key(seed), parent, jnp.asarray(grid.exists))
+        child = space.mutate(jax.random.key(seed), parent, jnp.asarray(grid.exists), in_units(grid, parent))
         assert np.asarray(child)[whole].tolist() == [1, 1]
     message = r"would keep 2 of 16 attention units, but 1 of 4 layers are to keep all of theirs, which are 4"
     with pytest.raises(UserError, match=message):
         space.unit_budget(kinds[0], 4, 0.875, 1)
+
+
+def in_units(grid: LevelGrid, parent: np.ndarray | jax.Array) -> Budget:
+    """As many units of each kind as `parent` has."""
+    return Budget.of_units(grid.kept, space.kept_units(grid, np.asarray(parent)).sum(axis=-1))
 
 
 def grid_rows(grid: LevelGrid, kind: int, layer: int) -> list[int | None]:
@@ -242,15 +247,16 @@ def can_shift(case: Case) -> bool:
 
 
 @jax.jit
-def shifts(key: jax.Array, parent: jax.Array, exists: jax.Array) -> jax.Array:
+def shifts(key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget) -> jax.Array:
     keys = jax.random.split(key, 16)
-    return jax.vmap(lambda k: space.sparsity_shift(k, parent, exists))(keys)
+    return jax.vmap(lambda k: space.sparsity_shift(k, parent, exists, budget))(keys)
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_a_shift_moves_one_step_between_two_sites_of_a_kind(case: Case) -> None:
-    moved = np.asarray(shifts(case.key, jnp.asarray(case.parent), jnp.asarray(case.grid.exists)))
+    budget = in_units(case.grid, case.parent)
+    moved = np.asarray(shifts(case.key, jnp.asarray(case.parent), jnp.asarray(case.grid.exists), budget))
     before = space.kept_units(case.grid, case.parent)
     for distribution in moved:
         change = distribution - case.parent
@@ -268,14 +274,17 @@ def test_a_shift_moves_one_step_between_two_sites_of_a_kind(case: Case) -> None:
 
 
 @jax.jit
-def offspring(key: jax.Array, parent: jax.Array, exists: jax.Array) -> jax.Array:
-    return jax.vmap(lambda k: space.mutate(k, parent, exists, 4))(jax.random.split(key, 16))
+def offspring(key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget) -> jax.Array:
+    return jax.vmap(lambda k: space.mutate(k, parent, exists, budget, 4))(jax.random.split(key, 16))
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_a_mutation_keeps_the_units_of_each_kind_and_stays_on_levels(case: Case) -> None:
-    children = np.asarray(offspring(case.key, jnp.asarray(case.parent), jnp.asarray(case.grid.exists)))
+    budget = in_units(case.grid, case.parent)
+    children = np.asarray(
+        offspring(case.key, jnp.asarray(case.parent), jnp.asarray(case.grid.exists), budget)
+    )
     units = space.kept_units(case.grid, children)
     total = space.kept_units(case.grid, case.parent).sum(axis=-1)
     assert (units.sum(axis=-1) == total).all()
@@ -304,7 +313,8 @@ def test_the_budget_is_exact_for_every_candidate_of_every_round(
         assert (space.kept_units(grid, parent) == kept).all()
         for generation in range(3):
             key = jax.random.fold_in(key, generation)
-            children = np.asarray(offspring(key, jnp.asarray(parent), jnp.asarray(grid.exists)))
+            budget = in_units(grid, parent)
+            children = np.asarray(offspring(key, jnp.asarray(parent), jnp.asarray(grid.exists), budget))
             units = space.kept_units(grid, children)
             assert (units.sum(axis=-1) == budgets).all()
             assert (units % np.array([kind.multiple for kind in kinds])[:, None] == 0).all()
@@ -318,15 +328,17 @@ def test_a_distribution_without_a_pair_comes_back_unchanged() -> None:
     exists[:, :, 1] = True
     exists[ATTENTION, 0] = True
     centre = np.ones((2, 2), np.int32)
-    assert (np.asarray(shifts(jax.random.key(1), centre, exists)) == centre).all()
-    assert (np.asarray(offspring(jax.random.key(1), centre, exists)) == centre).all()
+    budget = Budget.of_units(np.broadcast_to(np.arange(3), (2, 2, 3)), [2, 2])
+    assert (np.asarray(shifts(jax.random.key(1), centre, exists, budget)) == centre).all()
+    assert (np.asarray(offspring(jax.random.key(1), centre, exists, budget)) == centre).all()
 
 
 def test_a_kind_that_cannot_move_leaves_all_shifts_to_the_other() -> None:
     exists = np.zeros((2, 5, 9), bool)
     exists[ATTENTION, :, 4] = True
     exists[FFN] = True
-    change = np.asarray(shifts(jax.random.key(2), np.full((2, 5), 4), exists)) - 4
+    budget = Budget.of_units(np.broadcast_to(np.arange(9), (2, 5, 9)), [20, 20])
+    change = np.asarray(shifts(jax.random.key(2), np.full((2, 5), 4), exists, budget)) - 4
     assert not change[:, ATTENTION].any()
     assert (np.abs(change[:, FFN]).sum(axis=-1) == 2).all()
 
@@ -334,7 +346,8 @@ def test_a_kind_that_cannot_move_leaves_all_shifts_to_the_other() -> None:
 def test_every_movable_site_is_drawn_equally_often() -> None:
     draws, depth = 4000, 4
     parent, exists = jnp.full((2, depth), 2), jnp.ones((2, depth, 5), bool)
-    shift = jax.jit(jax.vmap(lambda k: space.sparsity_shift(k, parent, exists)))
+    budget = Budget.of_units(np.broadcast_to(np.arange(5), (2, depth, 5)), [2 * depth] * 2)
+    shift = jax.jit(jax.vmap(lambda k: space.sparsity_shift(k, parent, exists, budget)))
     change = np.asarray(shift(jax.random.split(jax.random.key(0), draws))) - 2
     gains = (change == 1).sum(axis=0) / draws
     loses = (change == -1).sum(axis=0) / draws
@@ -353,7 +366,8 @@ def test_the_number_of_shifts_is_the_smaller_of_two_draws(most: int, odds: list[
     # With this many sites two shifts hardly ever cancel, so the net change counts them.
     draws, depth = 1000, 100
     parent, exists = jnp.full((2, depth), 2), jnp.ones((2, depth, 5), bool)
-    children = jax.vmap(lambda k: space.mutate(k, parent, exists, most))
+    budget = Budget.of_units(np.broadcast_to(np.arange(5), (2, depth, 5)), [2 * depth] * 2)
+    children = jax.vmap(lambda k: space.mutate(k, parent, exists, budget, most))
     moved = np.abs(np.asarray(children(jax.random.split(jax.random.key(3), draws))) - 2).sum(axis=(1, 2)) // 2
     assert moved.min() >= 1
     assert moved.max() <= most

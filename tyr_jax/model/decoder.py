@@ -122,13 +122,23 @@ def ffn_output(block: Block, units: jax.Array) -> jax.Array:
     return out + block["down_bias"] if "down_bias" in block else out
 
 
+def add_attention(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
+    """The residual `[B, T, D]` behind a layer's attention; an absent one adds nothing."""
+    if "o" not in block:
+        return x
+    return x + attention_output(block, attention_units(block, x, rope, config))
+
+
+def add_ffn(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """The residual `[B, T, D]` behind a layer's FFN; an absent one adds nothing."""
+    if "down" not in block:
+        return x
+    return x + ffn_output(block, ffn_units(block, x, config))
+
+
 def apply_block(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
-    """One decoder layer on the residual `[B, T, D]`; an absent sublayer adds nothing."""
-    if "o" in block:
-        x = x + attention_output(block, attention_units(block, x, rope, config))
-    if "down" in block:
-        x = x + ffn_output(block, ffn_units(block, x, config))
-    return x
+    """One decoder layer on the residual `[B, T, D]`."""
+    return add_ffn(block, add_attention(block, x, rope, config), config)
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:

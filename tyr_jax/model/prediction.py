@@ -106,6 +106,63 @@ def predict(head: jax.Array, hidden: jax.Array) -> Prediction:
     return Prediction(hidden, expected, softmax.log().reshape(hidden.shape[:-1]))
 
 
+class Draw(NamedTuple):
+    """A token drawn from a running softmax: the `softmax` so far, and the `token [n]` drawn of it."""
+
+    softmax: SoftmaxSum
+    token: jax.Array
+
+    @classmethod
+    def empty(cls, count: int) -> Self:
+        """Of no logits."""
+        return cls(SoftmaxSum.empty(count), jnp.zeros(count, jnp.int32))
+
+    def add(self, entries: Entries, uniform: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
+        """(the draw with further entries, their exponentials, the factor on earlier ones), by `uniform [n]`
+        numbers between 0 and 1.
+
+        Entries are drawn with the probability that they have of all so far: first whether one of them is, and
+        then, by the same number, which.
+        """
+        softmax, terms, rescale = self.softmax.add(entries.logits)
+        sums = jnp.cumsum(terms, axis=-1)
+        target = uniform * softmax.total
+        inside = jnp.sum(sums <= target[:, None], axis=-1)
+        size = terms.shape[-1]
+        token = jnp.where(inside < size, entries.first + inside, self.token)
+        return type(self)(softmax, token.astype(jnp.int32)), terms, rescale
+
+
+def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array:
+    """Numbers between 0 and 1 `[B·T]` for every position of B sequences of `length`, each with a key of its
+    own, `keys [B]`, at the entries of the vocabulary from `first` on."""
+
+    def of_sequence(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, first), (length,))
+
+    return jax.vmap(of_sequence)(keys).reshape(-1)
+
+
+def surprise(head: jax.Array, hidden: jax.Array, keys: jax.Array) -> jax.Array:
+    """Gradient `[B, T, D]` by normed hidden states `hidden [B, T, D]` of the log-likelihood of tokens drawn
+    from the predictions through `head [V, D]`: the token's row, less the row expected.
+
+    Every sequence has a key of `keys [B]`.
+    """
+    states = hidden.reshape(-1, hidden.shape[-1])
+
+    def step(state: tuple[Draw, jax.Array], entries: Entries) -> tuple[Draw, jax.Array]:
+        uniform = uniform_numbers(keys, hidden.shape[1], entries.first)
+        draw, terms, rescale = state[0].add(entries, uniform)
+        fresh = jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
+        return draw, state[1] * rescale[:, None] + fresh
+
+    start = Draw.empty(len(states)), jnp.zeros(states.shape)
+    draw, weighted = over_vocabulary(head, step, start, states)
+    expected = weighted / draw.softmax.total[:, None]
+    return (head[draw.token] - expected).reshape(hidden.shape)
+
+
 def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
     """log Σ exp z `[B, T]` over the whole vocabulary, from `head [V, D]` and normed hidden states
     `[B, T, D]`."""

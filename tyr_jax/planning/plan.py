@@ -17,19 +17,24 @@ from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
+from tyr_jax.pruning import fisher
 from tyr_jax.pruning.hessian import gram_flops
+from tyr_jax.pruning.target import target_of
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
 from tyr_jax.search import surrogate
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
-from tyr_jax.space import KINDS, LevelGrid, centre_distribution, uniform_grid
+from tyr_jax.space import KINDS, LevelGrid, centre_distribution, level_grid
 
 FLOAT = 4
 """Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
 
 ADDING_DEVICES = 64
 """Devices from which on parts are gathered by adding up, as the TPU compiler does in three dimensions."""
+BACKWARD = 1.5
+"""Times as much as going forward a sublayer has at work on the way back: on CPUs twice, on TPUs 1.4 times."""
+
 UNFUSED = 2 / 3
 """Of what an FFN has at work, how much is there while its statistics are made: all on a CPU, on TPUs next to
 none, as products there take in what stands before and behind them."""
@@ -81,8 +86,11 @@ def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
     Raises:
         UserError: the target, in whole units, cannot be.
     """
-    rounds, kinds = settings.rounds, settings.pruning.kinds(config)
-    return uniform_grid(kinds, config.depth, settings.sparsity[0], rounds.levels, rounds.interval)
+    rounds, pruning = settings.rounds, settings.pruning
+    kept = target_of(config, pruning, settings.sparsity[0]).kept
+    return level_grid(
+        pruning.kinds(config), kept, rounds.levels, rounds.interval, pruning.whole(config.depth)
+    )
 
 
 def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
@@ -108,6 +116,20 @@ def weight_bytes(load: Load) -> float:
     config, _, itemsize, n = load
     in_blocks, total = count_parameters(config)
     return itemsize * (total - in_blocks + share_held(in_blocks, load)) / n
+
+
+def metric_bytes(load: Load) -> float:
+    """Bytes of a device for how a change of what sites add counts, if that is taken; on disk, a layer's."""
+    config, settings, _, n = load
+    if settings.pruning.metric == "none":
+        return 0
+    return FLOAT * share_held(len(KINDS) * config.depth * config.hidden**2, load) / n
+
+
+def held_bytes(load: Load) -> float:
+    """Bytes of a device for what stays of the dense model: its weights, and what outputs count for; of the
+    latter none where it is on disk."""
+    return weight_bytes(load) + (0 if load.settings.offload else metric_bytes(load))
 
 
 def share_held(count: float, load: Load) -> float:
@@ -142,12 +164,14 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
     levels = settings.rounds.levels * (targets if targets > 1 else 1) if searching else 0
     models = targets * (2 if searching else 1)
     refits = level if settings.rounds.refit or not searching else level * levels
+    whole = load._replace(n=1, settings=dataclasses.replace(settings, offload=False))
     return {
         "supernet": levels * level,
         "residuals": (3 if settings.offload else 2) * itemsize * calibration_tokens(settings) * config.hidden,
         "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
+        "what outputs count for": round(metric_bytes(whole)) * (2 if settings.offload else 1),
         "weights that stay on disk": offloaded_bytes(load) if settings.offload else 0,
     }
 
@@ -245,11 +269,13 @@ def statistics_working(load: Load) -> float:
 
 def site_working(load: Load) -> float:
     """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
-    becomes of it, and of a level's weights; or before there are the last two, the dense weight, gathered."""
-    config, _, _, n = load
+    becomes of it, of a level's weights, and those that a metric has turned, with its factor; or before there
+    are the last ones, the dense weight, gathered."""
+    config, settings, _, n = load
     size = site_sizes(config)[1]
     columns, weights = FLOAT * size**2 / n, FLOAT * size * config.hidden / n
-    return weights + max(4 * columns, 2 * columns + gathered(size * config.hidden, load))
+    metric = 0 if settings.pruning.metric == "none" else weights + FLOAT * config.hidden**2
+    return weights + max(4 * columns + metric, 2 * columns + gathered(size * config.hidden, load))
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
@@ -261,8 +287,27 @@ def fold_need(name: str, levels: int, load: Load) -> Need:
     # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
-    weights = weight_bytes(load)
+    weights = weight_bytes(load) + metric_bytes(load)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
+
+
+def metric_need(load: Load) -> Need:
+    """What it takes to know what outputs count for: a forward and a backward pass, a layer at a time, with
+    the residuals before all layers (those of layers on disk are the host's)."""
+    config, settings, itemsize, n = load
+    tokens, length = settings.pruning.metric_tokens, settings.data.sequence_length
+    together = max(min(fisher.BATCH_TOKENS, -(-tokens // n)), length)
+    residuals = (share_held(config.depth, load) + 2) * together * config.hidden * itemsize
+    # What is known of both sublayers waits for the way back, and the sums of both are new.
+    units = attention_working(config, together, length, itemsize) + ffn_working(config, together, itemsize)
+    block = gathered(sum(sublayer_parameters(config, kind) for kind in KINDS), load)
+    layer = block + BACKWARD * units + 2 * len(KINDS) * FLOAT * config.hidden**2
+    working = residuals + max(layer, head_working(together, load))
+    # Forward, again, and backward to the inputs.
+    flops = tokens * (3 * block_flops(config, unit_counts(config), length) + 2 * head_flops(config))
+    flops += len(KINDS) * config.depth * gram_flops(config.hidden, tokens)
+    weights = weight_bytes(load) + metric_bytes(load)
+    return Need("what outputs count for", weights, 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:
@@ -295,7 +340,7 @@ def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
     config, settings, itemsize, n = load
     # On disk, what is in order takes the place of what is not.
     ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
-    weights = weight_bytes(load) + ordered
+    weights = held_bytes(load) + ordered
     levels = settings.rounds.levels * level_bytes(config, itemsize) / n
     supernet = share_held(levels, load)
     return Need(name, weights, supernet, pool_bytes(load), working, flops)
@@ -349,7 +394,7 @@ def evaluation_need(sparsity: float, load: Load) -> Need:
     length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
     together = min(max(length, BATCH_TOKENS), -(-tokens // n))
     working = max(layer_working(together, length, load), head_working(together, load))
-    weights = (2 - sparsity) * weight_bytes(load)
+    weights = (1 - sparsity) * weight_bytes(load) + held_bytes(load)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
     return Need("evaluation", weights, 0, 0, working, flops)
 
@@ -362,8 +407,10 @@ def needs(load: Load) -> list[tuple[Need, int]]:
     sparsity = min(settings.sparsity)
     single = fold_need("last pruning", 1, load)
     evaluation = evaluation_need(sparsity, load)
+    dense = [(answers_need(load), 1), (metric_need(load), int(settings.pruning.metric != "none"))]
     if not rounds.rounds:
-        return [(answers_need(load), 1), (single, targets), (evaluation, targets)]
+        stages = [*dense, (single, targets), (evaluation, targets)]
+        return [(need, times) for need, times in stages if times]
     first = fold_need("first supernet", rounds.levels * targets, load)
     later = fold_need("next supernets", rounds.levels, load)
     searches = {
@@ -371,7 +418,7 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         evolution_need(sparsity, load): True,
     }
     stages = [
-        (answers_need(load), 1),
+        *dense,
         (first, 1),
         (later, targets * (rounds.rounds - 1)),
         *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
@@ -388,8 +435,11 @@ def host_bytes(load: Load) -> dict[str, float]:
     largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
     stacked = share_held(largest, load)
     residuals = itemsize * calibration_tokens(settings) * config.hidden
+    backward = settings.offload and settings.pruning.metric != "none"
+    before = backward * itemsize * config.depth * settings.pruning.metric_tokens * config.hidden
     return {
         "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),
         "writing residuals": residuals,
         "dense answers": evaluation_tokens(settings) * FLOAT * (2 * config.hidden + 1),
+        "residuals before layers": before,
     }

@@ -20,7 +20,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import planned_grid, planned_space
-from tyr_jax.pruning import fold, hessian, linalg, obs, supernet
+from tyr_jax.pruning import fisher, fold, hessian, linalg, obs, supernet
 from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
@@ -83,11 +83,15 @@ def site_stages(
     levels = grid.kept[kind, 0], grid.exists[kind, 0]
     xtx: Any = devices.place(total.result(), axis=1)
 
+    metric: Any = None
+    if settings.pruning.metric != "none":
+        metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
+
     def site(gram: jax.Array, weight: jax.Array) -> Any:
         return settings.pruning.site(gram, weight, *levels, units)
 
     # Abstract altogether: on devices that need not be there, no array can be made, however small.
-    known = jax.eval_shape(site, xtx, matrix).replace(gram=xtx, weight=matrix)
+    known = jax.eval_shape(site, xtx, matrix).replace(gram=xtx, weight=matrix, metric=metric)
     # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
     steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
     panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
@@ -118,6 +122,26 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
         *site_stages(FFN, block, devices.place(x), config, settings),
         Program("supernet: a layer", supernet.fill_layer, (whole, layer, sites), {}),
     ]
+
+
+def metric_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
+    """What it takes to know what outputs count for."""
+    length, count = settings.data.sequence_length, settings.pruning.metric_tokens
+    rows = batches(np.broadcast_to(0, (max(1, count // length), length)), fisher.BATCH_TOKENS)[0].indices
+    dtype, static = params["embed"].dtype, {"config": config}
+    x = devices.place(ShapeDtypeStruct((len(rows), length, config.hidden), dtype))
+    forward = Program("metric: forward", fisher.forward, (params["blocks"], x), static)
+    yield forward
+    keys = devices.place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(rows))))
+    real = devices.place(ShapeDtypeStruct((len(rows),), bool))
+    answer = (decoder.outside(params), x, keys, real)
+    yield Program("metric: answers", fisher.answer_gradient, answer, static)
+    shape = config.depth, len(KINDS), config.hidden, config.hidden
+    total = devices.place(ShapeDtypeStruct(shape, jnp.float32), axis=3)
+    before = devices.place(forward.result()[1], axis=1)
+    yield Program("metric: backward", fisher.backward, (params["blocks"], before, x, total), static)
+    tokens = ShapeDtypeStruct((), jnp.float32)
+    yield Program("metric: of all tokens", fisher.finish, (total, tokens), {})
 
 
 def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -> supernet.Supernet:
@@ -233,6 +257,7 @@ def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> lis
     """Every stage of a run on the current devices, with weights and activations of `dtype`."""
     params = devices.spread(abstract_params(config, dtype), config.hidden)
     fold = fold_stages(params, config, settings)
+    metric = [] if settings.pruning.metric == "none" else metric_stages(params, config, settings)
     net = abstract_nested(params, config, settings)
     search = search_stages(params, net, config, settings) if settings.rounds.rounds else ()
-    return [*fold, *search, *quality_stages(params, config, settings)]
+    return [*metric, *fold, *search, *quality_stages(params, config, settings)]

@@ -112,6 +112,11 @@ def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
     return any(tensor.outlives_units for tensor in config.tensors if tensor.sublayer == sublayer)
 
 
+def shape_of(picks: Picks) -> LayerShape:
+    """The shape of a compressed layer."""
+    return LayerShape(*(len(picks[axis].source) if axis in picks else 0 for axis in "NKF"))
+
+
 def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
     """A dense `block` with what `picks` name of its axes, and without sublayers that are gone."""
     tensors = {tensor.name: tensor for tensor in config.tensors}
@@ -200,7 +205,7 @@ def compress(
             # Neurons that carry a bias add nothing else.
             block["down"] *= 0
         blocks.append(finish(block))
-        shapes.append(LayerShape(*(len(picks[axis].source) if axis in picks else 0 for axis in "NKF")))
+        shapes.append(shape_of(picks))
     small = dataclasses.replace(config, layers=tuple(shapes))
     return params | {"blocks": joined(blocks, small)}, small
 

@@ -77,12 +77,27 @@ class Fold(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldPlan:
     """What a fold is to do: for a model of `config`, prune every site to the levels of `grid` as `settings`
-    say; `seed` is that of the `random` mode of accumulation."""
+    say; `seed` is that of the `random` mode of accumulation, `metrics [L, 2, D, D]` those of the sites'
+    outputs, if they have any, and `heads [L, U]` the ranks of attention's units, where they are settled."""
 
     config: ModelConfig
     grid: LevelGrid
     settings: PruningSettings
     seed: int = 0
+    metrics: Any = None
+    heads: np.ndarray | None = None
+
+    def rank(self, kind: int, layer: int) -> jax.Array | None:
+        """That of a site's units `[U]`, where it is settled."""
+        if self.heads is None or kind != ATTENTION:
+            return None
+        return jnp.asarray(self.heads[layer])
+
+    def metric(self, kind: int, layer: int) -> jax.Array | None:
+        """That of a site's output `[D, D]`, if it has one."""
+        if self.metrics is None:
+            return None
+        return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
 
 def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
@@ -130,11 +145,16 @@ def add_output(
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def output_share(weight: jax.Array, x: jax.Array, units: jax.Array, count: int) -> jax.Array:
-    """Mean over tokens of ‖site output‖² / ‖residual‖², from the first `count` sequences of `x [B, T, D]` and
-    of what enters `weight`."""
+def output_share(
+    weight: jax.Array, x: jax.Array, units: jax.Array, metric: jax.Array | None, count: int
+) -> jax.Array:
+    """What a site's output counts for, from the first `count` sequences of `x [B, T, D]` and of what enters
+    `weight`: by the `metric [D, D]`, as the mean over tokens of ½ yᵀ·metric·y in nats; without one, as that
+    of ‖y‖² / ‖residual‖²."""
     x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
     out = inputs @ weight
+    if metric is not None:
+        return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
@@ -212,7 +232,9 @@ def prune_kind(
     """
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
-    site = prune_site(settings.site(hessian.finish(gram), weight, kept, exists, units), settings.pruner)
+    known = plan.metric(kind, layer), plan.rank(kind, layer)
+    made = settings.site(hessian.finish(gram), weight, kept, exists, units, *known)
+    site = prune_site(made, settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
         raise UserError(
             f"the inputs of {site_name(kind, layer)} gave a Hessian that is not finite or cannot be "
@@ -249,7 +271,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         units, gram = collect(kind, block, fold, len(dense), config)
         site, passed = prune_kind(kind, layer, gram, dense, plan)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
-        share = output_share(dense, fold.residual[0], units[0], count)
+        share = output_share(dense, fold.residual[0], units[0], plan.metric(kind, layer), count)
         passed_block = block | {projection: passed.reshape(weight.shape)}
         fold = pass_on(kind, passed_block, fold, units, config)
         sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)

@@ -38,6 +38,13 @@ def inverse(hessian: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(hessian, cpu=inverse_by_factor, default=inverse_by_sweeps)
 
 
+def factor(matrix: jax.Array) -> jax.Array:
+    """The Cholesky factor `L [d, d]`, `L Lᵀ = M`, of a symmetric positive definite `matrix [d, d]`."""
+    if devices.count() > 1:
+        return factor_by_blocks(matrix)
+    return jax.lax.platform_dependent(matrix, cpu=cholesky, default=factor_by_blocks)
+
+
 def prefix_solutions(
     hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: OnSolution
 ) -> Any:
@@ -144,6 +151,31 @@ def inverse_by_sweeps(hessian: jax.Array) -> jax.Array:
         return sweep(matrix, nothing, first, jnp.minimum(block, size - first), block)[0]
 
     return jax.lax.fori_loop(0, -(-size // block), step, devices.place(hessian, 1))
+
+
+def factor_by_blocks(matrix: jax.Array) -> jax.Array:
+    """`factor`, a block of rows of Lᵀ at a time."""
+    size = len(matrix)
+    block = min(BLOCK, size)
+    channel = jnp.arange(size)
+
+    def step(number: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        left, upper = state
+        start = jnp.minimum(number * block, size - block)
+        place = start + jnp.arange(block)
+        fresh = place >= number * block
+        rows = jax.lax.dynamic_slice_in_dim(left, start, block) * fresh[:, None]
+        corner = devices.everywhere(jax.lax.dynamic_slice_in_dim(rows, start, block, axis=1))
+        corner = jnp.where(fresh[:, None] & fresh, corner, jnp.eye(block, dtype=matrix.dtype))
+        rows = solve_triangular(cholesky(corner, symmetrize_input=False), rows, lower=True)
+        rows = devices.everywhere(jnp.where(channel >= place[:, None], rows, 0))
+        upper = jax.lax.dynamic_update_slice_in_dim(
+            upper, jax.lax.dynamic_slice_in_dim(upper, start, block) + rows, start, 0
+        )
+        return devices.place(left - matmul(rows.T, rows), 1), devices.place(upper, 1)
+
+    start = devices.place(matrix, 1), devices.place(jnp.zeros_like(matrix), 1)
+    return jax.lax.fori_loop(0, -(-size // block), step, start)[1].T
 
 
 def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array, finish: OnSolution) -> Any:

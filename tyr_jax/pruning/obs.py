@@ -108,8 +108,9 @@ def removal_rank(
     """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units of a site at step s; and
     whether all numbers stayed finite.
 
-    `dense` is W and `gradient` G = Hs·W, fixed through the pass, `[d_in, D]`; `inverse` is Hs⁻¹
-    `[d_in, d_in]`. Units that the schedule never removes get the lowest ranks, in their own order.
+    `dense` is W and `gradient` G = Hs·W, fixed through the pass, `[d_in, D]`, both in coordinates of the
+    output in which every change counts alike; `inverse` is Hs⁻¹ `[d_in, d_in]`. Units that the schedule never
+    removes get the lowest ranks, in their own order.
     """
     units, unit_size, chunk = site.units, site.unit_size, site.chunk
     width = chunk * unit_size
@@ -149,10 +150,15 @@ def removal_rank(
 
 
 def solve_levels(
-    hessian: jax.Array, gradient: jax.Array, dense: jax.Array, rank: jax.Array, kept: jax.Array
+    hessian: jax.Array,
+    gradient: jax.Array,
+    dense: jax.Array,
+    rank: jax.Array,
+    kept: jax.Array,
+    metric: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S`, zero elsewhere; their
-    relative errors `[E]`).
+    relative errors `[E]`, by the `metric [D, D]` of outputs).
 
     `hessian [d_in, d_in]` damped, `gradient` and `dense [d_in, D]`, `rank [U]`, `kept [E]` units; in the
     type of `dense`. With channels in the order of their units' rank, the support of every level is a prefix.
@@ -162,13 +168,15 @@ def solve_levels(
     # Only rows move, from columns of one device each.
     permuted = devices.place(devices.place(hessian[channels], 1).T, 1)[channels]
     dense = devices.place(dense, 1)
-    energy = jnp.sum(dense * gradient)
+    worth = gradient if metric is None else devices.place(linalg.matmul(gradient, metric), 1)
+    energy = jnp.sum(dense * worth)
 
     def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
         # A site that keeps all keeps its weights, to the last bit.
         weights = jnp.where(count == len(dense), dense, devices.place(solution[place], 1))
-        # At the optimum W_e ⟂ (W − W_e) in the Hs metric: the error is the energy lost, tr(GᵀW) − tr(GᵀW_e).
-        error = jnp.where(energy == 0, 0.0, 1.0 - jnp.sum(gradient * weights) / energy)
+        # At the optimum W_e ⟂ (W − W_e) in the Hs metric, whatever that of outputs: the error is the energy
+        # lost, tr(GᵀWM) − tr(GᵀW_eM).
+        error = jnp.where(energy == 0, 0.0, 1.0 - jnp.sum(worth * weights) / energy)
         return weights.astype(dense.dtype), error
 
     widths = tuple(unit_size * width for width in bucket_widths(len(rank), unit_size))
@@ -198,6 +206,15 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
     return damp(gram, used, scale), inverse, used
 
 
+def by_metric(metric: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays `[d_in, D]` in coordinates of the output in which every change counts alike: times the Cholesky
+    factor of the `metric [D, D]`."""
+    if metric is None:
+        return arrays
+    factor = linalg.factor(metric)
+    return tuple(devices.place(linalg.matmul(array, factor), 0) for array in arrays)
+
+
 @dataclasses.dataclass(frozen=True)
 class OBS(LocalPruner):
     """Progressive removal with the optimal brain surgeon's update, all levels in one pass (Algorithm 1).
@@ -213,9 +230,13 @@ class OBS(LocalPruner):
         hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
         # Hs is its own transpose, and of that one, rows are at hand.
         gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
-        rank, sound = removal_rank(site, dense, gradient, inverse)
+        if site.rank is None:
+            turned = by_metric(site.metric, dense, gradient)
+            rank, sound = removal_rank(site, turned[0], turned[1], inverse)
+        else:
+            rank, sound = site.rank, jnp.isfinite(inverse).all()
         gradient = devices.place(gradient, 1)
-        weights, error = solve_levels(hessian, gradient, site.weight, rank, site.kept)
+        weights, error = solve_levels(hessian, gradient, site.weight, rank, site.kept, site.metric)
         error = jnp.where(sound, error, jnp.nan)
         return PrunedSite(weights, rank, error, used)
 

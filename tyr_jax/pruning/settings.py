@@ -23,6 +23,9 @@ ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 class PruningSettings:
     """How sites are pruned and errors accumulated."""
 
+    budget: Literal["parameters", "units"] = "parameters"
+    """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for, or
+    `units`, heads and neurons apart (the paper)."""
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
     mean, a `random` level, the `centre` level, or `none` (the dense output)."""
@@ -30,6 +33,12 @@ class PruningSettings:
     """Local pruner"""
     saliency: Saliency = dataclasses.field(default_factory=TaylorSaliency)
     """Saliency"""
+    metric: Literal["fisher", "none"] = "fisher"
+    """How a change of a site's output counts: `fisher` by what it changes of the model's predictions, from
+    one backward pass of the dense model, so that errors of all sites are in nats; `none` by its square (the
+    paper)."""
+    metric_tokens: int = 16384
+    """Tokens of the calibration text that `--metric fisher` is taken on."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"
@@ -68,12 +77,23 @@ class PruningSettings:
         return sites
 
     def site(
-        self, gram: jax.Array, weight: jax.Array, kept: np.ndarray, exists: np.ndarray, units: int
+        self,
+        gram: jax.Array,
+        weight: jax.Array,
+        kept: np.ndarray,
+        exists: np.ndarray,
+        units: int,
+        metric: jax.Array | None = None,
+        rank: jax.Array | None = None,
     ) -> Site:
         """A site of `units` units with levels `kept [E]`, of which it has `exists [E]`; `gram [d_in, d_in]`
-        is XᵀX of its inputs, `weight [d_in, D]` its dense weight. Both may be abstract."""
+        is XᵀX of its inputs, `weight [d_in, D]` its dense weight, `metric [D, D]` that of its output,
+        `rank [U]` that of its units where it is settled. All arrays may be abstract."""
         unit_size = gram.shape[0] // units
         chunk = min(self.neuron_chunk, units) if unit_size == 1 else 1
         schedule = removal_schedule(units, chunk, kept, exists)
         counts = jnp.asarray(kept), jnp.asarray(schedule)
-        return Site(gram, weight, *counts, unit_size, chunk, self.damping, self.damping_scale, self.saliency)
+        given = metric, rank
+        return Site(
+            gram, weight, *counts, unit_size, chunk, self.damping, self.damping_scale, self.saliency, *given
+        )

@@ -38,6 +38,9 @@ class Site:
     units removed at each step, `schedule [S]`, from `removal_schedule`. Static: input channels of a unit,
     the most units that leave in a step, λ as a fraction of the diagonal of XᵀX (of its mean, or channel by
     channel), and the saliency that orders the removal.
+
+    `metric [D, D]`, symmetric, says how a change Δ of the output counts: as Δᵀ·metric·Δ; as ‖Δ‖² without one.
+    Where the `rank [U]` of the units is given, in which they leave is settled.
     """
 
     gram: jax.Array
@@ -49,6 +52,8 @@ class Site:
     damping: float = flax.struct.field(pytree_node=False)
     damping_scale: DampingScale = flax.struct.field(pytree_node=False)
     saliency: Saliency = flax.struct.field(pytree_node=False)
+    metric: jax.Array | None = None
+    rank: jax.Array | None = None
 
     @property
     def units(self) -> int:
@@ -64,8 +69,8 @@ class PrunedSite(NamedTuple):
     """Every level of one site: `weights [E, d_in, D]`, unit `rank [U]`, relative `error [E]`, `damping`.
 
     `rank` numbers units last-removed first; level `e` keeps the units with `rank < kept[e]`. `error` is
-    `tr((W−W_e)ᵀ Hs (W−W_e)) / tr(Wᵀ Hs W)`. `damping` is the factor used, larger than the one asked
-    where the Hessian was not positive definite in float32.
+    `tr((W−W_e)ᵀ Hs (W−W_e) M) / tr(Wᵀ Hs W M)`, M being the site's metric. `damping` is
+    the factor used, larger than the one asked where the Hessian was not positive definite in float32.
     """
 
     weights: jax.Array

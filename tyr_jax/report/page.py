@@ -57,7 +57,7 @@ def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
 
 def layer_section(summary: Record, kind: str) -> Section:
     """What each layer keeps of one kind, and how the rounds got there."""
-    noun, units = NOUNS[kind], summary["uniform"]["units"][kind]
+    noun, units = NOUNS[kind], (summary["searched"] or summary["uniform"])["units"][kind]
     uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
     per_layer = units["total"] // len(kept)
     rounds = summary["rounds"][-MOST_ROUNDS:]

@@ -19,9 +19,11 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.prices import level_prices
+from tyr_jax.pruning.target import Target
 from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
-from tyr_jax.run.prepare import Dense, Run, Target, prepare
+from tyr_jax.run.prepare import Dense, Run, prepare
 from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
@@ -37,11 +39,13 @@ from tyr_jax.space import LevelGrid
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A pruned model: physically smaller params and config, units kept `[2, L]`, and how good it is."""
+    """A pruned model: physically smaller params and config, units kept `[2, L]`, the parameters that its
+    blocks have, or would have without zeros, and how good it is."""
 
     params: Params
     config: ModelConfig
     kept: np.ndarray
+    block_parameters: int
     quality: Qualities
 
 
@@ -73,21 +77,31 @@ class Outcome:
         )
 
 
-def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, name: str) -> Pruned:
+def realise(
+    run: Run,
+    dense: Dense,
+    kept: np.ndarray,
+    grid: LevelGrid | None,
+    name: str,
+    heads: np.ndarray | None = None,
+) -> Pruned:
     """The physically smaller model that keeps `kept [2, L]` units, measured with weights as written.
 
     A supernet's weights were fitted to the expectation over many distributions. Once one is chosen, every
     site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
     uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
-    supernet of `grid`, in which the distribution was found (None where none was built).
+    supernet of `grid`, in which the distribution was found (None where none was built). As many parameters as
+    it was found to have it keeps: its heads are those of least rank in `heads [L, U]`, if given.
     """
     model, settings = dense.model, run.settings
     pruning = settings.pruning
     if settings.rounds.refit or grid is None:
         grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
         pruning = dataclasses.replace(pruning, accumulation="centre")
-    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"))
+    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"), heads)
     levels = space.levels_of(grid, kept)
+    ranks = devices.fetch(supernet.attn_rank)
+    parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())
 
     def written(weights: Any) -> Any:
         """Weights rounded to what they will be written in."""
@@ -102,7 +116,7 @@ def realise(run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, na
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
     params = devices.spread(params | written(decoder.outside(params)), config.hidden)
-    return Pruned(params, config, kept, measure(run, name, params, config, dense.texts))
+    return Pruned(params, config, kept, parameters, measure(run, name, params, config, dense.texts))
 
 
 def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:
@@ -119,7 +133,7 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     """Prune a model that `prepare` has read, to each of its targets in turn."""
     targets = dense.targets
     parts = [run.part(target) for target in targets] if len(targets) > 1 else [run]
-    centres = [space.uniform_centres(dense.kinds, target.budgets, dense.whole) for target in targets]
+    centres = [target.kept for target in targets]
     if not run.settings.rounds.rounds:
         for part, target, kept in zip(parts, targets, centres, strict=True):
             yield Outcome(part, dense, target, realise(part, dense, kept, None, "uniform"), None, [])
@@ -131,9 +145,9 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         for part, kept in zip(parts, centres, strict=True)
     ]
     if len(targets) > 1:
-        searches = first_rounds(run, parts, dense, pool, searches)
+        searches = first_rounds(run, parts, dense, pool, targets, searches)
     for part, target, kept, begun in zip(parts, targets, centres, searches, strict=True):
         uniform = realise(part, dense, kept, first, "uniform")
-        ended = search(part, dense, pool, begun)
-        searched = realise(part, dense, ended.kept, ended.grid, "searched")
+        ended = search(part, dense, pool, target, begun)
+        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads)
         yield Outcome(part, dense, target, uniform, searched, ended.rounds)

@@ -1,17 +1,20 @@
 """What comes before any pruning: the model, its text, its answers on it, and the targets in whole units."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax import formatting, space
+from tyr_jax import formatting
 from tyr_jax.data import Splits, load_splits
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.planning import plan
+from tyr_jax.pruning import fisher
 from tyr_jax.pruning.saliency import check_saliency
 from tyr_jax.pruning.site import check_pruner
+from tyr_jax.pruning.target import Target, target_of
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, measure_dense
 from tyr_jax.run.models import GivenModel, load_shown
@@ -23,19 +26,6 @@ from tyr_jax.space import Kind
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.store import Store
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One of the sparsities asked for, and the units that each kind keeps in all for it."""
-
-    sparsity: float
-    budgets: tuple[int, int]
-
-    @property
-    def name(self) -> str:
-        """What its directory and its part of the progress display are called."""
-        return f"{self.sparsity:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +51,8 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """The model to prune, its text, its answers on what it is measured on, how good it is there, the sites
-    that stay whole `[2, L]`, the targets, and the type of written weights."""
+    that stay whole `[2, L]`, the targets, the type of written weights, and how a change of what each site
+    adds counts, `metrics [L, 2, D, D]` (none with `--metric none`)."""
 
     model: LoadedModel
     splits: Splits
@@ -71,6 +62,7 @@ class Dense:
     texts: EvaluationTexts
     quality: Qualities
     dtype: np.dtype
+    metrics: Any = None
 
 
 def prepare(run: Run, given: GivenModel | None = None) -> Dense:
@@ -90,7 +82,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     check_components(settings, model)
     kinds = settings.pruning.kinds(model.config)
     whole = settings.pruning.whole(model.config.depth)
-    targets = tuple(target_of(kinds, whole, sparsity) for sparsity in settings.sparsity)
+    targets = tuple(target_of(model.config, settings.pruning, each) for each in settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
     if settings.rounds.rounds:
         check_length("--search-length", settings.data.search_length, model)
@@ -108,7 +100,33 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
     resume.check_inputs(run.store, model.params, text, run.progress.log)
     texts, measured = measure_dense(run, model, splits.evaluation)
-    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype)
+    metrics = output_metrics(run, model, splits.calibration)
+    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics)
+
+
+def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:
+    """How a change of what each site adds counts, `[L, 2, D, D]`, from the first sequences of the calibration
+    text `[S, T]`; None with `--metric none`.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    settings = run.settings.pruning
+    if settings.metric == "none":
+        return None
+    text = calibration[: max(1, settings.metric_tokens // calibration.shape[1])]
+    with run.progress.stage("what outputs count for", text.size, "tokens") as stage:
+        metrics = resume.kept_metrics(run.store, model.config.depth, run.scratch)
+        if metrics is not None:
+            stage.advance(text.size, note=resume.KEPT)
+            return metrics
+        metrics = fisher.output_metrics(
+            model.params, text, model.config, run.settings.seed, scratch=run.scratch, on_tokens=stage.advance
+        )
+        if not all(np.isfinite(devices.fetch(metrics[layer])).all() for layer in range(model.config.depth)):
+            raise overflow(f"{model.source} on the calibration text")
+    resume.keep_metrics(run.store, metrics)
+    return metrics
 
 
 def check_components(settings: Settings, model: LoadedModel) -> None:
@@ -121,16 +139,3 @@ def check_components(settings: Settings, model: LoadedModel) -> None:
     check_saliency(pruning.saliency)
     check_pruner(pruning.pruner, pruning.saliency)
     check_objective(settings.objective, model.config, model.params["embed"].dtype)
-
-
-def target_of(kinds: tuple[Kind, Kind], whole: np.ndarray, sparsity: float) -> Target:
-    """A sparsity in whole units, sites `whole [2, L]` keeping all of theirs.
-
-    Raises:
-        UserError: the sparsity, in whole units, would leave a kind intact or remove it altogether.
-    """
-    attention, ffn = (
-        space.unit_budget(kind, len(stays), sparsity, int(stays.sum()))
-        for kind, stays in zip(kinds, whole, strict=True)
-    )
-    return Target(sparsity, (attention, ffn))

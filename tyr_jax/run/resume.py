@@ -170,6 +170,24 @@ def qualities_of(saved: Mapping[str, Any]) -> dict[str, Quality]:
     return {text: Quality.of(figures) for text, figures in saved.items()}
 
 
+def keep_metrics(store: Store, metrics: Any) -> None:
+    """Keep how a change of what each site adds counts, `[L, 2, D, D]`, layer by layer."""
+    for layer in range(len(metrics)):
+        store.save(f"metric-{layer}", metrics[layer])
+
+
+def kept_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
+    """What `keep_metrics` kept of a model of so many layers, or None if not all of it is; with `scratch`, it
+    is on disk."""
+    layers = []
+    for layer in range(depth):
+        saved = store.load(f"metric-{layer}")
+        if saved is None:
+            return None
+        layers.append(scratch.keep(saved.arrays) if scratch else saved.arrays)
+    return layers if scratch else devices.place(jnp.stack(layers), 3)
+
+
 def keep_pool(store: Store, pool: TeacherBatch) -> None:
     """Keep the search text with the dense model's answers."""
     hidden = {"hidden": pool.hidden} if pool.hidden.size else {}
@@ -189,20 +207,31 @@ def kept_pool(store: Store) -> TeacherBatch | None:
         return TeacherBatch(arrays["tokens"], dense, arrays.get("hidden", none))
 
 
-def keep_round(store: Store, kept: np.ndarray, grid: LevelGrid, rounds: list[dict[str, Any]]) -> None:
-    """Keep where a search stands after its last round: units `[2, L]`, the supernet's levels, the records."""
+def keep_round(
+    store: Store,
+    kept: np.ndarray,
+    grid: LevelGrid,
+    rounds: list[dict[str, Any]],
+    heads: np.ndarray | None,
+) -> None:
+    """Keep where a search stands after its last round: units `[2, L]`, the supernet's levels, the records,
+    and the ranks `[L, U]` of attention's units, if they are settled."""
     levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
-    store.save_step("round", len(rounds), {"kept": kept, "grid": levels}, {"rounds": rounds})
+    arrays = {"kept": kept, "grid": levels} | ({} if heads is None else {"heads": heads})
+    store.save_step("round", len(rounds), arrays, {"rounds": rounds})
 
 
-def kept_round(store: Store) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]]] | None:
+def kept_round(
+    store: Store,
+) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]], np.ndarray | None] | None:
     """What `keep_round` kept last, or None before the first round."""
     last = store.last_step("round", records.ROUND_FACTS)
     if last is None:
         return None
     number, saved = last
     with store.reading(f"round-{number}"):
-        return saved.arrays["kept"], LevelGrid(**saved.arrays["grid"]), saved.facts["rounds"]
+        found, grid = saved.arrays, LevelGrid(**saved.arrays["grid"])
+        return found["kept"], grid, saved.facts["rounds"], found.get("heads")
 
 
 History = list[list[float | None]]

@@ -13,8 +13,10 @@ from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.prices import level_prices, neurons_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
+from tyr_jax.pruning.target import Target
 from tyr_jax.run import resume
 from tyr_jax.run.prepare import Dense, Run
 from tyr_jax.runtime import devices
@@ -26,7 +28,7 @@ from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.surrogate import Sites
-from tyr_jax.space import Fitness, LevelGrid, Levels
+from tyr_jax.space import Budget, Fitness, LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]
@@ -38,11 +40,13 @@ class SearchProgress:
     """Where a search stands: units kept `[2, L]`, and a record per round.
 
     `grid` has the levels of the supernet they were found in; before the first round, those that it will have.
+    `heads [L, U]` are the ranks of attention's units there, if the answer's parameters depend on them.
     """
 
     kept: np.ndarray
     grid: LevelGrid
     rounds: list[dict[str, Any]]
+    heads: np.ndarray | None = None
 
 
 def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
@@ -54,9 +58,16 @@ def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGr
 
 
 def fold(
-    run: Run, dense: Dense, grid: LevelGrid, pruning: PruningSettings, name: str, store: Store
+    run: Run,
+    dense: Dense,
+    grid: LevelGrid,
+    pruning: PruningSettings,
+    name: str,
+    store: Store,
+    heads: np.ndarray | None = None,
 ) -> Supernet:
-    """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks."""
+    """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks. `heads`
+    are the ranks `[L, U]` of attention's units where they are settled."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
@@ -74,7 +85,7 @@ def fold(
         return build_supernet(
             model.params,
             (dense.splits.calibration, dense.splits.openings),
-            FoldPlan(model.config, grid, pruning, run.settings.seed),
+            FoldPlan(model.config, grid, pruning, run.settings.seed, dense.metrics, heads),
             scratch=run.scratch,
             begun=begun,
             on_site=on_site,
@@ -87,15 +98,28 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
     return dict(zip(space.KINDS, kept.tolist(), strict=True))
 
 
-def first_parent(sites: Sites, grid: LevelGrid, start: str) -> np.ndarray:
-    """The levels `[2, L]` that a search starts from: its centre, or the best by estimate."""
-    return surrogate.estimated_start(sites) if start == "estimate" else space.centre_distribution(grid)
+def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Levels:
+    """The levels `[2, L]` that a search starts from: those of least estimated cost around the `centre`, or
+    the ones nearest to it that keep the budget.
+
+    Raises:
+        UserError: no levels keep it.
+    """
+    found = surrogate.estimated_start(sites, budget, centre) if start == "estimate" else None
+    if found is None:
+        found = surrogate.nearest(budget, sites.exists, centre)
+    if found is None:
+        raise UserError(
+            "no levels around the last round's answer keep the budget of parameters; raise --levels or "
+            "--interval"
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, the
-    search text with the dense model's answers, and where its steps are kept."""
+    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, what
+    they may cost, the search text with the dense model's answers, and where its steps are kept."""
 
     run: Run
     dense: Dense
@@ -104,6 +128,7 @@ class Round:
     grid: LevelGrid
     net: Nested
     sites: Sites
+    budget: Budget
     store: Store
 
     @property
@@ -131,9 +156,9 @@ class Round:
             )
         return values
 
-    def space(self, start: Levels) -> SearchSpace:
-        """What a search from `start [2, L]` may choose from."""
-        return SearchSpace.around(self.grid, start, *self.pool.tokens.shape)
+    def space(self) -> SearchSpace:
+        """What a search may choose from."""
+        return SearchSpace(self.grid.kept, self.grid.exists, self.budget, *self.pool.tokens.shape)
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
@@ -159,7 +184,9 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
         slopes, score = (functools.partial(f, on_tokens=stage.advance) for f in (this.slopes, this.score))
         for step in range(done, steps):
             sloped, scored = orders[step][:count], orders[step][count : 2 * count]
-            levels, objectives = surrogate.descend(levels, this.sites, slopes, score, sloped, scored)
+            levels, objectives = surrogate.descend(
+                levels, this.sites, this.budget, slopes, score, sloped, scored
+            )
             history = [*history, *([as_json(objectives)] if objectives else [])]
             resume.keep_descent(this.store, step + 1, levels, history)
     return levels, history
@@ -172,7 +199,7 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
         UserError: the search breaks its contract.
     """
     run, search = this.run, this.run.settings.search
-    space = this.space(start)
+    space = this.space()
     key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
     begun = loop.begin(search, key, start, space)
     done, state, history, spent = resume.kept_search(this.store, begun)
@@ -217,7 +244,12 @@ def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> S
 
 
 def search_round(
-    run: Run, dense: Dense, pool: TeacherBatch, progress: SearchProgress, shared: Supernet | None = None
+    run: Run,
+    dense: Dense,
+    pool: TeacherBatch,
+    target: Target,
+    progress: SearchProgress,
+    shared: Supernet | None = None,
 ) -> SearchProgress:
     """The next round after `progress`: build a supernet around it and search it (Algorithms 2 and 3).
 
@@ -230,20 +262,43 @@ def search_round(
         supernet = supernet_of_round(run, dense, grid, number)
     else:
         supernet = at_levels(shared, grid, scratch)
+    ranks = devices.fetch(supernet.attn_rank)
+    built, prices = grid, level_prices(model.config, settings.pruning, grid.kept, ranks)
+    if target.limit is not None:
+        grid = space.worthwhile_grid(grid, prices)
+    if grid is not built:
+        supernet = at_levels(supernet, grid, scratch)
+        prices = level_prices(model.config, settings.pruning, grid.kept, ranks)
+    budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
-    start = first_parent(sites, grid, settings.rounds.start if number == 1 else "uniform")
+    centre = space.levels_of(grid, progress.kept)
+    start = first_parent(sites, budget, centre, settings.rounds.start if number == 1 else "uniform")
     net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
-    this = Round(run, dense, pool, number, grid, net, sites, work_of(run, number))
+    this = Round(run, dense, pool, number, grid, net, sites, budget, work_of(run, number))
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = run_search(this, start)
-    kept = space.kept_units(grid, levels)
+    kept, heads = space.kept_units(grid, levels), None
+    if target.limit is not None:
+        spare = target.limit - int(space.values_at(prices, levels).sum())
+        kept, heads = widened(kept, spare, levels, this), ranks
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
-    searched = grid if shared is None else progress.grid
-    progress = SearchProgress(kept, searched, [*progress.rounds, record | {"history": history}])
-    resume.keep_round(run.store, progress.kept, progress.grid, progress.rounds)
+    searched = built if shared is None else progress.grid
+    progress = SearchProgress(kept, searched, [*progress.rounds, record | {"history": history}], heads)
+    resume.keep_round(run.store, progress.kept, progress.grid, progress.rounds, progress.heads)
     run.events.write("round", **record)
     return progress
+
+
+def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.ndarray:
+    """Units `[2, L]` with as many neurons more than `kept [2, L]`, at `levels [2, L]`, as `spare` parameters
+    have room for, where each is worth most by estimate."""
+    dense, settings = this.dense, this.run.settings
+    multiple = dense.kinds[space.FFN].multiple
+    one, two = (neurons_price(count * multiple, dense.model.config, multiple) for count in (1, 2))
+    if not settings.rounds.refit:
+        return kept
+    return surrogate.widened(kept, levels, this.sites, this.grid.kept, spare // (two - one), multiple)
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:
@@ -260,14 +315,16 @@ def search_pool(run: Run, dense: Dense) -> TeacherBatch:
     return pool
 
 
-def search(run: Run, dense: Dense, pool: TeacherBatch, progress: SearchProgress) -> SearchProgress:
+def search(
+    run: Run, dense: Dense, pool: TeacherBatch, target: Target, progress: SearchProgress
+) -> SearchProgress:
     """All rounds that `progress` still lacks."""
     while True:
         # A round that is kept needs none of its steps any more.
         work_of(run, len(progress.rounds)).clear()
         if len(progress.rounds) >= run.settings.rounds.rounds:
             return progress
-        progress = search_round(run, dense, pool, progress)
+        progress = search_round(run, dense, pool, target, progress)
 
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
@@ -277,14 +334,19 @@ def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
 
 
 def first_rounds(
-    run: Run, parts: Sequence[Run], dense: Dense, pool: TeacherBatch, starts: list[SearchProgress]
+    run: Run,
+    parts: Sequence[Run],
+    dense: Dense,
+    pool: TeacherBatch,
+    targets: Sequence[Target],
+    starts: list[SearchProgress],
 ) -> list[SearchProgress]:
     """The first round for each of several targets, from `starts`, on one supernet that has all levels."""
     if any(not start.rounds for start in starts):
         supernet = supernet_of_round(run, dense, starts[0].grid, 1)
         starts = [
-            start if start.rounds else search_round(part, dense, pool, start, supernet)
-            for part, start in zip(parts, starts, strict=True)
+            start if start.rounds else search_round(part, dense, pool, target, start, supernet)
+            for part, target, start in zip(parts, targets, starts, strict=True)
         ]
     work_of(run, 1).clear()
     return starts

@@ -28,7 +28,7 @@ def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
 
 
 def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
-    """Units a kind had, keeps and loses, and the sparsity that is, beside what was asked in units."""
+    """Units a kind had, keeps and loses, and the sparsity that is."""
     depth = outcome.dense.model.config.depth
     result = {}
     for row, kind in enumerate(outcome.dense.kinds):
@@ -38,9 +38,14 @@ def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
             "kept": kept,
             "removed": total - kept,
             "sparsity": 1 - kept / total,
-            "budget": outcome.target.budgets[row],
         }
     return result
+
+
+def parameters_removed(outcome: Outcome) -> float:
+    """Share of the blocks' parameters that the final model lacks, or would lack without its zeros."""
+    dense = count_parameters(outcome.dense.model.config)[0]
+    return 1 - outcome.final.block_parameters / dense
 
 
 def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
@@ -92,6 +97,8 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "sparsity": {
             "asked": outcome.target.sparsity,
+            "budget": outcome.run.settings.pruning.budget,
+            "parameters": parameters_removed(outcome),
             **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
         },
         "distribution": kept_by_kind(outcome.final.kept),

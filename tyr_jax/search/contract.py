@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from tyr_jax.components import Component
-from tyr_jax.space import Candidates, Fitness, LevelGrid, Levels, kept_units
+from tyr_jax.space import Budget, Candidates, Fitness, LevelGrid, Levels, kept_units
 
 State = Any
 """State of a search: a pytree of arrays."""
@@ -36,21 +36,22 @@ State = Any
 class SearchSpace(NamedTuple):
     """What a search may choose from.
 
-    Units `kept [2, L, E]` at the levels of every site, of which there are those in `exists [2, L, E]`; units
-    of each kind that every candidate keeps in all, `budget [2]`; and the search text, `sequences` of
-    `length` tokens.
+    Units `kept [2, L, E]` at the levels of every site, of which there are those in `exists [2, L, E]`; what
+    every candidate may cost, `budget`; and the search text, `sequences` of `length` tokens.
     """
 
     kept: np.ndarray
     exists: np.ndarray
-    budget: np.ndarray
+    budget: Budget
     sequences: int
     length: int
 
     @classmethod
     def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
-        """The levels of `grid`, with the budget of `start [2, L]`, and a search text of so many sequences."""
-        return cls(grid.kept, grid.exists, kept_units(grid, start).sum(axis=-1), sequences, length)
+        """The levels of `grid`, with as many units of each kind as `start [2, L]` has, and a search text of
+        so many sequences."""
+        budget = Budget.of_units(grid.kept, kept_units(grid, start).sum(axis=-1))
+        return cls(grid.kept, grid.exists, budget, sequences, length)
 
 
 class Query(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search.contract import Query, Search, SearchSpace
-from tyr_jax.space import Candidates, Fitness, Levels, mutate
+from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 SEQUENCE_DRAW = 1 << 20
 """What a generation's key is folded with to draw the order of the text."""
@@ -29,17 +29,18 @@ class EvolutionState:
     """Where the search stands.
 
     Key; finished generations; the `parent [2, L]`, with its `fitness` in the last generation, and that of the
-    parent it had to beat there, `beaten`; which levels exist, `[2, L, E]`; the `stage` of the present
-    generation, with what is left of it, `pool [P, 2, L]`, the parent first, and the `sums [P]` of their
-    fitness over the sequences so far.
+    parent it had to beat there, `beaten`; which levels exist, `[2, L, E]`, and the budget; the `stage` of the
+    present generation, with what is left of it, `pool [P, 2, L]`, the parent first, and the `sums [P]` of
+    their fitness over the sequences so far.
     """
 
     key: jax.Array
     generation: jax.Array
     parent: jax.Array
-    fitness: jax.Array
+    fitness: np.ndarray | np.float64
     beaten: np.ndarray | np.float64
     exists: np.ndarray
+    budget: Budget
     stage: np.ndarray | np.int32
     pool: np.ndarray
     sums: np.ndarray
@@ -49,11 +50,11 @@ class EvolutionState:
 
 @functools.partial(jax.jit, static_argnames=("count", "max_shifts"))
 def offspring_of(
-    key: jax.Array, parent: jax.Array, exists: jax.Array, count: int, max_shifts: int
+    key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget, count: int, max_shifts: int
 ) -> jax.Array:
     """Offspring `[C, 2, L]` of `parent [2, L]`, each by independent sparsity shifts; `exists [2, L, E]`."""
     keys = jax.random.split(key, count)
-    return jax.vmap(lambda key: mutate(key, parent, exists, max_shifts))(keys)
+    return jax.vmap(lambda key: mutate(key, parent, exists, budget, max_shifts))(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,10 @@ class Evolution(Search):
             key=key,
             generation=jnp.int32(0),
             parent=parent,
-            fitness=jnp.float32(jnp.inf),
+            fitness=np.float64(np.inf),
             beaten=np.float64(np.inf),
             exists=np.asarray(space.exists),
+            budget=space.budget,
             stage=np.int32(0),
             pool=np.asarray(parent)[None],
             sums=np.zeros(1),
@@ -147,7 +149,7 @@ class Evolution(Search):
         if state.stage:
             return Query(state.pool, sequences)
         offspring = offspring_of(
-            key, state.parent, jnp.asarray(state.exists), self.offspring, self.max_shifts
+            key, state.parent, jnp.asarray(state.exists), state.budget, self.offspring, self.max_shifts
         )
         return Query(np.concatenate([np.asarray(state.parent)[None], np.asarray(offspring)]), sequences)
 
@@ -165,7 +167,7 @@ class Evolution(Search):
         return state.replace(  # type: ignore[attr-defined]
             generation=state.generation + 1,
             parent=jnp.asarray(pool[best], jnp.int32),
-            fitness=jnp.float32(sums[best] / total),
+            fitness=np.float64(sums[best] / total),
             beaten=np.float64(sums[0] / total),
             stage=np.int32(0),
             pool=pool[best][None],

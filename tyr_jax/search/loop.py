@@ -139,12 +139,10 @@ def check_candidates(search: Search, candidates: Candidates, space: SearchSpace,
             f"{verb} level {candidates[~there][0]} at site {kind} of layer {layer}, which does not exist: "
             "look at the space's `exists`",
         )
-    totals = values_at(space.kept, candidates).sum(axis=-1)
-    wrong = np.argwhere(totals != space.budget)
+    wrong = candidates[~space.budget.allows(candidates)]
     if len(wrong):
-        index, kind = wrong[0]
         raise broken(
             search,
-            f"{verb} a candidate that keeps {totals[index, kind]} units of kind {kind}, but the budget is "
-            f"{space.budget[kind]}: move units between sites of one kind, as `sparsity_shift` does",
+            f"{verb} a candidate that costs {space.budget.spent(wrong[0]).tolist()}, but the budget is "
+            f"{space.budget.limit.tolist()}: move levels between sites, as `sparsity_shift` does",
         )

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tyr_jax.search.loop import Scorer
-from tyr_jax.space import Candidates, Levels, values_at
+from tyr_jax.space import FFN, Budget, Candidates, Levels, values_at
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
@@ -40,6 +40,9 @@ the sequences."""
 CAUTIONS = (0.8, 1.25)
 """Factors on the curvature with which a descent proposes: how far the sum over sites can be trusted differs
 from step to step, and scoring a proposal tells."""
+
+BINS = 2**17
+"""In how many parts a budget of parameters is divided, at most, to be dealt to sites."""
 
 LEAST_RATIO = 0.05
 """The least that a slope can make of the sensitivity that is expected of a site."""
@@ -110,57 +113,108 @@ def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: fl
     return np.where(sites.exists, slope + caution * curvature, np.inf)
 
 
-def cheapest_levels(cost: np.ndarray, start: np.ndarray, limit: int) -> np.ndarray:
-    """Levels `[L]` of least total `cost [L, E]` that keep, together, as many units as `start [L]` does.
+def cheapest_levels(
+    cost: np.ndarray, price: np.ndarray, limit: int, exact: bool = False
+) -> np.ndarray | None:
+    """Levels `[S]` of least total `cost [S, E]` whose `price [S, E]`, integers, is `limit` in all if `exact`,
+    else at most that; None if there are none. A cost of +inf forbids a level.
 
-    All sites of a kind share one step, so the budget is that moves away from `start` sum to zero; sites
-    move at most `limit` levels. Solved exactly by dynamic programming over sites and the sum of moves.
+    Solved exactly, by dynamic programming over sites and what is spent; where the limit is more than `BINS`
+    of what divides all prices, these are rounded up to a `BINS`-th of it.
     """
-    depth, levels = cost.shape
-    reach = depth * limit
-    best = np.full(2 * reach + 1, np.inf)
-    best[reach] = 0.0
+    allowed = np.isfinite(cost)
+    least = np.where(allowed, price, np.iinfo(price.dtype).max).min(axis=1)
+    extra, room = np.where(allowed, price - least[:, None], 0).astype(np.int64), limit - int(least.sum())
+    if room < 0:
+        return None
+    divisor = int(np.gcd.reduce(extra, axis=None)) or 1
+    if exact and room % divisor:
+        return None
+    quantum = divisor if exact else max(divisor, -(-room // BINS))
+    weight = -(-extra // quantum)
+    reach = min(room // quantum, int(weight.max(axis=1).sum()))
+    best = np.full(reach + 1, np.inf)
+    best[0] = 0.0
     choices = []
-    for site in range(depth):
-        allowed = np.arange(max(0, start[site] - limit), min(levels, start[site] + limit + 1))
-        totals = np.stack([shifted(best, level - start[site]) + cost[site, level] for level in allowed])
-        choices.append(allowed[np.argmin(totals, axis=0)])
+    for site, levels in enumerate(map(np.flatnonzero, allowed)):
+        totals = np.stack([shifted(best, weight[site, level]) + cost[site, level] for level in levels])
+        choices.append(levels.astype(np.int16)[np.argmin(totals, axis=0)])
         best = totals.min(axis=0)
-    found = np.zeros(depth, np.int32)
-    balance = reach
-    for site in reversed(range(depth)):
-        found[site] = choices[site][balance]
-        balance -= found[site] - start[site]
+    spent = room // quantum if exact else int(np.argmin(best))
+    if spent > reach or not np.isfinite(best[spent]):
+        return None
+    found = np.zeros(len(cost), np.int32)
+    for site in reversed(range(len(cost))):
+        found[site] = choices[site][spent]
+        spent -= weight[site, found[site]]
     return found
 
 
 def shifted(values: np.ndarray, by: int) -> np.ndarray:
     """`values [n]` moved `by` places up, +inf moved in."""
-    return np.roll(np.pad(values, abs(by), constant_values=np.inf), by)[abs(by) : len(values) + abs(by)]
+    return np.concatenate([np.full(min(by, len(values)), np.inf), values[: max(0, len(values) - by)]])
 
 
-def cheapest(cost: np.ndarray, start: Levels, limit: int) -> Levels:
-    """The distribution `[2, L]` of least total `cost [2, L, E]` with the budgets of `start [2, L]`, at most
-    `limit` levels from it."""
-    return np.stack([cheapest_levels(*kind, limit) for kind in zip(cost, start, strict=True)])
+def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Levels | None:
+    """The distribution `[2, L]` of least total `cost [2, L, E]` that keeps the budget, every site at most
+    `limit` levels from those `around [2, L]`; None if there is none."""
+    near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= limit
+    cost, found = np.where(near, cost, np.inf), np.array(around, np.int32)
+    # Sites that cost nothing of a resource have no part in dividing it.
+    for price, most in zip(budget.price, budget.limit, strict=True):
+        sites = price.any(axis=-1)
+        levels = cheapest_levels(cost[sites], price[sites], int(most), bool(budget.exact))
+        if levels is None:
+            return None
+        found[sites] = levels
+    return found
 
 
-def estimated_start(sites: Sites, limit: int = 2) -> Levels:
-    """The distribution `[2, L]` of least `disturbance`, within `limit` levels of the centre."""
-    cost = disturbance(sites)
-    return cheapest(cost, np.full(cost.shape[:2], cost.shape[-1] // 2), limit)
+def nearest(budget: Budget, exists: np.ndarray, around: Levels) -> Levels | None:
+    """The distribution `[2, L]` that keeps the budget by the fewest level steps from those `around [2, L]`,
+    of levels that there are, `exists [2, L, E]`; None if there is none."""
+    away = np.abs(np.arange(exists.shape[-1]) - around[..., None])
+    return cheapest(np.where(exists, away, np.inf), budget, around, exists.shape[-1])
 
 
-def proposals(slopes: ArrayLike, sites: Sites, levels: Levels, limit: int = 1) -> Candidates:
-    """Distributions `[Q, 2, L]` of least `expected_change` within `limit` levels of `levels [2, L]`, one for
-    each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
+def estimated_start(sites: Sites, budget: Budget, around: Levels, limit: int = 2) -> Levels | None:
+    """The distribution `[2, L]` of least `disturbance` that keeps the budget, within `limit` levels of those
+    `around [2, L]`; None if there is none."""
+    return cheapest(disturbance(sites), budget, around, limit)
+
+
+def widened(
+    kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
+) -> np.ndarray:
+    """Units `[2, L]` with `count` times `multiple` neurons more than `kept [2, L]`, or as many as fit below
+    the next levels: at those sites where, by `disturbance`, a neuron on the way there is worth most.
+
+    Levels keep `units [2, L, E]`; the sites are at `levels [2, L]`.
+    """
+    cost, ffn = disturbance(sites)[FFN], levels[FFN]
+    denser = np.minimum(ffn + 1, cost.shape[-1] - 1)
+    room = np.where(values_at(sites.exists[FFN], denser), values_at(units[FFN], denser) - kept[FFN], 0)
+    worth = (values_at(cost, ffn) - np.where(room > 0, values_at(cost, denser), np.inf)) / np.maximum(room, 1)
+    result = kept.copy()
+    for site in np.argsort(-worth, kind="stable"):
+        more = min(count, int(room[site]) // multiple)
+        result[FFN, site] += more * multiple
+        count -= more
+    return result
+
+
+def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, limit: int = 1) -> Candidates:
+    """Distributions `[Q, 2, L]` of least `expected_change` that keep the budget within `limit` levels of
+    `levels [2, L]`, which do, one for each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
-    return np.stack([cheapest(cost, levels, limit) for cost in costs])
+    found = (cheapest(cost, budget, levels, limit) for cost in costs)
+    return np.stack([levels if each is None else each for each in found])
 
 
 def descend(
     levels: Levels,
     sites: Sites,
+    budget: Budget,
     slopes: SlopesFunction,
     score: Scorer,
     sloped: np.ndarray,
@@ -175,7 +229,7 @@ def descend(
     slope = slopes(levels, sloped)
     if not np.isfinite(slope).all():
         return levels, []
-    candidates = np.stack([levels, *proposals(slope, sites, levels)])
+    candidates = np.stack([levels, *proposals(slope, sites, budget, levels)])
     fitness = score(candidates, scored)
     best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
     return candidates[best], [float(value) for value in fitness]

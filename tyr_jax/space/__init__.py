@@ -6,7 +6,7 @@ Two kinds of site share the space: row 0 is attention (units: heads or key/value
 units kept in a kind is the same for every candidate.
 """
 
-from tyr_jax.space.budgets import uniform_centres, uniform_split, unit_budget
+from tyr_jax.space.budgets import Budget
 from tyr_jax.space.kinds import ATTENTION, FFN, KINDS, Kind
 from tyr_jax.space.levels import (
     Candidates,
@@ -21,19 +21,23 @@ from tyr_jax.space.levels import (
     step_units,
     uniform_grid,
     values_at,
+    worthwhile_grid,
 )
 from tyr_jax.space.shifts import mutate, sparsity_shift
+from tyr_jax.space.units import check_multiple, uniform_centres, uniform_split, unit_budget
 
 __all__ = [
     "ATTENTION",
     "FFN",
     "KINDS",
+    "Budget",
     "Candidates",
     "Fitness",
     "Kind",
     "LevelGrid",
     "Levels",
     "centre_distribution",
+    "check_multiple",
     "joint_grid",
     "kept_units",
     "level_grid",
@@ -46,4 +50,5 @@ __all__ = [
     "uniform_split",
     "unit_budget",
     "values_at",
+    "worthwhile_grid",
 ]

@@ -1,57 +1,55 @@
-"""What all sites of a kind keep together, in whole units, and how a uniform model divides it (method §2).
+"""What a distribution may cost, in units of each kind (the paper) or in parameters.
 
-Axis letters: `L` layers.
+Axis letters: `L` layers, `E` levels, `R` resources.
 """
 
+from typing import NamedTuple, Self
+
 import numpy as np
+from numpy.typing import ArrayLike
 
-from tyr_jax.errors import UserError
-from tyr_jax.space.kinds import Kind
+from tyr_jax.space.kinds import KINDS
+from tyr_jax.space.levels import values_at
+
+MOST = 2**30
+"""Prices of all sites together stay below it: they are added up in 32 bits."""
 
 
-def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
-    """Units that all `depth` sites of a kind keep together, `whole` of them all of theirs: what the others
-    keep is a multiple of `kind.multiple`.
+class Budget(NamedTuple):
+    """What a distribution may cost: integers, in one or several resources.
 
-    Raises:
-        UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether.
+    The `price [R, 2, L, E]` of every level, and of each resource what all sites together may take,
+    `limit [R]`; `exact` if they must take all of it.
     """
-    total, fixed = depth * kind.units, whole * kind.units
-    budget = fixed + round(((1 - sparsity) * total - fixed) / kind.multiple) * kind.multiple
-    # Of a width that is no multiple, a layer can keep at most the multiple below it.
-    most = fixed + (depth - whole) * (kind.units // kind.multiple) * kind.multiple
-    most = min(most, total - kind.multiple)
-    if kind.units < kind.multiple:
-        raise UserError(
-            f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
-            "are to be kept in; lower --neuron-multiple"
-        )
-    if whole and not fixed <= budget <= most:
-        raise UserError(
-            f"sparsity {sparsity:g} would keep {budget} of {total} {kind.name} units, but {whole} of {depth} "
-            f"layers are to keep all of theirs, which are {fixed}; name fewer layers, or a lower sparsity"
-        )
-    if not 0 < budget <= most:
-        state = "intact" if budget > 0 else "without a single unit"
-        raise UserError(
-            f"sparsity {sparsity:g} would leave {kind.name} {state}: of {total} units {budget} would be "
-            f"kept, in multiples of {kind.multiple}; choose a sparsity between {1 - most / total:.4g} "
-            f"and {1 - kind.multiple / total:.4g}"
-        )
-    return budget
 
+    price: np.ndarray
+    limit: np.ndarray
+    exact: np.bool_
 
-def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
-    """Units kept per site `[L]`: as equal as whole multiples allow, the remainder spread over the depth."""
-    shares = np.arange(depth + 1) * (budget // kind.multiple) // depth
-    return np.diff(shares) * kind.multiple
+    @classmethod
+    def of_units(cls, kept: np.ndarray, total: ArrayLike) -> Self:
+        """Each kind keeps `total [2]` units (the paper); levels keep `kept [2, L, E]`."""
+        kinds = np.arange(len(KINDS))
+        price = np.where(kinds[:, None, None, None] == kinds[:, None, None], kept, 0)
+        return cls(price.astype(np.int32), np.asarray(total, np.int32), np.bool_(True))
 
+    @classmethod
+    def of_parameters(cls, parameters: np.ndarray, limit: int) -> Self:
+        """Both kinds together keep at most `limit` parameters; levels have `parameters [2, L, E]`.
 
-def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
-    """Units kept `[2, L]` when the sites of a kind keep the same share of its budget, but for those that are
-    to stay `whole [2, L]`."""
-    kept = np.empty(whole.shape, int)
-    for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
-        row[stays] = kind.units
-        row[~stays] = uniform_split(kind, int((~stays).sum()), budget - int(stays.sum()) * kind.units)
-    return kept
+        Prices are multiples of what divides them all, and rounded up where that is too little.
+        """
+        most = int(parameters.max(axis=-1).sum())
+        quantum = max(int(np.gcd.reduce(parameters, axis=None)), -(-most // MOST), 1)
+        price = -(-parameters // quantum)
+        return cls(price[None].astype(np.int32), np.array([limit // quantum], np.int32), np.bool_(False))
+
+    def spent(self, levels: ArrayLike) -> np.ndarray:
+        """What levels `[..., 2, L]` cost `[..., R]`."""
+        spent = values_at(self.price, np.asarray(levels)[..., None, :, :])
+        return spent.sum(axis=(-1, -2), dtype=np.int64)
+
+    def allows(self, levels: ArrayLike) -> np.ndarray:
+        """Whether levels `[..., 2, L]` keep it `[...]`."""
+        spent = self.spent(levels)
+        return np.all(spent == self.limit if self.exact else spent <= self.limit, axis=-1)

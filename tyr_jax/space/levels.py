@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.space.budgets import uniform_centres, unit_budget
-from tyr_jax.space.kinds import Kind
+from tyr_jax.space.kinds import KINDS, Kind
+from tyr_jax.space.units import uniform_centres, unit_budget
 
 Levels = np.ndarray
 """A level for every site, int32 `[2, L]`."""
@@ -72,10 +72,7 @@ def uniform_grid(
 
 
 def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
-    """The levels of all `grids`, which share their steps: what one supernet needs to serve each of them.
-
-    A site that needs fewer levels than others is padded on both sides with levels that do not exist.
-    """
+    """The levels of all `grids`, which share their steps: what one supernet needs to serve each of them."""
     if len(grids) == 1:
         return grids[0]
     kinds, depth, _ = grids[0].kept.shape
@@ -84,14 +81,33 @@ def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
         for kind in range(kinds)
         for layer in range(depth)
     ]
+    return packed_grid(sites, grids[0].step)
+
+
+def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
+    """The grid of `sites`, units kept at the levels of each, those of attention first.
+
+    A site that needs fewer levels than others is padded on both sides with levels that do not exist.
+    """
     count = max(map(len, sites))
     # The middle of the levels that exist lies in the middle of all.
     fronts = [count // 2 - len(site) // 2 for site in sites]
     pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
     kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]
     exists = [np.pad(np.ones(len(site), bool), pad) for site, pad in zip(sites, pads, strict=True)]
-    shape = (kinds, depth, count)
-    return LevelGrid(np.reshape(kept, shape), np.reshape(exists, shape), grids[0].step)
+    shape = (len(KINDS), -1, count)
+    return LevelGrid(np.reshape(kept, shape).astype(np.int32), np.reshape(exists, shape), step)
+
+
+def worthwhile_grid(grid: LevelGrid, price: np.ndarray) -> LevelGrid:
+    """A grid without levels that cost as much, by `price [2, L, E]`, as one that keeps more units."""
+    denser = np.minimum(np.arange(price.shape[-1]) + 1, price.shape[-1] - 1)
+    same = (price[..., denser] == price) & grid.exists[..., denser] & (denser > np.arange(len(denser)))
+    wanted = grid.exists & ~same
+    if (wanted == grid.exists).all():
+        return grid
+    rows = zip(*(array.reshape(-1, price.shape[-1]) for array in (grid.kept, wanted)), strict=True)
+    return packed_grid([kept[there] for kept, there in rows], grid.step)
 
 
 def centre_distribution(grid: LevelGrid) -> np.ndarray:
@@ -112,6 +128,9 @@ def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
     return values_at(grid.kept, distribution)
 
 
-def levels_of(grid: LevelGrid, kept: np.ndarray) -> np.ndarray:
-    """The levels `[2, L]` of a grid that keep `kept [2, L]` units, which must be levels of it."""
-    return np.argmax((grid.kept == kept[..., None]) & grid.exists, axis=-1).astype(np.int32)
+def levels_of(grid: LevelGrid, kept: np.ndarray) -> Levels:
+    """The levels `[2, L]` of a grid that keep `kept [2, L]` units, or the least above that it has; the
+    densest where it has none."""
+    enough = (grid.kept >= kept[..., None]) & grid.exists
+    last = grid.exists.shape[-1] - 1 - np.argmax(grid.exists[..., ::-1], axis=-1)
+    return np.where(enough.any(axis=-1), np.argmax(enough, axis=-1), last).astype(np.int32)

@@ -1,51 +1,89 @@
 """The sparsity shift, and offspring made by several (method §3).
 
-Axis letters: `L` layers, `E` levels.
+Axis letters: `L` layers, `E` levels, `R` resources of a budget.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.space.budgets import Budget
 
-def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array) -> jax.Array:
-    """Move one level step between two sites of one kind (method §3).
+STEPS = 8
+"""Level steps of a shift, at most: one site becomes denser, then others make up for it."""
+
+
+class _Shift(NamedTuple):
+    """A shift under way: levels `[2, L]`, and which way each site has moved, `[2, L]`."""
+
+    levels: jax.Array
+    moved: jax.Array
+
+
+def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, budget: Budget) -> jax.Array:
+    """Move level steps between sites (method §3): a site, drawn among all that can, becomes one level denser,
+    and others become sparser until the budget is kept again, and denser where that leaves room.
+
+    Where the budget is one of units, that is one step from one site of a kind to another.
 
     Args:
         key: PRNG key.
         distribution: levels `[2, L]`.
-        exists: levels that exist `[2, L, E]`.
+        exists: levels that exist `[2, L, E]`, next to each other.
+        budget: what all sites may cost.
 
     Returns:
-        The shifted levels `[2, L]`: a site drawn among all that can become denser, and a site of the same
-        kind that can become sparser. Kinds in which no such pair exists are never drawn; if there is none
-        at all the distribution comes back unchanged.
+        The shifted levels `[2, L]`; the same distribution where no shift was found that keeps the budget.
     """
-    depth, levels = exists.shape[1:]
+    levels = exists.shape[-1]
+    price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
 
-    def can_move(by: int) -> jax.Array:
-        target = distribution + by
-        present = jnp.take_along_axis(exists, jnp.clip(target, 0, levels - 1)[..., None], axis=-1)[..., 0]
-        return present & (target >= 0) & (target < levels)
+    def price_at(at: jax.Array) -> jax.Array:
+        index = jnp.clip(at, 0, levels - 1)[None, ..., None]
+        return jnp.take_along_axis(price, index, axis=-1)[..., 0]
 
-    up, down = can_move(+1), can_move(-1)
-    # A denser site needs a partner other than itself that can become sparser.
-    partners = down.sum(axis=1, keepdims=True) - down > 0
-    up = up & partners
-    key_up, key_down = jax.random.split(key)
-    gains = jax.random.categorical(key_up, jnp.where(up, 0.0, -jnp.inf).reshape(-1))
-    kind, site = gains // depth, gains % depth
-    partner_mask = down[kind] & (jnp.arange(depth) != site)
-    loses = jax.random.categorical(key_down, jnp.where(partner_mask, 0.0, -jnp.inf))
-    shifted = distribution.at[kind, site].add(1).at[kind, loses].add(-1)
-    return jnp.where(jnp.any(up), shifted, distribution)
+    def step(number: int, shift: _Shift) -> _Shift:
+        now = price_at(shift.levels)
+        room = limit - now.sum(axis=(1, 2))
+
+        def change(by: int) -> tuple[jax.Array, jax.Array]:
+            """Whether every site can move, and what it would then cost more `[R, 2, L]`."""
+            target = shift.levels + by
+            index = jnp.clip(target, 0, levels - 1)
+            there = jnp.take_along_axis(exists, index[..., None], axis=-1)[..., 0]
+            can = there & (target == index) & (shift.moved != -by)
+            return can, price_at(target) - now
+
+        (up, dearer), (down, cheaper) = change(+1), change(-1)
+        # What others could still give up must make up for it.
+        spare = now - jnp.min(jnp.where(exists, price, now[..., None]), axis=-1)
+        others = spare.sum(axis=(1, 2), keepdims=True) - spare
+        lacking = (room < 0)[:, None, None]
+        helps = down & jnp.any(lacking & (cheaper < 0), axis=0)
+        fits = up & jnp.all(dearer <= room[:, None, None], axis=0)
+        by = jnp.where((number > 0) & jnp.any(room < 0), -1, 1)
+        begins = up & jnp.all(dearer <= room[:, None, None] + others, axis=0)
+        pool = jnp.where(number == 0, begins, jnp.where(by < 0, helps, fits))
+        chances = jnp.where(pool, 0.0, -jnp.inf).reshape(-1)
+        drawn = jax.random.categorical(jax.random.fold_in(key, number), chances)
+        move = by * (jnp.arange(pool.size) == drawn).reshape(pool.shape) * jnp.any(pool)
+        return _Shift(shift.levels + move, jnp.where(move != 0, move, shift.moved))
+
+    start = _Shift(distribution, jnp.zeros_like(distribution))
+    found = jax.lax.fori_loop(0, STEPS, step, start).levels
+    kept = jnp.all(price_at(found).sum(axis=(1, 2)) <= limit)
+    return jnp.where(kept, found, distribution)
 
 
-def mutate(key: jax.Array, parent: jax.Array, exists: jax.Array, max_shifts: int = 4) -> jax.Array:
+def mutate(
+    key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget, max_shifts: int = 4
+) -> jax.Array:
     """An offspring `[2, L]` of `parent [2, L]`: the minimum of two draws from {1…max_shifts} shifts."""
     key_count, key_shifts = jax.random.split(key)
     count = jax.random.randint(key_count, (2,), 1, max_shifts + 1).min()
 
     def body(step: int, distribution: jax.Array) -> jax.Array:
-        return sparsity_shift(jax.random.fold_in(key_shifts, step), distribution, exists)
+        return sparsity_shift(jax.random.fold_in(key_shifts, step), distribution, exists, budget)
 
     return jax.lax.fori_loop(0, count, body, parent)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import filelock
 
 from tyr_jax.errors import UserError
+from tyr_jax.process import note_written
 from tyr_jax.workspace.ownership import check_directory, check_file
 
 
@@ -72,8 +73,12 @@ def staged_directory(
             yield paths
             _give_modes(paths.staging)
             check_directory(target, overwrite, inputs)
-            _replace(paths.staging, final)
-            _empty(paths)
+            try:
+                _replace(paths.staging, final)
+            finally:
+                if not paths.staging.exists():
+                    note_written(target)
+                    _empty(paths)
         except OSError as error:
             if error.filename and not Path(str(error.filename)).is_relative_to(final.parent):
                 # It is not about what is written, but about an input, for instance.
@@ -144,7 +149,11 @@ def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> 
                 yield staging / target.name
                 _give_modes(staging)
                 check_file(target, overwrite, ours)
-                (staging / target.name).replace(target)
+                try:
+                    (staging / target.name).replace(target)
+                finally:
+                    if not (staging / target.name).exists():
+                        note_written(target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:

@@ -113,7 +113,6 @@ class Units(TypedDict):
     kept: Count
     removed: Count
     sparsity: Share
-    budget: Count
 
 
 class Dense(TypedDict):
@@ -191,9 +190,11 @@ class RunSettings(TypedDict):
 
 
 class Sparsity(ByKind[Share]):
-    """What was asked for, and what came of it."""
+    """What was asked for, and what came of it: of each kind's units, and of the blocks' parameters."""
 
     asked: Target
+    budget: NotRequired[Literal["parameters", "units"]]
+    parameters: NotRequired[Share]
 
 
 class Summary(TypedDict):

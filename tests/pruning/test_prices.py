@@ -1,0 +1,54 @@
+"""Prices of levels against the parameters that compressed models have."""
+
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pytest
+from reference import random_supernet
+from tiny import make_tiny_config
+
+from tyr_jax import space
+from tyr_jax.model.spec import LayerShape, count_parameters, random_params
+from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.prices import dearest_heads, heads_price, level_prices, sublayer_parameters
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.space import ATTENTION
+
+BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+
+
+@pytest.mark.parametrize("unit", ["head", "kv_group"])
+@pytest.mark.parametrize("options", [{}, BIASES, {"qk_norm": True}], ids=str)
+def test_a_distribution_costs_what_its_compressed_model_has(
+    options: dict[str, Any], unit: Literal["head", "kv_group"]
+) -> None:
+    config = make_tiny_config(layers=3, shape=LayerShape(6, 2, 48), **options)
+    pruning = PruningSettings(attention_unit=unit)
+    attention, ffn = pruning.kinds(config)
+    centres = np.array([[attention.units // 2] * 3, [24] * 3])
+    grid = space.level_grid((attention, ffn), centres, 7, 1 / 6)
+    supernet = random_supernet(config, grid, attention.units)
+    prices = level_prices(config, pruning, grid.kept, np.asarray(supernet.attn_rank))
+    params, rng = random_params(config, jax.random.key(0)), np.random.default_rng(0)
+    for _ in range(20):
+        present = [[np.flatnonzero(site) for site in kind] for kind in grid.exists]
+        levels = np.array([[rng.choice(site) for site in kind] for kind in present])
+        _, small = compress(params, supernet, levels, config)
+        assert space.values_at(prices, levels).sum() == count_parameters(small)[0]
+
+
+def test_heads_of_smollm2_by_hand() -> None:
+    config = make_tiny_config(shape=LayerShape(9, 3, 48), hidden=576, head_dim=64)
+    # Two matrices of a head and two of a key/value head, of 576 × 64 each, and a norm of 576.
+    matrix = 576 * 64
+    assert heads_price(np.arange(9), config) == 24 * matrix + 576
+    assert heads_price(np.arange(6), config) == 16 * matrix + 576
+    # Heads in groups of 3, 1 and 0: padded to two groups of three.
+    assert heads_price(np.array([0, 1, 2, 3]), config) == 16 * matrix + 576
+    assert heads_price(np.array([0, 1, 3, 4]), config) == 12 * matrix + 576
+    assert heads_price(np.array([], int), config) == 0
+    assert dearest_heads(4, config) == 16 * matrix + 576
+    assert dearest_heads(8, config) == dearest_heads(9, config) == 24 * matrix + 576
+    assert dearest_heads(0, config) == 0
+    assert sublayer_parameters(config, ATTENTION, config.dense_shape) == 24 * matrix + 576

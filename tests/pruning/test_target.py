@@ -1,0 +1,117 @@
+"""Targets: what the uniform model keeps for a sparsity, in units and in parameters."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from tiny import make_tiny_config
+
+from tyr_jax.errors import UserError
+from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters
+from tyr_jax.pruning.prices import dearest_heads, neurons_price
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.target import target_of
+from tyr_jax.space import ATTENTION, FFN, Budget
+
+SMOLLM2 = ModelConfig("llama", 49152, 576, 64, (LayerShape(9, 3, 1536),) * 30)
+
+
+def test_smollm2_in_parameters_keeps_attention_whole() -> None:
+    target = target_of(SMOLLM2, PruningSettings(), 0.5)
+    assert target.limit == 53_101_440
+    assert target.name == "0.5"
+    assert (target.kept[ATTENTION] == 9).all()
+    # 53,101,440 less attention, 26,559,360 - 17,280 of it norms: 26,559,360, 1,728 a neuron, in eights.
+    assert target.kept[FFN].sum() == 8 * ((53_101_440 - 30 * (24 * 576 * 64 + 2 * 576)) // (8 * 3 * 576))
+    assert np.ptp(target.kept[FFN]) == 8
+
+
+def test_smollm2_in_units_loses_the_same_share_of_both() -> None:
+    target = target_of(SMOLLM2, PruningSettings(budget="units"), 0.5)
+    assert target.limit is None
+    assert target.kept.sum(axis=1).tolist() == [135, 23040]
+    budget = target.budget(np.full((2, 30, 3), 9), np.zeros((2, 30, 3), int))
+    assert budget.limit.tolist() == [135, 23040]
+    assert budget.exact
+
+
+@pytest.mark.parametrize("sparsity", [0.65, 0.75, 0.9, 0.98])
+def test_heads_go_where_neurons_alone_would_be_too_few(sparsity: float) -> None:
+    kept = target_of(SMOLLM2, PruningSettings(), sparsity).kept
+    assert kept[ATTENTION].sum() < 270
+    assert kept[FFN].sum() >= (1 - sparsity) / 2 * 30 * 1536 - 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.sampled_from([(4, 2, 48), (6, 6, 40), (9, 3, 100)]),
+    sparsity=st.floats(0.01, 0.97),
+    multiple=st.sampled_from([1, 8]),
+    biases=st.booleans(),
+    heads=st.sampled_from([(), (0,), (0, 3)]),
+    neurons=st.sampled_from([(), (1,)]),
+)
+def test_a_uniform_model_is_just_within_its_limit(
+    shape: tuple[int, int, int],
+    sparsity: float,
+    multiple: int,
+    biases: bool,
+    heads: tuple[int, ...],
+    neurons: tuple[int, ...],
+) -> None:
+    config = make_tiny_config(layers=4, shape=LayerShape(*shape), qkv_bias=biases, mlp_bias=biases)
+    pruning = PruningSettings(neuron_multiple=multiple, keep_heads=heads, keep_neurons=neurons)
+    try:
+        target = target_of(config, pruning, sparsity)
+    except UserError:
+        return
+    assert target.limit is not None
+    kept = target.kept
+    spent = sum(dearest_heads(int(count), config) for count in kept[ATTENTION])
+    spent += sum(neurons_price(int(count), config, multiple) for count in kept[FFN])
+    assert spent <= target.limit
+    assert (kept[ATTENTION, list(heads)] == shape[0]).all()
+    assert (kept[FFN, list(neurons)] == shape[2]).all()
+    movable = np.delete(kept[FFN], neurons)
+    assert (movable % multiple == 0).all()
+    # A neuron more would be too much, unless layers have no more, or lost all and with them a norm.
+    if movable.max() < shape[2] // multiple * multiple and movable.min() > 0:
+        assert spent + neurons_price(2, config, 1) - neurons_price(1, config, 1) > target.limit - (
+            multiple - 1
+        ) * (neurons_price(2, config, 1) - neurons_price(1, config, 1))
+
+
+def test_a_budget_of_parameters_serves_all_levels() -> None:
+    target = target_of(SMOLLM2, PruningSettings(), 0.5)
+    prices = np.broadcast_to(np.array([0, 576_000, 1_152_000]), (2, 30, 3))
+    budget = target.budget(np.zeros((2, 30, 3), int), prices)
+    assert isinstance(budget, Budget)
+    assert budget.limit.tolist() == [53_101_440 // 576_000]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "options", "message"),
+    [
+        (
+            0.0001,
+            {},
+            r"sparsity 0\.0001 would leave the model intact: 10,\d+ of the blocks' 106,\d+,\d+ parameters",
+        ),
+        (
+            0.9999,
+            {},
+            r"would keep 10,6\d\d of 106,\d+,\d+ parameters of the blocks, fewer than a model needs",
+        ),
+        (
+            0.5,
+            {"keep_neurons": tuple(range(30))},
+            "fewer than a model needs; choose a lower sparsity, or name",
+        ),
+        (0.5, {"neuron_multiple": 2000}, "1536 ffn units, fewer than the multiple of 2000"),
+        (0.5, {"keep_heads": (30,)}, "--keep-heads names layer 30"),
+    ],
+)
+def test_impossible_targets(sparsity: float, options: dict, message: str) -> None:
+    assert count_parameters(SMOLLM2)[0] == 106_202_880
+    with pytest.raises(UserError, match=message):
+        target_of(SMOLLM2, PruningSettings(**options), sparsity)

@@ -1,0 +1,170 @@
+"""How much a change of what a site adds to the residual stream counts for what the model predicts.
+
+H_out = E[g gᵀ], where g is the gradient, by a site's output, of the log-likelihood of tokens drawn from the
+model's own predictions: the Fisher information of the output (K-FAC, Martens & Grosse 2015). With Hs = XᵀX
+of the site's inputs over T tokens, a change Δ of its weight then moves the predictions by about
+½ tr(Δᵀ Hs Δ H_out) / T nats a token, wherever the site is.
+
+One forward and one backward pass of the dense model give it, a layer at a time: only the residuals before
+the layers are kept, and of layers on disk, one runs at a time.
+
+Axis letters: `L` layers, `B` sequences, `T` tokens, `D` hidden.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.model import decoder
+from tyr_jax.model.prediction import surprise
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning import hessian
+from tyr_jax.runtime import devices, offload
+from tyr_jax.runtime.batches import BatchRows, batches
+from tyr_jax.runtime.offload import Scratch, Segment
+from tyr_jax.space import KINDS
+
+BATCH_TOKENS = 2048
+"""Tokens that run at a time on a device: residuals before all layers are there at once."""
+
+SHRINKAGE = 0.05
+"""How far H_out is drawn to a multiple of the identity, as it is known from few tokens only."""
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def forward(blocks: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """(the residual `[B, T, D]` behind stacked layers `blocks`, those before each of them `[l, B, T, D]`)."""
+    rope = decoder.rope_tables(config, x.shape[1])
+    run = devices.divided(lambda block, rope, x: decoder.apply_block(block, x, rope, config), whole=2)
+
+    def step(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array]:
+        return run(block, rope, x), x
+
+    return jax.lax.scan(step, x, blocks)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def answer_gradient(
+    params: Params, x: jax.Array, keys: jax.Array, real: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """Gradient `[B, T, D]`, by residuals `x` behind the last layer, of the log-likelihood of tokens that are
+    drawn, by `keys [B]`, from what the model predicts; of sequences that are `real [B]`, else zero."""
+
+    def own(params: Params, x: jax.Array, keys: jax.Array, real: jax.Array) -> jax.Array:
+        hidden, back = jax.vjp(lambda x: decoder.rms_norm(x, params["final_norm"], config.norm_eps), x)
+        gradient = surprise(decoder.head(params), hidden, keys) * real[:, None, None]
+        return back(gradient.astype(hidden.dtype))[0]
+
+    return devices.divided(own, whole=1)(params, x, keys, real)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="total")
+def backward(
+    blocks: Block, before: jax.Array, gradient: jax.Array, total: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """(the gradient `[B, T, D]` by the residual before layers `blocks`, `total [l, 2, D, D]` with the sums of
+    g gᵀ of their sites, in place), from the `gradient` behind them and the residuals `before [l, B, T, D]`.
+
+    Of the sums, only the upper block triangle is meaningful.
+    """
+    rope = decoder.rope_tables(config, gradient.shape[1])
+
+    def own(block: Block, rope: decoder.Rope, x: jax.Array, behind: jax.Array) -> tuple[jax.Array, jax.Array]:
+        middle, through_attention = jax.vjp(lambda x: decoder.add_attention(block, x, rope, config), x)
+        _, through_ffn = jax.vjp(lambda x: decoder.add_ffn(block, x, config), middle)
+        between = through_ffn(behind)[0]
+        sums = [hessian.update(hessian.init(config.hidden), g) for g in (between, behind)]
+        return through_attention(between)[0], jnp.stack(sums)[None]
+
+    def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+        (gradient, total), (index, block, x) = state, layer
+        gradient, sums = devices.divided(own, whole=2)(block, rope, x, gradient)
+        # Every device has the sums of its own tokens; of those of all it keeps its columns.
+        return (gradient, total.at[index].add(devices.total(sums, 2))), None
+
+    layers = jnp.arange(len(total)), blocks, before
+    return jax.lax.scan(step, (gradient, total), layers, reverse=True)[0]
+
+
+@functools.partial(jax.jit, donate_argnames="total")
+def finish(total: jax.Array, tokens: jax.Array) -> jax.Array:
+    """H_out `[l, 2, D, D]` from the upper block triangles of the sums of g gᵀ over so many tokens, divided
+    among devices by columns."""
+    size = total.shape[-1]
+    mean = (jnp.triu(total) + jnp.triu(total, 1).swapaxes(-1, -2)) / tokens
+    level = jnp.trace(mean, axis1=-2, axis2=-1)[..., None, None] / size
+    return devices.place((1 - SHRINKAGE) * mean + SHRINKAGE * level * jnp.eye(size), 3)
+
+
+def output_metrics(
+    params: Params,
+    tokens: np.ndarray,
+    config: ModelConfig,
+    seed: int,
+    *,
+    scratch: Scratch | None = None,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> Any:
+    """H_out of every site, `[L, 2, D, D]` in float32, from text `tokens [B, T]` (K-FAC's factor of outputs).
+
+    Args:
+        params: the dense model, blocks stacked.
+        tokens: text; what is drawn from the predictions on it is a function of `seed`.
+        config: the model's configuration.
+        scratch: where the result is to be kept on disk; the layers of `params` are on disk too then.
+        on_tokens: told the tokens done.
+    """
+    keys, rows = jax.random.split(jax.random.key(seed), len(tokens)), batches(tokens, BATCH_TOKENS)
+    shape = (len(KINDS), config.hidden, config.hidden)
+
+    def no_sums(layers: int) -> jax.Array:
+        return devices.place(jnp.zeros((layers, *shape)), 3)
+
+    if scratch is None:
+        total = no_sums(config.depth)
+        for part in rows:
+            ((_, total),) = batch_sums(params, [part], tokens, keys, config, functools.partial(_same, total))
+            on_tokens(part.real * tokens.shape[1])
+        return finish(total, jnp.float32(tokens.size))
+    metrics = scratch.empty(jax.ShapeDtypeStruct((config.depth, *shape), np.float32))
+    for segment, sums in batch_sums(params, rows, tokens, keys, config, no_sums):
+        metrics[segment.start : segment.stop] = devices.fetch(finish(sums, jnp.float32(tokens.size)))
+        on_tokens(tokens.size * (segment.stop - segment.start) // config.depth)
+    return metrics
+
+
+def _same(sums: jax.Array, layers: int) -> jax.Array:
+    return sums
+
+
+def batch_sums(
+    params: Params,
+    rows: list[BatchRows],
+    tokens: np.ndarray,
+    keys: jax.Array,
+    config: ModelConfig,
+    start: Callable[[int], jax.Array],
+) -> Iterator[tuple[Segment, jax.Array]]:
+    """Sums of g gᵀ `[l, 2, D, D]` over batches `rows` of `tokens [B, T]`, added to those that `start` gives
+    for l layers: of every segment of layers, from the last to the first."""
+    blocks, layers = params["blocks"], range(config.depth)
+    outside, keep = decoder.outside(params), devices.fetch if offload.on_disk(blocks) else lambda x: x
+    x = [decoder.embed(params, devices.place(jnp.asarray(tokens[part.indices]))) for part in rows]
+    before: list[list[Any]] = []
+    for segment in offload.segments(blocks, layers):
+        ran = [forward(devices.spread(segment.weights, config.hidden), each, config) for each in x]
+        x, seen = map(list, zip(*ran, strict=True))
+        before.append([keep(each) for each in seen])
+    gradients = []
+    for part, each in zip(rows, x, strict=True):
+        real = devices.place(jnp.arange(len(part.indices)) < part.real)
+        gradients.append(answer_gradient(outside, each, devices.place(keys[part.indices]), real, config))
+    for segment in offload.segments(blocks, layers[::-1]):
+        weights, sums = devices.spread(segment.weights, config.hidden), start(segment.stop - segment.start)
+        for index, seen in enumerate(before.pop()):
+            gradients[index], sums = backward(weights, seen, gradients[index], sums, config)
+        yield segment, sums

@@ -1,0 +1,69 @@
+"""What a distribution costs in parameters: those that its compressed model has in its blocks.
+
+Heads cost what they take in the compressed layer, key/value heads, padding and duplicates included: where
+queries share keys, fewer heads may cost as much. A sublayer without units costs nothing.
+
+Axis letters: `L` layers, `E` levels, `N` heads, `K` key/value heads, `F` FFN width, `U` units of a site.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
+from tyr_jax.pruning.compress import pick_heads, pick_neurons, shape_of
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.space import ATTENTION, FFN, KINDS
+
+
+@functools.lru_cache(maxsize=2**16)
+def sublayer_parameters(config: ModelConfig, kind: int, shape: LayerShape) -> int:
+    """Parameters of a layer's sublayer of a kind, in a layer of that `shape`."""
+    one = dataclasses.replace(config, layers=(shape,))
+    return sum(math.prod(spec.shape) for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind])
+
+
+def heads_price(heads: np.ndarray, config: ModelConfig) -> int:
+    """Parameters of attention that keeps `heads` (sorted)."""
+    return sublayer_parameters(config, ATTENTION, shape_of(pick_heads(heads, config)))
+
+
+def neurons_price(count: int, config: ModelConfig, multiple: int) -> int:
+    """Parameters of an FFN that keeps so many neurons."""
+    return sublayer_parameters(config, FFN, shape_of(pick_neurons(np.arange(count), config, multiple)))
+
+
+def level_prices(
+    config: ModelConfig, settings: PruningSettings, kept: np.ndarray, rank: np.ndarray
+) -> np.ndarray:
+    """Parameters `[2, L, E]` of all sites at levels that keep `kept [2, L, E]` units; `rank [L, U]` numbers
+    those of attention, last-removed first."""
+    each = config.dense_shape.heads // rank.shape[1]
+
+    def attention(layer: int, count: int) -> int:
+        units = np.sort(np.flatnonzero(rank[layer] < count))
+        return heads_price((units[:, None] * each + np.arange(each)).ravel(), config)
+
+    multiple = settings.neuron_multiple
+    return np.array(
+        [
+            [[attention(layer, count) for count in site] for layer, site in enumerate(kept[ATTENTION])],
+            [[neurons_price(count, config, multiple) for count in site] for site in kept[FFN]],
+        ]
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def dearest_heads(count: int, config: ModelConfig) -> int:
+    """The most parameters that attention can take which keeps so many heads, whichever they are."""
+    groups, size = config.dense_shape.kv_heads, config.dense_shape.heads // config.dense_shape.kv_heads
+    chosen = itertools.combinations_with_replacement(range(size + 1), groups)
+    spread = (
+        np.concatenate([group * size + np.arange(heads) for group, heads in enumerate(choice)]).astype(int)
+        for choice in chosen
+        if sum(choice) == count
+    )
+    return max(heads_price(heads, config) for heads in spread)

@@ -1,0 +1,66 @@
+"""What all sites of a kind keep together, in whole units, and how a uniform model divides it (method §2).
+
+Axis letters: `L` layers.
+"""
+
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.space.kinds import Kind
+
+
+def check_multiple(kind: Kind) -> None:
+    """Refuse a multiple that a layer has fewer units than.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if kind.units < kind.multiple:
+        raise UserError(
+            f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
+            "are to be kept in; lower --neuron-multiple"
+        )
+
+
+def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
+    """Units that all `depth` sites of a kind keep together, `whole` of them all of theirs: what the others
+    keep is a multiple of `kind.multiple`.
+
+    Raises:
+        UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether.
+    """
+    total, fixed = depth * kind.units, whole * kind.units
+    budget = fixed + round(((1 - sparsity) * total - fixed) / kind.multiple) * kind.multiple
+    # Of a width that is no multiple, a layer can keep at most the multiple below it.
+    most = fixed + (depth - whole) * (kind.units // kind.multiple) * kind.multiple
+    most = min(most, total - kind.multiple)
+    check_multiple(kind)
+    if whole and not fixed <= budget <= most:
+        raise UserError(
+            f"sparsity {sparsity:g} would keep {budget} of {total} {kind.name} units, but {whole} of {depth} "
+            f"layers are to keep all of theirs, which are {fixed}; name fewer layers, or a lower sparsity"
+        )
+    if not 0 < budget <= most:
+        state = "intact" if budget > 0 else "without a single unit"
+        raise UserError(
+            f"sparsity {sparsity:g} would leave {kind.name} {state}: of {total} units {budget} would be "
+            f"kept, in multiples of {kind.multiple}; choose a sparsity between {1 - most / total:.4g} "
+            f"and {1 - kind.multiple / total:.4g}"
+        )
+    return budget
+
+
+def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
+    """Units kept per site `[L]`: as equal as whole multiples allow, the remainder spread over the depth."""
+    shares = np.arange(depth + 1) * (budget // kind.multiple) // depth
+    return np.diff(shares) * kind.multiple
+
+
+def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
+    """Units kept `[2, L]` when the sites of a kind keep the same share of its budget, but for those that are
+    to stay `whole [2, L]`."""
+    kept = np.empty(whole.shape, int)
+    for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
+        row[stays] = kind.units
+        row[~stays] = uniform_split(kind, int((~stays).sum()), budget - int(stays.sum()) * kind.units)
+    return kept
