@@ -260,6 +260,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         """--budget units --metric none --accumulation centre --start uniform --descent-steps 0 --no-refit
         --calibration-noise 0 --damping-scale mean --first-order abs --second-order channel""",
         "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
+        "--calibration self builtin:topics --self-temperature 0.8",
         "--compute-dtype bfloat16",
     ],
 )

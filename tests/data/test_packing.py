@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from tyr_jax.data import (
     Source,
     Splits,
+    evaluation_sources,
     fingerprint,
     load_evaluation,
     load_splits,
     parse_source,
     read_tokens,
+    to_write,
     tokenize,
 )
 from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos, with_noise
@@ -217,6 +219,50 @@ def test_evaluation_depends_on_neither_seed_nor_budgets(
     assert np.array_equal(splits.evaluation["fixed.txt"], expected)
     assert np.array_equal(load_evaluation(spec, Numbers())["fixed.txt"], expected)
     assert len(set(positions(splits))) == len(positions(splits))
+
+
+def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
+    path = write(tmp_path / "words.txt", numbers(4000, 10_000))
+    spec = spec_of(path, calibration_tokens=96, sequence_length=8, search_tokens=48, search_length=12)
+    mixed = dataclasses.replace(spec, calibration=(str(path), "self@3"), calibration_openings=0)
+    # Of 12 and 4 sequences, 9 and 3; each of the longer ones that are cut up gives one short one.
+    assert to_write(mixed) == (9 + 3, 12)
+    assert to_write(spec) is None
+    written = np.arange(12 * 12).reshape(12, 12)
+    splits = load_splits(mixed, Numbers(), 0, written)
+    own = [row for row in splits.calibration if row[0] < 1000]
+    assert (len(splits.calibration), len(own)) == (12, 9)
+    assert sum(row[0] < 1000 for row in splits.search) == 3
+    drawn = np.concatenate([np.ravel(own), *[row for row in splits.search if row[0] < 1000]])
+    assert len(set(drawn.tolist())) == len(drawn) == 9 * 8 + 3 * 12
+    # Nothing of it is held out, to measure on.
+    assert list(splits.evaluation) == list(load_evaluation(mixed, Numbers())) == ["words.txt"]
+    assert splits.sources["self"] == "self (written by the model)"
+    assert evaluation_sources(mixed).keys() == {"words.txt"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": ("self",)}, "--calibration self holds nothing out to measure on; name a text"),
+        ({"evaluation": ("self",)}, "--evaluation self: nothing is measured on what a model writes itself"),
+        ({"calibration": ("self:topics", "builtin")}, "'self:topics' names a part of the text"),
+        ({"calibration": ("self", "builtin")}, "'self' is what the model that is pruned writes"),
+        ({"self_temperature": 0.0}, "--self-temperature is 0.0, but must be above 0 and finite"),
+    ],
+    ids=str,
+)
+def test_own_text_that_cannot_be(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    spec = spec_of(write(tmp_path / "words.txt", numbers(4000, 10_000)))
+    with pytest.raises(UserError, match=message):
+        load_splits(dataclasses.replace(spec, **options), Numbers(), 0)
+
+
+def test_own_text_is_nothing_to_read() -> None:
+    with pytest.raises(
+        UserError, match="'self' is what the model that is pruned writes: nothing can be read"
+    ):
+        read_tokens(parse_source("self"), Numbers(), 10)
 
 
 def test_several_sources_by_weight(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ import tyro
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
-from tyr_jax.data import parse_source
+from tyr_jax.data import needs_trust
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
@@ -156,10 +156,8 @@ def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> Non
         command.say(f"note: {sentence}")
     for summary, output in zip(summaries, outputs, strict=True):
         data = summary["settings"]["data"]
-        own = any(
-            parse_source(name).kind != "builtin" for name in (*data["calibration"], *data["evaluation"])
-        )
-        trust = ["--trust-record"] if own else []
+        named = any(map(needs_trust, (*data["calibration"], *data["evaluation"])))
+        trust = ["--trust-record"] if named else []
         evaluate = shlex.join(["python", "-m", "tyr_jax.evaluate", str(output), *trust])
         command.say(f"written to {output}: evaluate with `{evaluate}`")
 

@@ -15,9 +15,17 @@ from tyr_jax.data.packing import (
     load_evaluation,
     load_splits,
     read_tokens,
+    to_write,
     tokenize,
 )
-from tyr_jax.data.sources import Source, anchored, describe, parse_source, read_documents
+from tyr_jax.data.sources import (
+    Source,
+    anchored,
+    describe,
+    needs_trust,
+    parse_source,
+    read_documents,
+)
 
 __all__ = [
     "OPENING",
@@ -32,8 +40,10 @@ __all__ = [
     "fingerprint",
     "load_evaluation",
     "load_splits",
+    "needs_trust",
     "parse_source",
     "read_documents",
     "read_tokens",
+    "to_write",
     "tokenize",
 ]

@@ -77,8 +77,8 @@ class DataSpec:
 
     calibration: tuple[str, ...] = ("builtin",)
     """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (text that CPython carries),
-    a .txt, .jsonl or .parquet file, or a hub dataset name[:config][:split][:column]. A part of each is
-    held out for evaluation."""
+    `self` (text that the model writes itself), a .txt, .jsonl or .parquet file, or a hub dataset
+    name[:config][:split][:column]. A part of each but `self` is held out for evaluation."""
     evaluation: tuple[str, ...] = ()
     """Further sources to evaluate on, written the same way."""
     sequence_length: int = 1024
@@ -101,6 +101,8 @@ class DataSpec:
     """Tokens in an evaluation window."""
     evaluation_windows: int = 20
     """At most this many windows of each evaluation text."""
+    self_temperature: float = 1.0
+    """Temperature at which the model writes the text of the source `self`."""
     bos: bool = False
     """Start every sequence and window with the tokenizer's BOS."""
     chat_template: bool = False
@@ -118,31 +120,34 @@ class Splits:
     sources: dict[str, str]
 
 
-def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
+def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.ndarray | None = None) -> Splits:
     """Calibration and search sequences `[S, T]` drawn by `seed`, and the evaluation windows of `spec`.
 
     The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
-    proportion to their weights, interleaved so that every prefix is mixed. Raises `UserError` for
-    unreadable sources, and for sources too small for what is asked.
+    proportion to their weights, interleaved so that every prefix is mixed. What the model has `written`
+    itself, `[S, T]` as `to_write` says, is the text of the source `self`. Raises `UserError` for unreadable
+    sources, and for sources too small for what is asked.
     """
     _check(spec, tokenizer)
     held, extra = _sources(spec)
     if not held:
         raise UserError("no calibration source is given; name one with --calibration, e.g. builtin")
-    lengths = spec.sequence_length, spec.search_length
-    weights = [source.weight for source in held]
-    budgets = zip((spec.calibration_tokens, spec.search_tokens), lengths, strict=True)
-    counts = zip(*(apportion(budget // length, weights) for budget, length in budgets), strict=True)
+    lengths, counts = _counts(spec, held)
     names = short_names([*held, *extra])
     calibration, search, evaluation = [], [], {}
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
-        count = tokens_to_read(spec, int(np.dot(needs, lengths)))
-        stream = read_tokens(source, tokenizer, count, spec.chat_template)
-        windows, rest = hold_out(stream, spec.evaluation_length)
+        if source.kind == "self":
+            if written is None:
+                raise UserError("'self' is what the model that is pruned writes: nothing can be read there")
+            rest = written.reshape(-1)
+        else:
+            count = tokens_to_read(spec, int(np.dot(needs, lengths)))
+            stream = read_tokens(source, tokenizer, count, spec.chat_template)
+            windows, rest = hold_out(stream, spec.evaluation_length)
+            evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
         first, second = deal(rest, lengths, needs, np.random.default_rng([seed, index]), source.label)
         calibration.append(first)
         search.append(second)
-        evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
     for source in extra:
         evaluation[names[source]] = _load_extra(source, spec, tokenizer)
     bos, rng = _bos(spec, tokenizer), np.random.default_rng([seed, len(held)])
@@ -156,6 +161,27 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int) -> Splits:
     )
 
 
+def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """(lengths of calibration and search sequences, how many of each every source is to give)."""
+    lengths, weights = (spec.sequence_length, spec.search_length), [source.weight for source in held]
+    budgets = zip((spec.calibration_tokens, spec.search_tokens), lengths, strict=True)
+    counts = (apportion(budget // length, weights) for budget, length in budgets)
+    return lengths, list(zip(*counts, strict=True))
+
+
+def to_write(spec: DataSpec) -> tuple[int, int] | None:
+    """How many sequences, of how many tokens, the model is to write itself; None if `self` is no source."""
+    held, _ = _sources(spec)
+    lengths, counts = _counts(spec, held)
+    for source, needs in zip(held, counts, strict=True):
+        if source.kind == "self":
+            long = int(lengths[1] > lengths[0])
+            # As `deal` cuts them up.
+            cut = math.ceil(needs[1 - long] / (lengths[long] // lengths[1 - long]))
+            return needs[long] + cut, lengths[long]
+    return None
+
+
 def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """The very `evaluation` windows that `load_splits` gives, whatever the seed, `{name: [W, T]}`.
 
@@ -166,7 +192,7 @@ def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarra
     held, extra = _sources(spec)
     names = short_names([*held, *extra])
     evaluation = {}
-    for source in held:
+    for source in _measured(held):
         stream = read_tokens(source, tokenizer, tokens_to_read(spec, 0), spec.chat_template)
         windows, _ = hold_out(stream, spec.evaluation_length)
         evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
@@ -177,7 +203,9 @@ def evaluation_sources(spec: DataSpec) -> dict[str, tuple[str, str]]:
     """What each evaluation text of `spec` is, and which part of it is read, by its name."""
     held, extra = _sources(spec)
     names = short_names([*held, *extra])
-    parts = dict.fromkeys(held, f"every {PERIOD}th window, held out") | dict.fromkeys(extra, "its start")
+    parts = dict.fromkeys(_measured(held), f"every {PERIOD}th window, held out") | dict.fromkeys(
+        extra, "its start"
+    )
     return {names[source]: (describe(source), part) for source, part in parts.items()}
 
 
@@ -203,6 +231,8 @@ def check_sizes(spec: DataSpec) -> None:
     ):
         value = getattr(spec, field)
         require(value >= least, f"--{field.replace('_', '-')}", value, f"at least {least}")
+    warm = spec.self_temperature
+    require(0 < warm < math.inf, "--self-temperature", warm, "above 0 and finite")
     noise = spec.calibration_noise
     require(0 <= noise <= 1, "--calibration-noise", noise, "between 0 and 1")
     pairs = (("calibration_tokens", "sequence_length"), ("search_tokens", "search_length"))
@@ -225,7 +255,18 @@ def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
     held = leaves(map(parse_source, spec.calibration))
     known = {identity(source) for source in held}
     evaluation = leaves(map(parse_source, spec.evaluation))
+    if any(source.kind == "self" for source in evaluation):
+        raise UserError(
+            "--evaluation self: nothing is measured on what a model writes itself; name another text"
+        )
+    if held and not _measured(held) and not evaluation:
+        raise UserError("--calibration self holds nothing out to measure on; name a text with --evaluation")
     return held, tuple(source for source in evaluation if identity(source) not in known)
+
+
+def _measured(sources: Iterable[Source]) -> list[Source]:
+    """Those of which a part is held out."""
+    return [source for source in sources if source.kind != "self"]
 
 
 def short_names(sources: Sequence[Source]) -> dict[Source, str]:

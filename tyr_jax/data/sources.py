@@ -49,7 +49,8 @@ MOST_CHARS = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One text: `kind` is "builtin", "file" or "hub"; `name` a domain (or ""), a path or a dataset."""
+    """One text: `kind` is "builtin", "file", "hub", or "self" for what the model writes; `name` a domain (or
+    ""), a path or a dataset."""
 
     kind: str
     name: str
@@ -61,8 +62,8 @@ class Source:
     @property
     def label(self) -> str:
         """The source as one would write it, defaults left out; the name it has in messages and results."""
-        if self.kind == "builtin":
-            return f"builtin:{self.name}" if self.name else "builtin"
+        if self.kind in ("builtin", "self"):
+            return f"{self.kind}:{self.name}" if self.name else self.kind
         column = "" if self.column == "text" else self.column
         if self.kind == "file":
             return f"{self.name}:{column}" if column else self.name
@@ -79,11 +80,17 @@ def parse_source(text: str) -> Source:
     name, weight = _split_weight(text.strip())
     head, _, tail = name.partition(":")
     if not head:
-        raise UserError(f"'{text}' names no source; write builtin, a file, or a hub dataset")
+        raise UserError(f"'{text}' names no source; write builtin, self, a file, or a hub dataset")
     if head == "builtin":
         if tail and tail not in DOMAINS:
             raise UserError(f"there is no builtin text '{tail}'; choose from {', '.join(DOMAINS)}")
         return Source("builtin", tail, weight=weight)
+    if head == "self":
+        if tail:
+            raise UserError(
+                f"'{name}' names a part of the text that the model writes, which has none; write self"
+            )
+        return Source("self", "", weight=weight)
     path, _, column = name.rpartition(":")
     if name.lower().endswith(SUFFIXES):
         return Source("file", name, weight=weight)
@@ -98,6 +105,11 @@ def parse_source(text: str) -> Source:
         raise UserError(f"'{name}' has too many fields; a hub dataset is written name:config:split:column")
     config, split, column = (fields[1:] + [""] * 3)[:3]
     return Source("hub", head, config, split or "train", column or "text", weight)
+
+
+def needs_trust(text: str) -> bool:
+    """Whether `SOURCE[@WEIGHT]`, as a record names it, would have something read that a stranger chose."""
+    return parse_source(text).kind not in ("builtin", "self")
 
 
 def anchored(text: str) -> str:
@@ -157,6 +169,8 @@ def describe(source: Source) -> str:
         return f"{source.label} (sha256 {_digest(source.name)[:16]})"
     if source.kind == "builtin":
         return f"{source.label} (of Python {platform.python_version()})"
+    if source.kind == "self":
+        return "self (written by the model)"
     return source.label
 
 
@@ -165,6 +179,8 @@ def is_described(source: Source, description: str) -> bool:
     a builtin text in whatever Python. What is described need not be there."""
     if source.kind == "file":
         return description.endswith(describe(source).removeprefix(source.label))
+    if source.kind == "self":
+        return description == describe(source)
     return description.partition(" (of Python")[0] == source.label
 
 
@@ -206,6 +222,8 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
     row among the first few, which no document would be), are joined by blank lines into one document.
     Raises `UserError` for whatever cannot be read as text.
     """
+    if source.kind == "self":
+        raise UserError("'self' is what the model that is pruned writes: nothing can be read there")
     if source.kind == "builtin":
         documents: Iterator[Document] = iter(builtin_documents(source.name))
     elif source.name.lower().endswith(".txt") and source.kind == "file":

@@ -20,7 +20,7 @@ import numpy as np
 from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import causal_attention
-from tyr_jax.model.spec import ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
 
 NONE = -1
@@ -130,13 +130,25 @@ def decode(
     rope = decoder.rope_at(config, positions)
     x, cache = decoder.embed(params, tokens[None]), dict(cache)
     for layer, block in enumerate(params["blocks"]):
-        if "o" in block:
-            q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
-            cache[layer] = remember(cache[layer], k, v, positions)
-            x = x + decoder.attention_output(block, attend(q, cache[layer], positions, config.window)[None])
-        if "down" in block:
-            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+        x, seen = decode_layer(block, rope, x, cache.get(layer), positions, config)
+        cache |= {} if seen is None else {layer: seen}
     return next_logits(params, x[0], config), cache
+
+
+def decode_layer(
+    block: Block,
+    rope: decoder.Rope,
+    x: jax.Array,
+    cache: KeysValues | None,
+    positions: jax.Array,
+    config: ModelConfig,
+) -> tuple[jax.Array, KeysValues | None]:
+    """(the residual `[1, B, D]` behind a layer, its cache) of a token of each sequence at `positions [B]`."""
+    if "o" in block and cache is not None:
+        q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
+        cache = remember(cache, k, v, positions)
+        x = x + decoder.attention_output(block, attend(q, cache, positions, config.window)[None])
+    return decoder.add_ffn(block, x, config), cache
 
 
 def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation, parse_source
+from tyr_jax.data import DataSpec, evaluation_sources, load_evaluation, needs_trust
 from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.provenance import Provenance
@@ -45,7 +45,7 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
         others = tuple(source for source in choice.evaluation if source not in held)
         spec = dataclasses.replace(spec, calibration=held, evaluation=others)
     named = [name for name in (*spec.calibration, *spec.evaluation) if name not in choice.evaluation]
-    strange = [name for name in named if parse_source(name).kind != "builtin"]
+    strange = [name for name in named if needs_trust(name)]
     if strange and not choice.trust_record:
         raise UserError(
             f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust it, read "

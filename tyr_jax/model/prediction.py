@@ -143,6 +143,18 @@ def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array
     return jax.vmap(of_sequence)(keys).reshape(-1)
 
 
+def draw(head: jax.Array, hidden: jax.Array, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Tokens `[B]` drawn from the predictions through `head [V, D]` of normed hidden states `hidden [B, D]`,
+    each by a key of its own, `keys [B]`, at a `temperature` that divides logits."""
+
+    def step(state: Draw, entries: Entries) -> Draw:
+        return state.add(entries, uniform_numbers(keys, 1, entries.first))[0]
+
+    # Logits are linear in hidden states.
+    cooled = (hidden / temperature).astype(hidden.dtype)
+    return over_vocabulary(head, step, Draw.empty(len(hidden)), cooled).token
+
+
 def surprise(head: jax.Array, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     """Gradient `[B, T, D]` by normed hidden states `hidden [B, T, D]` of the log-likelihood of tokens drawn
     from the predictions through `head [V, D]`: the token's row, less the row expected.

@@ -84,6 +84,7 @@ class SavedSpec(TypedDict):
     search_tokens: Count
     evaluation_length: Annotated[int, Field(ge=2, le=2**60)]
     evaluation_windows: Positive
+    self_temperature: NotRequired[Perplexity]
     bos: bool
     chat_template: bool
 
@@ -551,6 +552,7 @@ def _read(path: Path, form: Format) -> dict[str, Any] | None:
 
 def spec_of(saved: Mapping[str, Any]) -> DataSpec:
     """A specification of text as JSON has it."""
-    values = ((field.name, saved[field.name]) for field in dataclasses.fields(DataSpec))
+    fields_of = (field.name for field in dataclasses.fields(DataSpec))
+    values = ((name, saved[name]) for name in fields_of if name in saved)
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
     return DataSpec(**fields)

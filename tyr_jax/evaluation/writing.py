@@ -1,0 +1,117 @@
+"""Text that a model writes itself, from the separator of documents on: many sequences at a time.
+
+All sequences are at the same position, which is a loop's number, so that a token costs no more than the
+products with the weights and the draw over the vocabulary. Several devices write sequences of their own, and
+gather a layer at a time.
+
+Axis letters: `B` sequences, `T` tokens, `S` slots of a cache, `K` key/value heads, `H` head dim.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.evaluation.generation import KeysValues, decode_layer
+from tyr_jax.model import decoder, prediction
+from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.runtime import devices
+
+SLOTS = 64
+"""A cache has a multiple of so many slots."""
+
+SEGMENT = 64
+"""Tokens that a sequence gets in one call of the program, which one is told of."""
+
+
+def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> tuple[KeysValues, ...]:
+    """Nothing seen, of every layer: `keys [B·K, H, S]`, `values [B·K, S, H]`."""
+
+    def empty(kv_heads: int) -> KeysValues:
+        rows, dim = sequences * kv_heads, config.head_dim
+        return KeysValues(jnp.zeros((rows, dim, slots), dtype), jnp.zeros((rows, slots, dim), dtype))
+
+    return devices.place(tuple(empty(layer.kv_heads) for layer in config.layers))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "temperature", "count"), donate_argnames=("cache", "written")
+)
+def write(
+    params: Params,
+    cache: tuple[KeysValues, ...],
+    written: jax.Array,
+    keys: jax.Array,
+    first: jax.Array,
+    config: ModelConfig,
+    temperature: float,
+    count: int,
+) -> tuple[tuple[KeysValues, ...], jax.Array]:
+    """(the cache, texts `written [B, T + 1]`) with `count` tokens more, behind the one at `first`; every
+    sequence has a key, `keys [B]`."""
+    head, blocks = decoder.head(params), [layer_block(params["blocks"], n) for n in range(config.depth)]
+
+    def layer(
+        block: Block, rope: decoder.Rope, position: jax.Array, x: jax.Array, cache: KeysValues
+    ) -> tuple[jax.Array, KeysValues]:
+        positions = jnp.full(len(x), position)
+        x, seen = decode_layer(block, rope, x.swapaxes(0, 1), cache, positions, config)
+        return x.swapaxes(0, 1), cache if seen is None else seen
+
+    def answer(norm: jax.Array, head: jax.Array, x: jax.Array, keys: jax.Array) -> jax.Array:
+        hidden = decoder.rms_norm(x[:, 0], norm, config.norm_eps)
+        return prediction.draw(head, hidden, keys, temperature)
+
+    def step(number: jax.Array, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        cache, written = state
+        position = first + number
+        rope = decoder.rope_at(config, position[None])
+        last = jax.lax.dynamic_slice_in_dim(written, position, 1, axis=1)
+        x, seen = decoder.embed(params, last), []
+        for block, before in zip(blocks, cache, strict=True):
+            x, after = devices.divided(layer, whole=3)(block, rope, position, x, before)
+            seen.append(after)
+        own = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
+        tokens = devices.divided(answer, whole=2)(params["final_norm"], head, x, own)
+        written = jax.lax.dynamic_update_slice_in_dim(written, tokens[:, None], position + 1, axis=1)
+        return tuple(seen), written
+
+    return jax.lax.fori_loop(0, count, step, (cache, written))
+
+
+def write_texts(
+    params: Params,
+    config: ModelConfig,
+    separator: int,
+    sequences: int,
+    length: int,
+    seed: int,
+    temperature: float = 1.0,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+    """Texts `[B, T]` that a model writes.
+
+    Args:
+        params: the model, dense or pruned, in memory.
+        config: its configuration.
+        separator: the token that they are written behind, and do not begin with.
+        sequences: how many texts.
+        length: of how many tokens each.
+        seed: what is written is a function of it.
+        temperature: divides the logits.
+        on_tokens: told the tokens done.
+    """
+    filled = -(-sequences // devices.count()) * devices.count()
+    keys = devices.place(jax.random.split(jax.random.key(seed), filled))
+    slots = -(-length // SLOTS) * SLOTS
+    cache = empty_cache(config, filled, slots, params["embed"].dtype)
+    written = devices.place(jnp.full((filled, length + 1), separator, jnp.int32))
+    for first in range(0, length, SEGMENT):
+        count = min(SEGMENT, length - first)
+        cache, written = write(params, cache, written, keys, jnp.int32(first), config, temperature, count)
+        jax.block_until_ready(written)
+        on_tokens(sequences * count)
+    return devices.fetch(written)[:sequences, 1:]
