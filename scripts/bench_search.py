@@ -70,8 +70,10 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
 
 def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:
     """Offspring `[C, 2, L]` of the uniform distribution."""
-    centre = jnp.asarray(space.centre_distribution(grid))
-    return np.asarray(offspring_of(jax.random.key(0), centre, jnp.asarray(grid.exists), count, 4))
+    centre = space.centre_distribution(grid)
+    budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
+    known = jnp.asarray(centre), jnp.asarray(grid.exists), budget
+    return np.asarray(offspring_of(jax.random.key(0), *known, count, 4))
 
 
 def main(bench: Bench) -> None:

@@ -109,7 +109,9 @@ SWALLOWED = {
 @pytest.mark.parametrize(("number", "status", "said"), STOPS)
 def test_signals_end_a_command_wherever_it_is(where: str, number: int, status: int, said: str) -> None:
     before, step = SWALLOWED[where]
+    # Whatever the tests themselves are told to ignore, in the background or by `nohup`.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
     code += LOOP.format(before=before, step=step, cleaning=0)
     with start(code) as running:
         assert running.stdout is not None

@@ -145,6 +145,9 @@ def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams:
         os.setsid()
         os.chdir(here)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Whatever the fuzzer itself is told to ignore, in the background or by `nohup`.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, stream in enumerate(streams, start=1):
             os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

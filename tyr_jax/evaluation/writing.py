@@ -51,7 +51,7 @@ def write(
     count: int,
 ) -> tuple[tuple[KeysValues, ...], jax.Array]:
     """(the cache, texts `written [B, T + 1]`) with `count` tokens more, behind the one at `first`; every
-    sequence has a key, `keys [B]`."""
+    sequence has a key, of the data `keys [B, 2]`."""
     head, blocks = decoder.head(params), [layer_block(params["blocks"], n) for n in range(config.depth)]
 
     def layer(
@@ -61,9 +61,12 @@ def write(
         x, seen = decode_layer(block, rope, x.swapaxes(0, 1), cache, positions, config)
         return x.swapaxes(0, 1), cache if seen is None else seen
 
-    def answer(norm: jax.Array, head: jax.Array, x: jax.Array, keys: jax.Array) -> jax.Array:
+    def answer(
+        norm: jax.Array, head: jax.Array, position: jax.Array, x: jax.Array, keys: jax.Array
+    ) -> jax.Array:
         hidden = decoder.rms_norm(x[:, 0], norm, config.norm_eps)
-        return prediction.draw(head, hidden, keys, temperature)
+        typed = jax.vmap(lambda key: jax.random.fold_in(key, position))(jax.random.wrap_key_data(keys))
+        return prediction.draw(head, hidden, typed, temperature)
 
     def step(number: jax.Array, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
         cache, written = state
@@ -74,8 +77,7 @@ def write(
         for block, before in zip(blocks, cache, strict=True):
             x, after = devices.divided(layer, whole=3)(block, rope, position, x, before)
             seen.append(after)
-        own = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
-        tokens = devices.divided(answer, whole=2)(params["final_norm"], head, x, own)
+        tokens = devices.divided(answer, whole=3)(params["final_norm"], head, position, x, keys)
         written = jax.lax.dynamic_update_slice_in_dim(written, tokens[:, None], position + 1, axis=1)
         return tuple(seen), written
 
@@ -105,7 +107,7 @@ def write_texts(
         on_tokens: told the tokens done.
     """
     filled = -(-sequences // devices.count()) * devices.count()
-    keys = devices.place(jax.random.split(jax.random.key(seed), filled))
+    keys = devices.place(jnp.asarray(prediction.sequence_keys(seed, filled)))
     slots = -(-length // SLOTS) * SLOTS
     cache = empty_cache(config, filled, slots, params["embed"].dtype)
     written = devices.place(jnp.full((filled, length + 1), separator, jnp.int32))

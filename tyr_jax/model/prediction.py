@@ -17,6 +17,7 @@ from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tyr_jax.model import decoder
 
@@ -131,6 +132,11 @@ class Draw(NamedTuple):
         size = terms.shape[-1]
         token = jnp.where(inside < size, entries.first + inside, self.token)
         return type(self)(softmax, token.astype(jnp.int32)), terms, rescale
+
+
+def sequence_keys(seed: int, count: int) -> np.ndarray:
+    """The data `[B, 2]` of a key for each of so many sequences: unlike keys, hosts can divide it."""
+    return np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), count)))
 
 
 def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array:

@@ -132,7 +132,7 @@ def metric_stages(params: Params, config: ModelConfig, settings: Settings) -> It
     x = devices.place(ShapeDtypeStruct((len(rows), length, config.hidden), dtype))
     forward = Program("metric: forward", fisher.forward, (params["blocks"], x), static)
     yield forward
-    keys = devices.place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(rows))))
+    keys = devices.place(ShapeDtypeStruct((len(rows), 2), jnp.uint32))
     real = devices.place(ShapeDtypeStruct((len(rows),), bool))
     answer = (decoder.outside(params), x, keys, real)
     yield Program("metric: answers", fisher.answer_gradient, answer, static)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
-from tyr_jax.model.prediction import surprise
+from tyr_jax.model.prediction import sequence_keys, surprise
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning import hessian
 from tyr_jax.runtime import devices, offload
@@ -52,11 +52,13 @@ def answer_gradient(
     params: Params, x: jax.Array, keys: jax.Array, real: jax.Array, config: ModelConfig
 ) -> jax.Array:
     """Gradient `[B, T, D]`, by residuals `x` behind the last layer, of the log-likelihood of tokens that are
-    drawn, by `keys [B]`, from what the model predicts; of sequences that are `real [B]`, else zero."""
+    drawn from what the model predicts, by the data of `keys [B, 2]`; of sequences that are `real [B]`, else
+    zero."""
 
     def own(params: Params, x: jax.Array, keys: jax.Array, real: jax.Array) -> jax.Array:
         hidden, back = jax.vjp(lambda x: decoder.rms_norm(x, params["final_norm"], config.norm_eps), x)
-        gradient = surprise(decoder.head(params), hidden, keys) * real[:, None, None]
+        typed = jax.random.wrap_key_data(keys)
+        gradient = surprise(decoder.head(params), hidden, typed) * real[:, None, None]
         return back(gradient.astype(hidden.dtype))[0]
 
     return devices.divided(own, whole=1)(params, x, keys, real)
@@ -118,7 +120,7 @@ def output_metrics(
         scratch: where the result is to be kept on disk; the layers of `params` are on disk too then.
         on_tokens: told the tokens done.
     """
-    keys, rows = jax.random.split(jax.random.key(seed), len(tokens)), batches(tokens, BATCH_TOKENS)
+    keys, rows = sequence_keys(seed, len(tokens)), batches(tokens, BATCH_TOKENS)
     shape = (len(KINDS), config.hidden, config.hidden)
 
     def no_sums(layers: int) -> jax.Array:
@@ -145,7 +147,7 @@ def batch_sums(
     params: Params,
     rows: list[BatchRows],
     tokens: np.ndarray,
-    keys: jax.Array,
+    keys: np.ndarray,
     config: ModelConfig,
     start: Callable[[int], jax.Array],
 ) -> Iterator[tuple[Segment, jax.Array]]:
@@ -162,7 +164,9 @@ def batch_sums(
     gradients = []
     for part, each in zip(rows, x, strict=True):
         real = devices.place(jnp.arange(len(part.indices)) < part.real)
-        gradients.append(answer_gradient(outside, each, devices.place(keys[part.indices]), real, config))
+        gradients.append(
+            answer_gradient(outside, each, devices.place(jnp.asarray(keys[part.indices])), real, config)
+        )
     for segment in offload.segments(blocks, layers[::-1]):
         weights, sums = devices.spread(segment.weights, config.hidden), start(segment.stop - segment.start)
         for index, seen in enumerate(before.pop()):
