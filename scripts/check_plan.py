@@ -96,11 +96,15 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         return working, compiled.argument_size_in_bytes - left + unused + plan.metric_bytes(load), name
 
     if settings.pruning.metric != "none":
-        backward, (blocks, _, _, total) = memory("metric: backward"), found["metric: backward"].arguments
+        backward, (blocks, before, _, total) = memory("metric: backward"), found["metric: backward"].arguments
         stays = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((blocks, total))) / n
-        working = backward.argument_size_in_bytes + backward.temp_size_in_bytes - stays
-        working += backward.output_size_in_bytes - backward.alias_size_in_bytes
-        rows.append(Working("what outputs count for", needs["what outputs count for"].working, working))
+        way_back = backward.argument_size_in_bytes + backward.temp_size_in_bytes - stays
+        way_back += backward.output_size_in_bytes - backward.alias_size_in_bytes
+        # The residuals before all layers are there already when the head answers.
+        answers = memory("metric: answers")
+        answered = answers.temp_size_in_bytes + answers.output_size_in_bytes + before.size * itemsize / n
+        name = "what outputs count for"
+        rows.append(Working(name, needs[name].working, max(way_back, answered)))
     searched = max(map(at_work, largest_scoring(list(found))))
     for need, (working, held, name) in (
         (needs["descent"], at_work("search: slopes")),

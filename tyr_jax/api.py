@@ -123,8 +123,9 @@ def prune_model(
 
     Args:
         model: the dense model (default: that of the settings, or else `builtin`).
-        sparsity: share of heads and of FFN neurons to remove; of several, which share what they can, each has
-            a result of its own (default: that of the settings, or else 0.25).
+        sparsity: share of the blocks' parameters to remove (of heads, and of neurons, with `budget="units"`);
+            of several, which share what they can, each has a result of its own (default: that of the
+            settings, or else 0.25).
         preset: where defaults come from: `quick`, `standard` or `paper` (default: `standard`).
         settings: where they come from instead.
         output: a directory that the model is written to, as the command does: an interrupted call goes on

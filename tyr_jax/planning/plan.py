@@ -32,8 +32,8 @@ FLOAT = 4
 
 ADDING_DEVICES = 64
 """Devices from which on parts are gathered by adding up, as the TPU compiler does in three dimensions."""
-BACKWARD = 1.5
-"""Times as much as going forward a sublayer has at work on the way back: on CPUs twice, on TPUs 1.4 times."""
+BACKWARD = 2.5
+"""Times as much as a layer's activations take, scores aside, that is at work on the way back through it."""
 
 UNFUSED = 2 / 3
 """Of what an FFN has at work, how much is there while its statistics are made: all on a CPU, on TPUs next to
@@ -299,8 +299,8 @@ def metric_need(load: Load) -> Need:
     together = max(min(fisher.BATCH_TOKENS, -(-tokens // n)), length)
     residuals = (share_held(config.depth, load) + 2) * together * config.hidden * itemsize
     # What is known of both sublayers waits for the way back, and the sums of both are new.
-    units = attention_working(config, together, length, itemsize) + ffn_working(config, together, itemsize)
-    block = gathered(sum(sublayer_parameters(config, kind) for kind in KINDS), load)
+    units = attention_working(config, together, 0, itemsize) + ffn_working(config, together, itemsize)
+    block = gathered(max(sublayer_parameters(config, kind) for kind in KINDS), load)
     layer = block + BACKWARD * units + 2 * len(KINDS) * FLOAT * config.hidden**2
     working = residuals + max(layer, head_working(together, load))
     # Forward, again, and backward to the inputs.
