@@ -50,6 +50,7 @@ def spec() -> dict[str, Any]:
         "evaluation_length": 32,
         "evaluation_windows": 4,
         "bos": False,
+        "self_temperature": 1.0,
         "chat_template": False,
     }
 

@@ -253,6 +253,8 @@ def test_text_that_can_be_asked_for_can_be_read_again() -> None:
     assert typing.get_type_hints(Settings)["layout"] == typing.get_type_hints(records.RunSettings)["layout"]
     spec = records.spec_of(record_samples.spec())
     assert as_json(spec) == record_samples.spec()
+    before = {name: value for name, value in record_samples.spec().items() if name != "self_temperature"}
+    assert records.spec_of(before) == spec
     least = dataclasses.replace(
         DataSpec(calibration=()),
         sequence_length=2,
