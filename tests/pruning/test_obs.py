@@ -15,7 +15,7 @@ from tyr_jax.pruning.hessian import DampingScale
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import TaylorSaliency
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.site import PrunedSite, Site, prune_site, removal_schedule
+from tyr_jax.pruning.site import PrunedSite, Site, keep_rows, prune_site, removal_schedule
 
 SALIENCIES = [
     TaylorSaliency(first, second)
@@ -295,3 +295,16 @@ def test_sites_of_one_shape_share_a_compilation() -> None:
     before = prune_site._cache_size()
     prune(random_site(8, 1, 2, seed=1), [0, 3, 8], chunk=2)
     assert prune_site._cache_size() == before
+
+
+def test_a_settled_rank_is_kept_to() -> None:
+    sample, kept = random_site(5, 2, outputs=3, seed=0), [0, 2, 3, 5]
+    rank = np.array([2, 0, 4, 1, 3], np.int32)
+    with jax.enable_x64(True):
+        site = site_of(sample, kept, 1, saliency=TaylorSaliency()).replace(rank=jnp.asarray(rank))
+        pruned = PrunedSite(*map(np.asarray, prune_site(site, OBS())))
+        plain = keep_rows(site, jnp.arange(5))
+    for found in (pruned, plain):
+        np.testing.assert_array_equal(found.rank, rank)
+    for count, weights in zip(kept, pruned.weights, strict=True):
+        np.testing.assert_allclose(weights, least_squares(sample, np.flatnonzero(rank < count)), atol=1e-8)

@@ -130,7 +130,9 @@ def rank_by(score: jax.Array) -> jax.Array:
 
 
 def keep_rows(site: Site, rank: jax.Array) -> PrunedSite:
-    """The levels of a site that keep the dense rows of the units of least `rank [U]`, without an update."""
+    """The levels of a site that keep the dense rows of the units of least `rank [U]`, or of the site's own
+    where it is settled, without an update."""
+    rank = rank if site.rank is None else site.rank
     dense = site.weight.astype(site.gram.dtype)
     rows = jnp.repeat(rank, site.unit_size)
     kept = rows < site.kept[:, None]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from tyr_jax import space
+from tyr_jax.components import broken
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
@@ -102,6 +103,14 @@ def realise(
     levels = space.levels_of(grid, kept)
     ranks = devices.fetch(supernet.attn_rank)
     parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())
+    if heads is not None:
+        found = int(level_prices(model.config, pruning, kept[..., None], heads).sum())
+        if parameters != found:
+            raise broken(
+                pruning.pruner,
+                f"keeps other heads than the site's `rank` says, of {parameters:,} parameters in place of "
+                f"{found:,}: it must keep to it where it is given, as `keep_rows` does",
+            )
 
     def written(weights: Any) -> Any:
         """Weights rounded to what they will be written in."""
