@@ -152,23 +152,23 @@ def removal_rank(
 def solve_levels(
     hessian: jax.Array,
     gradient: jax.Array,
+    worth: jax.Array,
     dense: jax.Array,
     rank: jax.Array,
     kept: jax.Array,
-    metric: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S`, zero elsewhere; their
-    relative errors `[E]`, by the `metric [D, D]` of outputs).
+    relative errors `[E]`).
 
-    `hessian [d_in, d_in]` damped, `gradient` and `dense [d_in, D]`, `rank [U]`, `kept [E]` units; in the
-    type of `dense`. With channels in the order of their units' rank, the support of every level is a prefix.
+    `hessian [d_in, d_in]` damped, `gradient` G and `dense [d_in, D]`, `worth` G·M `[d_in, D]` with the metric
+    M of outputs by which errors count, `rank [U]`, `kept [E]` units; in the type of `dense`. With channels in
+    the order of their units' rank, the support of every level is a prefix.
     """
     unit_size = len(dense) // len(rank)
     channels, place = unit_channels(jnp.argsort(rank), unit_size), unit_channels(rank, unit_size)
     # Only rows move, from columns of one device each.
     permuted = devices.place(devices.place(hessian[channels], 1).T, 1)[channels]
     dense = devices.place(dense, 1)
-    worth = gradient if metric is None else devices.place(linalg.matmul(gradient, metric), 1)
     energy = jnp.sum(dense * worth)
 
     def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -206,13 +206,10 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
     return damp(gram, used, scale), inverse, used
 
 
-def by_metric(metric: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays `[d_in, D]` in coordinates of the output in which every change counts alike: times the Cholesky
-    factor of the `metric [D, D]`."""
-    if metric is None:
-        return arrays
-    factor = linalg.factor(metric)
-    return tuple(devices.place(linalg.matmul(array, factor), 0) for array in arrays)
+def by_outputs(array: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`array [d_in, D]` times `matrix [D, D]`, which is on every device then: that is the smaller of the two,
+    and rows of the product come from the same rows of `array`."""
+    return devices.place(linalg.matmul(devices.place(array, 0), devices.everywhere(matrix)), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +228,15 @@ class OBS(LocalPruner):
         # Hs is its own transpose, and of that one, rows are at hand.
         gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
         if site.rank is None:
-            turned = by_metric(site.metric, dense, gradient)
+            # In these coordinates of the output every change counts alike.
+            root = None if site.metric is None else linalg.factor(site.metric)
+            turned = [x if root is None else by_outputs(x, root) for x in (dense, gradient)]
             rank, sound = removal_rank(site, turned[0], turned[1], inverse)
         else:
             rank, sound = site.rank, jnp.isfinite(inverse).all()
-        gradient = devices.place(gradient, 1)
-        weights, error = solve_levels(hessian, gradient, site.weight, rank, site.kept, site.metric)
+        worth = gradient if site.metric is None else by_outputs(gradient, site.metric)
+        gradient, worth = devices.place(gradient, 1), devices.place(worth, 1)
+        weights, error = solve_levels(hessian, gradient, worth, site.weight, rank, site.kept)
         error = jnp.where(sound, error, jnp.nan)
         return PrunedSite(weights, rank, error, used)
 
