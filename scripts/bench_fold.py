@@ -23,7 +23,7 @@ from tyr_jax import space
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import Block, ModelConfig, layer_block
-from tyr_jax.pruning import fold, hessian, supernet
+from tyr_jax.pruning import fold, hessian, stream, supernet
 from tyr_jax.pruning.site import PrunedSite, prune_site
 from tyr_jax.runtime.timing import matmul_rate, medians
 
@@ -69,12 +69,12 @@ def main(bench: Bench) -> None:
     neurons = inputs[ffn].reshape(rows, length, ffn)
     residuals = {n: jnp.array(x) for n in (width, ffn)}
 
-    def collect(kind: int, n: int, statistics: Any = fold.site_statistics) -> jax.Array:
+    def collect(kind: int, n: int, statistics: Any = stream.site_statistics) -> jax.Array:
         units, grams[n] = statistics(block, x, grams[n], None, kind, config)
         return units
 
     def leave(kind: int, n: int, units: jax.Array) -> jax.Array:
-        residuals[n] = fold.add_output(block, residuals[n], units, kind, config)
+        residuals[n] = stream.add_output(block, residuals[n], units, kind, config)
         return residuals[n]
 
     alone = jax.jit(functools.partial(decoder.ffn_units, config=config))

@@ -83,6 +83,12 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     held = fold.weights + fold.supernet
     working = max(row.compiled for row in rows)
     rows.append(Working(f"first supernet, {HELD}", fold.memory - fold.text, held + working))
+    if plan.takes_back(settings):
+        drift, back = memory("ffn: drift"), memory("ffn: drift taken back")
+        pull = plan.FLOAT * plan.site_sizes(config)[1] * config.hidden
+        added = gram + pull + drift.temp_size_in_bytes
+        taken = back.argument_size_in_bytes + back.temp_size_in_bytes
+        rows.append(Working("ffn: drift", plan.drift_working(load), max(added, taken)))
     heads, ffn = plan.site_sizes(config)
     # What stays of the dense model where the search has its own, in the order of removal.
     unused = itemsize * config.depth * config.hidden * (2 * heads + 3 * ffn) / n

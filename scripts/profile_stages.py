@@ -29,7 +29,7 @@ from on_model import OnBatches
 from tyr_jax import space
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import OUTPUTS, layer_block
-from tyr_jax.pruning import fold, hessian
+from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import prune_site
 from tyr_jax.scoring import nested, slopes
@@ -123,7 +123,7 @@ def programs(profile: Profile) -> Iterator[Program]:
     x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
     for kind, size in ((space.ATTENTION, width), (space.FFN, ffn)):
         name, one = space.KINDS[kind], {"kind": kind, "config": config}
-        enter, leave, weight = fold.site_statistics, fold.add_output, block[OUTPUTS[space.KINDS[kind]]]
+        enter, leave, weight = stream.site_statistics, stream.add_output, block[OUTPUTS[space.KINDS[kind]]]
         gram = jnp.zeros((1, size, size))
         yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)

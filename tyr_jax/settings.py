@@ -204,7 +204,9 @@ PRESETS: dict[str, Settings] = {
             evaluation_length=4096,
             evaluation_windows=64,
         ),
-        pruning=PruningSettings(saliency=PAPER_SALIENCY, budget="units", metric="none", damping_scale="mean"),
+        pruning=PruningSettings(
+            saliency=PAPER_SALIENCY, budget="units", metric="none", drift=0.0, damping_scale="mean"
+        ),
         rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
         search=Evolution(),
     ),
@@ -226,6 +228,7 @@ def validate(settings: Settings) -> None:
     check_sizes(data)
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
+    require(0 <= pruning.drift <= 1, "--drift", pruning.drift, "between 0 and 1")
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
     require(pruning.metric_tokens >= 1, "--metric-tokens", pruning.metric_tokens, "at least 1")
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")

@@ -13,7 +13,7 @@ from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
-from tyr_jax.pruning import fold
+from tyr_jax.pruning import stream
 from tyr_jax.pruning.fold import FoldPlan, build_supernet, dealt_anew, level_probabilities
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
@@ -74,11 +74,28 @@ def naive_probabilities(
     return weights
 
 
-def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> dict[str, np.ndarray]:
-    """Algorithm 2 in float64: each level of a site is run by itself, then the residuals are averaged."""
+def naive_drawn_back(
+    weight: np.ndarray, inputs: np.ndarray, x: np.ndarray, drift: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs whose tokens weigh 1 / rms(r), the weight that takes back a share of drift)."""
+    heavy = 1 / np.sqrt(np.mean(x**2, axis=-1)).reshape(-1, 1)
+    inputs = heavy * inputs
+    gram = inputs.T @ inputs
+    own = np.diagonal(gram)
+    damped = gram + np.diag(0.1 * (own + 1e-3 * own.mean()))
+    pull = inputs.T @ (heavy * drift.reshape(len(heavy), -1))
+    return inputs, weight + share * np.linalg.solve(damped, pull)
+
+
+def naive_supernet(
+    world: World, settings: PruningSettings, seed: int = 0, drift: float = 0.0
+) -> dict[str, np.ndarray]:
+    """Algorithm 2 in float64: each level of a site is run by itself, then the residuals are averaged; sites
+    take back a share of `drift`."""
     config, grid = world.config, world.grid(settings)
     kinds = settings.kinds(config)
     x = f64(world.params["embed"])[world.tokens]
+    dense = x
     out: dict[str, list[np.ndarray]] = {"attn_out": [], "mlp_down": [], "attn_rank": [], "mlp_rank": []}
     for layer in range(config.depth):
         block = layer_block(world.params["blocks"], layer)
@@ -88,12 +105,15 @@ def naive_supernet(world: World, settings: PruningSettings, seed: int = 0) -> di
         ):
             units = run(block, x, config)
             flat = units.reshape(-1, np.prod(units.shape[2:]))
+            weight = f64(block[name]).reshape(flat.shape[1], -1)
+            dense = add(block, dense, run(block, dense, config))
+            if drift:
+                flat, weight = naive_drawn_back(weight, flat, x, dense - add(block, x, units), drift)
             kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
             chunk = 1 if kind == ATTENTION else settings.neuron_chunk
             with jax.enable_x64(True):
                 gram = jnp.asarray(flat.T @ flat)
-                weight = jnp.asarray(f64(block[name]).reshape(flat.shape[1], -1))
-                site = settings.site(gram, weight, kept, exists, kinds[kind].units)
+                site = settings.site(gram, jnp.asarray(weight), kept, exists, kinds[kind].units)
                 schedule = removal_schedule(kinds[kind].units, chunk, kept, exists)
                 pruned = prune_site(site.replace(chunk=chunk, schedule=jnp.asarray(schedule)), OBS())
             weights = np.asarray(pruned.weights).reshape(LEVELS, *block[name].shape)
@@ -122,6 +142,27 @@ def assert_same(ours: Supernet, naive: dict[str, np.ndarray]) -> None:
 def test_every_mode_equals_the_naive_fold(mode: Any, world: World) -> None:
     settings = chosen(accumulation=mode)
     assert_same(world.build(settings, seed=7), naive_supernet(world, settings, seed=7))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_taking_back_drift_equals_the_naive_fold(share: float, world: World) -> None:
+    settings = chosen(accumulation="centre")
+    plan = dataclasses.replace(world.plan(settings), drift=share)
+    built = build_supernet(world.params, [world.tokens], plan, batch_tokens=4 * LENGTH)
+    assert_same(built, naive_supernet(world, settings, drift=share))
+
+
+def test_a_model_that_keeps_all_takes_nothing_back(world: World) -> None:
+    """There is no drift then, but for rounding."""
+    settings = chosen(accumulation="centre")
+    every = np.tile([[kind.units] for kind in settings.kinds(world.config)], world.config.depth)
+    grid = space.level_grid(settings.kinds(world.config), every, 1, 0.2)
+    built = build_supernet(
+        world.params, [world.tokens], dataclasses.replace(world.plan(settings, grid), drift=1.0)
+    )
+    np.testing.assert_allclose(
+        built.mlp_down[:, 0], world.params["blocks"]["down"], rtol=1e-3, atol=1e-5 * np.ptp(built.mlp_down)
+    )
 
 
 def test_modes_differ_after_the_first_site_only(world: World) -> None:
@@ -175,13 +216,13 @@ def test_random_levels_are_drawn_among_those_that_exist() -> None:
 
 def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    run = fold.site_statistics
+    run = stream.site_statistics
 
     def counted(block: Any, x: Any, gram: Any, counts: Any, kind: int, config: ModelConfig) -> Any:
         calls.append((kind, x.shape[0]))
         return run(block, x, gram, counts, kind, config)
 
-    monkeypatch.setattr(fold, "site_statistics", counted)
+    monkeypatch.setattr(stream, "site_statistics", counted)
     world.build(chosen())
     assert calls == ([(ATTENTION, 3)] * 2 + [(FFN, 3)] * 2) * world.config.depth
 

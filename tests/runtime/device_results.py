@@ -14,11 +14,12 @@ from tiny import make_tiny_config
 from tyr_jax import space
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.likelihood import Request, log_likelihoods
-from tyr_jax.model.spec import random_params
+from tyr_jax.model.spec import Params, random_params
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
-from tyr_jax.pruning import fisher, fold
+from tyr_jax.pruning import fisher, fold, stream
 from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
 from tyr_jax.scoring import chunking, nested, slopes
 from tyr_jax.scoring.objective import HiddenKL
@@ -41,7 +42,7 @@ def results(number: int) -> dict[str, Any]:
     )
     grid = space.uniform_grid(settings.kinds(config), config.depth, 0.5, 5, 0.125)
     chunking.candidate_tokens = lambda: 2 * LENGTH
-    fold.SHARE_TOKENS = 2 * LENGTH
+    stream.SHARE_TOKENS = 2 * LENGTH
     with devices.in_use(number):
         params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden)
         metrics = fisher.output_metrics(params, calibration, config, 0)
@@ -52,6 +53,7 @@ def results(number: int) -> dict[str, Any]:
         found: dict[str, Any] = {
             "metrics": metrics,
             "supernet": dataclasses.asdict(supernet),
+            "drift": dataclasses.asdict(drawn_back(params, [calibration, openings], plan)),
             "teacher": teacher,
             "quality": (dense, quality.measure(params, windows, config, teacher)),
             "pool": pool,
@@ -77,11 +79,21 @@ def results(number: int) -> dict[str, Any]:
         stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32, scratch=scratch)
         found["metrics on disk"] = fisher.output_metrics(lazy, calibration, config, 0, scratch=scratch)
         found["supernet on disk"] = dataclasses.asdict(stored)
+        found["drift on disk"] = dataclasses.asdict(drawn_back(lazy, [calibration], plan, scratch))
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective
         found["scores from disk"] = nested.score_population(stored, candidates, *rest)
         found["slopes from disk"] = slopes.pool_slopes(stored, candidates[0], *rest)
     return jax.tree.map(np.asarray, found)
+
+
+def drawn_back(
+    params: Params, texts: list[np.ndarray], plan: fold.FoldPlan, scratch: offload.Scratch | None = None
+) -> Supernet:
+    """A supernet whose sites take back drift."""
+    settings = dataclasses.replace(plan.settings, accumulation="centre")
+    plan = dataclasses.replace(plan, settings=settings, drift=1.0)
+    return fold.build_supernet(params, texts, plan, batch_tokens=32, scratch=scratch)
 
 
 def largest_collectives(number: int) -> dict[str, tuple[int, str]]:

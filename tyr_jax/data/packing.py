@@ -75,7 +75,7 @@ class DataSpec:
     tokens of every sequence and window.
     """
 
-    calibration: tuple[str, ...] = ("builtin",)
+    calibration: tuple[str, ...] = ("builtin", "self")
     """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (text that CPython carries),
     `self` (text that the model writes itself), a .txt, .jsonl or .parquet file, or a hub dataset
     name[:config][:split][:column]. A part of each but `self` is held out for evaluation."""

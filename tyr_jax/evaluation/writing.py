@@ -19,12 +19,21 @@ from tyr_jax.evaluation.generation import KeysValues, decode_layer
 from tyr_jax.model import decoder, prediction
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
+from tyr_jax.runtime.batches import batches
 
 SLOTS = 64
 """A cache has a multiple of so many slots."""
 
+SEQUENCES = 128
+"""Sequences that a device writes at a time: their caches are in its memory."""
+
 SEGMENT = 64
 """Tokens that a sequence gets in one call of the program, which one is told of."""
+
+
+def cache_slots(length: int) -> int:
+    """Slots of a cache for so many tokens."""
+    return -(-length // SLOTS) * SLOTS
 
 
 def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> tuple[KeysValues, ...]:
@@ -106,14 +115,17 @@ def write_texts(
         temperature: divides the logits.
         on_tokens: told the tokens done.
     """
-    filled = -(-sequences // devices.count()) * devices.count()
-    keys = devices.place(jnp.asarray(prediction.sequence_keys(seed, filled)))
-    slots = -(-length // SLOTS) * SLOTS
-    cache = empty_cache(config, filled, slots, params["embed"].dtype)
-    written = devices.place(jnp.full((filled, length + 1), separator, jnp.int32))
-    for first in range(0, length, SEGMENT):
-        count = min(SEGMENT, length - first)
-        cache, written = write(params, cache, written, keys, jnp.int32(first), config, temperature, count)
-        jax.block_until_ready(written)
-        on_tokens(sequences * count)
-    return devices.fetch(written)[:sequences, 1:]
+    keys = prediction.sequence_keys(seed, sequences)
+    groups = batches(np.broadcast_to(0, (sequences, length)), SEQUENCES * length)
+    texts = [np.zeros((0, length), np.int32)]
+    for group in groups:
+        own = devices.place(jnp.asarray(keys[group.indices]))
+        cache = empty_cache(config, len(group.indices), cache_slots(length), params["embed"].dtype)
+        written = devices.place(jnp.full((len(group.indices), length + 1), separator, jnp.int32))
+        for first in range(0, length, SEGMENT):
+            count = min(SEGMENT, length - first)
+            cache, written = write(params, cache, written, own, jnp.int32(first), config, temperature, count)
+            jax.block_until_ready(written)
+            on_tokens(group.real * count)
+        texts.append(devices.fetch(written)[: group.real, 1:])
+    return np.concatenate(texts)

@@ -12,7 +12,8 @@ import numpy as np
 import tyro
 
 from tyr_jax.components import guarded
-from tyr_jax.data import OPENING
+from tyr_jax.data import OPENING, to_write
+from tyr_jax.evaluation import writing
 from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
@@ -165,9 +166,11 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
     models = targets * (2 if searching else 1)
     refits = level if settings.rounds.refit or not searching else level * levels
     whole = load._replace(n=1, settings=dataclasses.replace(settings, offload=False))
+    # Those kept, those that take their place, and those that are worked with.
+    streams = (3 if settings.offload else 2) * (2 if takes_back(settings) else 1)
     return {
         "supernet": levels * level,
-        "residuals": (3 if settings.offload else 2) * itemsize * calibration_tokens(settings) * config.hidden,
+        "residuals": streams * itemsize * calibration_tokens(settings) * config.hidden,
         "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
@@ -278,8 +281,40 @@ def site_working(load: Load) -> float:
     return weights + max(4 * columns + metric, 2 * columns + gathered(size * config.hidden, load))
 
 
+def drift_working(load: Load) -> float:
+    """Bytes at work when drift at an FFN's site is added up, Xᵀd beside XᵀX; or when it is taken back: a
+    device's columns of XᵀX, of Hs and of what becomes of it, of the weights, and its own Xᵀd."""
+    config, _, _, n = load
+    size = site_sizes(config)[1]
+    pull = FLOAT * size * config.hidden
+    return max(statistics_working(load) + pull, 3 * FLOAT * size**2 / n + pull + pull / n)
+
+
+def last_pruning_need(load: Load) -> Need:
+    """What pruning to an answer needs: a fold of one level, in which drift may be taken back."""
+    config, settings, itemsize, n = load
+    single = fold_need("last pruning", 1, load)
+    if not takes_back(settings):
+        return single
+    tokens, length = calibration_tokens(settings), settings.data.sequence_length
+    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
+    hidden = config.hidden
+    sites = sum(2 * size * (2 * tokens * hidden + size * (size + hidden)) for size in site_sizes(config))
+    flops = tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
+    return single._replace(
+        text=single.text + held * itemsize * hidden / n,
+        working=max(single.working, drift_working(load)),
+        flops=single.flops + flops,
+    )
+
+
+def takes_back(settings: Settings) -> bool:
+    """Whether the last pruning takes back drift."""
+    return settings.pruning.drift > 0 and (settings.rounds.refit or not settings.rounds.rounds)
+
+
 def fold_need(name: str, levels: int, load: Load) -> Need:
-    """What building a supernet of so many levels needs; of one level, pruning to an answer."""
+    """What building a supernet of so many levels needs."""
     config, settings, itemsize, n = load
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     supernet = share_held(levels * level_bytes(config, itemsize) / n, load)
@@ -308,6 +343,23 @@ def metric_need(load: Load) -> Need:
     flops += len(KINDS) * config.depth * gram_flops(config.hidden, tokens)
     weights = weight_bytes(load) + metric_bytes(load)
     return Need("what outputs count for", weights, 0, 0, working, flops)
+
+
+def writing_need(load: Load) -> Need | None:
+    """What the text takes that the model writes itself, if it does: a token at a time, with the keys and
+    values of all tokens before."""
+    config, settings, itemsize, n = load
+    asked = to_write(settings.data)
+    if asked is None:
+        return None
+    count, length = asked
+    together = min(-(-count // n), writing.SEQUENCES)
+    numbers = config.depth * 2 * config.dense_shape.kv_heads * config.head_dim
+    cache = itemsize * together * writing.cache_slots(length) * numbers
+    scores = 2 * FLOAT * together * config.dense_shape.heads * length
+    working = cache + max(layer_working(together, 1, load) + scores, head_working(together, load))
+    flops = model_flops(config, unit_counts(config), count * length, length)
+    return Need("text that the model writes", weight_bytes(load), 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:
@@ -405,9 +457,11 @@ def needs(load: Load) -> list[tuple[Need, int]]:
     settings = load.settings
     targets, rounds = len(settings.sparsity), settings.rounds
     sparsity = min(settings.sparsity)
-    single = fold_need("last pruning", 1, load)
+    single = last_pruning_need(load)
     evaluation = evaluation_need(sparsity, load)
-    dense = [(answers_need(load), 1), (metric_need(load), int(settings.pruning.metric != "none"))]
+    written = writing_need(load)
+    dense = [(written, 1)] if written else []
+    dense += [(answers_need(load), 1), (metric_need(load), int(settings.pruning.metric != "none"))]
     if not rounds.rounds:
         stages = [*dense, (single, targets), (evaluation, targets)]
         return [(need, times) for need, times in stages if times]

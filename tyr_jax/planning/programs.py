@@ -20,7 +20,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import planned_grid, planned_space
-from tyr_jax.pruning import fisher, fold, hessian, linalg, obs, supernet
+from tyr_jax.pruning import fisher, hessian, linalg, obs, stream, supernet
 from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
@@ -76,7 +76,7 @@ def site_stages(
     size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
     gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
-    statistics = Program(f"{KINDS[kind]}: statistics", fold.site_statistics, (block, x, gram, None), static)
+    statistics = Program(f"{KINDS[kind]}: statistics", stream.site_statistics, (block, x, gram, None), static)
     inputs = devices.place(statistics.result()[0])
     total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
@@ -102,7 +102,31 @@ def site_stages(
         statistics,
         total,
         prune,
-        Program(f"{KINDS[kind]}: residual", fold.add_output, (block, x, inputs), static),
+        *drift_stages(kind, block, x, inputs, matrix, xtx, config),
+        Program(f"{KINDS[kind]}: residual", stream.add_output, (block, x, inputs), static),
+    ]
+
+
+def drift_stages(
+    kind: int,
+    block: Block,
+    x: ShapeDtypeStruct,
+    units: ShapeDtypeStruct,
+    weight: ShapeDtypeStruct,
+    gram: ShapeDtypeStruct,
+    config: ModelConfig,
+) -> list[Program]:
+    """What it takes to follow the dense model past a site, and to take drift back there, in the last pruning:
+    of residuals `x [B, T, D]`, the `units [B, T, ...]` that enter `weight [d_in, D]`, and their XᵀX."""
+    pull = devices.place(ShapeDtypeStruct((devices.count(), *weight.shape), jnp.float32))
+    weights = devices.place(ShapeDtypeStruct(x.shape[:2], jnp.float32))
+    follow = block, x, units, weights, x, pull
+    static = {"kind": kind, "config": config}
+    back = weight, gram, pull, ShapeDtypeStruct((), jnp.float32)
+    blocks = (-(-weight.shape[0] // linalg.BLOCK),)
+    return [
+        Program(f"{KINDS[kind]}: drift", stream.follow_dense, follow, static),
+        Program(f"{KINDS[kind]}: drift taken back", stream.drawn_back, back, {}, blocks),
     ]
 
 

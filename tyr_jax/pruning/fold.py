@@ -10,7 +10,6 @@ Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N`
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
-from tyr_jax.pruning import hessian
+from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import PrunedSite, prune_site
 from tyr_jax.pruning.supernet import (
@@ -37,9 +36,6 @@ from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch, on_disk
 from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
-
-SHARE_TOKENS = 4096
-"""Tokens of the first batch that tell how much of the residual stream a site's output is."""
 
 
 def level_probabilities(
@@ -66,19 +62,21 @@ def level_probabilities(
 class Fold(NamedTuple):
     """Where a fold over the blocks stands: the supernet, of which layers `done` on are still empty, and the
     residuals `[B, T, D]`, one for each batch of calibration text, that enter the next, on devices or on disk;
-    the first `real` sequences of each count."""
+    the first `real` sequences of each count. Where drift is taken back, those of the `dense` model too."""
 
     supernet: Supernet
     done: int
     residual: list[Any]
     real: list[int]
+    dense: list[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldPlan:
     """What a fold is to do: for a model of `config`, prune every site to the levels of `grid` as `settings`
     say; `seed` is that of the `random` mode of accumulation, `metrics [L, 2, D, D]` those of the sites'
-    outputs, if they have any, and `heads [L, U]` the ranks of attention's units, where they are settled."""
+    outputs, if they have any, `heads [L, U]` the ranks of attention's units, where they are settled, and
+    `drift` the share of it that every site takes back."""
 
     config: ModelConfig
     grid: LevelGrid
@@ -86,6 +84,7 @@ class FoldPlan:
     seed: int = 0
     metrics: Any = None
     heads: np.ndarray | None = None
+    drift: float = 0.0
 
     def rank(self, kind: int, layer: int) -> jax.Array | None:
         """That of a site's units `[U]`, where it is settled."""
@@ -100,85 +99,32 @@ class FoldPlan:
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
 
-def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
-    activations `[B, T, F]`."""
-    if kind == ATTENTION:
-        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-    return decoder.ffn_units(block, x, config)
-
-
-Statistics = tuple[jax.Array, jax.Array]
-"""What enters a site, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
-
-
-@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
-def site_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None, kind: int, config: ModelConfig
-) -> Statistics:
-    """What enters the site of a kind, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX,
-    in place; sequences count `counts [B]` times there, or once."""
-
-    def collect(block: Block, x: jax.Array, gram: jax.Array, counts: jax.Array | None) -> Statistics:
-        units = site_units(kind, block, x, config)
-        inputs = units.reshape(*x.shape[:2], -1)
-        if counts is not None:
-            inputs = inputs * counts[:, None, None].astype(inputs.dtype)
-        # With its first axis: to go without and with it again, the TPU compiler would copy it twice.
-        return units, hessian.update(gram, inputs)
-
-    return devices.divided(collect, whole=1)(block, x, gram, counts)
-
-
-@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="x")
-def add_output(
-    block: Block, x: jax.Array, units: jax.Array | None, kind: int, config: ModelConfig
-) -> jax.Array:
-    """Residual behind the site of a kind, with the output projection of `block`, in place of `x [B, T, D]`,
-    from what enters the site, or from `x` alone."""
-    output = (decoder.attention_output, decoder.ffn_output)[kind]
-
-    def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
-        return x + output(block, site_units(kind, block, x, config) if units is None else units)
-
-    return devices.divided(add, whole=1)(block, x, units)
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def output_share(
-    weight: jax.Array, x: jax.Array, units: jax.Array, metric: jax.Array | None, count: int
-) -> jax.Array:
-    """What a site's output counts for, from the first `count` sequences of `x [B, T, D]` and of what enters
-    `weight`: by the `metric [D, D]`, as the mean over tokens of ½ yᵀ·metric·y in nats; without one, as that
-    of ‖y‖² / ‖residual‖²."""
-    x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
-    out = inputs @ weight
-    if metric is not None:
-        return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
-    return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
-
-
 def begin_fold(
     params: Params,
     supernet: Supernet,
     texts: Sequence[np.ndarray],
     batch_tokens: int = BATCH_TOKENS,
     scratch: Scratch | None = None,
+    follow: bool = False,
 ) -> Fold:
     """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
     `batch_tokens` run at a time, in whole sequences; `supernet` is empty. With `scratch`, residuals are on
-    disk."""
+    disk; those of the dense model are kept too if it is to `follow` them."""
     read = [(tokens[rows.indices], rows.real) for tokens in texts for rows in batches(tokens, batch_tokens)]
-    embedded = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
     real = [real for _, real in read]
-    if scratch is None:
-        return Fold(supernet, 0, list(embedded), real)
-    table = params["embed"]
-    shapes = [jax.ShapeDtypeStruct((*tokens.shape, table.shape[1]), table.dtype) for tokens, _ in read]
-    residual = scratch.empty(shapes)
-    for target, x in zip(residual, embedded, strict=True):
-        target[...] = devices.fetch(x)
-    return Fold(supernet, 0, residual, real)
+
+    def embedded() -> list[Any]:
+        arrays = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
+        if scratch is None:
+            return list(arrays)
+        table = params["embed"]
+        shapes = [jax.ShapeDtypeStruct((*tokens.shape, table.shape[1]), table.dtype) for tokens, _ in read]
+        residual = scratch.empty(shapes)
+        for target, x in zip(residual, arrays, strict=True):
+            target[...] = devices.fetch(x)
+        return residual
+
+    return Fold(supernet, 0, embedded(), real, embedded() if follow else None)
 
 
 def dealt_anew(
@@ -196,44 +142,64 @@ def dealt_anew(
     return batched, counts
 
 
-def collect(
-    kind: int, block: Block, fold: Fold, size: int, config: ModelConfig
-) -> tuple[list[jax.Array | None], jax.Array]:
-    """What enters the site of a kind, of `size` channels, of all batches (of the first alone where residuals
-    are on disk), and its XᵀX in the parts `[n, d_in, d_in]` of n devices."""
+class Entering(NamedTuple):
+    """What enters a site: `units` of all batches (of the first alone where residuals are on disk), its XᵀX in
+    the parts `gram [n, d_in, d_in]` of n devices, and Xᵀd in the parts `pull [n, d_in, D]`, if drift is to be
+    taken back."""
+
+    units: list[jax.Array | None]
+    gram: jax.Array
+    pull: jax.Array | None
+
+
+def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig) -> tuple[Entering, Fold]:
+    """What enters the site of a kind, of `size` channels, and the fold with the dense model's residuals
+    behind it in place of those before, if they are followed."""
     stays, gram = on_disk(fold.residual), devices.copies(hessian.init(size))
+    dense = None if fold.dense is None else list(fold.dense)
+    pull = None if dense is None else devices.copies(jnp.zeros((size, config.hidden)))
     units: list[jax.Array | None] = []
-    for x, count in zip(fold.residual, fold.real, strict=True):
-        counts = None if count == len(x) else jnp.arange(len(x)) < count
+    for index, (x, real) in enumerate(zip(fold.residual, fold.real, strict=True)):
         x = devices.place(jnp.array(x)) if stays else x
-        unit, gram = site_statistics(block, x, gram, counts, kind, config)
+        plain = dense is None and real == len(x)
+        weights = None if plain else stream.token_weights(x, jnp.int32(real), even=dense is None)
+        unit, gram = stream.site_statistics(block, x, gram, weights, kind, config)
+        if dense is not None:
+            before = devices.place(jnp.array(dense[index])) if stays else dense[index]
+            after, pull = stream.follow_dense(block, x, unit, weights, before, pull, kind, config)
+            if stays:
+                dense[index][...] = devices.fetch(after)
+            else:
+                dense[index] = after
         units.append(None if stays and units else unit)
-    return units, gram
+    return Entering(units, gram, pull), fold._replace(dense=dense)
 
 
 def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: ModelConfig) -> Fold:
     """The fold with the residuals behind the site of a kind in place of those before it."""
     pairs = zip(fold.residual, units, strict=True)
     if not on_disk(fold.residual):
-        return fold._replace(residual=[add_output(block, x, unit, kind, config) for x, unit in pairs])
+        return fold._replace(residual=[stream.add_output(block, x, unit, kind, config) for x, unit in pairs])
     for x, unit in pairs:
-        x[...] = devices.fetch(add_output(block, devices.place(jnp.array(x)), unit, kind, config))
+        x[...] = devices.fetch(stream.add_output(block, devices.place(jnp.array(x)), unit, kind, config))
     return fold
 
 
 def prune_kind(
-    kind: int, layer: int, gram: jax.Array, weight: jax.Array, plan: FoldPlan
+    kind: int, layer: int, entering: Entering, weight: jax.Array, plan: FoldPlan
 ) -> tuple[PrunedSite, jax.Array]:
-    """The pruned site of a kind in a layer, and the weight `[d_in, D]` that its output is passed on with,
-    W̄ of Eq. 5.
+    """The pruned site of a kind in a layer, of dense `weight [d_in, D]`, and the weight `[d_in, D]` that its
+    output is passed on with, W̄ of Eq. 5.
 
     Raises:
         UserError: the site's Hessian is not finite; names the site.
     """
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
-    known = plan.metric(kind, layer), plan.rank(kind, layer)
-    made = settings.site(hessian.finish(gram), weight, kept, exists, units, *known)
+    gram, known = hessian.finish(entering.gram), (plan.metric(kind, layer), plan.rank(kind, layer))
+    if entering.pull is not None:
+        weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
+    made = settings.site(gram, weight, kept, exists, units, *known)
     site = prune_site(made, settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
         raise UserError(
@@ -262,18 +228,19 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     layer, config = fold.done, plan.config
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.spread(block, config.hidden)
-    count = min(fold.real[0], max(1, SHARE_TOKENS // fold.residual[0].shape[1]))
+    count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
         weight = block[projection]
         dense = weight.reshape(-1, config.hidden)
-        units, gram = collect(kind, block, fold, len(dense), config)
-        site, passed = prune_kind(kind, layer, gram, dense, plan)
+        entering, fold = collect(kind, block, fold, len(dense), config)
+        site, passed = prune_kind(kind, layer, entering, dense, plan)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
-        share = output_share(dense, fold.residual[0], units[0], plan.metric(kind, layer), count)
+        first, metric = entering.units[0], plan.metric(kind, layer)
+        share = stream.output_share(dense, fold.residual[0], first, metric, count)
         passed_block = block | {projection: passed.reshape(weight.shape)}
-        fold = pass_on(kind, passed_block, fold, units, config)
+        fold = pass_on(kind, passed_block, fold, entering.units, config)
         sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
@@ -316,7 +283,7 @@ def build_supernet(
     fold = begun
     if fold is None:
         empty = empty_supernet(params["blocks"]["o"].dtype, plan.config, plan.grid, plan.settings, scratch)
-        fold = begin_fold(params, empty, texts, batch_tokens, scratch)
+        fold = begin_fold(params, empty, texts, batch_tokens, scratch, plan.drift > 0)
     while fold.done < plan.config.depth:
         fold = fold_block(params, fold, plan, on_site)
         on_block(fold)

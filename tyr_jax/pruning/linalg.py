@@ -61,6 +61,13 @@ def prefix_solutions(
     return jax.lax.platform_dependent(hessian, right, counts, cpu=by_factor, default=by_sweeps)
 
 
+def solve(hessian: jax.Array, right: jax.Array) -> jax.Array:
+    """`H⁻¹ G [d, D]` of a symmetric positive definite `hessian [d, d]` and `right [d, D]`."""
+    size = len(hessian)
+    (solution,) = prefix_solutions(hessian, right, jnp.array([size]), (size,), lambda _, found: found)
+    return solution
+
+
 def inverse_by_factor(hessian: jax.Array) -> jax.Array:
     """`inverse`, by a Cholesky factor."""
     # LAPACK's order is by columns, which of a symmetric matrix are its rows.

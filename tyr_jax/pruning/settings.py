@@ -39,6 +39,9 @@ class PruningSettings:
     paper)."""
     metric_tokens: int = 16384
     """Tokens of the calibration text that `--metric fisher` is taken on."""
+    drift: float = 0.5
+    """Share of the drift that the last pruning takes back: of what all sites before a site have made of the
+    residual stream, beside the dense model's. 0 lets it stand (the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"

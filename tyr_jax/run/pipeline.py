@@ -92,14 +92,16 @@ def realise(
     site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
     uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
     supernet of `grid`, in which the distribution was found (None where none was built). As many parameters as
-    it was found to have it keeps: its heads are those of least rank in `heads [L, U]`, if given.
+    it was found to have it keeps: its heads are those of least rank in `heads [L, U]`, if given. As it is
+    pruned for the last time, its sites take back the drift.
     """
     model, settings = dense.model, run.settings
-    pruning = settings.pruning
+    pruning, drift = settings.pruning, 0.0
     if settings.rounds.refit or grid is None:
+        drift = pruning.drift
         grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
         pruning = dataclasses.replace(pruning, accumulation="centre")
-    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"), heads)
+    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"), heads, drift)
     levels = space.levels_of(grid, kept)
     ranks = devices.fetch(supernet.attn_rank)
     parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())

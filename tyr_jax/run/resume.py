@@ -107,7 +107,8 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     of those before; the last block's nobody needs."""
     layer = fold.done - 1
     store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
-    residual = fold.residual if fold.done < depth else None
+    # The dense model's come behind the pruned one's.
+    residual = [*fold.residual, *(fold.dense or [])] if fold.done < depth else None
     store.save_step("residual", layer, residual, {"real": fold.real, "devices": devices.count()})
 
 
@@ -126,11 +127,18 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch
         with store.reading(f"sites-{index}"):
             supernet = with_layer(supernet, index, saved.arrays)
     arrays, real = residual.arrays or [], residual.facts["real"]
+    streams = [arrays[first : first + len(real)] for first in range(0, len(arrays), max(1, len(real)))]
     if arrays and residual.facts["devices"] != devices.count():
         with store.reading(f"residual-{layer}"):
-            arrays, real = dealt_anew(arrays, real)
-    arrays = scratch.keep(arrays) if scratch else devices.place([jnp.asarray(x) for x in arrays])
-    return Fold(supernet, layer + 1, arrays, real)
+            anew = [dealt_anew(stream, real) for stream in streams]
+            streams, real = [stream for stream, _ in anew], anew[0][1]
+
+    def placed(stream: Any) -> Any:
+        return scratch.keep(stream) if scratch else devices.place([jnp.asarray(x) for x in stream])
+
+    # Behind the last block, no stream is needed.
+    pruned = placed(streams[0]) if streams else []
+    return Fold(supernet, layer + 1, pruned, real, placed(streams[1]) if len(streams) > 1 else None)
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

@@ -65,9 +65,10 @@ def fold(
     name: str,
     store: Store,
     heads: np.ndarray | None = None,
+    drift: float = 0.0,
 ) -> Supernet:
     """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks. `heads`
-    are the ranks `[L, U]` of attention's units where they are settled."""
+    are the ranks `[L, U]` of attention's units where they are settled; sites take back a share of `drift`."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
@@ -85,7 +86,7 @@ def fold(
         return build_supernet(
             model.params,
             (dense.splits.calibration, dense.splits.openings),
-            FoldPlan(model.config, grid, pruning, run.settings.seed, dense.metrics, heads),
+            FoldPlan(model.config, grid, pruning, run.settings.seed, dense.metrics, heads, drift),
             scratch=run.scratch,
             begun=begun,
             on_site=on_site,

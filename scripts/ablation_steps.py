@@ -1,0 +1,167 @@
+"""What each step from the paper's local pruning to the default is worth, alone and on top of the ones before.
+
+Uniform models, at the block parameters that `--budget units` leaves at each sparsity, on text of domains that
+layers were pruned on and of others. Rerun:
+
+  python scripts/ablation_steps.py --evaluation wikitext-2-raw-test.txt news.txt
+"""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markdown_table import print_header, print_row
+
+from tyr_jax.cli import command
+from tyr_jax.errors import UserError
+from tyr_jax.files import write_json
+from tyr_jax.io.checkpoint import load_model
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.options import as_json
+from tyr_jax.pruning.prices import level_prices
+from tyr_jax.pruning.target import target_of
+from tyr_jax.run import pipeline, prepare
+from tyr_jax.settings import PRESETS, WIKITEXT, Settings
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.progress import Progress
+
+STEPS: dict[str, dict[str, Any]] = {
+    "budget of parameters": {"budget": "parameters"},
+    "errors in nats": {"metric": "fisher"},
+    "drift taken back": {"drift": PRESETS["standard"].pruning.drift},
+    "own text": {"calibration": PRESETS["standard"].data.calibration},
+}
+"""The settings that each changes, in the order in which they are added up."""
+
+BEFORE: dict[str, Any] = {"budget": "units", "metric": "none", "drift": 0.0, "calibration": ("builtin",)}
+"""The same settings without any of them."""
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """What each row of the table sets."""
+    found, added = {"before": BEFORE}, dict(BEFORE)
+    for name, change in STEPS.items():
+        if added != BEFORE:
+            found[f"{name} alone"] = BEFORE | change
+        added |= change
+        found[f"+ {name}"] = dict(added)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What to compare, and on what."""
+
+    model: str = "builtin"
+    """The dense model."""
+    sparsities: tuple[float, ...] = (0.25, 0.5)
+    """Shares of heads and neurons removed from every layer; other budgets get as many parameters."""
+    evaluation: tuple[str, ...] = (WIKITEXT,)
+    """Texts to measure on, beside what is held out of the calibration text."""
+    calibration_tokens: int = 16384
+    """Tokens that layers are pruned on."""
+    windows: int = 4
+    """Windows of 1024 tokens of each text to measure on."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the calibration text."""
+    results: Path = Path("runs/ablation_steps.json")
+    """Where results are kept; those that are there already are not computed again, unless they were made with
+    other settings: then another file is asked for."""
+
+
+def settings_of(ablation: Ablation, config: ModelConfig, changes: dict[str, Any], seed: int) -> Settings:
+    """Those of a run of one variant."""
+    base = PRESETS["standard"]
+    changes = dict(changes)
+    data = dataclasses.replace(
+        base.data,
+        calibration=changes.pop("calibration"),
+        calibration_tokens=ablation.calibration_tokens,
+        search_tokens=0,
+        evaluation=ablation.evaluation,
+        evaluation_length=1024,
+        evaluation_windows=ablation.windows,
+    )
+    sparsity = ablation.sparsities
+    if changes["budget"] == "parameters":
+        sparsity = tuple(as_parameters(each, config) for each in sparsity)
+    return dataclasses.replace(
+        base,
+        model=ablation.model,
+        sparsity=sparsity,
+        seed=seed,
+        data=data,
+        pruning=dataclasses.replace(base.pruning, **changes),
+        rounds=dataclasses.replace(base.rounds, rounds=0),
+    )
+
+
+def as_parameters(sparsity: float, config: ModelConfig) -> float:
+    """The share of the blocks' parameters that goes with a `sparsity` of heads and neurons."""
+    units = dataclasses.replace(PRESETS["standard"].pruning, budget="units")
+    kept = target_of(config, units, sparsity).kept
+    ranks = np.tile(np.arange(units.kinds(config)[0].units), (config.depth, 1))
+    left = int(level_prices(config, units, kept[..., None], ranks).sum())
+    return 1 - left / count_parameters(config)[0]
+
+
+def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progress) -> dict[str, Any]:
+    """Block parameters, and KL and perplexity by text, of the uniform model at each of the sparsities."""
+    with EventLog() as events:
+        run = prepare.Run(settings, progress, events)
+        outcomes = list(pipeline.prune_prepared(run, prepare.prepare(run)))
+    return {
+        f"{sparsity:g}": {
+            "parameters": outcome.uniform.block_parameters,
+            "texts": {name: quality.as_json() for name, quality in outcome.uniform.quality.items()},
+        }
+        for sparsity, outcome in zip(sparsities, outcomes, strict=True)
+    }
+
+
+def print_markdown(results: dict[str, Any], ablation: Ablation) -> None:
+    """Print a table per sparsity: of every text the medians over seeds of KL and perplexity, and the span of
+    KL."""
+    for sparsity in (f"{each:g}" for each in ablation.sparsities):
+        texts = list(results[f"before, seed {ablation.seeds[0]}"][sparsity]["texts"])
+        print_header(f"at {sparsity}", "parameters, M", *(f"{text}: KL (span), perplexity" for text in texts))
+        for variant in variants():
+            rows = [results[f"{variant}, seed {seed}"][sparsity] for seed in ablation.seeds]
+            cells = []
+            for text in texts:
+                kl = [row["texts"][text]["kl"] for row in rows]
+                perplexity = statistics.median(row["texts"][text]["perplexity"] for row in rows)
+                span = f"{min(kl):.3f}–{max(kl):.3f}"
+                cells.append(f"{statistics.median(kl):.3f} ({span}), {perplexity:.1f}")
+            size = statistics.median(row["parameters"] for row in rows) / 1e6
+            print_row(variant, f"{size:.1f}", *cells)
+
+
+def main(ablation: Ablation) -> None:
+    """Compute what is missing, then print the tables."""
+    common = dataclasses.replace(ablation, seeds=(), results=Path())
+    settings = json.loads(json.dumps(as_json(common)))
+    kept: dict[str, Any] = {"settings": settings, "results": {}}
+    if ablation.results.is_file():
+        kept = json.loads(ablation.results.read_text())
+        if kept["settings"] != settings:
+            raise UserError(f"{ablation.results} was made with other settings; name another with --results")
+    results = kept["results"]
+    ablation.results.parent.mkdir(parents=True, exist_ok=True)
+    config = load_model(ablation.model).config
+    with Progress() as progress:
+        for seed in ablation.seeds:
+            for variant, changes in variants().items():
+                if (name := f"{variant}, seed {seed}") not in results:
+                    progress.log(name)
+                    asked = settings_of(ablation, config, changes, seed)
+                    results[name] = measure(asked, ablation.sparsities, progress)
+                    write_json(ablation.results, kept)
+    print_markdown(results, ablation)
+
+
+if __name__ == "__main__":
+    command.execute(main, Ablation, None, prog="scripts/ablation_steps.py", description=__doc__)

@@ -1,0 +1,142 @@
+"""The residual stream at a site: what enters it, its statistics, and the stream behind it, of one batch.
+
+A site that is only to do on the pruned stream what it did before lets the errors of all sites before it
+stand. The dense model's own stream, followed beside the pruned one, tells what they have come to behind a
+site: the drift `d = r_dense − r_pruned`. Fitted to its old output and a share of the drift, a site has the
+weights `W + (Hs + Λ)⁻¹ Xᵀd · share`, and is pruned from those.
+
+The next norm divides a residual a hundred times as large by a hundred, yet among squares its token counts ten
+thousandfold. Where drift is taken back, tokens weigh 1 / rms(r) in X and d, for that not to rule the fit.
+
+Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim, `F` FFN width, `n` devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig
+from tyr_jax.pruning import hessian, linalg
+from tyr_jax.runtime import devices
+from tyr_jax.space import ATTENTION
+
+SHARE_TOKENS = 4096
+"""Tokens of the first batch that tell how much of the residual stream a site's output is."""
+
+DRIFT_DAMPING = 0.1
+"""λ of Λ as a fraction of the diagonal of XᵀX, channel by channel, where drift is taken back."""
+
+
+def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
+    activations `[B, T, F]`."""
+    if kind == ATTENTION:
+        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
+    return decoder.ffn_units(block, x, config)
+
+
+Statistics = tuple[jax.Array, jax.Array]
+"""What enters a site, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
+def site_statistics(
+    block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None, kind: int, config: ModelConfig
+) -> Statistics:
+    """What enters the site of a kind, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX,
+    in place; of tokens that weigh as `weights [B, T]` say there, or 1."""
+
+    def collect(block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None) -> Statistics:
+        units = site_units(kind, block, x, config)
+        # With its first axis: to go without and with it again, the TPU compiler would copy it twice.
+        return units, hessian.update(gram, weighed(units, weights))
+
+    return devices.divided(collect, whole=1)(block, x, gram, weights)
+
+
+def weighed(units: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """`units [B, T, ...]` as X `[B, T, d_in]`, of tokens that weigh as `weights [B, T]` say, or 1."""
+    inputs = units.reshape(*units.shape[:2], -1)
+    return inputs if weights is None else inputs * weights[..., None].astype(inputs.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="even")
+def token_weights(x: jax.Array, real: jax.Array, even: bool) -> jax.Array:
+    """What tokens of residuals `x [B, T, D]` weigh, `[B, T]` in float32: 1 / rms(r), or 1 if all do `even`ly;
+    0 beyond the first `real` sequences."""
+    wide = x.astype(jnp.float32)
+    square = jnp.ones(x.shape[:2]) if even else jnp.mean(wide * wide, axis=-1)
+    counts = jnp.arange(len(x)) < real
+    return jnp.where(counts[:, None], jax.lax.rsqrt(square), 0.0)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="x")
+def add_output(
+    block: Block, x: jax.Array, units: jax.Array | None, kind: int, config: ModelConfig
+) -> jax.Array:
+    """Residual behind the site of a kind, with the output projection of `block`, in place of `x [B, T, D]`,
+    from what enters the site, or from `x` alone."""
+    output = (decoder.attention_output, decoder.ffn_output)[kind]
+
+    def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
+        return x + output(block, site_units(kind, block, x, config) if units is None else units)
+
+    return devices.divided(add, whole=1)(block, x, units)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def output_share(
+    weight: jax.Array, x: jax.Array, units: jax.Array, metric: jax.Array | None, count: int
+) -> jax.Array:
+    """What a site's output counts for, from the first `count` sequences of `x [B, T, D]` and of what enters
+    `weight`: by the `metric [D, D]`, as the mean over tokens of ½ yᵀ·metric·y in nats; without one, as that
+    of ‖y‖² / ‖residual‖²."""
+    x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
+    out = inputs @ weight
+    if metric is not None:
+        return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
+    return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames=("dense", "pull"))
+def follow_dense(
+    block: Block,
+    x: jax.Array,
+    units: jax.Array,
+    weights: jax.Array,
+    dense: jax.Array,
+    pull: jax.Array,
+    kind: int,
+    config: ModelConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """(the dense model's residual behind the site of a kind, in place of `dense [B, T, D]` before it, and
+    `pull [n, d_in, D]` with the batch's Xᵀd, in place).
+
+    `block` has the dense weights; `x [B, T, D]` is the pruned residual before the site, `units [B, T, ...]`
+    what enters it from there, of tokens that weigh as `weights [B, T]` say.
+    """
+    output = (decoder.attention_output, decoder.ffn_output)[kind]
+
+    def follow(
+        block: Block, x: jax.Array, units: jax.Array, weights: jax.Array, dense: jax.Array, pull: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        after = dense + output(block, site_units(kind, block, dense, config))
+        drift = after.astype(jnp.float32) - (x + output(block, units)).astype(jnp.float32)
+        inputs = weighed(units, weights).astype(jnp.float32)
+        return after, pull + linalg.matmul(_by_token(inputs).T, _by_token(weights[..., None] * drift))
+
+    return devices.divided(follow, whole=1)(block, x, units, weights, dense, pull)
+
+
+def _by_token(array: jax.Array) -> jax.Array:
+    return array.reshape(-1, array.shape[-1])
+
+
+@jax.jit
+def drawn_back(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
+    """A site's `weight [d_in, D]` fitted to take back a `share` of the drift, from XᵀX `gram [d_in, d_in]`
+    and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
+    change = linalg.solve(hessian.damp(gram, DRIFT_DAMPING, "channel"), devices.total(pull, 1))
+    return (weight + share * change).astype(weight.dtype)
