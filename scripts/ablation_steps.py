@@ -12,7 +12,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
@@ -21,8 +20,6 @@ from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.options import as_json
-from tyr_jax.pruning.prices import level_prices
-from tyr_jax.pruning.target import target_of
 from tyr_jax.run import pipeline, prepare
 from tyr_jax.settings import PRESETS, WIKITEXT, Settings
 from tyr_jax.workspace.events import EventLog
@@ -72,7 +69,9 @@ class Ablation:
     other settings: then another file is asked for."""
 
 
-def settings_of(ablation: Ablation, config: ModelConfig, changes: dict[str, Any], seed: int) -> Settings:
+def settings_of(
+    ablation: Ablation, sparsity: tuple[float, ...], changes: dict[str, Any], seed: int
+) -> Settings:
     """Those of a run of one variant."""
     base = PRESETS["standard"]
     changes = dict(changes)
@@ -85,9 +84,6 @@ def settings_of(ablation: Ablation, config: ModelConfig, changes: dict[str, Any]
         evaluation_length=1024,
         evaluation_windows=ablation.windows,
     )
-    sparsity = ablation.sparsities
-    if changes["budget"] == "parameters":
-        sparsity = tuple(as_parameters(each, config) for each in sparsity)
     return dataclasses.replace(
         base,
         model=ablation.model,
@@ -99,13 +95,10 @@ def settings_of(ablation: Ablation, config: ModelConfig, changes: dict[str, Any]
     )
 
 
-def as_parameters(sparsity: float, config: ModelConfig) -> float:
-    """The share of the blocks' parameters that goes with a `sparsity` of heads and neurons."""
-    units = dataclasses.replace(PRESETS["standard"].pruning, budget="units")
-    kept = target_of(config, units, sparsity).kept
-    ranks = np.tile(np.arange(units.kinds(config)[0].units), (config.depth, 1))
-    left = int(level_prices(config, units, kept[..., None], ranks).sum())
-    return 1 - left / count_parameters(config)[0]
+def as_parameters(before: dict[str, Any], config: ModelConfig) -> tuple[float, ...]:
+    """The shares of the blocks' parameters that the models `before` lost, by sparsity."""
+    blocks = count_parameters(config)[0]
+    return tuple(1 - model["parameters"] / blocks for model in before.values())
 
 
 def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progress) -> dict[str, Any]:
@@ -157,7 +150,10 @@ def main(ablation: Ablation) -> None:
             for variant, changes in variants().items():
                 if (name := f"{variant}, seed {seed}") not in results:
                     progress.log(name)
-                    asked = settings_of(ablation, config, changes, seed)
+                    sparsity = ablation.sparsities
+                    if changes["budget"] == "parameters":
+                        sparsity = as_parameters(results[f"before, seed {seed}"], config)
+                    asked = settings_of(ablation, sparsity, changes, seed)
                     results[name] = measure(asked, ablation.sparsities, progress)
                     write_json(ablation.results, kept)
     print_markdown(results, ablation)

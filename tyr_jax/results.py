@@ -28,7 +28,14 @@ from tyr_jax.space import KINDS
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import FORMAT_VERSION, RECOVERY, SUMMARY, read_recovery, read_summary
+from tyr_jax.workspace.records import (
+    FORMAT_VERSION,
+    RECOVERY,
+    SUMMARY,
+    read_recovery,
+    read_summary,
+    written_model,
+)
 
 
 class Shown:
@@ -193,7 +200,7 @@ class PruneResult(ModelResult):
     def quality(self) -> dict[str, Quality]:
         """Perplexity, and mean KL to the dense model in nats a token, by evaluation text; NaN where it is not
         finite."""
-        final = self.summary["searched"] or self.summary["uniform"]
+        final = written_model(self.summary)
         return {text: Quality.of(figures) for text, figures in final["quality"].items()}
 
     def tables(self) -> list[Table]:

@@ -228,6 +228,7 @@ def validate(settings: Settings) -> None:
     check_sizes(data)
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
+    require(pruning.reconstruct >= 0, "--reconstruct", pruning.reconstruct, "at least 0")
     require(0 <= pruning.drift <= 1, "--drift", pruning.drift, "between 0 and 1")
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
     require(pruning.metric_tokens >= 1, "--metric-tokens", pruning.metric_tokens, "at least 1")

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from tyr_jax.cli import prune
+from tyr_jax.cli import evaluate, prune
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
@@ -262,6 +262,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
         "--calibration self builtin:topics --self-temperature 0.8",
         "--compute-dtype bfloat16",
+        "--offload --reconstruct 1 --metric none --drift 1",
     ],
 )
 def test_every_choice_runs(arguments: str, run: Prune) -> None:
@@ -273,6 +274,38 @@ def test_every_choice_runs(arguments: str, run: Prune) -> None:
             assert sum(summary["distribution"][kind]) == sum(summary["uniform"]["kept"][kind])
     else:
         assert_within(summary, 0.25)
+
+
+def test_what_is_left_is_reconstructed(
+    run: Prune, pruned: Path, tiny_model: Path, tiny_text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "--calibration-tokens", "4096", "--calibration-openings", "0"
+    directory = run("--reconstruct", "20", "--keep-neurons", "1", *text)
+    summary = summary_of(directory)
+    searched, reconstructed = summary["searched"], summary["reconstructed"]
+    assert summary_of(pruned)["reconstructed"] is None
+    assert {key: searched[key] for key in ("kept", "size")} == {
+        key: reconstructed[key] for key in ("kept", "size")
+    }
+    (name,) = reconstructed["quality"]
+    assert reconstructed["quality"][name]["kl"] < searched["quality"][name]["kl"]
+    learnt = events_of(directory, "reconstructed")
+    assert [event["layer"] for event in learnt] == [0, 2]
+    assert all(event["after"] <= event["before"] for event in learnt)
+    masked = run("--reconstruct", "3", "--rounds", "0", "--layout", "masked")
+    zeros = load_file(masked / "model.safetensors")
+    down = [zeros[f"model.layers.{layer}.mlp.down_proj.weight"] for layer in range(3)]
+    kept = summary_of(masked)["distribution"]["ffn"]
+    assert [int((matrix != 0).any(axis=0).sum()) for matrix in down] == kept
+    # What was written is what was measured.
+    capsys.readouterr()
+    evaluate.main([str(directory), "--trust-record", "--json"])
+    (said,) = json.loads(capsys.readouterr().out)["texts"]
+    measured = reconstructed["quality"][name]["perplexity"]
+    assert said["perplexity"] == pytest.approx(measured, rel=1e-4)
+    dense, written = load_file(tiny_model / "model.safetensors"), load_file(directory / "model.safetensors")
+    name = "model.layers.1.mlp.gate_proj.weight"
+    np.testing.assert_array_equal(dense[name], written[name])
 
 
 def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:

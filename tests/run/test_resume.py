@@ -55,7 +55,7 @@ def uninterrupted(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("when", "arguments"),
     [
-        ("before", ["--metric", "fisher"]),
+        ("before", ["--metric", "fisher", "--reconstruct", "2"]),
         ("within", ["--accumulation", "random", "--objective", "hidden+kl"]),
         ("before", ["--calibration", "self", "builtin:topics", "--rounds", "1"]),
         ("after", ["--sparsity", "0.25", "0.5", "--no-refit", "--rounds", "1"]),

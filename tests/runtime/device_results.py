@@ -14,10 +14,10 @@ from tiny import make_tiny_config
 from tyr_jax import space
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.likelihood import Request, log_likelihoods
-from tyr_jax.model.spec import Params, random_params
+from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
-from tyr_jax.pruning import fisher, fold, stream
+from tyr_jax.pruning import fisher, fold, reconstruction, stream
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
@@ -53,6 +53,7 @@ def results(number: int) -> dict[str, Any]:
         found: dict[str, Any] = {
             "metrics": metrics,
             "supernet": dataclasses.asdict(supernet),
+            "reconstructed": reconstruct(params, metrics[0][1], calibration, config),
             "drift": dataclasses.asdict(drawn_back(params, [calibration, openings], plan)),
             "teacher": teacher,
             "quality": (dense, quality.measure(params, windows, config, teacher)),
@@ -85,6 +86,27 @@ def results(number: int) -> dict[str, Any]:
         found["scores from disk"] = nested.score_population(stored, candidates, *rest)
         found["slopes from disk"] = slopes.pool_slopes(stored, candidates[0], *rest)
     return jax.tree.map(np.asarray, found)
+
+
+def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:
+    """What half of the first layer's neurons learn, and what that layer passes on."""
+    block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
+    half = block["down"].shape[0] // 2
+    small = block | {"down": block["down"][:half]} | {name: block[name][:, :half] for name in ("gate", "up")}
+    (pruned, real), (dense, _) = (stream.embedded(params, [text], 2 * LENGTH) for _ in range(2))
+    streams = reconstruction.Streams(0, pruned, dense, real)
+    # On other numbers of devices batches are of other sizes, and so are steps: here of one batch.
+    plan = reconstruction.Plan(config, 0, 0.5, 0)
+    _, behind = reconstruction.reconstruct_layer(small, block, metric, streams, plan)
+    passed, target = (
+        np.concatenate([x[:count] for x, count in zip(devices.fetch(each), real, strict=True)])
+        for each in (behind.pruned, behind.dense)
+    )
+    weights = stream.token_weights(jnp.asarray(passed[:16]), jnp.int32(16), even=True)
+    batch = devices.place(jnp.asarray(passed[:16])), devices.place(jnp.asarray(target[:16])), weights
+    ffn = {name: small[name] for name in ("gate", "up", "down", "mlp_norm")}
+    learnt = reconstruction.learn_layer(ffn, [batch], metric, config, 4, np.random.default_rng(0))
+    return learnt, passed
 
 
 def drawn_back(

@@ -8,7 +8,7 @@ import numpy as np
 
 from tyr_jax.data import DataSpec, fingerprint, parse_source
 from tyr_jax.data.sources import is_described, labels, leaves
-from tyr_jax.workspace.records import spec_of
+from tyr_jax.workspace.records import spec_of, written_model
 
 
 class Provenance(NamedTuple):
@@ -43,7 +43,7 @@ def provenance_of(
         described = [text["source"] for text in summary["texts"].values() if text["source"]]
         pruned_on = labels(spec.calibration)
         learnt = tuple(each for each in described if each.rpartition(" (")[0] in pruned_on)
-        measured = (summary["searched"] or summary["uniform"])["quality"]
+        measured = written_model(summary)["quality"]
         prints = {name: text["sha256"] for name, text in summary["texts"].items() if name in measured}
         found = Provenance(spec, learnt, prints, {n: each["perplexity"] for n, each in measured.items()})
     if recovery:

@@ -215,7 +215,7 @@ class TensorSpec:
         return np.ascontiguousarray(array.reshape(shape[::-1]).T) if self.inputs else array.reshape(shape)
 
 
-def along(axis: str, vector: np.ndarray, axes: str) -> np.ndarray:
+def along(axis: str, vector: Any, axes: str) -> Any:
     """`vector`, with an entry for each of `axis`, shaped so that it multiplies a tensor of these `axes`."""
     return vector.reshape([-1 if letter == axis else 1 for letter in axes])
 

@@ -345,6 +345,28 @@ def metric_need(load: Load) -> Need:
     return Need("what outputs count for", weights, 0, 0, working, flops)
 
 
+def reconstruction_need(load: Load) -> Need:
+    """What training what is left of FFNs needs: of a layer at a time both streams and the targets, and what
+    Adam knows of its FFN."""
+    config, settings, itemsize, n = load
+    tokens, length = calibration_tokens(settings), settings.data.sequence_length
+    together = max(length, min(BATCH_TOKENS, -(-tokens // n)))
+    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
+    kept = 1 - min(settings.sparsity)
+    ffn = kept * sublayer_parameters(config, "ffn")
+    # The weights, their slopes, two moments, what becomes of them, and the best so far.
+    state = 6 * FLOAT * ffn / n + 2 * (n > 1) * FLOAT * ffn
+    block = gathered(sublayer_parameters(config, "ffn"), load)
+    learning = state + BACKWARD * ffn_working(config, together, FLOAT)
+    working = max(block + layer_working(together, length, load), learning)
+    text = 3 * held * itemsize * config.hidden / n
+    weights = held_bytes(load) + kept * weight_bytes(load)
+    units = unit_counts(config)
+    forward = 2 * tokens * block_flops(config, units, length)
+    flops = forward + settings.pruning.reconstruct * tokens * 6 * ffn * config.depth
+    return Need("reconstruction", weights, 0, text, working, flops)
+
+
 def writing_need(load: Load) -> Need | None:
     """What the text takes that the model writes itself, if it does: a token at a time, with the keys and
     values of all tokens before."""
@@ -460,10 +482,11 @@ def needs(load: Load) -> list[tuple[Need, int]]:
     single = last_pruning_need(load)
     evaluation = evaluation_need(sparsity, load)
     written = writing_need(load)
+    trained = [(reconstruction_need(load), targets)] if settings.pruning.reconstruct else []
     dense = [(written, 1)] if written else []
     dense += [(answers_need(load), 1), (metric_need(load), int(settings.pruning.metric != "none"))]
     if not rounds.rounds:
-        stages = [*dense, (single, targets), (evaluation, targets)]
+        stages = [*dense, (single, targets), (evaluation, targets), *trained]
         return [(need, times) for need, times in stages if times]
     first = fold_need("first supernet", rounds.levels * targets, load)
     later = fold_need("next supernets", rounds.levels, load)
@@ -478,6 +501,7 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
         (single, targets * (2 if rounds.refit else 1)),
         (evaluation, 2 * targets),
+        *trained,
     ]
     return [(need, times) for need, times in stages if times]
 

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model import decoder
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
@@ -110,21 +109,9 @@ def begin_fold(
     """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
     `batch_tokens` run at a time, in whole sequences; `supernet` is empty. With `scratch`, residuals are on
     disk; those of the dense model are kept too if it is to `follow` them."""
-    read = [(tokens[rows.indices], rows.real) for tokens in texts for rows in batches(tokens, batch_tokens)]
-    real = [real for _, real in read]
-
-    def embedded() -> list[Any]:
-        arrays = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
-        if scratch is None:
-            return list(arrays)
-        table = params["embed"]
-        shapes = [jax.ShapeDtypeStruct((*tokens.shape, table.shape[1]), table.dtype) for tokens, _ in read]
-        residual = scratch.empty(shapes)
-        for target, x in zip(residual, arrays, strict=True):
-            target[...] = devices.fetch(x)
-        return residual
-
-    return Fold(supernet, 0, embedded(), real, embedded() if follow else None)
+    residual, real = stream.embedded(params, texts, batch_tokens, scratch)
+    dense = stream.embedded(params, texts, batch_tokens, scratch)[0] if follow else None
+    return Fold(supernet, 0, residual, real, dense)
 
 
 def dealt_anew(
@@ -197,7 +184,8 @@ def prune_kind(
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
     gram, known = hessian.finish(entering.gram), (plan.metric(kind, layer), plan.rank(kind, layer))
-    if entering.pull is not None:
+    # What is to stay whole keeps its weights.
+    if entering.pull is not None and not settings.whole(plan.config.depth)[kind, layer]:
         weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
     made = settings.site(gram, weight, kept, exists, units, *known)
     site = prune_site(made, settings.pruner)

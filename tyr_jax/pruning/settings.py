@@ -1,11 +1,12 @@
 """How sites are pruned, and what a pruned site passes on to the next."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
@@ -42,6 +43,10 @@ class PruningSettings:
     drift: float = 0.5
     """Share of the drift that the last pruning takes back: of what all sites before a site have made of the
     residual stream, beside the dense model's. 0 lets it stand (the paper)."""
+    reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
+    """Passes over the calibration text in which what is left of each FFN is trained, a layer at a time, once
+    the distribution is found: minutes in which the model wins back much of what it lost. 6 is much; 0 leaves
+    it out (the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"

@@ -12,14 +12,19 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim, `F
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning import hessian, linalg
 from tyr_jax.runtime import devices
+from tyr_jax.runtime.batches import BATCH_TOKENS, batches
+from tyr_jax.runtime.offload import Scratch
 from tyr_jax.space import ATTENTION
 
 SHARE_TOKENS = 4096
@@ -27,6 +32,28 @@ SHARE_TOKENS = 4096
 
 DRIFT_DAMPING = 0.1
 """λ of Λ as a fraction of the diagonal of XᵀX, channel by channel, where drift is taken back."""
+
+
+def embedded(
+    params: Params,
+    texts: Sequence[np.ndarray],
+    batch_tokens: int = BATCH_TOKENS,
+    scratch: Scratch | None = None,
+) -> tuple[list[Any], list[int]]:
+    """(residuals before the first block, `[B, T, D]` of every batch, on disk with `scratch`; how many of the
+    sequences of each count): of `texts`, arrays of tokens `[B, T]` of any lengths T, of which `batch_tokens`
+    run at a time, in whole sequences."""
+    read = [(tokens[rows.indices], rows.real) for tokens in texts for rows in batches(tokens, batch_tokens)]
+    arrays = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
+    real = [real for _, real in read]
+    if scratch is None:
+        return list(arrays), real
+    table = params["embed"]
+    shapes = [jax.ShapeDtypeStruct((*tokens.shape, table.shape[1]), table.dtype) for tokens, _ in read]
+    residual = scratch.empty(shapes)
+    for target, x in zip(residual, arrays, strict=True):
+        target[...] = devices.fetch(x)
+    return residual, real
 
 
 def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:

@@ -7,6 +7,7 @@ import jinja2
 from tyr_jax.report.page import command_of, fate_of, title_of
 from tyr_jax.report.render import fenced, grid, markdown, markdown_table
 from tyr_jax.report.tables import Record, quality_table, recovery_table
+from tyr_jax.workspace.records import written_model
 
 
 def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
@@ -14,7 +15,7 @@ def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
     training won back, if it was trained."""
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    units = (summary["searched"] or summary["uniform"])["units"]
+    units = written_model(summary)["units"]
     return environment.from_string(source).render(
         title=markdown(title_of(summary)),
         model=markdown(summary["settings"]["model"]),

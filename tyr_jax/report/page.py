@@ -23,6 +23,7 @@ from tyr_jax.report.tables import (
     time_table,
 )
 from tyr_jax.space import KINDS
+from tyr_jax.workspace.records import written_model
 
 MOST_ROUNDS = 32
 """Rounds that are shown layer by layer, the last ones."""
@@ -57,7 +58,7 @@ def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
 
 def layer_section(summary: Record, kind: str) -> Section:
     """What each layer keeps of one kind, and how the rounds got there."""
-    noun, units = NOUNS[kind], (summary["searched"] or summary["uniform"])["units"][kind]
+    noun, units = NOUNS[kind], written_model(summary)["units"][kind]
     uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
     per_layer = units["total"] // len(kept)
     rounds = summary["rounds"][-MOST_ROUNDS:]

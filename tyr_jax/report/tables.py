@@ -11,6 +11,7 @@ from tyr_jax.formatting import duration, in_words
 from tyr_jax.planning.plan import Need
 from tyr_jax.report.render import Row, Table
 from tyr_jax.space import KINDS
+from tyr_jax.workspace.records import PRUNED, written_model
 
 Record = Mapping[str, Any]
 """What a run's `summary.json`, or a training's `recovery.json`, holds."""
@@ -25,7 +26,7 @@ def number(value: float | None, form: str) -> str:
 
 def models_of(summary: Record) -> dict[str, Record]:
     """The models that a run compared, by name."""
-    return {name: summary[name] for name in ("dense", "uniform", "searched") if summary[name]}
+    return {name: summary[name] for name in ("dense", *PRUNED) if summary.get(name)}
 
 
 def quality_rows(summary: Record) -> list[Row]:
@@ -64,7 +65,7 @@ def size_rows(summary: Record) -> list[Row]:
 
 
 def quality_table(summary: Record) -> Table:
-    """Quality and size of the dense, the uniform and the searched model."""
+    """Quality and size of the dense, the uniform, the searched and the reconstructed model."""
     title = f"pruned to {summary['sparsity']['asked']:.1%} sparsity"
     return Table(["", *models_of(summary)], [*quality_rows(summary), *size_rows(summary)], title)
 
@@ -78,7 +79,7 @@ def time_table(seconds: Mapping[str, float]) -> Table:
 def targets_table(summaries: Sequence[Record]) -> Table:
     """What several targets of one run came to."""
     dense = summaries[0]["dense"]
-    models = ("uniform", "searched") if summaries[0]["searched"] else ("uniform",)
+    models = [name for name in PRUNED if summaries[0].get(name)]
     rows = []
     for text, quality in dense["quality"].items():
         for measure, label in (("perplexity", "perplexity"), ("kl", "KL to dense")):
@@ -86,7 +87,7 @@ def targets_table(summaries: Sequence[Record]) -> Table:
                 measured = [quality, *(summary[name]["quality"][text] for summary in summaries)]
                 cells = [number(each[measure], ".4g") for each in measured]
                 rows.append(Row(f"{label}, {name}", cells, text))
-    rows += parameter_rows([dense, *(summary["searched"] or summary["uniform"] for summary in summaries)])
+    rows += parameter_rows([dense, *map(written_model, summaries)])
     alone = [duration(sum(summary["seconds"].values())) for summary in summaries]
     rows.append(Row("time of its own", ["", *alone]))
     asked = [f"{summary['sparsity']['asked']:.1%}" for summary in summaries]

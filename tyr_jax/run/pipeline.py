@@ -25,6 +25,7 @@ from tyr_jax.pruning.target import Target
 from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
+from tyr_jax.run.reconstruct import reconstructed
 from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
@@ -52,7 +53,8 @@ class Pruned:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """All that a run found for a target; `rounds` has a record per round."""
+    """All that a run found for a target; `rounds` has a record per round. `reconstructed` is the model found,
+    what is left of whose FFNs was trained, if that was asked for."""
 
     run: Run
     dense: Dense
@@ -60,11 +62,12 @@ class Outcome:
     uniform: Pruned
     searched: Pruned | None
     rounds: list[dict[str, Any]]
+    reconstructed: Pruned | None = None
 
     @property
     def final(self) -> Pruned:
-        """The model to write: the searched one, or the uniform one where nothing was searched."""
-        return self.searched or self.uniform
+        """The model to write: the reconstructed one, the searched one, or the uniform one."""
+        return self.reconstructed or self.searched or self.uniform
 
     @property
     def model(self) -> LoadedModel:
@@ -130,6 +133,16 @@ def realise(
     return Pruned(params, config, kept, parameters, measure(run, name, params, config, dense.texts))
 
 
+def reconstruct(run: Run, dense: Dense, pruned: Pruned) -> Pruned | None:
+    """A pruned model, what is left of whose FFNs is trained and measured with weights as written; None if
+    that was not asked for."""
+    if not run.settings.pruning.reconstruct:
+        return None
+    params = reconstructed(run, dense, pruned.params, pruned.config)
+    quality = measure(run, "reconstructed", params, pruned.config, dense.texts)
+    return dataclasses.replace(pruned, params=params, quality=quality)
+
+
 def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:
     """Prune a model as the settings say (Algorithm 4), to each of their targets in turn; the model is the one
     that they name, or what was `given` by that name.
@@ -147,7 +160,8 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     centres = [target.kept for target in targets]
     if not run.settings.rounds.rounds:
         for part, target, kept in zip(parts, targets, centres, strict=True):
-            yield Outcome(part, dense, target, realise(part, dense, kept, None, "uniform"), None, [])
+            uniform = realise(part, dense, kept, None, "uniform")
+            yield Outcome(part, dense, target, uniform, None, [], reconstruct(part, dense, uniform))
         return
     pool = search_pool(run, dense)
     first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
@@ -161,4 +175,5 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         uniform = realise(part, dense, kept, first, "uniform")
         ended = search(part, dense, pool, target, begun)
         searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads)
-        yield Outcome(part, dense, target, uniform, searched, ended.rounds)
+        learnt = reconstruct(part, dense, searched)
+        yield Outcome(part, dense, target, uniform, searched, ended.rounds, learnt)

@@ -20,8 +20,9 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.formatting import in_words
 from tyr_jax.model.prediction import Prediction
-from tyr_jax.model.spec import Params
+from tyr_jax.model.spec import Block, Params
 from tyr_jax.pruning.fold import Fold, dealt_anew
+from tyr_jax.pruning.reconstruction import Streams
 from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
@@ -109,23 +110,21 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
     # The dense model's come behind the pruned one's.
     residual = [*fold.residual, *(fold.dense or [])] if fold.done < depth else None
-    store.save_step("residual", layer, residual, {"real": fold.real, "devices": devices.count()})
+    keep_residual(store, layer, residual, fold.real)
 
 
-def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
-    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
-    `scratch`, residuals are on disk."""
+def keep_residual(store: Store, layer: int, residual: list[Any] | None, real: list[int]) -> None:
+    """Keep the residuals behind a layer, of one stream or several, in place of those before."""
+    store.save_step("residual", layer, residual, {"real": real, "devices": devices.count()})
+
+
+def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list[Any]], list[int]] | None:
+    """(the layer, the streams, how many sequences of each batch count) of the residuals that are kept, dealt
+    anew on another number of devices; with `scratch`, on disk. None if none are."""
     last = store.last_step("residual", records.RESIDUAL_FACTS)
     if last is None:
         return None
     layer, residual = last
-    supernet = make_empty()
-    for index in range(layer + 1):
-        saved = store.load(f"sites-{index}")
-        if saved is None:
-            return None
-        with store.reading(f"sites-{index}"):
-            supernet = with_layer(supernet, index, saved.arrays)
     arrays, real = residual.arrays or [], residual.facts["real"]
     streams = [arrays[first : first + len(real)] for first in range(0, len(arrays), max(1, len(real)))]
     if arrays and residual.facts["devices"] != devices.count():
@@ -136,9 +135,52 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch
     def placed(stream: Any) -> Any:
         return scratch.keep(stream) if scratch else devices.place([jnp.asarray(x) for x in stream])
 
+    return layer, [placed(stream) for stream in streams], real
+
+
+def keep_layer(store: Store, depth: int, tensors: Block, streams: Streams) -> None:
+    """Keep the `tensors` that a layer has just learnt in a reconstruction of so many layers, and the streams
+    behind it in place of those before; the last layer's nobody needs."""
+    layer = streams.done - 1
+    if tensors:
+        store.save(f"layer-{layer}", tensors)
+    residual = [*streams.pruned, *streams.dense] if streams.done < depth else None
+    keep_residual(store, layer, residual, streams.real)
+
+
+def kept_layer(store: Store, layer: int) -> Block:
+    """What a layer has learnt; nothing, if it had nothing to learn."""
+    saved = store.load(f"layer-{layer}")
+    return {} if saved is None else jax.tree.map(jnp.asarray, saved.arrays)
+
+
+def kept_streams(store: Store, scratch: Scratch | None) -> Streams | None:
+    """Where a reconstruction stands, or None if no layer is kept; with `scratch`, residuals are on disk."""
+    kept = kept_residual(store, scratch)
+    if kept is None:
+        return None
+    layer, streams, real = kept
+    pruned, dense = streams or ([], [])
+    return Streams(layer + 1, pruned, dense, real)
+
+
+def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
+    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
+    `scratch`, residuals are on disk."""
+    kept = kept_residual(store, scratch)
+    if kept is None:
+        return None
+    layer, streams, real = kept
+    supernet = make_empty()
+    for index in range(layer + 1):
+        saved = store.load(f"sites-{index}")
+        if saved is None:
+            return None
+        with store.reading(f"sites-{index}"):
+            supernet = with_layer(supernet, index, saved.arrays)
     # Behind the last block, no stream is needed.
-    pruned = placed(streams[0]) if streams else []
-    return Fold(supernet, layer + 1, pruned, real, placed(streams[1]) if len(streams) > 1 else None)
+    pruned, dense = (*streams, None, None)[:2]
+    return Fold(supernet, layer + 1, pruned or [], real, dense)
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

@@ -88,7 +88,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         "search": dense.splits.search,
         **dense.splits.evaluation,
     }
-    searched = outcome.searched
+    searched, learnt = outcome.searched, outcome.reconstructed
     return {
         "format_version": FORMAT_VERSION,
         "arguments": list(arguments),
@@ -108,6 +108,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         },
         "uniform": describe(outcome, outcome.uniform),
         "searched": None if searched is None else describe(outcome, searched),
+        "reconstructed": None if learnt is None else describe(outcome, learnt),
         "rounds": outcome.rounds,
         "health": health(outcome.run.events),
         "texts": {

@@ -210,6 +210,7 @@ class Summary(TypedDict):
     dense: Dense
     uniform: PrunedModel
     searched: PrunedModel | None
+    reconstructed: NotRequired[PrunedModel | None]
     rounds: Annotated[list[Round], Field(max_length=10_000)]
     health: Health
     texts: Named[Text]
@@ -368,21 +369,29 @@ class TrainingFacts(TypedDict):
     losses: list[float]
 
 
+PRUNED = ("uniform", "searched", "reconstructed")
+"""Pruned models that a summary may tell of; the last one there is was written."""
+
+
+def written_model(summary: Mapping[str, Any]) -> Any:
+    """What a summary tells of the model that was written."""
+    return [summary[name] for name in PRUNED if summary.get(name)][-1]
+
+
 def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
     """What does not fit together in a summary."""
-    uniform, searched, texts = summary["uniform"], summary["searched"], summary["dense"]["quality"]
-    yield from _texts_differ("uniform.quality", uniform["quality"], texts)
-    yield from _units_differ("uniform", uniform, uniform)
-    if searched:
-        yield from _texts_differ("searched.quality", searched["quality"], texts)
-        yield from _units_differ("searched", searched, uniform)
+    uniform, texts = summary["uniform"], summary["dense"]["quality"]
+    there = [name for name in PRUNED if summary.get(name)]
+    for name in there:
+        yield from _texts_differ(f"{name}.quality", summary[name]["quality"], texts)
+        yield from _units_differ(name, summary[name], uniform)
     for number, record in enumerate(summary["rounds"]):
         yield from _layers_differ(f"rounds[{number}].kept", record["kept"], uniform)
-    final = searched or uniform
+    final = summary[there[-1]]
     for kind in KINDS:
         same = summary["distribution"][kind] == final["kept"][kind]
         if not same:
-            wanted = f"be what {'searched' if searched else 'uniform'}.kept.{kind} is"
+            wanted = f"be what {there[-1]}.kept.{kind} is"
             yield Fault(f"distribution.{kind}", summary["distribution"][kind], wanted)
 
 
