@@ -118,7 +118,24 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     ):
         rows.append(Working(name, need.working, working))
         rows.append(Working(f"{name}, {HELD}", need.memory - need.text, held + working))
+    if "writing" in found:
+        written, need = memory("writing"), needs["text that the model writes"]
+        working = written.argument_size_in_bytes + written.temp_size_in_bytes
+        rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
+    if "reconstruction: a step" in found:
+        aimed, learnt = memory("reconstruction: targets"), memory("reconstruction: a step")
+        (tensors, _), *text = found["reconstruction: a step"].arguments[:3]
+        # The best so far is there, too; the text is counted apart.
+        working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
+        working += (bytes_of(tensors) - bytes_of(text)) / n
+        need = needs["reconstruction"]
+        rows.append(Working(need.stage, need.working, max(aimed.temp_size_in_bytes, working)))
     return rows
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of the arrays of a pytree, on all devices."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def largest_scoring(names: list[str]) -> list[str]:

@@ -93,9 +93,13 @@ def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pyte
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: BATCH_TOKENS)
     monkeypatch.syspath_prepend(SCRIPTS)
     compare = runpy.run_path(str(SCRIPTS / "check_plan.py"))["compare"]
-    found = compare(LLAMA_8B, HALF, jnp.dtype("float32"))
-    assert [row.whole for row in found] == [False, False, True, False, False, False, True, False, True]
-    for row in found:
+    pruning = dataclasses.replace(HALF.pruning, reconstruct=6)
+    found = compare(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), jnp.dtype("float32"))
+    assert [number for number, row in enumerate(found) if row.whole] == [2, 6, 8]
+    written, *others = sorted(found, key=lambda row: row.program != "text that the model writes")
+    # TPUs lay out anew what a CPU takes as it lies.
+    assert 0.6 < written.ratio < 1.2
+    for row in others:
         assert row.ratio == pytest.approx(1, abs=0.05 if row.whole else 0.2), row
 
 

@@ -50,7 +50,8 @@ def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> 
     jax.jit, static_argnames=("config", "temperature", "count"), donate_argnames=("cache", "written")
 )
 def write(
-    params: Params,
+    outside: Params,
+    blocks: tuple[Block, ...],
     cache: tuple[KeysValues, ...],
     written: jax.Array,
     keys: jax.Array,
@@ -60,8 +61,8 @@ def write(
     count: int,
 ) -> tuple[tuple[KeysValues, ...], jax.Array]:
     """(the cache, texts `written [B, T + 1]`) with `count` tokens more, behind the one at `first`; every
-    sequence has a key, of the data `keys [B, 2]`."""
-    head, blocks = decoder.head(params), [layer_block(params["blocks"], n) for n in range(config.depth)]
+    sequence has a key, of the data `keys [B, 2]`. A model is what lies outside of its blocks, and those."""
+    head = decoder.head(outside)
 
     def layer(
         block: Block, rope: decoder.Rope, position: jax.Array, x: jax.Array, cache: KeysValues
@@ -82,11 +83,14 @@ def write(
         position = first + number
         rope = decoder.rope_at(config, position[None])
         last = jax.lax.dynamic_slice_in_dim(written, position, 1, axis=1)
-        x, seen = decoder.embed(params, last), []
+        x, seen = decoder.embed(outside, last), []
         for block, before in zip(blocks, cache, strict=True):
+            # What devices gather is the same in every step: the compiler would gather all before the first.
+            block, x = jax.lax.optimization_barrier((block, x))
             x, after = devices.divided(layer, whole=3)(block, rope, position, x, before)
             seen.append(after)
-        tokens = devices.divided(answer, whole=3)(params["final_norm"], head, position, x, keys)
+        rows, x = jax.lax.optimization_barrier((head, x))
+        tokens = devices.divided(answer, whole=3)(outside["final_norm"], rows, position, x, keys)
         written = jax.lax.dynamic_update_slice_in_dim(written, tokens[:, None], position + 1, axis=1)
         return tuple(seen), written
 
@@ -115,7 +119,9 @@ def write_texts(
         temperature: divides the logits.
         on_tokens: told the tokens done.
     """
-    keys = prediction.sequence_keys(seed, sequences)
+    keys, outside = prediction.sequence_keys(seed, sequences), decoder.outside(params)
+    # Within the program, taking layers out of a stack would copy them for every token.
+    blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
     groups = batches(np.broadcast_to(0, (sequences, length)), SEQUENCES * length)
     texts = [np.zeros((0, length), np.int32)]
     for group in groups:
@@ -124,7 +130,8 @@ def write_texts(
         written = devices.place(jnp.full((len(group.indices), length + 1), separator, jnp.int32))
         for first in range(0, length, SEGMENT):
             count = min(SEGMENT, length - first)
-            cache, written = write(params, cache, written, own, jnp.int32(first), config, temperature, count)
+            arguments = outside, blocks, cache, written, own, jnp.int32(first)
+            cache, written = write(*arguments, config, temperature, count)
             jax.block_until_ready(written)
             on_tokens(group.real * count)
         texts.append(devices.fetch(written)[: group.real, 1:])

@@ -354,11 +354,10 @@ def reconstruction_need(load: Load) -> Need:
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     kept = 1 - min(settings.sparsity)
     ffn = kept * sublayer_parameters(config, "ffn")
-    # The weights, their slopes, two moments, what becomes of them, and the best so far.
-    state = 6 * FLOAT * ffn / n + 2 * (n > 1) * FLOAT * ffn
-    block = gathered(sublayer_parameters(config, "ffn"), load)
-    learning = state + BACKWARD * ffn_working(config, together, FLOAT)
-    working = max(block + layer_working(together, length, load), learning)
+    # Weights, two moments, what becomes of them, and the best so far; gathered, the weights.
+    state = 5 * FLOAT * ffn / n + (n > 1) * FLOAT * ffn
+    learning = state + together * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
+    working = max(layer_working(together, length, load), learning)
     text = 3 * held * itemsize * config.hidden / n
     weights = held_bytes(load) + kept * weight_bytes(load)
     units = unit_counts(config)
@@ -379,9 +378,12 @@ def writing_need(load: Load) -> Need | None:
     numbers = config.depth * 2 * config.dense_shape.kv_heads * config.head_dim
     cache = itemsize * together * writing.cache_slots(length) * numbers
     scores = 2 * FLOAT * together * config.dense_shape.heads * length
-    working = cache + max(layer_working(together, 1, load) + scores, head_working(together, load))
+    # The compiler lays out keys or values anew.
+    working = 1.5 * cache + layer_working(together, 1, load) + scores + head_working(together, load)
     flops = model_flops(config, unit_counts(config), count * length, length)
-    return Need("text that the model writes", weight_bytes(load), 0, 0, working, flops)
+    # Layers one by one, beside those that are stacked.
+    weights = weight_bytes(load) + itemsize * count_parameters(config)[0] / n
+    return Need("text that the model writes", weights, 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import ShapeDtypeStruct
 
-from tyr_jax.evaluation import quality
+from tyr_jax.data import to_write
+from tyr_jax.evaluation import quality, writing
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
-from tyr_jax.planning.plan import planned_grid, planned_space
-from tyr_jax.pruning import fisher, hessian, linalg, obs, stream, supernet
+from tyr_jax.planning.plan import kept_units, planned_grid, planned_space
+from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
+from tyr_jax.pruning.compress import Pick, cut_block, pick_heads
 from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
@@ -135,9 +137,7 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     data = settings.data
     tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
     x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
-    block = devices.spread(
-        jax.eval_shape(lambda blocks: layer_block(blocks, 0), params["blocks"]), config.hidden
-    )
+    block = block_of(params, 0, config)
     whole = abstract_supernet(params, config, settings)
     sites = devices.spread(jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden)
     layer = ShapeDtypeStruct((), jnp.int32)
@@ -263,6 +263,57 @@ def search_stages(
     yield from named.values()
 
 
+def writing_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
+    """What it takes to write the text that the model writes itself, a segment of a group of sequences."""
+    asked = to_write(settings.data)
+    if asked is None:
+        return []
+    length = asked[1]
+    rows = len(batches(np.broadcast_to(0, asked), writing.SEQUENCES * length)[0].indices)
+    blocks = tuple(block_of(params, layer, config) for layer in range(config.depth))
+    slots, dtype = writing.cache_slots(length), params["embed"].dtype
+    cache = jax.eval_shape(lambda: writing.empty_cache(config, rows, slots, dtype))
+    text, keys = ShapeDtypeStruct((rows, length + 1), jnp.int32), ShapeDtypeStruct((rows, 2), jnp.uint32)
+    state = devices.place((cache, text, keys))
+    static = {"config": config, "temperature": settings.data.self_temperature, "count": writing.SEGMENT}
+    arguments = decoder.outside(params), blocks, *state, ShapeDtypeStruct((), jnp.int32)
+    return [Program("writing", writing.write, arguments, static, (writing.SEGMENT,))]
+
+
+def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
+    """A layer's tensors, abstract."""
+    return devices.spread(
+        jax.eval_shape(lambda blocks: layer_block(blocks, layer), params["blocks"]), config.hidden
+    )
+
+
+def reconstruction_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
+    """What it takes to train what is left of a layer's FFN, on a batch of text."""
+    if not settings.pruning.reconstruct:
+        return []
+    data, block = settings.data, block_of(params, 0, config)
+    tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
+    x = devices.place(ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype))
+    neurons = int(kept_units(config, min(settings.sparsity))[FFN, 0])
+    picks = {"F": Pick(np.arange(neurons))} | pick_heads(np.arange(config.dense_shape.heads), config)
+    small = devices.spread(
+        jax.eval_shape(lambda block: cut_block(block, picks, config), block), config.hidden
+    )
+    ffn = {tensor.name: small[tensor.name] for tensor in config.tensors if tensor.sublayer == "ffn"}
+    wide = {name: ShapeDtypeStruct(array.shape, jnp.float32) for name, array in ffn.items()}
+    state = devices.spread(jax.eval_shape(reconstruction.begin, wide), config.hidden)
+    weights = devices.place(ShapeDtypeStruct(tokens.shape, jnp.float32))
+    number, static = ShapeDtypeStruct((), jnp.float32), {"config": config}
+    metric: Any = None
+    if settings.pruning.metric != "none":
+        metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
+    targets, learn = (small, block, x, x, number), (state, x, x, weights, metric, number)
+    return [
+        Program("reconstruction: targets", reconstruction.targets, targets, static),
+        Program("reconstruction: a step", reconstruction.learn, learn, static),
+    ]
+
+
 def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
     """What measuring a model on a batch of evaluation text takes."""
     data, outside = settings.data, decoder.outside(params)
@@ -284,4 +335,5 @@ def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> lis
     metric = [] if settings.pruning.metric == "none" else metric_stages(params, config, settings)
     net = abstract_nested(params, config, settings)
     search = search_stages(params, net, config, settings) if settings.rounds.rounds else ()
-    return [*metric, *fold, *search, *quality_stages(params, config, settings)]
+    own = writing_stages(params, config, settings), reconstruction_stages(params, config, settings)
+    return [*own[0], *metric, *fold, *search, *own[1], *quality_stages(params, config, settings)]

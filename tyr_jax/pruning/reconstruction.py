@@ -123,6 +123,11 @@ class Learning(NamedTuple):
     adam: Any
 
 
+def begin(tensors: Block) -> Learning:
+    """What learning begins with, of an FFN's `tensors` in float32."""
+    return Learning(tensors, optax.scale_by_adam(b2=0.99).init(tensors))
+
+
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def learn(
     state: Learning,
@@ -169,7 +174,7 @@ def learn_layer(
     taught = taught or [held]
     types = {name: array.dtype for name, array in tensors.items()}
     wide = {name: jnp.array(array, jnp.float32) for name, array in tensors.items()}
-    state, best = Learning(wide, optax.scale_by_adam(b2=0.99).init(wide)), tensors
+    state, best = begin(wide), tensors
 
     def judged(tensors: Block) -> float:
         return float(held_out_error(tensors, *placed(held), metric, config))
