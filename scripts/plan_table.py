@@ -43,7 +43,8 @@ def most_memory(config: ModelConfig, settings: Settings, n: int) -> float:
 def main(table: Table) -> None:
     """Print a row per model and number of devices."""
     settings = dataclasses.replace(PRESETS[table.preset], sparsity=(table.sparsity,))
-    disk = dataclasses.replace(settings, offload=True)
+    real = dataclasses.replace(settings.data, calibration=("builtin",))
+    disk = dataclasses.replace(settings, offload=True, data=real)
     memory = "memory, GB", "with `--offload`, GB"
     print_header("model", "devices", *memory, "host, GB", "disk, GB", "PFLOP", "minutes")
     for name, config in MODELS.items():

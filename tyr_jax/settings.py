@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from tyr_jax.components import Component, find, guarded
-from tyr_jax.data import DataSpec, check_sizes
+from tyr_jax.data import DataSpec, check_sizes, parse_source
 from tyr_jax.errors import UserError, require
 from tyr_jax.pruning.obs import OBS, PRUNERS
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, SALIENCIES, Saliency, TaylorSaliency
@@ -226,6 +226,12 @@ def validate(settings: Settings) -> None:
     require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
     require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
     check_sizes(data)
+    if settings.offload and "self" in (parse_source(text).kind for text in data.calibration):
+        raise UserError(
+            "--offload leaves weights on disk, but for --calibration self, which is part of the default, the "
+            "model writes a token at a time, with all weights in memory; name other text alone, such as "
+            "--calibration builtin"
+        )
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
     require(pruning.reconstruct >= 0, "--reconstruct", pruning.reconstruct, "at least 0")

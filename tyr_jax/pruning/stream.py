@@ -30,6 +30,9 @@ from tyr_jax.space import ATTENTION
 SHARE_TOKENS = 4096
 """Tokens of the first batch that tell how much of the residual stream a site's output is."""
 
+LEAST_SQUARE = 0.01
+"""Of a residual's mean square in terms of its sequence's median, in what its token weighs."""
+
 DRIFT_DAMPING = 0.1
 """λ of Λ as a fraction of the diagonal of XᵀX, channel by channel, where drift is taken back."""
 
@@ -91,12 +94,15 @@ def weighed(units: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="even")
 def token_weights(x: jax.Array, real: jax.Array, even: bool) -> jax.Array:
-    """What tokens of residuals `x [B, T, D]` weigh, `[B, T]` in float32: 1 / rms(r), or 1 if all do `even`ly;
-    0 beyond the first `real` sequences."""
+    """What tokens of residuals `x [B, T, D]` weigh, `[B, T]` in float32: 1 / rms(r), but no more than ten
+    times what half of their sequence's tokens do, or 1 if all do `even`ly; 0 beyond the first `real`
+    sequences."""
     wide = x.astype(jnp.float32)
     square = jnp.ones(x.shape[:2]) if even else jnp.mean(wide * wide, axis=-1)
-    counts = jnp.arange(len(x)) < real
-    return jnp.where(counts[:, None], jax.lax.rsqrt(square), 0.0)
+    # Models have tokens that were never trained, with next to no embedding.
+    square = jnp.maximum(square, LEAST_SQUARE * jnp.median(square, axis=1, keepdims=True))
+    counts = (jnp.arange(len(x)) < real)[:, None] & (square > 0)
+    return jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, square, 1.0)), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="x")

@@ -110,17 +110,12 @@ def own_text(run: Run, model: LoadedModel) -> np.ndarray | None:
     """What the model writes itself for the source `self`, `[S, T]`; None if that is no source.
 
     Raises:
-        UserError: nothing separates its documents, or its weights stay on disk.
+        UserError: nothing separates its documents.
     """
     settings = run.settings
     needed = to_write(settings.data)
     if needed is None:
         return None
-    if settings.offload:
-        raise UserError(
-            "--calibration self has a model write a token at a time, for which all weights must be in "
-            "memory; leave out --offload or self"
-        )
     count, length = needed
     check_length("--sequence-length or --search-length", length, model)
     with run.progress.stage("text that the model writes", count * length, "tokens") as stage:
