@@ -80,6 +80,7 @@ def targets(
     return devices.divided(own, whole=4)(small, block, rope, share, pruned, dense)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def error(
     tensors: Block,
     x: jax.Array,
@@ -101,19 +102,6 @@ def error(
         return jnp.sum(counted * off, axis=(1, 2)) / 2
 
     return devices.divided(own, whole=2)(tensors, metric, x, target, weights)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def held_out_error(
-    tensors: Block,
-    x: jax.Array,
-    target: jax.Array,
-    weights: jax.Array,
-    metric: jax.Array | None,
-    config: ModelConfig,
-) -> jax.Array:
-    """The mean of `error` over tokens."""
-    return jnp.sum(error(tensors, x, target, weights, metric, config)) / weights.size
 
 
 class Learning(NamedTuple):
@@ -177,7 +165,8 @@ def learn_layer(
     state, best = begin(wide), tensors
 
     def judged(tensors: Block) -> float:
-        return float(held_out_error(tensors, *placed(held), metric, config))
+        x, target, weights = placed(held)
+        return float(jnp.sum(error(tensors, x, target, weights, metric, config))) / weights.size
 
     before = least = judged(tensors)
     steps, done = jnp.float32(passes * len(taught)), 0
