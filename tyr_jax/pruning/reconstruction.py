@@ -29,6 +29,8 @@ RATE = 0.01
 LEAST_SCALE = 1e-3
 """Of a tensor's root mean square, for the rate not to be zero where a bias is."""
 
+ADAM = optax.scale_by_adam(b2=0.99)
+
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises to it; then it falls, as a cosine, to zero."""
 
@@ -113,7 +115,7 @@ class Learning(NamedTuple):
 
 def begin(tensors: Block) -> Learning:
     """What learning begins with, of an FFN's `tensors` in float32."""
-    return Learning(tensors, optax.scale_by_adam(b2=0.99).init(tensors))
+    return Learning(tensors, ADAM.init(tensors))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -139,7 +141,7 @@ def learn(
         name: slope * along("F", alive, axes[name]) if "F" in axes[name] else slope
         for name, slope in slopes.items()
     }
-    updates, adam = optax.scale_by_adam(b2=0.99).update(slopes, state.adam)
+    updates, adam = ADAM.update(slopes, state.adam)
 
     def move(old: jax.Array, update: jax.Array) -> jax.Array:
         scale = jnp.maximum(jnp.sqrt(jnp.mean(old * old)), LEAST_SCALE)

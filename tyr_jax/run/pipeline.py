@@ -8,24 +8,24 @@ progress display, the event log, and what is kept for a run that is interrupted.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from tyr_jax import space
 from tyr_jax.components import broken
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.target import Target
 from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
-from tyr_jax.run.reconstruct import reconstructed
+from tyr_jax.run.reconstruct import finished, reconstructed, rounded
 from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
@@ -117,19 +117,13 @@ def realise(
                 f"{found:,}: it must keep to it where it is given, as `keep_rows` does",
             )
 
-    def written(weights: Any) -> Any:
-        """Weights rounded to what they will be written in."""
-        return jax.tree.map(lambda array: array.astype(dense.dtype).astype(array.dtype), weights)
-
-    def finish(block: Block) -> Block:
-        return run.scratch.keep(written(block)) if run.scratch else written(block)
-
+    finish = functools.partial(finished, run, dense)
     if settings.layout == "masked":
         params, config = mask(model.params, supernet, levels, model.config, finish), model.config
     else:
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
-    params = devices.spread(params | written(decoder.outside(params)), config.hidden)
+    params = devices.spread(params | rounded(decoder.outside(params), dense.dtype), config.hidden)
     return Pruned(params, config, kept, parameters, measure(run, name, params, config, dense.texts))
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import stream
@@ -75,5 +76,10 @@ def block_of(params: Params, layer: int) -> Block:
 
 def finished(run: Run, dense: Dense, block: Block) -> Any:
     """A block with weights rounded to what they are written in, on disk where weights stay there."""
-    written = {name: array.astype(dense.dtype).astype(array.dtype) for name, array in block.items()}
+    written = rounded(block, dense.dtype)
     return run.scratch.keep(written) if run.scratch else written
+
+
+def rounded(weights: Any, dtype: np.dtype) -> Any:
+    """Weights, a pytree, rounded to the type that they will be written in."""
+    return jax.tree.map(lambda array: array.astype(dtype).astype(array.dtype), weights)
