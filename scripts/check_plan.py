@@ -123,13 +123,16 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         working = written.argument_size_in_bytes + written.temp_size_in_bytes
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:
-        aimed, learnt = memory("reconstruction: targets"), memory("reconstruction: a step")
-        (tensors, _), *text = found["reconstruction: a step"].arguments[:3]
-        # The best so far is there, too; the text is counted apart.
+        mixing, learnt = memory("reconstruction: mixing"), memory("reconstruction: a step")
+        (tensors, _), lesson = found["reconstruction: a step"].arguments[:2]
+        lessons = plan.lesson_bytes(load)
+        # The residuals that are mixed are counted apart; their targets are not. What is dealt are lessons.
+        mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
+        # The best so far is there, too.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) - bytes_of(text)) / n
+        working += (bytes_of(tensors) - bytes_of(lesson)) / n
         need = needs["reconstruction"]
-        rows.append(Working(need.stage, need.working, max(aimed.temp_size_in_bytes, working)))
+        rows.append(Working(need.stage, need.working, lessons + max(mixed, working)))
     return rows
 
 

@@ -258,7 +258,8 @@ def test_shapes_levels_and_reports(world: World) -> None:
     names = [f"layer {layer} {kind}" for layer in range(3) for kind in ("attention", "ffn")]
     assert [name for name, _ in reports] == names
     assert [damping for _, damping in reports] == pytest.approx([0.01] * 6)
-    assert {name: array.shape for name, array in vars(net).items()} == {
+    assert net.learnt == ()
+    assert {name: array.shape for name, array in vars(net).items() if name != "learnt"} == {
         "attn_out": (3, LEVELS, 4, 8, 32),
         "mlp_down": (3, LEVELS, 48, 32),
         "attn_rank": (3, 4),

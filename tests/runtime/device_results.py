@@ -77,10 +77,11 @@ def results(number: int) -> dict[str, Any]:
         # Layer by layer from disk.
         scratch, some = offload.Scratch(), np.arange(4)
         lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}
-        stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32, scratch=scratch)
+        plan = dataclasses.replace(plan, scratch=scratch)
+        stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32)
         found["metrics on disk"] = fisher.output_metrics(lazy, calibration, config, 0, scratch=scratch)
         found["supernet on disk"] = dataclasses.asdict(stored)
-        found["drift on disk"] = dataclasses.asdict(drawn_back(lazy, [calibration], plan, scratch))
+        found["drift on disk"] = dataclasses.asdict(drawn_back(lazy, [calibration], plan))
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective
         found["scores from disk"] = nested.score_population(stored, candidates, *rest)
@@ -89,33 +90,28 @@ def results(number: int) -> dict[str, Any]:
 
 
 def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:
-    """What half of the first layer's neurons learn, and what that layer passes on."""
+    """What half of the first layer's neurons learn, from a lesson that is the same on all devices, and the
+    tokens of all lessons that two batches are dealt in."""
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
     half = block["down"].shape[0] // 2
     small = block | {"down": block["down"][:half]} | {name: block[name][:, :half] for name in ("gate", "up")}
-    (pruned, real), (dense, _) = (stream.embedded(params, [text], 2 * LENGTH) for _ in range(2))
-    streams = reconstruction.Streams(0, pruned, dense, real)
-    # On other numbers of devices batches are of other sizes, and so are steps: here of one batch.
-    plan = reconstruction.Plan(config, 0, 0.5, 0)
-    _, behind = reconstruction.reconstruct_layer(small, block, metric, streams, plan)
-    passed, target = (
-        np.concatenate([x[:count] for x, count in zip(devices.fetch(each), real, strict=True)])
-        for each in (behind.pruned, behind.dense)
-    )
-    weights = stream.token_weights(jnp.asarray(passed[:16]), jnp.int32(16), even=True)
-    batch = devices.place(jnp.asarray(passed[:16])), devices.place(jnp.asarray(target[:16])), weights
+    (x,), _ = stream.embedded(params, [text[:16]], 16 * LENGTH)
+    aim = reconstruction.target(block, x, x + 0.1, jnp.float32(0.5), config)
+    batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=True))
+    dealt = reconstruction.deal([batch, batch], 3)
+    every = np.concatenate(devices.fetch([lesson.target[lesson.weights > 0] for lesson in dealt]))
+    lesson = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
     ffn = {name: small[name] for name in ("gate", "up", "down", "mlp_norm")}
-    learnt = reconstruction.learn_layer(ffn, [batch], metric, config, 4, np.random.default_rng(0))
-    return learnt, passed
+    plan = reconstruction.Plan(config, 4, 0.5, (0,))
+    learnt = reconstruction.learn_from(ffn, [lesson], metric, plan)
+    return learnt, every[np.argsort(every[:, 0])]
 
 
-def drawn_back(
-    params: Params, texts: list[np.ndarray], plan: fold.FoldPlan, scratch: offload.Scratch | None = None
-) -> Supernet:
+def drawn_back(params: Params, texts: list[np.ndarray], plan: fold.FoldPlan) -> Supernet:
     """A supernet whose sites take back drift."""
     settings = dataclasses.replace(plan.settings, accumulation="centre")
     plan = dataclasses.replace(plan, settings=settings, drift=1.0)
-    return fold.build_supernet(params, texts, plan, batch_tokens=32, scratch=scratch)
+    return fold.build_supernet(params, texts, plan, batch_tokens=32)
 
 
 def largest_collectives(number: int) -> dict[str, tuple[int, str]]:

@@ -80,7 +80,8 @@ def queries_keys_values(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries `[B, T, N, H]` and keys, and values `[B, T, K, H]`, from the residual `x [B, T, D]`."""
     normed = rms_norm(x, block["attn_norm"], config.norm_eps)
-    q, k, v = (linear(normed, block[name]) for name in ("q", "k", "v"))
+    lying = devices.as_they_lie((block["q"], block["k"], block["v"]))
+    q, k, v = (linear(normed, weight) for weight in lying)
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
     if config.qk_norm:
@@ -93,8 +94,7 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
 
     `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
     """
-    lying = devices.as_they_lie({name: block[name] for name in ("q", "k", "v")})
-    q, k, v = queries_keys_values(block | lying, x, rope, config)
+    q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
     return causal_attention(q, k, v, config.window)

@@ -20,6 +20,7 @@ from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
 from tyr_jax.pruning import fisher
 from tyr_jax.pruning.hessian import gram_flops
+from tyr_jax.pruning.reconstruction import LESSON_TOKENS, MIXED_BATCHES
 from tyr_jax.pruning.target import target_of
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
@@ -310,7 +311,8 @@ def last_pruning_need(load: Load) -> Need:
 
 def takes_back(settings: Settings) -> bool:
     """Whether the last pruning takes back drift."""
-    return settings.pruning.drift > 0 and (settings.rounds.refit or not settings.rounds.rounds)
+    pruning, rounds = settings.pruning, settings.rounds
+    return pruning.drift > 0 and bool(rounds.refit or not rounds.rounds or pruning.reconstruct)
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
@@ -346,24 +348,39 @@ def metric_need(load: Load) -> Need:
 
 
 def reconstruction_need(load: Load) -> Need:
-    """What training what is left of FFNs needs: of a layer at a time both streams and the targets, and what
-    Adam knows of its FFN."""
+    """What pruning once more needs where what is left of each FFN is trained: beside what the last pruning
+    does, the text to learn from and what Adam knows of a layer's FFN."""
     config, settings, itemsize, n = load
-    tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    together = max(length, min(BATCH_TOKENS, -(-tokens // n)))
-    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
+    pruned = last_pruning_need(load)
+    tokens = calibration_tokens(settings)
     kept = 1 - min(settings.sparsity)
     ffn = kept * sublayer_parameters(config, "ffn")
     # Weights, two moments, what becomes of them, and the best so far; gathered, the weights.
     state = 5 * FLOAT * ffn / n + (n > 1) * FLOAT * ffn
-    learning = state + together * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
-    working = max(layer_working(together, length, load), learning)
-    text = 3 * held * itemsize * config.hidden / n
-    weights = held_bytes(load) + kept * weight_bytes(load)
-    units = unit_counts(config)
-    forward = 2 * tokens * block_flops(config, units, length)
-    flops = forward + settings.pruning.reconstruct * tokens * 6 * ffn * config.depth
-    return Need("reconstruction", weights, 0, text, working, flops)
+    lesson = -(-LESSON_TOKENS // n)
+    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
+    # Targets of what is mixed, and all of it put together.
+    mixing = 3 * mixed_tokens(load) * itemsize * config.hidden / n
+    learns = settings.pruning.reconstruct * tokens * 6 * ffn * config.depth
+    learnt = 0 if settings.offload else config.depth * itemsize * sublayer_parameters(config, "ffn") / n
+    return pruned._replace(
+        stage="reconstruction",
+        weights=pruned.weights + learnt,
+        working=max(pruned.working, lesson_bytes(load) + max(mixing, learning)),
+        flops=pruned.flops + learns,
+    )
+
+
+def mixed_tokens(load: Load) -> int:
+    """Tokens that are mixed to learn from."""
+    return min(calibration_tokens(load.settings), load.n * BATCH_TOKENS * MIXED_BATCHES)
+
+
+def lesson_bytes(load: Load) -> float:
+    """Bytes of a device for what an FFN learns from: residuals and targets."""
+    config, settings, itemsize, n = load
+    tokens = mixed_tokens(load) if settings.offload else calibration_tokens(settings)
+    return 2 * tokens * itemsize * config.hidden / n
 
 
 def writing_need(load: Load) -> Need | None:

@@ -22,7 +22,6 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
-from tyr_jax.pruning.compress import Pick, cut_block, pick_heads
 from tyr_jax.pruning.site import prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
@@ -288,29 +287,36 @@ def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
 
 
 def reconstruction_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """What it takes to train what is left of a layer's FFN, on a batch of text."""
+    """What it takes to train what is left of a layer's FFN: the target of a batch, mixing of as many as are
+    mixed, and a step."""
     if not settings.pruning.reconstruct:
         return []
     data, block = settings.data, block_of(params, 0, config)
     tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
     x = devices.place(ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype))
-    neurons = int(kept_units(config, min(settings.sparsity))[FFN, 0])
-    picks = {"F": Pick(np.arange(neurons))} | pick_heads(np.arange(config.dense_shape.heads), config)
-    small = devices.spread(
-        jax.eval_shape(lambda block: cut_block(block, picks, config), block), config.hidden
-    )
-    ffn = {tensor.name: small[tensor.name] for tensor in config.tensors if tensor.sublayer == "ffn"}
-    wide = {name: ShapeDtypeStruct(array.shape, jnp.float32) for name, array in ffn.items()}
-    state = devices.spread(jax.eval_shape(reconstruction.begin, wide), config.hidden)
     weights = devices.place(ShapeDtypeStruct(tokens.shape, jnp.float32))
     number, static = ShapeDtypeStruct((), jnp.float32), {"config": config}
+    mixed = min(reconstruction.MIXED_BATCHES, -(-data.calibration_tokens // tokens.size))
+    batch: Any = reconstruction.Lesson(x, x, weights)  # type: ignore[arg-type]
+    lessons = {"count": max(1, round(mixed * tokens.size / reconstruction.LESSON_TOKENS))}
+    deal = Program("reconstruction: mixing", reconstruction.deal, ([batch] * mixed,), lessons)
+    lesson = devices.place(deal.result()[0])
+    width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
+    ffn = {
+        tensor.name: ShapeDtypeStruct(
+            [width if axis == "F" else config.hidden for axis in tensor.axes], jnp.float32
+        )
+        for tensor in config.tensors
+        if tensor.sublayer == "ffn"
+    }
+    state = devices.spread(jax.eval_shape(reconstruction.begin, ffn), config.hidden)
     metric: Any = None
     if settings.pruning.metric != "none":
         metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
-    targets, learn = (small, block, x, x, number), (state, x, x, weights, metric, number)
     return [
-        Program("reconstruction: targets", reconstruction.targets, targets, static),
-        Program("reconstruction: a step", reconstruction.learn, learn, static),
+        Program("reconstruction: target", reconstruction.target, (block, x, x, number), static),
+        deal,
+        Program("reconstruction: a step", reconstruction.learn, (state, lesson, metric, number), static),
     ]
 
 

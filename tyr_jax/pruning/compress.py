@@ -151,8 +151,11 @@ def kept_masks(
 def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
     """A dense-shaped block with the pruned projections of levels `distribution [2, L]`."""
     attention, ffn = distribution[:, layer]
+    block = layer_block(params["blocks"], layer)
+    if supernet.learnt:
+        block |= supernet.learnt[layer] or {}
     pruned = {"o": supernet.attn_out[layer, attention], "down": supernet.mlp_down[layer, ffn]}
-    return jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer) | pruned)
+    return jax.tree.map(jnp.asarray, block | pruned)
 
 
 def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:

@@ -22,6 +22,7 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, stream
+from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import PrunedSite, prune_site
 from tyr_jax.pruning.supernet import (
@@ -61,21 +62,25 @@ def level_probabilities(
 class Fold(NamedTuple):
     """Where a fold over the blocks stands: the supernet, of which layers `done` on are still empty, and the
     residuals `[B, T, D]`, one for each batch of calibration text, that enter the next, on devices or on disk;
-    the first `real` sequences of each count. Where drift is taken back, those of the `dense` model too."""
+    the first `real` sequences of each count. Where drift is taken back, those of the `dense` model too; where
+    FFNs are reconstructed, what each has `learnt`, None of those that stay as they were."""
 
     supernet: Supernet
     done: int
     residual: list[Any]
     real: list[int]
     dense: list[Any] | None = None
+    learnt: tuple[Learnt | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldPlan:
     """What a fold is to do: for a model of `config`, prune every site to the levels of `grid` as `settings`
     say; `seed` is that of the `random` mode of accumulation, `metrics [L, 2, D, D]` those of the sites'
-    outputs, if they have any, `heads [L, U]` the ranks of attention's units, where they are settled, and
-    `drift` the share of it that every site takes back."""
+    outputs, if they have any, `heads [L, U]` the ranks of attention's units, where they are settled,
+    `drift` the share of it that every site takes back, and `passes` those over the text in which what is left
+    of each FFN is reconstructed, where sites have one level. With `scratch`, weights and residuals are on
+    disk."""
 
     config: ModelConfig
     grid: LevelGrid
@@ -84,6 +89,8 @@ class FoldPlan:
     metrics: Any = None
     heads: np.ndarray | None = None
     drift: float = 0.0
+    passes: int = 0
+    scratch: Scratch | None = None
 
     def rank(self, kind: int, layer: int) -> jax.Array | None:
         """That of a site's units `[U]`, where it is settled."""
@@ -96,6 +103,11 @@ class FoldPlan:
         if self.metrics is None:
             return None
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
+
+    def left_of_ffn(self, layer: int) -> int:
+        """Neurons `F` of a layer that are left to be reconstructed; none where the FFN stays whole."""
+        whole = self.settings.whole(self.config.depth)[FFN, layer]
+        return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
 
 
 def begin_fold(
@@ -201,6 +213,18 @@ def prune_kind(
     return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
 
 
+def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: FoldPlan) -> Learnt | None:
+    """What is left of the FFN of the next block once it is reconstructed, in the dense shapes; None if it is
+    not to be. `block` is the dense one, `pruned` the one with pruned weights, `rank [F]` that of its
+    neurons."""
+    layer = fold.done
+    if not plan.left_of_ffn(layer):
+        return None
+    text = Text(fold.residual, fold.dense, fold.real)
+    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
+    return reconstructed(pruned, block, rank, plan.left_of_ffn(layer), text, plan.metric(FFN, layer), how)
+
+
 def site_name(kind: int, layer: int) -> str:
     """What a site is called, such as `layer 3 ffn`."""
     return f"layer {layer} {KINDS[kind]}"
@@ -227,14 +251,22 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
         first, metric = entering.units[0], plan.metric(kind, layer)
         share = stream.output_share(dense, fold.residual[0], first, metric, count)
-        passed_block = block | {projection: passed.reshape(weight.shape)}
-        fold = pass_on(kind, passed_block, fold, entering.units, config)
-        sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)
+        pruned = block | {projection: passed.reshape(weight.shape)}
+        weights, units = site.weights, entering.units
+        learnt = reconstruct(pruned, block, site.rank, fold, plan) if kind == FFN else None
+        if learnt is not None:
+            pruned, units = pruned | learnt.tensors, [None] * len(units)
+            weights = learnt.tensors.pop(projection)
+        fold = pass_on(kind, pruned, fold, units, config)
+        sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
             sites[name].append(value)
     stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
-    return fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
+    fold = fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
+    if plan.scratch and learnt is not None:
+        learnt = learnt._replace(tensors=plan.scratch.keep(learnt.tensors))
+    return fold._replace(learnt=(*fold.learnt, learnt)) if plan.passes else fold
 
 
 def build_supernet(
@@ -243,7 +275,6 @@ def build_supernet(
     plan: FoldPlan,
     *,
     batch_tokens: int = BATCH_TOKENS,
-    scratch: Scratch | None = None,
     begun: Fold | None = None,
     on_site: Callable[[str, float], None] = lambda name, damping: None,
     on_block: Callable[[Fold], None] = lambda fold: None,
@@ -255,7 +286,6 @@ def build_supernet(
         texts: calibration tokens, arrays `[B, T]` of any lengths T.
         plan: the model's configuration, levels of the 2·L sites, how they are pruned.
         batch_tokens: tokens that run at a time, in whole sequences.
-        scratch: where weights and residuals are to be kept on disk.
         begun: where an earlier call stopped, from its `on_block`.
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
@@ -270,9 +300,11 @@ def build_supernet(
     chex.assert_shape(plan.grid.kept, (len(KINDS), plan.config.depth, None))
     fold = begun
     if fold is None:
-        empty = empty_supernet(params["blocks"]["o"].dtype, plan.config, plan.grid, plan.settings, scratch)
-        fold = begin_fold(params, empty, texts, batch_tokens, scratch, plan.drift > 0)
+        dtype = params["blocks"]["o"].dtype
+        empty = empty_supernet(dtype, plan.config, plan.grid, plan.settings, plan.scratch)
+        fold = begin_fold(params, empty, texts, batch_tokens, plan.scratch, plan.drift > 0)
     while fold.done < plan.config.depth:
         fold = fold_block(params, fold, plan, on_site)
         on_block(fold)
-    return fold.supernet
+    learnt = tuple(each and each.tensors for each in fold.learnt)
+    return fold.supernet.replace(learnt=learnt)  # type: ignore[attr-defined]

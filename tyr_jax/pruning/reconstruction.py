@@ -1,15 +1,16 @@
 """Reconstruction: what is left of each FFN is trained, for minutes, towards what the dense one does.
 
-Least squares fit a site's output projection alone. Here all that is left of a layer's FFN learns, on the
-stream that the pruned layers before really pass on: its target is what the dense FFN makes of that stream,
-and a share of the drift behind it. A layer learns by itself, so that only one need be in memory, and the
-weights of least error on text that it did not learn from stay.
+Least squares fit a site's output projection alone. Here all that is left of a layer's FFN learns, as soon as
+it is pruned, so that the sites behind it are fitted to what it has learnt. Its target is that of the site:
+what the dense FFN makes of the stream that the pruned layers before really pass on, and a share of the drift
+behind it. A layer learns by itself, so that only one need be in memory. Whether it helps only the whole model
+can tell: the error of a layer on other text may rise while that of the model falls.
 
-Axis letters: `L` layers, `B` sequences, `T` tokens, `D` hidden, `F` FFN width.
+Axis letters: `B` sequences, `T` tokens, `M` tokens of all sequences, `D` hidden, `F` FFN width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, along
 from tyr_jax.pruning import linalg, stream
 from tyr_jax.runtime import devices
+from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import Scratch
 
 RATE = 0.01
@@ -34,23 +36,40 @@ ADAM = optax.scale_by_adam(b2=0.99)
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises to it; then it falls, as a cosine, to zero."""
 
+LESSON_TOKENS = 2048
+"""Tokens of a step, on all devices."""
 
-class Streams(NamedTuple):
-    """Where a reconstruction stands: layers `done`, and the residuals `[B, T, D]` that enter the next, of the
-    pruned and of the dense model, one for each batch of text, of which the first `real` sequences count."""
+MIXED_BATCHES = 16
+"""Batches of text whose tokens are mixed: a step on a few whole sequences would follow their subjects."""
 
-    done: int
-    pruned: list[Any]
-    dense: list[Any]
-    real: list[int]
+
+class Lesson(NamedTuple):
+    """Tokens to learn from: residuals `x [M, D]` before an FFN, the `target [M, D]` of what it adds to them,
+    and what tokens weigh, `weights [M]`."""
+
+    x: jax.Array
+    target: jax.Array
+    weights: jax.Array
 
 
 class Learnt(NamedTuple):
-    """An FFN's tensors, and their mean error a token on text held out, before and after learning."""
+    """An FFN's tensors, and their mean error a token on a lesson, before and after learning."""
 
     tensors: Block
     before: float
     after: float
+
+
+class Plan(NamedTuple):
+    """How an FFN of `config` is to learn: in so many `passes` over the text, towards what the dense one does
+    and a `share` of the drift, in an order that `seed` decides. With `scratch`, what it learns from is on
+    disk."""
+
+    config: ModelConfig
+    passes: int
+    share: float
+    seed: tuple[int, ...]
+    scratch: Scratch | None = None
 
 
 def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
@@ -60,50 +79,59 @@ def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
     return RATE * jnp.minimum((step + 1) / warmup, falls)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames=("pruned", "dense"))
-def targets(
-    small: Block, block: Block, pruned: jax.Array, dense: jax.Array, share: jax.Array, config: ModelConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(the pruned residual behind a layer's attention, the dense one behind the layer, and what the pruned
-    FFN should add), each `[B, T, D]`, from both before the layer; `small` is the pruned block."""
-    rope = decoder.rope_tables(config, pruned.shape[1])
+@functools.partial(jax.jit, static_argnames="config")
+def target(
+    block: Block, x: jax.Array, dense: jax.Array | None, share: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """What a pruned FFN should add to the pruned residual `x [B, T, D]` before it; `block` is the dense one,
+    `dense [B, T, D]` the dense residual behind it, if that is followed."""
 
-    def own(
-        small: Block, block: Block, rope: decoder.Rope, share: jax.Array, x: jax.Array, dense: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x, dense = (
-            decoder.add_attention(small, x, rope, config),
-            decoder.apply_block(block, dense, rope, config),
-        )
-        target = decoder.ffn_output(block, decoder.ffn_units(block, x, config))
-        drift = dense.astype(jnp.float32) - (x + target).astype(jnp.float32)
-        return x, dense, (target + share * drift).astype(x.dtype)
+    def own(block: Block, share: jax.Array, x: jax.Array, dense: jax.Array | None) -> jax.Array:
+        out = decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+        if dense is None:
+            return out
+        drift = dense.astype(jnp.float32) - (x + out).astype(jnp.float32)
+        return (out + share * drift).astype(x.dtype)
 
-    return devices.divided(own, whole=4)(small, block, rope, share, pruned, dense)
+    return devices.divided(own, whole=2)(block, share, x, dense)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def deal(batches: list[Lesson], count: int) -> tuple[Lesson, ...]:
+    """The tokens of `batches`, whose arrays are `[B, T, ...]`, in `count` lessons `[M, ...]`: each device
+    deals its own, of as many that follow each other one to every lesson, at random. Zeros fill lessons up,
+    and weigh nothing."""
+
+    def own(batches: list[Lesson]) -> tuple[Lesson, ...]:
+        tokens = sum(lesson.weights.size for lesson in batches)
+        rows = -(-tokens // count)
+        turns = jax.random.randint(jax.random.key(0), (rows, 1), 0, count)
+        turns = (turns + jnp.arange(count)) % count
+
+        def dealt(*arrays: jax.Array) -> jax.Array:
+            flat = jnp.concatenate([array.reshape(-1, *array.shape[2:]) for array in arrays])
+            flat = jnp.pad(flat, [(0, rows * count - tokens), *[(0, 0)] * (flat.ndim - 1)])
+            table = flat.reshape(rows, count, *flat.shape[1:])
+            return jnp.take_along_axis(table, turns.reshape(*turns.shape, *[1] * (flat.ndim - 1)), axis=1)
+
+        table = jax.tree.map(dealt, *batches)
+        return tuple(jax.tree.map(lambda array, at=at: array[:, at], table) for at in range(count))
+
+    return devices.divided(own)(batches)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def error(
-    tensors: Block,
-    x: jax.Array,
-    target: jax.Array,
-    weights: jax.Array,
-    metric: jax.Array | None,
-    config: ModelConfig,
-) -> jax.Array:
-    """How far an FFN of these `tensors` is from its target, `[B]` summed over tokens: by the `metric [D, D]`
-    of its output, in nats, or without one in squares; of residuals `x` and their `target [B, T, D]`, of
-    tokens that weigh as `weights [B, T]` say."""
+def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """How far an FFN of these `tensors` is from its target, `[M]`, times the square of what the token weighs:
+    by the `metric [D, D]` of its output, in nats, or without one in squares."""
 
-    def own(
-        tensors: Block, metric: jax.Array | None, x: jax.Array, target: jax.Array, weights: jax.Array
-    ) -> jax.Array:
-        out = decoder.ffn_output(tensors, decoder.ffn_units(tensors, x, config))
-        off = weights[..., None] * (out.astype(jnp.float32) - target.astype(jnp.float32))
+    def own(tensors: Block, metric: jax.Array | None, lesson: Lesson) -> jax.Array:
+        out = decoder.ffn_output(tensors, decoder.ffn_units(tensors, lesson.x, config))
+        off = lesson.weights[:, None] * (out.astype(jnp.float32) - lesson.target.astype(jnp.float32))
         counted = off if metric is None else linalg.matmul(off, metric)
-        return jnp.sum(counted * off, axis=(1, 2)) / 2
+        return jnp.sum(counted * off, axis=1) / 2
 
-    return devices.divided(own, whole=2)(tensors, metric, x, target, weights)
+    return devices.divided(own, whole=2)(tensors, metric, lesson)
 
 
 class Learning(NamedTuple):
@@ -120,19 +148,13 @@ def begin(tensors: Block) -> Learning:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def learn(
-    state: Learning,
-    x: jax.Array,
-    target: jax.Array,
-    weights: jax.Array,
-    metric: jax.Array | None,
-    learning_rate: jax.Array,
-    config: ModelConfig,
+    state: Learning, lesson: Lesson, metric: jax.Array | None, learning_rate: jax.Array, config: ModelConfig
 ) -> Learning:
-    """The state after a step on a batch; neurons without any output weight, which only fill up a layer, stay
-    as they are."""
+    """The state after a step; neurons without any output weight, which only fill up a width, stay as they
+    are."""
 
     def mean(tensors: Block) -> jax.Array:
-        return jnp.sum(error(tensors, x, target, weights, metric, config)) / weights.size
+        return jnp.mean(error(tensors, lesson, metric, config))
 
     slopes = jax.grad(mean)(state.tensors)
     alive = jnp.any(state.tensors["down"] != 0, axis=1)
@@ -150,88 +172,76 @@ def learn(
     return Learning(jax.tree.map(move, state.tensors, updates), adam)
 
 
-def learn_layer(
-    tensors: Block,
-    batches: Sequence[tuple[Any, Any, jax.Array]],
-    metric: jax.Array | None,
-    config: ModelConfig,
-    passes: int,
-    rng: np.random.Generator,
-) -> Learnt:
-    """An FFN's `tensors` after so many `passes` over `batches`, (residual, target, token weights) each; of
-    two or more, the last is held out, and of what was seen after each pass the best on it stays."""
-    *taught, held = batches
-    taught = taught or [held]
+def learn_from(tensors: Block, lessons: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
+    """An FFN's `tensors` after so many passes over `lessons`; as they were, if that has not helped there."""
     types = {name: array.dtype for name, array in tensors.items()}
-    wide = {name: jnp.array(array, jnp.float32) for name, array in tensors.items()}
-    state, best = begin(wide), tensors
+    state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
+
+    def lesson(index: int) -> Lesson:
+        return devices.place(jax.tree.map(jnp.asarray, lessons[index]))
 
     def judged(tensors: Block) -> float:
-        x, target, weights = placed(held)
-        return float(jnp.sum(error(tensors, x, target, weights, metric, config))) / weights.size
+        return float(jnp.mean(error(tensors, lesson(0), metric, plan.config)))
 
-    before = least = judged(tensors)
-    steps, done = jnp.float32(passes * len(taught)), 0
-    for _ in range(passes):
-        for index in rng.permutation(len(taught)):
-            pace = rate(jnp.float32(done), steps)
-            state = learn(state, *placed(taught[index]), metric, pace, config)
-            done += 1
-        rounded = {name: array.astype(types[name]) for name, array in state.tensors.items()}
-        if (now := judged(rounded)) < least:
-            # The next step is given the arrays of this one to write in.
-            least, best = now, jax.tree.map(jnp.copy, rounded)
-    return Learnt(best, before, least)
+    before, rng = judged(tensors), np.random.default_rng(plan.seed)
+    order = [index for _ in range(plan.passes) for index in rng.permutation(len(lessons))]
+    for step, index in enumerate(order):
+        pace = rate(jnp.float32(step), jnp.float32(len(order)))
+        state = learn(state, lesson(index), metric, pace, plan.config)
+    learnt = {name: array.astype(types[name]) for name, array in state.tensors.items()}
+    after = judged(learnt)
+    return Learnt(learnt, before, after) if after < before else Learnt(tensors, before, before)
 
 
-def placed(batch: tuple[Any, Any, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A batch on the devices."""
-    x, target, weights = batch
-    return devices.place(jnp.asarray(x)), devices.place(jnp.asarray(target)), weights
+class Text(NamedTuple):
+    """What an FFN learns from, in batches, on devices or on disk: residuals `x [B, T, D]` of the pruned model
+    before it, of which the first `real` sequences count, and those of the dense model behind it, if they are
+    followed."""
+
+    x: list[Any]
+    dense: list[Any] | None
+    real: list[int]
 
 
-class Plan(NamedTuple):
-    """What a reconstruction is to do: with a pruned model of `config`, so many `passes` over the text,
-    towards what the dense FFNs do and a `share` of the drift, in an order that `seed` decides. With
-    `scratch`, streams are on disk."""
+def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
+    """What the FFN of the dense `block` does, as lessons; tokens weigh `even`ly, or as `stream.token_weights`
+    has it."""
 
-    config: ModelConfig
-    passes: int
-    share: float
-    seed: int
-    scratch: Scratch | None = None
+    def batch(index: int) -> Lesson:
+        arrays = (text.x[index], None if text.dense is None else text.dense[index])
+        x, dense = devices.place(jax.tree.map(jnp.asarray, arrays))
+        aim = target(block, x, dense, jnp.float32(plan.share), plan.config)
+        return Lesson(x, aim, stream.token_weights(x, jnp.int32(text.real[index]), even))
 
-
-def reconstruct_layer(
-    small: Block, block: Block, metric: jax.Array | None, streams: Streams, plan: Plan
-) -> tuple[Learnt | None, Streams]:
-    """(what the FFN of the pruned block `small` has learnt, None if it has not; the streams behind it in
-    place of those before), `block` being the dense one and `metric [D, D]` that of what its FFN adds."""
-    config, passes, share, seed, scratch = plan
-    keep: Callable[[Any], Any] = scratch.keep if scratch else (lambda tree: tree)
-    batches, after = [], []
-    for x, dense, real in zip(streams.pruned, streams.dense, streams.real, strict=True):
-        arrays = (devices.place(jnp.array(array)) if scratch else array for array in (x, dense))
-        middle, behind, target = targets(small, block, *arrays, jnp.float32(share), config)
-        weights = stream.token_weights(middle, jnp.int32(real), even=metric is not None)
-        batches.append((keep(middle), keep(target), weights))
-        after.append(keep(behind))
-    learnt = None
-    if passes and "down" in small:
-        names = [
-            tensor.name for tensor in config.tensors if tensor.sublayer == "ffn" and tensor.name in small
-        ]
-        tensors = {name: small[name] for name in names}
-        rng = np.random.default_rng((seed, streams.done))
-        learnt = learn_layer(tensors, batches, metric, config, passes, rng)
-        small = small | learnt.tensors
-    pruned = [
-        keep(behind_ffn(small, devices.place(jnp.array(x)) if scratch else x, config)) for x, *_ in batches
-    ]
-    return learnt, Streams(streams.done + 1, pruned, after, streams.real)
+    count, lessons = len(text.x), []
+    groups = -(-count // MIXED_BATCHES)
+    for group in range(groups):
+        mixed = [batch(index) for index in range(group, count, groups)]
+        number = max(1, round(sum(lesson.weights.size for lesson in mixed) / LESSON_TOKENS))
+        dealt = deal(mixed, number)
+        lessons += plan.scratch.keep(dealt) if plan.scratch else dealt
+    return lessons
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="x")
-def behind_ffn(small: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The residual `[B, T, D]` behind a layer's FFN, in place of that before it."""
-    return devices.divided(lambda block, x: decoder.add_ffn(block, x, config), whole=1)(small, x)
+def width_for(kept: int, config: ModelConfig) -> int:
+    """The width that an FFN learns at of which so many neurons are kept."""
+    return next(width for width in bucket_widths(config.dense_shape.ffn) if width >= kept)
+
+
+def reconstructed(
+    pruned: Block, block: Block, rank: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
+) -> Learnt:
+    """What the FFN of the `pruned` block has learnt, in the dense shapes; `block` is the dense one, `kept`
+    neurons of least `rank [F]` are left, `metric [D, D]` is that of what the FFN adds."""
+    config = plan.config
+    ffn = [tensor for tensor in config.tensors if tensor.sublayer == "ffn"]
+    chosen = jnp.argsort(rank)[: width_for(kept, config)]
+    # Each tensor's neurons, along its own axis.
+    index = {
+        tensor.name: tuple(chosen if axis == "F" else slice(None) for axis in tensor.axes) for tensor in ffn
+    }
+    tensors = devices.spread({name: pruned[name][at] for name, at in index.items()}, config.hidden)
+    lessons = lessons_of(block, text, metric is not None, plan)
+    learnt = learn_from(tensors, lessons, metric, plan)
+    whole = {name: pruned[name].at[at].set(learnt.tensors[name]) for name, at in index.items()}
+    return learnt._replace(tensors=devices.spread(whole, config.hidden))

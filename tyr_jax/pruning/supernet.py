@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
@@ -28,7 +28,8 @@ class Supernet:
     `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections; `attn_rank [L, U]`
     and `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank
     below k; `kept [2, L, E]` units, `exists [2, L, E]`, relative layer `error [2, L, E]`, the `share [2, L]`
-    of the residual stream that the dense site's output has, `damping [2, L]`.
+    of the residual stream that the dense site's output has, `damping [2, L]`. Where what is left of FFNs was
+    reconstructed, `learnt` has their tensors, in the dense shapes, by layer (None of those that were not).
     """
 
     attn_out: jax.Array
@@ -40,6 +41,7 @@ class Supernet:
     error: jax.Array
     share: jax.Array
     damping: jax.Array
+    learnt: tuple[Block | None, ...] = ()
 
 
 Layer = dict[str, jax.Array]

@@ -12,20 +12,20 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from tyr_jax import space
 from tyr_jax.components import broken
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.target import Target
 from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
-from tyr_jax.run.reconstruct import finished, reconstructed, rounded
 from tyr_jax.run.rounds import (
     SearchProgress,
     first_rounds,
@@ -54,7 +54,7 @@ class Pruned:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """All that a run found for a target; `rounds` has a record per round. `reconstructed` is the model found,
-    what is left of whose FFNs was trained, if that was asked for."""
+    with what is left of its FFNs trained, if that was asked for."""
 
     run: Run
     dense: Dense
@@ -65,9 +65,17 @@ class Outcome:
     reconstructed: Pruned | None = None
 
     @property
+    def written(self) -> str:
+        """Which model to write: the reconstructed one, if training has helped on the text to evaluate on, the
+        searched one, or the uniform one."""
+        found = "searched" if self.searched else "uniform"
+        pruned, learnt = getattr(self, found), self.reconstructed
+        return "reconstructed" if learnt and mean_kl(learnt) < mean_kl(pruned) else found
+
+    @property
     def final(self) -> Pruned:
-        """The model to write: the reconstructed one, the searched one, or the uniform one."""
-        return self.reconstructed or self.searched or self.uniform
+        """The model to write."""
+        return getattr(self, self.written)
 
     @property
     def model(self) -> LoadedModel:
@@ -81,6 +89,11 @@ class Outcome:
         )
 
 
+def mean_kl(pruned: Pruned) -> float:
+    """KL to the dense model, the mean over texts."""
+    return float(np.mean([quality.kl for quality in pruned.quality.values()]))
+
+
 def realise(
     run: Run,
     dense: Dense,
@@ -88,6 +101,7 @@ def realise(
     grid: LevelGrid | None,
     name: str,
     heads: np.ndarray | None = None,
+    passes: int = 0,
 ) -> Pruned:
     """The physically smaller model that keeps `kept [2, L]` units, measured with weights as written.
 
@@ -96,15 +110,17 @@ def realise(
     uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
     supernet of `grid`, in which the distribution was found (None where none was built). As many parameters as
     it was found to have it keeps: its heads are those of least rank in `heads [L, U]`, if given. As it is
-    pruned for the last time, its sites take back the drift.
+    pruned for the last time, its sites take back the drift, and what is left of its FFNs is reconstructed in
+    so many `passes`, if any.
     """
     model, settings = dense.model, run.settings
     pruning, drift = settings.pruning, 0.0
-    if settings.rounds.refit or grid is None:
+    if settings.rounds.refit or grid is None or passes:
         drift = pruning.drift
         grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
         pruning = dataclasses.replace(pruning, accumulation="centre")
-    supernet = fold(run, dense, grid, pruning, f"prune {name}", run.store.part(f"prune-{name}"), heads, drift)
+    what, store = f"prune {name}", run.store.part(f"prune-{name}")
+    supernet = fold(run, dense, grid, pruning, what, store, heads, drift, passes)
     levels = space.levels_of(grid, kept)
     ranks = devices.fetch(supernet.attn_rank)
     parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())
@@ -127,14 +143,24 @@ def realise(
     return Pruned(params, config, kept, parameters, measure(run, name, params, config, dense.texts))
 
 
-def reconstruct(run: Run, dense: Dense, pruned: Pruned) -> Pruned | None:
-    """A pruned model, what is left of whose FFNs is trained and measured with weights as written; None if
+def reconstructed(
+    run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, heads: np.ndarray | None = None
+) -> Pruned | None:
+    """The model that `realise` makes, pruned once more, with what is left of its FFNs reconstructed; None if
     that was not asked for."""
-    if not run.settings.pruning.reconstruct:
-        return None
-    params = reconstructed(run, dense, pruned.params, pruned.config)
-    quality = measure(run, "reconstructed", params, pruned.config, dense.texts)
-    return dataclasses.replace(pruned, params=params, quality=quality)
+    passes = run.settings.pruning.reconstruct
+    return realise(run, dense, kept, grid, "reconstructed", heads, passes) if passes else None
+
+
+def finished(run: Run, dense: Dense, block: Block) -> Any:
+    """A block with weights rounded to what they are written in, on disk where weights stay there."""
+    written = rounded(block, dense.dtype)
+    return run.scratch.keep(written) if run.scratch else written
+
+
+def rounded(weights: Any, dtype: np.dtype) -> Any:
+    """Weights, a pytree, rounded to the type that they will be written in."""
+    return jax.tree.map(lambda array: array.astype(dtype).astype(array.dtype), weights)
 
 
 def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:
@@ -155,7 +181,7 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     if not run.settings.rounds.rounds:
         for part, target, kept in zip(parts, targets, centres, strict=True):
             uniform = realise(part, dense, kept, None, "uniform")
-            yield Outcome(part, dense, target, uniform, None, [], reconstruct(part, dense, uniform))
+            yield Outcome(part, dense, target, uniform, None, [], reconstructed(part, dense, kept, None))
         return
     pool = search_pool(run, dense)
     first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
@@ -169,5 +195,5 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         uniform = realise(part, dense, kept, first, "uniform")
         ended = search(part, dense, pool, target, begun)
         searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads)
-        learnt = reconstruct(part, dense, searched)
+        learnt = reconstructed(part, dense, ended.kept, ended.grid, ended.heads)
         yield Outcome(part, dense, target, uniform, searched, ended.rounds, learnt)

@@ -20,9 +20,9 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.formatting import in_words
 from tyr_jax.model.prediction import Prediction
-from tyr_jax.model.spec import Block, Params
+from tyr_jax.model.spec import Params
 from tyr_jax.pruning.fold import Fold, dealt_anew
-from tyr_jax.pruning.reconstruction import Streams
+from tyr_jax.pruning.reconstruction import Learnt
 from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
@@ -108,6 +108,8 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
     of those before; the last block's nobody needs."""
     layer = fold.done - 1
     store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
+    if fold.learnt and (learnt := fold.learnt[layer]):
+        store.save(f"learnt-{layer}", learnt.tensors, {"before": learnt.before, "after": learnt.after})
     # The dense model's come behind the pruned one's.
     residual = [*fold.residual, *(fold.dense or [])] if fold.done < depth else None
     keep_residual(store, layer, residual, fold.real)
@@ -138,35 +140,11 @@ def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list
     return layer, [placed(stream) for stream in streams], real
 
 
-def keep_layer(store: Store, depth: int, tensors: Block, streams: Streams) -> None:
-    """Keep the `tensors` that a layer has just learnt in a reconstruction of so many layers, and the streams
-    behind it in place of those before; the last layer's nobody needs."""
-    layer = streams.done - 1
-    if tensors:
-        store.save(f"layer-{layer}", tensors)
-    residual = [*streams.pruned, *streams.dense] if streams.done < depth else None
-    keep_residual(store, layer, residual, streams.real)
-
-
-def kept_layer(store: Store, layer: int) -> Block:
-    """What a layer has learnt; nothing, if it had nothing to learn."""
-    saved = store.load(f"layer-{layer}")
-    return {} if saved is None else jax.tree.map(jnp.asarray, saved.arrays)
-
-
-def kept_streams(store: Store, scratch: Scratch | None) -> Streams | None:
-    """Where a reconstruction stands, or None if no layer is kept; with `scratch`, residuals are on disk."""
-    kept = kept_residual(store, scratch)
-    if kept is None:
-        return None
-    layer, streams, real = kept
-    pruned, dense = streams or ([], [])
-    return Streams(layer + 1, pruned, dense, real)
-
-
-def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None) -> Fold | None:
+def kept_fold(
+    store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
+) -> Fold | None:
     """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
-    `scratch`, residuals are on disk."""
+    `scratch`, residuals are on disk. FFNs have learnt something if the fold `learns`."""
     kept = kept_residual(store, scratch)
     if kept is None:
         return None
@@ -180,7 +158,17 @@ def kept_fold(store: Store, make_empty: Callable[[], Supernet], scratch: Scratch
             supernet = with_layer(supernet, index, saved.arrays)
     # Behind the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
-    return Fold(supernet, layer + 1, pruned or [], real, dense)
+    learnt = tuple(kept_learnt(store, index, scratch) for index in range(layer + 1)) if learns else ()
+    return Fold(supernet, layer + 1, pruned or [], real, dense, learnt)
+
+
+def kept_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:
+    """What the FFN of a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
+    saved = store.load(f"learnt-{layer}", records.LEARNT_FACTS)
+    if saved is None:
+        return None
+    tensors = scratch.keep(saved.arrays) if scratch else jax.tree.map(jnp.asarray, saved.arrays)
+    return Learnt(tensors, **saved.facts)
 
 
 Answers = tuple[dict[str, Prediction], dict[str, Quality]]

@@ -12,7 +12,7 @@ from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
 from tyr_jax.options import as_json
-from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
 from tyr_jax.pruning.prices import level_prices, neurons_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
@@ -66,14 +66,16 @@ def fold(
     store: Store,
     heads: np.ndarray | None = None,
     drift: float = 0.0,
+    passes: int = 0,
 ) -> Supernet:
     """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks. `heads`
-    are the ranks `[L, U]` of attention's units where they are settled; sites take back a share of `drift`."""
+    are the ranks `[L, U]` of attention's units where they are settled; sites take back a share of `drift`,
+    and FFNs are reconstructed in so many `passes` over the text."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
         empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
-        begun = resume.kept_fold(store, empty, run.scratch)
+        begun = resume.kept_fold(store, empty, run.scratch, passes > 0)
         if begun is not None:
             stage.advance(2 * begun.done, note=resume.KEPT)
 
@@ -83,14 +85,21 @@ def fold(
             if raised:
                 run.events.write("damping raised", site=site, damping=damping, stage=name)
 
+        def on_block(fold: Fold) -> None:
+            resume.keep_block(store, model.config.depth, fold)
+            if fold.learnt and (learnt := fold.learnt[-1]):
+                run.events.write(
+                    "reconstructed", layer=fold.done - 1, before=learnt.before, after=learnt.after
+                )
+
+        seed, scratch = run.settings.seed, run.scratch
         return build_supernet(
             model.params,
             (dense.splits.calibration, dense.splits.openings),
-            FoldPlan(model.config, grid, pruning, run.settings.seed, dense.metrics, heads, drift),
-            scratch=run.scratch,
+            FoldPlan(model.config, grid, pruning, seed, dense.metrics, heads, drift, passes, scratch),
             begun=begun,
             on_site=on_site,
-            on_block=functools.partial(resume.keep_block, store, model.config.depth),
+            on_block=on_block,
         )
 
 

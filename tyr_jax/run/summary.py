@@ -109,6 +109,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         "uniform": describe(outcome, outcome.uniform),
         "searched": None if searched is None else describe(outcome, searched),
         "reconstructed": None if learnt is None else describe(outcome, learnt),
+        "written": outcome.written,
         "rounds": outcome.rounds,
         "health": health(outcome.run.events),
         "texts": {

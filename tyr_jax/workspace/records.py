@@ -211,6 +211,7 @@ class Summary(TypedDict):
     uniform: PrunedModel
     searched: PrunedModel | None
     reconstructed: NotRequired[PrunedModel | None]
+    written: NotRequired[Literal["uniform", "searched", "reconstructed"]]
     rounds: Annotated[list[Round], Field(max_length=10_000)]
     health: Health
     texts: Named[Text]
@@ -328,6 +329,13 @@ class InputFacts(TypedDict):
     step_rows: NotRequired[Positive]
 
 
+class LearntFacts(TypedDict):
+    """The mean error a token of a layer's FFN, before and after it was reconstructed."""
+
+    before: float
+    after: float
+
+
 class ResidualFacts(TypedDict):
     """Behind the last block that is finished: how many sequences of each batch are real, and on how many
     devices these ran."""
@@ -370,12 +378,18 @@ class TrainingFacts(TypedDict):
 
 
 PRUNED = ("uniform", "searched", "reconstructed")
-"""Pruned models that a summary may tell of; the last one there is was written."""
+"""Pruned models that a summary may tell of."""
+
+
+def written_name(summary: Mapping[str, Any]) -> str:
+    """Which of them was written: the last one there is, if a summary does not say."""
+    there = [name for name in PRUNED if summary.get(name)]
+    return str(summary.get("written", there[-1]))
 
 
 def written_model(summary: Mapping[str, Any]) -> Any:
     """What a summary tells of the model that was written."""
-    return [summary[name] for name in PRUNED if summary.get(name)][-1]
+    return summary[written_name(summary)]
 
 
 def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
@@ -387,11 +401,14 @@ def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
         yield from _units_differ(name, summary[name], uniform)
     for number, record in enumerate(summary["rounds"]):
         yield from _layers_differ(f"rounds[{number}].kept", record["kept"], uniform)
-    final = summary[there[-1]]
+    if (written := written_name(summary)) not in there:
+        yield Fault("written", written, f"be one of {', '.join(there)}")
+        return
+    final = summary[written]
     for kind in KINDS:
         same = summary["distribution"][kind] == final["kept"][kind]
         if not same:
-            wanted = f"be what {there[-1]}.kept.{kind} is"
+            wanted = f"be what {written}.kept.{kind} is"
             yield Fault(f"distribution.{kind}", summary["distribution"][kind], wanted)
 
 
@@ -473,6 +490,7 @@ EVENT_FORMATS = {
 ANY_FACTS = _form(dict[str, Any])
 INPUT_FACTS = _form(InputFacts)
 RESIDUAL_FACTS = _form(ResidualFacts)
+LEARNT_FACTS = _form(LearntFacts)
 QUALITY_FACTS = _form(Qualities)
 ROUND_FACTS = _form(RoundFacts)
 DESCENT_FACTS = _form(DescentFacts)
