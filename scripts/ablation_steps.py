@@ -1,4 +1,4 @@
-"""What each step from the paper's local pruning to the default is worth, alone and on top of the ones before.
+"""What each step away from the paper's local pruning is worth, alone and on top of the ones before.
 
 Uniform models, at the block parameters that `--budget units` leaves at each sparsity, on text of domains that
 layers were pruned on and of others. Rerun:
@@ -30,10 +30,17 @@ STEPS: dict[str, dict[str, Any]] = {
     "errors in nats": {"metric": "fisher"},
     "drift taken back": {"drift": PRESETS["standard"].pruning.drift},
     "own text": {"calibration": PRESETS["standard"].data.calibration},
+    "reconstruction": {"reconstruct": 8},
 }
 """The settings that each changes, in the order in which they are added up."""
 
-BEFORE: dict[str, Any] = {"budget": "units", "metric": "none", "drift": 0.0, "calibration": ("builtin",)}
+BEFORE: dict[str, Any] = {
+    "budget": "units",
+    "metric": "none",
+    "drift": 0.0,
+    "reconstruct": 0,
+    "calibration": ("builtin",),
+}
 """The same settings without any of them."""
 
 
@@ -108,8 +115,8 @@ def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progres
         outcomes = list(pipeline.prune_prepared(run, prepare.prepare(run)))
     return {
         f"{sparsity:g}": {
-            "parameters": outcome.uniform.block_parameters,
-            "texts": {name: quality.as_json() for name, quality in outcome.uniform.quality.items()},
+            "parameters": outcome.final.block_parameters,
+            "texts": {name: quality.as_json() for name, quality in outcome.final.quality.items()},
         }
         for sparsity, outcome in zip(sparsities, outcomes, strict=True)
     }
