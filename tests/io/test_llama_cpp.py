@@ -67,11 +67,13 @@ def test_where_llama_cpp_aborts(file: Path, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 CODE = """
-import sys
+import signal, sys
 from pathlib import Path
 from tyr_jax import process
 from tyr_jax.io import llama_cpp
 llama_cpp.QUANTISER = Path(sys.argv[1])
+# A shell that runs tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 process.run(lambda: llama_cpp.quantise_file(Path("x"), Path("y"), "q4_k_m"))
 """
 

@@ -88,6 +88,7 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
 
 def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
     plain = summary | {"rounds": [], "searched": None, "distribution": summary["uniform"]["kept"]}
+    plain["written"] = "uniform"
     reader = read(page.render(plain))
     assert reader.figures == 2
     assert "Search" not in reader.text

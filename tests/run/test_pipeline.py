@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tyr_jax import space
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.quality import Quality
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -50,6 +51,31 @@ def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     with Progress(quiet=True) as progress, EventLog(tmp_path / "events.jsonl") as events:
         (outcome,) = pipeline.prune_targets(Run(settings, progress, events))
     return outcome
+
+
+@pytest.mark.parametrize(
+    ("searched", "reconstructed", "written"),
+    [
+        (None, None, "uniform"),
+        ((0.4, 0.8), None, "searched"),
+        ((0.4, 0.8), (0.5, 0.6), "reconstructed"),
+        ((0.4, 0.8), (0.3, 0.95), "searched"),
+        ((0.4, 0.8), (0.3, float("nan")), "searched"),
+        (None, (0.9, 0.9), "reconstructed"),
+    ],
+)
+def test_training_is_written_only_if_it_helps(searched: Any, reconstructed: Any, written: str) -> None:
+    """On the mean over texts of KL."""
+
+    def pruned(kls: Any) -> Any:
+        quality = {str(number): Quality(9.0, kl) for number, kl in enumerate(kls)}
+        return pipeline.Pruned({}, None, np.zeros((2, 1)), 1, quality)  # type: ignore[arg-type]
+
+    nothing: Any = None
+    found, learnt = (each and pruned(each) for each in (searched, reconstructed))
+    outcome = pipeline.Outcome(nothing, nothing, nothing, pruned((1.0, 1.0)), found, [], learnt)
+    assert outcome.written == written
+    assert outcome.final is getattr(outcome, written)
 
 
 @pytest.mark.slow

@@ -173,6 +173,8 @@ def test_other_versions_are_told(name: str, version: Any, message: str, tmp_path
             "rounds[0].kept.attention is a list of 2, but must have 3 layers",
         ),
         ("rounds.0.kept.ffn", ..., "lacks rounds[0].kept.ffn;"),
+        ("written", "reconstructed", 'written is "reconstructed", but must be one of uniform, searched;'),
+        ("written", "dense", 'written is "dense", but must be '),
         ("distribution.ffn", [24, 24, 24], "distribution.ffn is a list of 3, but must be what searched.kept"),
         (
             "searched.units.ffn.kept",
