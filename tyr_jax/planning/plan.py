@@ -351,24 +351,29 @@ def reconstruction_need(load: Load) -> Need:
     """What pruning once more needs where what is left of each FFN is trained: beside what the last pruning
     does, the text to learn from and what Adam knows of a layer's FFN."""
     config, settings, itemsize, n = load
-    pruned = last_pruning_need(load)
-    tokens = calibration_tokens(settings)
+    pruned, ffn = last_pruning_need(load), config.depth * sublayer_parameters(config, "ffn")
     kept = 1 - min(settings.sparsity)
-    ffn = kept * sublayer_parameters(config, "ffn")
-    # Weights, two moments, what becomes of them, and the best so far; gathered, the weights.
-    state = 5 * FLOAT * ffn / n + (n > 1) * FLOAT * ffn
-    lesson = -(-LESSON_TOKENS // n)
-    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
-    # Targets of what is mixed, and all of it put together.
-    mixing = 3 * mixed_tokens(load) * itemsize * config.hidden / n
-    learns = settings.pruning.reconstruct * tokens * 6 * ffn * config.depth
-    learnt = 0 if settings.offload else config.depth * itemsize * sublayer_parameters(config, "ffn") / n
     return pruned._replace(
         stage="reconstruction",
-        weights=pruned.weights + learnt,
-        working=max(pruned.working, lesson_bytes(load) + max(mixing, learning)),
-        flops=pruned.flops + learns,
+        weights=pruned.weights + (0 if settings.offload else itemsize * ffn / n),
+        working=max(pruned.working, reconstruction_working(load)),
+        flops=pruned.flops + settings.pruning.reconstruct * calibration_tokens(settings) * 6 * kept * ffn,
     )
+
+
+def reconstruction_working(load: Load) -> float:
+    """Bytes at work while an FFN learns: its lessons, and a step, or mixing the text for them."""
+    config, settings, itemsize, n = load
+    kept = 1 - min(settings.sparsity)
+    ffn = round(kept * sublayer_parameters(config, "ffn"))
+    # Weights, two moments, what becomes of them, and what they were; gathered, the weights, one by one.
+    state = 5 * FLOAT * ffn / n
+    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
+    lesson = -(-LESSON_TOKENS // n)
+    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
+    # Targets of what is mixed; residuals and targets in a row, and in their new order.
+    mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
+    return lesson_bytes(load) + max(mixing, learning)
 
 
 def mixed_tokens(load: Load) -> int:
