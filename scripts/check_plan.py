@@ -128,7 +128,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         lessons = plan.lesson_bytes(load)
         # The residuals that are mixed are counted apart; their targets are not. What is dealt are lessons.
         mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
-        # The best so far is there, too.
+        # What they were before they learnt is there, too.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
         working += (bytes_of(tensors) - bytes_of(lesson)) / n
         planned = plan.reconstruction_working(load)

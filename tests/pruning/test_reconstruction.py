@@ -224,3 +224,12 @@ def test_what_was_learnt_is_in_the_smaller_model(whole: Whole) -> None:
             assert (np.asarray(learnt) != np.asarray(whole.params["blocks"][name][layer][:, kept])).any()
             np.testing.assert_array_equal(layer_block(small["blocks"], layer)[name], learnt)
             np.testing.assert_array_equal(layer_block(masked["blocks"], layer)[name][:, kept], learnt)
+
+
+def test_the_dense_model_stays_as_it_was(whole: Whole) -> None:
+    """Also where its blocks are not stacked."""
+    blocks = tuple(layer_block(whole.params["blocks"], layer) for layer in range(3))
+    before = [dict(block) for block in blocks]
+    compress(whole.params | {"blocks": blocks}, whole.learnt, np.zeros((2, 3), int), whole.config, 1)
+    for block, was in zip(blocks, before, strict=True):
+        assert all(block[name] is array for name, array in was.items())

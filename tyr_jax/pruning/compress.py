@@ -151,9 +151,8 @@ def kept_masks(
 def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
     """A dense-shaped block with the pruned projections of levels `distribution [2, L]`."""
     attention, ffn = distribution[:, layer]
-    block = layer_block(params["blocks"], layer)
-    if supernet.learnt:
-        block |= supernet.learnt[layer] or {}
+    learnt = supernet.learnt[layer] if supernet.learnt else None
+    block = layer_block(params["blocks"], layer) | (learnt or {})
     pruned = {"o": supernet.attn_out[layer, attention], "down": supernet.mlp_down[layer, ffn]}
     return jax.tree.map(jnp.asarray, block | pruned)
 

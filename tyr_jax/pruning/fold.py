@@ -256,7 +256,10 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         learnt = reconstruct(pruned, block, site.rank, fold, plan) if kind == FFN else None
         if learnt is not None:
             pruned, units = pruned | learnt.tensors, [None] * len(units)
-            weights = learnt.tensors.pop(projection)
+            weights = learnt.tensors[projection]
+            # The supernet has that one.
+            rest = {name: array for name, array in learnt.tensors.items() if name != projection}
+            learnt = learnt._replace(tensors=rest)
         fold = pass_on(kind, pruned, fold, units, config)
         sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank

@@ -45,8 +45,8 @@ class PruningSettings:
     residual stream, beside the dense model's. 0 lets it stand (the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
     """Passes over the calibration text in which what is left of each FFN is trained, as soon as it is pruned
-    to the distribution found: minutes in which the model wins back much of what it lost. 4 are worth most of
-    that, 8 a little more; 0 leaves it out (the paper)."""
+    to the distribution found: minutes in which the model wins back much of what it lost. The first 4
+    win back most; 0 leaves it out (the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"
