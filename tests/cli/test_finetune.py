@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import evaluate, finetune, prune
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation import writing
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape
@@ -52,7 +54,12 @@ def record(directory: Path) -> dict:
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["--method", "full", "--hidden", "0.1", "--learning-rate", "0.002"], ["--goal", "next-token"]],
+    [
+        [],
+        ["--method", "full", "--hidden", "0.1", "--learning-rate", "0.002"],
+        ["--optimizer", "muon"],
+        ["--goal", "next-token"],
+    ],
     ids=str,
 )
 def test_it_gets_better_and_loads_in_torch(extra: list[str], command: list[str], tmp_path: Path) -> None:
@@ -104,6 +111,34 @@ def test_an_interruption_costs_nothing(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_it_learns_from_what_the_dense_model_writes(
+    command: list[str], tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the tokens, written once, however often the training is interrupted."""
+    command = [*command, "--data", str(tiny_text), "self"]
+    written = []
+    write = writing.write_texts
+
+    def write_once(*arguments: Any) -> np.ndarray:
+        assert not written
+        written.append(write(*arguments))
+        return written[0]
+
+    def die(*_: object) -> None:
+        raise Died
+
+    monkeypatch.setattr(writing, "write_texts", write_once)
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        patch.setattr(recover, "train_steps", die)
+        finetune.main(command)
+    finetune.main(command)
+    assert written[0].shape == (2048 // 32 // 2, 32)
+    found = record(tmp_path / "recovered")
+    assert found["passes"]["self"] == 1
+    ((name, after),) = found["quality"]["recovered"].items()
+    assert after["kl"] < found["quality"]["pruned"][name]["kl"]
+
+
 def test_a_teacher_that_only_the_record_names_is_not_loaded(
     command: list[str], pruned: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +172,8 @@ def test_it_is_measured_again_on_the_same_text(
         (["--data", "none.txt"], "there is no file"),
         (["--evaluation-length", "0"], "--evaluation-length is 0, but must be at least 2"),
         (["--teacher", "OTHER"], "the teacher must be the model that was pruned"),
+        (["--goal", "next-token", "--data", "self", "builtin"], "give --goal kd beside it"),
+        (["--data", "self"], "name a text with --evaluation"),
         (["--learning-rate", "1e30", "--goal", "next-token"], "is not finite; lower --learning-rate"),
         (["--sequence-length", "256", "--step-tokens", "256"], "has only 128 positions"),
     ],

@@ -244,7 +244,7 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibration": ("self",)}, "--calibration self holds nothing out to measure on; name a text"),
+        ({"calibration": ("self",)}, "'self' holds nothing out to measure on; name a text"),
         ({"evaluation": ("self",)}, "--evaluation self: nothing is measured on what a model writes itself"),
         ({"calibration": ("self:topics", "builtin")}, "'self:topics' names a part of the text"),
         ({"calibration": ("self", "builtin")}, "'self' is what the model that is pruned writes"),

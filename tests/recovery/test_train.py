@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import math
+from operator import itemgetter
+from typing import Any
 
 import chex
 import jax
@@ -9,21 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recovery_samples import make_pair, make_rows
+from recovery_samples import DIFFERENT, make_pair, make_rows
 
+from tyr_jax.model.spec import LayerShape, block_specs
 from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Goal, Loss
-from tyr_jax.recovery.train import Models, Plan, Training
+from tyr_jax.recovery.train import MUON_SCALE, Models, Plan, Training
 
 pytestmark = pytest.mark.slow
 
 CASES = list(itertools.product(["lora", "full"], ["kd", "next-token"]))
 
 
-def set_up(method: Method, goal: Goal, **changes: float) -> tuple[train.State, Models, Plan]:
+def set_up(method: Method, goal: Goal, **changes: Any) -> tuple[train.State, Models, Plan]:
     pair = make_pair()
-    training = Training(method=method, rank=4, **({"learning_rate": 1e-2} | changes))  # type: ignore[arg-type]
+    training = Training(method=method, rank=4, **({"learning_rate": 1e-2} | changes))
     plan = Plan(pair.small_config, pair.dense_config, training, Loss(goal, hidden=0.1 * (goal == "kd")), 40)
     models = Models(adapters.frozen(pair.small, method), pair.dense)
     return train.begin(pair.small, plan, 0), models, plan
@@ -61,9 +65,10 @@ def test_batches_of_a_step_add_up(method: Method) -> None:
     chex.assert_trees_all_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("method", "goal"), CASES)
-def test_training_learns_and_compiles_once(method: Method, goal: Goal) -> None:
-    state, models, plan = set_up(method, goal)
+def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer: str) -> None:
+    state, models, plan = set_up(method, goal, optimizer=optimizer, learning_rate=0.03)
     before = train.step._cache_size()
     losses = []
     for _ in range(plan.steps):
@@ -73,10 +78,36 @@ def test_training_learns_and_compiles_once(method: Method, goal: Goal) -> None:
     assert train.step._cache_size() == before + 1
 
 
+@pytest.mark.parametrize("layers", [DIFFERENT, (LayerShape(4, 2, 16),) * 3])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[LayerShape, ...]) -> None:
+    """Of every layer by itself, with its projections as [inputs, outputs]: all directions count as much."""
+    pair = make_pair(layers)
+    training = Training(method=method, rank=4, optimizer="muon", learning_rate=1.0, warmup=0.0)
+    optimizer = training.updates(10, pair.small_config)
+    trained = adapters.begin(pair.small, pair.small_config, method, 4, 0)
+    rng = np.random.default_rng(0)
+    slopes = jax.tree.map(lambda array: jnp.asarray(rng.standard_normal(array.shape), jnp.float32), trained)
+    _, state = optimizer.update(slopes, optimizer.init(trained), trained)
+    step, _ = optimizer.update(slopes, state, trained)
+    blocks = step["blocks"] if method == "full" else step
+    for layer in range(len(layers)):
+        of_layer = blocks[layer] if isinstance(blocks, tuple) else jax.tree.map(itemgetter(layer), blocks)
+        matrices = [spec for spec in block_specs(pair.small_config, layer) if spec.inputs]
+        assert matrices
+        for spec in matrices:
+            inputs = math.prod(spec.shape[: len(spec.inputs)]) if method == "full" else 4
+            change = of_layer[spec.name] if method == "full" else of_layer[spec.name]["up"]
+            matrix = np.reshape(change, (inputs, -1))
+            sizes = np.linalg.svd(matrix, compute_uv=False) / (MUON_SCALE * max(matrix.shape) ** 0.5)
+            # A few steps of Newton and Schulz reach all but the smallest.
+            assert 0.5 < np.quantile(sizes, 0.1) <= sizes.max() < 1.4, spec.name
+
+
 def test_the_rate_rises_and_falls() -> None:
     """As what a step with one gradient changes, clipped to one length."""
     training = Training(learning_rate=0.1, warmup=0.25, clip=1.0)
-    optimizer = training.optimizer(40, 8)
+    optimizer = training.updates(40, make_pair().small_config)
     weights = {"a": jnp.zeros(3)}
     state = optimizer.init(weights)
     sizes = []

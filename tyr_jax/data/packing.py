@@ -260,7 +260,7 @@ def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
             "--evaluation self: nothing is measured on what a model writes itself; name another text"
         )
     if held and not _measured(held) and not evaluation:
-        raise UserError("--calibration self holds nothing out to measure on; name a text with --evaluation")
+        raise UserError("'self' holds nothing out to measure on; name a text with --evaluation")
     return held, tuple(source for source in evaluation if identity(source) not in known)
 
 

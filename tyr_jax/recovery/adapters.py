@@ -11,6 +11,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import DictKey, SequenceKey
+from optax.contrib import MuonDimensionNumbers
 
 from tyr_jax.model.linear import Adapted
 from tyr_jax.model.spec import Block, ModelConfig, Params, block_specs
@@ -56,6 +58,24 @@ def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: 
 def frozen(params: Params, method: Method) -> Params:
     """What of a model stays as it is."""
     return {name: array for name, array in params.items() if method == "lora" or name not in TRAINED}
+
+
+def matrices(trained: Any, config: ModelConfig, method: Method) -> Any:
+    """Which axes of what is trained are inputs and outputs of a matrix; None of vectors."""
+    inputs = {tensor.name: len(tensor.inputs) for tensor in config.tensors}
+
+    def axes(path: tuple[Any, ...], array: jax.Array) -> MuonDimensionNumbers | None:
+        names = [part.key for part in path if isinstance(part, DictKey)]
+        # Stacked blocks have the layer first.
+        first = 0 if any(isinstance(part, SequenceKey) for part in path) else 1
+        if method == "lora":
+            count = 1
+        elif names[0] == "final_norm" or not (count := inputs[names[-1]]):
+            return None
+        middle = first + count
+        return MuonDimensionNumbers(tuple(range(first, middle)), tuple(range(middle, array.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, trained)
 
 
 def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Params:

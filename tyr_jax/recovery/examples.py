@@ -41,24 +41,44 @@ class Examples(NamedTuple):
 
 
 def holds_text(source: Source) -> bool:
-    """Whether a source holds text, not conversations."""
-    return isinstance(next(read_documents(source, GLANCE)), str)
+    """Whether a source holds text, not conversations; what a model writes itself is text."""
+    return source.kind == "self" or isinstance(next(read_documents(source, GLANCE)), str)
+
+
+def rows_of(sources: list[Source], count: int) -> list[int]:
+    """How many of `count` rows each source gives, in proportion to their weights."""
+    return apportion(count, [source.weight for source in sources])
+
+
+def rows_to_write(sources: list[Source], count: int) -> int:
+    """How many of `count` rows the dense model writes itself."""
+    needs = zip(sources, rows_of(sources, count), strict=True)
+    return sum(need for source, need in needs if source.kind == "self")
 
 
 def load(
-    sources: list[Source], spec: DataSpec, count: int, tokenizer: Tokenizer, seed: int
+    sources: list[Source],
+    spec: DataSpec,
+    count: int,
+    tokenizer: Tokenizer,
+    seed: int,
+    written: np.ndarray | None = None,
 ) -> tuple[Examples, dict[str, float]]:
     """(`count` rows of `spec.sequence_length` tokens, from the sources in proportion to their weights, drawn
-    by `seed` and interleaved; how often each source is read). One with fewer rows is read again.
+    by `seed` and interleaved; how often each source is read). One with fewer rows is read again. Those of the
+    source `self` are `written [S, T]`.
 
     Raises:
         UserError: a source cannot be read, has less than a row, or far too little for so many.
     """
     length, parts, passes = spec.sequence_length, [], {}
-    needs = apportion(count, [source.weight for source in sources])
-    for index, (source, need) in enumerate(zip(sources, needs, strict=True)):
-        read = text if holds_text(source) else answers
-        found = read(source, spec, need * length, tokenizer)
+    for index, (source, need) in enumerate(zip(sources, rows_of(sources, count), strict=True)):
+        if source.kind == "self":
+            assert written is not None
+            found = Examples(written.reshape(-1), np.ones(written.size, bool))
+        else:
+            read = text if holds_text(source) else answers
+            found = read(source, spec, need * length, tokenizer)
         whole = len(found.tokens) // length
         if not whole:
             raise UserError(

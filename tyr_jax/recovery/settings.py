@@ -35,9 +35,9 @@ class RecoverySettings:
     trust_record: bool = False
     """Load the dense model that the record of the pruned one names. Whoever made the record chose it."""
     data: tuple[str, ...] = ("builtin",)
-    """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, a .txt, .jsonl or .parquet file, or a
-    hub dataset. A part of each text is held out, as it was in pruning. Of conversations the answers are
-    learnt."""
+    """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, `self` (text that the dense model
+    writes), a .txt, .jsonl or .parquet file, or a hub dataset. A part of each text but `self` is held out, as
+    it was in pruning. Of conversations the answers are learnt."""
     evaluation: tuple[str, ...] = ()
     """Further texts to measure on."""
     output: Path = Path("recovered")

@@ -1,4 +1,4 @@
-"""How recovery trains: AdamW with a warm-up and a cosine, gradients of several batches added up.
+"""How recovery trains: AdamW or Muon with a warm-up and a cosine, gradients of several batches added up.
 
 A step is one program. Of the model it keeps, in float32, what is trained and what the optimiser knows of it;
 everything else stays as it is.
@@ -8,11 +8,12 @@ Axis letters: `A` batches of a step, `B` rows of a batch, `T` tokens.
 
 import dataclasses
 import functools
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 import tyro
 
 from tyr_jax.model.spec import ModelConfig, Params
@@ -23,6 +24,9 @@ from tyr_jax.recovery.loss import Loss, TrainingRows
 WIDTH_RATE: dict[Method, float] = {"lora": 1.7, "full": 0.17}
 """Learning rates by default, times the width of the model."""
 
+MUON_SCALE = 0.2
+"""Root mean square of what Muon changes at a rate of 1, about that of AdamW (Liu et al. 2025)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -31,6 +35,8 @@ class Training:
     method: Method = "lora"
     """`lora` trains a low-rank change of every projection, added to the weights in the end; `full` trains all
     of the blocks. Embeddings and head stay as they are."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` makes every step of a matrix orthogonal (Jordan et al. 2024), and takes AdamW's of vectors."""
     rank: int = 16
     """Of the changes."""
     alpha: float = 32.0
@@ -40,7 +46,7 @@ class Training:
     warmup: float = 0.05
     """Share of the steps in which it rises to that; then it falls, as a cosine, to a tenth."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Of the optimiser."""
     clip: float = 1.0
     """Gradients longer than this are shortened to it."""
 
@@ -54,13 +60,24 @@ class Training:
         2021), from what was found for SmolLM2-135M."""
         return WIDTH_RATE[self.method] / hidden if self.learning_rate is None else self.learning_rate
 
-    def optimizer(self, steps: int, hidden: int) -> optax.GradientTransformation:
-        """AdamW for so many steps, of a model of this width."""
+    def updates(self, steps: int, config: ModelConfig) -> optax.GradientTransformation:
+        """What makes updates of gradients, for so many steps of a model of `config`."""
         warmup = max(1, round(self.warmup * steps))
-        rate = self.rate(hidden)
+        rate = self.rate(config.hidden)
         schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), 0.1 * rate)
-        decay = optax.adamw(schedule, b2=0.95, weight_decay=self.weight_decay)
-        return optax.chain(optax.clip_by_global_norm(self.clip), decay)
+        if self.optimizer == "adamw":
+            made = optax.adamw(schedule, b2=0.95, weight_decay=self.weight_decay)
+        else:
+            matrices = functools.partial(adapters.matrices, config=config, method=self.method)
+            made = optax.contrib.muon(
+                schedule,
+                weight_decay=self.weight_decay,
+                adam_b2=0.95,
+                adam_weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=matrices,
+                consistent_rms=MUON_SCALE,
+            )
+        return optax.chain(optax.clip_by_global_norm(self.clip), made)
 
 
 class State(NamedTuple):
@@ -89,7 +106,7 @@ class Plan(NamedTuple):
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser of all steps."""
-        return self.training.optimizer(self.steps, self.config.hidden)
+        return self.training.updates(self.steps, self.config)
 
 
 def begin(params: Params, plan: Plan, seed: int) -> State:

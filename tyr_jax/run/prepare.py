@@ -9,7 +9,6 @@ import numpy as np
 from tyr_jax import formatting
 from tyr_jax.data import Splits, load_splits, to_write
 from tyr_jax.errors import UserError, overflow
-from tyr_jax.evaluation import writing
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.planning import plan
 from tyr_jax.pruning import fisher
@@ -19,6 +18,7 @@ from tyr_jax.pruning.target import Target, target_of
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, measure_dense
 from tyr_jax.run.models import GivenModel, load_shown
+from tyr_jax.run.own_text import own_text
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring.objective import check_objective
@@ -95,7 +95,11 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     if run.store.directory:
         run.progress.log(f"this will take up to {formatting.in_words(disk)} on disk while it lasts")
     resume.check_space(run.store, disk)
-    written = own_text(run, model)
+    written = (
+        None
+        if (needed := to_write(settings.data)) is None
+        else own_text(model, needed, settings.seed, settings.data.self_temperature, run.progress, run.store)
+    )
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed, written)
         stage.advance()
@@ -104,55 +108,6 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     texts, measured = measure_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
     return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics)
-
-
-def own_text(run: Run, model: LoadedModel) -> np.ndarray | None:
-    """What the model writes itself for the source `self`, `[S, T]`; None if that is no source.
-
-    Raises:
-        UserError: nothing separates its documents.
-    """
-    settings = run.settings
-    needed = to_write(settings.data)
-    if needed is None:
-        return None
-    count, length = needed
-    check_length("--sequence-length or --search-length", length, model)
-    with run.progress.stage("text that the model writes", count * length, "tokens") as stage:
-        saved = run.store.load("written")
-        if saved is not None:
-            stage.advance(count * length, note=resume.KEPT)
-            return np.asarray(saved.arrays)
-        separator, temperature = separator_of(model), settings.data.self_temperature
-        written = writing.write_texts(
-            model.params,
-            model.config,
-            separator,
-            count,
-            length,
-            settings.seed,
-            temperature,
-            stage.advance,
-        )
-    run.store.save("written", written)
-    return written
-
-
-def separator_of(model: LoadedModel) -> int:
-    """The token that stands before a document.
-
-    Raises:
-        UserError: the tokenizer has none.
-    """
-    tokenizer = model.tokenizer
-    known = tokenizer.get_vocab()
-    for token in (known.get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise UserError(
-        f"the tokenizer of {model.source} has neither BOS nor EOS, which text of its own would begin with; "
-        "leave out --calibration self"
-    )
 
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:

@@ -26,11 +26,15 @@ from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
 from tyr_jax.run.models import GivenModel, Record, load, read_paths
+from tyr_jax.run.own_text import own_text
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
 from tyr_jax.workspace.records import FORMAT_VERSION, TRAINING_FACTS
 from tyr_jax.workspace.store import Store
+
+OWN_TEXT = 1
+"""Tells the seed of text that the dense model writes from others."""
 
 PACKAGES = ("jax", "jaxlib", "optax", "transformers", "numpy")
 
@@ -114,6 +118,24 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
     return teacher
 
 
+def taught_text(
+    settings: RecoverySettings, teacher: LoadedModel | None, rows: int, workspace: Workspace
+) -> np.ndarray | None:
+    """The rows `[S, T]` of the source `self`, which the dense model writes; None if that is no source.
+
+    Raises:
+        UserError: no dense model is asked, or nothing separates its documents.
+    """
+    if not rows:
+        return None
+    if teacher is None:
+        raise UserError("--data self is text that the dense model writes: give --goal kd beside it")
+    # Another one than what was pruned on with the same seed.
+    seed = int(np.random.SeedSequence([settings.seed, OWN_TEXT]).generate_state(1)[0])
+    shape = rows, settings.sequence_length
+    return own_text(teacher, shape, seed, 1.0, workspace.progress, workspace.store)
+
+
 def data_spec(settings: RecoverySettings, made: Provenance | None) -> DataSpec:
     """The text to train and to measure on: of conversations, which have no part in it, all are trained on."""
     sources = leaves(map(parse_source, settings.data))
@@ -145,10 +167,11 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
     rows_of_step = kept_rows(workspace.store, settings)
+    spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
+    sources = list(leaves(map(parse_source, settings.data)))
+    written = taught_text(settings, teacher, examples.rows_to_write(sources, math.prod(shape)), workspace)
     with workspace.progress.stage("read text", 1, "texts") as stage:
-        spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
-        sources = list(leaves(map(parse_source, settings.data)))
-        rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed)
+        rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed, written)
         rows = Examples(*(array.reshape(*shape, -1) for array in rows))
         windows = load_evaluation(spec, model.tokenizer)
         stage.advance()
