@@ -60,6 +60,19 @@ def test_plan_table(table: Callable[..., Rows]) -> None:
         assert float(eight[-1]) == pytest.approx(float(one[-1]) / 8, abs=0.1)
 
 
+def test_bench_recovery(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--neurons", 8, "--sequence-length", 16, "--rows", 2, "--repeats", 1]
+    _, *rows = table("bench_recovery.py", ["--model", tiny_model, *sizes])
+    programs = [tuple(row[:2]) for row in rows]
+    # PEFT need not be there.
+    assert [row for row in programs if row != ("lora", "torch")] == [
+        ("lora", "tyr_jax"),
+        ("full", "tyr_jax"),
+        ("full", "torch"),
+    ]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 def test_bench_fold(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--tokens", 128, "--sequence-length", 32, "--batch-tokens", 64]
     rows = table("bench_fold.py", ["--model", tiny_model, *sizes])

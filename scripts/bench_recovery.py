@@ -1,0 +1,152 @@
+"""How fast recovery trains: ours, and the same distillation in torch (LoRA by PEFT) beside it. Rerun:
+
+  pip install peft
+  python scripts/bench_recovery.py
+
+The student has the dense model's shape with narrower FFNs, the teacher is the dense model, and a step of
+AdamW learns the teacher's predictions of all tokens. Printed are the tokens a second (median), the FLOPs that
+a token needs at least, and the share of the matmul rate, measured in the same run, that they reach.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from markdown_table import print_header, print_row
+from on_model import OnModel
+
+from tyr_jax.model.cost import block_flops, head_flops, unit_counts
+from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.recovery import adapters, train
+from tyr_jax.recovery.adapters import Method
+from tyr_jax.recovery.loss import Loss, TrainingRows
+from tyr_jax.recovery.train import Models, Plan, State, Training
+from tyr_jax.runtime.timing import matmul_rate, medians
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench(OnModel):
+    """What to measure."""
+
+    neurons: int = 912
+    """Neurons that every layer of the student has."""
+    methods: tuple[Method, ...] = ("lora", "full")
+    """What is trained."""
+    rank: int = 16
+    """Of LoRA."""
+    sequence_length: int = 512
+    """Tokens of a row."""
+    rows: int = 4
+    """Rows of a step."""
+    repeats: int = 5
+    """Timings of each, interleaved."""
+
+
+def flops(student: ModelConfig, teacher: ModelConfig, length: int, method: Method) -> float:
+    """FLOPs of a token at least: a forward of the teacher; of the student, also gradients of activations
+    everywhere and of its blocks' weights, where those are trained. (LoRA's own products are left out.)"""
+    blocks, taught = (block_flops(one, unit_counts(one), length) for one in (student, teacher))
+    head = head_flops(student)
+    return taught + head + (2 if method == "lora" else 3) * blocks + 2 * head
+
+
+def our_step(bench: Bench, student: ModelConfig, method: Method, tokens: np.ndarray) -> Callable[[], object]:
+    """A step of `tyr_jax.recovery.train`, again and again."""
+    teacher = bench.load()
+    small = random_params(student, jax.random.key(0)) | {"embed": teacher.params["embed"]}
+    plan = Plan(student, teacher.config, Training(method=method, rank=bench.rank), Loss(), 1000)
+    models = Models(adapters.frozen(small, method), teacher.params)
+    rows = TrainingRows(jnp.asarray(tokens)[None], jnp.ones((1, *tokens.shape), bool))
+
+    def steps() -> Iterator[jax.Array]:
+        state: State = train.begin(small, plan, 0)
+        while True:
+            state, loss = train.step(state, models, rows, plan)
+            yield loss
+
+    return steps().__next__
+
+
+def torch_model(config: ModelConfig) -> Any:
+    """transformers' Llama of the same shape (random weights: the time does not depend on them)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = config.dense_shape
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab,
+            hidden_size=config.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=config.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=config.head_dim,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def torch_step(
+    bench: Bench, student: ModelConfig, dense: ModelConfig, method: Method, tokens: np.ndarray
+) -> Callable[[], object]:
+    """The same step as one would write it in torch."""
+    import torch
+
+    teacher, model = torch_model(dense).eval(), torch_model(student)
+    if method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=bench.rank, lora_alpha=32, target_modules="all-linear"))
+    else:
+        model.model.embed_tokens.weight.requires_grad_(False)
+    learnt = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    inputs = torch.from_numpy(tokens).long()
+
+    def step() -> float:
+        with torch.no_grad():
+            aim = torch.log_softmax(teacher(inputs, use_cache=False).logits[:, :-1], dim=-1)
+        found = torch.log_softmax(model(inputs, use_cache=False).logits[:, :-1], dim=-1)
+        loss = torch.nn.functional.kl_div(
+            found.flatten(0, 1), aim.flatten(0, 1), None, None, "batchmean", True
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def main(bench: Bench) -> None:
+    """Print a row per method and program."""
+    dense = bench.load().config
+    shape = dense.dense_shape
+    student = dataclasses.replace(
+        dense, layers=(LayerShape(shape.heads, shape.kv_heads, bench.neurons),) * dense.depth
+    )
+    tokens = np.random.default_rng(0).integers(0, dense.vocab, (bench.rows, bench.sequence_length))
+    rate = matmul_rate()
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s, steps of {tokens.size} tokens")
+    print_header("trained", "program", "MFLOP/token", "tokens/s", "of the matmul rate", "of torch's")
+    beside = {name for name in ("torch", "peft") if importlib.util.find_spec(name)}
+    for method in bench.methods:
+        runs = {"tyr_jax": our_step(bench, student, method, tokens)}
+        if beside >= ({"torch", "peft"} if method == "lora" else {"torch"}):
+            runs["torch"] = torch_step(bench, student, dense, method, tokens)
+        needed = flops(student, dense, bench.sequence_length, method)
+        times = medians(runs, bench.repeats)
+        for name, time in times.items():
+            speed = tokens.size / time
+            row = f"{needed / 1e6:.0f}", f"{speed:.0f}", f"{speed * needed / rate:.0%}"
+            print_row(method, name, *row, f"{times['torch'] / time:.2f}" if "torch" in times else "–")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, description=__doc__))
