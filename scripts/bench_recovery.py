@@ -33,7 +33,7 @@ from tyr_jax.runtime.timing import matmul_rate, medians
 class Bench(OnModel):
     """What to measure."""
 
-    neurons: int = 912
+    neurons: int = 624
     """Neurons that every layer of the student has."""
     methods: tuple[Method, ...] = ("lora", "full")
     """What is trained."""

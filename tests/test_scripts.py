@@ -149,17 +149,36 @@ def inputs(save_tiny: Callable[..., Path], tmp_path: Path) -> list[object]:
     return ["--model", model, "--calibration", text, "--wikitext", text]
 
 
-def test_result_table_makes_no_run_twice(
-    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+def test_main_results_makes_no_run_twice(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    results = tmp_path / "results"
-    few = ["--preset", "quick", "--rounds", 1, "--generations", 1, "--windows", 1, "--sparsities", 0.25, 0.5]
-    arguments = [*inputs, *few, "--results", results]
-    rows = table("result_table.py", arguments)
-    assert [row[0] for row in rows[1:]] == ["words"] * 2
-    made = {path: path.stat().st_mtime_ns for path in results.iterdir()}
-    assert table("result_table.py", arguments) == rows
-    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == made
+    few = (
+        "--calibration-tokens 512 --search-tokens 256 --rounds 1 --levels 3 --generations 1 --descent-steps 0"
+    )
+    short = "--sequence-length 32 --search-length 32 --evaluation-length 32 --evaluation-windows 2"
+    search = "--offspring 4 --survivors 1 --stage-tokens 32 --metric-tokens 256 --reconstruct 1"
+    recovery = f"--data {tiny_text} --tokens 256 --sequence-length 32 --step-tokens 64 --evaluation-windows 2"
+    arguments: list[object] = ["--model", tiny_model, "--calibration", tiny_text, "--evaluation"]
+    arguments += ["--sparsities", 0.25, 0.5, "--seeds", 0, 1, "--preset", "quick", "--reconstruct", 1]
+    arguments += [f"--options={few} {short} {search}", f"--recovery={recovery}"]
+    arguments += ["--results", tmp_path / "results"]
+    header, *rows = table("main_results.py", arguments)
+    assert [name.split(":")[0] for name in header[2:]] == [
+        "dense",
+        "uniform",
+        "searched",
+        "reconstructed",
+        "recovered",
+    ]
+    assert [row[0].split()[-1] for row in rows] == ["(0.25)", "(0.5)"]
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    (text,) = found["0"]["0.25"]["dense"]["quality"]
+    kl = [found[seed]["0.5"]["recovered"]["quality"][text]["kl"] for seed in ("0", "1")]
+    assert rows[1][-1].endswith(f"({min(kl):.3f}–{max(kl):.3f})")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.safetensors")}
+    assert len(made) == 8
+    assert table("main_results.py", arguments) == [header, *rows]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
 def test_ablation_has_a_row_per_variant(
