@@ -1,10 +1,16 @@
 """What the documentation tells people to type can be typed: options, extras, links and files exist."""
 
+import contextlib
+import functools
+import importlib
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +40,6 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_are_shell(page: Path) -> None:
-    assert blocks(page)
     for block in blocks(page):
         checked = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True)
         assert (checked.returncode, checked.stderr) == (0, ""), block
@@ -47,6 +52,42 @@ def test_the_main_job_understands_every_command() -> None:
     for job in jobs:
         if "--help" not in job:
             validate(parse(job).settings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_code_exist(page: Path) -> None:
+    for name in re.findall(r"`(tyr_jax(?:\.\w+)+)`", page.read_text(encoding="utf-8")):
+        found: Any = None
+        for end in range(name.count(".") + 1, 0, -1):
+            module, rest = ".".join(name.split(".")[:end]), name.split(".")[end:]
+            with contextlib.suppress(ModuleNotFoundError):
+                found = functools.reduce(getattr, rest, importlib.import_module(module))
+                break
+        assert found is not None, name
+
+
+def test_every_equation_names_what_computes_it() -> None:
+    """Displayed ones, within the paragraph behind them."""
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    displayed = re.findall(r"\$\$.+?\$\$\s+(.*?)\n\n", text, flags=re.DOTALL)
+    assert len(displayed) >= 5
+    for behind in displayed:
+        assert re.match(r"— `tyr_jax\.\w+", behind), behind
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    """With every link, anchor and name of code found."""
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    method = (tmp_path / "site" / "method" / "index.html").read_text(encoding="utf-8")
+    assert 'href="../api/#tyr_jax.pruning.obs.obs_step"' in method
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def test_extras_exist() -> None:

@@ -1,0 +1,42 @@
+"""What the docs site does to its pages: names of code become links to the API reference.
+
+A page writes `tyr_jax.pruning.obs.obs_step`, which reads well anywhere; here it becomes a link to the
+function, and a strict build fails where there is none. The home page is README.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"index.md": "README.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
+"""Pages of the site, and the files at the root of the repository that they are."""
+
+LINKS = {"docs/": "", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
+"""Where links of these files lead to on the site."""
+
+NAME = re.compile(r"(?<![\[`])`(tyr_jax(?:\.\w+)+)`(?!\])")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds README as the home page, and the pages beside it that it links to."""
+    for name, path in (
+        ("index.md", "README.md"),
+        ("security.md", "SECURITY.md"),
+        ("changelog.md", "CHANGELOG.md"),
+    ):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for link, target in LINKS.items():
+            text = text.replace(f"]({link}", f"]({target}")
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links names of code, but in code blocks; the changelog's may be gone."""
+    if page.file.src_uri == "changelog.md":
+        return markdown
+    parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else NAME.sub(r"[`\1`][\1]", part) for part in parts)
