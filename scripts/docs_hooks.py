@@ -11,10 +11,15 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"index.md": "README.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
+PAGES = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+}
 """Pages of the site, and the files at the root of the repository that they are."""
 
-LINKS = {"docs/": "", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
+LINKS = {"docs/": "", **{f"{name})": f"{page})" for page, name in PAGES.items()}}
 """Where links of these files lead to on the site."""
 
 NAME = re.compile(r"(?<![\[`])`(tyr_jax(?:\.\w+)+)`(?!\])")
@@ -22,11 +27,7 @@ NAME = re.compile(r"(?<![\[`])`(tyr_jax(?:\.\w+)+)`(?!\])")
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds README as the home page, and the pages beside it that it links to."""
-    for name, path in (
-        ("index.md", "README.md"),
-        ("security.md", "SECURITY.md"),
-        ("changelog.md", "CHANGELOG.md"),
-    ):
+    for name, path in PAGES.items():
         text = (ROOT / path).read_text(encoding="utf-8")
         for link, target in LINKS.items():
             text = text.replace(f"]({link}", f"]({target}")
