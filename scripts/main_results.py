@@ -11,14 +11,13 @@ it was made with other options: then another directory is asked for. Rerun:
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs import make
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command, finetune, prune
-from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.settings import WIKITEXT, Preset
 
@@ -52,21 +51,6 @@ class Results:
     """More options of `python -m tyr_jax.prune`, in one argument."""
     results: Path = Path("runs/main_results")
     """Directory of all models."""
-
-
-def make(job: Callable[[list[str]], None], arguments: list[str], output: Path, records: list[Path]) -> None:
-    """Do a job that writes to `output`, unless it has written its `records`.
-
-    Raises:
-        UserError: they were made with other options.
-    """
-    arguments = [*arguments, "--output", str(output)]
-    if not all(record.is_file() for record in records):
-        print(f"== {output}", flush=True)
-        job(arguments)
-    for record in records:
-        if json.loads(record.read_text())["arguments"] != arguments:
-            raise UserError(f"{record} was made with other options; name another directory with --results")
 
 
 def run_seed(asked: Results, seed: int) -> dict[str, dict[str, Any]]:

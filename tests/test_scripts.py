@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, load_dataset
 
-from tyr_jax.cli import evaluate
+from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -179,6 +179,36 @@ def test_main_results_makes_no_run_twice(
     assert len(made) == 8
     assert table("main_results.py", arguments) == [header, *rows]
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_recovery_curve(
+    table: Callable[..., Rows], tiny_arguments: list[str], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    pruned = tmp_path / "pruned"
+    prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "0", "--output", str(pruned)])
+    few = "--sequence-length 32 --step-tokens 64 --evaluation-length 32 --evaluation-windows 4"
+    arguments: list[object] = [pruned, "--teacher", tiny_model, "--data", tiny_text, f"--options={few}"]
+    arguments += [
+        "--tokens",
+        128,
+        1024,
+        "--ways",
+        "lora 0.01",
+        "full muon 0.01",
+        "--results",
+        tmp_path / "curve",
+    ]
+    _, *rows = table("recovery_curve.py", arguments)
+    assert [tuple(row[:2]) for row in rows] == [
+        (way, count) for way in ("lora 0.01", "full muon 0.01") for count in ("128", "1,024")
+    ]
+    found = json.loads((tmp_path / "curve" / "results.json").read_text())["lora 0.01"][1]
+    assert found["learning_rate"] == 0.01
+    (text,) = found["quality"]["pruned"]
+    dense, before, after = (
+        math.log(found["quality"][model][text]["perplexity"]) for model in ("dense", "pruned", "recovered")
+    )
+    assert rows[1][3].endswith(f"{(before - after) / (before - dense):.0%}")
 
 
 def test_ablation_has_a_row_per_variant(
