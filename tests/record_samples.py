@@ -80,6 +80,7 @@ def summary() -> dict[str, Any]:
         "versions": {"tyr_jax": "0.1.0", "python": "3.11.7"},
         "device": "1 × cpu",
         "sparsity": {"asked": 0.5, "attention": 0.5, "ffn": 0.5},
+        "base_model": {"name": "Dense-1M", "hub_id": "someone/Dense-1M", "licence": "mit"},
         "distribution": {"attention": [4, 2, 0], "ffn": [40, 16, 16]},
         "dense": {"size": size(42464), "quality": quality(546.6, 0.0)},
         "uniform": pruned([2, 2, 2], [24, 24, 24], 559.5),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from record_samples import quality, recovery, rounds, summary, units
 
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
@@ -136,7 +137,11 @@ def test_names_are_text_in_the_page_and_the_card() -> None:
     assert fence
     assert command.endswith("\n``````\n")
     assert "\x1b" not in text
-    assert not re.search(r"(?<!\\)<script", above)
+    metadata, _, shown = above.partition("\n---\n")
+    assert not re.search(r"(?<!\\)<script", shown)
+    # What the hub reads is data, whatever it holds.
+    (result,) = ModelCard(f"{metadata}\n---\n").data.eval_results
+    assert result.dataset_name == MARKUP
     assert len([line for line in above.splitlines() if line.startswith("# ")]) == 1
     lines = [line for line in above.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5, 6}

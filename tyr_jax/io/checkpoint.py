@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import read_json, write_json
 from tyr_jax.io import gguf, hf
-from tyr_jax.io.builtin import builtin_model
+from tyr_jax.io.builtin import ORIGIN, builtin_model
 from tyr_jax.io.config_values import of_file, read_values, shown
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
+from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
 from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
@@ -46,6 +47,8 @@ class LoadedModel:
     source: str
     stored_dtype: np.dtype
     """What its embeddings were stored in; float32 where they were quantised."""
+    origin: Origin
+    """What it is called, wherever it was loaded from."""
 
 
 def load_model(
@@ -107,6 +110,7 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool)
         generation_config=read_values(generation) if generation.is_file() else None,
         source=name,
         stored_dtype=weights.dtype(EMBEDDINGS),
+        origin=origin_of_directory(name, directory, hf_config),
     )
 
 
@@ -126,6 +130,7 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> Loaded
         generation_config=dict(gguf.token_ids(gguf.metadata(reader))) or None,
         source=name,
         stored_dtype=weights.dtype(EMBEDDINGS),
+        origin=ORIGIN if name == BUILTIN else origin_of_gguf(path, gguf.metadata(reader)),
     )
 
 

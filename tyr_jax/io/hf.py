@@ -34,7 +34,7 @@ IGNORED_KEYS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv
 
 CONFIG = "config.json"
 
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
 class TensorSource(Protocol):

@@ -3,11 +3,43 @@
 import importlib.resources
 
 import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
-from tyr_jax.report.page import command_of, fate_of, title_of
+from tyr_jax.report.identity import base_model, command_of, datasets_of, gain_of, portable_values, title_of
+from tyr_jax.report.page import fate_of
 from tyr_jax.report.render import fenced, grid, markdown, markdown_table
 from tyr_jax.report.tables import Record, quality_table, recovery_table
-from tyr_jax.workspace.records import written_model
+from tyr_jax.workspace.records import written_model, written_name
+
+
+def metadata(summary: Record, recovery: Record | None = None) -> str:
+    """What the hub reads of a card, as YAML: the dense model, its licence, datasets, perplexity by text."""
+    dense = base_model(summary)
+    quality = recovery["quality"]["recovered"] if recovery else written_model(summary)["quality"]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=text,
+            dataset_name=text,
+            metric_type="perplexity",
+            metric_name="Perplexity",
+            metric_value=round(figures["perplexity"], 4),
+        )
+        for text, figures in quality.items()
+        if figures["perplexity"] is not None
+    ]
+    data = ModelCardData(
+        base_model=dense["hub_id"],
+        license=dense["licence"],
+        datasets=datasets_of(summary) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["structured-pruning", "tyr_jax"],
+        metrics=["perplexity"],
+        model_name=title_of(summary),
+        eval_results=results or None,
+    )
+    return data.to_yaml(line_break="\n")
 
 
 def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
@@ -15,17 +47,22 @@ def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
     training won back, if it was trained."""
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    units = written_model(summary)["units"]
+    units, dense = written_model(summary)["units"], base_model(summary)
     return environment.from_string(source).render(
+        metadata=metadata(summary, recovery),
         title=markdown(title_of(summary)),
-        model=markdown(summary["settings"]["model"]),
+        model=f"[{markdown(dense['name'])}](https://huggingface.co/{dense['hub_id']})"
+        if dense["hub_id"]
+        else markdown(dense["name"]),
         heads=f"{units['attention']['removed']:,} of {units['attention']['total']:,}",
         neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
+        choice="in every other" if written_name(summary) == "uniform" else "a search found best",
+        gain=markdown(gain_of(summary)),
         figures=markdown_table(grid(quality_table(summary))),
         fate=fate_of(summary),
         trust=trust,
         command=fenced(command_of(summary, recovery)),
         recovery=recovery,
-        sources=markdown(", ".join(recovery["sources"])) if recovery else "",
+        sources=markdown(", ".join(portable_values(recovery["sources"]))) if recovery else "",
         recovered=markdown_table(grid(recovery_table(recovery, digits=2))) if recovery else "",
     )

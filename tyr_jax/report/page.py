@@ -12,6 +12,13 @@ from markupsafe import Markup
 from tyr_jax.evaluation.speed import MEASURES, Speed
 from tyr_jax.formatting import duration
 from tyr_jax.report import figures
+from tyr_jax.report.identity import (
+    command_of,
+    gain_of,
+    portable,
+    portable_values,
+    title_of,
+)
 from tyr_jax.report.render import Grid, Row, Table, grid, html_table
 from tyr_jax.report.tables import (
     Record,
@@ -115,7 +122,8 @@ def search_section(summary: Record) -> Section:
 def speed_section(summary: Record, speed: Speed | None) -> Section:
     """How many times faster than the dense model."""
     if speed is None:
-        line = f"python -m tyr_jax.benchmark {shlex.quote(summary['settings']['model'])} DIR"
+        model = shlex.quote(portable(summary["settings"]["model"]))
+        line = f"python -m tyr_jax.benchmark {model} DIR"
         return Section("Speed", f"Not measured yet. {line} does, and adds it here.")
     pictures = []
     for measure, time, resource in zip(
@@ -148,7 +156,7 @@ def recovery_section(recovery: Record) -> Section:
     what = "low-rank changes" if settings["training"]["method"] == "lora" else "all of the blocks"
     text = (
         f"Then {what} learnt {learnt[settings['loss']['goal']]} on {tokens:,} tokens of "
-        f"{', '.join(recovery['sources'])}. The figures above are those before."
+        f"{', '.join(portable_values(recovery['sources']))}. The figures above are those before."
     )
     picture = Figure(figures.loss_line(recovery["losses"], tokens), "The loss of every step.", ())
     return Section("Recovery", text, [picture], grid(recovery_table(recovery, digits=2)))
@@ -193,24 +201,10 @@ def provenance(summary: Record) -> Grid:
     """Versions, and what the texts were."""
     rows: list[Sequence[object]] = [["", ""], *summary["versions"].items()]
     for name, text in summary["texts"].items():
-        rows.append([name, f"{text['sequences']} × {text['length']} tokens, {text['source'] or 'sampled'}"])
+        rows.append(
+            [name, f"{text['sequences']} × {text['length']} tokens, {portable(text['source'] or 'sampled')}"]
+        )
     return rows
-
-
-def command_of(summary: Record, recovery: Record | None) -> str:
-    """The command lines that made the model."""
-    jobs = {"prune": summary, "finetune": recovery}
-    lines = [
-        shlex.join(["python", "-m", f"tyr_jax.{job}", *done["arguments"]])
-        for job, done in jobs.items()
-        if done
-    ]
-    return "\n".join(lines)
-
-
-def title_of(summary: Record) -> str:
-    """What the model is called."""
-    return f"{summary['settings']['model']}, pruned to {summary['sparsity']['asked']:.1%} sparsity"
 
 
 def fate_of(summary: Record) -> str:
@@ -234,12 +228,12 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
         .get_template("fragment.html")
         .render(
             title=title_of(summary),
-            subtitle=f"Structured pruning: attention heads and FFN neurons are {fate_of(summary)}.",
+            subtitle=f"{gain_of(summary)} Attention heads and FFN neurons are {fate_of(summary)}.",
             tiles=tiles(summary),
             sections=sections(summary, speed, recovery),
             table=html_table,
             command=command_of(summary, recovery),
-            settings=json.dumps(summary["settings"], indent=2, ensure_ascii=False),
+            settings=json.dumps(portable_values(summary["settings"]), indent=2, ensure_ascii=False),
             provenance=provenance(summary),
         )
     )

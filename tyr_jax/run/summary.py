@@ -101,6 +101,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
             "parameters": parameters_removed(outcome),
             **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
         },
+        "base_model": as_json(dense.model.origin),
         "distribution": kept_by_kind(outcome.final.kept),
         "dense": {
             "size": size(dense.model.config, dense.model.stored_dtype),

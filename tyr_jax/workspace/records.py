@@ -50,6 +50,8 @@ FORMAT_VERSION = 1
 
 Target = Annotated[float, Field(gt=0, lt=1)]
 Perplexity = Annotated[float, Field(gt=0)]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=200)]
+Licence = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
 Ratio = Annotated[float, Field(gt=1e-9, lt=1e9)]
 
 
@@ -198,6 +200,14 @@ class Sparsity(ByKind[Share]):
     parameters: NotRequired[Share]
 
 
+class BaseModel(TypedDict):
+    """`io.origin.Origin` of the dense model."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    hub_id: HubId | None
+    licence: Licence | None
+
+
 class Summary(TypedDict):
     """`summary.json`."""
 
@@ -206,6 +216,7 @@ class Summary(TypedDict):
     versions: Named[str]
     device: str
     sparsity: Sparsity
+    base_model: NotRequired[BaseModel]
     distribution: ByKind[Layers]
     dense: Dense
     uniform: PrunedModel
