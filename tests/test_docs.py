@@ -18,7 +18,7 @@ from tyr_jax.cli.prune import parse
 from tyr_jax.settings import validate
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
@@ -47,7 +47,8 @@ def test_blocks_are_shell(page: Path) -> None:
 
 def test_the_main_job_understands_every_command() -> None:
     jobs = commands("python -m tyr_jax.prune") + commands("tyr-jax:rocm") + commands("tyr-jax")
-    jobs = [job for job in jobs if "." not in job]
+    # What the tutorial on searches writes first is run in test_tutorials.py.
+    jobs = [job for job in jobs if "." not in job and "annealing:Annealing" not in job]
     assert len(jobs) > 10
     for job in jobs:
         if "--help" not in job:

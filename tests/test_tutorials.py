@@ -1,0 +1,87 @@
+"""All commands and all Python of the tutorials, in their order, with a tiny model and presets of seconds."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tyr_jax import settings
+from tyr_jax.data import DataSpec
+from tyr_jax.io import checkpoint
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.settings import PRESETS, Rounds
+
+pytestmark = pytest.mark.slow
+
+TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
+SMALLER = {
+    "finetune": ["--sequence-length", "32", "--step-tokens", "256", "--tokens", "1024"],
+    "generate": ["--max-tokens", "8"],
+}
+"""Further options of commands, for the tiny model."""
+INSTALLS = ("pip ", "python -m venv", "python3 -m venv")
+
+
+@pytest.fixture
+def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model and presets of seconds, in an empty directory."""
+    quick = PRESETS["quick"]
+    data = DataSpec(
+        sequence_length=32,
+        search_length=32,
+        calibration_tokens=512,
+        search_tokens=256,
+        evaluation_length=64,
+        evaluation_windows=2,
+    )
+    search = Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64))
+    rounds = dataclasses.replace(Rounds(), rounds=1, levels=3, descent_steps=1, descent_tokens=64)
+    pruning = dataclasses.replace(quick.pruning, metric_tokens=256, neuron_chunk=4)
+    tiny = dataclasses.replace(quick, data=data, search=search, rounds=rounds, pruning=pruning)
+    monkeypatch.setitem(settings.PRESETS, "quick", tiny)
+    monkeypatch.setattr(checkpoint, "builtin_model", lambda: tiny_model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def run_command(line: str) -> None:
+    """A line of a shell block: one of this project's commands, or an installation, which is done already."""
+    if line.startswith(INSTALLS):
+        return
+    words = shlex.split(line)
+    assert words[:2] == ["python", "-m"], line
+    name = words[2].removeprefix("tyr_jax.")
+    arguments = words[3:]
+    arguments += SMALLER.get(name, [])
+    importlib.import_module(f"tyr_jax.cli.{name}").main(arguments)
+
+
+def run_python(block: str, names: dict[str, Any]) -> None:
+    """A block of Python: a file, if its first line names one, or else what is typed."""
+    named = re.match(r"# (\w+\.py)\n", block)
+    if named:
+        Path(named[1]).write_text(block)
+    else:
+        exec(compile(block, "tutorial", "exec"), names)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["first", "own-text", "own-search"])
+def test_what_the_tutorial_says_can_be_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "annealing", raising=False)
+    text, names = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), {}
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    for language, block in blocks:
+        if language == "python":
+            run_python(block, names)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            run_command(line)
+    for output in re.findall(r"--output (\S+)", text):
+        assert list(Path(output).rglob("model.safetensors")), output
