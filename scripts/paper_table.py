@@ -5,9 +5,9 @@
 
 The first model is the dense one. MMLU has five examples before a question, the others none; accuracies are
 those of the likeliest answer, as the paper's are. Where a model is hardly better than chance, accuracy tells
-little, so two more figures are printed: of what the dense model is better than chance, the per cent that is
-left; and how likely right answers are, in bits for each of their bytes, which models differ in long before
-they answer differently. What has been measured is kept in a file, and not measured again.
+little, so two more figures are printed: the share that is left of the dense model's margin over chance; and
+the bits per byte of the correct answer, in which models differ long before they answer differently. What
+has been measured is kept in a file, and not measured again.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def main(settings: TableSettings) -> None:
     questions = ", ".join(f"{task} {found['questions']}" for task, found in dense["tasks"].items())
     print(f"perplexity on {dense['tokens']:,} tokens; questions: {questions}\n")
     names = [f"{task} ({shots})" if shots else task for task, shots in TASKS.items()]
-    print_header("model", "perplexity", *names, "mean", "of dense", "of its margin", "bits a byte")
+    print_header("model", "perplexity", *names, "mean", "of dense", "of its margin", "bits per byte")
     for name, found in rows.items():
         print_row(name, *cells(found, dense))
 

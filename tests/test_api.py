@@ -214,7 +214,7 @@ def test_in_a_directory_it_works_as_the_command(
         patch.setattr(resume, "keep_round", die)
         tyr_jax.prune_model(tiny_model, **asked)
     assert names_of(tmp_path) == {".pruned.unfinished"}
-    with pytest.raises(UserError, match="was begun with another --seed"):
+    with pytest.raises(UserError, match="used a different --seed"):
         tyr_jax.prune_model(tiny_model, seed=1, **asked)
     capsys.readouterr()
     result = tyr_jax.prune_model(tiny_model, **asked)
@@ -437,7 +437,7 @@ def test_what_was_trained_is_what_the_command_trains(
 
 
 def test_a_recovered_model_shows_itself_and_measures_as_it_did(recovered: RecoverResult) -> None:
-    assert "regained" in repr(recovered)
+    assert "gap closed" in repr(recovered)
     assert Figures(recovered._repr_html_()).figures == 6
     (text,) = tyr_jax.evaluate_model(recovered, progress=False).texts
     assert text.perplexity_when_made == recovered.quality["words.txt"]["perplexity"]

@@ -207,7 +207,7 @@ def test_other_settings_are_refused(
         finetune.main(command)
     with pytest.raises(SystemExit):
         finetune.main([*command, "--rank", "8"])
-    assert "was begun with another --rank; " in capsys.readouterr().err
+    assert "used a different --rank; " in capsys.readouterr().err
     finetune.main([*command, "--rank", "8", "--restart"])
     assert record(tmp_path / "recovered")["settings"]["training"]["rank"] == 8
 

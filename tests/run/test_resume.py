@@ -225,7 +225,7 @@ def test_other_settings_are_refused(
 ) -> None:
     changed = [*command, "--seed", "1", "--levels", "3"]
     sentence = refused(changed, capsys)
-    assert "pruned was begun with another --levels, --seed; " in sentence
+    assert "pruned used a different --levels, --seed; " in sentence
     assert "--restart" in sentence
     assert interrupted.is_dir()
     prune.main([*changed, "--restart"])

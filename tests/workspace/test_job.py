@@ -26,7 +26,7 @@ def test_a_job_goes_on_with_what_it_was_asked_for(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     assert record == {"format_version": 1, "settings": asked(SETTINGS)}
     claim(path, dataclasses.replace(SETTINGS, overwrite=True))
-    with pytest.raises(UserError, match="was begun with another --seed, --sparsity; give what it"):
+    with pytest.raises(UserError, match="used a different --seed, --sparsity; give the same"):
         claim(path, Settings(seed=1))
     assert json.loads(path.read_text()) == record
 

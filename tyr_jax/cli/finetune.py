@@ -1,9 +1,8 @@
 """Win back what pruning lost: `python -m tyr_jax.finetune PRUNED --teacher DENSE`.
 
-A short training on text, of the pruned model as it is: by default of a low-rank
-change of every projection (LoRA), which learns the dense model's predictions and
-is added to the weights in the end. What is written loads wherever the pruned
-model does.
+A short training of the pruned model: by default of a low-rank change of every
+projection (LoRA), which learns the dense model's predictions and is merged into
+the weights in the end. What is written loads wherever the pruned model does.
 
 Examples:
 

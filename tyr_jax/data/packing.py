@@ -84,17 +84,16 @@ class DataSpec:
     sequence_length: int = 1024
     """Tokens in a calibration sequence. Short ones bring more different text for as many tokens."""
     search_length: int = 1024
-    """Tokens in a search sequence. Layers that matter in long contexts only show in long ones."""
+    """Tokens in a search sequence. Long ones show which layers matter in long contexts."""
     calibration_tokens: int = 65536
     """Tokens that the layers are pruned on."""
     calibration_noise: float = 0.2
-    """Share of calibration sequences in which every other token, on average, is replaced by a random one of
-    the vocabulary: what the text of a few domains never uses would be pruned first, and missed elsewhere."""
+    """Share of calibration sequences in which half of the tokens are replaced by random ones. Without them,
+    what the text of a few domains never uses is pruned first, and missed elsewhere."""
     calibration_openings: int = 512
-    """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. A
-    model turns the first token of whatever it reads into a place for attention to rest. Sequences bring few
-    first tokens, and where layers pruned on them fail to do it, every token after suffers. 0 leaves them out
-    (the paper)."""
+    """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. The
+    first token of any text is an attention sink. Sequences contain few first tokens, and where pruned layers
+    lose the sink, every later token suffers. 0 leaves them out (the paper)."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048

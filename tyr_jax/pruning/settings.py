@@ -35,22 +35,21 @@ class PruningSettings:
     saliency: Saliency = dataclasses.field(default_factory=TaylorSaliency)
     """Saliency"""
     metric: Literal["fisher", "none"] = "fisher"
-    """How a change of a site's output counts: `fisher` by what it changes of the model's predictions, from
-    one backward pass of the dense model, so that errors of all sites are in nats; `none` by its square (the
-    paper)."""
+    """How a change of a site's output counts: `fisher` by how much it changes the model's predictions, from
+    one backward pass of the dense model, so that the errors of all sites are in nats; `none` by its squared
+    size (the paper)."""
     metric_tokens: int = 16384
-    """Tokens of the calibration text that `--metric fisher` is taken on."""
+    """Tokens of the calibration text that `--metric fisher` is computed on."""
     drift: float = 0.5
-    """Share of the drift that the last pruning takes back: of what all sites before a site have made of the
-    residual stream, beside the dense model's. 0 lets it stand (the paper)."""
+    """Share of the drift that the last pruning corrects: how far all earlier pruned sites have moved the
+    residual stream from the dense model's. 0 corrects none of it (the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
     """Passes over the calibration text in which what is left of each FFN is trained, as soon as it is pruned
-    to the distribution found: minutes in which the model wins back much of what it lost. The first 4
-    win back most; 0 leaves it out (the paper)."""
+    to the distribution found. The first 4 win back most of what can be won; 0 leaves it out (the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"
-    """Of which diagonal: its `mean` (the paper), or each `channel` of its own."""
+    """Damping relative to the `mean` of the diagonal (the paper), or to each `channel`'s own entry."""
     neuron_chunk: int = 16
     """Neurons removed between two updates of the remaining weights."""
     attention_unit: Literal["head", "kv_group"] = "head"
@@ -58,9 +57,9 @@ class PruningSettings:
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()
-    """Layers, counted from 0, whose attention stays whole; the others make up for it."""
+    """Layers, counted from 0, whose attention is not pruned; other layers are pruned more to compensate."""
     keep_neurons: tuple[int, ...] = ()
-    """Layers, counted from 0, whose FFN stays whole; the others make up for it."""
+    """Layers, counted from 0, whose FFN is not pruned; other layers are pruned more to compensate."""
 
     def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
         """The two kinds of site of a model, with their unit counts."""

@@ -24,7 +24,8 @@ class Loss:
     """What is learnt, and with what weight."""
 
     goal: Goal = "kd"
-    """`kd` learns the dense model's predictions (KL divergence), `next-token` the text itself."""
+    """`kd` learns the dense model's predictions (knowledge distillation by KL divergence), `next-token` the
+    text itself."""
     hidden: float = 0.0
     """Weight of the hidden states after the first, the median and the last layer, each as the squared
     distance relative to the dense model's squared norm; beside `kd`."""

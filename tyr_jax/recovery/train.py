@@ -33,22 +33,23 @@ class Training:
     """The optimiser."""
 
     method: Method = "lora"
-    """`lora` trains a low-rank change of every projection, added to the weights in the end; `full` trains all
-    of the blocks. Embeddings and head stay as they are."""
+    """`lora` trains a low-rank change of every projection, merged into the weights in the end; `full` trains
+    all weights of the blocks. Embeddings and head stay as they are."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` makes every step of a matrix orthogonal (Jordan et al. 2024), and takes AdamW's of vectors."""
+    """`muon` (Jordan et al. 2024) updates matrices by orthogonal steps, and vectors as AdamW does."""
     rank: int = 16
-    """Of the changes."""
+    """LoRA rank."""
     alpha: float = 32.0
-    """The changes count `alpha / rank` times."""
+    """LoRA alpha: low-rank changes are scaled by `alpha / rank`."""
     learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
-    """At its highest (default: 1.7 divided by the model's width, a tenth of that for `full`)."""
+    """Peak learning rate (default: 1.7 divided by the hidden size, a tenth of that for `full`)."""
     warmup: float = 0.05
-    """Share of the steps in which it rises to that; then it falls, as a cosine, to a tenth."""
+    """Share of the steps in which the learning rate rises to its peak; then it decays, as a cosine, to a
+    tenth."""
     weight_decay: float = 0.0
-    """Of the optimiser."""
+    """Weight decay of the optimiser."""
     clip: float = 1.0
-    """Gradients longer than this are shortened to it."""
+    """Gradients are clipped to this norm."""
 
     @property
     def scale(self) -> float:

@@ -117,8 +117,8 @@ def complaints(health: Record) -> list[str]:
 
 
 def regained(dense: float | None, pruned: float | None, recovered: float | None) -> str:
-    """Of what pruning cost in log-perplexity, the share that is there again, from perplexities; a dash where
-    it cost nothing, or nobody knows."""
+    """The share of the log-perplexity gap between the dense and the pruned model that is closed; a dash where
+    there is no gap, or it is not known."""
     if dense is None or pruned is None or recovered is None:
         return "–"
     first, worst, last = map(math.log, (dense, pruned, recovered))
@@ -136,7 +136,7 @@ def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
         share = [regained(*values)] if compared else []
         rows.append(Row(text, [*(number(value, f".{digits}f") for value in values), *share]))
     corner = "" if title else "perplexity"
-    return Table([corner, *models, *(["regained"] if compared else [])], rows, title)
+    return Table([corner, *models, *(["gap closed"] if compared else [])], rows, title)
 
 
 def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:

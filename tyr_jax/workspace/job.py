@@ -164,8 +164,8 @@ def claim(path: Path, settings: JobSettings) -> None:
         write_json(path, asked_record(asked(settings)))
     elif flags := differences(before, asked(settings)):
         raise UserError(
-            f"{settings.output} was begun with another {', '.join(flags)}; give what it was begun with, or "
-            "begin anew with --restart"
+            f"the interrupted run of {settings.output} used a different {', '.join(flags)}; give the same to "
+            "continue it, or begin anew with --restart"
         )
 
 
