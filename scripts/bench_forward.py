@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from on_model import OnModel
+from on_model import OnModel, torch_model
 
 from tyr_jax.model import attention, decoder
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
@@ -38,23 +38,10 @@ class Bench(OnModel):
 
 
 def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], object]:
-    """Logits by transformers' Llama of the same shape (random weights: the time does not depend on them)."""
+    """Logits by transformers' Llama of the same shape."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = config.dense_shape
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab,
-            hidden_size=config.hidden,
-            intermediate_size=shape.ffn,
-            num_hidden_layers=config.depth,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=config.head_dim,
-            tie_word_embeddings=True,
-        )
-    ).eval()
+    model = torch_model(config).eval()
     inputs = torch.from_numpy(tokens).long()
 
     def run() -> object:

@@ -11,14 +11,13 @@ a token needs at least, and the share of the matmul rate, measured in the same r
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from on_model import OnModel
+from on_model import OnModel, torch_model
 
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
@@ -70,25 +69,6 @@ def our_step(bench: Bench, student: ModelConfig, method: Method, tokens: np.ndar
             yield loss
 
     return steps().__next__
-
-
-def torch_model(config: ModelConfig) -> Any:
-    """transformers' Llama of the same shape (random weights: the time does not depend on them)."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = config.dense_shape
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab,
-            hidden_size=config.hidden,
-            intermediate_size=shape.ffn,
-            num_hidden_layers=config.depth,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=config.head_dim,
-            tie_word_embeddings=True,
-        )
-    )
 
 
 def torch_step(

@@ -5,6 +5,7 @@ from typing import Any
 
 from tyr_jax.data import DataSpec, Splits, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
+from tyr_jax.model.spec import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +49,22 @@ class OnText(OnModel):
             **amounts,
         )
         return load_splits(data, model.tokenizer, 0)
+
+
+def torch_model(config: ModelConfig) -> Any:
+    """transformers' Llama of the same shape (random weights: the time does not depend on them)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = config.dense_shape
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab,
+            hidden_size=config.hidden,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=config.depth,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=config.head_dim,
+            tie_word_embeddings=True,
+        )
+    )

@@ -40,7 +40,7 @@ from tyr_jax.space import ATTENTION
 
 pytestmark = [pytest.mark.slow, pytest.mark.longest, pytest.mark.smollm2]
 
-README = Path(__file__).parents[1] / "README.md"
+RUNNING = Path(__file__).parents[1] / "docs" / "running.md"
 PROMPT = "The capital of France is"
 SMALLER = {"tyr_jax.benchmark": shlex.split("--prompts 64 --batches 1 --tokens 4 --repeats 1")}
 """What a test need not take in full."""
@@ -279,12 +279,12 @@ def directory(smollm2_found: Found, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def code_blocks(language: str) -> list[str]:
-    """Blocks of the README about running a model."""
-    section = README.read_text(encoding="utf-8").split("### Run it")[1].split("\n##")[0]
+    """Blocks of the documentation about running a model."""
+    section = RUNNING.read_text(encoding="utf-8").split("## Serving")[1].split("\n##")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-def test_the_readme_leads_to_text_in_every_runtime(
+def test_the_documentation_leads_to_text_in_every_runtime(
     directory: Path, smollm2: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its blocks as they stand, with another directory; llama.cpp without its command-line program."""
