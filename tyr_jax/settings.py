@@ -91,6 +91,9 @@ class Settings:
     layout: Layout = "compressed"
     """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
     removed: no smaller, but loaded by what knows layers of one shape only."""
+    prompt: str = ""
+    """Text that the dense model and every pruned one continue, each on one device, to be read side by side in
+    the closing table and in the report."""
     push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """Also upload the output directory to the Hugging Face hub as this repository, such as user/model (of
     several sparsities: user/model-0.25). Log in first, with `hf auth login`."""
@@ -231,6 +234,11 @@ def validate(settings: Settings) -> None:
             "--offload leaves weights on disk, but for --calibration self, which is part of the default, the "
             "model writes a token at a time, with all weights in memory; name other text alone, such as "
             "--calibration builtin"
+        )
+    if settings.offload and settings.prompt:
+        raise UserError(
+            "--offload leaves weights on disk, but to continue a --prompt, models have all weights in "
+            "memory; leave --prompt out, and ask the written model with `python -m tyr_jax.generate`"
         )
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")

@@ -1,7 +1,9 @@
 """The main job end to end, through the command line, on a tiny model of random weights."""
 
+import html
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from tyr_jax.api import generate_text
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model, save_model
@@ -208,7 +211,7 @@ def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> 
 
 
 def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: Path) -> None:
-    directory = run("--sparsity", "0.25", "0.5")
+    directory = run("--sparsity", "0.25", "0.5", "--prompt", "head layer neuron")
     assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl"}
     for name in ("0.25", "0.5"):
         summary = summary_of(directory / name)
@@ -223,7 +226,23 @@ def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: 
         assert len(summary["rounds"]) == 2
         assert len([e for e in events_of(directory, "generation") if e["sparsity"] == float(name)]) == 4
     # The uniform model does not depend on what a supernet is shared with.
-    assert summary_of(directory / "0.25")["uniform"] == summary_of(pruned)["uniform"]
+    uniform = summary_of(directory / "0.25")["uniform"]
+    assert uniform | {"sample": None} == summary_of(pruned)["uniform"]
+
+
+def test_every_model_continues_the_prompt(run: Prune, tiny_model: Path) -> None:
+    directory = run("--prompt", "head layer neuron", "--rounds", "1")
+    summary = summary_of(directory)
+    for name, model in (("dense", tiny_model), ("searched", directory)):
+        assert summary[name]["sample"] == generate_text(str(model), "head layer neuron", max_tokens=24)[0]
+    assert summary["uniform"]["sample"]
+    sentences = read_page(directory)
+    assert all(" ".join(summary[name]["sample"].split()) in sentences for name in ("dense", "searched"))
+
+
+def read_page(directory: Path) -> str:
+    """The text of a report."""
+    return html.unescape(re.sub("<[^>]*>", " ", (directory / "report.html").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("rounds", ["0", "1"])

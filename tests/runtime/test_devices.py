@@ -76,10 +76,12 @@ def test_no_more_than_a_matrix_of_a_layer_is_gathered(
 
 def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
     outputs = tmp_path / "one", tmp_path / "eight"
-    prune.main([*tiny_arguments, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.prune", *tiny_arguments, "--output", str(outputs[1]))
+    arguments = [*tiny_arguments, "--prompt", "head layer"]
+    prune.main([*arguments, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *arguments, "--output", str(outputs[1]))
     one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
     assert one["distribution"] == eight["distribution"]
+    assert one["dense"]["sample"] == eight["dense"]["sample"]
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
     assert weights.keys() == others.keys()
     for name, expected in weights.items():

@@ -114,7 +114,9 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[
     }
 
 
-def test_hosts_cannot_keep_weights_on_disk(
+@pytest.mark.parametrize("option", ["--offload", "--prompt=head layer"])
+def test_what_is_for_one_host(
+    option: str,
     tiny_arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -122,8 +124,8 @@ def test_hosts_cannot_keep_weights_on_disk(
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit):
-        prune.main([*tiny_arguments, "--offload", "--output", str(tmp_path / "pruned")])
-    assert capsys.readouterr().err.startswith("error: --offload is for one host; several divide the weights")
+        prune.main([*tiny_arguments, option, "--output", str(tmp_path / "pruned")])
+    assert capsys.readouterr().err.startswith(f"error: {option.partition('=')[0]} is for one host; ")
     assert list(tmp_path.iterdir()) == []
 
 

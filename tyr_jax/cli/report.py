@@ -1,7 +1,8 @@
-"""Write the report and the model card of a pruned model anew: `python -m tyr_jax.report DIR`.
+"""Show a pruned model's results, and write its report and model card anew: `python -m tyr_jax.report DIR`.
 
-DIR is what `python -m tyr_jax.prune` wrote. Both are made at the end of a run;
-this makes them again from its `summary.json`.
+DIR is what `python -m tyr_jax.prune` or `finetune` wrote. Printed are the
+quality and the size of every model of the run, what they write behind its
+--prompt, and the speed-up, if `python -m tyr_jax.benchmark` has measured it.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from tyr_jax.cli import command
-from tyr_jax.report.files import renew_report
+from tyr_jax.report.files import renew_report, results_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,16 @@ class ReportSettings:
 
 
 def run(settings: ReportSettings) -> None:
-    """Write both files, say where.
+    """Show the results, write both files, say where.
 
     Raises:
         UserError: the directory is not that of a pruned model, or cannot be written.
     """
-    command.tell_written(renew_report(settings.directory))
+    written = renew_report(settings.directory)
+    sentence, found = results_of(settings.directory)
+    command.show(found)
+    command.say(sentence)
+    command.tell_written(written)
 
 
 def main(arguments: list[str] | None = None) -> None:

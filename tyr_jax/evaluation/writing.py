@@ -30,10 +30,22 @@ SEQUENCES = 128
 SEGMENT = 64
 """Tokens that a sequence gets in one call of the program, which one is told of."""
 
+GROWTHS = 4
+"""Sizes of a cache, from a share of the text to all of it: a token's attention reads the whole cache, and
+every size is compiled."""
+
 
 def cache_slots(length: int) -> int:
     """Slots of a cache for so many tokens."""
     return -(-length // SLOTS) * SLOTS
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def grown(layer: KeysValues, slots: int) -> KeysValues:
+    """A layer's cache with room for so many `slots`."""
+    more = slots - layer.keys.shape[-1]
+    keys = jnp.pad(layer.keys, ((0, 0), (0, 0), (0, more)))
+    return KeysValues(keys, jnp.pad(layer.values, ((0, 0), (0, more), (0, 0))))
 
 
 def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> tuple[KeysValues, ...]:
@@ -126,12 +138,18 @@ def write_texts(
     texts = [np.zeros((0, length), np.int32)]
     for group in groups:
         own = devices.place(jnp.asarray(keys[group.indices]))
-        cache = empty_cache(config, len(group.indices), cache_slots(length), params["embed"].dtype)
+        slots = step = cache_slots(-(-length // GROWTHS))
+        cache = list(empty_cache(config, len(group.indices), slots, params["embed"].dtype))
         written = devices.place(jnp.full((len(group.indices), length + 1), separator, jnp.int32))
         for first in range(0, length, SEGMENT):
             count = min(SEGMENT, length - first)
-            arguments = outside, blocks, cache, written, own, jnp.int32(first)
-            cache, written = write(*arguments, config, temperature, count)
+            if first + count > slots:
+                slots = min(slots + step, cache_slots(length))
+                for number, layer in enumerate(cache):
+                    cache[number] = grown(layer, slots)
+            arguments = outside, blocks, tuple(cache), written, own, jnp.int32(first)
+            found, written = write(*arguments, config, temperature, count)
+            cache = list(found)
             jax.block_until_ready(written)
             on_tokens(group.real * count)
         texts.append(devices.fetch(written)[: group.real, 1:])

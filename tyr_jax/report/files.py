@@ -5,7 +5,9 @@ from pathlib import Path
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.files import write_text
-from tyr_jax.report import card, page
+from tyr_jax.report import card, page, tables
+from tyr_jax.report.identity import gain_of
+from tyr_jax.report.render import Table
 from tyr_jax.report.tables import Record
 from tyr_jax.workspace.records import read_recovery, read_summary
 
@@ -36,7 +38,27 @@ def renew_report(directory: Path) -> list[Path]:
     Raises:
         UserError: it is not the directory of a pruned model, or as `write_report`.
     """
+    return write_report(directory, summary_of(directory), read_recovery(directory))
+
+
+def summary_of(directory: Path) -> Record:
+    """The summary of the model in a directory.
+
+    Raises:
+        UserError: it is not the directory of a pruned model.
+    """
     summary = read_summary(directory)
     if summary is None:
         raise UserError(f"{directory} has no summary.json: name a directory that tyr_jax.prune wrote")
-    return write_report(directory, summary, read_recovery(directory))
+    return summary
+
+
+def results_of(directory: Path) -> tuple[str, list[Table]]:
+    """(a sentence, tables): what the model in a directory is beside the dense one.
+
+    Raises:
+        UserError: it is not the directory of a pruned model, or has a benchmark that cannot be read.
+    """
+    summary = summary_of(directory)
+    found = tables.result_tables(summary, read_speed(directory), read_recovery(directory))
+    return gain_of(summary), found

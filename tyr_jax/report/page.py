@@ -26,6 +26,7 @@ from tyr_jax.report.tables import (
     number,
     quality_rows,
     recovery_table,
+    sample_tables,
     size_rows,
     time_table,
 )
@@ -56,6 +57,8 @@ class Section(NamedTuple):
     text: str = ""
     figures: Sequence[Figure] = ()
     table: Grid = ()
+    words: bool = False
+    """Whether the table holds sentences."""
 
 
 def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
@@ -166,8 +169,13 @@ def sections(summary: Record, speed: Speed | None, recovery: Record | None) -> l
     """The parts of the page."""
     times = grid(time_table({**summary["shared_seconds"], **summary["seconds"]}))
     qualities, sizes = (models_grid(summary, rows) for rows in (quality_rows(summary), size_rows(summary)))
+    samples = [
+        Section("Samples", f"What each model writes {table.title}.", table=grid(table), words=True)
+        for table in sample_tables([summary])
+    ]
     return [
         Section("Quality", "On text that neither calibration nor search saw.", table=qualities),
+        *samples,
         *([recovery_section(recovery)] if recovery else []),
         Section("Size", table=sizes),
         speed_section(summary, speed),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.evaluation.speed import MODELS, Sizes, Timing
+from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Speed, Timing
 from tyr_jax.formatting import duration, in_words
 from tyr_jax.planning.plan import Need
 from tyr_jax.report.render import Row, Table
@@ -70,6 +70,24 @@ def quality_table(summary: Record) -> Table:
     return Table(["", *models_of(summary)], [*quality_rows(summary), *size_rows(summary)], title)
 
 
+def sample_tables(summaries: Sequence[Record]) -> list[Table]:
+    """What the models of a run write behind its prompt, each on a line; none where there was no prompt."""
+    prompt = summaries[0]["settings"].get("prompt")
+    if not prompt:
+        return []
+    models = {"dense": summaries[0]["dense"]}
+    for summary in summaries:
+        target = f", {summary['sparsity']['asked']:.1%}" if len(summaries) > 1 else ""
+        models |= {f"{name}{target}": summary[name] for name in PRUNED if summary.get(name)}
+    rows = [Row(name, [in_one_line(model.get("sample") or "")]) for name, model in models.items()]
+    return [Table(["", "writes"], rows, f"after \u201c{in_one_line(prompt)}\u201d", words=["writes"])]
+
+
+def in_one_line(text: str) -> str:
+    """Text with a space in place of every line break or other blank."""
+    return " ".join(text.split())
+
+
 def time_table(seconds: Mapping[str, float]) -> Table:
     """How long every stage took, and all of them."""
     rows = [Row(stage, [duration(value)]) for stage, value in seconds.items()]
@@ -96,9 +114,17 @@ def targets_table(summaries: Sequence[Record]) -> Table:
 
 def closing_tables(summaries: Sequence[Record]) -> list[Table]:
     """What a run came to for each of its targets, and how long it took."""
+    samples = sample_tables(summaries)
     if len(summaries) == 1:
-        return [quality_table(summaries[0]), time_table(summaries[0]["seconds"])]
-    return [targets_table(summaries), time_table(summaries[0]["shared_seconds"])]
+        return [quality_table(summaries[0]), *samples, time_table(summaries[0]["seconds"])]
+    return [targets_table(summaries), *samples, time_table(summaries[0]["shared_seconds"])]
+
+
+def result_tables(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Table]:
+    """What a model that was written is: quality and size, samples, speed, and what training won back."""
+    found = [quality_table(summary), *sample_tables([summary])]
+    found += [speedup_table(speed)] if speed else []
+    return found + ([recovery_table(recovery, "after recovery")] if recovery else [])
 
 
 def complaints(health: Record) -> list[str]:
@@ -167,6 +193,16 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
     columns += ["sha256 of the data"] if local else []
     rows = [row(score) for score in scores]
     return Table(columns, rows, f"tasks of {model}", words=["metric", "sha256 of the data"], framed=True)
+
+
+def speedup_table(speed: Speed) -> Table:
+    """How many times faster than the dense model a pruned one is."""
+    rows: dict[str, dict[str, str]] = {}
+    for timing in speed.timings:
+        run = f"{timing.engine}, prompt of {timing.prompt} tokens, batch of {timing.batch}"
+        rows.setdefault(run, {})[timing.measure] = f"{timing.ratio:.2f}×"
+    cells = [Row(run, [ratios.get(measure, "") for measure in MEASURES]) for run, ratios in rows.items()]
+    return Table(["", *MEASURES], cells, f"speed-up on {speed.device}")
 
 
 def speed_tables(timings: Sequence[Timing], sizes: Sizes) -> list[Table]:

@@ -35,6 +35,7 @@ from tyr_jax.run.rounds import (
     search,
     search_pool,
 )
+from tyr_jax.run.samples import sample_of
 from tyr_jax.runtime import devices
 from tyr_jax.space import LevelGrid
 
@@ -42,13 +43,14 @@ from tyr_jax.space import LevelGrid
 @dataclasses.dataclass(frozen=True)
 class Pruned:
     """A pruned model: physically smaller params and config, units kept `[2, L]`, the parameters that its
-    blocks have, or would have without zeros, and how good it is."""
+    blocks have, or would have without zeros, how good it is, and what it writes behind the prompt."""
 
     params: Params
     config: ModelConfig
     kept: np.ndarray
     block_parameters: int
     quality: Qualities
+    sample: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,10 @@ def realise(
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
     params = devices.spread(params | rounded(decoder.outside(params), dense.dtype), config.hidden)
-    return Pruned(params, config, kept, parameters, measure(run, name, params, config, dense.texts))
+    measured = measure(run, name, params, config, dense.texts)
+    pruned = dataclasses.replace(model, params=params, config=config)
+    sample = sample_of(name, pruned, settings.prompt, run.progress)
+    return Pruned(params, config, kept, parameters, measured, sample)
 
 
 def reconstructed(

@@ -19,6 +19,7 @@ from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, measure_dense
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.run.own_text import own_text
+from tyr_jax.run.samples import check_prompt, sample_of
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring.objective import check_objective
@@ -52,8 +53,8 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """The model to prune, its text, its answers on what it is measured on, how good it is there, the sites
-    that stay whole `[2, L]`, the targets, the type of written weights, and how a change of what each site
-    adds counts, `metrics [L, 2, D, D]` (none with `--metric none`)."""
+    that stay whole `[2, L]`, the targets, the type of written weights, how a change of what each site adds
+    counts, `metrics [L, 2, D, D]` (none with `--metric none`), and what it writes behind the prompt."""
 
     model: LoadedModel
     splits: Splits
@@ -64,6 +65,7 @@ class Dense:
     quality: Qualities
     dtype: np.dtype
     metrics: Any = None
+    sample: str | None = None
 
 
 def prepare(run: Run, given: GivenModel | None = None) -> Dense:
@@ -81,6 +83,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
         )
     check_components(settings, model)
+    check_prompt(model, settings.prompt)
     kinds = settings.pruning.kinds(model.config)
     whole = settings.pruning.whole(model.config.depth)
     targets = tuple(target_of(model.config, settings.pruning, each) for each in settings.sparsity)
@@ -107,7 +110,8 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     resume.check_inputs(run.store, model.params, text, run.progress.log)
     texts, measured = measure_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
-    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics)
+    sample = sample_of("dense", model, settings.prompt, run.progress)
+    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics, sample)
 
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:

@@ -51,6 +51,11 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
     validate(settings)
     if settings.offload and jax.process_count() > 1:
         raise UserError("--offload is for one host; several divide the weights among their devices")
+    if settings.prompt and jax.process_count() > 1:
+        raise UserError(
+            "--prompt is for one host; leave it out, and ask the written model with `python -m "
+            "tyr_jax.generate` on one"
+        )
     settings = anchor(settings)
     for name in repositories_of(settings) if hosts.is_first() else []:
         hub.check_upload(name, settings.overwrite)

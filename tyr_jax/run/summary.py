@@ -55,6 +55,7 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
         "units": units(outcome, pruned),
         "size": size(pruned.config, outcome.dense.dtype),
         "quality": figures(pruned.quality),
+        "sample": pruned.sample,
     }
 
 
@@ -106,6 +107,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
         "dense": {
             "size": size(dense.model.config, dense.model.stored_dtype),
             "quality": figures(dense.quality),
+            "sample": dense.sample,
         },
         "uniform": describe(outcome, outcome.uniform),
         "searched": None if searched is None else describe(outcome, searched),

@@ -123,6 +123,7 @@ class Dense(TypedDict):
 
     size: Size
     quality: Qualities
+    sample: NotRequired[str | None]
 
 
 class PrunedModel(Dense):
@@ -187,6 +188,7 @@ class RunSettings(TypedDict):
     model: str
     sparsity: Some[Target]
     output: str
+    prompt: NotRequired[str]
     layout: Literal["compressed", "masked"]
     data: SavedSpec
     search: Chosen

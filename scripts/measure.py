@@ -1,0 +1,168 @@
+"""Every figure of the documentation: measured, recorded, and written into its page, by one command.
+
+  python scripts/fetch_news.py news.txt
+  python scripts/measure.py --news news.txt
+
+Without names, all that has no record in docs/measurements is measured, which takes hours; --again measures
+what is named although it has one. --pages measures nothing: it only writes the tables into their pages.
+"""
+
+import dataclasses
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import jax
+import tyro
+from pages import RECORDS, ROOT, Record, Table, fill_pages
+
+from tyr_jax.cli import command
+from tyr_jax.errors import UserError
+from tyr_jax.files import read_json, write_json
+from tyr_jax.runtime.timing import matmul_rate
+from tyr_jax.settings import WIKITEXT
+
+
+class Measurement(NamedTuple):
+    """A script with its options, in which {wikitext} and {news} are texts to measure on, and the file, if
+    any, in which it leaves more than it prints."""
+
+    script: str
+    results: str = ""
+
+
+MEASUREMENTS = {
+    "main": Measurement("main_results.py --evaluation {wikitext} {news}", "runs/main_results/results.json"),
+    "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
+    "forward": Measurement("bench_forward.py"),
+    "search": Measurement("bench_search.py"),
+    "pipeline": Measurement("bench_pipeline.py"),
+    "convergence": Measurement("bench_convergence.py --our-share 0.2"),
+    "fold": Measurement("bench_fold.py"),
+    "gram": Measurement("bench_gram.py"),
+    "teacher": Measurement("bench_teacher.py"),
+    "stages": Measurement("profile_stages.py"),
+    "plan": Measurement("plan_table.py"),
+    "recovery": Measurement("bench_recovery.py"),
+}
+"""What the pages quote, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What to measure."""
+
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
+    """Measurements, by default all without a record."""
+    again: bool = False
+    """Measure what has a record, too."""
+    pages: bool = False
+    """Only write the tables into their pages."""
+    wikitext: str = WIKITEXT
+    """WikiText-2's test text: where the hub cannot be reached, a file."""
+    news: str = "news.txt"
+    """The file that `fetch_news.py` has written."""
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a row in Markdown."""
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def find_tables(output: str) -> list[Table]:
+    """The Markdown tables that a script has printed."""
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    tables: list[Table] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if following.startswith("|---"):
+            tables.append([])
+        if not line.startswith("|---"):
+            tables[-1].append(cells_of(line))
+    return tables
+
+
+def machine() -> str:
+    """What a measurement runs on."""
+    device = jax.devices()[0]
+    cores = f"{os.cpu_count()} cores of {processor()}"
+    rate = f"{matmul_rate() / 1e9:.0f} GFLOP/s in float32 matrix products"
+    on = cores if device.platform == "cpu" else f"{jax.device_count()} × {device.device_kind}"
+    return f"{on} ({rate}, JAX {jax.__version__})"
+
+
+def processor() -> str:
+    """Its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def output_of(arguments: list[str]) -> str:
+    """What a script prints, which is shown as it comes.
+
+    Raises:
+        UserError: it fails.
+    """
+    with subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as running:
+        assert running.stdout is not None
+        lines = []
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if running.returncode:
+        raise UserError(f"`python {shlex.join(arguments)}` failed; what it says is above")
+    return "".join(lines)
+
+
+def record(name: str, asked: Measure) -> Record:
+    """Run a measurement."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    measurement = MEASUREMENTS[name]
+    script, results = f"scripts/{measurement.script}", ROOT / measurement.results
+    given = {"wikitext": str(asked.wikitext), "news": str(Path(asked.news).absolute())}
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
+        on = apart.submit(machine).result()
+    start = time.monotonic()
+    tables = find_tables(output_of([part.format(**given) for part in script.split()]))
+    shown = script.format(wikitext=Path(asked.wikitext).name, news=Path(asked.news).name)
+    return {
+        "command": f"python {shown}",
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": on,
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "tables": tables,
+        "results": read_json(results) if measurement.results else {},
+    }
+
+
+def main(asked: Measure) -> None:
+    """Measure what is asked for, keep each record as soon as it is there, and fill the pages."""
+    for name in asked.names:
+        if name not in MEASUREMENTS:
+            raise UserError(f"there is no measurement {name}: there are {', '.join(MEASUREMENTS)}")
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    for name in () if asked.pages else asked.names or MEASUREMENTS:
+        if asked.again or not (RECORDS / f"{name}.json").is_file():
+            print(f"== {name}", flush=True)
+            write_json(RECORDS / f"{name}.json", record(name, asked))
+    fill_pages()
+
+
+if __name__ == "__main__":
+    command.execute(main, Measure, None, prog="python scripts/measure.py", description=__doc__)

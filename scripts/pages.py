@@ -1,0 +1,158 @@
+"""The tables of the documentation, out of what `scripts/measure.py` has recorded.
+
+A page says where a table belongs, and what is between the two marks is written by `fill_pages`:
+
+  <!-- measured: forward -->
+  <!-- end -->
+
+The name is that of a record in docs/measurements, or of one of the VIEWS, which choose from several.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tyr_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "docs" / "measurements"
+MARKED = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Table = list[list[str]]
+"""Rows of cells, the header first."""
+
+
+class Record(TypedDict):
+    """What a measurement found, and how."""
+
+    command: str
+    commit: str
+    date: str
+    machine: str
+    minutes: float
+    tables: list[Table]
+    results: dict[str, Any]
+
+
+def read_record(name: str) -> Record:
+    """The record of a measurement.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = RECORDS / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run `python scripts/measure.py {name}`")
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    header, *rows = ("| " + " | ".join(row) + " |" for row in table)
+    return "\n".join([header, "|---" * len(table[0]) + "|", *rows])
+
+
+def origin(record: Record) -> str:
+    """A line that says where figures are from."""
+    return (
+        f"*`{record['command']}`, commit {record['commit']}, {record['date']}, {record['minutes']:.0f} min "
+        f"on {record['machine']}.*"
+    )
+
+
+def whole(name: str) -> str:
+    """All tables of a measurement, and where they are from."""
+    record = read_record(name)
+    return "\n\n".join([*map(markdown, record["tables"]), origin(record)])
+
+
+def column(table: Table, name: str) -> int:
+    """The number of the column whose header begins so."""
+    return next(number for number, cell in enumerate(table[0]) if cell.startswith(name))
+
+
+def rows_of(table: Table, *begins: str) -> list[dict[str, str]]:
+    """The rows whose first cells begin so, by column."""
+    rows = [row for row in table[1:] if all(map(str.startswith, row[: len(begins)], begins))]
+    return [dict(zip(table[0], row, strict=True)) for row in rows]
+
+
+def number(text: str) -> float:
+    """The number in a cell."""
+    return float(text.replace(",", ""))
+
+
+def headline() -> str:
+    """Perplexities of the main results on text that is neither calibrated nor trained on."""
+    record = read_record("main")
+    (table,) = record["tables"]
+    models = [name.partition(":")[0] for name in table[0][3:]]
+    rows = [
+        [size.partition(" (")[0], text.removesuffix(".txt"), dense, *(one.partition(",")[0] for one in found)]
+        for size, text, dense, *found in table[1:]
+        if not text.startswith("builtin")
+    ]
+    return f"{markdown([['block parameters left', 'text', 'dense', *models], *rows])}\n\n{origin(record)}"
+
+
+def speed() -> str:
+    """How many times faster than something else each part is."""
+    forward, search, pipeline = (read_record(name)["tables"][0] for name in ("forward", "search", "pipeline"))
+    ours, torch = (
+        number(rows_of(forward, "2048", program)[0]["tokens/s"]) for program in ("blocks and", "torch")
+    )
+    scoring = rows_of(search, "50", "kept")[0]["ratio"]
+    supernet, whole = (rows_of(pipeline, stage)[0]["ratio"] for stage in ("supernet", "all"))
+    rows = [
+        ["", "beside", ""],
+        ["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.1f}×"],
+        ["supernet of nine levels", "every level pruned by itself", f"{supernet}×"],
+        ["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"],
+        ["the whole job at 50 %", "both of these", f"{whole}×"],
+        ["candidate-tokens to an answer as good", "the paper's search", f"{fewer_tokens():.0f}× fewer"],
+    ]
+    return markdown(rows)
+
+
+def fewer_tokens() -> float:
+    """How many times fewer candidate-tokens than the paper's search ours takes to its answer at 50 %."""
+    (table,) = read_record("convergence")["tables"]
+    paper, ours = (rows_of(table, "50", name) for name in ("the paper's", "ours"))
+    aim = number(paper[-1]["held-out KL, median"])
+    first = next(row for row in ours if number(row["held-out KL, median"]) <= aim)
+    return number(paper[-1]["candidate-tokens"]) / number(first["candidate-tokens"])
+
+
+VIEWS: dict[str, Callable[[], str]] = {"headline": headline, "speed": speed}
+"""What else can be shown, by name."""
+
+
+def filled(text: str) -> str:
+    """A page's text with its tables.
+
+    Raises:
+        UserError: a record is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[2]
+        shown = VIEWS[name]() if name in VIEWS else whole(name)
+        return f"{match[1]}{shown}\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def pages() -> list[Path]:
+    """All pages that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def fill_pages() -> None:
+    """Write every table into its page."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            page.write_text(new, encoding="utf-8")

@@ -1,0 +1,37 @@
+"""What the models of a job write behind one prompt, for people to compare."""
+
+import dataclasses
+
+import jax
+
+from tyr_jax.evaluation import continuation
+from tyr_jax.evaluation.continuation import ContinuationSettings
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.runtime import devices
+from tyr_jax.workspace.progress import Progress
+
+SETTINGS = ContinuationSettings(max_tokens=24)
+"""The likeliest tokens, about a sentence."""
+
+
+def check_prompt(model: LoadedModel, prompt: str) -> None:
+    """Refuse a prompt that the model cannot continue, before anything is computed.
+
+    Raises:
+        UserError: it is no Unicode text, has no token, or leaves no room.
+    """
+    if prompt:
+        continuation.validate([prompt], SETTINGS)
+        continuation.encode(model, [prompt], SETTINGS)
+
+
+def sample_of(name: str, model: LoadedModel, prompt: str, progress: Progress) -> str | None:
+    """What a model writes behind a `prompt`, on the first device alone; None if there is none."""
+    if not prompt:
+        return None
+    with progress.stage(f"sample of {name}", 1, "sentences") as stage, devices.in_use(1):
+        # Divided weights would have to be gathered anew for every token.
+        whole = dataclasses.replace(model, params=jax.device_put(model.params, jax.devices()[0]))
+        (text,) = continuation.continued(whole, [prompt], SETTINGS)
+        stage.advance()
+    return text
