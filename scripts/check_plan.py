@@ -109,7 +109,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         # The residuals before all layers are there already when the head answers.
         answers = memory("metric: answers")
         answered = answers.temp_size_in_bytes + answers.output_size_in_bytes + before.size * itemsize / n
-        name = "what outputs count for"
+        name = "Fisher metric"
         rows.append(Working(name, needs[name].working, max(way_back, answered)))
     searched = max(map(at_work, largest_scoring(list(found))))
     for need, (working, held, name) in (
@@ -119,7 +119,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         rows.append(Working(name, need.working, working))
         rows.append(Working(f"{name}, {HELD}", need.memory - need.text, held + working))
     if "writing" in found:
-        written, need = memory("writing"), needs["text that the model writes"]
+        written, need = memory("writing"), needs["own text"]
         working = written.argument_size_in_bytes + written.temp_size_in_bytes
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:

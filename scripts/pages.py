@@ -57,9 +57,10 @@ def markdown(table: Table) -> str:
 
 def origin(record: Record) -> str:
     """A line that says where figures are from."""
+    minutes = f", {record['minutes']:.0f} min" if record["minutes"] >= 1 else ""
     return (
-        f"*`{record['command']}`, commit {record['commit']}, {record['date']}, {record['minutes']:.0f} min "
-        f"on {record['machine']}.*"
+        f"*`{record['command']}`, commit {record['commit']}, {record['date']}{minutes}, on "
+        f"{record['machine']}.*"
     )
 
 

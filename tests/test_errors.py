@@ -293,7 +293,7 @@ def test_a_full_disk_spares_the_old_output(
     ("stage", "said", "unfinished"),
     [
         ((models, "load_model"), "nothing was written", False),
-        ((results, "save_model"), "the same command goes on from what is finished", True),
+        ((results, "save_model"), "the same command continues where it stopped", True),
     ],
 )
 def test_ctrl_c(
@@ -312,7 +312,7 @@ def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.M
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(results, "save_model", terminate)
-    said = "terminated: the same command goes on from what is finished"
+    said = "terminated: the same command continues where it stopped"
     assert fails("--rounds", 0, status=143, unfinished=True) == said
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -51,7 +51,7 @@ def test_plan_table(table: Callable[..., Rows]) -> None:
     assert [row[:2] for row in rows] == [
         [model, n] for model in ("llama-2-7b", "llama-3.1-8b", "llama-3.1-70b") for n in ("1", "8")
     ]
-    # Weights of 141 GB, nine levels of 80 × 8192 × 36864 numbers of two bytes, and what outputs count for,
+    # Weights of 141 GB, nine levels of 80 × 8192 × 36864 numbers of two bytes, and the Fisher metric,
     # 160 matrices of 8192 × 8192 numbers of four bytes.
     assert 141 + 435 + 43 < float(rows[4][2]) < 743
     for one, eight in zip(rows[::2], rows[1::2], strict=True):

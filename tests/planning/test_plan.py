@@ -74,7 +74,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(plan.Load(LLAMA_8B, uniform, 4, 1))] == [
-        "text that the model writes", "dense answers", "what outputs count for", "last pruning", "evaluation",
+        "own text", "dense answers", "Fisher metric", "last pruning", "evaluation",
     ]  # fmt: skip
     pruning = dataclasses.replace(HALF.pruning, metric="none")
     without = plan.Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
@@ -82,7 +82,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     # Two matrices of 4096 × 4096 in each of 32 layers.
     for need, _ in plan.needs(without):
         (other,) = (each for each in stages if each.stage == need.stage)
-        before = ("text that the model writes", "dense answers")
+        before = ("own text", "dense answers")
         more = 0 if need.stage in before else 4 * 2 * 32 * 4096**2
         assert other.weights == pytest.approx(need.weights + more)
 
@@ -96,7 +96,7 @@ def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pyte
     pruning = dataclasses.replace(HALF.pruning, reconstruct=6)
     found = compare(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), jnp.dtype("float32"))
     assert [number for number, row in enumerate(found) if row.whole] == [2, 6, 8]
-    written, *others = sorted(found, key=lambda row: row.program != "text that the model writes")
+    written, *others = sorted(found, key=lambda row: row.program != "own text")
     # TPUs lay out anew what a CPU takes as it lies.
     assert 0.6 < written.ratio < 1.2
     for row in others:

@@ -1,4 +1,4 @@
-"""What outputs count for, against the exact Fisher information of a tiny model in all its labels."""
+"""The Fisher metric of outputs, against the exact Fisher information of a tiny model in all its labels."""
 
 from pathlib import Path
 

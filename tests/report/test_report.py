@@ -205,7 +205,7 @@ def test_a_run_whose_figures_are_not_finite(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    assert "DIR is what `python -m tyr_jax.prune` wrote" in capsys.readouterr().out
+    assert "DIR is what `python -m tyr_jax.prune` or `finetune` wrote" in capsys.readouterr().out
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

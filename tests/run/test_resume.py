@@ -193,7 +193,7 @@ def test_a_run_that_is_asked_to_end(
     events = unfinished / "events.jsonl"
     ended, said = end_after_a_while([*command, "--generations", "100"], events, 5, 0, how)
     assert ended == code
-    assert "the same command goes on from what is finished" in said
+    assert "the same command continues where it stopped" in said
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == [unfinished.name]
     assert any((unfinished / "finished").iterdir())

@@ -119,7 +119,7 @@ def test_a_run_goes_on_on_another_number_of_devices(
         running.communicate()
     assert running.returncode < 0
     said = run(*command, number=after)
-    assert f"begun on {before} devices, it goes on on {after}" in said
+    assert f"begun on {before} devices, continuing on {after}" in said
     assert "done before the interruption" in said
     prune.main([*arguments, "--output", str(tmp_path / "one")])
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "moved"))

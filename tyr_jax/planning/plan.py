@@ -129,7 +129,7 @@ def metric_bytes(load: Load) -> float:
 
 
 def held_bytes(load: Load) -> float:
-    """Bytes of a device for what stays of the dense model: its weights, and what outputs count for; of the
+    """Bytes of a device for what stays of the dense model: its weights, and the Fisher metric; of the
     latter none where it is on disk."""
     return weight_bytes(load) + (0 if load.settings.offload else metric_bytes(load))
 
@@ -175,7 +175,7 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
         "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
-        "what outputs count for": round(metric_bytes(whole)) * (2 if settings.offload else 1),
+        "Fisher metric": round(metric_bytes(whole)) * (2 if settings.offload else 1),
         "weights that stay on disk": offloaded_bytes(load) if settings.offload else 0,
     }
 
@@ -329,7 +329,7 @@ def fold_need(name: str, levels: int, load: Load) -> Need:
 
 
 def metric_need(load: Load) -> Need:
-    """What it takes to know what outputs count for: a forward and a backward pass, a layer at a time, with
+    """What the Fisher metric of all outputs takes: a forward and a backward pass, a layer at a time, with
     the residuals before all layers (those of layers on disk are the host's)."""
     config, settings, itemsize, n = load
     tokens, length = settings.pruning.metric_tokens, settings.data.sequence_length
@@ -344,7 +344,7 @@ def metric_need(load: Load) -> Need:
     flops = tokens * (3 * block_flops(config, unit_counts(config), length) + 2 * head_flops(config))
     flops += len(KINDS) * config.depth * gram_flops(config.hidden, tokens)
     weights = weight_bytes(load) + metric_bytes(load)
-    return Need("what outputs count for", weights, 0, 0, working, flops)
+    return Need("Fisher metric", weights, 0, 0, working, flops)
 
 
 def reconstruction_need(load: Load) -> Need:
@@ -405,7 +405,7 @@ def writing_need(load: Load) -> Need | None:
     flops = model_flops(config, unit_counts(config), count * length, length)
     # Layers one by one, beside those that are stacked.
     weights = weight_bytes(load) + itemsize * count_parameters(config)[0] / n
-    return Need("text that the model writes", weights, 0, 0, working, flops)
+    return Need("own text", weights, 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:

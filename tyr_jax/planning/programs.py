@@ -148,7 +148,7 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
 
 
 def metric_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
-    """What it takes to know what outputs count for."""
+    """What the Fisher metric of all outputs takes."""
     length, count = settings.data.sequence_length, settings.pruning.metric_tokens
     rows = batches(np.broadcast_to(0, (max(1, count // length), length)), fisher.BATCH_TOKENS)[0].indices
     dtype, static = params["embed"].dtype, {"config": config}

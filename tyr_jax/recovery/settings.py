@@ -55,7 +55,7 @@ class RecoverySettings:
     step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens of a step (default: 2048, or as many more as give every device the same rows)."""
     save_every: int = 20
-    """Steps after which what is finished is kept: what an interruption costs at most."""
+    """Steps between two savings of finished work, which an interruption costs at most."""
     evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
     evaluation_windows: int = 20

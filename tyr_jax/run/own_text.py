@@ -26,7 +26,7 @@ def own_text(
     """
     count, length = shape
     check_length("--sequence-length or --search-length", length, model)
-    with progress.stage("text that the model writes", count * length, "tokens") as stage:
+    with progress.stage("own text", count * length, "tokens") as stage:
         saved = store.load("written")
         if saved is not None:
             stage.advance(count * length, note=resume.KEPT)

@@ -125,7 +125,7 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
     if settings.metric == "none":
         return None
     text = calibration[: max(1, settings.metric_tokens // calibration.shape[1])]
-    with run.progress.stage("what outputs count for", text.size, "tokens") as stage:
+    with run.progress.stage("Fisher metric", text.size, "tokens") as stage:
         metrics = resume.kept_metrics(run.store, model.config.depth, run.scratch)
         if metrics is not None:
             stage.advance(text.size, note=resume.KEPT)

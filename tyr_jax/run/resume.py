@@ -71,7 +71,7 @@ def check_inputs(
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse to go on with another model or `text` (a pytree of arrays) than the run began with, or than
-    other hosts have; `tell` if it goes on on another number of devices. `notes` are kept for `begun_with`.
+    other hosts have; `tell` if it continues on another number of devices. `notes` are kept for `begun_with`.
 
     Raises:
         UserError: they have changed, or differ between hosts.
@@ -85,8 +85,8 @@ def check_inputs(
         return
     if begun["devices"] != devices.count():
         tell(
-            f"begun on {begun['devices']} devices, it goes on on {devices.count()}: what it finds is equal "
-            "to rounding"
+            f"begun on {begun['devices']} devices, continuing on {devices.count()}: results are equal up to "
+            "rounding"
         )
     changed = [name for name, value in now.items() if begun[name] != value]
     if changed:

@@ -2,7 +2,7 @@
 
 All of them compute the same program, each on its own devices. Only the first writes and prints; the others
 read what it has written, so that the output must be on a file system that all of them share. A process that
-loses another cannot go on: it ends, and the same command on all hosts goes on from what is finished.
+loses another cannot go on: it ends, and the same command on all hosts continues where it stopped.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ HEARTBEAT = 30
 
 LOST = (
     "another host has ended or cannot be reached (it may have said why); start the same command on all hosts "
-    "again, which goes on from what is finished"
+    "again: it continues where it stopped"
 )
 
 SIGNS = ("gloo", "nccl", "rccl", "unavailable", "coordination", "heartbeat", "deadline_exceeded", "barrier")

@@ -111,7 +111,7 @@ class Scratch(NamedTuple):
             reason = "its disk is full" if full else error.strerror
             raise UserError(
                 f"cannot keep {size / 1e9:.2f} GB of weights in {where}: {reason}; free space and run the "
-                "same command again, which goes on from here, or run without --offload"
+                "same command again, which continues from here, or run without --offload"
             ) from error
 
     def keep(self, tree: Tree) -> Tree:

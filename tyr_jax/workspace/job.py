@@ -86,8 +86,8 @@ def open_workspace(
         )
         if paths:
             progress.log(
-                f"what is finished is kept in {paths.finished} until all is, for the same command to go on "
-                f"from; what happens is written to {paths.events}"
+                f"finished work is kept in {paths.finished} until the run is complete, so that the same "
+                f"command can continue; events are logged in {paths.events}"
             )
         log.write("start", arguments=list(request.arguments))
         yield Workspace(paths and paths.staging, Store(paths and paths.finished), log, progress)

@@ -89,7 +89,7 @@ def staged_directory(
             ) from error
         except KeyboardInterrupt as error:
             if _has_work(paths):
-                raise type(error)("the same command goes on from what is finished") from None
+                raise type(error)("the same command continues where it stopped") from None
             raise
 
 

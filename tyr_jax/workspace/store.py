@@ -95,7 +95,7 @@ class Store:
                 raise
             raise UserError(
                 f"cannot keep finished work in {path}: {_reason(error)}; free space or mend the permissions "
-                "and run the same command again, which goes on from here"
+                "and run the same command again, which continues from here"
             ) from error
 
     def load(self, name: str, form: Format = ANY_FACTS) -> Saved | None:
