@@ -30,7 +30,7 @@ SEQUENCES = 128
 SEGMENT = 64
 """Tokens that a sequence gets in one call of the program, which one is told of."""
 
-GROWTHS = 4
+GROWTHS = 2
 """Sizes of a cache, from a share of the text to all of it: a token's attention reads the whole cache, and
 every size is compiled."""
 
