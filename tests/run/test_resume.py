@@ -295,7 +295,7 @@ def test_damaged_settings_are_named(
         settings.write_text(content)
         sentence = refused(command, capsys)
         assert str(settings) in sentence
-        assert sentence.endswith("; begin anew with --restart")
+        assert sentence.endswith("; start over with --restart")
 
 
 def test_a_second_run_is_refused(

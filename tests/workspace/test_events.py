@@ -85,5 +85,5 @@ def test_a_line_that_is_no_event_is_named(line: str, tmp_path: Path) -> None:
     with EventLog(path) as events:
         events.write("a")
     path.write_text(path.read_text() + line + "\n" + json.dumps({"event": "b", "seconds": 1}) + "\n")
-    with pytest.raises(UserError, match=r"events\.jsonl, line 3.*; delete it, or begin anew with --restart"):
+    with pytest.raises(UserError, match=r"events\.jsonl, line 3.*; delete it, or start over with --restart"):
         EventLog(path)

@@ -54,7 +54,7 @@ def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
 def test_what_is_no_note(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"settings\.json.*begin anew with --restart"):
+    with pytest.raises(UserError, match=r"settings\.json.*start over with --restart"):
         claim(path, SETTINGS)
 
 

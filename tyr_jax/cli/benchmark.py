@@ -1,8 +1,8 @@
 """Is it faster? `python -m tyr_jax.benchmark DENSE PRUNED`.
 
-Time to the first token and tokens a second after it, of a dense model and a
-pruned one, in turn and in one run, in JAX and (with --llama-cpp) in llama.cpp;
-beside each ratio the one that FLOPs or bytes would allow.
+Time to the first token and time of each token after it, of a dense and a pruned
+model in turn, in JAX and (with --llama-cpp) in llama.cpp; beside each ratio
+stands the one that FLOPs or bytes would allow.
 
 Example:
 
@@ -29,7 +29,7 @@ class BenchmarkSettings:
     dense: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DENSE")]
     """The dense model: a directory, a .gguf file, a hub id, or `builtin`."""
     pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
-    """The pruned one."""
+    """The pruned model, likewise."""
     prompts: tuple[int, ...] = (128, 512)
     """Lengths of the prompt, in tokens."""
     batches: tuple[int, ...] = (1, 4)

@@ -1,14 +1,13 @@
 """How good a model is, dense or pruned: `python -m tyr_jax.evaluate MODEL`.
 
-Without more, that is its perplexity. A directory written by `python -m
-tyr_jax.prune` or `finetune` is measured on the very windows of text it was
-measured on when it was made, and the figures are held against those of then
-(--trust-record, if these are other texts than the embedded ones).
-Any other model, or other text, works too; of text that the model has learnt
-from, only what was held out is read.
+By default, this measures perplexity. A directory that `python -m tyr_jax.prune`
+or `finetune` wrote is measured on the same windows of text as when it was made,
+and the figures are compared with those of then (--trust-record, if the texts
+are other than the embedded ones). Any other model, or other text, works too; of
+text that the model has learnt from, only what was held out is read.
 
-With --tasks, it is what lm-evaluation-harness makes of it (pip install
-'tyr-jax[tasks]'): the harness's own questions, prompts and metrics.
+With --tasks, lm-evaluation-harness measures the model (pip install
+'tyr-jax[tasks]'), by its own questions, prompts and metrics.
 
 Examples:
 

@@ -1,7 +1,7 @@
 """Write a model, dense or pruned, as a GGUF file: `python -m tyr_jax.export`.
 
-It runs in llama.cpp and whatever is built on it, as they come: layers that
-differ are written as an architecture that they know.
+The file runs in stock llama.cpp and in programs built on it: layers that differ
+are written in an architecture that they support.
 
 Examples:
 
@@ -35,7 +35,7 @@ class ExportSettings:
     format: Literal["gguf"] = "gguf"
     """Its format."""
     quantize: Quantize = "f16"
-    """Type of the matrices; those with a `k` are llama.cpp's own work, and need `tyr-jax[llama]`."""
+    """Type of the matrices; those with a `k` are made by llama.cpp's own quantiser, in `tyr-jax[llama]`."""
     neuron_multiple: int = 1
     """Fill FFN widths up with zeros to a multiple of this, beyond what the type itself needs; 256 lets
     llama.cpp's tools quantise the file further."""

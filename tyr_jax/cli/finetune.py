@@ -1,8 +1,8 @@
 """Win back what pruning lost: `python -m tyr_jax.finetune PRUNED --teacher DENSE`.
 
-A short training of the pruned model: by default of a low-rank change of every
-projection (LoRA), which learns the dense model's predictions and is merged into
-the weights in the end. What is written loads wherever the pruned model does.
+A short training of the pruned model: by default, a low-rank change of every
+projection (LoRA) learns the dense model's predictions, and is merged into the
+weights at the end. The result loads wherever the pruned model does.
 
 Examples:
 
@@ -12,7 +12,7 @@ Examples:
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
       --tokens 3000000 --output chatty
       on the answers of conversations, in rows of messages, or of instruction,
-      input and output; they are written as the model's chat template does
+      input and output, rendered with the model's chat template
 """
 
 import dataclasses

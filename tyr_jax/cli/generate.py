@@ -1,7 +1,7 @@
 """Continue text with a model, dense or pruned: `python -m tyr_jax.generate MODEL PROMPT`.
 
-One prompt is answered as it comes; several are run together, and answered one
-after the other.
+A single prompt is streamed; several run together and are printed one after the
+other.
 
 Examples:
 

@@ -272,7 +272,7 @@ def _checked(text: str, where: str) -> str:
     if "\0" in text:
         raise UserError(f"{where} holds NUL bytes, so it is not text; give a text file")
     if not is_unicode(text):
-        raise UserError(f"{where} holds half of a surrogate pair, so it is not text; mend or remove it")
+        raise UserError(f"{where} holds half of a surrogate pair, so it is not text; fix or remove it")
     return text
 
 
@@ -357,7 +357,7 @@ def _task(row: dict[str, Any], where: str) -> Conversation:
     """A conversation of a task and its answer."""
     further = row.get("input")
     if not isinstance(further, str | None):
-        raise UserError(f"column 'input' of {where} is not text; mend or remove it")
+        raise UserError(f"column 'input' of {where} is not text; fix or remove it")
     question = "\n\n".join(filter(None, (row["instruction"], further)))
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
     return _checked_turns(turns, where)

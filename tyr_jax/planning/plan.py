@@ -50,9 +50,9 @@ class PlanSettings:
     """Print what the run would need (memory, disk, FLOPs, time), from the model's configuration alone, and
     do nothing else."""
     plan_devices: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Plan for this many devices (default: those there are)."""
+    """Plan for this many devices (default: all that JAX sees)."""
     plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S", help_behavior_hint="")] = None
-    """Plan times for devices that reach so many FLOP/s each, such as 1e14."""
+    """Plan the time for devices that reach this many FLOP/s each, such as 1e14."""
 
 
 class Load(NamedTuple):

@@ -46,8 +46,8 @@ class RecoverySettings:
     """Replace an output directory that is not empty, once the new model is complete; only one in which
     everything was written by these commands."""
     restart: bool = False
-    """Begin anew, where an interrupted run left finished steps. Without it the same command goes on from
-    there, and another one is refused."""
+    """Start over, although an interrupted run left finished steps. Without it, the same command continues
+    that run, and a different command is refused."""
     tokens: int = 300_000
     """Tokens to train on, in whole steps; of a text that has fewer, rows are read again."""
     sequence_length: int = 512
@@ -67,7 +67,7 @@ class RecoverySettings:
     compute_dtype: ComputeType = "float32"
     """Type of weights and activations while the models run; what is trained is float32 either way."""
     seed: int = 0
-    """Seed of what is drawn of the text, of its order, and of where the changes begin."""
+    """Seed of the text that is drawn, of its order, and of the initial low-rank matrices."""
     loss: Loss = dataclasses.field(default_factory=Loss)
     """Objective"""
     training: Training = dataclasses.field(default_factory=Training)

@@ -226,7 +226,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
             if not math.isfinite(losses[-1]):
                 raise UserError(
                     f"the loss of step {number} is not finite; lower --learning-rate or raise --warmup, and "
-                    "begin anew with --restart"
+                    "start over with --restart"
                 )
             workspace.events.write("step", step=number, loss=losses[-1])
             if number % settings.save_every == 0 or number == task.plan.steps:

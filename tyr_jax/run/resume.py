@@ -92,7 +92,7 @@ def check_inputs(
     if changed:
         raise UserError(
             f"the {' and the '.join(changed)} of the interrupted run changed since it began; bring back what "
-            "it began with, or begin anew with --restart"
+            "it began with, or start over with --restart"
         )
 
 

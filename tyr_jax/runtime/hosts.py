@@ -47,11 +47,12 @@ class HostSettings:
     """Join the processes that the cluster has started with this command, as it describes them: Slurm, Open
     MPI, Kubernetes, or a TPU slice. --output must be on a file system that all of them share."""
     coordinator_address: str | None = None
-    """HOST:PORT at the first of the processes, where no cluster describes them; with the next two."""
+    """HOST:PORT of the first process, if no cluster manager describes the processes; give the next two as
+    well."""
     num_processes: int | None = None
     """How many processes there are."""
     process_id: int | None = None
-    """Which of them this is, counted from 0, the first."""
+    """The number of this process, counted from 0."""
 
 
 def is_first() -> bool:

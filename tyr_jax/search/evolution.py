@@ -73,7 +73,7 @@ class Evolution(Search):
     survivors: tuple[int, ...] = (16, 4, 1)
     """Offspring left after each stage; the parent is scored beside them, and competes in the last."""
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
-    """Tokens that candidates have been scored on after each stage."""
+    """Tokens on which candidates have been scored by the end of each stage."""
     max_shifts: int = 4
     """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
 

@@ -165,7 +165,7 @@ def claim(path: Path, settings: JobSettings) -> None:
     elif flags := differences(before, asked(settings)):
         raise UserError(
             f"the interrupted run of {settings.output} used a different {', '.join(flags)}; give the same to "
-            "continue it, or begin anew with --restart"
+            "continue it, or start over with --restart"
         )
 
 

@@ -477,7 +477,7 @@ def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: Mapping[s
 
 def _form(
     schema: Any,
-    mend: str = "begin anew with --restart",
+    mend: str = "start over with --restart",
     faults: Callable[[Any], Iterator[Fault]] | None = None,
 ) -> Format:
     more = () if faults is None else (faults,)
@@ -490,7 +490,7 @@ BENCHMARK_FORMAT = _form(
     Benchmark, "delete it, or measure again with python -m tyr_jax.benchmark", benchmark_fits
 )
 ASKED_FORMAT = _form(Asked)
-LOG_MEND = "delete it, or begin anew with --restart"
+LOG_MEND = "delete it, or start over with --restart"
 STAGE_FORMAT = _form(Ended)
 EVENT_FORMAT = _form(Event, LOG_MEND)
 EVENT_FORMATS = {

@@ -94,7 +94,7 @@ class Store:
             if hosts.is_lost(error):
                 raise
             raise UserError(
-                f"cannot keep finished work in {path}: {_reason(error)}; free space or mend the permissions "
+                f"cannot keep finished work in {path}: {_reason(error)}; free space or fix the permissions "
                 "and run the same command again, which continues from here"
             ) from error
 
@@ -136,7 +136,7 @@ class Store:
         except Exception as error:
             # Damage makes Orbax and TensorStore raise whatever their readers stumble over.
             raise UserError(
-                f"finished work in {self.directory}/{name} is damaged or cannot be read; begin anew with "
+                f"finished work in {self.directory}/{name} is damaged or cannot be read; start over with "
                 "--restart"
             ) from error
 
