@@ -31,9 +31,9 @@ class Results:
 
     model: str = "builtin"
     """The dense model."""
-    sparsities: tuple[float, ...] = (0.2109, 0.4463, 0.5)
-    """Shares of the blocks' parameters to remove; of SmolLM2, the first two are as many as the paper's 25 %
-    and 50 % of units."""
+    sparsities: tuple[float, ...] = (0.2109, 0.4463)
+    """Shares of the blocks' parameters to remove: of SmolLM2, as many as the paper's 25 % and 50 % of
+    units."""
     calibration: tuple[str, ...] = ("builtin", "self")
     """Calibration text."""
     evaluation: tuple[str, ...] = (WIKITEXT,)
@@ -42,7 +42,7 @@ class Results:
     """Seeds; each makes runs of its own."""
     preset: Preset = "standard"
     """Preset of every run."""
-    reconstruct: int = 8
+    reconstruct: int = 4
     """Passes of reconstruction; 0 leaves it out."""
     recovery: str = ""
     """Options of `python -m tyr_jax.finetune` in one argument, such as --recovery="--tokens 400000"; without

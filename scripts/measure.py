@@ -40,7 +40,19 @@ class Measurement(NamedTuple):
 
 
 MEASUREMENTS = {
-    "main": Measurement("main_results.py --evaluation {wikitext} {news}", "runs/main_results/results.json"),
+    "main": Measurement(
+        "main_results.py --evaluation {wikitext} {news} --recovery='--method full'",
+        "runs/main_results/results.json",
+    ),
+    "half": Measurement(
+        "main_results.py --sparsities 0.5 --evaluation {wikitext} {news} --results runs/half",
+        "runs/half/results.json",
+    ),
+    "demo": Measurement(
+        "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "
+        "--results runs/demo_results",
+        "runs/demo_results/results.json",
+    ),
     "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
     "forward": Measurement("bench_forward.py"),
     "search": Measurement("bench_search.py"),
@@ -138,7 +150,7 @@ def record(name: str, asked: Measure) -> Record:
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
     start = time.monotonic()
-    tables = find_tables(output_of([part.format(**given) for part in script.split()]))
+    tables = find_tables(output_of([part.format(**given) for part in shlex.split(script)]))
     shown = script.format(wikitext=Path(asked.wikitext).name, news=Path(asked.news).name)
     return {
         "command": f"python {shown}",
