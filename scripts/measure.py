@@ -53,6 +53,7 @@ MEASUREMENTS = {
         "--results runs/demo_results",
         "runs/demo_results/results.json",
     ),
+    "serving": Measurement("bench_serving.py builtin runs/main_results/seed0/0.4463"),
     "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
     "forward": Measurement("bench_forward.py"),
     "search": Measurement("bench_search.py"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tyr_jax.errors import UserError
+from tyr_jax.report import figures
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "measurements"
@@ -131,6 +132,34 @@ VIEWS: dict[str, Callable[[], str]] = {"headline": headline, "speed": speed}
 """What else can be shown, by name."""
 
 
+STYLE = """
+svg { color-scheme: light dark; } text { fill: #5c5b57; font: 12px system-ui, sans-serif; }
+.mark { fill: #2a78d6; } .grid { stroke: #dddcd7; } .reference { stroke: #1d1d1b; stroke-width: 1.5; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #a9a8a2; } .mark { fill: #5598e7; } .grid { stroke: #3a3a37; }
+  .reference { stroke: #ebeae6; } }
+"""
+
+PICTURE = RECORDS / "kept.svg"
+
+
+def kept_picture(results: dict[str, Any]) -> str:
+    """What each layer of the first model of some main results keeps, over the uniform share, as SVG."""
+    models, *_ = next(iter(results.values())).values()
+    uniform, searched = models["uniform"], models["searched"]
+    parts, top = [], 0.0
+    for kind, noun in (("attention", "attention heads"), ("ffn", "FFN neurons")):
+        kept, even = searched["kept"][kind], uniform["kept"][kind]
+        units = searched["units"][kind]["total"] // len(kept)
+        bars = str(figures.kept_bars(kept, even, units, noun))
+        placed = bars.replace("<svg", f'<svg y="{top + 20:g}" width="640" height="200"', 1)
+        title = f"{noun} that each layer keeps; the line is the uniform share"
+        parts += [f'<text x="56" y="{top + 14:g}">{title}</text>', placed]
+        top += 226
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {top:g}"><style>{STYLE}</style>'
+    return "\n".join([head, *parts, "</svg>\n"])
+
+
 def filled(text: str) -> str:
     """A page's text with its tables.
 
@@ -152,7 +181,9 @@ def pages() -> list[Path]:
 
 
 def fill_pages() -> None:
-    """Write every table into its page."""
+    """Write every table into its page, and the picture."""
+    if (RECORDS / "demo.json").is_file():
+        PICTURE.write_text(kept_picture(read_record("demo")["results"]), encoding="utf-8")
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

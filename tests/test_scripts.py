@@ -73,6 +73,15 @@ def test_bench_recovery(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert all(float(row[3]) > 0 for row in rows)
 
 
+def test_bench_serving(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--prompts", 16, "--batches", 1, 2, "--tokens", 4, "--repeats", 1, "--no-llama-cpp"]
+    _, *rows = table("bench_serving.py", [tiny_model, tiny_model, *sizes])
+    assert [row[:3] for row in rows] == [["JAX", "16", "1"], ["JAX", "16", "2"]]
+    # The same model twice: what FLOPs and bytes allow is no speed-up.
+    assert [(row[4], row[6]) for row in rows] == [("1.00×", "1.00×")] * 2
+    assert all(float(row[column].removesuffix("×")) > 0 for row in rows for column in (3, 5))
+
+
 def test_bench_fold(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--tokens", 128, "--sequence-length", 32, "--batch-tokens", 64]
     rows = table("bench_fold.py", ["--model", tiny_model, *sizes])

@@ -1,0 +1,59 @@
+"""How much faster a pruned model runs, in JAX and in llama.cpp, beside what FLOPs or bytes allow. Rerun:
+
+  python scripts/bench_serving.py builtin pruned
+
+Printed are the time to the first token and the time of each token after it, as ratios of the dense model's
+(medians, both models in turn), and the ratios that the FLOPs of a prompt and the bytes of a token allow.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+from markdown_table import print_header, print_row
+
+import tyr_jax
+from tyr_jax.cli import command
+from tyr_jax.evaluation.speed import MEASURES, Timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to compare."""
+
+    dense: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DENSE")]
+    """The dense model."""
+    pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
+    """The pruned model."""
+    prompts: tuple[int, ...] = (128, 512)
+    """Lengths of the prompt, in tokens."""
+    batches: tuple[int, ...] = (1, 4)
+    """Sequences that run together; in llama.cpp, one."""
+    tokens: int = 16
+    """Tokens that are generated in a timing."""
+    repeats: int = 9
+    """Timings of each."""
+    llama_cpp: bool = True
+    """Compare in llama.cpp as well."""
+
+
+def main(bench: Bench) -> None:
+    """Print a row per engine, prompt and batch."""
+    given = dataclasses.asdict(bench)
+    found = tyr_jax.benchmark_model(given.pop("dense"), given.pop("pruned"), **given)
+    cases: dict[tuple[str, int, int], dict[str, Timing]] = {}
+    for timing in found.timings:
+        cases.setdefault((timing.engine, timing.prompt, timing.batch), {})[timing.measure] = timing
+    columns = [column for measure in MEASURES for column in (measure, "at best")]
+    print_header("engine", "prompt", "batch", *columns)
+    for case, timings in cases.items():
+        cells = [
+            f"{ratio:.2f}×"
+            for measure in MEASURES
+            for ratio in (timings[measure].ratio, timings[measure].limit)
+        ]
+        print_row(*case, *cells)
+
+
+if __name__ == "__main__":
+    command.execute(main, Bench, None, prog="python scripts/bench_serving.py", description=__doc__)
