@@ -4,12 +4,14 @@ import json
 import math
 import runpy
 import sys
+import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import record_samples
 from datasets import Dataset, load_dataset
 
 from tyr_jax.cli import evaluate, prune
@@ -415,3 +417,16 @@ def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
 
     output = "rate 5\n| a | b |\n|---|---|\n| 1 | 2 |\n| c | d |\n|---|---|\n| 3 |  |\nlast words\n"
     assert measure.find_tables(output) == [[["a", "b"], ["1", "2"]], [["c", "d"], ["3", ""]]]
+
+
+def test_the_picture_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import pages
+
+    summary = record_samples.summary()
+    models = {name: summary[name] for name in ("uniform", "searched")}
+    root = ElementTree.fromstring(pages.kept_picture({"0": {"0.5": models}}))
+    bars = [bar for bar in root.iter() if bar.tag.endswith("rect")]
+    layers = len(summary["searched"]["kept"]["ffn"])
+    assert len(bars) == 2 * layers
+    assert all(float(bar.attrib["height"]) >= 0 for bar in bars)

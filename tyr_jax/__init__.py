@@ -1,13 +1,13 @@
 """tyr_jax: structural pruning of large language models in JAX (after Týr-the-Pruner, NeurIPS 2025).
 
-`tyr_jax.api` describes the functions; they are imported when one of them is first used.
+`tyr_jax.api` documents the functions. It is imported when one of them is first used.
 """
 
 import os
 import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
-    # `python -m` looks in the current directory first: a `gguf.py` beside downloaded weights would be run.
+    # `python -m` looks in the current directory first, so a `gguf.py` next to downloaded weights would run.
     sys.path.append(sys.path.pop(0))
 
 from importlib.metadata import PackageNotFoundError, version
@@ -87,12 +87,16 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-# Where torch is missing, Transformers advises to install it.
+# Without torch, Transformers prints advice to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the Python API, imported now: that takes seconds, which a command's help need not."""
+    """Import a name of the Python API when it is first used: the import takes seconds, which `--help` avoids.
+
+    Raises:
+        AttributeError: the API has no such name.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tyr_jax import api

@@ -1,4 +1,4 @@
-"""The Python API: a function for everything that a command does.
+"""The Python API: one function for everything that a command does.
 
     import tyr_jax
 
@@ -7,9 +7,9 @@
     result.save("pruned")
     result
 
-Whatever takes a model takes its name (a directory, a .gguf file, a hub id, `builtin`), one that `load_model`
-returned, or what `prune_model` or `recover_model` did. Mistakes are `UserError`s, in the commands' words.
-(Names that are imported `as` themselves are exported by the package.)
+A model can be given by its name (a directory, a .gguf file, a hub id, `builtin`), as the return value of
+`load_model`, or as the result of `prune_model` or `recover_model`. A user's mistake raises a `UserError` with
+the same message as the command. (Names that are imported `as` themselves are exported by the package.)
 """
 
 import dataclasses
@@ -63,10 +63,11 @@ def _pruning_settings(
     settings: Settings | None,
     options: dict[str, Any],
 ) -> Settings:
-    """What a call of `prune_model` or `plan_pruning` asks for.
+    """The settings that a call of `prune_model` or `plan_pruning` asks for.
 
     Raises:
-        UserError: an option or a preset does not exist, or an option has a value of another type.
+        UserError: an option or a preset does not exist; an option has a value of the wrong type; or both
+            `preset` and `settings` are given.
     """
     if settings is None:
         name = "standard" if preset is None else preset
@@ -122,25 +123,26 @@ def prune_model(
     """Prune a model, as `python -m tyr_jax.prune` does.
 
     Args:
-        model: the dense model (default: that of the settings, or else `builtin`).
-        sparsity: share of the blocks' parameters to remove (of heads, and of neurons, with `budget="units"`);
-            of several, which share what they can, each has a result of its own (default: that of the
-            settings, or else 0.25).
+        model: the dense model (default: the one in the settings, or else `builtin`).
+        sparsity: share of the blocks' parameters to remove (of heads, and of neurons, with `budget="units"`).
+            Several sparsities share the work that they can, and each has its own result (default: the value
+            in the settings, or else 0.25).
         preset: where defaults come from: `quick`, `standard` or `paper` (default: `standard`).
-        settings: where they come from instead.
-        output: a directory that the model is written to, as the command does: an interrupted call goes on
-            when it is made again. Without it, nothing is written.
-        progress: whether it is shown.
-        arguments: what the result says made it (default: the command line that would).
-        options: any other option of the command by its name, such as `calibration_tokens=8192`; a search,
-            objective, saliency or pruner may also be given itself.
+        settings: settings to take the defaults from, instead of a preset.
+        output: directory to write the model to, as the command does. After an interruption, the same call
+            continues. Without it, nothing is written.
+        progress: show progress.
+        arguments: the command line to record in the result (default: the one that is equivalent to this
+            call).
+        options: any other option of the command by its name, such as `calibration_tokens=8192`. A search,
+            objective, saliency or pruner may also be given as an instance.
 
     Returns:
-        The pruned model, or for a sequence of sparsities one for each; their weights are read from `output`
-        when they are first asked for, or else in memory.
+        The pruned model, or a list with one for each of a sequence of sparsities. With `output`, the weights
+        are read from there when they are first asked for; otherwise they are in memory.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: the model or a setting cannot be used, or the output cannot be written.
     """
     several = isinstance(sparsity, Iterable)
     asked = _pruning_settings(model, sparsity, preset, settings, options)
@@ -158,10 +160,10 @@ def prune_model(
 
 
 def _with_output(settings: S, output: str | Path | None, options: Mapping[str, Any]) -> S:
-    """The settings of a job that writes to `output`, if anything is written.
+    """The settings with this `output`; unchanged if there is none.
 
     Raises:
-        UserError: nothing is, but `options` say how.
+        UserError: there is no output, but `options` say how to treat one.
     """
     if output is not None:
         return with_options(settings, {"output": output})
@@ -181,20 +183,22 @@ def plan_pruning(
     flops: float | None = None,
     **options: Any,
 ) -> PruningPlan:
-    """What pruning will need, as `python -m tyr_jax.prune --plan` says: memory, disk, FLOPs and time, from
-    the model's configuration alone.
+    """Estimate what pruning needs, as `python -m tyr_jax.prune --plan` does: memory, disk, FLOPs and time.
+
+    Only the model's configuration is read.
 
     Args:
-        model: the dense model (default: that of the settings, or else `builtin`).
-        sparsity: as `prune_model` takes it.
-        preset: likewise.
-        settings: likewise.
-        devices: how many (default: all that JAX sees).
-        flops: FLOPs that a device reaches in a second, such as 1e14, for times to be told.
+        model: the dense model (default: the one in the settings, or else `builtin`).
+        sparsity: as for `prune_model`.
+        preset: as for `prune_model`.
+        settings: as for `prune_model`.
+        devices: number of devices (default: all that JAX sees).
+        flops: FLOPs that a device reaches in a second, such as 1e14. Without it, no times are estimated.
         options: any other option of the command by its name.
 
     Raises:
-        UserError: there is no such model, its configuration is not understood, or a setting cannot be.
+        UserError: there is no such model, its configuration is not understood, it is pruned already, or a
+            setting is invalid.
     """
     for flag, value in (("--plan-devices", devices), ("--plan-flops", flops)):
         require(value is None or value > 0, flag, value, "above 0")
@@ -226,20 +230,21 @@ def recover_model(
     arguments: Sequence[str] | None = None,
     **options: Any,
 ) -> RecoverResult:
-    """Win back by training what pruning lost, as `python -m tyr_jax.finetune` does.
+    """Train a pruned model to recover what it lost, as `python -m tyr_jax.finetune` does.
 
     Args:
         model: the pruned model.
         teacher: the dense model to learn from (default: the one that was pruned).
-        settings: where defaults come from; its model and teacher are those given here.
-        output: a directory that the model is written to, as the command does: an interrupted call goes on
-            when it is made again. Without it, nothing is written.
-        progress: whether it is shown.
-        arguments: what the result says made it (default: the command line that would).
+        settings: settings to take the defaults from, except for their model and teacher.
+        output: directory to write the model to, as the command does. After an interruption, the same call
+            continues. Without it, nothing is written.
+        progress: show progress.
+        arguments: the command line to record in the result (default: the one that is equivalent to this
+            call).
         options: any other option of the command by its name, such as `tokens=100_000`.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: a model or a setting cannot be used, or the output cannot be written.
     """
     given = recover.Given(GivenModel(model), None if teacher is None else GivenModel(teacher))
     default = RecoverySettings(given.model.name)
@@ -291,25 +296,25 @@ def evaluate_model(
     data_dir: str | Path | None = None,
     progress: bool = True,
 ) -> Perplexities | TaskScores:
-    """How good a model is, as `python -m tyr_jax.evaluate` says: perplexity on texts, or metrics of tasks.
+    """Measure a model's quality, as `python -m tyr_jax.evaluate` does: perplexity on texts, or task metrics.
 
     Args:
         model: a model, dense or pruned.
-        evaluation: texts, as the command takes them (default: those that the model was measured on when it
+        evaluation: texts, in the command's notation (default: those that the model was measured on when it
             was pruned, or else `builtin`).
-        evaluation_length: tokens in a window (default: as when it was pruned, or else 2048).
+        evaluation_length: tokens in a window (default: as when the model was pruned, or else 2048).
         evaluation_windows: at most this many windows of each text (default: likewise, or else 20).
-        bos: start every window with the tokenizer's BOS (default: likewise, or else not).
+        bos: start every window with the tokenizer's BOS (default: likewise, or else no BOS).
         chat_template: render conversations with the model's chat template (default: likewise).
-        trust_record: read texts that only the record of the model's directory names.
+        trust_record: read texts that only the record in the model's directory names.
         tasks: tasks of lm-evaluation-harness, in place of perplexity; needs `tyr-jax[tasks]`.
-        num_fewshot: examples before a question (default: as the task has it).
+        num_fewshot: examples before a question (default: the task's own number).
         limit: at most this many questions of each task (default: all).
         data_dir: where the tasks' datasets are, each under its name on the hub (default: the hub).
-        progress: whether it is shown.
+        progress: show progress.
 
     Raises:
-        UserError: anything about the model, the texts or the tasks that cannot work.
+        UserError: the model, a text or a task cannot be used.
     """
     given, shown = GivenModel(model), Progress(quiet=not progress)
     texts = with_options(
@@ -342,7 +347,7 @@ def evaluate_model(
 
 
 def _perplexities(given: GivenModel, texts: TextChoice, progress: Progress) -> Perplexities:
-    """Perplexity of a model on texts."""
+    """Perplexities of a model on texts."""
     made = provenance_of(*given.records())
     texts = dataclasses.replace(texts, trust_record=texts.trust_record or given.made_here)
     spec = perplexity.data_spec(texts, given.name, made)
@@ -368,19 +373,19 @@ def generate_text(
     Args:
         model: a model, dense or pruned.
         prompts: texts to continue.
-        chat: put each to the model as a user's message, through its chat template.
-        max_tokens: tokens to generate at most, for each prompt.
-        seed: seed of the choice, where there is any (temperature above 0).
+        chat: give each prompt to the model as a user's message, through its chat template.
+        max_tokens: generate at most this many tokens for each prompt.
+        seed: seed of the sampling (at a temperature above 0).
         temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: choose among this many likeliest tokens; 0 means all.
-        top_p: choose among the likeliest tokens that together have this probability.
-        progress: whether the loading of the model is shown.
+        top_k: sample from this many likeliest tokens; 0 means all.
+        top_p: sample from the likeliest tokens that together have this probability.
+        progress: show progress while the model is loaded.
 
     Returns:
-        What comes after each prompt.
+        The continuation of each prompt, without the prompt.
 
     Raises:
-        UserError: a setting that cannot be, no such model, or a prompt that does not fit it.
+        UserError: a setting is invalid, there is no such model, or a prompt does not fit into its context.
     """
     sampling = Sampling(temperature, top_k, top_p)
     asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
@@ -401,10 +406,10 @@ def stream_text(
     top_p: float = Sampling.top_p,
     progress: bool = True,
 ) -> Iterator[str]:
-    """Continue a text piece by piece, as they come; arguments as `generate_text`'s.
+    """Continue a text, and yield each piece as soon as it is there. Arguments as for `generate_text`.
 
     Raises:
-        UserError: as `generate_text`, at once.
+        UserError: as `generate_text`, at the call, before the first piece is asked for.
     """
     sampling = Sampling(temperature, top_k, top_p)
     asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
@@ -413,16 +418,16 @@ def stream_text(
 
 
 def _continuation(sampling: Sampling, **options: Any) -> ContinuationSettings:
-    """How text is continued.
+    """The settings of a continuation.
 
     Raises:
-        UserError: an option has a value of another type.
+        UserError: an option has a value of the wrong type.
     """
     return with_options(ContinuationSettings(), options | vars(sampling))
 
 
 def _load(model: AnyModel, progress: bool) -> LoadedModel:
-    """A model, as a stage that is shown or not."""
+    """Load a model, with or without showing progress."""
     with Progress(quiet=not progress) as shown:
         return load_shown(GivenModel(model), shown)
 
@@ -440,17 +445,17 @@ def export_model(
 
     Args:
         model: a model, dense or pruned.
-        path: the file (default: model-TYPE.gguf, in the model's directory if it has one).
+        path: the file to write (default: model-TYPE.gguf, in the model's directory if it has one).
         quantize: type of the matrices; those with a `k` need `tyr-jax[llama]`.
-        neuron_multiple: fill FFN widths up with zeros to a multiple of this, beyond what the type needs.
-        overwrite: replace a file that exists, once the new one is complete.
-        progress: whether it is shown.
+        neuron_multiple: pad FFN widths with zeros to a multiple of this, beyond what the type needs.
+        overwrite: replace an existing file, once the new one is complete.
+        progress: show progress.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        UserError: anything about the model, the file or the settings that cannot work.
+        UserError: the model or a setting cannot be used, or the file cannot be written.
     """
     options = {"quantize": quantize, "neuron_multiple": neuron_multiple, "overwrite": overwrite}
     given, asked = GivenModel(model), with_options(ExportSettings(), options)
@@ -470,21 +475,22 @@ def benchmark_model(
     llama_cpp: bool = Cases.llama_cpp,
     progress: bool = True,
 ) -> Benchmark:
-    """How much faster a pruned model is, as `python -m tyr_jax.benchmark` says: seconds to the first token
-    and of each after it, of both models in turn.
+    """Measure how much faster a pruned model is, as `python -m tyr_jax.benchmark` does.
+
+    Times the two models in turn: seconds to the first token, and seconds for each token after it.
 
     Args:
         dense: the dense model.
-        pruned: the pruned one.
-        prompts: lengths of the prompt, in tokens.
-        batches: sequences that run together (llama.cpp: one).
-        tokens: tokens that are generated in a timing.
-        repeats: timings of each; the median counts.
+        pruned: the pruned model.
+        prompts: prompt lengths, in tokens.
+        batches: numbers of sequences that run together (llama.cpp: always one).
+        tokens: tokens to generate in a timing.
+        repeats: repeat each timing this many times and take the median.
         llama_cpp: compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`.
-        progress: whether it is shown.
+        progress: show progress.
 
     Raises:
-        UserError: anything about the models or the settings that cannot work.
+        UserError: a model or a setting cannot be used.
     """
     options = {"prompts": prompts, "batches": batches, "tokens": tokens, "repeats": repeats}
     cases = with_options(Cases(), options | {"llama_cpp": llama_cpp})

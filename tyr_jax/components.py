@@ -1,8 +1,8 @@
 """Parts of the method that a user can replace: a search, an objective, a saliency, a local pruner.
 
-Each is a frozen dataclass, whose fields are its options; the command line makes a flag of each field. It is
-chosen by its name in a registry, or as `MODULE:NAME`, where MODULE is importable or lies in the current
-directory.
+Each is a frozen dataclass. Its fields are its options, and the command line has a flag for each field. A
+component is chosen by its name in a registry, or as `MODULE:NAME`, where MODULE is importable or lies in the
+current directory.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ class Component:
     """Base of every part that can be replaced."""
 
     role: ClassVar[str] = "component"
-    """What it is; `--ROLE` chooses it."""
+    """The kind of component; `--ROLE` chooses one of this kind."""
     name: ClassVar[str] = ""
-    """What a registry calls it; `MODULE:NAME` outside of one."""
+    """The name in a registry, or `MODULE:NAME` for a component that is not in one."""
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     def check(self) -> None:
-        """Refuse options that cannot be.
+        """Refuse invalid options.
 
         Raises:
-            UserError: names the flag, its value and what is wanted.
+            UserError: an option is invalid; names the flag, its value and what is wanted.
         """
 
 
 def find(registry: Mapping[str, type[T]], reference: str, base: type[T]) -> type[T]:
-    """The component that `reference` names: one of `registry`, or a class `MODULE:NAME`.
+    """The component that `reference` names, in `registry` or as `MODULE:NAME`.
 
     Raises:
         UserError: there is no such component, or it is not a frozen dataclass derived from `base` whose
@@ -67,13 +67,15 @@ def find(registry: Mapping[str, type[T]], reference: str, base: type[T]) -> type
 
 
 def broken(component: Component | type[Component], what: str) -> UserError:
-    """The error of a component that breaks its contract."""
+    """The error for a component that breaks its contract; `what` says how."""
     return UserError(f"--{component.role} {component.name} {what}")
 
 
 @contextlib.contextmanager
 def guarded(component: Component | type[Component], method: str) -> Iterator[None]:
-    """A context in which an exception of a user's own component, in its `method`, becomes one sentence.
+    """A context that turns an exception in `method` of a user's own component into a `UserError`.
+
+    Exceptions of this package's own components are left as they are.
 
     Raises:
         UserError: the body failed; names the component, the method, the error and the line.

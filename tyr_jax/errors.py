@@ -1,22 +1,22 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes that a user can fix."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: one sentence that names the thing and says how to mend it."""
+    """A user's mistake. The message is one sentence that names the cause and says how to fix it."""
 
 
 def require(holds: bool, flag: str, value: object, wanted: str) -> None:
-    """Refuse a flag's `value` where what is `wanted` of it does not hold.
+    """Check that a flag's `value` is what is `wanted`: that `holds` is true.
 
     Raises:
-        UserError: it does not; names the flag, its value and what is wanted.
+        UserError: it is not; names the flag, its value and what is wanted.
     """
     if not holds:
         raise UserError(f"{flag} is {value}, but must be {wanted}")
 
 
 def overflow(what: str) -> UserError:
-    """The error for a model, and where it is asked, whose predictions are not finite."""
+    """The error for predictions that are not finite; `what` names the model and the text."""
     return UserError(
         f"the predictions of {what} are not finite: the model overflows there; check its weights, and "
         "whether they were meant for a wider type"
@@ -24,5 +24,5 @@ def overflow(what: str) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for messages that must fit on one."""
+    """The first line of an error's message, for output that must fit on one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

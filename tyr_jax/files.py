@@ -1,4 +1,4 @@
-"""Files of a user's: read only if they are what they should be, and written whole or not at all."""
+"""Reading and writing a user's files: reads check the file first, and writes are all or nothing."""
 
 import contextlib
 import json
@@ -12,19 +12,19 @@ from typing import Any
 from tyr_jax.errors import UserError, first_line
 
 MAX_JSON_BYTES = 2**24
-"""Bytes of a JSON file that is read at once: configurations, indices and records have far fewer, and the
-values of so many fit into memory whatever they are."""
+"""The largest JSON file that is read, in bytes. Configurations, indices and records are far smaller, and the
+values of a file of this size always fit into memory."""
 
 
 def check_regular(path: Path, what: str = "") -> None:
-    """Refuse what is no regular file that can be read: a directory, a pipe, a device.
+    """Check that `path` is a regular file that can be read, not a directory, a pipe or a device.
 
     Args:
-        path: where it is; a link counts as what it leads to.
-        what: what it should be, for the sentence, such as `weights file`.
+        path: where the file is; links are followed.
+        what: what the file should be, for the message, such as `weights file`.
 
     Raises:
-        UserError: names the path.
+        UserError: it is not; names the path.
     """
     name = f"{what} '{path}'".strip()
     try:
@@ -41,7 +41,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     """The UTF-8 text of a file of at most `limit` bytes.
 
     Raises:
-        UserError: it cannot be read, is no regular file, is longer, or is not UTF-8; names the path.
+        UserError: it cannot be read, is not a regular file, is longer, or is not UTF-8; names the path.
     """
     check_regular(path)
     try:
@@ -57,10 +57,11 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The JSON value of a text that stands at `where`.
+    """The JSON value of `text`; `where` names its source, for messages.
 
     Raises:
-        UserError: it is none, is too deep, or holds half of a character; names the place.
+        UserError: it is not valid JSON, is nested too deeply, or holds half of a surrogate pair; names
+            `where`.
     """
     try:
         value = json.loads(text)
@@ -80,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        UserError: it cannot be read, or is none; names the path.
+        UserError: it cannot be read, or does not hold a JSON object; names the path.
     """
     value = parse_json(read_text(path), str(path))
     if not isinstance(value, dict):
@@ -89,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def inside(directory: Path, name: str, where: str) -> Path:
-    """The file called `name` in a directory, which `where` names.
+    """The path of the file that `where` (such as an index) calls `name`, in `directory`.
 
     Raises:
         UserError: the name leads out of the directory.
@@ -102,10 +103,10 @@ def inside(directory: Path, name: str, where: str) -> Path:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A fresh file beside `path` that becomes it if the body succeeds, and vanishes if not.
+    """A new file next to `path` that replaces it if the body succeeds, and is deleted if not.
 
-    Its name cannot be foreseen, and it is made without following a link; a link at `path` itself is replaced,
-    not followed. It has the permissions that the user's umask gives.
+    Its name is unpredictable, and it is created without following links. A link at `path` itself is replaced,
+    not followed. Permissions are those of the user's umask.
     """
     fresh = path.with_name(f".unfinished-{secrets.token_hex(8)}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
@@ -119,13 +120,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
+    """Write a text: all of it or nothing."""
     with replaced(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Write `value` as indented JSON: all of it or nothing.
 
     Raises:
         ValueError: it holds NaN or infinity, which JSON does not have.

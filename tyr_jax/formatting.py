@@ -1,4 +1,4 @@
-"""Numbers and names in words, for people."""
+"""Numbers and text in a form for people to read."""
 
 import math
 import unicodedata
@@ -11,7 +11,7 @@ def in_words(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on; below ten seconds with a decimal, `3.2 s`."""
+    """A duration as `m:ss`, as `h:mm:ss` from one hour up, or as `3.2 s` below ten seconds."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -20,17 +20,17 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text on one line, with all that a terminal would obey, and not show, as escapes such as `\\x1b`."""
+    """Text on one line. Characters that cannot be printed become escapes such as `\\x1b`."""
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
 def shown(text: str) -> str:
-    """`printable` text of several lines: line breaks and tabs stay, and what joins letters."""
+    """Like `printable`, but line breaks, tabs and invisible format characters (such as joiners) stay."""
     return "".join(_escaped(each) if _obeyed(each) else each for each in text)
 
 
 def _obeyed(letter: str) -> bool:
-    """Whether a terminal does something else with it than to show it."""
+    """Whether a terminal would obey the character instead of showing it."""
     return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs")
 
 

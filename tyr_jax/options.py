@@ -1,7 +1,7 @@
-"""Settings by the names of their options: out of keyword arguments, into a command line, and as JSON.
+"""Settings by option name: set from keyword arguments, and written as a command line or as JSON.
 
-Settings are dataclasses in dataclasses. An option is a field that is none itself, and its name is unique in
-all of them, so that neither the command line nor Python need say which dataclass it is in.
+Settings are nested dataclasses. An option is a field that is not itself a dataclass. Option names are unique
+across all of them, so neither the command line nor Python has to say which dataclass an option is in.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ KINDS: dict[Any, tuple[Any, str]] = {
     str: (str | os.PathLike, "a text"),
     Path: (str | os.PathLike, "a path"),
 }
-"""What an option of each type may be given as, and what that is called."""
+"""By the type of an option: the types that it may be given as, and what a message calls them."""
 
 
 MOST = 2**40
-"""No whole number is beyond it: products of a few fit into 64 bits, so that checks of what they mean hold."""
+"""The largest absolute value of a whole number: above any real use, and small enough to compute with."""
 
 
 class Option(NamedTuple):
-    """Where a field is, by the names of the fields that lead to it, its type, and the component that it
-    belongs to, if any."""
+    """An option: the `path` of field names that lead to it, its type, and the component that owns it, if
+    any."""
 
     path: tuple[str, ...]
     kind: Any
@@ -45,23 +45,23 @@ class Option(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the option is called."""
+        """The name of the option in Python."""
         return self.path[-1]
 
     @property
     def flag(self) -> str:
-        """What the command line calls it."""
+        """The flag on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
     def of(self, settings: Any) -> Any:
-        """Its value."""
+        """The value of the option in `settings`."""
         for name in self.path:
             settings = getattr(settings, name)
         return settings
 
 
 def every_option(settings: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
-    """All options of settings, whatever they are called."""
+    """All options of `settings`, even those that share a name."""
     owner = settings if isinstance(settings, Component) else None
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -73,15 +73,15 @@ def every_option(settings: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
 
 
 def options_of(settings: Any) -> dict[str, Option]:
-    """All options of settings, by name."""
+    """All options of `settings`, by name."""
     return {option.name: option for option in every_option(settings)}
 
 
 def check_sizes(settings: Any) -> None:
-    """Refuse whole numbers that nothing can have as many of, before anything computes with them.
+    """Check that whole numbers are at most `MOST` (in absolute value), before anything computes with them.
 
     Raises:
-        UserError: names the option.
+        UserError: one is larger; names the option.
     """
     for option in every_option(settings):
         _check_size(option.flag, option.of(settings))
@@ -94,10 +94,10 @@ def _check_size(flag: str, value: Any) -> None:
 
 
 def check_names(settings: Any) -> None:
-    """Refuse a component of a user's own whose options are called as others are.
+    """Check that no option of a user's own component has the name of another option.
 
     Raises:
-        UserError: names the component and the option.
+        UserError: one has; names the component and the option.
     """
     options = list(every_option(settings))
     names = Counter(option.name for option in options)
@@ -108,10 +108,11 @@ def check_names(settings: Any) -> None:
 
 
 def with_options(settings: S, values: Mapping[str, Any]) -> S:
-    """The same settings, options of these names with other values.
+    """The same settings with new values for the named options.
 
     Raises:
-        UserError: there is no option of that name, or its value is of another type; names what is.
+        UserError: there is no option of that name (suggests the closest one), or a value is of the wrong type
+            or too large.
     """
     for name, value in values.items():
         known = options_of(settings)
@@ -131,10 +132,10 @@ def _replaced(settings: Any, path: tuple[str, ...], value: Any) -> Any:
 
 
 def converted(name: str, kind: Any, value: Any) -> Any:
-    """The `value` of the option `name` as its type `kind` has it: of several, a single one will do.
+    """The `value` of the option `name`, converted to its type `kind`. A tuple may be given as a single value.
 
     Raises:
-        UserError: it is of another type.
+        UserError: it is of the wrong type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
@@ -153,7 +154,7 @@ def converted(name: str, kind: Any, value: Any) -> Any:
 
 
 def arguments_of(settings: Any, default: Any) -> list[str]:
-    """The command-line arguments that make `settings` out of `default`."""
+    """The command-line arguments that turn `default` into `settings`."""
     arguments: list[str] = []
     for field in dataclasses.fields(settings):
         value, usual = getattr(settings, field.name), getattr(default, field.name)
@@ -172,8 +173,8 @@ def arguments_of(settings: Any, default: Any) -> list[str]:
 
 
 def as_json(value: Any) -> Any:
-    """`value` with dataclasses, tuples and paths turned into what JSON knows, and numbers that are not finite
-    into None; a component says its name as well."""
+    """`value` as JSON can hold it: dataclasses become objects, tuples lists, paths strings, and numbers that
+    are not finite None. A component's object also has its name, under its role."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {value.role: value.name, **fields} if isinstance(value, Component) else fields

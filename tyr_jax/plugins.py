@@ -1,4 +1,4 @@
-"""What a user adds from outside the package, by a reference `module:ATTRIBUTE`."""
+"""Loading objects from outside the package, by a reference `module:ATTRIBUTE`."""
 
 import importlib
 import sys
@@ -12,16 +12,16 @@ from tyr_jax.errors import UserError, first_line
 def load_object(reference: str, what: str, kind: type | tuple[type, ...] = object) -> Any:
     """The object that `reference` names, such as `my_module:THING` or `my_package.module:THING`.
 
-    Modules are looked for among installed ones, then in the current directory.
+    Modules are looked up among the installed ones first, then in the current directory.
 
     Args:
         reference: module and attribute.
-        what: what it stands for, for messages, such as `family`.
-        kind: the types it may be of.
+        what: what the object is, for messages, such as `family`.
+        kind: the type or types that the object may have.
 
     Raises:
-        UserError: the reference is not of this form; its module is not found, or raises an error; it has no
-            such attribute; this is of another type.
+        UserError: the reference is not of this form; the module is not found, raises an error on import, or
+            has no such attribute; or the object is of another type.
     """
     name, colon, attribute = reference.partition(":")
     if not colon or not all(part.isidentifier() for part in (*name.split("."), attribute)):
@@ -44,8 +44,8 @@ def load_object(reference: str, what: str, kind: type | tuple[type, ...] = objec
 def _import(name: str, named: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        # Last, so that nothing there hides what is installed; it stays: a module may import its neighbours
-        # when it is used.
+        # Last, so that nothing there hides an installed module. It is not removed again, because a module may
+        # import its neighbours later, when it is used.
         sys.path.append(here)
     try:
         return importlib.import_module(name)

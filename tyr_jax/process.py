@@ -1,4 +1,4 @@
-"""A command as a process: its streams, the signals that stop it, and the status that it ends with."""
+"""Running a command as a process: its streams, the signals that stop it, and its exit status."""
 
 import contextlib
 import importlib
@@ -17,26 +17,26 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.formatting import printable
 
 CLOSED_PIPE = 141
-"""The status of a command whose reader has had enough (128 + SIGPIPE)."""
+"""Exit status of a command whose output pipe was closed by the reader (128 + SIGPIPE)."""
 
 PATIENCE = 5.0
-"""Seconds for which a stopped command cleans up, whatever further signals come."""
+"""Seconds for which a stopped command may clean up while further signals are ignored."""
 
 LATER = 0.1
-"""Seconds within which a signal is sent again whose exception got lost: at random, lest it meet the same
-callback again and again."""
+"""A signal whose exception was lost is sent again within this many seconds. The delay is random, so that it
+does not hit the same callback every time."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which unwinds a command as Ctrl-C does."""
+    """Raised on SIGTERM; unwinds a command as Ctrl-C does."""
 
 
 class HungUp(KeyboardInterrupt):
-    """SIGHUP, likewise: the terminal is gone."""
+    """Raised on SIGHUP, when the terminal is gone; unwinds a command as well."""
 
 
 class Stop(NamedTuple):
-    """How a signal stops a command: by what exception, called what, with which status."""
+    """How a signal stops a command: the exception that it raises, its name in messages, the exit status."""
 
     exception: type[KeyboardInterrupt]
     name: str
@@ -52,28 +52,28 @@ STOPS: dict[int, Stop] = {
     )
     if (number := getattr(signal, label, None))
 }
-"""By the signal's number; Windows has no SIGHUP."""
+"""The stops, by signal number. (Windows has no SIGHUP.)"""
 
 _written: list[Path] = []
-"""What the command that runs has put in its place."""
+"""Outputs that the running command has moved into place."""
 
 
 def launch(name: str, arguments: list[str] | None = None) -> None:
-    """Be the command that `tyr_jax.cli` has by that name, the import of its modules included: it takes
-    seconds."""
+    """Run the command `name` of `tyr_jax.cli`. Its imports, which take seconds, run under the same signal and
+    error handling."""
     run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main(arguments))
 
 
 def note_written(path: Path) -> None:
-    """Note that a file or directory is in its place, whatever becomes of the command after."""
+    """Note that an output file or directory is complete and in place, even if the command fails later."""
     _written.append(path)
 
 
 def run(command: Callable[[], None]) -> None:
-    """Run a command; print what a user can mend as one line on stderr and exit with status 2.
+    """Run a command. An error that the user can fix prints one line on stderr and exits with status 2.
 
-    Ctrl-C, SIGTERM and SIGHUP unwind it, so that it leaves nothing half written, and end in 130, 143 and
-    129. A reader that has had enough of the output (`… --help | head`) ends it in silence.
+    Ctrl-C, SIGTERM and SIGHUP unwind the command, so that nothing is left half written, and exit with status
+    130, 143 and 129. If the reader closes the output pipe (`… --help | head`), the command ends silently.
     """
     steady_streams()
     _written.clear()
@@ -90,12 +90,15 @@ def run(command: Callable[[], None]) -> None:
 
 
 def steady_streams() -> None:
-    """Let what an encoding lacks be shown as `?`, and let output that is closed fail as full output does."""
+    """Make the output streams safe to write to.
+
+    Characters that the encoding lacks become `?`. A closed stdout fails on writing, as a full disk does.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if sys.stdout is None:
-        # Writing to what is open for reading fails once there is something to say, not before.
+        # A stream opened for reading fails only when something is written to it.
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -103,9 +106,10 @@ def steady_streams() -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Signals that stop a command raise their exception in it, once; further ones wait while it cleans up.
+    """A context in which a signal of `STOPS` raises its exception.
 
-    What the command is told to ignore, as `nohup` does, it ignores.
+    Further signals are ignored for `PATIENCE` seconds, while the command cleans up. Signals that the process
+    was started to ignore, for example by `nohup`, stay ignored.
     """
     stopped = 0.0
 
@@ -116,17 +120,17 @@ def stoppable() -> Iterator[None]:
             raise STOPS[number].exception
 
     def lost(unraisable: Any) -> None:
-        """Exceptions in a callback go nowhere, so that the signal has to come again."""
+        """Send the signal again if its exception was raised in a callback, where it is lost."""
         nonlocal stopped
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            # Where one of many reads fails, TensorStore tells of the others when nobody waits for them.
+            # When one of many reads fails, TensorStore reports the others when nobody waits for them.
             if "Event loop is closed" not in str(unraisable.exc_value):
                 hook(unraisable)
             return
         stopped = 0.0
         again(unraisable.exc_type)
 
-    # Python lets only its first thread have signals.
+    # In Python, only the main thread can handle signals.
     here = threading.current_thread() is threading.main_thread()
     heeded = [number for number in STOPS if here and signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in heeded}
@@ -140,7 +144,7 @@ def stoppable() -> Iterator[None]:
 
 
 def again(kind: type[BaseException]) -> None:
-    """Send this process, a little later, the signal whose exception is of this `kind`."""
+    """Send this process the signal whose exception is of this `kind` again, a little later (see `LATER`)."""
     (number,) = (number for number, stop in STOPS.items() if stop.exception is kind)
     timer = threading.Timer(random.uniform(0, LATER), os.kill, (os.getpid(), number))
     timer.daemon = True
@@ -148,12 +152,15 @@ def again(kind: type[BaseException]) -> None:
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the host or of a device, is used up."""
+    """Whether an error means that the memory of the host or of a device ran out."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def report(error: BaseException) -> int:
-    """Say on stderr what ended a command, its trace if it is no user's doing; returns the exit status."""
+    """Print on stderr what ended a command, and return the exit status.
+
+    An error that the user cannot fix is printed with its traceback.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     _settle_output()
@@ -174,7 +181,7 @@ def report(error: BaseException) -> int:
 
 
 def _sentence(error: BaseException) -> str | None:
-    """What a user can mend; None if it is no user's doing."""
+    """One sentence for an error that the user can fix; None for any other error."""
     if isinstance(error, UserError):
         return str(error)
     if is_memory(error):
@@ -189,7 +196,7 @@ def _sentence(error: BaseException) -> str | None:
 
 
 def _settle_output() -> None:
-    """Write what is still buffered, or drop it: the interpreter would complain of it at its end."""
+    """Flush stdout, or discard what cannot be written: otherwise the interpreter complains of it on exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -197,6 +204,6 @@ def _settle_output() -> None:
 
 
 def _tell(line: str) -> None:
-    """Print a line on stderr, if that takes it."""
+    """Print a line on stderr, if it can be written to."""
     with contextlib.suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the Python API gives back: models with their records, and figures; all show themselves as tables."""
+"""Results of the Python API: models with their records, and measurements. All display as tables."""
 
 import dataclasses
 import functools
@@ -39,10 +39,10 @@ from tyr_jax.workspace.records import (
 
 
 class Shown:
-    """What shows itself: as text where it is printed, as HTML in a notebook."""
+    """Base of results that display as tables: as text when printed, as HTML in a notebook."""
 
     def tables(self) -> list[Table]:
-        """What is shown."""
+        """The tables to display."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -53,8 +53,9 @@ class Shown:
 
 
 def write_weights(directory: Path, model: LoadedModel, progress: Progress) -> None:
-    """Write a model's weights, configuration and tokenizer. Of several hosts, the others than the first only
-    lend it what they have of the weights.
+    """Write a model's weights, configuration and tokenizer.
+
+    With several hosts, only the first one writes; the others send it their shards of the weights.
 
     Raises:
         UserError: as `save_model`.
@@ -80,8 +81,9 @@ def write_weights(directory: Path, model: LoadedModel, progress: Progress) -> No
 def write_records(
     directory: Path, summary: Mapping[str, Any] | None, recovery: Mapping[str, Any] | None = None
 ) -> None:
-    """Write what is known of how the model in `directory` was made, and its report. (Of several hosts, the
-    first does.)
+    """Write the records of how the model in `directory` was made, and its report.
+
+    With several hosts, only the first one writes.
 
     Raises:
         UserError: as `write_report`.
@@ -101,10 +103,10 @@ class ModelResult(Shown):
     """A model that a job made.
 
     Attributes:
-        summary: what `summary.json` holds of how it was pruned; None where that is not known.
-        recovery: what `recovery.json` holds of how it was trained; None if it was not.
-        events: what happened while it was made.
-        directory: where it was written, if it was.
+        summary: the contents of `summary.json`, how it was pruned; None if that is not known.
+        recovery: the contents of `recovery.json`, how it was trained; None if it was not.
+        events: the events of the job that made it.
+        directory: where it was written; None if it was not.
     """
 
     _load: Callable[[], LoadedModel]
@@ -115,17 +117,17 @@ class ModelResult(Shown):
 
     @functools.cached_property
     def model(self) -> LoadedModel:
-        """Its params, config and tokenizer; if it has a directory, read from there when first asked for."""
+        """The params, config and tokenizer. With a directory, they are read from there on first use."""
         return self._load()
 
     @property
     def name(self) -> str:
-        """What it is called: its directory, or what it came from."""
+        """The model's name: its directory, or else the name of the model that it came from."""
         return str(self.directory) if self.directory else self.model.source
 
     @property
     def argument(self) -> str:
-        """What stands for it on a command line: its directory, or the one that the command would write."""
+        """The model as a command-line argument: its directory, or the one that the command would write."""
         record = self.recovery or self.summary
         if self.directory or record is None:
             return self.name
@@ -133,7 +135,7 @@ class ModelResult(Shown):
         return str(Path(record["settings"]["output"], f"{record['sparsity']['asked']:g}" if several else ""))
 
     def _speed(self) -> Speed | None:
-        """How fast it is, if that was measured in its directory."""
+        """Its measured speed, if its directory has a benchmark."""
         return read_speed(self.directory) if self.directory else None
 
     def save(self, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -141,13 +143,14 @@ class ModelResult(Shown):
 
         Args:
             output: a directory that does not exist yet, or is empty.
-            overwrite: replace it if it is not, once the new one is complete.
+            overwrite: replace a directory that is not empty, once the new one is complete.
 
         Returns:
             The directory.
 
         Raises:
-            UserError: it exists and is not empty, or cannot be written.
+            UserError: the directory is not empty (unless `overwrite`), may not be replaced, or cannot be
+                written.
         """
         target, model, quiet = Path(output), self.model, Progress(quiet=True)
         if not hosts.is_first():
@@ -164,13 +167,13 @@ class ModelResult(Shown):
 
         Args:
             name: the repository, such as `user/model`.
-            overwrite: replace what it holds, if it exists.
+            overwrite: replace the contents of a repository that exists.
 
         Returns:
-            Its address.
+            The repository's address.
 
         Raises:
-            UserError: the hub refuses it, or there is such a repository.
+            UserError: the hub refuses the upload, or the repository exists already (unless `overwrite`).
         """
         hub.check_upload(name, overwrite)
         if self.directory:
@@ -181,25 +184,25 @@ class ModelResult(Shown):
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class PruneResult(ModelResult):
-    """A pruned model; shows how good and how large it is beside the dense and the uniform one, in a notebook
-    with the report's figures."""
+    """A pruned model. Displays its quality and size next to those of the dense and the uniform model; in a
+    notebook, with the report's figures."""
 
     summary: dict[str, Any]
 
     @property
     def distribution(self) -> dict[str, list[int]]:
-        """Units that each layer keeps, by kind: `attention`, `ffn`."""
+        """Number of units that each layer keeps, by kind: `attention`, `ffn`."""
         return dict(self.summary["distribution"])
 
     @property
     def kept(self) -> np.ndarray:
-        """The same as an array `[2, L]`."""
+        """The distribution as an array `[2, L]`."""
         return np.array([self.distribution[kind] for kind in KINDS])
 
     @property
     def quality(self) -> dict[str, Quality]:
-        """Perplexity, and mean KL to the dense model in nats a token, by evaluation text; NaN where it is not
-        finite."""
+        """Perplexity, and mean KL to the dense model in nats per token, by evaluation text. NaN for a value
+        that is not finite."""
         final = written_model(self.summary)
         return {text: Quality.of(figures) for text, figures in final["quality"].items()}
 
@@ -213,19 +216,19 @@ class PruneResult(ModelResult):
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class RecoverResult(ModelResult):
-    """A model that was trained; shows its perplexity before and after, in a notebook with the report's
-    figures, if it was pruned here."""
+    """A model that was trained. Displays its perplexity before and after; in a notebook, with the report's
+    figures if the record of its pruning is known."""
 
     recovery: dict[str, Any]
 
     @property
     def quality(self) -> dict[str, dict[str, float | None]]:
-        """`perplexity`, and mean `kl` to the dense model in nats a token, by evaluation text; None for what
-        there is none of, or is not finite."""
+        """`perplexity`, and mean `kl` to the dense model in nats per token, by evaluation text. None for a
+        value that was not measured or is not finite."""
         return dict(self.recovery["quality"]["recovered"])
 
     def tables(self) -> list[Table]:
-        """Perplexities before and after."""
+        """Perplexities before and after training."""
         return [tables.recovery_table(self.recovery, f"perplexity of {self.name}")]
 
     def _repr_html_(self) -> str:
@@ -236,13 +239,13 @@ class RecoverResult(ModelResult):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Perplexities(Shown):
-    """How well a model predicts texts, one for each of `texts`."""
+    """Perplexities of a model, one for each of `texts`."""
 
     model: str
     texts: Sequence[TextPerplexity]
 
     def as_json(self) -> dict[str, Any]:
-        """The same, as JSON has it."""
+        """The perplexities as a JSON object."""
         return as_json({"model": self.model, "texts": [text._asdict() for text in self.texts]})
 
     def tables(self) -> list[Table]:
@@ -252,13 +255,13 @@ class Perplexities(Shown):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TaskScores(Shown):
-    """What lm-evaluation-harness makes of a model: a score for every metric of every task in `tasks`."""
+    """Scores of a model in lm-evaluation-harness: one for every metric of every task in `tasks`."""
 
     model: str
     tasks: Sequence[TaskScore]
 
     def as_json(self) -> dict[str, Any]:
-        """The same, as JSON has it."""
+        """The scores as a JSON object."""
         return as_json({"model": self.model, "tasks": [score._asdict() for score in self.tasks]})
 
     def tables(self) -> list[Table]:
@@ -267,25 +270,29 @@ class TaskScores(Shown):
 
 
 def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Path]:
-    """Where to write a benchmark that becomes the file `path`, which nothing else may write meanwhile.
+    """A context with a temporary path for a benchmark, which becomes the file `path` on success.
+
+    No other command can write that file meanwhile.
 
     Raises:
-        UserError: as `staged_file`; or it is for a report of records that cannot be read.
+        UserError: as `staged_file`; or `path` is in a pruned model's directory whose records cannot be read.
     """
     if _is_reported(path):
-        # It is known before anything is timed.
+        # Damaged records should be found before anything is timed.
         read_recovery(path.parent)
     return staged_file(path, overwrite, speed.is_ours)
 
 
 def _is_reported(benchmark: Path) -> bool:
-    """Whether a benchmark is that of a pruned model in its directory."""
+    """Whether a benchmark's path is that of the benchmark in a pruned model's directory."""
     return benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
 
 
 def reports_of(benchmark: Path) -> list[Path]:
-    """Make the report of a pruned model show the benchmark in its directory, if that is where it is; returns
-    the files that were written.
+    """Update the report of a pruned model after its benchmark was written.
+
+    Returns:
+        The files that were written; none if the benchmark is not in a pruned model's directory.
 
     Raises:
         UserError: as `renew_report`.
@@ -295,8 +302,8 @@ def reports_of(benchmark: Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Benchmark(Shown):
-    """How fast a pruned model is beside the dense one, on `device`; `models` are their names, and `sizes`
-    what each takes."""
+    """Speed of a pruned model compared with the dense one, on `device`. `models` are their names, `sizes`
+    their sizes."""
 
     models: dict[str, str]
     device: str
@@ -304,7 +311,7 @@ class Benchmark(Shown):
     timings: Sequence[Timing]
 
     def as_json(self) -> dict[str, Any]:
-        """What `benchmark.json` holds."""
+        """The contents of `benchmark.json`."""
         return {
             "format_version": FORMAT_VERSION,
             "models": self.models,
@@ -314,17 +321,17 @@ class Benchmark(Shown):
         }
 
     def save(self, output: str | Path, *, overwrite: bool = False) -> list[Path]:
-        """Write it as JSON; as `benchmark.json` in a pruned model's directory, it goes into the report there.
+        """Write the benchmark as JSON; as `benchmark.json` of a pruned model, it also goes into the report.
 
         Args:
-            output: the file.
-            overwrite: replace a benchmark that is there.
+            output: the file to write.
+            overwrite: replace a benchmark that exists.
 
         Returns:
             All files that were written.
 
         Raises:
-            UserError: there is such a file, or a file cannot be written.
+            UserError: the file exists already (unless `overwrite`), or a file cannot be written.
         """
         path = Path(output)
         with claimed_benchmark(path, overwrite) as staged:
@@ -332,20 +339,20 @@ class Benchmark(Shown):
         return [path, *reports_of(path)]
 
     def tables(self) -> list[Table]:
-        """Seconds, and sizes."""
+        """Times and sizes."""
         return tables.speed_tables(self.timings, self.sizes)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PruningPlan(Shown):
-    """What a run will need.
+    """What a pruning run needs.
 
     Attributes:
-        needs: memory of a device and FLOPs of every stage, and how often it runs.
-        host_bytes: bytes of the host's memory beside that, by what they are for.
-        disk_bytes: bytes on disk while it lasts, by what they are for.
-        devices: for how many it is.
-        flops: FLOPs that a device reaches in a second, if times are to be told.
+        needs: for every stage, its device memory and FLOPs, and how often it runs.
+        host_bytes: bytes of host memory in addition, by purpose.
+        disk_bytes: bytes on disk during the run, by purpose.
+        devices: the number of devices that the plan is for.
+        flops: FLOPs that a device reaches in a second; None if no times are estimated.
     """
 
     needs: Sequence[tuple[Need, int]]
@@ -355,7 +362,7 @@ class PruningPlan(Shown):
     flops: float | None = None
 
     def tables(self) -> list[Table]:
-        """Of devices, of the host's memory, and of the disk."""
+        """Tables of the devices, the host's memory and the disk."""
         return [
             tables.needs_table(self.needs, self.devices, self.flops),
             tables.bytes_table("memory of the host", self.host_bytes),

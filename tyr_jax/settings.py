@@ -1,6 +1,6 @@
-"""What a user may set: one frozen dataclass per concern, validated once, presets as plain values.
+"""A user's settings: one frozen dataclass per concern, validated once. Presets are plain instances.
 
-The command line is made from these classes, so a field's docstring is its help text.
+The command line is generated from these classes, so a field's docstring is its help text.
 """
 
 import dataclasses
@@ -116,7 +116,11 @@ class Settings:
     """Objective"""
 
     def descent_sequences(self, sequences: int) -> int:
-        """Of so many sequences of search text, those that a descent step takes slopes on, and scores on."""
+        """Number of sequences that a descent step computes gradients on, and scores proposals on.
+
+        Args:
+            sequences: number of sequences of the search text.
+        """
         return max(1, min(self.rounds.descent_tokens // self.data.search_length, sequences // 2))
 
 
@@ -143,15 +147,19 @@ COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {
     "saliency": (SALIENCIES, Saliency),
     "pruner": (PRUNERS, LocalPruner),
 }
-"""Parts that can be replaced, by role: those that have a name, and what each derives from."""
+"""Components that can be replaced, by role: the registry of named ones, and the base class."""
 
 
 def with_components(settings: Settings, given: Mapping[str, str | Component]) -> Settings:
-    """The same settings with the components that are given, by role: each by its name, as `MODULE:NAME`, or
-    itself. One of the same name as before keeps its options.
+    """The same settings with other components.
+
+    Args:
+        settings: the settings.
+        given: components by role, each as a name, as `MODULE:NAME`, or as an instance. If a name is that of
+            the current component, that one stays and keeps its options.
 
     Raises:
-        UserError: there is no such component, or it is not what it must be.
+        UserError: there is no such component, or it is of the wrong kind.
     """
     for role, value in given.items():
         registry, base = COMPONENTS[role]
@@ -219,7 +227,7 @@ def validate(settings: Settings) -> None:
     """Check every value and combination that can be checked before anything is read.
 
     Raises:
-        UserError: names the flag, its value and what is wanted.
+        UserError: a value is invalid; names the flag, its value and what is wanted.
     """
     data, pruning = settings.data, settings.pruning
     for sparsity in settings.sparsity:
@@ -267,7 +275,7 @@ def _check(component: Component) -> None:
 
 
 def _validate_rounds(settings: Settings) -> None:
-    """What rounds of supernets and searches are made of."""
+    """Check the settings of the rounds of supernet and search."""
     rounds, data = settings.rounds, settings.data
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     require(odd, "--levels", rounds.levels, "an odd number from 3 on")

@@ -1,1 +1,1 @@
-"""The command lines: one module a command, each a thin shell over the Python API."""
+"""The command lines: one module per command, each a thin shell over the Python API."""

@@ -51,7 +51,7 @@ def run(settings: BenchmarkSettings) -> None:
     """Time both models, print and write the figures, and show them in the pruned model's report.
 
     Raises:
-        UserError: anything about the models, the output or the settings that cannot work.
+        UserError: a problem with the models, the output or the settings.
     """
     directory = Path(settings.pruned)
     output = settings.output or (directory / NAME if directory.is_dir() else Path(NAME))
@@ -62,7 +62,8 @@ def run(settings: BenchmarkSettings) -> None:
             write_json(staged, found.as_json())
         written = [output, *reports_of(output)]
     finally:
-        # Written before it is shown, and shown if it cannot be written: it took long to find.
+        # Results take long to measure, so they are written before they are shown, and shown even if the write
+        # fails.
         if found is not None:
             command.show(found.tables())
     command.tell_written(written)
@@ -72,7 +73,7 @@ def measure(settings: BenchmarkSettings) -> Benchmark:
     """Time both models.
 
     Raises:
-        UserError: anything about the models or the settings that cannot work.
+        UserError: a problem with the models or the settings.
     """
     return api.benchmark_model(
         settings.dense,

@@ -1,4 +1,4 @@
-"""Command lines out of dataclasses: tyro's, with this project's help and manner of failing."""
+"""Command lines from dataclasses, parsed by tyro, with this project's help and error messages."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,10 @@ Family = Annotated[
 """The option of every command that reads models."""
 
 NO_LIMIT = 10_000
-"""Columns of a terminal that anything fits."""
+"""Width of a terminal, in columns, that is enough for anything."""
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-"""Colours of a terminal."""
+"""Escape sequences for a terminal's colours."""
 
 
 def execute(
@@ -49,8 +49,10 @@ def execute(
     prog: str,
     description: str | None,
 ) -> None:
-    """Be a command: `run` with settings from `arguments` (by default the process's), programs that XLA
-    compiles kept, and a user's mistake told in a line."""
+    """Carry out a command: call `run` with settings from `arguments` (by default the process's).
+
+    Programs that XLA compiles are cached, and a user's mistake is reported in one line.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
 
@@ -63,7 +65,7 @@ def execute(
 
 
 def register(family: str | None) -> None:
-    """Make the family known that `--family` names, if it does.
+    """Register the model family that `--family` names, if it was given.
 
     Raises:
         UserError: there is no such family.
@@ -75,14 +77,14 @@ def register(family: str | None) -> None:
 def parse(
     settings: type[T], arguments: list[str], *, prog: str, description: str, default: T | None = None
 ) -> T:
-    """Settings from command-line arguments; what is not given comes from `default`, or from the class.
+    """Settings from command-line arguments. What is not given comes from `default`, or from the class.
 
     Raises:
-        UserError: an argument is unknown, lacks its value, or has one that cannot be.
+        UserError: an argument is unknown, lacks its value, or has an impossible one.
         SystemExit: help was asked for, and printed.
     """
     if {"-h", "--help"} & set(arguments):
-        # tyro would run the lines of a description together.
+        # tyro would join the lines of a description.
         print(description)
     options: dict[str, Any] = {} if default is None else {"default": default}
     for argument in arguments:
@@ -102,7 +104,7 @@ def parse(
 
 
 def sentence(box: str) -> str:
-    """What tyro says in a box of sections, on one line: the first section, and what it suggests, if any."""
+    """The message in tyro's box of sections, on one line: its first section, and its suggestion, if any."""
     lines = ESCAPES.sub("", box).splitlines()
     text = "\n".join(line.strip("│ ") for line in lines if not line.startswith(("╭", "╰")))
     message = " ".join(re.split(r"^─+$", text, flags=re.MULTILINE)[0].split()).rstrip(".")
@@ -111,7 +113,7 @@ def sentence(box: str) -> str:
 
 
 def show(tables: Iterable[Table], console: Console | None = None) -> None:
-    """Print tables. A terminal that is too narrow for one breaks its lines, so that no cell gets lost."""
+    """Print tables. If the terminal is too narrow for one, its lines wrap, so that no cell is lost."""
     console = console or Console()
     wide = Console(width=NO_LIMIT)
     for table in tables:
@@ -123,11 +125,11 @@ def show(tables: Iterable[Table], console: Console | None = None) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line, in which names are text whatever they hold."""
+    """Print a line, with escapes for characters in it that cannot be printed."""
     print(printable(line))
 
 
 def tell_written(paths: Iterable[Path]) -> None:
-    """Say which files were written."""
+    """Print which files were written."""
     for path in paths:
         say(f"written to {path}")

@@ -31,7 +31,7 @@ from tyr_jax.cli import command
 from tyr_jax.results import Perplexities, TaskScores
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
-"""For options whose default is said in words."""
+"""For options whose help gives the default in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +69,10 @@ class EvaluateSettings:
 
 
 def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
-    """Of tasks, if any are named, or else of texts.
+    """Measure the model on tasks, if any are named, or else on texts.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: a problem with the model, the texts, the tasks or the settings.
     """
     if settings.tasks:
         return api.evaluate_model(
@@ -94,10 +94,10 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Measure and print.
+    """Measure the model and print the results.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: as `measure`.
     """
     found = measure(settings)
     if settings.json:

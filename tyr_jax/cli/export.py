@@ -43,10 +43,10 @@ class ExportSettings:
 
 
 def run(settings: ExportSettings) -> None:
-    """Read the model, write the file, say what to do with it.
+    """Read the model, write the file, and print how to run it.
 
     Raises:
-        UserError: anything about the model, the output or the settings that cannot work.
+        UserError: a problem with the model, the output or the settings.
     """
     path = api.export_model(
         settings.model,

@@ -35,10 +35,10 @@ class FinetuneArguments:
 
 
 def run(settings: RecoverySettings, arguments: list[str]) -> None:
-    """Train, write the output directory, print the table.
+    """Train, write the output directory, and print the table.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: a problem with the models, the data, the output or the settings.
     """
     result = api.recover_model(
         settings.model,

@@ -41,10 +41,10 @@ class GenerateSettings:
 
 
 def run(settings: GenerateSettings) -> None:
-    """Print what the model makes of the prompts: of one, as it comes.
+    """Print the model's continuations of the prompts. A single one is streamed.
 
     Raises:
-        UserError: anything about the model, the prompts or the settings that cannot work.
+        UserError: a problem with the model, the prompts or the settings.
     """
     options = dataclasses.asdict(settings.sampling) | {
         "chat": settings.chat,

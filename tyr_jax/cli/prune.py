@@ -67,8 +67,10 @@ class PruneArguments:
 
 
 def parse(arguments: list[str]) -> PruneArguments:
-    """The job that command-line arguments ask for; defaults come from the preset that `--preset` names,
-    and the options of components from the classes that are named.
+    """The job that command-line arguments ask for.
+
+    Defaults come from the preset that `--preset` names, and the options of components from the classes that
+    are named.
 
     Raises:
         UserError: the arguments cannot be understood.
@@ -90,7 +92,7 @@ def parse(arguments: list[str]) -> PruneArguments:
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag among arguments that are not parsed yet; the last one counts."""
+    """The value of a flag in arguments that are not parsed yet. The last one counts."""
     found = None
     for argument, after in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
@@ -107,10 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
-    """Prune, or say what that would need.
+    """Prune, or print what pruning would need.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: a problem with the model, the data, the output or the settings.
     """
     command.register(asked.family)
     if asked.plan.plan:
@@ -133,10 +135,10 @@ def plan(asked: PruneArguments) -> PruningPlan:
 
 
 def run(settings: Settings, arguments: list[str]) -> None:
-    """Prune, write the output directory, print the closing tables, upload what was asked to be.
+    """Prune, write the output directory, print the closing tables, and upload what was asked for.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: a problem with the model, the data, the output, the settings or an upload.
     """
     results = api.prune_model(
         sparsity=settings.sparsity, settings=settings, output=settings.output, arguments=arguments
@@ -149,7 +151,7 @@ def run(settings: Settings, arguments: list[str]) -> None:
 
 
 def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> None:
-    """Print what a run came to for each of its targets, and the directories that it was written to."""
+    """Print a run's results for each of its targets, and the directories that they were written to."""
     command.show(tables.closing_tables(summaries))
     notes = [sentence for summary in summaries for sentence in tables.complaints(summary["health"])]
     for sentence in dict.fromkeys(notes):

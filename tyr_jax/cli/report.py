@@ -24,7 +24,7 @@ class ReportSettings:
 
 
 def run(settings: ReportSettings) -> None:
-    """Show the results, write both files, say where.
+    """Write both files, show the results, and say where the files are.
 
     Raises:
         UserError: the directory is not that of a pruned model, or cannot be written.

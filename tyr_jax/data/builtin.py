@@ -1,7 +1,7 @@
 """English text that every CPython installation carries: the language reference, and docstrings.
 
 Both domains repeat themselves (a fifth of the topics is a copy of another topic), which would leak
-evaluation text into calibration; so a paragraph is kept only where it occurs first.
+evaluation text into calibration. So only the first occurrence of a paragraph is kept.
 """
 
 import ast
@@ -30,14 +30,14 @@ MODULES = """
     zipfile
 """
 
-# Shorter paragraphs ("For example:") recur in any prose and give nothing away.
+# Shorter paragraphs ("For example:") recur in any prose, so repeating them leaks nothing.
 REPEAT_LENGTH = 80
 
 
 def builtin_documents(domain: str) -> Iterator[str]:
     """Documents of one of `DOMAINS`, always in the same order for one Python version.
 
-    Raises `UserError` where this Python was installed without them.
+    Raises `UserError` if this Python was installed without them.
     """
     found = False
     for document in _without_repeats(_topics() if domain == "topics" else _docstrings()):
@@ -58,7 +58,7 @@ def _topics() -> Iterator[str]:
 
 
 def _docstrings() -> Iterator[str]:
-    """One document per module; the sources are parsed, never imported, so nothing of them is executed."""
+    """One document per module. The sources are parsed, never imported, so none of their code is executed."""
     root = Path(sysconfig.get_path("stdlib"))
     for module in MODULES.split():
         stem = root.joinpath(*module.split("."))
@@ -83,7 +83,7 @@ def _docstrings_of(source: bytes) -> Iterator[str]:
 
 
 def _without_repeats(documents: Iterable[str]) -> Iterator[str]:
-    """Documents with paragraphs that occurred before taken out, and those left empty with them."""
+    """Documents without paragraphs that occurred before. A document left empty is dropped."""
     seen: set[str] = set()
     for document in documents:
         kept = []

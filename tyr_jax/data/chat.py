@@ -1,9 +1,9 @@
 """Conversations as a model's own chat template writes them.
 
-A chat template is a program of a stranger's. jinja's sandbox keeps it from files and from the network, but
-not from running for ever, nor from doubling a text until memory is used up, and what a single call allocates
-cannot be stopped from within. So templates run in a process of their own, with so much time and memory and no
-more.
+A chat template is a stranger's program. jinja's sandbox keeps it away from files and from the network, but
+does not stop it from running for ever, or from doubling a text until memory is used up. Nor can the
+allocation of a single call be stopped from within. So templates run in a process of their own, with limits on
+time and memory.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from tyr_jax.errors import UserError
 SECONDS = 10
 MEMORY = 2**30
 MOST = 2**20
-"""Characters that a template may write beside eight times those of the conversation."""
+"""Characters that a template may write, on top of eight times those of the conversation."""
 
 PROGRAM = Path(__file__).with_name("renderer.py")
 
@@ -35,7 +35,7 @@ class Templated(Protocol):
         """Special tokens by their names in templates."""
 
     def get_chat_template(self) -> str:
-        """The template; raises `ValueError` where there is none, or none that is meant."""
+        """The template. Raises `ValueError` if there is none, or several without a default."""
 
 
 def template_of(tokenizer: Templated) -> str:
@@ -53,10 +53,10 @@ def template_of(tokenizer: Templated) -> str:
 def written(
     tokenizer: Templated, conversation: Sequence[Mapping[str, str]], template: str = "", **options: Any
 ) -> str:
-    """A conversation as a tokenizer's chat template writes it, or another `template`, with its `options`.
+    """Render a conversation with a tokenizer's chat template, or another `template`, and its `options`.
 
     Raises:
-        UserError: there is no template, or it fails, or takes too long or too much; says which.
+        UserError: there is no template, it fails, takes too long, needs too much memory or writes too much.
     """
     size = sum(len(turn["content"]) for turn in conversation)
     request = {
@@ -72,14 +72,14 @@ def written(
 
 
 class _Renderer:
-    """The process, started when it is first needed, and again after it has been stopped."""
+    """The process that renders. It is started when first needed, and again after it was stopped."""
 
     def __init__(self) -> None:
         self._lock, self._owner = threading.Lock(), 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: str) -> str:
-        """The answer to a request, a line each."""
+        """The reply to a request. Each is one line."""
         with self._lock:
             process = self._running()
             to, back = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
@@ -90,7 +90,7 @@ class _Renderer:
             except BrokenPipeError:
                 reply = b""
             except BaseException:
-                # Its answer must not be taken for that to the next request.
+                # Its reply must not be taken for the reply to the next request.
                 self.stop()
                 raise
             if not reply:
@@ -105,7 +105,7 @@ class _Renderer:
             process.communicate()
 
     def _running(self) -> "subprocess.Popen[bytes]":
-        # That of a process which has forked is not its child's.
+        # After a fork, the child must not use its parent's process.
         if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
             self._owner = os.getpid()
             self._process = subprocess.Popen(
@@ -113,7 +113,7 @@ class _Renderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # Of many threads' stacks and buffers, more memory would be set aside than is ever used.
+                # The stacks and buffers of many threads would reserve more memory than is ever used.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         return self._process

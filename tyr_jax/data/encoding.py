@@ -1,4 +1,4 @@
-"""Tokens of texts. A tokenizer is a program of the model's: whatever it raises becomes a sentence."""
+"""Tokens of texts. A tokenizer comes with a model, so whatever it raises becomes a one-line error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from tyr_jax.errors import UserError, first_line
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Say in a sentence that begins with `what` why something of a tokenizer's failed.
+    """Turn whatever a tokenizer raises in the body into a `UserError` whose message begins with `what`.
 
-    `tokenizers` raises bare exceptions, and where its own code fails, one that is no `Exception` at all.
+    `tokenizers` raises bare exceptions, and where its own code panics, one that is not even an `Exception`.
 
     Raises:
-        UserError: the body raises anything that does not end the process.
+        UserError: the body raises anything but an exit, an interrupt or a `MemoryError`.
     """
     try:
         yield
@@ -25,7 +25,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def encode(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
-    """Tokens of a text, with `special` ones as the tokenizer puts them around a text.
+    """Tokens of a text; with `special`, also the special tokens that the tokenizer puts around it.
 
     Raises:
         UserError: the tokenizer fails.
@@ -36,7 +36,7 @@ def encode(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded, which halves of surrogate pairs cannot be."""
+    """Whether a text can be encoded as UTF-8. Half of a surrogate pair cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

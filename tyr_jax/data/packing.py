@@ -1,9 +1,9 @@
 """Tokens of sources, and the splits cut from them.
 
 Every `PERIOD`-th window of `evaluation_length` tokens of a calibration source is held out for evaluation.
-Which windows those are depends on nothing but the text and that length, so that runs of other seeds and
-other budgets are measured on the same text. What lies between is cut into sequences, shuffled by the
-seed and dealt to calibration and search. (Where `sequence_length` divides `evaluation_length`, no
+Which windows those are depends only on the text and that length, so runs with other seeds and other budgets
+are measured on the same text. The text in between is cut into sequences, shuffled by the seed, and dealt to
+calibration and search. (Where both `sequence_length` and `search_length` divide `evaluation_length`, no
 sequence straddles the seam that a held-out window leaves.)
 
 Letters: `S` sequences, `T` tokens in a sequence, `W` evaluation windows.
@@ -32,17 +32,17 @@ from tyr_jax.data.sources import (
 from tyr_jax.errors import UserError, require
 
 PERIOD = 8
-# Twice the sequences needed are read, so that another seed draws other text and not just another order;
-# and never fewer tokens than this, so that small budgets draw from all over a text and not from its start.
+# Twice the text needed is read, so that another seed draws other text, not just another order. At least
+# `LEAST_READ` tokens are read, so that small budgets draw from all over a text, not just from its start.
 POOL = 2
 LEAST_READ = 2**19
-# Text is read in amounts of so many characters per token wanted; English has four to five.
+# Characters of text read for each token wanted; English has four to five.
 CHARS_PER_TOKEN = 8
 # Tokens dropped where a text is cut short, as its last word may have been cut.
 MARGIN = 16
 # Tokens of an opening: the first token of a sequence, and a few that attend to it.
 OPENING = 4
-# Some chat templates write today's date; put before one, this keeps its text the same tomorrow.
+# Some chat templates write today's date. This, put before a template, keeps its text the same on any day.
 FIXED_DATE = "{%- macro strftime_now(format) -%} 26 Jul 2024 {%- endmacro -%}"
 
 
@@ -64,7 +64,7 @@ class Tokenizer(Protocol):
         """Special tokens by their names in chat templates."""
 
     def get_chat_template(self) -> str:
-        """The chat template; raises `ValueError` where there is none."""
+        """The chat template. Raises `ValueError` if there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Disjoint parts of the text, int32; `sources` describes each text by its name in `evaluation`."""
+    """Disjoint parts of the text, int32. `sources` describes each text, by the name used in `evaluation`."""
 
     calibration: np.ndarray  # [S, T]
     openings: np.ndarray  # [S, 4], taken from the calibration part
@@ -123,9 +123,9 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
     """Calibration and search sequences `[S, T]` drawn by `seed`, and the evaluation windows of `spec`.
 
     The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
-    proportion to their weights, interleaved so that every prefix is mixed. What the model has `written`
-    itself, `[S, T]` as `to_write` says, is the text of the source `self`. Raises `UserError` for unreadable
-    sources, and for sources too small for what is asked.
+    proportion to their weights, interleaved so that every prefix is mixed. `written [S, T]`, with the sizes
+    from `to_write`, is the text that the model has written itself, for the source `self`. Raises `UserError`
+    for unreadable sources, and for sources too small for what is asked.
     """
     _check(spec, tokenizer)
     held, extra = _sources(spec)
@@ -161,7 +161,7 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
 
 
 def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """(lengths of calibration and search sequences, how many of each every source is to give)."""
+    """(lengths of calibration and search sequences, how many of each every source provides)."""
     lengths, weights = (spec.sequence_length, spec.search_length), [source.weight for source in held]
     budgets = zip((spec.calibration_tokens, spec.search_tokens), lengths, strict=True)
     counts = (apportion(budget // length, weights) for budget, length in budgets)
@@ -169,20 +169,20 @@ def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, int], li
 
 
 def to_write(spec: DataSpec) -> tuple[int, int] | None:
-    """How many sequences, of how many tokens, the model is to write itself; None if `self` is no source."""
+    """(sequences, tokens in each) that the model has to write itself; None if `self` is not a source."""
     held, _ = _sources(spec)
     lengths, counts = _counts(spec, held)
     for source, needs in zip(held, counts, strict=True):
         if source.kind == "self":
             long = int(lengths[1] > lengths[0])
-            # As `deal` cuts them up.
+            # `deal` cuts longer sequences into shorter ones.
             cut = math.ceil(needs[1 - long] / (lengths[long] // lengths[1 - long]))
             return needs[long] + cut, lengths[long]
     return None
 
 
 def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The very `evaluation` windows that `load_splits` gives, whatever the seed, `{name: [W, T]}`.
+    """The same `evaluation` windows that `load_splits` gives for any seed, `{name: [W, T]}`.
 
     `sequence_length` and the token budgets of `spec` do not matter; without calibration sources, every
     evaluation source is taken from its start. Raises `UserError` as `load_splits` does.
@@ -199,7 +199,7 @@ def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarra
 
 
 def evaluation_sources(spec: DataSpec) -> dict[str, tuple[str, str]]:
-    """What each evaluation text of `spec` is, and which part of it is read, by its name."""
+    """(description, which part is read) of each evaluation text of `spec`, by its name."""
     held, extra = _sources(spec)
     names = short_names([*held, *extra])
     parts = dict.fromkeys(_measured(held), f"every {PERIOD}th window, held out") | dict.fromkeys(
@@ -209,15 +209,15 @@ def evaluation_sources(spec: DataSpec) -> dict[str, tuple[str, str]]:
 
 
 def fingerprint(array: np.ndarray) -> str:
-    """The sha256 of the tokens as little-endian int32, to compare the data of two runs by."""
+    """The sha256 of the tokens as little-endian int32, for comparing the data of two runs."""
     return hashlib.sha256(np.ascontiguousarray(array, dtype="<i4").tobytes()).hexdigest()
 
 
 def check_sizes(spec: DataSpec) -> None:
-    """Refuse sizes that make no sense, each with its flag.
+    """Check the sizes in `spec`, its temperature and its share of noise.
 
     Raises:
-        UserError: a size that cannot be.
+        UserError: a value is out of range; the message names its flag.
     """
     for field, least in (
         ("sequence_length", 2),
@@ -250,7 +250,7 @@ def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
 
 
 def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """(calibration sources, evaluation sources that are none of them)."""
+    """(calibration sources, evaluation sources that are not among them)."""
     held = leaves(map(parse_source, spec.calibration))
     known = {identity(source) for source in held}
     evaluation = leaves(map(parse_source, spec.evaluation))
@@ -264,7 +264,7 @@ def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
 
 
 def _measured(sources: Iterable[Source]) -> list[Source]:
-    """Those of which a part is held out."""
+    """The sources of which a part is held out: all but `self`."""
     return [source for source in sources if source.kind != "self"]
 
 
@@ -280,9 +280,9 @@ def short_names(sources: Sequence[Source]) -> dict[Source, str]:
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
     """Token ids of texts as one int32 stream `[tokens]`; with a `limit`, no more texts are taken than needed.
 
-    No special tokens are added but the tokenizer's EOS, if it has one, between one text and the next.
+    No special tokens are added except the tokenizer's EOS, if it has one, between texts.
     """
-    # The text is cut into windows later; that it is longer than the model's context is no news.
+    # The text is cut into windows later, so a warning that it exceeds the model's context would mislead.
     getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = (
         True
     )
@@ -301,10 +301,10 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = Non
 def read_tokens(
     source: Source, tokenizer: Tokenizer, limit: int | None = None, chat_template: bool = False
 ) -> np.ndarray:
-    """The first `limit` tokens of a source, int32 `[tokens]`; fewer where it has no more.
+    """The first `limit` tokens of a source, int32 `[tokens]`; fewer if it has no more.
 
-    A longer `limit` only ever adds to the end. Raises `UserError` for a source that cannot be read, and
-    for conversations without `chat_template`.
+    A larger `limit` only ever adds tokens at the end. Raises `UserError` for a source that cannot be read,
+    and for conversations without `chat_template`.
     """
     if limit is None:
         return tokenize(_texts(source, tokenizer, chat_template), tokenizer)
@@ -320,7 +320,7 @@ def read_tokens(
 
 
 def _first(texts: Iterable[str], chars: int, taken: list[int]) -> Iterator[str]:
-    """The first so many characters of texts: the last text is cut, and none comes after it."""
+    """The first `chars` characters of texts; the last text is cut there. Their lengths go into `taken`."""
     left = chars
     for text in texts:
         taken.append(min(len(text), left))
@@ -346,9 +346,9 @@ def _texts(
 
 
 def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **options: Any) -> str:
-    """A conversation as the model's own chat template writes it, with the template's `options`.
+    """Render a conversation with the model's own chat template and its `options`.
 
-    Raises `UserError` where the template cannot.
+    Raises `UserError` if the template fails.
     """
     template = chat.template_of(tokenizer)
     if "strftime_now" in template:
@@ -360,7 +360,7 @@ def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **o
 
 
 def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every `PERIOD`-th window of `length` tokens, the first included, `[W, length]`; and all other text."""
+    """(every `PERIOD`-th window of `length` tokens, from the first on, `[W, length]`; all other text)."""
     whole = len(stream) // length
     windows = stream[: whole * length].reshape(whole, length)
     held = np.arange(whole) % PERIOD == 0
@@ -368,7 +368,7 @@ def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tokens_to_read(spec: DataSpec, drawn: int) -> int:
-    """Tokens of a source that hold its windows and `drawn` more: whole periods, so that windows are whole."""
+    """Tokens to read of a source for its windows and for `drawn` others, in whole periods of windows."""
     rest = POOL * drawn
     periods = max(
         spec.evaluation_windows,
@@ -381,11 +381,11 @@ def tokens_to_read(spec: DataSpec, drawn: int) -> int:
 def deal(
     stream: np.ndarray, lengths: Sequence[int], needs: Sequence[int], rng: np.random.Generator, label: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint draws, `[needs[i], lengths[i]]`, of sequences of a stream, in an order that `rng` decides.
+    """Two disjoint random draws, `[needs[i], lengths[i]]`, of sequences from a stream.
 
-    The longer sequences are dealt first, whole; what they leave is cut into the shorter ones.
+    The longer sequences are dealt first, whole. What they leave is cut into the shorter ones.
 
-    Raises `UserError` if there are not so many sequences in it.
+    Raises `UserError` if the stream has too few sequences.
     """
     long = int(lengths[1] > lengths[0])
     short = 1 - long
@@ -413,7 +413,7 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several arrays `[S_i, T]` as one `[Σ S_i, T]`, each array's spread evenly over the whole."""
+    """Rows of several arrays `[S_i, T]` in one `[Σ S_i, T]`, with each array's rows evenly spread over it."""
     places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts])
     return np.concatenate(parts)[np.argsort(places, kind="stable")]
 
@@ -421,8 +421,11 @@ def interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
 def with_noise(
     sequences: np.ndarray, share: float, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> np.ndarray:
-    """Sequences `[S, T]`; in a `share` of them half the tokens, drawn at random, are replaced by random ones
-    (special tokens excepted)."""
+    """Sequences `[S, T]` with noise in a `share` of them: about half of their tokens, at random places, are
+    replaced by random tokens that are not special.
+
+    Raises `UserError` if the tokenizer has only special tokens.
+    """
     if not share:
         return sequences
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
@@ -434,7 +437,10 @@ def with_noise(
 
 
 def openings(sequences: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` pieces `[count, OPENING]`, shorter where T is, from anywhere in sequences `[S, T]` if any."""
+    """`count` pieces `[count, OPENING]` from random places in sequences `[S, T]`; none if S is 0.
+
+    Pieces have T tokens if T is less than `OPENING`.
+    """
     length = min(OPENING, sequences.shape[1])
     shape = (count if len(sequences) else 0, 1)
     rows = rng.integers(max(1, len(sequences)), size=shape)
@@ -443,7 +449,7 @@ def openings(sequences: np.ndarray, count: int, rng: np.random.Generator) -> np.
 
 
 def with_bos(sequences: np.ndarray, bos: int | None) -> np.ndarray:
-    """Sequences `[S, T]` moved right by one for `bos` to come first (each loses its last token)."""
+    """Sequences `[S, T]` with `bos`, if given, put first: each moves right by one, losing its last token."""
     if bos is None:
         return sequences
     return np.concatenate([np.full_like(sequences[:, :1], bos), sequences[:, :-1]], axis=1)
@@ -454,7 +460,7 @@ def _bos(spec: DataSpec, tokenizer: Tokenizer) -> int | None:
 
 
 def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndarray:
-    """The first windows of a source that has no part in calibration, side by side from its start."""
+    """The first windows of a source that is not used for calibration: consecutive ones, from its start."""
     length = spec.evaluation_length
     stream = read_tokens(source, tokenizer, spec.evaluation_windows * length, spec.chat_template)
     whole = len(stream) // length
@@ -465,7 +471,7 @@ def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndar
 def _evaluation_windows(
     windows: np.ndarray, spec: DataSpec, tokenizer: Tokenizer, source: Source, tokens: int
 ) -> np.ndarray:
-    """The windows asked for, of those there are."""
+    """The first `evaluation_windows` of `windows`, with BOS if `spec` has it."""
     if not len(windows):
         raise UserError(
             f"'{source.label}' has {tokens} tokens, one evaluation window needs {spec.evaluation_length}; "

@@ -1,6 +1,6 @@
-"""The process in which chat templates are rendered; `tyr_jax.data.chat` starts it, as a file of its own.
+"""The process that renders chat templates. `tyr_jax.data.chat` runs this file as a program.
 
-It reads requests and writes answers, a line of JSON each. It imports nothing of this package.
+It reads requests and writes replies, each a line of JSON. It imports nothing from this package.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def limit_memory(size: int) -> None:
-    """Let this process allocate `size` more bytes than it has now, where the system knows such limits."""
+    """Let this process allocate `size` more bytes than it has now, if the system supports such limits."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -23,7 +23,7 @@ def limit_memory(size: int) -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """The text of a conversation, or why there is none."""
+    """The text of a conversation, or an error that says why there is none."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
@@ -32,7 +32,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         )
     except MemoryError:
         return {"error": "it needs too much memory"}
-    except Exception as error:  # a template is a program of a stranger's and raises what it likes
+    except Exception as error:  # a template is a stranger's program and raises what it likes
         return {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
     if len(text) > request["most"]:
         return {"error": f"it writes more than {request['most']} characters"}
@@ -40,13 +40,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main(seconds: int, memory: int) -> None:
-    """Answer requests until there are no more; one that takes more than so many seconds is the end."""
+    """Answer requests until there are no more. One that takes more than `seconds` ends the process."""
     import transformers.utils.chat_template_utils  # noqa: F401 - before memory is limited
 
     limit_memory(memory)
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # The signal ends the process even while it is within a call of jinja's or Python's own.
+        # The signal ends the process even during a call inside jinja or Python itself.
         if hasattr(signal, "alarm"):
             signal.alarm(seconds)
         reply = json.dumps(answer(request))

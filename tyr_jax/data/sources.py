@@ -1,4 +1,4 @@
-"""Where text comes from: how a source is written, what makes two sources the same, and reading one.
+"""Where text comes from: how a source is written, when two sources are the same, and how one is read.
 
 SOURCE[@WEIGHT]     SOURCE = builtin[:topics | :docstrings]
                            | path.txt | path.jsonl[:column] | path.json[:column] | path.parquet[:column]
@@ -36,13 +36,13 @@ TASK_COLUMNS = ("instruction", "output")
 ROLES = {"human": "user", "gpt": "assistant"}
 # How many leading rows are looked at to see whether a dataset's rows are lines of one text.
 LINE_PROBE = 8
-# Nanoseconds for which a file counts as one that may be changing still.
+# Nanoseconds after a change for which a file counts as still changing.
 FRESH = 2 * 10**9
-# Characters of a line of JSON: so many can still be taken apart in a second or two.
+# Most characters of a line of JSON; this many can still be parsed in a second or two.
 MOST_LINE = 2**25
-# Bytes of a JSON list, which is read at once.
+# Most bytes of a JSON list, which is read whole.
 MOST_LIST = 2**30
-# Messages and characters of a conversation. Up to each of its answers, it is written anew.
+# Most messages and characters of a conversation. It is rendered again up to each of its answers.
 MOST_TURNS = 2**10
 MOST_CHARS = 2**21
 
@@ -108,12 +108,12 @@ def parse_source(text: str) -> Source:
 
 
 def needs_trust(text: str) -> bool:
-    """Whether `SOURCE[@WEIGHT]`, as a record names it, would have something read that a stranger chose."""
+    """Whether reading a record's `SOURCE[@WEIGHT]` means opening a file or dataset that a stranger chose."""
     return parse_source(text).kind not in ("builtin", "self")
 
 
 def anchored(text: str) -> str:
-    """`SOURCE[@WEIGHT]` as it would be written in any other folder: a file by its whole path.
+    """`SOURCE[@WEIGHT]` in a form that is valid in any folder: a file gets its whole path.
 
     Raises `UserError` as `parse_source` does.
     """
@@ -135,7 +135,7 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 
 def leaves(sources: Iterable[Source]) -> tuple[Source, ...]:
-    """Sources with `builtin` replaced by its domains, and repeated ones merged into the first's weight.
+    """Sources with `builtin` replaced by its domains, and repeats merged: the first gets their weights too.
 
     Raises `UserError` for a missing file (files are compared by content).
     """
@@ -157,14 +157,14 @@ def _domains(source: Source) -> list[Source]:
 
 
 def identity(source: Source) -> tuple[str, ...]:
-    """What makes two sources the same text: a file's content, else everything but the weight."""
+    """What makes two sources the same text: a file's content and column, otherwise all but the weight."""
     if source.kind == "file":
         return ("file", _digest(source.name), source.column)
     return (source.kind, source.name, source.config, source.split, source.column)
 
 
 def describe(source: Source) -> str:
-    """The label with what pins the text down: a file's hash, or the Python whose own text it is."""
+    """The label, with what identifies the text: a file's hash, or the Python version it comes with."""
     if source.kind == "file":
         return f"{source.label} (sha256 {_digest(source.name)[:16]})"
     if source.kind == "builtin":
@@ -175,8 +175,11 @@ def describe(source: Source) -> str:
 
 
 def is_described(source: Source, description: str) -> bool:
-    """Whether `describe` may have said this of a source, here or elsewhere: a file counts by what is in it,
-    a builtin text in whatever Python. What is described need not be there."""
+    """Whether `describe` may have given this description of `source`, here or on another machine.
+
+    Files are compared by content, and builtin texts without the Python version. What is described need not
+    be there.
+    """
     if source.kind == "file":
         return description.endswith(describe(source).removeprefix(source.label))
     if source.kind == "self":
@@ -185,7 +188,7 @@ def is_described(source: Source, description: str) -> bool:
 
 
 def labels(names: Iterable[str]) -> set[str]:
-    """Labels of all texts that `SOURCE[@WEIGHT]` names, of which nothing is read."""
+    """Labels of all texts that the `SOURCE[@WEIGHT]` in `names` stand for. Nothing is read."""
     return {source.label for name in names for source in _domains(parse_source(name))}
 
 
@@ -193,7 +196,7 @@ def _digest(name: str) -> str:
     _check_file(Path(name))
     stat = Path(name).stat()
     times = (stat.st_mtime_ns, stat.st_ctime_ns)
-    # What changes again within a tick of the file system's clock does not show in its times.
+    # A second change within a tick of the file system's clock does not show in the times.
     fresh = time.time_ns() - max(times) < FRESH
     take = _hash.__wrapped__ if fresh else _hash
     return take(name, stat.st_dev, stat.st_ino, stat.st_size, times)
@@ -201,13 +204,13 @@ def _digest(name: str) -> str:
 
 @functools.lru_cache
 def _hash(name: str, device: int, inode: int, size: int, times: tuple[int, int]) -> str:
-    """The sha256 of a file, taken once for as long as the file stays as it is."""
+    """The sha256 of a file, computed once for as long as the file does not change."""
     with Path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: Path) -> None:
-    # A path that cannot be, such as one that is too long, is refused below.
+    # An impossible path, such as one that is too long, is refused below.
     with contextlib.suppress(OSError, ValueError):
         if not path.exists():
             raise UserError(f"there is no file '{path}'; check the path")
@@ -215,11 +218,11 @@ def _check_file(path: Path) -> None:
 
 
 def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
-    """Documents of a source in its own order, lazily, none after `max_chars` characters were given out.
+    """Documents of a source, lazily and in its own order, until `max_chars` characters were given out.
 
     A `.txt` file is one document (its first `max_chars` characters). A row of any other source is one
-    document: text, or a conversation. Rows that are lines of one text, as WikiText's are (seen by an empty
-    row among the first few, which no document would be), are joined by blank lines into one document.
+    document: text, or a conversation. Rows may also be lines of one text, as in WikiText. An empty row among
+    the first few shows this, as no document is empty; such rows are joined by blank lines into one document.
     Raises `UserError` for whatever cannot be read as text.
     """
     if source.kind == "self":
@@ -245,7 +248,7 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
 
 def _read_text(path: Path, max_chars: int | None) -> str:
     with _opened(path) as file:
-        # Python makes room for as many as are asked for; a file has no more characters than bytes.
+        # Python allocates room for as many characters as are asked for. A file has at most one per byte.
         size = os.fstat(file.fileno()).st_size
         text = file.read(size if max_chars is None else min(size, max_chars))
     return _checked(text if text.strip() else "", f"'{path}'")
@@ -256,7 +259,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
     """A file of UTF-8 text.
 
     Raises:
-        UserError: there is none, or it cannot be read, or turns out to be none while it is read.
+        UserError: there is no such file, it cannot be read, or it turns out not to be UTF-8 while it is read.
     """
     _check_file(path)
     try:
@@ -277,7 +280,7 @@ def _checked(text: str, where: str) -> str:
 
 
 def _join_lines(documents: Iterator[Document], max_chars: int | None) -> Iterator[Document]:
-    """Rows as they are, or one document of them all if a blank one shows that they are lines of a text."""
+    """Rows as they are, or all in one document if a blank row shows that they are lines of one text."""
     probe = list(itertools.islice(documents, LINE_PROBE))
     rows = itertools.chain(probe, documents)
     blank = any(isinstance(row, str) and not row.strip() for row in probe)
@@ -308,7 +311,7 @@ def _row_documents(source: Source) -> Iterator[Document]:
 
 
 def _columns(source: Source) -> tuple[str, ...]:
-    """Columns to look for, in order: without a column of text, conversations do."""
+    """Columns to look for, in order. If no column was named, columns of conversations follow `text`."""
     return (source.column, *CONVERSATION_COLUMNS) if source.column == "text" else (source.column,)
 
 
@@ -354,7 +357,7 @@ def _checked_turns(conversation: Conversation, where: str) -> Conversation:
 
 
 def _task(row: dict[str, Any], where: str) -> Conversation:
-    """A conversation of a task and its answer."""
+    """A row with a task and its answer, as a conversation."""
     further = row.get("input")
     if not isinstance(further, str | None):
         raise UserError(f"column 'input' of {where} is not text; fix or remove it")
@@ -377,7 +380,7 @@ Rows = Iterator[tuple[dict[str, Any], str]]
 
 
 def _json_rows(path: Path) -> Rows:
-    """Rows of a file of JSON lines, or of one JSON list, each with a phrase that says where it stands."""
+    """Rows of a file of JSON lines, or of one JSON list, each with a phrase that says where it is."""
     with _opened(path) as file:
         listed = path.suffix.lower() == ".json" and file.read(64).lstrip().startswith("[")
         file.seek(0)
@@ -416,11 +419,11 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
-            # With none of them, whole rows are read for the sake of a message that lists the columns. Few at
-            # once: a text that is repeated takes no room in the file, but in memory as often as it is there.
+            # If no column is present, whole rows are read, so that the error message can list the columns.
+            # Batches are small, as a repeated text takes room once in the file, but once per row in memory.
             for batch in file.iter_batches(batch_size=16, columns=present or None):
                 yield from ((row, where) for row in batch.to_pylist())
-    except Exception as error:  # pyarrow has one of its own for every one of Python's
+    except Exception as error:  # pyarrow has its own exception for each of Python's
         raise UserError(f"{where} cannot be read as Parquet ({reason(error)}); check the file") from None
 
 
@@ -428,7 +431,7 @@ def _hub_rows(source: Source) -> Rows:
     where = f"hub dataset '{source.label}'"
     datasets = _optional("datasets", where)
     try:
-        # It runs no code of a dataset's: since its fourth version, it cannot.
+        # `datasets` runs no code that a dataset brings; since version 4 it cannot.
         stream = datasets.load_dataset(source.name, source.config or None, split=source.split, streaming=True)
         for row in stream:
             yield row, where

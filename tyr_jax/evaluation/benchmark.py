@@ -1,4 +1,4 @@
-"""Timing a dense model and a pruned one in turn: prompts, and the tokens after them, in JAX and llama.cpp."""
+"""Time a dense and a pruned model in turn, on prompts and the tokens after them, in JAX and llama.cpp."""
 
 import contextlib
 import dataclasses
@@ -23,16 +23,20 @@ from tyr_jax.runtime.timing import medians
 from tyr_jax.workspace.progress import Progress
 
 Models = dict[str, LoadedModel]
-"""The dense and the pruned model, by those names."""
+"""The models, under the keys `dense` and `pruned`."""
 
 Runs = dict[str, Callable[[], object]]
-"""What to time, by model."""
+"""The function to time, by model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cases:
-    """What to time: every length of `prompts`, in tokens, with every number of sequences of `batches`, and so
-    many `tokens` after it; each `repeats` times, and in `llama_cpp` as well, one sequence at a time."""
+    """What to time.
+
+    Every prompt length in `prompts` (tokens) is combined with every batch size in `batches` (sequences). Each
+    case times the prompt, and `tokens` tokens after it, `repeats` times. With `llama_cpp`, llama.cpp is timed
+    as well, with one sequence at a time.
+    """
 
     prompts: tuple[int, ...] = (128, 512)
     batches: tuple[int, ...] = (1, 4)
@@ -42,7 +46,7 @@ class Cases:
 
     @property
     def longest(self) -> int:
-        """Positions that the longest of them takes."""
+        """Positions that the longest case takes."""
         return max(self.prompts) + self.tokens
 
 
@@ -66,12 +70,15 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
 
 
 def read_bytes(config: ModelConfig, length: int, batch: int) -> float:
-    """Bytes of float32 weights and cache read for the next tokens of `batch` sequences of `length`."""
+    """Bytes of float32 weights and cache read to decode a token of each of `batch` sequences of `length`."""
     return decode_bytes(config, 4) + batch * length * cache_bytes(config.layers, config.head_dim, 4)
 
 
 def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: int) -> Callable[[], object]:
-    """`count` steps from `start`, (logits, cache) after prompts of `length`; again and again on its cache."""
+    """A function that decodes `count` steps from `start`, the (logits, cache) after prompts of `length`.
+
+    Every call decodes at the same positions, and reuses the cache.
+    """
     state = [start]
     key, lengths = jax.random.key(0), jnp.full(len(start[0]), length)
 
@@ -87,7 +94,7 @@ def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: i
 
 
 def jax_runs(models: Models, length: int, batch: int, count: int) -> tuple[Runs, Runs]:
-    """(prefills, `count` steps after one) of `batch` prompts of `length` tokens."""
+    """(prefill, `count` decoding steps after it) for each model, on `batch` prompts of `length` tokens."""
     prompts, lengths = jnp.ones((batch, length), jnp.int32), jnp.full(batch, length)
     prefills: Runs = {}
     steps: Runs = {}
@@ -100,7 +107,7 @@ def jax_runs(models: Models, length: int, batch: int, count: int) -> tuple[Runs,
 
 
 def llama_runs(sessions: dict[str, llama_cpp.Session], length: int, count: int) -> tuple[Runs, Runs]:
-    """The same in llama.cpp, for one sequence."""
+    """`jax_runs` in llama.cpp, for one sequence."""
     prompt = np.ones(length, int)
 
     def prefill(session: llama_cpp.Session) -> None:
@@ -120,7 +127,7 @@ def llama_runs(sessions: dict[str, llama_cpp.Session], length: int, count: int) 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One of the cases: an `engine` that runs `batch` prompts of `length` tokens."""
+    """One of the cases: `engine` runs `batch` prompts of `length` tokens."""
 
     engine: str
     length: int
@@ -128,7 +135,7 @@ class Case:
 
 
 def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -> list[Timing]:
-    """A timing of the prompt and one of the tokens after it."""
+    """Time one case: a timing of the prompt, and one of the tokens after it."""
     configs = {name: model.config for name, model in models.items()}
     limits = (
         {name: prefill_flops(config, case.length) for name, config in configs.items()},
@@ -145,7 +152,7 @@ def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -
 
 
 def sizes(models: Models) -> Sizes:
-    """What each model takes."""
+    """Parameters, bytes, and cache bytes per token of each model."""
     return {
         name: {
             "parameters": count_parameters(model.config)[1],
@@ -157,10 +164,10 @@ def sizes(models: Models) -> Sizes:
 
 
 def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
-    """All timings: both engines, every length and batch.
+    """Time every case in JAX, and in llama.cpp if `cases` ask for it.
 
     Raises:
-        UserError: a model has too few positions for them.
+        UserError: a model has too few positions for the longest case.
     """
     for model in models.values():
         if cases.longest > model.config.max_positions:
@@ -179,7 +186,7 @@ def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
 
 
 def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
-    """All timings in llama.cpp, on float32 files."""
+    """Time every prompt length in llama.cpp, on float32 files."""
     timings = []
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         sessions = {}

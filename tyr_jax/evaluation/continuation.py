@@ -1,4 +1,4 @@
-"""Text that goes on from prompts: tokens of the prompts, and the text of the tokens after them."""
+"""Continue prompts: encode them, and decode the text of the tokens that a model generates after them."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ class ContinuationSettings:
     """How prompts are continued."""
 
     chat: bool = False
-    """Whether each is put to the model as a user's message, through its chat template."""
+    """Whether each prompt is given to the model as a user's message, through its chat template."""
     max_tokens: int = 128
-    """Tokens to generate at most, for each prompt."""
+    """Maximum number of tokens to generate for each prompt."""
     seed: int = 0
-    """Seed of the choice, where there is any."""
+    """Seed of the random choice, if there is one."""
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     """How the next token is chosen."""
 
@@ -35,7 +35,7 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
         UserError: names the flag, its value and what is wanted.
     """
     sampling = settings.sampling
-    # Logits divided by less would overflow.
+    # Dividing logits by a lower temperature would overflow.
     warm = 1e-4 <= sampling.temperature < float("inf")
     for prompt in prompts:
         if not encoding.is_unicode(prompt):
@@ -56,7 +56,7 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
     """Tokens of the prompts.
 
     Raises:
-        UserError: there is no chat template, or a prompt has no token or leaves no room.
+        UserError: there is no chat template, or a prompt has no token or leaves no room for new ones.
     """
     tokenizer, texts = model.tokenizer, list(prompts)
     if settings.chat:
@@ -79,10 +79,10 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
 
 
 def stop_tokens(model: LoadedModel) -> frozenset[int]:
-    """Tokens that end a text, as the tokenizer and the generation configuration have them.
+    """Tokens that end a text, according to the tokenizer and the generation configuration.
 
     Raises:
-        UserError: the configuration has something else.
+        UserError: what the configuration gives is not a token of the model, or a list of them.
     """
     given = (model.generation_config or {}).get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
@@ -97,10 +97,10 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
 
 
 def steps(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> Iterator[np.ndarray]:
-    """The next tokens `[B]` of every prompt, one after the other.
+    """The next tokens `[B]` of all prompts, one step at a time.
 
     Raises:
-        UserError: as `encode`, at once.
+        UserError: as `encode` and `stop_tokens`, before the first step; as `generate`, during the steps.
     """
     return generate(
         unstack(model.params, model.config),
@@ -114,7 +114,7 @@ def steps(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSett
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Iterator[int]) -> Iterator[str]:
-    """The text of `tokens` as it grows; a character waits until all of its bytes are there."""
+    """The text of `tokens`, piece by piece. A character is held back until all of its bytes are there."""
     ids: list[int] = []
     shown = ""
     for token in tokens:
@@ -127,12 +127,12 @@ def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Iterator[int]) -> Iterato
 
 
 def streamed(model: LoadedModel, prompt: str, settings: ContinuationSettings) -> Iterator[str]:
-    """What the model makes of a prompt, as it comes."""
+    """The model's continuation of a prompt, piece by piece as it is generated."""
     tokens = steps(model, [prompt], settings)
     return pieces(model.tokenizer, (int(one[0]) for one in tokens))
 
 
 def continued(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> list[str]:
-    """What the model makes of every prompt, all run together."""
+    """The model's continuation of every prompt; all prompts run together."""
     rows = np.stack(list(steps(model, prompts, settings)), axis=1)
     return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]

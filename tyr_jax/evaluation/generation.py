@@ -1,8 +1,8 @@
-"""Generation with cached keys and values, also where layers differ: prefill once, then a token at a time.
+"""Generation with cached keys and values, also where layers differ: prefill once, then decode token by token.
 
-A cache has one slot for every position up to a size that is fixed when it is made, so that neither program
-compiles again. Prompts of a batch may differ in length: they are filled up at the end, each sequence writes
-its next token where its own prompt ended, and what a slot holds does not matter before that is reached.
+A cache has one slot for each position, up to a size that is fixed when it is made. So neither program is
+compiled again. Prompts of a batch may differ in length: they are padded at the end, and each sequence writes
+its next token where its own prompt ended. What a slot holds does not matter until its position is reached.
 
 Axis letters: `B` sequences, `T` tokens, `S` slots, `D` hidden, `N` query heads, `K` key/value heads, `H` head
 dim, `V` vocabulary.
@@ -24,13 +24,13 @@ from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
 
 NONE = -1
-"""What stands for a token where the model has none to give, as its predictions are not finite."""
+"""Stands for a token where the model has none to give, because its predictions are not finite."""
 
 PROMPT_MULTIPLE = 64
-"""Prompts are filled up to a multiple of this, so that most share a compilation."""
+"""Prompts are padded to a multiple of this, so that most share a compilation."""
 
 ALIGNMENT = 64
-"""Bytes; XLA takes memory that starts at a multiple of this as it is."""
+"""In bytes. XLA uses memory that starts at a multiple of this in place, without a copy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampling:
 
 
 class KeysValues(NamedTuple):
-    """What a layer's attention has seen, laid out as the products of one query read it: `keys [R, H, S]`,
+    """Cached keys and values of a layer, laid out as the products of one query read them: `keys [R, H, S]`,
     `values [R, S, H]`, with a row for every sequence and key/value head, `R = B·K`."""
 
     keys: jax.Array
@@ -54,22 +54,22 @@ class KeysValues(NamedTuple):
 
 
 Cache = dict[int, KeysValues]
-"""By layer; one without attention has none."""
+"""Keys and values by layer. A layer without attention has no entry."""
 
 
 def unstack(params: Params, config: ModelConfig) -> Params:
-    """The same model with a dict of tensors for each block, however they were kept; on a CPU, as
-    `side_by_side`."""
+    """The same model with a dict of tensors for each block, however the blocks were stored. On a CPU, the
+    tensors also go through `side_by_side`."""
     blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
     params = params | {"blocks": blocks}
     return side_by_side(params) if devices.are_cpus() else params
 
 
 def side_by_side(params: Params) -> Params:
-    """The same model, its tensors one after the other in one piece of memory.
+    """The same model, with its tensors one after the other in one piece of memory.
 
-    A token's time is that of reading all weights, and a CPU reads small tensors that lie anywhere a quarter
-    slower: NumPy asks for large pages for its own memory, but a page is larger than most tensors are.
+    Decoding a token takes as long as reading all weights. A CPU reads small scattered tensors a quarter
+    slower: NumPy asks for large pages for its memory, but such a page is larger than most tensors.
     """
     arrays, structure = jax.tree.flatten(params)
     sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
@@ -87,9 +87,11 @@ def side_by_side(params: Params) -> Params:
 def prefill(
     params: Params, tokens: jax.Array, lengths: jax.Array, config: ModelConfig, slots: int
 ) -> tuple[jax.Array, Cache]:
-    """(logits `[B, V]` after each prompt, a cache of `slots`) for `tokens [B, T]`, of which `lengths [B]`
-    count; `params` unstacked."""
-    # Where they are not an argument, XLA computes sines and cosines again for every head of every layer.
+    """(logits `[B, V]` after each prompt, a cache of `slots`) for prompts `tokens [B, T]`.
+
+    Of each prompt, the first `lengths [B]` tokens count; the rest is padding. `params` come from `unstack`.
+    """
+    # Unless the tables are an argument, XLA recomputes sines and cosines for every head of every layer.
     rope = rope_tables(config, tokens.shape[1])
     return read_prompts(params, tokens, lengths, rope, config, slots)
 
@@ -101,7 +103,7 @@ rope_tables = jax.jit(decoder.rope_tables, static_argnums=(0, 1))
 def read_prompts(
     params: Params, tokens: jax.Array, lengths: jax.Array, rope: decoder.Rope, config: ModelConfig, slots: int
 ) -> tuple[jax.Array, Cache]:
-    """`prefill`, with rotary tables of all positions."""
+    """`prefill`, given the rotary tables of all positions."""
     x = decoder.embed(params, tokens)
     cache = {}
 
@@ -124,9 +126,11 @@ def read_prompts(
 def decode(
     params: Params, tokens: jax.Array, positions: jax.Array, cache: Cache, config: ModelConfig
 ) -> tuple[jax.Array, Cache]:
-    """(logits `[B, V]`, the cache with them) after `tokens [B]` at `positions [B]`; `params` unstacked. The
-    cache that is given is overwritten."""
-    # One row of tokens that each have a position of their own.
+    """(logits `[B, V]` after `tokens [B]` at `positions [B]`, the cache with those tokens).
+
+    `params` come from `unstack`. The `cache` passed in is overwritten.
+    """
+    # The tokens form one row, in which each has its own position.
     rope = decoder.rope_at(config, positions)
     x, cache = decoder.embed(params, tokens[None]), dict(cache)
     for layer, block in enumerate(params["blocks"]):
@@ -143,7 +147,10 @@ def decode_layer(
     positions: jax.Array,
     config: ModelConfig,
 ) -> tuple[jax.Array, KeysValues | None]:
-    """(the residual `[1, B, D]` behind a layer, its cache) of a token of each sequence at `positions [B]`."""
+    """(residual stream `[1, B, D]` after a layer, its cache), for one token of each sequence.
+
+    The tokens are at `positions [B]`.
+    """
     if "o" in block and cache is not None:
         q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
         cache = remember(cache, k, v, positions)
@@ -152,8 +159,8 @@ def decode_layer(
 
 
 def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array) -> KeysValues:
-    """What is `cache` with keys and values `[B, K, H]` at `positions [B]`."""
-    # Sequences and heads are one axis, as XLA copies what is written to where it drops an axis of one.
+    """Write keys `k` and values `v`, both `[B, K, H]`, into the cache at `positions [B]`."""
+    # Sequences and heads share one axis: XLA copies the array written to where it drops an axis of size one.
     rows, slots = jnp.arange(len(cache.keys)), jnp.repeat(positions, k.shape[1])
     k, v = (array.reshape(-1, array.shape[-1]) for array in (k, v))
     keys = cache.keys.at[rows, :, slots].set(k, mode="promise_in_bounds")
@@ -162,7 +169,10 @@ def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array
 
 
 def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
-    """What queries `q [B, N, H]` at `positions [B]` attend to of what is `cache` up to there, `[B, N, H]`."""
+    """Attention output `[B, N, H]` of queries `q [B, N, H]` at `positions [B]`, over the cache up to there.
+
+    With a `window`, only that many latest positions count.
+    """
     rows, slots, head_dim = cache.values.shape
     queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
     scores = jnp.einsum("rgh,rhs->rgs", queries, cache.keys, preferred_element_type=jnp.float32)
@@ -174,8 +184,8 @@ def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: int | 
 
 def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits `[B, V]` in float32 of residuals `x [B, D]`."""
-    # For a few tokens a CPU reads a head whose rows are the product's a third faster; the barriers keep XLA
-    # from turning the product round again.
+    # For a few tokens, a CPU reads the head a third faster if its rows are the rows of the product. The
+    # barriers keep XLA from transposing the product again.
     hidden = jax.lax.optimization_barrier(decoder.final_hidden(params, x, config).T)
     logits = jnp.matmul(decoder.head(params), hidden, preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(logits).T
@@ -183,10 +193,10 @@ def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def sample(logits: jax.Array, key: jax.Array, step: int, sampling: Sampling) -> jax.Array:
-    """The next tokens `[B]`, from `logits [B, V]`; every `step` has a draw of its own. Where these are not
-    finite, the token is `NONE`."""
+    """The next tokens `[B]`, from `logits [B, V]`. Every `step` has its own random draw. Where the logits are
+    not finite, the token is `NONE`."""
     if sampling.temperature == 0:
-        # What is no number counts as the largest.
+        # `top_k` ranks NaN as the largest value, so that it shows here.
         values, tokens = jax.lax.top_k(logits, 1)
         return jnp.where(jnp.isfinite(values), tokens, NONE)[:, 0]
     finite = jnp.isfinite(jnp.max(logits, axis=-1))
@@ -212,16 +222,16 @@ def generate(
     stop: frozenset[int] = frozenset(),
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Up to `count` next tokens `[B]` of every prompt, one after the other.
+    """Yield the next tokens `[B]` of all prompts, up to `count` times.
 
     Args:
         params: a model, dense or pruned, as `unstack` returns it.
         config: its configuration.
-        prompts: tokens of each sequence, at least one.
-        count: tokens to generate at most.
-        sampling: how they are chosen.
-        stop: tokens that end a sequence; it repeats the one that ended it until all have ended.
-        seed: of the choice.
+        prompts: tokens of each prompt, at least one.
+        count: maximum number of tokens to generate for each prompt.
+        sampling: how tokens are chosen.
+        stop: tokens that end a sequence. A sequence repeats its stop token until all have ended.
+        seed: seed of the random choice.
 
     Raises:
         UserError: the model overflows.
@@ -239,7 +249,7 @@ def generate(
     for step in range(count):
         tokens = sample(logits, key, step, sampling)
         if step < count - 1:
-            # Begun before the tokens are looked at, so that the device need not wait for that.
+            # Started before the tokens are looked at, so that the device does not wait for the host.
             logits, cache = decode(params, tokens, lengths + step, cache, config)
         last = np.where(ended, last, tokens)
         if (last == NONE).any():

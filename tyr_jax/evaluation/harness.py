@@ -6,7 +6,8 @@
 
     simple_evaluate(model=HarnessModel(load_model("pruned")), tasks=["arc_easy"])
 
-Prompts, answers and metrics are the harness's own; it asks how likely continuations are, and for text.
+Prompts, answers and metrics are the harness's own. It asks the model for log-likelihoods of continuations,
+and for generated text.
 """
 
 import contextlib
@@ -36,17 +37,17 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.workspace.progress import Progress
 
 FEWSHOT_SEED = 1234
-"""That of the harness's own command, by which it draws examples."""
+"""Seed for drawing examples, the same as in the harness's own command."""
 
 MOST_NEW_TOKENS = 256
-"""Tokens that are generated at most where a task does not say."""
+"""Maximum number of tokens to generate, where a task does not set one."""
 
 Asked = tuple[tuple[str, str] | None, list[int], list[int]]
-"""A request as the harness makes it: texts, and tokens, of context and continuation."""
+"""A request as the harness makes it: the texts of context and continuation (or None), and their tokens."""
 
 
 class HarnessModel(TemplateLM):
-    """A model as the harness asks it."""
+    """A model, behind the interface that the harness calls."""
 
     def __init__(self, model: LoadedModel, progress: Progress | None = None) -> None:
         super().__init__()
@@ -65,22 +66,22 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context comes after."""
+        """The token before a text that has no context: BOS, or else EOS."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property
     def max_length(self) -> int:
-        """Tokens that fit."""
+        """Tokens that fit into the model's context."""
         return self.model.config.max_positions
 
     @property
     def tokenizer_name(self) -> str:
-        """What answers are cached under."""
+        """The name under which the harness caches requests."""
         return self.model.source
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text, with those that the tokenizer puts before a text unless it has them."""
+        """Tokens of a text. By default, special tokens are added unless the text starts with BOS already."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = bos is None or not string.startswith(bos)
@@ -89,7 +90,7 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the model's own template has it."""
+        """A conversation rendered with the model's own chat template."""
         return chat.written(
             self.tokenizer,
             chat_history,
@@ -110,12 +111,12 @@ class HarnessModel(TemplateLM):
         return [(answer.nats, answer.greedy) for answer in found]
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Request:
-        """A request of which the beginning is left out where it is too long; at least a token stays."""
+        """A request cut to fit the model: the context loses its beginning, but keeps at least one token."""
         room = self.max_length + 1 - len(continuation)
         return Request(tuple(context[-max(room, 1) :]), tuple(continuation[: self.max_length]))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in windows that each know what is before them by a token."""
+        """Log-likelihoods of whole texts, read in windows that each have one token of context."""
         windows: list[Asked] = []
         owners = []
         for number, request in enumerate(requests):
@@ -137,7 +138,7 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts that go on from a prompt each, up to what ends them."""
+        """Continuations of prompts, each up to a stop sequence or its maximum length."""
         params, texts = generation.unstack(self.model.params, self.model.config), []
         with self._stage("texts", len(requests)) as advance:
             for request in requests:
@@ -179,24 +180,27 @@ class HarnessModel(TemplateLM):
 
 @functools.cache
 def known_tasks() -> TaskManager:
-    """The harness's own list of tasks: it reads thousands of files for it."""
+    """The harness's own list of tasks, kept because reading it opens thousands of files."""
     return TaskManager()
 
 
 @contextlib.contextmanager
 def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator[list[Task | Group]]:
-    """The harness's tasks and groups of these names, with their data: the hub's, or copies in `data_dir`,
-    each under the name that it has on the hub. Of a copy, splits for examples may be missing.
+    """The harness's tasks and groups of these names, with their data.
+
+    The data comes from the hub, or from copies in `data_dir`, each under its name on the hub. A copy may lack
+    the splits that few-shot examples come from.
 
     Raises:
-        UserError: a task or its data that is not there.
+        UserError: a task or its data is not there.
     """
     if data_dir and not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir} is no directory; name the one that holds the tasks' data")
     with tempfile.TemporaryDirectory(prefix="tyr-jax-tasks-", ignore_cleanup_errors=True) as place:
         own, empty = Path(place, "built"), Path(place, "empty")
         empty.mkdir()
-        # What a task calls its data, such as allenai/ai2_arc, may be a directory; no other one is meant.
+        # The name of a task's data, such as allenai/ai2_arc, could be that of a directory here. Only one in
+        # `data_dir` is meant.
         built = _built_in(own) if data_dir else contextlib.nullcontext()
         with contextlib.chdir(data_dir or empty), built, _silent_datasets():
             found = _load_tasks(names, data_dir)
@@ -205,8 +209,11 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
 
 @contextlib.contextmanager
 def _built_in(directory: Path) -> Iterator[None]:
-    """`datasets` keeps in `directory` what it builds. It knows local data by its name alone, so that what it
-    built of another directory, or before a file changed, would be taken for it."""
+    """Let `datasets` keep what it builds in `directory`.
+
+    It identifies local data by name alone. From its usual cache, it would reuse what it built from another
+    directory, or before a file changed.
+    """
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = directory
     try:
@@ -217,7 +224,7 @@ def _built_in(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_datasets() -> Iterator[None]:
-    """`datasets` neither logs what an exception says as well, nor shows bars for files of a moment."""
+    """Keep `datasets` from logging what an exception says anyway, and from showing brief progress bars."""
     level, shown = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
@@ -230,7 +237,7 @@ def _silent_datasets() -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """What an error says, and what the one says that it comes of."""
+    """The message of an error, and that of its root cause."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -238,12 +245,12 @@ def _why(error: BaseException) -> str:
 
 
 def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Group]:
-    """`opened_tasks`, where their data is in the current directory."""
+    """`opened_tasks`, for data in the current directory."""
     manager = known_tasks()
     found: list[Task | Group] = []
     for name in names:
         try:
-            # It would take a path for a task that is described there, with code to run.
+            # The harness would read a path as the description of a task, which may have code to run.
             if name not in manager.all_tasks:
                 raise KeyError(name)
             found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
@@ -257,7 +264,7 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
 
 
 def data_digest(directory: Path) -> str:
-    """The sha256 of names and contents of all files in a directory."""
+    """The sha256 of the names and contents of all files in a directory."""
     files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     whole = hashlib.sha256()
     for name in sorted(files):
@@ -267,10 +274,13 @@ def data_digest(directory: Path) -> str:
 
 
 def _load_task(manager: TaskManager, name: str, dispensable: tuple[str, ...]) -> list[Task | Group]:
-    """A task, a group, or all tasks of a tag; of a task, without as many `dispensable` splits as need be."""
+    """A task, a group, or all tasks of a tag.
+
+    A task whose data lacks splits is loaded without the first `dispensable` ones, as few as possible.
+    """
     for count in range(len(dispensable) + 1):
         without = {f"{split}_split": None for split in dispensable[:count]}
-        # Only a member of a group can be a known task and yet differ from it.
+        # A known task can be loaded with changes only as a member of a group.
         spec = {"group": "local", "task": [{"task": name, **without}]} if count else name
         try:
             loaded = manager.load([spec])
@@ -294,14 +304,13 @@ def evaluate(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What the harness makes of a model, dense or pruned, on `tasks` from `opened_tasks`, with the answers to
-    every question.
+    """The harness's results for a model, dense or pruned, on `tasks` from `opened_tasks`, with all answers.
 
-    Before a question come `num_fewshot` examples, as many as the task has it where that is not said; of each
-    task the first `limit` questions are asked, or all.
+    Each question follows `num_fewshot` examples (None: as many as the task sets). The first `limit` questions
+    of each task are asked (None: all).
 
     Raises:
-        UserError: examples are asked for of a task whose data has none apart from the questions.
+        UserError: examples are asked for, but the data of a task has none apart from its questions.
     """
     for task in tasks:
         if num_fewshot and isinstance(task, Task) and not has_examples(task):
@@ -310,15 +319,16 @@ def evaluate(
                 "its questions; add its training split, or ask for none"
             )
     utils.setup_logging("ERROR")
-    # `simple_evaluate` would also ask git and pip what there is in this directory and environment.
+    # `simple_evaluate` would also query git and pip about this directory and environment.
     asked = known_tasks().load(tasks)
     for task in asked["tasks"].values():
         own = task.get_config("num_fewshot")
-        # Of a task that has none, none are asked for.
+        # A task that is defined without examples stays without.
         if own != 0:
             task.set_config(key="num_fewshot", value=own or 0 if num_fewshot is None else num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    # Standard errors of means have a formula; of others, as many draws as the harness has for slow ones.
+    # Standard errors of means have a formula. Those of other metrics are bootstrapped, with as many draws as
+    # the harness uses for slow ones.
     return lm_eval.evaluate(HarnessModel(model, progress), asked, limit=limit, bootstrap_iters=100)
 
 
@@ -328,8 +338,8 @@ def has_examples(task: Task) -> bool:
 
 
 def scores(results: dict[str, Any], data_dir: Path | None = None) -> list[TaskScore]:
-    """Every metric of every task and group of the harness's results; of tasks whose data is in `data_dir`,
-    with its digest."""
+    """Every metric of every task and group in the harness's results. Scores of tasks whose data is in
+    `data_dir` include its digest."""
     found = []
     for task, values in results["results"].items():
         data = data_dir and data_dir / results["configs"].get(task, {}).get("dataset_path", "-")

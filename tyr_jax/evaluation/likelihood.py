@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations: what tasks are scored by whose answers are given.
+"""Log-likelihoods of continuations, by which tasks with given answers are scored.
 
-Every sequence runs once: requests that differ in their last token only, such as the choices A to D, share a
-row. Rows are filled up at the end to one of few lengths, a batch has rows of one length, and the head runs
-only where a continuation is.
+Every sequence runs once: requests that differ only in their last token, such as the choices A to D, share a
+row. Rows are padded at the end to one of a few lengths, and all rows of a batch have the same length. The
+head runs only where a continuation is.
 
 Axis letters: `B` rows, `T` tokens, `D` hidden, `P` positions.
 """
@@ -22,21 +22,21 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.runtime import devices
 
 TOKENS = 2048
-"""Tokens that run at a time on a device: enough rows for the matmul rate, and few that only fill up."""
+"""Tokens that run at a time on a device: enough rows for the full matmul rate, with little padding."""
 
 SHORTEST = 32
-"""Tokens that a row has at least, and positions that a batch asks about."""
+"""Minimum length of a row in tokens, and minimum number of positions that a batch asks about."""
 
 
 class Request(NamedTuple):
-    """How likely is `continuation` after `context`? Tokens, at least one of each."""
+    """How likely is `continuation` after `context`? Both are tokens, at least one each."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
     @property
     def row(self) -> tuple[int, ...]:
-        """What is read."""
+        """The tokens that the model reads."""
         return (*self.context, *self.continuation[:-1])
 
 
@@ -48,8 +48,11 @@ class Likelihood(NamedTuple):
 
 
 class RequestBatch(NamedTuple):
-    """Rows `tokens [B, T]`, and what is asked of them: after `positions [P]` of rows `rows [P]` the tokens
-    `targets [P]`, for the requests `owners [P]`; the first `asked` of these count."""
+    """Rows `tokens [B, T]`, and what is asked about them.
+
+    Entry p asks how likely token `targets[p]` is after position `positions[p]` of row `rows[p]`, for request
+    `owners[p]`. Of the P entries, the first `asked` count; the others are padding.
+    """
 
     tokens: np.ndarray
     rows: np.ndarray
@@ -60,7 +63,7 @@ class RequestBatch(NamedTuple):
 
 
 def filled_length(count: int) -> int:
-    """The least power of two, or one and a half of one, that `count` fits, from `SHORTEST` on."""
+    """The smallest length that holds `count`: a power of two, or 1.5 times one, and at least `SHORTEST`."""
     power = SHORTEST
     while power < count:
         if power * 3 // 2 >= count:
@@ -70,7 +73,7 @@ def filled_length(count: int) -> int:
 
 
 def batches(requests: Sequence[Request]) -> list[RequestBatch]:
-    """Everything that is asked, the longest rows first."""
+    """All requests in batches, the longest rows first."""
     asked_of: dict[tuple[int, ...], list[int]] = {}
     for number, request in enumerate(requests):
         asked_of.setdefault(request.row, []).append(number)
@@ -79,7 +82,7 @@ def batches(requests: Sequence[Request]) -> list[RequestBatch]:
     while rows:
         length = filled_length(len(rows[0]))
         count = max(1, TOKENS // length)
-        # A batch is filled up with shorter rows; only the last may want some.
+        # Shorter rows fill up a batch; only the last batch may lack some.
         while count > 1 and count // 2 * devices.count() >= len(rows):
             count //= 2
         count *= devices.count()
@@ -113,9 +116,9 @@ def answer(
     targets: jax.Array,
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-likelihoods `[P]` of `targets [P]` after `positions [P]` of `rows [P]`, which of them are the
-    likeliest tokens `[P]`), from the `residual [B, T, D]` behind the last layer; `params` has what lies
-    outside the blocks."""
+    """(log-likelihoods `[P]` of `targets [P]` after `positions [P]` of `rows [P]`, whether each is the
+    likeliest token `[P]`), from the `residual [B, T, D]` after the last layer. `params` has what lies outside
+    the blocks."""
     hidden = decoder.final_hidden(params, devices.place(residual[rows, positions]), config)
     return devices.divided(answers, whole=1)(decoder.head(params), hidden, targets)
 
@@ -126,9 +129,9 @@ def log_likelihoods(
     config: ModelConfig,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> list[Likelihood]:
-    """How likely every request's continuation is, by a dense or pruned model.
+    """The log-likelihood of every request's continuation, under a dense or pruned model.
 
-    `on_tokens` is told how many positions have been asked about, batch by batch.
+    After each batch, `on_tokens` is called with the number of positions that it asked about.
 
     Raises:
         UserError: the model overflows.

@@ -1,4 +1,4 @@
-"""Perplexity of a model on texts: of those that it was made with, the windows that were held out."""
+"""Perplexity of a model on texts. Of texts that it was made with, only the held-out windows are read."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from tyr_jax.workspace.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class TextChoice:
-    """Which text to measure on, and how; what is not said is as it was when the model was made."""
+    """Which text to measure on, and how. What is not set is as it was when the model was made."""
 
     evaluation: tuple[str, ...] = ()
     evaluation_length: int | None = None
@@ -22,15 +22,18 @@ class TextChoice:
     bos: bool | None = None
     chat_template: bool | None = None
     trust_record: bool = False
-    """Whether texts that only the model's record names are read."""
+    """Whether to read texts that only the model's record names."""
 
 
 def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSpec:
-    """The text to measure a model of that name on: what it was measured on when it was made, with what was
-    chosen in its place. Of text that it has learnt from, the windows that were held out.
+    """The text to measure the model named `model` on.
+
+    That is the text it was measured on when it was made, except for what `choice` sets. Of text that it has
+    learnt from, the held-out windows are used.
 
     Raises:
-        UserError: there are none of the length that is asked for, or only the model's record names them.
+        UserError: no windows of the requested length were held out, or a text is named only by the model's
+            record, which is not trusted.
     """
     asked = {
         field: getattr(choice, field)
@@ -63,10 +66,10 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
 def perplexities(
     model: LoadedModel, spec: DataSpec, made: Provenance | None, progress: Progress
 ) -> list[TextPerplexity]:
-    """Perplexity on every text of `spec`, beside that of when the model was `made`.
+    """Perplexity on every text of `spec`, with that from when the model was `made`.
 
     Raises:
-        UserError: a text cannot be read, its windows do not fit the model, or this overflows.
+        UserError: a text cannot be read, its windows do not fit the model, or the model overflows.
     """
     check_length("--evaluation-length", spec.evaluation_length, model)
     texts, sources = load_evaluation(spec, model.tokenizer), evaluation_sources(spec)

@@ -1,4 +1,4 @@
-"""How a model was made, as far as measuring it has to know: the text it has learnt from, and how good it was
+"""How a model was made, as far as its evaluation needs to know: the text it learnt from, and its quality
 then."""
 
 from collections.abc import Mapping
@@ -12,9 +12,12 @@ from tyr_jax.workspace.records import spec_of, written_model
 
 
 class Provenance(NamedTuple):
-    """The text that a model was made and measured on, `spec`; all sources that it has `learnt` from, as
-    `describe` has them, so that none of them need be read; and of the windows that it was measured on, by
-    name, the `fingerprints` and the `perplexities`."""
+    """What a model was made from, and how it was measured then.
+
+    `spec` is the text that it was made and measured on. `learnt` has all sources that it has learnt from, as
+    `describe` writes them, so that none of them has to be read. `fingerprints` and `perplexities` are those
+    of the windows that it was measured on, by name.
+    """
 
     spec: DataSpec
     learnt: tuple[str, ...]
@@ -22,7 +25,7 @@ class Provenance(NamedTuple):
     perplexities: dict[str, float | None]
 
     def perplexity(self, name: str, windows: np.ndarray) -> float | None:
-        """How good it was on text `name`, if it was measured on these very `windows [W, T]`."""
+        """Its perplexity on text `name`, or None unless it was measured on exactly these `windows [W, T]`."""
         same = self.fingerprints.get(name) == fingerprint(windows)
         return self.perplexities[name] if same else None
 
@@ -35,7 +38,7 @@ class Provenance(NamedTuple):
 def provenance_of(
     summary: Mapping[str, Any] | None, recovery: Mapping[str, Any] | None = None
 ) -> Provenance | None:
-    """What the records of a model's pruning and training say, or None where there are none."""
+    """The provenance that the records of a model's pruning and training give, or None without records."""
     learnt: tuple[str, ...] = ()
     found = None
     if summary:

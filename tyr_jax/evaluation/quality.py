@@ -29,18 +29,18 @@ MAX_LOG_PERPLEXITY = 700.0
 
 
 class Quality(NamedTuple):
-    """Perplexity over the next tokens of all windows, and mean KL(dense ‖ model) in nats a token."""
+    """Perplexity over the next tokens of all windows, and mean KL(dense ‖ model) in nats per token."""
 
     perplexity: float
     kl: float
 
     def as_json(self) -> dict[str, float | None]:
-        """The same as JSON has it: None for what is not finite."""
+        """The values for JSON, with None for those that are not finite."""
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
     @classmethod
     def of(cls, saved: Mapping[str, float | None]) -> Self:
-        """What `as_json` made of one: NaN for what was not finite."""
+        """The quality that `as_json` saved, with NaN for values that were not finite."""
         perplexity, kl = (saved[name] for name in cls._fields)
         return cls(math.nan if perplexity is None else perplexity, math.nan if kl is None else kl)
 
@@ -50,7 +50,7 @@ def predict_windows(
     params: Params, residual: jax.Array, tokens: jax.Array, config: ModelConfig
 ) -> tuple[Prediction, jax.Array]:
     """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL), from the `residual [S, T, D]`
-    behind the last layer; `params` has what lies outside the blocks."""
+    after the last layer. `params` has what lies outside the blocks."""
 
     def answer(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
         dense = predict(head, hidden)
@@ -64,8 +64,11 @@ def predict_windows(
 def window_sums(
     params: Params, residual: jax.Array, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums `[S]` over `tokens [S, T]` of next-token NLL, and of KL to predictions `dense` (NaN without), from
-    the `residual [S, T, D]` behind the last layer; `params` has what lies outside the blocks."""
+    """(next-token NLL, KL(dense ‖ model)), each summed over the tokens of a window, `[S]`.
+
+    They come from `tokens [S, T]`, the `residual [S, T, D]` after the last layer, and the predictions `dense`
+    of the dense model; without these, the KL is NaN. `params` has what lies outside the blocks.
+    """
 
     def compare(
         head: jax.Array, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
@@ -88,7 +91,7 @@ def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:
 def _read(
     params: Params, windows: np.ndarray, config: ModelConfig
 ) -> Iterator[tuple[BatchRows, jax.Array, jax.Array]]:
-    """Batches of `windows [S, T]`: which they are, their tokens, and the residuals behind the last layer."""
+    """Batches of `windows [S, T]`: (which windows, their tokens, the residuals after the last layer)."""
     rows = batches(windows)
     texts = [jnp.asarray(windows[part.indices]) for part in rows]
     for part, tokens, state in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
@@ -119,10 +122,10 @@ def measure(
     dense: Prediction | None = None,
     on_windows: Callable[[int], None] = lambda windows: None,
 ) -> Quality:
-    """Quality of a model on `windows [S, T]`; each window is read on its own, its first token is given.
+    """Quality of a model on `windows [S, T]`. Each window is read on its own, and its first token is given.
 
-    `dense` are the dense model's predictions, from `measure_dense` (pruning leaves the head as it is);
-    without them `kl` is NaN.
+    `dense` has the dense model's predictions, from `measure_dense` (pruning leaves the head as it is).
+    Without them, `kl` is NaN.
     """
     total_nll, total_kl = 0.0, 0.0
     for (rows, real), tokens, residual in _read(params, windows, config):

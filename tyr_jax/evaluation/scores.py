@@ -1,12 +1,15 @@
-"""What measuring a model finds: its perplexity on a text, and a metric of it on a task."""
+"""The results of an evaluation: a model's perplexity on a text, and its score on a task."""
 
 from typing import NamedTuple
 
 
 class TextPerplexity(NamedTuple):
-    """A model's perplexity on a text, and what was read of that: `windows` of `length` tokens, in all
-    `tokens`, with the tokenizer's BOS or not; what it was on the same windows when the model was made, if it
-    was measured on them."""
+    """A model's perplexity on a text, and what was read of the text.
+
+    `windows` windows of `length` tokens were read, `tokens` tokens in all. With `bos`, each starts with the
+    tokenizer's BOS. `perplexity_when_made` is the perplexity on the same windows when the model was made, or
+    None if it was not measured on them.
+    """
 
     text: str
     source: str
@@ -20,8 +23,11 @@ class TextPerplexity(NamedTuple):
 
 
 class TaskScore(NamedTuple):
-    """A metric of lm-evaluation-harness on a task or group of tasks: of so many `questions`, with so many
-    examples (`shots`) before each; `data` is the sha256 of the task's data where that is local."""
+    """A metric of lm-evaluation-harness on a task or a group of tasks.
+
+    `questions` is the number of questions asked, and `shots` the number of examples before each. `data` is
+    the sha256 of the task's data, if that is local.
+    """
 
     task: str
     shots: int | None

@@ -1,4 +1,4 @@
-"""How fast a pruned model is beside the dense one: what a benchmark finds, and its file."""
+"""How fast a pruned model is compared with the dense one: the results of a benchmark, and their file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from tyr_jax.workspace.records import BENCHMARK, read_benchmark
 from tyr_jax.workspace.records import MEASURES as MEASURES
 
 NAME = BENCHMARK
-"""The file of what is found."""
+"""The file of the results."""
 
 MODELS = ("dense", "pruned")
 
@@ -34,7 +34,7 @@ class Timing(NamedTuple):
     pruned: float
     """Seconds, median."""
     limit: float
-    """How many times faster the pruned model would be if FLOPs, or bytes, were all that counts."""
+    """How many times faster the pruned model would be if only FLOPs, or only bytes, counted."""
 
     @property
     def ratio(self) -> float:
@@ -55,7 +55,7 @@ def as_json(timing: Timing) -> dict[str, Any]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is what a benchmark writes, be it that of another version."""
+    """Whether a benchmark wrote this file, in any version."""
     try:
         return {"models", "device", "rows"} <= read_json(path).keys()
     except UserError:
@@ -66,7 +66,7 @@ def read_speed(directory: Path) -> Speed | None:
     """The benchmark of the model in `directory`, or None if there was none.
 
     Raises:
-        UserError: the file is there, but is no benchmark.
+        UserError: the file is there, but is not a benchmark.
     """
     record = read_benchmark(directory)
     if record is None:

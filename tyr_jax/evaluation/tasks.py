@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, which need not be installed for anything else."""
+"""Tasks of lm-evaluation-harness. Nothing else needs that package to be installed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,11 @@ from tyr_jax.workspace.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class TaskChoice:
-    """Which tasks; how many examples before a question, where not as many as the task has; how many questions
-    of each, where not all; and where their data is, if not on the hub."""
+    """Which tasks to run, and how.
+
+    `num_fewshot` examples come before a question (None: as the task has it). At most `limit` questions of
+    each task are asked (None: all). The data is in `data_dir` (None: on the hub).
+    """
 
     tasks: tuple[str, ...] = ()
     num_fewshot: int | None = None
@@ -22,7 +25,7 @@ class TaskChoice:
 
 
 def task_scores(choice: TaskChoice, load: Callable[[], LoadedModel], progress: Progress) -> list[TaskScore]:
-    """Metrics, on every task, of the model that `load` gives once the tasks are there.
+    """Metrics on every task, of the model that `load` returns. It is loaded after the tasks.
 
     Raises:
         UserError: lm-evaluation-harness is not installed, or a task or its data is not there.

@@ -1,8 +1,8 @@
-"""Text that a model writes itself, from the separator of documents on: many sequences at a time.
+"""Text that a model writes itself, starting after the document separator: many sequences at a time.
 
-All sequences are at the same position, which is a loop's number, so that a token costs no more than the
-products with the weights and the draw over the vocabulary. Several devices write sequences of their own, and
-gather a layer at a time.
+All sequences are at the same position, which is the counter of a loop. So a token costs no more than the
+products with the weights and the draw over the vocabulary. With several devices, each writes its own
+sequences, and gathers one layer at a time.
 
 Axis letters: `B` sequences, `T` tokens, `S` slots of a cache, `K` key/value heads, `H` head dim.
 """
@@ -22,34 +22,34 @@ from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 
 SLOTS = 64
-"""A cache has a multiple of so many slots."""
+"""The slots of a cache are a multiple of this."""
 
 SEQUENCES = 128
-"""Sequences that a device writes at a time: their caches are in its memory."""
+"""Sequences that a device writes at a time. Their caches are held in its memory."""
 
 SEGMENT = 64
-"""Tokens that a sequence gets in one call of the program, which one is told of."""
+"""Tokens added to a sequence by one call of the program. Progress is reported after each call."""
 
 GROWTHS = 2
-"""Sizes of a cache, from a share of the text to all of it: a token's attention reads the whole cache, and
-every size is compiled."""
+"""Number of sizes through which a cache grows, up to the length of the text. A token's attention reads the
+whole cache, so small caches save time; but every size is compiled."""
 
 
 def cache_slots(length: int) -> int:
-    """Slots of a cache for so many tokens."""
+    """Slots of a cache for `length` tokens: the next multiple of `SLOTS`."""
     return -(-length // SLOTS) * SLOTS
 
 
 @functools.partial(jax.jit, static_argnames="slots")
 def grown(layer: KeysValues, slots: int) -> KeysValues:
-    """A layer's cache with room for so many `slots`."""
+    """A layer's cache, padded to `slots`."""
     more = slots - layer.keys.shape[-1]
     keys = jnp.pad(layer.keys, ((0, 0), (0, 0), (0, more)))
     return KeysValues(keys, jnp.pad(layer.values, ((0, 0), (0, more), (0, 0))))
 
 
 def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> tuple[KeysValues, ...]:
-    """Nothing seen, of every layer: `keys [B·K, H, S]`, `values [B·K, S, H]`."""
+    """Empty caches of all layers, filled with zeros: `keys [B·K, H, S]`, `values [B·K, S, H]`."""
 
     def empty(kv_heads: int) -> KeysValues:
         rows, dim = sequences * kv_heads, config.head_dim
@@ -72,8 +72,11 @@ def write(
     temperature: float,
     count: int,
 ) -> tuple[tuple[KeysValues, ...], jax.Array]:
-    """(the cache, texts `written [B, T + 1]`) with `count` tokens more, behind the one at `first`; every
-    sequence has a key, of the data `keys [B, 2]`. A model is what lies outside of its blocks, and those."""
+    """Append `count` tokens to each of the texts `written [B, T + 1]`, after the token at position `first`.
+
+    Every sequence has its own random key, given by its data in `keys [B, 2]`. The model is given as its
+    tensors `outside` the blocks, and its `blocks`. Returns (cache, texts); both inputs are overwritten.
+    """
     head = decoder.head(outside)
 
     def layer(
@@ -97,7 +100,8 @@ def write(
         last = jax.lax.dynamic_slice_in_dim(written, position, 1, axis=1)
         x, seen = decoder.embed(outside, last), []
         for block, before in zip(blocks, cache, strict=True):
-            # What devices gather is the same in every step: the compiler would gather all before the first.
+            # What devices gather is the same in every step. Without a barrier, the compiler would gather all
+            # layers before the first step.
             block, x = jax.lax.optimization_barrier((block, x))
             x, after = devices.divided(layer, whole=3)(block, rope, position, x, before)
             seen.append(after)
@@ -124,15 +128,15 @@ def write_texts(
     Args:
         params: the model, dense or pruned, in memory.
         config: its configuration.
-        separator: the token that they are written behind, and do not begin with.
-        sequences: how many texts.
-        length: of how many tokens each.
-        seed: what is written is a function of it.
+        separator: the token before each text; the result leaves it out.
+        sequences: number of texts.
+        length: tokens in each text.
+        seed: seed of the random draws; it determines the texts.
         temperature: divides the logits.
-        on_tokens: told the tokens done.
+        on_tokens: called with the number of tokens written since its last call.
     """
     keys, outside = prediction.sequence_keys(seed, sequences), decoder.outside(params)
-    # Within the program, taking layers out of a stack would copy them for every token.
+    # Taking layers out of a stack within the program would copy them for every token.
     blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
     groups = batches(np.broadcast_to(0, (sequences, length)), SEQUENCES * length)
     texts = [np.zeros((0, length), np.int32)]

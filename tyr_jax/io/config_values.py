@@ -15,7 +15,7 @@ from tyr_jax.files import read_json
 Json = dict[str, Any]
 
 LARGEST = 2**31 - 1
-"""The largest size there is, beyond any model's."""
+"""The largest integer that is accepted, above any model's sizes."""
 
 LIMITS = {
     "num_hidden_layers": 10_000,
@@ -26,24 +26,28 @@ LIMITS = {
     "intermediate_size": 2**24,
     "vocab_size": 2**24,
 }
-"""What sizes can be at most, some hundred times those of the largest models. For every layer, head and neuron
-something is allocated before any tensor contradicts a size."""
+"""Upper limits of sizes, about a hundred times those of the largest models. Memory is allocated for every
+layer, head and neuron before any tensor can contradict a size."""
 
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
-"""What is computed with is float32."""
+"""The largest float32, the type that numbers are computed in."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring = 3, 80
 
 
 def shown(value: Any) -> str:
-    """A value for a message: of one that is long or deep, its beginning."""
+    """A value for a message, cut short if it is long or deep."""
     return _SHORT.repr(value)
 
 
 @contextlib.contextmanager
 def of_file(path: Path) -> Iterator[None]:
-    """Errors about values say first what file they are of."""
+    """A context that puts `path` in front of errors about the file's values.
+
+    Raises:
+        UserError: the body's, with the path.
+    """
     try:
         yield
     except UserError as error:
@@ -51,10 +55,10 @@ def of_file(path: Path) -> Iterator[None]:
 
 
 def read_values(path: Path) -> Json:
-    """The JSON object in a file; what is read can be written again.
+    """The JSON object in a file. It can also be written again.
 
     Raises:
-        UserError: it cannot be read, or is none, or holds NaN or infinity, which JSON does not have.
+        UserError: it cannot be read, is not a JSON object, or holds NaN or infinity, which JSON lacks.
     """
     values = read_json(path)
     try:
@@ -65,15 +69,15 @@ def read_values(path: Path) -> Json:
 
 
 def unsupported(key: str, value: Any, supported: str) -> UserError:
-    """The error for a `key` whose `value` is none of those `supported`."""
+    """The error for a `key` whose `value` is not supported; `supported` says what is."""
     return UserError(f"config key '{key}' is {shown(value)}, which is not supported: it must be {supported}")
 
 
 def integer(config: Mapping[str, Any], key: str, where: str = "", most: int = LARGEST) -> int:
-    """A positive integer of `config`, an object that lies at `where`.
+    """The positive integer under `key` of `config`; `where` is the prefix of the key in messages.
 
     Raises:
-        UserError: it is missing, or something else, or more than the `most` it can be; names the key.
+        UserError: it is missing, is not a positive integer, or is above `most`; names the key.
     """
     value = config.get(key)
     if value is None:
@@ -84,7 +88,7 @@ def integer(config: Mapping[str, Any], key: str, where: str = "", most: int = LA
 
 
 def number(config: Mapping[str, Any], key: str, where: str = "") -> float:
-    """A positive number that float32 can hold; otherwise as `integer`."""
+    """The positive number under `key`, which float32 must be able to hold. Otherwise like `integer`."""
     value = config.get(key)
     if value is None:
         raise UserError(f"config key '{where}{key}' is missing: it must be a positive number")
@@ -97,7 +101,7 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
     """Whether `key` is true; false where it is missing.
 
     Raises:
-        UserError: it is something else; names the key.
+        UserError: it is not a boolean; names the key.
     """
     value = config.get(key, False)
     if not isinstance(value, bool):

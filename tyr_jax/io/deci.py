@@ -1,9 +1,9 @@
-"""Writing GGUF files of models whose layers differ: llama.cpp's architecture `deci`.
+"""Writing GGUF files of models whose layers differ, in llama.cpp's architecture `deci`.
 
-It is Llama with sizes per layer, and the one such architecture of stock llama.cpp that covers all of this
-project's families. A layer may lack its attention or its FFN, but not everywhere: attention without an FFN is
-not run, the first layer must have attention, and the last must have an FFN. There a head or some neurons
-without any effect (all weights zero) take their place.
+`deci` is Llama with sizes per layer. It is the only such architecture of stock llama.cpp that covers all of
+this project's families. A layer may lack its attention or its FFN, with three exceptions: llama.cpp does not
+run attention without an FFN, the first layer must have attention, and the last layer must have an FFN. In
+these cases a head or some neurons with zero weights, which have no effect, are written instead.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ from tyr_jax.model.spec import (
 ARCHITECTURE = "deci"
 
 OWN_KEY = "tyr_jax.version"
-"""The metadata key by which a file says that it was written here."""
+"""The metadata key that marks a file as written by this package."""
 
 HEAD_BYTES = 4096
-"""Bytes at the start of a file in which that key stands."""
+"""The key is within this many bytes from the start of a file."""
 
 TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -54,11 +54,11 @@ TYPES = {
     "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-"""Types that matrices can be written in (norms and biases stay float32), and what ggml calls such files."""
+"""Types in which matrices can be written (norms and biases stay float32), and ggml's file type for each."""
 
 
 class Written(NamedTuple):
-    """A tensor of a file: its shape, and what it is stored as."""
+    """A tensor in a file: its shape and stored type."""
 
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -66,18 +66,18 @@ class Written(NamedTuple):
 
 LARGEST_F16 = float(np.finfo(np.float16).max)
 LARGEST = {GGMLQuantizationType.BF16: float(jnp.finfo(jnp.bfloat16).max)}
-"""What weights can be at most, in types for which that is not float16's largest."""
+"""The largest weight that a type can hold, where it is not the largest float16."""
 
 
 def stored_shape(shape: LayerShape, first: bool, last: bool, multiple: int) -> LayerShape:
-    """The sizes a layer has in the file: with what llama.cpp insists on, and whole multiples of neurons."""
+    """A layer's sizes in the file: with what llama.cpp requires, and neurons padded to a `multiple`."""
     heads, kv_heads = (1, 1) if first and not shape.heads else (shape.heads, shape.kv_heads)
     neurons = max(shape.ffn, 1 if heads or last else 0)
     return LayerShape(heads, kv_heads, -(-neurons // multiple) * multiple)
 
 
 def stored_config(config: ModelConfig, multiple: int) -> ModelConfig:
-    """`config` with the sizes that layers have in the file."""
+    """`config` with the layers' sizes in the file (see `stored_shape`)."""
     shapes = [
         stored_shape(shape, layer == 0, layer == config.depth - 1, multiple)
         for layer, shape in enumerate(config.layers)
@@ -86,7 +86,7 @@ def stored_config(config: ModelConfig, multiple: int) -> ModelConfig:
 
 
 def filled(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
-    """`array` filled up with zeros to the shape of `spec`; ones for a norm that there was not."""
+    """`array` padded with zeros to the shape of `spec`. A missing array becomes zeros, or ones for a norm."""
     if array is None:
         return np.full(spec.shape, 1.0 if spec.is_norm else 0.0, np.float32)
     pairs = zip(spec.shape, array.shape, strict=True)
@@ -94,10 +94,10 @@ def filled(spec: TensorSpec, array: np.ndarray | None) -> np.ndarray:
 
 
 def sorted_neurons(block: Block, config: ModelConfig) -> Block:
-    """`block` with its neurons by the size of their output weights, the largest first.
+    """`block` with its neurons sorted by the norm of their output weights, largest first.
 
-    Their order means nothing to the model, but quantised types share a scale among 32 neighbours, of weights
-    and in llama.cpp of activations: so neighbours had better be alike.
+    The order does not matter to the model. But quantised types share a scale among 32 neighbouring weights,
+    and llama.cpp does so among activations, so neighbours should be of similar size.
     """
     if "down" not in block:
         return block
@@ -107,10 +107,10 @@ def sorted_neurons(block: Block, config: ModelConfig) -> Block:
 
 
 def stored_names(config: ModelConfig) -> dict[str, str]:
-    """Names of tensors in the file, by those in a Hugging Face checkpoint.
+    """Names of tensors in the file, by their names in a Hugging Face checkpoint.
 
     Raises:
-        UserError: such files have no place for one of them; names it.
+        UserError: the architecture has no tensor for one of them; names it.
     """
     stored = {}
     keys = [spec.key for spec in all_specs(config)]
@@ -125,10 +125,10 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
 
 
 def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 array of every tensor of the file, whose sizes are `config`'s.
+    """(name, float32 array) of every tensor of the file, with the sizes of `config` (see `stored_config`).
 
     Raises:
-        UserError: such files have no place for one of them; names it.
+        UserError: the architecture has no tensor for one of them; names it.
     """
     names = stored_names(config)
     for spec in model_specs(config):
@@ -142,10 +142,10 @@ def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, n
 
 
 def metadata(config: ModelConfig) -> dict[str, Any]:
-    """What llama.cpp has to know of the model, by key."""
+    """The metadata that llama.cpp needs of the model, by key."""
     sizes = {
         "block_count": config.depth,
-        # llama.cpp has no sliding window here; within one, it makes no difference.
+        # `deci` has no sliding window. In a context no longer than the window, that makes no difference.
         "context_length": min(config.max_positions, config.window or config.max_positions),
         "embedding_length": config.hidden,
         "vocab_size": config.vocab,
@@ -162,10 +162,10 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
 
 
 def check_metadata(values: dict[str, Any]) -> None:
-    """Refuse what a GGUF file cannot hold, or llama.cpp would read as something else.
+    """Check that a GGUF file can hold the `values`, and that llama.cpp reads them as they are meant.
 
     Raises:
-        UserError: names the key.
+        UserError: one cannot be held; names the key.
     """
     for key, value in values.items():
         several = isinstance(value, list)
@@ -173,7 +173,7 @@ def check_metadata(values: dict[str, Any]) -> None:
             if isinstance(each, str):
                 right, wanted = "\0" not in each and is_unicode(each), "text without NUL"
             elif isinstance(each, float):
-                # What is not a number is not at most anything.
+                # False for NaN as well.
                 right, wanted = abs(each) <= LARGEST_NUMBER, "a number that float32 can hold"
             else:
                 right, wanted = 0 <= each < 2 ** (31 if several else 32), "a number of at most 32 bits"
@@ -184,7 +184,7 @@ def check_metadata(values: dict[str, Any]) -> None:
 
 
 def add(writer: GGUFWriter, values: dict[str, Any]) -> None:
-    """Write metadata `values`, each by its type."""
+    """Add metadata `values` to the file, each with the GGUF type for its Python type."""
     for key, value in values.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
@@ -199,10 +199,13 @@ def add(writer: GGUFWriter, values: dict[str, Any]) -> None:
 
 
 def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """`array` as it is stored, and its type: `kind` for matrices whose rows are whole blocks of it.
+    """(stored array, type) of the tensor `name`.
+
+    A matrix is stored as `kind`, or as float16 if its rows are not a multiple of the type's block. Other
+    tensors are stored as float32.
 
     Raises:
-        UserError: a weight is not finite, or too large for the type.
+        UserError: a weight is not finite, or is too large for the type.
     """
     stored = GGMLQuantizationType[kind.upper()]
     if array.ndim < 2:
@@ -212,7 +215,7 @@ def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGML
     largest = float(np.abs(array).max(initial=0))
     if not np.isfinite(largest):
         raise UserError(f"tensor '{name}' holds NaN or infinity")
-    # Types of blocks have their scales and offsets in float16.
+    # Block types store their scales and offsets in float16.
     if stored != GGMLQuantizationType.F32 and largest > LARGEST.get(stored, LARGEST_F16):
         wider = "f32" if stored in LARGEST else "bf16 or f32"
         raise UserError(
@@ -222,7 +225,7 @@ def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGML
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a GGUF file that was written here."""
+    """Whether this package wrote the file, and it is a GGUF file."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     return head.startswith(b"GGUF") and OWN_KEY.encode() in head
@@ -240,16 +243,17 @@ def write_gguf(
     """Write a model as a GGUF file that stock llama.cpp loads.
 
     Args:
-        path: the file.
+        path: the file to write.
         config: the model's configuration.
         params: its weights.
-        tokenizer: its tokenizer, chat template included.
+        tokenizer: its tokenizer, including the chat template.
         kind: type of the matrices, one of `TYPES`.
-        multiple: FFN widths are filled up with zeros to multiples of this, and of the type's blocks.
-        on_tensor: called with the name of each tensor that is ready.
+        multiple: FFN widths are padded with zeros to a multiple of this and of the type's block size.
+        on_tensor: called with the name of each tensor when it is ready.
 
     Raises:
-        UserError: the tokenizer cannot be written, or a weight not in this type.
+        UserError: the architecture, a metadata value, the tokenizer or a weight cannot be written in this
+            format, or the file does not read back as written.
     """
     block = int(gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]][0])
     stored = stored_config(config, int(np.lcm(multiple, block)))
@@ -278,10 +282,10 @@ def write_gguf(
 
 
 def check_written(path: Path, values: dict[str, Any], tensors: dict[str, Written]) -> None:
-    """Read a file's metadata and the shapes and types of its tensors back.
+    """Read back a file's metadata and the shapes and types of its tensors, and compare them.
 
     Raises:
-        UserError: they are not what was written; names one that is not.
+        UserError: one differs from what was written; names it.
     """
     reader = open_gguf(path)
     there = {key: field.contents() for key, field in reader.fields.items() if key in values}
@@ -296,7 +300,7 @@ def check_written(path: Path, values: dict[str, Any], tensors: dict[str, Written
 
 
 def _rounded(value: Any) -> Any:
-    """A value as a file has it."""
+    """A value as it is read from a file: floats rounded to float32."""
     if isinstance(value, list):
         return [_rounded(each) for each in value]
     return float(np.float32(value)) if isinstance(value, float) else value

@@ -1,7 +1,8 @@
-"""A model's directory before anything in it is opened: what it may hold, and where its links may lead.
+"""Checks of a model's directory before anything in it is opened: what it may hold and where links may lead.
 
-What is written of a model repeats its texts (configuration, tokenizer, chat templates). So a planted link to
-somebody's secrets would end up in the output, and is refused. Weights are numbers, and may lie elsewhere.
+Text files of a model (configuration, tokenizer, chat templates) are copied into what is written. A planted
+link to a secret file would therefore end up in the output, so it is refused. Weights are numbers, and links
+to them may lead elsewhere.
 """
 
 import fnmatch
@@ -16,7 +17,7 @@ TEXTS = (
     *("*config.json", "*.index.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "tekken.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja"),
 )
-"""Names of what libraries read into memory at once."""
+"""Name patterns of files that libraries read into memory at once."""
 
 WEIGHTS = "*.safetensors"
 
@@ -24,14 +25,17 @@ TEMPLATES = "additional_chat_templates"
 """The folder of further chat templates."""
 
 MAX_TEXT_BYTES = 2**27
-"""The largest `tokenizer.json` there is has a quarter of these."""
+"""The largest text file that is accepted, in bytes: four times the largest known `tokenizer.json`."""
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse what no library is to open: pipes and devices, texts without end, texts that lie elsewhere.
+    """Check that libraries can safely open the files of a model's directory.
+
+    Pipes, devices and text files that are too long are refused, and so are text files that are links to
+    nothing or to another directory.
 
     Raises:
-        UserError: names the file.
+        UserError: one of these is found (names the file), or the directory cannot be read.
     """
     try:
         paths = sorted(_files(directory))
@@ -45,7 +49,7 @@ def check_directory(directory: Path) -> None:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """What libraries may open."""
+    """The files that libraries may open: texts and weights."""
     templates = directory / TEMPLATES
     further = templates.iterdir() if templates.is_dir() else ()
     for path in itertools.chain(directory.iterdir(), further):
@@ -73,13 +77,15 @@ def _check_text(path: Path, directory: Path) -> None:
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether it is a link to nothing."""
+    """Whether it is a link to a file that does not exist."""
     return path.is_symlink() and not path.exists()
 
 
 def _homes(directory: Path) -> list[Path]:
-    """Where the files of a directory may lie. The hub's cache keeps those of `models--…/snapshots/…` in
-    `models--…/blobs`."""
+    """The directories in which files of a model's directory may really be.
+
+    The hub's cache keeps the files of `models--…/snapshots/…` in `models--…/blobs`.
+    """
     model = directory.parents[1] if len(directory.parents) > 1 else directory
     cached = directory.parent.name == "snapshots" and model.name.startswith("models--")
     return [directory, model / "blobs"] if cached else [directory]

@@ -1,8 +1,8 @@
 """Reading GGUF files: metadata as a Hugging Face `config.json`, tensors dequantised under Hugging Face names.
 
-Both directions of a GGUF's peculiarities are undone here, so that everything else sees one layout: ggml's
-tensor names, the row order of `q` and `k` in files of architecture `llama` (which rotate neighbouring
-pairs instead of halves), and Llama-3 RoPE scaling, which a GGUF keeps as a table of factors.
+GGUF's peculiarities are converted here, in both directions, so that everything else sees one layout: ggml's
+tensor names; the row order of `q` and `k` in files of architecture `llama`, which rotate neighbouring pairs
+instead of halves; and Llama-3 RoPE scaling, which GGUF stores as a table of factors.
 """
 
 import math
@@ -22,7 +22,7 @@ from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig, all_specs
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Architectures that can be read; `llama` files hold Mistral models too, which differ in name only."""
+"""Architectures that can be read. `llama` files also hold Mistral models, which differ only in name."""
 
 READ = {
     "embedding_length": "hidden_size",
@@ -39,7 +39,7 @@ READ = {
 """Metadata keys under the architecture's prefix that are read, and their `config.json` keys."""
 
 NUMBERS = ("rms_norm_eps", "rope_theta")
-"""Those of them that need not be whole."""
+"""The `config.json` keys among them whose values need not be integers."""
 
 REQUIRED = (
     "embedding_length",
@@ -70,11 +70,15 @@ HARMLESS_PREFIXES = ("GGUF.", "general.", "tokenizer.", "quantize.")
 
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What every Llama 3.1, 3.2 and 3.3 has; only `factor` differs between them."""
+"""RoPE scaling of every Llama 3.1, 3.2 and 3.3 model; only `factor` differs between them."""
 
 
 def open_gguf(path: Path) -> GGUFReader:
-    """The header of a GGUF file; raises `UserError` if it is not one, or is truncated."""
+    """Open a GGUF file, after its header was checked.
+
+    Raises:
+        UserError: it cannot be read, is not a GGUF file, or is truncated or corrupt.
+    """
     check_header(path)
     try:
         return GGUFReader(path)
@@ -87,7 +91,7 @@ def open_gguf(path: Path) -> GGUFReader:
 
 
 def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any]:
-    """Metadata values by key: all that are not arrays, and those arrays that `names` asks for."""
+    """Metadata values by key: those in `names`, or by default all that are not arrays."""
     return {
         key: field.contents()
         for key, field in reader.fields.items()
@@ -96,8 +100,10 @@ def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any
 
 
 def ggml_names(keys: Iterable[str], architecture: str, depth: int) -> dict[str, str | None]:
-    """ggml's names of the tensors that Hugging Face calls `keys`, in files of an `architecture` with `depth`
-    layers; `None` for those that such files have no place for."""
+    """ggml's tensor names by Hugging Face's names `keys`, for files of `architecture` with `depth` layers.
+
+    The name is None if the architecture has no such tensor.
+    """
     (kind,) = (kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     table = get_tensor_name_map(kind, depth)
     return {key: table.get_name(key, try_suffixes=(".weight", ".bias")) for key in keys}
@@ -112,7 +118,7 @@ class GgufSource:
         self._specs = {spec.key: spec for spec in all_specs(config)}
         names = ggml_names(self._specs, self._architecture, config.depth)
         keys = {name: key for key, name in names.items()}
-        # Those that the model does not have keep their name, so that an error can tell it.
+        # Tensors that the model does not have keep ggml's name, so that an error can show it.
         self._tensors = {keys.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
         self._tensors.pop(ROPE_FACTORS, None)
 
@@ -121,21 +127,29 @@ class GgufSource:
         return set(self._tensors)
 
     def dtype(self, key: str) -> np.dtype:
-        """What tensor `key` is stored in; float32 where it is quantised."""
+        """The type in which tensor `key` is stored; float32 if it is quantised."""
         return DTYPES.get(self._tensors[key].tensor_type.name, np.dtype(np.float32))
 
     def read(self, key: str) -> np.ndarray:
-        """Tensor `key`; raises `UserError` naming it and its type if that cannot be dequantised."""
+        """Tensor `key`, as float32.
+
+        Raises:
+            UserError: it cannot be dequantised; names it and its type.
+        """
         array = _dequantized(self._tensors[key], self._path)
         turned = self._architecture == "llama" and self._specs[key].rotary
-        # One of another size is refused later, as it is.
+        # A tensor of the wrong shape is returned as it is, and refused later.
         if turned and array.ndim and len(array) % self._head_dim == 0:
             return unpermute(array, self._head_dim)
         return array
 
 
 def _dequantized(tensor: ReaderTensor, path: Path) -> np.ndarray:
-    """A tensor as float32; raises `UserError` naming it and its type if it cannot be dequantised."""
+    """A tensor as float32.
+
+    Raises:
+        UserError: it cannot be dequantised or is corrupt; names it.
+    """
     try:
         return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
     except NotImplementedError as error:
@@ -148,22 +162,23 @@ def _dequantized(tensor: ReaderTensor, path: Path) -> np.ndarray:
 
 
 def permute(array: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows `(heads, 2, pairs)` of what is rotary as files of kind `llama` have them, `(heads, pairs, 2)`."""
+    """Reorder the rows of a rotary tensor, `(heads, 2, pairs)`, for `llama` files: `(heads, pairs, 2)`."""
     halves = array.reshape(-1, 2, head_dim // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
 def unpermute(array: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows `(heads, pairs, 2)` as `(heads, 2, pairs)`: the inverse of `permute`."""
+    """Reorder rows `(heads, pairs, 2)` to `(heads, 2, pairs)`: the inverse of `permute`."""
     pairs = array.reshape(-1, head_dim // 2, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
 def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
-    """The `config.json` that a GGUF file's metadata amounts to.
+    """The `config.json` that is equivalent to a GGUF file's metadata.
 
-    Raises `UserError` naming a metadata key that is unknown, missing, given per layer, or has a value that
-    is not supported.
+    Raises:
+        UserError: a metadata key is unknown, missing, given per layer, or has an unsupported value; names
+            the key.
     """
     values = metadata(reader)
     architecture = values.get("general.architecture")
@@ -176,7 +191,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     config = {hf: values[prefix + key] for key, hf in READ.items() if prefix + key in values}
     names = {tensor.name for tensor in reader.tensors}
     if config.get("num_hidden_layers", 0) > len(names):
-        # For every layer that is announced, names are made up.
+        # Tensor names are generated for every layer that the metadata announces.
         raise UserError(
             f"metadata key '{prefix}block_count' of {path} is {config['num_hidden_layers']}, but it has "
             f"{len(names)} tensors"
@@ -192,7 +207,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         if READ[key] not in config:
             raise UserError(f"metadata key '{prefix}{key}' is missing from {path}")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
-    # The file keeps it as a float32; give back the decimal that was meant (1e-05, not 9.99999974e-06).
+    # The file stores it as a float32. Restore the decimal that was meant (1e-05, not 9.99999974e-06).
     config["rms_norm_eps"] = float(str(np.float32(config["rms_norm_eps"])))
     if "vocab_size" not in config:
         config["vocab_size"] = _embedding_rows(reader, path)
@@ -204,8 +219,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
 
 
 def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
-    """The keys of a `config.json` that tell which optional tensors a model has, for a file with tensors
-    `names`."""
+    """The `config.json` keys that say which optional tensors a model has, for a file with tensors `names`."""
     found: dict[str, bool] = {}
     for flag, key in FAMILIES[architecture].tensors.items():
         if key is not True:
@@ -216,7 +230,12 @@ def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
 
 
 def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, path: Path) -> None:
-    """Raise `UserError` naming the first metadata key that could change the function unnoticed."""
+    """Check that every metadata key that could change what the model computes is understood.
+
+    Raises:
+        UserError: a key is unknown, given per layer, or has an unsupported value, or the file is one of
+            several pieces; names the key.
+    """
     _check_kinds(values, prefix, path)
     if (pieces := values.get("split.count", 1)) not in (0, 1):
         raise UserError(f"{path} is one of {shown(pieces)} pieces: merge them with llama-gguf-split")
@@ -237,7 +256,11 @@ def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, pat
 
 
 def _check_kinds(values: dict[str, Any], prefix: str, path: Path) -> None:
-    """Sizes must be positive integers, and what need not be whole, positive numbers."""
+    """Check that the values of `READ` are positive integers, or for `NUMBERS` positive numbers.
+
+    Raises:
+        UserError: one is not; names its key.
+    """
     for name, key in READ.items():
         value = values.get(prefix + name, 1)
         kinds = (int, float) if key in NUMBERS else (int,)
@@ -247,7 +270,11 @@ def _check_kinds(values: dict[str, Any], prefix: str, path: Path) -> None:
 
 
 def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str, path: Path) -> None:
-    """Fill in `head_dim`, and check the metadata that must agree with it."""
+    """Fill in `head_dim`, and check the metadata that must agree with it.
+
+    Raises:
+        UserError: a value of `SIZED` differs from it; names the key.
+    """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if "head_dim" not in config and heads and hidden % heads == 0:
         config["head_dim"] = hidden // heads
@@ -268,7 +295,7 @@ def _embedding_rows(reader: GGUFReader, path: Path) -> int:
 
 
 def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """What a GGUF stores of Llama-3 RoPE scaling: the divisor of every rotary frequency, `[H/2]`."""
+    """Llama-3 RoPE scaling as GGUF stores it: the divisor of every rotary frequency, `[H/2]`."""
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
@@ -277,7 +304,11 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
 
 
 def _llama3_scaling(reader: GGUFReader, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`rope_scaling` from the factor table: the slowest frequency has the whole factor; check the rest."""
+    """`rope_scaling` from the table of factors. The slowest frequency has the full factor.
+
+    Raises:
+        UserError: the table is not the one that this factor gives.
+    """
     table = next(tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
     factors = _dequantized(table, path).astype(np.float64).ravel()
     if not factors.size:
@@ -297,7 +328,7 @@ def _llama3_scaling(reader: GGUFReader, config: dict[str, Any], path: Path) -> d
 
 
 def token_ids(values: dict[str, Any]) -> dict[str, int]:
-    """`bos_token_id` and the like, as far as the metadata has them."""
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`, where the metadata has them."""
     names = {
         "bos_token_id": "bos_token_id",
         "eos_token_id": "eos_token_id",

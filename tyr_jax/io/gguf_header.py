@@ -1,7 +1,7 @@
-"""The header of a GGUF file, gone through before the `gguf` package builds what it announces.
+"""Checks of a GGUF file's header, before the `gguf` package reads it.
 
-That package believes every count: sixty bytes that announce 2**40 values keep it busy for days. Here every
-count and length is held against the bytes that there are, and against what it would cost in memory.
+That package trusts every count: sixty bytes that announce 2**40 values keep it busy for days. Here every
+count and length is checked against the size of the file, and against limits on memory.
 """
 
 import mmap
@@ -27,22 +27,22 @@ FORMATS = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
-"""How values of one size are packed."""
+"""The `struct` format letter of each value type of fixed size."""
 
 VERSIONS = (2, 3)
 MAX_KEYS = 2**14
 MAX_TENSORS = 2**18
 MAX_VALUES = 2**21
-"""Values in all arrays together. The `gguf` package makes a kilobyte of each; the largest vocabularies have
-half as many."""
+"""The most values in all arrays together. The `gguf` package uses a kilobyte for each; the largest
+vocabularies have half as many."""
 
 MAX_DIMENSIONS = 4
 MAX_STRING = 2**24
-"""Bytes of a string: a chat template has some thousand."""
+"""The longest string, in bytes. A chat template has a few thousand."""
 
 
 class Tensor(NamedTuple):
-    """What a header says of a tensor: its sizes, innermost first, and where its bytes are among all data."""
+    """A tensor in the header: its shape, innermost axis first, its type, and the offset of its data."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it takes."""
+        """Size of the data in bytes."""
         block, size = GGML_QUANT_SIZES[self.kind]
         count = 1
         for extent in self.shape:
@@ -60,7 +60,7 @@ class Tensor(NamedTuple):
 
 
 class Cursor:
-    """A place in a file from which values are read one after the other.
+    """A position in a file, from which values are read one after the other.
 
     Raises:
         ValueError: the file ends before a value does.
@@ -70,7 +70,7 @@ class Cursor:
         self._data, self.order, self.place, self.values = data, order, 4, 0
 
     def number(self, form: str) -> Any:
-        """The next number, by its letter in `struct`."""
+        """The next number, of `struct` format letter `form`."""
         (value,) = struct.unpack(self.order + form, self.take(struct.calcsize(form)))
         return value
 
@@ -81,7 +81,7 @@ class Cursor:
         return self._data[start : self.place]
 
     def skip(self, count: int) -> None:
-        """Go on by `count` bytes."""
+        """Skip `count` bytes."""
         if count > len(self._data) - self.place:
             raise ValueError(f"it ends within what begins at byte {self.place}")
         self.place += count
@@ -99,10 +99,10 @@ class Cursor:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a file whose header announces more than there is, or than any model needs.
+    """Check that a GGUF file's header announces no more than the file holds, or than any model needs.
 
     Raises:
-        UserError: names the file and what is wrong.
+        UserError: it does, or the file is not a GGUF file; names the file and what is wrong.
     """
     check_regular(path, "model")
     try:
@@ -124,7 +124,7 @@ def _check(data: mmap.mmap) -> None:
     cursor = Cursor(data, "<")
     version = cursor.number("I")
     if version not in VERSIONS:
-        # A file for machines of the other kind has its numbers the other way round.
+        # The file may be big-endian.
         cursor = Cursor(data, ">")
         version = cursor.number("I")
     if version not in VERSIONS:
@@ -141,7 +141,7 @@ def _check(data: mmap.mmap) -> None:
 
 
 def _check_metadata(cursor: Cursor, count: int) -> int:
-    """Go through `count` keys and their values; returns the alignment of data."""
+    """Read past `count` keys and their values, and return the alignment of the tensor data."""
     alignment = 32
     for _ in range(count):
         key, kind = cursor.text(), GGUFValueType(cursor.number("I"))
@@ -157,7 +157,7 @@ def _check_metadata(cursor: Cursor, count: int) -> int:
 
 
 def _value(cursor: Cursor, kind: GGUFValueType) -> Any:
-    """Go past a value; returns it if it is a number."""
+    """Read past a value, and return it unless it is an array."""
     if kind == GGUFValueType.STRING:
         return cursor.text()
     if kind != GGUFValueType.ARRAY:
@@ -167,7 +167,7 @@ def _value(cursor: Cursor, kind: GGUFValueType) -> Any:
     if cursor.values > MAX_VALUES:
         raise ValueError(f"it would have {count} values, which is more than any model needs")
     if kind == GGUFValueType.ARRAY:
-        # llama.cpp reads none either.
+        # llama.cpp does not read these either.
         raise ValueError("it is an array of arrays")
     if kind == GGUFValueType.STRING:
         for _ in range(count):

@@ -1,7 +1,7 @@
-"""Reading Hugging Face checkpoints: where a model's name points, its tensors, and the check of every key.
+"""Reading Hugging Face checkpoints: what a model's name stands for, its tensors, and the check of every key.
 
-A checkpoint, whatever its format, is a `TensorSource`; `load_params` turns one into `Params` and is the
-only place that decides whether the tensors are the ones the configuration asks for.
+A checkpoint of any format is a `TensorSource`. `load_params` turns one into `Params`, and is the only place
+that decides whether the tensors are the ones that the configuration asks for.
 """
 
 import functools
@@ -25,12 +25,12 @@ from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Stack
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-"""Weight dtypes that can be read, by safetensors' names for them."""
+"""Weight dtypes that can be read, by their names in safetensors."""
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 IGNORED_KEYS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-"""Tensors that older versions of transformers saved although they follow from the configuration."""
+"""Tensors that older versions of transformers saved, although they follow from the configuration."""
 
 CONFIG = "config.json"
 
@@ -45,11 +45,15 @@ class TensorSource(Protocol):
         ...
 
     def read(self, key: str) -> np.ndarray:
-        """One tensor (float32, bfloat16 or float16); raises `UserError` naming it if it cannot be read."""
+        """One tensor (float32, bfloat16 or float16).
+
+        Raises:
+            UserError: it cannot be read; names it.
+        """
         ...
 
     def dtype(self, key: str) -> np.dtype:
-        """What a tensor is stored in; float32 where that is quantised."""
+        """The type in which a tensor is stored; float32 if it is quantised."""
         ...
 
 
@@ -70,7 +74,11 @@ class SafetensorsSource:
         return set(self._where)
 
     def dtype(self, key: str) -> np.dtype:
-        """What tensor `key` is stored in; raises `UserError` naming it for a dtype other than `DTYPES`."""
+        """The type in which tensor `key` is stored.
+
+        Raises:
+            UserError: it is not one of `DTYPES`; names the tensor.
+        """
         path = self._where[key]
         dtype = self._files[path].get_slice(key).get_dtype()
         if dtype not in DTYPES:
@@ -80,7 +88,11 @@ class SafetensorsSource:
         return DTYPES[dtype]
 
     def read(self, key: str) -> np.ndarray:
-        """Tensor `key`; raises `UserError` naming it for a dtype other than `DTYPES`."""
+        """Tensor `key`.
+
+        Raises:
+            UserError: its type is not one of `DTYPES`, or it cannot be read; names the tensor.
+        """
         self.dtype(key)
         path = self._where[key]
         try:
@@ -102,8 +114,8 @@ def _open_shard(path: Path) -> Any:
 
 
 def _weight_map(directory: Path) -> dict[str, Path]:
-    """Where each tensor is, or `{"": model.safetensors}` for a single file."""
-    # transformers prefers the single file too, so that is what the directory means when it has both.
+    """The file of each tensor, or `{"": model.safetensors}` for a single file."""
+    # If a directory has both, the single file counts, as it does in transformers.
     if (directory / WEIGHTS).is_file():
         return {"": directory / WEIGHTS}
     index = directory / INDEX
@@ -128,11 +140,13 @@ def _weight_map(directory: Path) -> dict[str, Path]:
 def load_params(
     source: TensorSource, config: ModelConfig, dtype: DTypeLike = jnp.float32, *, offload: bool = False
 ) -> Params:
-    """Every tensor of `config` from `source`, in our layout and in `dtype`; with `offload`, those of the
-    blocks are read layer by layer when they are asked for.
+    """Read every tensor of `config` from `source`, in our layout and in `dtype`.
 
-    Raises `UserError` naming the tensor when one is missing, unknown, of another shape than `config`
-    says, of an unsupported dtype, or not finite.
+    With `offload`, the tensors of the blocks are read later, one layer at a time, when they are needed.
+
+    Raises:
+        UserError: a tensor is missing, unknown, not of the shape that `config` gives it, of an unsupported
+            dtype, or not finite; names it.
     """
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
@@ -151,13 +165,13 @@ def load_params(
     def read(spec: TensorSpec) -> np.ndarray:
         return _read(source, spec).astype(jnp.dtype(dtype))
 
-    # Several devices get their parts at once: no device need have room for the whole.
+    # With several devices, each gets its shards at once, so no device needs room for the whole model.
     stacked = functools.partial(_stack, read=read, dtype=jnp.dtype(dtype)) if offload else None
     return build_params(config, lambda spec: devices.spread(read(spec), config.hidden), stacked)
 
 
 def _stack(specs: Sequence[TensorSpec], read: Callable[[TensorSpec], np.ndarray], dtype: np.dtype) -> Stack:
-    """A tensor of all layers that stays in the checkpoint."""
+    """The tensor of all layers, left in the checkpoint and read one layer at a time."""
     return Stack(len(specs), specs[0].shape, dtype, lambda layer: read(specs[layer]))
 
 
@@ -171,7 +185,11 @@ def _beside(unknown: list[str]) -> str:
 
 
 def _check_tied_head(source: TensorSource) -> None:
-    """A head saved beside tied embeddings must be their copy, or tying would change the function."""
+    """Check that a head saved in spite of tied embeddings equals them; else tying would change the function.
+
+    Raises:
+        UserError: it does not.
+    """
     if not np.array_equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight")):
         raise UserError(
             "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight' although the config says "
@@ -180,7 +198,11 @@ def _check_tied_head(source: TensorSource) -> None:
 
 
 def _read(source: TensorSource, spec: TensorSpec) -> np.ndarray:
-    """One tensor in our layout, its shape and values checked."""
+    """One tensor in our layout, with its shape and values checked.
+
+    Raises:
+        UserError: it cannot be read, has the wrong shape, or is not finite; names it.
+    """
     array = source.read(spec.key)
     if array.shape != spec.checkpoint_shape:
         raise UserError(
@@ -193,15 +215,20 @@ def _read(source: TensorSource, spec: TensorSpec) -> np.ndarray:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a model's name can only be meant as a path, not as a hub id `owner/name`."""
+    """Whether a model's name can only be a path, not a hub id `owner/name`."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith(".gguf")
 
 
 def resolve(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
-    """The directory or `.gguf` file that `name` (a path, or a hub id, whose files of these `patterns` are
-    downloaded) stands for.
+    """The directory or `.gguf` file that `name` stands for.
 
-    Raises `UserError` when there is no such thing, or the hub cannot or will not give it.
+    Args:
+        name: a path, or a hub id, whose files are downloaded.
+        patterns: which files of a hub id to download.
+
+    Raises:
+        UserError: there is no such model, the hub cannot be reached or refuses it, or its directory holds a
+            file that must not be opened (see `check_directory`).
     """
     if not name.strip():
         raise UserError("the model's name is empty: give a directory, a .gguf file or a hub id")
@@ -214,14 +241,18 @@ def resolve(name: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
 
 
 def _local(name: str) -> Path | None:
-    """The directory or `.gguf` file that a name stands for on this machine; none if it may be a hub id."""
+    """The directory or `.gguf` file of that name on this machine; None if the name may be a hub id.
+
+    Raises:
+        UserError: it is a file of another kind, or a path to nothing.
+    """
     try:
         path = Path(name).expanduser()
         if path.is_dir() or (path.exists() and path.suffix.lower() == ".gguf"):
             return path
         there = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        # A name that is too long, a user without a home, or one with a NUL.
+        # The name is too long, has a NUL, or refers to a user without a home directory.
         raise UserError(f"no such file or directory: '{name}' ({first_line(error)})") from None
     if there:
         raise UserError(f"{name} is a file: give the model's directory, or a .gguf file")
@@ -231,7 +262,11 @@ def _local(name: str) -> Path | None:
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:
-    """Files of the model `name` from the hub; later calls find them in the hub's cache."""
+    """Download the files of the model `name` from the hub; later calls find them in the hub's cache.
+
+    Raises:
+        UserError: there is no such model, or it cannot be downloaded.
+    """
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -256,5 +291,5 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
     except errors.HfHubHTTPError as error:
         raise UserError(f"the Hugging Face hub refused model '{name}': {first_line(error)}") from error
     except Exception as error:
-        # A full disk, or whatever the HTTP client in use raises when a connection breaks midway.
+        # A full disk, or whatever the HTTP client raises when a connection breaks.
         raise UserError(f"cannot download model '{name}': {first_line(error)}") from error

@@ -1,11 +1,11 @@
-"""Reading and writing `config.json`: what each key means, and the way back.
+"""Reading and writing `config.json`.
 
-Every key falls into one of three kinds: it is *read*, it is *checked* (only one value is supported), or it is
-known not to change the function. Any other key is an error that names it, so a model can never be loaded as
-something it is not. What is particular to a family is in its entry (`tyr_jax.model.families`).
+Every key is of one of three kinds: it is *read*, it is *checked* (only certain values are supported), or it
+is known not to change what the model computes. Any other key is an error that names it, so a model can never
+be loaded as something it is not. What is particular to a family is in its entry (`tyr_jax.model.families`).
 
-As transformers does not build layers that differ, `auto_map` then names a file beside the weights that does
-(`tyr_jax.io.modeling_pruned`).
+transformers cannot build layers of different sizes. For such a model, `auto_map` names a file next to the
+weights that can (`tyr_jax.io.modeling_pruned`).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from tyr_jax.model.families import DEFAULTS, FAMILIES, WINDOW, Family
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-"""Sizes that no default can stand in for."""
+"""Sizes that must be given, as they have no default."""
 
 CHECKED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -42,13 +42,13 @@ READ = frozenset(
 """Keys with a meaning of their own, read for every family."""
 
 HARMLESS = frozenset(
-    # How the model is stored, trained and run, not what it computes.
+    # How the model is stored, trained and run, which does not affect what it computes.
     {"torch_dtype", "dtype", "transformers_version", "initializer_range", "attention_dropout", "use_cache"}
     | {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"}
     | {"decoder_start_token_id", "mask_token_id", "tokenizer_class", "prefix", "max_sequence_length"}
     | {"hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_implementation", "attention_probs_dropout_prob"}
     | {"allow_global_per_layer_attribute_access"}
-    # What it returns, and classification heads it does not have.
+    # What a call returns, and settings of classification heads, which it does not have.
     | {"output_hidden_states", "output_attentions", "output_scores", "return_dict", "return_dict_in_generate"}
     | {"id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"}
     # Generation settings that older versions kept here.
@@ -61,18 +61,23 @@ HARMLESS = frozenset(
     | {"torchscript", "use_bfloat16", "tf_legacy_loss", "gradient_checkpointing", "is_llama_config"}
     | {"transformers.js_config", "unsloth_version", "unsloth_fixed", "name_or_path", "model_name"}
 )
-"""Keys that do not change the function, whatever their values; as are all that start with `_`."""
+"""Keys that do not change what the model computes, whatever their values. The same holds for all keys that
+start with `_`."""
 
 MODELING = "modeling_pruned"
 AUTO_MAP = {
     "AutoConfig": f"{MODELING}.PrunedConfig",
     "AutoModelForCausalLM": f"{MODELING}.PrunedForCausalLM",
 }
-"""Where transformers finds the classes of a model whose layers differ."""
+"""The `auto_map` by which transformers finds the classes of a model whose layers differ."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family a `config.json` belongs to; raises `UserError` naming any other `model_type`."""
+    """The family that a `config.json` belongs to.
+
+    Raises:
+        UserError: its `model_type` is not supported; names it.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise unsupported("model_type", model_type, "one of " + ", ".join(FAMILIES))
@@ -80,7 +85,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
-    """Raise `UserError` naming the first key that is unknown or has a value that is not supported."""
+    """Check that every key is known, and that checked keys have a supported value.
+
+    Raises:
+        UserError: a key is unknown, or its value is not supported; names the key.
+    """
     checked = {**CHECKED, **family.checked}
     known = READ | HARMLESS | family.read_keys | family.harmless | checked.keys()
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
@@ -95,7 +104,13 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
 
 
 def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
-    """Only causal language models; `auto_map` is what a model with `per_layer_config` brings along."""
+    """Check that the model is a causal language model of its family.
+
+    A model with `per_layer_config` may have an `auto_map`, and then another architecture name.
+
+    Raises:
+        UserError: it is not, or has an `auto_map` without `per_layer_config`; names the key.
+    """
     if config.get("auto_map") and not config.get("per_layer_config"):
         raise unsupported("auto_map", config["auto_map"], "absent: custom modelling code is not run")
     names = config.get("architectures")
@@ -104,7 +119,11 @@ def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
 
 
 def _window(values: Mapping[str, Any], family: Family) -> int | None:
-    """Sliding-window size where the family reads one, with `layer_types` checked against it."""
+    """Sliding-window size; None if there is none or the family does not read it.
+
+    Raises:
+        UserError: `layer_types` contradicts it.
+    """
     given = WINDOW in family.read_keys and values[WINDOW] is not None
     window = integer(values, WINDOW) if given else None
     kind = "full_attention" if window is None else "sliding_attention"
@@ -132,10 +151,10 @@ def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """What a `config.json` means.
+    """The model configuration that a `config.json` describes.
 
-    Raises `UserError` naming the key when one is unknown, missing, contradictory or has a value that is
-    not supported.
+    Raises:
+        UserError: a key is unknown, missing, contradictory, or has an unsupported value; names the key.
     """
     family = family_of(config)
     _check_keys(config, family)
@@ -169,9 +188,12 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
-    """The `config.json` of `config`: `base` (the original one, or `{}`) with every size brought up to date.
+    """The `config.json` of `config`: `base` (the original one, or `{}`) with every size updated.
 
-    Inverse of `config_from_hf`. Raises `ValueError` for a `config` its family has no keys for.
+    Inverse of `config_from_hf`.
+
+    Raises:
+        ValueError: the family has no keys that express `config`.
     """
     family = FAMILIES[config.family]
     dense = global_shape(config, base)
@@ -198,10 +220,10 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
     if per_layer := layers_to_hf(config, dense):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}
         result["architectures"] = ["PrunedForCausalLM"]
-        # Or else transformers cannot even read the configuration to choose a tokenizer's class.
+        # Without it, transformers cannot even read the configuration to choose a tokenizer class.
         result["allow_global_per_layer_attribute_access"] = True
     elif "auto_map" in result:
-        # The modelling file that read `per_layer_config` has nothing left to read.
+        # Without `per_layer_config`, the stock classes will do.
         del result["auto_map"]
         result["architectures"] = [family.architecture]
     if config_from_hf(result) != config:

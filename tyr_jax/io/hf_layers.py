@@ -1,11 +1,11 @@
 """Sizes of layers in a `config.json`.
 
-A model whose layers differ is written in the format transformers reserves for it::
+A model whose layers differ is written in the format that transformers reserves for it::
 
     "per_layer_config": {"2": {"intermediate_size": 96, "num_attention_heads": 3,
                                "num_key_value_heads": 1, "skip": ["attention"]}}
 
-Layers that are not listed have the global sizes; `skip` names sublayers (`attention`, `mlp`) that are gone.
+Layers that are not listed have the global sizes. `skip` names removed sublayers (`attention`, `mlp`).
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,16 @@ SUBLAYERS = ("attention", "mlp")
 
 
 def _layer_shape(override: Mapping[str, Any], dense: LayerShape, where: str) -> LayerShape:
-    """The shape of one layer, `override` being its entry in `per_layer_config`."""
+    """The shape of one layer.
+
+    Args:
+        override: its entry in `per_layer_config`, or an empty one.
+        dense: the global sizes.
+        where: prefix of the entry's keys, for messages.
+
+    Raises:
+        UserError: the entry is not understood; names the key.
+    """
     known = {"intermediate_size", "num_attention_heads", "num_key_value_heads", "skip"}
     unknown = sorted(set(override) - known)
     if unknown:
@@ -44,7 +53,7 @@ def _layer_shape(override: Mapping[str, Any], dense: LayerShape, where: str) -> 
 
 
 def layers_from_hf(config: Mapping[str, Any], dense: LayerShape, depth: int) -> tuple[LayerShape, ...]:
-    """The shapes of `depth` layers, `dense` where a `config.json` says nothing else.
+    """The shapes of `depth` layers: `dense`, except where a `config.json` gives others.
 
     Raises:
         UserError: an entry is not understood; names the key.
@@ -63,11 +72,12 @@ def layers_from_hf(config: Mapping[str, Any], dense: LayerShape, depth: int) -> 
 
 
 def global_shape(config: ModelConfig, base: Mapping[str, Any]) -> LayerShape:
-    """The sizes to write at the top of a `config.json`.
+    """The global sizes to write at the top of a `config.json`.
 
-    Those of the layers when these agree and stock transformers can build them (it insists that heads
-    divide the hidden size), so that no `per_layer_config` is needed. Otherwise those `base` has, which
-    readers without `per_layer_config` then find contradicted by the weights instead of silently wrong.
+    If all layers agree and stock transformers can build them (the number of heads must divide the hidden
+    size), these are the layers' sizes, and no `per_layer_config` is needed. Otherwise they are those of
+    `base`: a reader that ignores `per_layer_config` then fails on the weights, instead of being silently
+    wrong. If `base` has none, they are the largest sizes of any layer.
     """
     first = config.layers[0]
     if config.uniform and first.heads and first.ffn and config.hidden % first.heads == 0:
@@ -83,13 +93,13 @@ def global_shape(config: ModelConfig, base: Mapping[str, Any]) -> LayerShape:
 
 
 def layers_to_hf(config: ModelConfig, dense: LayerShape) -> Json:
-    """The `per_layer_config` of a model whose global sizes are `dense`; empty if all layers have these."""
+    """The `per_layer_config` of a model with global sizes `dense`; empty if all layers have these sizes."""
     entries = {str(layer): _override(shape, dense) for layer, shape in enumerate(config.layers)}
     return {layer: entry for layer, entry in entries.items() if entry}
 
 
 def _override(layer: LayerShape, dense: LayerShape) -> Json:
-    """One layer's entry of `per_layer_config`; empty where it has the global sizes."""
+    """One layer's entry in `per_layer_config`; empty if it has the global sizes."""
     entry: Json = {}
     if layer.ffn and layer.ffn != dense.ffn:
         entry["intermediate_size"] = layer.ffn

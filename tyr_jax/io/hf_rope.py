@@ -17,7 +17,7 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) of a `config.json`.
 
     Raises:
-        UserError: a rope type or key is not supported, or keys contradict; names the key.
+        UserError: a RoPE type or key is not supported, or keys contradict each other; names the key.
     """
     where, older = "rope_parameters", "rope_scaling"
     if config.get(where) and config.get(older):
@@ -62,13 +62,13 @@ def _rope_values(rope: Json, where: str, max_positions: Any) -> tuple[float, Rop
 
 
 def scaling_to_hf(rope: RopeScaling) -> Json:
-    """The keys of Llama-3 scaling in a `config.json`."""
+    """Llama-3 RoPE scaling as keys of a `config.json`."""
     sizes = (rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions)
     return {"rope_type": "llama3", **dict(zip(LLAMA3_KEYS, sizes, strict=True))}
 
 
 def rope_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
-    """Rope keys in the style `base` has, the older one (which every tool reads) if it has none."""
+    """The RoPE keys of `config`, in the style of `base`, or else in the older one, which every tool reads."""
     scaling = scaling_to_hf(config.rope_scaling) if config.rope_scaling is not None else {}
     if base.get("rope_parameters"):
         return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling}}

@@ -1,4 +1,4 @@
-"""Uploading what was made to the Hugging Face hub."""
+"""Uploading results to the Hugging Face hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,15 @@ from tyr_jax.errors import UserError, first_line
 
 @contextmanager
 def _clear_errors(doing: str, mend: str) -> Iterator[None]:
-    """Say in one sentence what the hub refused, and the mend."""
+    """A context that turns any error of the hub into one sentence.
+
+    Args:
+        doing: what could not be done, the start of the sentence.
+        mend: how to fix a refusal or a broken connection, its end.
+
+    Raises:
+        UserError: the body failed.
+    """
     from huggingface_hub import errors
 
     try:
@@ -21,17 +29,17 @@ def _clear_errors(doing: str, mend: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise UserError(f"{doing}: HF_HUB_OFFLINE is set") from error
     except Exception as error:
-        # A refusal, or whatever the HTTP client in use raises when a connection breaks midway.
+        # A refusal, or whatever the HTTP client raises when a connection breaks.
         reasons = [first_line(e).rstrip(".") for e in (error, error.__cause__) if isinstance(e, Exception)]
         raise UserError(f"{doing}: {': '.join(reasons)}; {mend}") from error
 
 
 def check_upload(name: str, overwrite: bool) -> None:
-    """Find out before any work is done whether its result can be uploaded as repository `name`.
+    """Check, before any work is done, that its result can be uploaded as repository `name`.
 
     Raises:
-        UserError: that is no repository's name, nobody is logged in, the hub cannot be reached, or there is
-            such a repository (unless `overwrite`).
+        UserError: the name is invalid, the user is not logged in, the hub cannot be reached, or the
+            repository exists already (unless `overwrite`).
     """
     from huggingface_hub import HfApi
 
@@ -47,10 +55,11 @@ def check_upload(name: str, overwrite: bool) -> None:
 
 
 def upload(directory: Path, name: str, mend: str = "") -> str:
-    """Make repository `name` hold what `directory` holds; returns its address.
+    """Make the contents of repository `name` those of `directory`, and return the repository's address.
 
     Raises:
-        UserError: the hub did not take it, and how to `mend` that: by default, the directory is as it was.
+        UserError: the upload failed. The message says how to `mend` that; by default, it is to upload the
+            directory, which is complete, by hand.
     """
     from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""llama.cpp itself, through its C interface: its quantiser, and models that run in it."""
+"""llama.cpp through its C interface: its quantiser, and running models in it."""
 
 import contextlib
 import functools
@@ -23,16 +23,16 @@ TYPES = {
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "q3_k_m": LlamaFileType.MOSTLY_Q3_K_M,
 }
-"""Mixtures of types by llama.cpp's names for them."""
+"""llama.cpp's mixtures of types, by its names for them."""
 
 QUANTISER = Path(__file__).with_name("llama_quantiser.py")
 
 MULTIPLE = 256
-"""Numbers that these types store together: rows that are no multiple get a larger type."""
+"""Block size of these types. Rows whose length is not a multiple of it get a larger type."""
 
 
 def bindings() -> tuple[Any, Any]:
-    """(cffi's interface, llama.cpp), silenced.
+    """(cffi interface, llama.cpp library), with logging switched off.
 
     Raises:
         UserError: it is not installed.
@@ -52,10 +52,10 @@ def bindings() -> tuple[Any, Any]:
 
 @functools.cache
 def _silence(ffi: Any) -> Any:
-    """A callback that drops llama.cpp's log; kept, as it must outlive the call that takes it."""
+    """A callback that drops llama.cpp's log. It is cached, as it must outlive the call that registers it."""
 
     def stopped(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """Ctrl-C that comes within the callback would go nowhere, so that the signal has to come again."""
+        """Send a signal again that arrived within the callback, where its exception would be lost."""
         if issubclass(kind, KeyboardInterrupt):
             process.again(kind)
 
@@ -65,10 +65,12 @@ def _silence(ffi: Any) -> Any:
 
 
 def quantise_file(source: Path, target: Path, kind: str) -> None:
-    """Write the GGUF file `source` again as `target`, in `kind` of `TYPES`, in a process of its own.
+    """Quantise the GGUF file `source` to `kind`, one of `TYPES`, and write it to `target`.
+
+    This runs in a separate process, because llama.cpp may abort.
 
     Raises:
-        UserError: llama.cpp is not installed, or refuses or aborts, or the disk is full.
+        UserError: llama.cpp is not installed, refuses or aborts, or the disk is full.
     """
     bindings()
     result = subprocess.run(
@@ -76,7 +78,7 @@ def quantise_file(source: Path, target: Path, kind: str) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        # Or else it starts a debugger, where there is one, to say where it was.
+        # Without it, an abort starts a debugger, if one is installed, to print a backtrace.
         env=os.environ | {"GGML_NO_BACKTRACE": "1"},
         check=False,
     )
@@ -90,7 +92,7 @@ def quantise_file(source: Path, target: Path, kind: str) -> None:
 
 
 def _said(result: "subprocess.CompletedProcess[bytes]") -> str:
-    """What llama.cpp said last that is about a failure, or how it ended."""
+    """The last line of llama.cpp's output that is about a failure, or else its exit status."""
     lines = [line for line in result.stderr.decode(errors="replace").splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"fail|error|assert|invalid", line, re.IGNORECASE)]
     ended = f"it ended with status {result.returncode}"
@@ -104,16 +106,22 @@ class Session:
         self._ffi, self._lib, self._context, self._vocab = ffi, lib, context, vocab
 
     def clear(self) -> None:
-        """Forget all that was run."""
+        """Forget all tokens that were run."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
 
     def forget(self, start: int) -> None:
-        """Forget what was run from position `start` on."""
+        """Forget the tokens from position `start` on."""
         self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), 0, start, -1)
 
     def run(self, tokens: np.ndarray, start: int, *, every: bool = False) -> np.ndarray:
-        """Logits after the last of `tokens [T]`, which come at position `start`: `[1, V]`, or after `every`
-        one of them, `[T, V]`."""
+        """Run `tokens [T]` at positions from `start` on.
+
+        Returns:
+            Logits after the last token, `[1, V]`, or with `every`, after each token, `[T, V]`.
+
+        Raises:
+            UserError: llama.cpp fails.
+        """
         count = len(tokens)
         batch = self._lib.llama_batch_init(count, 0, 1)
         batch.n_tokens = count
@@ -132,11 +140,15 @@ class Session:
 
 @contextlib.contextmanager
 def session(path: Path, slots: int, threads: int | None = None) -> Iterator[Session]:
-    """The model of a GGUF file, ready to run up to `slots` tokens, on so many `threads`, or as many as there
-    are processors.
+    """Load the model of a GGUF file into llama.cpp.
+
+    Args:
+        path: the file.
+        slots: number of tokens that it can hold.
+        threads: number of threads (default: the number of processors).
 
     Raises:
-        UserError: llama.cpp is not installed, or does not load the file.
+        UserError: llama.cpp is not installed, does not load the file, or has no room for that many tokens.
     """
     ffi, lib = bindings()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())

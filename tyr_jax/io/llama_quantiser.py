@@ -1,7 +1,7 @@
-"""The process in which llama.cpp quantises a file; `tyr_jax.io.llama_cpp` starts it, as a file of its own.
+"""The script in which llama.cpp quantises a file; `tyr_jax.io.llama_cpp` runs it as a separate process.
 
-Where llama.cpp finds a file not to be what it takes for granted, it aborts the process that it runs in. What
-it logs goes to stderr. It imports nothing of this package.
+If a file is not as llama.cpp assumes, llama.cpp aborts the process that it runs in. Its log goes to stderr.
+This script imports nothing of this package.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 
 def main(source: str, target: str, kind: int) -> int:
-    """Write a GGUF file again, in the type that has this number; returns zero if that worked."""
+    """Quantise a GGUF file to llama.cpp's file type number `kind`. Returns zero on success."""
     from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
     ffi, lib = get_ffi(), get_lib()

@@ -1,7 +1,7 @@
-"""A pruned model whose layers differ, for transformers: loaded with `trust_remote_code=True`.
+"""A pruned model whose layers differ, for transformers. Load it with `trust_remote_code=True`.
 
-It is the stock model with every layer's attention and MLP rebuilt to the sizes that `per_layer_config` in
-`config.json` names; `skip` names sublayers that are gone. tyr_jax puts this file beside the weights.
+It is the stock model, with every layer's attention and MLP rebuilt to the sizes that `per_layer_config` in
+`config.json` gives. `skip` names removed sublayers. tyr_jax writes this file next to the weights.
 """
 
 import copy
@@ -15,14 +15,14 @@ FAMILY = "Llama"
 
 
 class PrunedConfig(getattr(transformers, f"{FAMILY}Config")):  # type: ignore[misc]
-    """The stock configuration, and `layers`: what `per_layer_config` says of each layer by its number.
+    """The stock configuration plus `layers`, the `per_layer_config`: sizes by layer number.
 
-    transformers itself reads that key without building such layers, so it is kept from it.
+    transformers reads the key `per_layer_config` itself, but cannot build such layers, so it must not see it.
     """
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration that a `config.json` holds."""
+        """The configuration in a `config.json`."""
         stock = {key: value for key, value in config_dict.items() if key != "per_layer_config"}
         result = super().from_dict(stock, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
@@ -30,36 +30,36 @@ class PrunedConfig(getattr(transformers, f"{FAMILY}Config")):  # type: ignore[mi
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds."""
+        """The contents of `config.json`."""
         values = super().to_dict()
         layers = values.pop("layers", None)
         return values | ({"per_layer_config": layers} if layers else {})
 
 
 class NoAttention(nn.Module):
-    """In place of an attention that is gone."""
+    """Stands in for a removed attention."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        """Nothing to add to the residual, and no attention weights."""
+        """Zeros to add to the residual stream, and no attention weights."""
         return torch.zeros_like(hidden_states), None
 
 
 class NoMLP(nn.Module):
-    """In place of an MLP that is gone."""
+    """Stands in for a removed MLP."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Nothing to add to the residual."""
+        """Zeros to add to the residual stream."""
         return torch.zeros_like(hidden_states)
 
 
 class PrunedForCausalLM(getattr(transformers, f"{FAMILY}ForCausalLM")):  # type: ignore[misc]
-    """The stock model with layers of their own sizes."""
+    """The stock model, with layers of different sizes."""
 
     config_class = PrunedConfig
 
     def __init__(self, config: PrunedConfig) -> None:
         super().__init__(config)
-        # Caches ask their first layer how much they hold, so layers without attention are not counted.
+        # A cache asks its first layer how much it holds, so layers without attention get no cache index.
         cached = 0
         for index, layer in enumerate(self.model.layers):
             sizes = dict(getattr(config, "layers", {}).get(str(index), {}))

@@ -1,7 +1,7 @@
-"""What a dense model is called, where the hub has it, and its licence: for the card of what is made of it.
+"""The name, hub id and licence of a dense model, for the model card of what is made from it.
 
-All of it is what somebody wrote beside the weights, so that only what has the form of a name, a hub id or a
-licence is believed.
+All of these come from files that somebody wrote, so a value is used only if it has the form of a name, a hub
+id or a licence.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tyr_jax.formatting import printable
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 LICENCE = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}")
 LONGEST = 200
-"""Characters of a name."""
+"""The longest name, in characters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Origin:
 
 
 def believed(value: Any, form: re.Pattern[str]) -> str | None:
-    """`value`, if it is text of that form."""
+    """`value` if it is text of that form, else None."""
     return value if isinstance(value, str) and form.fullmatch(value) else None
 
 
 def origin_of_directory(name: str, directory: Path, hf_config: Mapping[str, Any]) -> Origin:
-    """Of a model `name`, a path or a hub id, in a `directory` with this `config.json`."""
+    """Origin of the model `name`, a path or a hub id, in a `directory` with the `config.json` `hf_config`."""
     if Path(name).expanduser().is_dir():
         hub_id = believed(hf_config.get("_name_or_path"), HUB_ID)
         called = hub_id.split("/")[1] if hub_id else directory.resolve().name
@@ -43,18 +43,18 @@ def origin_of_directory(name: str, directory: Path, hf_config: Mapping[str, Any]
 
 
 def licence_of_card(path: Path) -> str | None:
-    """The licence that a model card names, if there is one."""
+    """The licence that the model card at `path` names, or None."""
     from huggingface_hub import metadata_load
 
     try:
         data = metadata_load(path) if path.is_file() else None
-    except Exception:  # Whatever YAML says of somebody's card: it is only asked for a licence.
+    except Exception:  # A card that YAML cannot read costs no more than the licence.
         return None
     return believed(data.get("license"), LICENCE) if isinstance(data, dict) else None
 
 
 def origin_of_gguf(path: Path, values: Mapping[str, Any]) -> Origin:
-    """Of the model in a `.gguf` file with these metadata."""
+    """Origin of the model in a `.gguf` file with these metadata `values`."""
     called = values.get("general.name")
     address = values.get("general.repo_url") or values.get("general.base_model.0.repo_url")
     hub_id = address.removeprefix("https://huggingface.co/") if isinstance(address, str) else None

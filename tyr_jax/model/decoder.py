@@ -1,9 +1,9 @@
-"""The Llama-family decoder as pure functions: RMSNorm, RoPE, grouped-query attention, SwiGLU; biases, and
-norms of queries and keys, where a model has them.
+"""The Llama-family decoder as pure functions: RMSNorm, RoPE, grouped-query attention and SwiGLU, with biases
+and norms of queries and keys where a model has them.
 
 A block is cut where pruning needs it: `attention_units` and `ffn_units` give what enters the two prunable
-projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Everything
-that runs a model (dense, a supernet candidate, a compressed model) goes through these four.
+projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Everything that
+runs a model (dense, a supernet candidate, a compressed model) goes through these four.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/value heads, `G = N / K`,
 `H` head dim, `F` FFN width, `V` vocabulary, `L` layers.
@@ -78,7 +78,8 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 def queries_keys_values(
     block: Block, x: jax.Array, rope: Rope, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries `[B, T, N, H]` and keys, and values `[B, T, K, H]`, from the residual `x [B, T, D]`."""
+    """Queries `[B, T, N, H]` and keys, both rotated, and values `[B, T, K, H]`, from the residual
+    `x [B, T, D]`."""
     normed = rms_norm(x, block["attn_norm"], config.norm_eps)
     lying = devices.as_they_lie((block["q"], block["k"], block["v"]))
     q, k, v = (linear(normed, weight) for weight in lying)
@@ -92,7 +93,7 @@ def queries_keys_values(
 def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
     """Head outputs `[B, T, N, H]` that enter the output projection, from the residual `x [B, T, D]`.
 
-    `block["kv_head"] [N]` names the key/value head of each query head where heads do not lie in groups.
+    If heads are not in groups, `block["kv_head"] [N]` has the key/value head of each query head.
     """
     q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
@@ -102,7 +103,7 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
 
 def attention_output(block: Block, units: jax.Array) -> jax.Array:
     """What attention adds to the residual, `[B, T, D]`, from head outputs `[B, T, N, H]`."""
-    # A product over two axes would have XLA copy both, turned.
+    # For a product over two axes, XLA would copy and transpose both operands.
     out = linear(units.reshape(*units.shape[:2], -1), block["o"])
     return out + block["o_bias"] if "o_bias" in block else out
 
@@ -123,14 +124,14 @@ def ffn_output(block: Block, units: jax.Array) -> jax.Array:
 
 
 def add_attention(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
-    """The residual `[B, T, D]` behind a layer's attention; an absent one adds nothing."""
+    """The residual `[B, T, D]` after a layer's attention; unchanged if that is absent."""
     if "o" not in block:
         return x
     return x + attention_output(block, attention_units(block, x, rope, config))
 
 
 def add_ffn(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The residual `[B, T, D]` behind a layer's FFN; an absent one adds nothing."""
+    """The residual `[B, T, D]` after a layer's FFN; unchanged if that is absent."""
     if "down" not in block:
         return x
     return x + ffn_output(block, ffn_units(block, x, config))
@@ -147,22 +148,22 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
 
 
 class ForwardState(NamedTuple):
-    """Where a forward pass stands: the residual stream `[..., T, D]`, and the outputs `[..., O, T, D]` of the
-    observed layers before."""
+    """The state of a forward pass: the residual stream `[..., T, D]`, and the outputs `[..., O, T, D]` of the
+    observed layers so far."""
 
     residual: jax.Array
     outputs: jax.Array
 
     @classmethod
     def begin(cls, residual: jax.Array) -> Self:
-        """Before the first layer."""
+        """The state before the first layer."""
         shape = residual.shape
         return cls(residual, jnp.zeros((*shape[:-2], 0, *shape[-2:]), residual.dtype))
 
 
 @jax.jit
 def begin(params: Params, tokens: jax.Array) -> ForwardState:
-    """Before the first layer, of `tokens [B, ..., T]`; `params` has what lies outside the blocks."""
+    """The state before the first layer, for `tokens [B, ..., T]`. `params` has what is outside the blocks."""
     return ForwardState.begin(embed(params, tokens))
 
 
@@ -172,8 +173,8 @@ def watch(
     depth: int,
     observed: tuple[int, ...],
 ) -> ForwardState:
-    """Run `depth` layers and keep the outputs of those that are `observed`; `advance(x, start, stop)` runs
-    the layers from `start` on, before `stop`, on the residual."""
+    """Run `depth` layers and keep the outputs of those that are `observed`. `advance(x, start, stop)` runs
+    the layers from `start` up to but not including `stop` on the residual."""
     x, outputs = state.residual, {}
     for start, stop in itertools.pairwise([0, *sorted({layer + 1 for layer in observed} | {depth})]):
         x = advance(x, start, stop)
@@ -189,16 +190,16 @@ def scan_layers(
     config: ModelConfig,
     observed: tuple[int, ...] = (),
 ) -> ForwardState:
-    """Run `layers`, a pytree stacked on `L`, by `apply(slice of layers, rope, x) -> x`; keeps the outputs of
-    those that are `observed`."""
+    """Run `layers`, a pytree stacked on `L`, by `apply(slice of layers, rope, x) -> x`, and keep the outputs
+    of those that are `observed`."""
     rope = rope_tables(config, state.residual.shape[-2])
 
-    # A backward pass recomputes a layer's insides instead of keeping those of all layers.
+    # The backward pass recomputes the inside of each layer instead of keeping it for all layers.
     @jax.checkpoint
     def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         return apply(layer, rope, x), None
 
-    # Blocks without any tensor do not tell how many they are.
+    # Without any tensor, `layers` does not tell how many there are.
     depth = next((len(array) for array in jax.tree.leaves(layers)), config.depth)
 
     def advance(x: jax.Array, start: int, stop: int) -> jax.Array:
@@ -212,8 +213,8 @@ def scan_layers(
 def run_blocks(
     blocks: Any, state: ForwardState, config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> ForwardState:
-    """Decoder layers, by a scan over stacked blocks or a loop over a tuple of those that differ; keeps the
-    outputs of those that are `observed`, counted from the first of `blocks`."""
+    """Run decoder layers, by a scan over stacked blocks or a loop over a tuple of blocks that differ. Keeps
+    the outputs of those that are `observed`, counted from the first of `blocks`."""
     apply = devices.divided(lambda block, rope, x: apply_block(block, x, rope, config), whole=2)
     if not isinstance(blocks, tuple):
         return scan_layers(blocks, apply, state, config, observed)
@@ -231,8 +232,8 @@ def run_blocks(
 def run_model(
     params: Params, texts: Iterable[jax.Array], config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> Iterator[ForwardState]:
-    """What all layers make of each of `texts`, tokens `[B, T]`, keeping the outputs of those `observed`; of
-    layers on disk, one runs on all texts before the next."""
+    """Run all layers on each of `texts`, tokens `[B, T]`, and keep the outputs of those that are `observed`.
+    A layer on disk runs on all texts before the next one is read."""
     states: Iterator[ForwardState] = (begin(outside(params), tokens) for tokens in texts)
     for segment in offload.segments(params["blocks"], range(config.depth)):
         blocks = devices.spread(segment.weights, config.hidden)
@@ -242,29 +243,29 @@ def run_model(
 
 
 def outside(params: Params) -> Params:
-    """What a model has outside its blocks."""
+    """The parameters outside the blocks."""
     return {name: array for name, array in params.items() if name != "blocks"}
 
 
 def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """The last norm, on `x [B, ..., D]`."""
+    """Apply the last norm to `x [B, ..., D]`."""
     norm = devices.divided(lambda weight, x: rms_norm(x, weight, config.norm_eps), whole=1)
     return norm(params["final_norm"], x)
 
 
 def head(params: Params) -> jax.Array:
-    """The output embedding `[V, D]`; the input embedding where they are tied."""
+    """The output embedding `[V, D]`, which is the input embedding if the two are tied."""
     return params["unembed"] if "unembed" in params else params["embed"]
 
 
 def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
-    """Logits `[..., v]` in float32 of normed hidden states `[..., D]` for `rows [v, D]` of the head."""
+    """Logits `[..., v]` in float32 for `rows [v, D]` of the head, from normed hidden states `[..., D]`."""
     return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
-    """Normed last hidden states `[B, T, D]` of `tokens [B, T]`: what the head turns into logits."""
+    """Normed last hidden states `[B, T, D]` of `tokens [B, T]`, which the head turns into logits."""
     state = run_blocks(params["blocks"], ForwardState.begin(embed(params, tokens)), config)
     return final_hidden(params, state.residual, config)
 

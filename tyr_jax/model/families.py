@@ -1,15 +1,15 @@
-"""Families of models as data: what tells one family's models from another's.
+"""Families of models as data: how the models of one family differ from those of another.
 
 All families share the decoder of `tyr_jax.model.decoder`. They differ in which of its optional tensors they
-have, and in the keys of their `config.json` and what absent ones stand for. Everything else, from loading to
-compressing and writing, goes by the axes of the tensors that a model then has (`BLOCK_TENSORS` in
-`tyr_jax.model.spec`, where a tensor that the decoder is yet to learn gets its row).
+have, in the keys of their `config.json`, and in what absent keys stand for. Everything else, from loading to
+compressing and writing, depends on the axes of the tensors that a model has (`BLOCK_TENSORS` in
+`tyr_jax.model.spec`: a tensor that is new to the decoder gets a row there).
 
-A family from outside the package is one `Family` in a module of one's own (`examples/family.py` is one),
-which `load_family("my_module:FAMILY")` registers, or `register_family(FAMILY)` where it is at hand. A key of
-`config.json` that no entry mentions is an error that names it. So an entry mentions every key that its models
-have beyond the common ones: in `tensors` or `defaults` if it is read, in `checked` if one value is supported,
-in `harmless` if it does not change the function.
+A family from outside the package is one `Family` in a module of your own (for example `examples/family.py`).
+`load_family("my_module:FAMILY")` registers it; so does `register_family(FAMILY)`, if you have the object. A
+key of `config.json` that no entry mentions is an error that names it. So an entry mentions every key that its
+models have beyond the common ones: in `tensors` or `defaults` if it is read, in `checked` if only some values
+are supported, in `harmless` if it does not change the function.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "max_position_embeddings": None,
 }
-"""Keys that are read for every family, with what they are when absent, unless its entry says otherwise; with
-`None`, numbers of heads and their dimension follow from other keys."""
+"""Keys that are read for every family, with their values when absent, unless the family's entry says
+otherwise. If they are `None`, numbers of heads and their dimension follow from other keys."""
 
 WINDOW = "sliding_window"
-"""A key that is read for families whose `defaults` have it."""
+"""A key that is read only for families whose `defaults` have it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Family:
     model_type: str
     """Its name in `config.json`."""
     architecture: str
-    """The class in transformers that a causal language model of it has, `…ForCausalLM`."""
+    """The transformers class of the family's causal language model, `…ForCausalLM`."""
     tensors: Mapping[str, Literal[True] | str] = dataclasses.field(default_factory=dict)
-    """Optional tensors that its blocks have, by their flag in `ModelConfig`: always (`True`), or where this
-    key of `config.json` is true."""
+    """Optional tensors of the family's blocks, by their flag in `ModelConfig`: always there (`True`), or
+    there if this key of `config.json` is true."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys that are read, with the values that transformers takes when they are absent, where these are not
-    the common `DEFAULTS`."""
+    """Keys that are read, with the values that transformers uses when they are absent, where these differ
+    from the common `DEFAULTS`."""
     checked: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """Keys that must have one of these values when present."""
     harmless: frozenset[str] = frozenset()
@@ -55,7 +55,7 @@ class Family:
 
     @property
     def read_keys(self) -> frozenset[str]:
-        """Keys that are read for this family, beside those that every model must have."""
+        """Keys that are read for this family, in addition to those that every model must have."""
         of_tensors = {key for key in self.tensors.values() if key is not True}
         return frozenset(DEFAULTS) | of_tensors | (self.defaults.keys() & {WINDOW})
 
@@ -99,11 +99,11 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, M
 
 
 def register_family(family: Family) -> None:
-    """Add a family to `FAMILIES`; one that is there already may be added again.
+    """Add a family to `FAMILIES`. The same family may be added again.
 
     Raises:
-        UserError: there is another family of this `model_type`; or it has tensors that the decoder does not
-            know, or a default of a key that is not read.
+        UserError: another family has this `model_type`; or this one has tensors that the decoder does not
+            know, or a default for a key that is not read.
     """
     name = family.model_type
     if FAMILIES.get(name, family) != family:
@@ -125,10 +125,10 @@ def register_family(family: Family) -> None:
 
 
 def load_family(reference: str) -> Family:
-    """Register the family that `reference`, `module:ATTRIBUTE`, names; it may be registered already.
+    """Register the family that `reference`, `module:ATTRIBUTE`, names. It may be registered already.
 
     Raises:
-        UserError: there is no such thing, or it is no family, or one that cannot be registered.
+        UserError: the object does not exist, is not a family, or cannot be registered.
     """
     family: Family = load_object(reference, "family", Family)
     register_family(family)

@@ -1,4 +1,4 @@
-"""Products with weights, also with those that have a low-rank change (LoRA, Hu et al. 2021) beside them.
+"""Products with weights, including weights with a low-rank change (LoRA, Hu et al. 2021).
 
 Axis letters: `I` inputs, `R` rank.
 """
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 
 class Adapted(NamedTuple):
-    """A weight that stays, `weight [*inputs, *outputs]`, and a change of it, `down [I, R]` times
-    `up [R, *outputs]`, of which a product with the whole is never made."""
+    """A frozen `weight [*inputs, *outputs]` and a change of it, `down [I, R]` times `up [R, *outputs]`. That
+    product is never formed."""
 
     weight: jax.Array
     down: jax.Array
@@ -23,7 +23,8 @@ Weight = jax.Array | Adapted
 
 
 def linear(x: jax.Array, weight: Weight) -> jax.Array:
-    """`x [..., I]` times a weight `[*inputs, *outputs]`, inputs of the size `I`: `[..., *outputs]`."""
+    """`x [..., I]` times a weight `[*inputs, *outputs]`, whose inputs have `I` entries in all:
+    `[..., *outputs]`."""
     if isinstance(weight, Adapted):
         change = linear(linear(x, weight.down), weight.up)
         return linear(x, by_inputs(weight.weight, x.shape[-1])) + change
@@ -31,6 +32,7 @@ def linear(x: jax.Array, weight: Weight) -> jax.Array:
 
 
 def by_inputs(weight: jax.Array, inputs: int) -> jax.Array:
-    """A weight `[*inputs, *outputs]` as `[I, *outputs]`, its first axes made one of size `inputs`."""
+    """A weight `[*inputs, *outputs]` as `[I, *outputs]`: its first axes are merged into one of size
+    `inputs`."""
     count = next(n for n in range(1, weight.ndim + 1) if math.prod(weight.shape[:n]) == inputs)
     return weight.reshape(inputs, *weight.shape[count:])

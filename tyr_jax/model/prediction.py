@@ -1,13 +1,13 @@
-"""What a model predicts, from its hidden states: likelihood and KL divergence over whole softmaxes.
+"""What a model predicts, from its hidden states: likelihood and KL divergence over the whole softmax.
 
-The head is applied to a part of the vocabulary at a time, with a running softmax (Milakov & Gimelshein
-2018), so that logits are never stored whole. A teacher's predictions are kept exactly in 2·D + 1 numbers a
-token in place of V. With p the dense model's probabilities, y its logits and z the sparse model's,
+The head is applied to a part of the vocabulary at a time, with a running softmax (Milakov & Gimelshein 2018),
+so logits are never stored whole. A teacher's predictions are kept exactly, in 2·D + 1 numbers per token
+instead of V. With p the dense model's probabilities, y its logits and z the sparse model's,
 
-    KL(p ‖ q) = Σ_v p_v (y_v − z_v) − log Σ exp y + log Σ exp z,
+    KL(p ‖ q) = Σ_v p_v (y_v − z_v) − log Σ exp y + log Σ exp z.
 
-and both logits being linear in the hidden states, y = W h and z = W h', the first sum is (h − h') · Wᵀp. Of
-a sparse model only its normaliser is left to compute.
+Both logits are linear in the hidden states, y = W h and z = W h', so the first sum is (h − h') · Wᵀp. Of a
+sparse model, only the normaliser is left to compute.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `V` vocabulary.
 """
@@ -24,16 +24,16 @@ from tyr_jax.model import decoder
 State = TypeVar("State")
 
 VOCABULARY_CHUNK = 1024
-"""Entries of the vocabulary whose logits exist at one time: their rows of the head stay in cache while all
+"""Entries of the vocabulary whose logits exist at a time. Their rows of the head stay in cache while all
 positions are multiplied with them."""
 
 ABSENT = -1e30
-"""Logit of an entry that does not count; finite, so that differences of two are not NaN."""
+"""Logit of an entry that does not count. It is finite, so the difference of two is not NaN."""
 
 
 class Prediction(NamedTuple):
-    """A model's predictions: normed last hidden states `hidden [B, T, D]`, the row of the head that they
-    expect, Wᵀp, `expected [B, T, D]`, and `normaliser [B, T]`, log Σ exp y. The last two are float32."""
+    """A model's predictions: normed last hidden states `hidden [B, T, D]`; the expected row of the head, Wᵀp,
+    `expected [B, T, D]`; and `normaliser [B, T]`, log Σ exp y. The last two are float32."""
 
     hidden: jax.Array
     expected: jax.Array
@@ -55,7 +55,7 @@ def over_vocabulary(
     """Fold `state = step(state, entries)` over the vocabulary of `head [V, D]`, `VOCABULARY_CHUNK` entries at
     a time, with the logits of normed states `hidden [n, D]`.
 
-    The last chunk ends with the vocabulary: entries that an earlier chunk had are `ABSENT` from it.
+    The last chunk ends where the vocabulary ends. Entries in it that an earlier chunk had are `ABSENT`.
     """
     vocab = head.shape[0]
     size = min(VOCABULARY_CHUNK, vocab)
@@ -71,14 +71,14 @@ def over_vocabulary(
 
 
 class SoftmaxSum(NamedTuple):
-    """A running softmax: the largest logit so far `[n]`, and Σ exp(logit − it) `[n]`."""
+    """A running softmax: the largest logit so far, `peak [n]`, and Σ exp(logit − peak), `total [n]`."""
 
     peak: jax.Array
     total: jax.Array
 
     @classmethod
     def empty(cls, count: int) -> Self:
-        """Of no logits."""
+        """The sum of no logits."""
         return cls(jnp.full(count, ABSENT), jnp.zeros(count))
 
     def add(self, logits: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
@@ -108,22 +108,22 @@ def predict(head: jax.Array, hidden: jax.Array) -> Prediction:
 
 
 class Draw(NamedTuple):
-    """A token drawn from a running softmax: the `softmax` so far, and the `token [n]` drawn of it."""
+    """A token drawn from a running softmax: the `softmax` so far, and the `token [n]` drawn from it."""
 
     softmax: SoftmaxSum
     token: jax.Array
 
     @classmethod
     def empty(cls, count: int) -> Self:
-        """Of no logits."""
+        """The draw from no logits."""
         return cls(SoftmaxSum.empty(count), jnp.zeros(count, jnp.int32))
 
     def add(self, entries: Entries, uniform: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
         """(the draw with further entries, their exponentials, the factor on earlier ones), by `uniform [n]`
         numbers between 0 and 1.
 
-        Entries are drawn with the probability that they have of all so far: first whether one of them is, and
-        then, by the same number, which.
+        An entry is drawn with its probability among all entries so far. The same number decides first whether
+        it is one of the new entries, and then which.
         """
         softmax, terms, rescale = self.softmax.add(entries.logits)
         sums = jnp.cumsum(terms, axis=-1)
@@ -135,13 +135,14 @@ class Draw(NamedTuple):
 
 
 def sequence_keys(seed: int, count: int) -> np.ndarray:
-    """The data `[B, 2]` of a key for each of so many sequences: unlike keys, hosts can divide it."""
+    """The data `[B, 2]` of one random key for each of `count` sequences. Unlike keys, it can be divided among
+    hosts."""
     return np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), count)))
 
 
 def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array:
-    """Numbers between 0 and 1 `[B·T]` for every position of B sequences of `length`, each with a key of its
-    own, `keys [B]`, at the entries of the vocabulary from `first` on."""
+    """Numbers between 0 and 1, `[B·T]`, one for every position of B sequences of `length`, for the chunk of
+    the vocabulary that begins at entry `first`. Each sequence has its own key in `keys [B]`."""
 
     def of_sequence(key: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, first), (length,))
@@ -150,22 +151,24 @@ def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array
 
 
 def draw(head: jax.Array, hidden: jax.Array, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Tokens `[B]` drawn from the predictions through `head [V, D]` of normed hidden states `hidden [B, D]`,
-    each by a key of its own, `keys [B]`, at a `temperature` that divides logits."""
+    """Draw tokens `[B]` from the predictions of normed hidden states `hidden [B, D]` through `head [V, D]`.
+
+    Each has its own key in `keys [B]`. Logits are divided by `temperature`.
+    """
 
     def step(state: Draw, entries: Entries) -> Draw:
         return state.add(entries, uniform_numbers(keys, 1, entries.first))[0]
 
-    # Logits are linear in hidden states.
+    # Logits are linear in hidden states, so dividing these is the same.
     cooled = (hidden / temperature).astype(hidden.dtype)
     return over_vocabulary(head, step, Draw.empty(len(hidden)), cooled).token
 
 
 def surprise(head: jax.Array, hidden: jax.Array, keys: jax.Array) -> jax.Array:
-    """Gradient `[B, T, D]` by normed hidden states `hidden [B, T, D]` of the log-likelihood of tokens drawn
-    from the predictions through `head [V, D]`: the token's row, less the row expected.
+    """Gradient `[B, T, D]`, with respect to normed hidden states `hidden [B, T, D]`, of the log-likelihood of
+    tokens drawn from the predictions through `head [V, D]`: the drawn token's row minus the expected row.
 
-    Every sequence has a key of `keys [B]`.
+    Each sequence has its own key in `keys [B]`.
     """
     states = hidden.reshape(-1, hidden.shape[-1])
 
@@ -192,7 +195,7 @@ def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
 
 def answers(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(log-likelihood in nats `[n]` of `tokens [n]`, whether each is the likeliest one `[n]`), from
-    `head [V, D]` and the normed hidden states `[n, D]` before them."""
+    `head [V, D]` and the normed hidden states `[n, D]` that predict them."""
 
     def step(state: tuple[SoftmaxSum, jax.Array], entries: Entries) -> tuple[SoftmaxSum, jax.Array]:
         softmax, best = state
@@ -208,7 +211,7 @@ def answers(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.
 
 def kl_divergence(dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -> jax.Array:
     """KL(dense ‖ sparse) `[B, T]` in nats, from the sparse model's normed hidden states `[B, T, D]` and
-    `normaliser [B, T]`; both models have one head."""
+    `normaliser [B, T]`. Both models have the same head."""
     change = dense.hidden.astype(jnp.float32) - hidden.astype(jnp.float32)
     return jnp.einsum("btd,btd->bt", change, dense.expected) - dense.normaliser + normaliser
 

@@ -1,12 +1,12 @@
-"""What a model is made of: its configuration, and one table of tensors, by whose axes all are handled.
+"""What a model is made of: its configuration, and one table of tensors, whose axes say how to handle them.
 
 `Params` is a plain pytree::
 
     {"embed": [V, D], "blocks": blocks, "final_norm": [D], "unembed": [V, D]}   # unembed: untied models only
 
-where `blocks` maps a tensor's name to an array. A model whose layers are all of one shape keeps them
-stacked on a leading `L`, so that its forward is one `lax.scan`; a model whose layers differ keeps a tuple
-of `L` such dicts. A sublayer without units (no heads, no neurons) has no tensors at all.
+where `blocks` maps a tensor's name to an array. A model whose layers all have the same shape keeps them
+stacked on a leading `L`, so that its forward pass is one `lax.scan`. A model whose layers differ keeps a
+tuple of `L` such dicts. A sublayer without units (no heads, no neurons) has no tensors at all.
 
 Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` head dim, `F` FFN width,
 `V` vocabulary.
@@ -48,7 +48,7 @@ class RopeScaling:
 Sublayer = Literal["attention", "ffn"]
 
 UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
-"""The axis of what is pruned, by sublayer; without any of it, the sublayer is absent."""
+"""The axis of the units that are pruned, by sublayer. Without any units, the sublayer is absent."""
 
 AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DF"}
 """The axes that tensors of a sublayer can have."""
@@ -58,10 +58,12 @@ AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DF"}
 class BlockTensor:
     """One tensor of every block, whatever the sizes of the blocks.
 
-    `name`, `inputs`, `outputs`, `sublayer` and `rotary` as in `TensorSpec`; `key` behind that of the block.
+    `name`, `inputs`, `outputs`, `sublayer` and `rotary` are as in `TensorSpec`. `key` is the part that
+    follows the block's own key.
 
     Raises:
-        ValueError: it has an axis that tensors of its sublayer cannot have, or one twice; names both.
+        ValueError: the tensor has an axis that tensors of its sublayer cannot have, or has one twice; names
+            both.
     """
 
     name: str
@@ -70,7 +72,7 @@ class BlockTensor:
     outputs: str
     sublayer: Sublayer
     flag: str = ""
-    """The field of `ModelConfig` that says whether it is there; it always is if this is empty."""
+    """The field of `ModelConfig` that says whether it is there. If this is empty, it always is."""
     rotary: bool = False
 
     def __post_init__(self) -> None:
@@ -88,12 +90,12 @@ class BlockTensor:
         return self.inputs + self.outputs
 
     def key_of(self, layer: int) -> str:
-        """Its key in the checkpoint, of block `layer`."""
+        """Its key in the checkpoint, for block `layer`."""
         return f"model.layers.{layer}.{self.key}"
 
     @property
     def outlives_units(self) -> bool:
-        """Whether it adds to the residual even where its sublayer has no units left."""
+        """Whether it adds to the residual stream even when its sublayer has no units left."""
         return self.key.endswith(".bias") and self.axes == "D"
 
 
@@ -117,12 +119,12 @@ BLOCK_TENSORS = (
     BlockTensor("up_bias", "mlp.up_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("down_bias", "mlp.down_proj.bias", "", "D", "ffn", "mlp_bias"),
 )
-"""All tensors that `tyr_jax.model.decoder` knows how to use, in checkpoint order. Loading, saving, pruning,
-compressing and whatever else handles tensors goes by their axes, so a further one needs a row here, a flag in
+"""All tensors that `tyr_jax.model.decoder` can use, in checkpoint order. Whatever handles tensors (loading,
+saving, pruning, compressing) depends only on their axes. So a new one needs a row here, a flag in
 `ModelConfig` and its use in the decoder."""
 
 OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
-"""The prunable projections, which every level of a supernet has weights of its own for."""
+"""The prunable projections: every level of a supernet has its own weights for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,7 @@ class TensorSpec:
     sublayer: Sublayer | None = None
     """Which sublayer it belongs to; none outside the blocks."""
     rotary: bool = False
-    """Whether its channels `H` are turned by rotary embeddings."""
+    """Whether its channels `H` are rotated by rotary embeddings."""
 
     @property
     def axes(self) -> str:
@@ -194,7 +196,7 @@ class TensorSpec:
 
     @property
     def is_norm(self) -> bool:
-        """Whether it scales what is normalised, so that ones leave that as it is."""
+        """Whether it is the scale of a norm, so that ones leave what is normalised as it is."""
         return self.name.endswith("norm")
 
     @property
@@ -216,7 +218,7 @@ class TensorSpec:
 
 
 def along(axis: str, vector: Any, axes: str) -> Any:
-    """`vector`, with an entry for each of `axis`, shaped so that it multiplies a tensor of these `axes`."""
+    """`vector`, with one entry per index of `axis`, reshaped to multiply a tensor with these `axes`."""
     return vector.reshape([-1 if letter == axis else 1 for letter in axes])
 
 
@@ -233,7 +235,7 @@ def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
 
 
 def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
-    """Tensors of block `layer`, those of absent sublayers left out."""
+    """Tensors of block `layer`, without those of absent sublayers."""
     shape = config.layers[layer]
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
     return tuple(
@@ -262,8 +264,8 @@ def build_params(
     make: Callable[[TensorSpec], ArrayLike],
     stack: Callable[[Sequence[TensorSpec]], Any] | None = None,
 ) -> Params:
-    """Params from `make(spec)` (our layout), called once per tensor; blocks stacked where shapes allow, by
-    `stack(specs of all layers)` if given."""
+    """Build params from `make(spec)` (our layout), called once per tensor. Blocks are stacked where shapes
+    allow, by `stack(specs of all layers)` if given."""
     stack = stack or (lambda specs: jnp.stack([make(spec) for spec in specs]))
     params: Params = {spec.name: jnp.asarray(make(spec)) for spec in model_specs(config)}
     if config.uniform:
@@ -278,8 +280,8 @@ def build_params(
 
 
 def iter_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[TensorSpec, jax.Array]]:
-    """Pairs of every spec and its tensor (our layout), in checkpoint order; those of stacked blocks are
-    sliced out only when their turn comes."""
+    """Pairs of every spec and its tensor (our layout), in checkpoint order. Stacked blocks are sliced only
+    when their turn comes."""
     yield from ((spec, params[spec.name]) for spec in model_specs(config))
     for layer in range(config.depth):
         block = layer_block(params["blocks"], layer)
@@ -287,7 +289,7 @@ def iter_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[TensorSp
 
 
 def layer_block(blocks: dict[str, jax.Array] | tuple[Block, ...], layer: int) -> Block:
-    """Block `layer` out of stacked or per-layer blocks."""
+    """Block `layer` of stacked or per-layer blocks."""
     if isinstance(blocks, tuple):
         return blocks[layer]
     return {name: array[layer] for name, array in blocks.items()}

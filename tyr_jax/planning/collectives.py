@@ -1,6 +1,6 @@
-"""What devices give each other: the collectives of a compiled program, read off its text.
+"""What devices send each other: the collectives of a compiled program, read from its text.
 
-A program's text has a computation after another; loops, branches and fusions name those that they run.
+The text lists one computation after another. Loops, branches and fusions name the computations that they run.
 """
 
 import math
@@ -32,7 +32,8 @@ def array_bytes(text: str) -> dict[str, int]:
 
 
 def largest_collective(program: str) -> tuple[int, str]:
-    """(bytes, what it is) of the largest array that the collectives of a compiled program give a device."""
+    """(bytes, description) of the largest array that a device receives from the collectives of a compiled
+    program."""
     found = [
         (size, f"{what} {array}")
         for result, what, _ in COLLECTIVE.findall(program)
@@ -42,9 +43,13 @@ def largest_collective(program: str) -> tuple[int, str]:
 
 
 def received_bytes(program: str, loops: tuple[int, ...] = ()) -> dict[str, float]:
-    """Bytes of what the collectives of a compiled program give a device, by their kind; `loops` are the
-    iterations of its loops whose number is data, in their order, and ValueError is raised if there are more
-    of these."""
+    """Bytes that a device receives from the collectives of a compiled program, by their kind.
+
+    `loops` are the trip counts, in program order, of the loops whose trip count depends on data.
+
+    Raises:
+        ValueError: there are more such loops than `loops` has.
+    """
     entry, computations = _computations(program)
     data = iter(loops)
     channels: dict[tuple[str, str], float] = {}
@@ -52,7 +57,7 @@ def received_bytes(program: str, loops: tuple[int, ...] = ()) -> dict[str, float
     def visit(name: str, times: int) -> None:
         for line in computations[name]:
             if found := COLLECTIVE.search(line):
-                # Of a collective that is done in the background there are several parts, on one channel.
+                # A collective that runs in the background has several parts, on one channel.
                 channel = found[2], found[3] or f"{name}: {line}"
                 size = times * max(array_bytes(found[1]).values(), default=0)
                 channels[channel] = max(channels.get(channel, 0), size)
@@ -75,7 +80,7 @@ def received_bytes(program: str, loops: tuple[int, ...] = ()) -> dict[str, float
 
 
 def _computations(program: str) -> tuple[str, dict[str, list[str]]]:
-    """(the name of that which a compiled program enters by, the lines of each)."""
+    """(name of the entry computation of a compiled program, lines of each computation by name)."""
     entry = name = ""
     computations: dict[str, list[str]] = {}
     for line in program.splitlines():
@@ -89,7 +94,7 @@ def _computations(program: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _trips(loop: str, condition: list[str]) -> int | None:
-    """Iterations of a `loop` that goes on under a `condition`, or `None` where they are data."""
+    """Trip count of a `loop` that continues under a `condition`, or `None` if it depends on data."""
     if said := TRIPS.search(loop):
         return int(said[1])
     constants = {found[1]: int(found[2]) for line in condition if (found := CONSTANT.search(line))}

@@ -1,7 +1,7 @@
 """What a run will need, from its configuration and settings alone: memory, disk, FLOPs and time.
 
-Memory is a device's, of `n` that divide weights and text among them, at the moment of a stage when it is
-most. Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
+Memory is that of one of `n` devices, which divide weights and text among them, at the peak of a stage. Axis
+letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -30,16 +30,18 @@ from tyr_jax.settings import Settings
 from tyr_jax.space import KINDS, LevelGrid, centre_distribution, level_grid
 
 FLOAT = 4
-"""Bytes of a number of the dense model's answers, of XᵀX, and of what softmaxes are computed in."""
+"""Bytes of a number in the dense model's predictions, in XᵀX and in the computation of softmaxes."""
 
 ADDING_DEVICES = 64
-"""Devices from which on parts are gathered by adding up, as the TPU compiler does in three dimensions."""
+"""From this many devices on, parts are gathered by a sum, as the TPU compiler does on three-dimensional
+topologies."""
 BACKWARD = 2.5
-"""Times as much as a layer's activations take, scores aside, that is at work on the way back through it."""
+"""Working memory of the backward pass through a layer, as a multiple of the layer's activations without
+scores."""
 
 UNFUSED = 2 / 3
-"""Of what an FFN has at work, how much is there while its statistics are made: all on a CPU, on TPUs next to
-none, as products there take in what stands before and behind them."""
+"""Share of an FFN's working memory that is in use while its statistics are computed. On a CPU it is all of
+it; on TPUs it is next to none, because products there are fused with the operations before and after them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ class PlanSettings:
 
 
 class Load(NamedTuple):
-    """What is planned: pruning a model of `config` as `settings` say, with weights and activations that take
-    `itemsize` bytes a number, on `n` devices."""
+    """What is planned: pruning a model of `config` as `settings` say, on `n` devices, with weights and
+    activations of `itemsize` bytes per number."""
 
     config: ModelConfig
     settings: Settings
@@ -66,8 +68,8 @@ class Load(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a stage needs: bytes of a device for `weights`, the `supernet`, `text` (tokens' activations and
-    answers that stay) and `working` (what is there only while a program runs); and `flops` in all."""
+    """What a stage needs: bytes per device for `weights`, the `supernet`, `text` (activations and predictions
+    that stay) and `working` (only while a program runs); and `flops` over all devices."""
 
     stage: str
     weights: float
@@ -78,15 +80,15 @@ class Need(NamedTuple):
 
     @property
     def memory(self) -> float:
-        """Bytes of a device."""
+        """Bytes per device in all."""
         return self.weights + self.supernet + self.text + self.working
 
 
 def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
-    """The levels of the first round's supernet, of the first target.
+    """The levels of the first round's supernet for the first target.
 
     Raises:
-        UserError: the target, in whole units, cannot be.
+        UserError: the target is not possible in whole units.
     """
     rounds, pruning = settings.rounds, settings.pruning
     kept = target_of(config, pruning, settings.sparsity[0]).kept
@@ -96,7 +98,7 @@ def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
 
 
 def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
-    """What the first round's search, for the first target, may choose from."""
+    """The search space of the first round for the first target."""
     grid, data = planned_grid(config, settings), settings.data
     count = data.search_tokens // data.search_length
     return SearchSpace.around(grid, centre_distribution(grid), count, data.search_length)
@@ -108,20 +110,21 @@ def level_bytes(config: ModelConfig, itemsize: int) -> int:
 
 
 def site_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites: N·H, F."""
+    """Input channels of a layer's two sites: N·H and F."""
     shape = config.dense_shape
     return shape.heads * config.head_dim, shape.ffn
 
 
 def weight_bytes(load: Load) -> float:
-    """Bytes of a dense model's weights on each of `n` devices; of those on disk, a layer's."""
+    """Bytes per device for a dense model's weights. If layers are on disk, only one counts."""
     config, _, itemsize, n = load
     in_blocks, total = count_parameters(config)
     return itemsize * (total - in_blocks + share_held(in_blocks, load)) / n
 
 
 def metric_bytes(load: Load) -> float:
-    """Bytes of a device for how a change of what sites add counts, if that is taken; on disk, a layer's."""
+    """Bytes per device for the metric of the sites' outputs, if there is one. If it is on disk, only one
+    layer's counts."""
     config, settings, _, n = load
     if settings.pruning.metric == "none":
         return 0
@@ -129,13 +132,13 @@ def metric_bytes(load: Load) -> float:
 
 
 def held_bytes(load: Load) -> float:
-    """Bytes of a device for what stays of the dense model: its weights, and the Fisher metric; of the
-    latter none where it is on disk."""
+    """Bytes per device for what stays of the dense model: its weights and, unless it is on disk, the Fisher
+    metric."""
     return weight_bytes(load) + (0 if load.settings.offload else metric_bytes(load))
 
 
 def share_held(count: float, load: Load) -> float:
-    """Of what all layers have `count` of, as much as is on the devices at a time."""
+    """How much of `count`, a number for all layers together, is on the devices at a time."""
     config, settings, _, _ = load
     return count / config.depth if settings.offload else count
 
@@ -152,9 +155,10 @@ def evaluation_tokens(settings: Settings) -> int:
 
 
 def disk_bytes(load: Load, written: int) -> dict[str, int]:
-    """Bytes on disk, by what they are for, at the moment of a run when they are most.
+    """Bytes on disk, by what they are for, at the peak of a run.
 
-    `itemsize` is that of the weights and residuals in memory, `written` that of the weights written.
+    The load's `itemsize` is that of the weights and residuals in memory; `written` is that of the weights
+    written.
     """
     config, settings, itemsize, _ = load
     data, targets = settings.data, len(settings.sparsity)
@@ -167,7 +171,7 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
     models = targets * (2 if searching else 1)
     refits = level if settings.rounds.refit or not searching else level * levels
     whole = load._replace(n=1, settings=dataclasses.replace(settings, offload=False))
-    # Those kept, those that take their place, and those that are worked with.
+    # The streams that are kept, those that will replace them, and those in use.
     streams = (3 if settings.offload else 2) * (2 if takes_back(settings) else 1)
     return {
         "supernet": levels * level,
@@ -181,8 +185,8 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
 
 
 def offloaded_bytes(load: Load) -> int:
-    """Bytes on disk of weights that are not in memory, beside the dense model's own files: the supernet that
-    is searched and the dense model in the order of removal, and two pruned models."""
+    """Bytes on disk of weights that are not in memory, in addition to the dense model's own files: the
+    supernet that is searched, the dense model in the order of removal, and two pruned models."""
     config, settings, itemsize, _ = load
     targets, models = len(settings.sparsity), 2 * itemsize * count_parameters(config)[0]
     if not settings.rounds.rounds:
@@ -193,8 +197,8 @@ def offloaded_bytes(load: Load) -> int:
 
 
 def ordered_parameters(config: ModelConfig) -> int:
-    """Parameters of a dense model that a search has in the order of removal: what has an axis of units, but
-    for the output projections, of which a supernet has every level."""
+    """Parameters of a dense model that a search holds in the order of removal: those of every tensor with an
+    axis of units, except the output projections, of which a supernet has every level."""
     units = set(UNIT_AXES.values())
     specs = (spec for layer in range(config.depth) for spec in block_specs(config, layer))
     moved = (spec for spec in specs if units & set(spec.axes) and spec.name not in OUTPUTS.values())
@@ -207,14 +211,15 @@ def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
 
 
 def gathered(count: int, load: Load) -> float:
-    """Bytes at work when devices gather `count` numbers of which each has a part. To be added up, a device's
-    part lies among zeros: those, they with the part, and the sum."""
+    """Bytes of working memory when devices gather `count` numbers, of which each has a part. If they gather
+    by a sum, each device's part lies among zeros: this takes the zeros, the zeros with the part, and the
+    sum."""
     _, _, itemsize, n = load
     return itemsize * count * (0 if n == 1 else 3 if n >= ADDING_DEVICES else 1)
 
 
 def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
-    """Bytes at work in the attention of `tokens` tokens, in sequences of `length`."""
+    """Bytes of working memory in attention on `tokens` tokens, in sequences of `length`."""
     shape, dim = config.dense_shape, config.head_dim
     numbers = 2 * config.hidden + dim * (3 * shape.heads + 4 * shape.kv_heads)
     scores = shape.heads * min(LONG_QUERY_CHUNK, length)
@@ -222,13 +227,13 @@ def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: i
 
 
 def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
-    """Bytes at work in the FFN of `tokens` tokens."""
+    """Bytes of working memory in an FFN on `tokens` tokens."""
     return tokens * itemsize * (2 * config.hidden + 2 * config.dense_shape.ffn)
 
 
 def layer_working(tokens: int, length: int, load: Load) -> float:
-    """Bytes at work when a layer runs on `tokens` tokens of a device: of what is divided, a sublayer's
-    weights are gathered at a time."""
+    """Bytes of working memory when a layer runs on `tokens` tokens of a device. If weights are divided, those
+    of one sublayer are gathered at a time."""
     config, _, itemsize, n = load
     attention, ffn = (itemsize * (n > 1) * sublayer_parameters(config, sublayer) for sublayer in KINDS)
     return max(
@@ -238,14 +243,15 @@ def layer_working(tokens: int, length: int, load: Load) -> float:
 
 
 def head_working(tokens: int, load: Load) -> float:
-    """Bytes at work when the head runs: it is gathered, and a part of the vocabulary has logits."""
+    """Bytes of working memory when the head runs: it is gathered, and one part of the vocabulary has logits
+    at a time."""
     config = load.config
     head = gathered(config.vocab * config.hidden, load)
     return head + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
 
 
 def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
-    """Heads and neurons of every layer `[2, L]` that a sparsity leaves, evenly."""
+    """Heads and neurons of every layer `[2, L]` that a sparsity leaves if it is spread evenly."""
     return (1 - sparsity) * unit_counts(config)
 
 
@@ -255,16 +261,16 @@ def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: i
 
 
 def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
-    """FLOPs of a fold on `tokens` tokens: forward, XᵀX, its inverse, downdates of it, and solutions of all
-    levels."""
+    """FLOPs of a fold on `tokens` tokens: forward pass, XᵀX, its inverse, the downdates of that, and
+    solutions of all levels."""
     sizes = site_sizes(config)
     sites = sum(gram_flops(size, tokens) + 2 * size**2 * (3 * size + config.hidden) for size in sizes)
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
 
 
 def statistics_working(load: Load) -> float:
-    """Bytes at work when XᵀX of an FFN's site is added up, in place: a device's own, and what makes the
-    inputs of the site, for which a matrix of the FFN is gathered at a time."""
+    """Bytes of working memory when XᵀX of an FFN's site is added up, in place: a device's own XᵀX, and what
+    computes the inputs of the site, for which one matrix of the FFN is gathered at a time."""
     config, settings, itemsize, n = load
     together, size = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), site_sizes(config)[1]
     entering = gathered(config.hidden * size, load) + UNFUSED * ffn_working(config, together, itemsize)
@@ -272,9 +278,12 @@ def statistics_working(load: Load) -> float:
 
 
 def site_working(load: Load) -> float:
-    """Bytes at work when an FFN's site is pruned: a device's columns of XᵀX, of Hs, of Hs⁻¹ and of what
-    becomes of it, of a level's weights, and those that a metric has turned, with its factor; or before there
-    are the last ones, the dense weight, gathered."""
+    """Bytes of working memory when an FFN's site is pruned.
+
+    These are a level's weights and a device's columns of XᵀX, of Hs, of Hs⁻¹ and of the updated Hs⁻¹; with a
+    metric, also its factor and the weights in its coordinates. Before there is an Hs⁻¹, only the columns of
+    XᵀX and Hs exist, but the dense weight is gathered. The larger sum counts.
+    """
     config, settings, _, n = load
     size = site_sizes(config)[1]
     columns, weights = FLOAT * size**2 / n, FLOAT * size * config.hidden / n
@@ -283,8 +292,8 @@ def site_working(load: Load) -> float:
 
 
 def drift_working(load: Load) -> float:
-    """Bytes at work when drift at an FFN's site is added up, Xᵀd beside XᵀX; or when it is taken back: a
-    device's columns of XᵀX, of Hs and of what becomes of it, of the weights, and its own Xᵀd."""
+    """Bytes of working memory when drift at an FFN's site is added up, Xᵀd next to XᵀX; or when it is
+    corrected: a device's columns of XᵀX, of Hs and of the swept Hs, and of the weights, and its own Xᵀd."""
     config, _, _, n = load
     size = site_sizes(config)[1]
     pull = FLOAT * size * config.hidden
@@ -292,7 +301,8 @@ def drift_working(load: Load) -> float:
 
 
 def last_pruning_need(load: Load) -> Need:
-    """What pruning to an answer needs: a fold of one level, in which drift may be taken back."""
+    """What the last pruning, to the distribution found, needs: a fold of one level, in which drift may be
+    corrected."""
     config, settings, itemsize, n = load
     single = fold_need("last pruning", 1, load)
     if not takes_back(settings):
@@ -310,18 +320,18 @@ def last_pruning_need(load: Load) -> Need:
 
 
 def takes_back(settings: Settings) -> bool:
-    """Whether the last pruning takes back drift."""
+    """Whether the last pruning corrects drift."""
     pruning, rounds = settings.pruning, settings.rounds
     return pruning.drift > 0 and bool(rounds.refit or not rounds.rounds or pruning.reconstruct)
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
-    """What building a supernet of so many levels needs."""
+    """What building a supernet of this many `levels` needs."""
     config, settings, itemsize, n = load
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     supernet = share_held(levels * level_bytes(config, itemsize) / n, load)
     working = max(statistics_working(load), site_working(load))
-    # The residual, and what enters the FFN's site; on disk, or computed again, but for a batch.
+    # The residual, and what enters the FFN's site. With offloading, all but a batch is on disk or recomputed.
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
     weights = weight_bytes(load) + metric_bytes(load)
@@ -329,18 +339,18 @@ def fold_need(name: str, levels: int, load: Load) -> Need:
 
 
 def metric_need(load: Load) -> Need:
-    """What the Fisher metric of all outputs takes: a forward and a backward pass, a layer at a time, with
-    the residuals before all layers (those of layers on disk are the host's)."""
+    """What the Fisher metric of all outputs needs: a forward and a backward pass, a layer at a time, with the
+    residuals before all layers (if layers are on disk, the host holds these)."""
     config, settings, itemsize, n = load
     tokens, length = settings.pruning.metric_tokens, settings.data.sequence_length
     together = max(min(fisher.BATCH_TOKENS, -(-tokens // n)), length)
     residuals = (share_held(config.depth, load) + 2) * together * config.hidden * itemsize
-    # What is known of both sublayers waits for the way back, and the sums of both are new.
+    # The activations of both sublayers are kept for the backward pass, and there are new sums for both.
     units = attention_working(config, together, 0, itemsize) + ffn_working(config, together, itemsize)
     block = gathered(max(sublayer_parameters(config, kind) for kind in KINDS), load)
     layer = block + BACKWARD * units + 2 * len(KINDS) * FLOAT * config.hidden**2
     working = residuals + max(layer, head_working(together, load))
-    # Forward, again, and backward to the inputs.
+    # Forward, recomputed, and backward to the inputs.
     flops = tokens * (3 * block_flops(config, unit_counts(config), length) + 2 * head_flops(config))
     flops += len(KINDS) * config.depth * gram_flops(config.hidden, tokens)
     weights = weight_bytes(load) + metric_bytes(load)
@@ -348,8 +358,8 @@ def metric_need(load: Load) -> Need:
 
 
 def reconstruction_need(load: Load) -> Need:
-    """What pruning once more needs where what is left of each FFN is trained: beside what the last pruning
-    does, the text to learn from and what Adam knows of a layer's FFN."""
+    """What pruning once more needs if what is left of each FFN is trained: in addition to the last pruning,
+    the trained FFNs, the text to learn from, and Adam's state for a layer's FFN."""
     config, settings, itemsize, n = load
     pruned, ffn = last_pruning_need(load), config.depth * sublayer_parameters(config, "ffn")
     kept = 1 - min(settings.sparsity)
@@ -362,35 +372,36 @@ def reconstruction_need(load: Load) -> Need:
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes at work while an FFN learns: its lessons, and a step, or mixing the text for them."""
+    """Bytes of working memory while an FFN learns: its lessons, and either a step or the mixing of text into
+    lessons."""
     config, settings, itemsize, n = load
     kept = 1 - min(settings.sparsity)
     ffn = round(kept * sublayer_parameters(config, "ffn"))
-    # Weights, two moments, what becomes of them, and what they were; gathered, the weights, one by one.
+    # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
     state = 5 * FLOAT * ffn / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
     lesson = -(-LESSON_TOKENS // n)
     learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
-    # Targets of what is mixed; residuals and targets in a row, and in their new order.
+    # Targets of the text that is mixed; residuals and targets concatenated, and in their new order.
     mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
     return lesson_bytes(load) + max(mixing, learning)
 
 
 def mixed_tokens(load: Load) -> int:
-    """Tokens that are mixed to learn from."""
+    """Tokens that are mixed into lessons at a time."""
     return min(calibration_tokens(load.settings), load.n * BATCH_TOKENS * MIXED_BATCHES)
 
 
 def lesson_bytes(load: Load) -> float:
-    """Bytes of a device for what an FFN learns from: residuals and targets."""
+    """Bytes per device for what an FFN learns from: residuals and targets."""
     config, settings, itemsize, n = load
     tokens = mixed_tokens(load) if settings.offload else calibration_tokens(settings)
     return 2 * tokens * itemsize * config.hidden / n
 
 
 def writing_need(load: Load) -> Need | None:
-    """What the text takes that the model writes itself, if it does: a token at a time, with the keys and
-    values of all tokens before."""
+    """What the text that the model writes itself needs, if there is any: it is written a token at a time,
+    with the keys and values of all earlier tokens."""
     config, settings, itemsize, n = load
     asked = to_write(settings.data)
     if asked is None:
@@ -400,16 +411,16 @@ def writing_need(load: Load) -> Need | None:
     numbers = config.depth * 2 * config.dense_shape.kv_heads * config.head_dim
     cache = itemsize * together * writing.cache_slots(length) * numbers
     scores = 2 * FLOAT * together * config.dense_shape.heads * length
-    # The compiler lays out keys or values anew.
+    # The compiler copies keys or values into another layout.
     working = 1.5 * cache + layer_working(together, 1, load) + scores + head_working(together, load)
     flops = model_flops(config, unit_counts(config), count * length, length)
-    # Layers one by one, beside those that are stacked.
+    # Separate layers, in addition to the stacked ones.
     weights = weight_bytes(load) + itemsize * count_parameters(config)[0] / n
     return Need("own text", weights, 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:
-    """What the dense model's answers on search and evaluation text need."""
+    """What the dense model's predictions on search and evaluation text need."""
     config, settings, _, n = load
     data = settings.data
     together = min(BATCH_TOKENS, -(-data.search_tokens // n))
@@ -419,24 +430,24 @@ def answers_need(load: Load) -> Need:
     )
     units = unit_counts(config)
     texts = (data.search_tokens, data.search_length), (evaluation_tokens(settings), data.evaluation_length)
-    # The head runs once more, for the row of it that is expected.
+    # The head runs once more, for its expected row.
     flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
     weights = weight_bytes(load)
     return Need("dense answers", weights, 0, pool_bytes(load), working, flops)
 
 
 def pool_bytes(load: Load) -> float:
-    """Bytes of a device for the dense model's answers on the search text."""
+    """Bytes per device for the dense model's predictions on the search text."""
     config, settings, _, n = load
     observed = len(settings.objective.observed_layers(config.depth))
     return FLOAT * settings.data.search_tokens * ((2 + observed) * config.hidden + 2) / n
 
 
 def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
-    """What a stage needs that runs on the supernet: beside the dense weights, what lies in the order of
+    """What a stage that runs on the supernet needs: in addition to the dense weights, those in the order of
     removal."""
     config, settings, itemsize, n = load
-    # On disk, what is in order takes the place of what is not.
+    # With offloading, layers in the order of removal take the place of the original ones.
     ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
     weights = held_bytes(load) + ordered
     levels = settings.rounds.levels * level_bytes(config, itemsize) / n
@@ -445,13 +456,13 @@ def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
 
 
 def descent_need(sparsity: float, load: Load) -> Need:
-    """What a round's descent needs: slopes by a backward pass at full width, and scores of proposals."""
+    """What a round's descent needs: slopes from a backward pass at full width, and scores of proposals."""
     config, settings, itemsize, n = load
     data, rounds = settings.data, settings.rounds
     length, units = data.search_length, unit_counts(config)
     together = max(length, SLOPE_TOKENS // length * length)
     tokens = settings.descent_sequences(data.search_tokens // length) * length
-    # Forward, again, and backward: for the inputs of all products, and the weights of the two sites.
+    # Forward, recomputed, and backward: to the inputs of all products, and the weights of the two sites.
     share = level_bytes(config, 1) / count_parameters(config)[0]
     slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
     proposals = 1 + len(surrogate.CAUTIONS)
@@ -459,7 +470,7 @@ def descent_need(sparsity: float, load: Load) -> Need:
     kept = share_held(config.depth, load) * together * config.hidden * itemsize
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
-    # Of a layer, a copy of its levels, and the chosen one: as it lies, as it is used, and its slope.
+    # For a layer, a copy of its levels, and the chosen one: as stored, as used, and its slope.
     levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
     layers = levels + 2 * layer_working(together, length, load)
     working = kept + max(layers, head_working(together, load))
@@ -473,7 +484,7 @@ def evolution_need(sparsity: float, load: Load) -> Need:
     together = max(length, BATCH_TOKENS // length * length)
     states = (share_held(config.depth, load) + 1) * together * config.hidden * itemsize
     if settings.offload:
-        # What all candidates have made of the text before a layer.
+        # The residuals of all candidates before a layer.
         with guarded(settings.search, "queries"):
             most = max(size * count for size, count, _ in settings.search.queries(space))
         states += most * length * config.hidden * itemsize / n
@@ -487,7 +498,7 @@ def evolution_need(sparsity: float, load: Load) -> Need:
 
 
 def evaluation_need(sparsity: float, load: Load) -> Need:
-    """What measuring a pruned model needs, beside the dense one."""
+    """What measuring a pruned model needs, with the dense one in memory."""
     config, settings, _, n = load
     length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
     together = min(max(length, BATCH_TOKENS), -(-tokens // n))
@@ -498,8 +509,7 @@ def evaluation_need(sparsity: float, load: Load) -> Need:
 
 
 def needs(load: Load) -> list[tuple[Need, int]]:
-    """What every stage needs on `n` devices, weights and activations taking `itemsize` bytes a number; and
-    how often it runs."""
+    """What every stage needs, and how often it runs."""
     settings = load.settings
     targets, rounds = len(settings.sparsity), settings.rounds
     sparsity = min(settings.sparsity)
@@ -531,7 +541,7 @@ def needs(load: Load) -> list[tuple[Need, int]]:
 
 
 def host_bytes(load: Load) -> dict[str, float]:
-    """Bytes of host memory beside what devices hold, by what they are for."""
+    """Bytes of host memory in addition to what devices hold, by what they are for."""
     config, settings, itemsize, _ = load
     shape = config.dense_shape
     largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)

@@ -1,7 +1,7 @@
-"""Every jitted stage of a run with the arguments that it will have, none of which exists: to lower and
-compile for devices that need not be there, and to see what memory and time they would take.
+"""Every jitted stage of a run with abstract arguments, to lower and compile it for devices that need not be
+there, and to see what memory and time it would take.
 
-What a stage returns, and another is given, is derived from the functions themselves. Axis letters: `B`
+What one stage returns and another is given is derived from the functions themselves. Axis letters: `B`
 sequences, `T` tokens.
 """
 
@@ -35,8 +35,8 @@ from tyr_jax.space import ATTENTION, FFN, KINDS
 
 
 class Program(NamedTuple):
-    """A jitted `function` with abstract `arguments` and `static` ones, what it is called, and how often its
-    `loops` run whose number of iterations is data."""
+    """A jitted `function` with abstract `arguments` and `static` ones, and its `name`. `loops` are the trip
+    counts of its loops whose trip count depends on data."""
 
     name: str
     function: Any
@@ -45,11 +45,11 @@ class Program(NamedTuple):
     loops: tuple[int, ...] = ()
 
     def result(self) -> Any:
-        """What it returns, abstract."""
+        """Its result, abstract."""
         return jax.eval_shape(functools.partial(self.function, **self.static), *self.arguments)
 
     def traced(self) -> Any:
-        """Its program."""
+        """Its traced program."""
         return self.function.trace(*self.arguments, **self.static)
 
     def lower(self, *platforms: str) -> jax.stages.Lowered:
@@ -63,7 +63,7 @@ def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> Params:
 
 
 def texts(count: int, length: int) -> ShapeDtypeStruct:
-    """A batch of tokens `[B, T]` as it runs, out of `count` sequences of `length` tokens."""
+    """An abstract batch of tokens `[B, T]`, as it runs out of `count` sequences of `length` tokens."""
     rows = batches(np.broadcast_to(0, (count, length)))[0]
     return devices.place(ShapeDtypeStruct((len(rows.indices), length), jnp.int32))
 
@@ -71,8 +71,8 @@ def texts(count: int, length: int) -> ShapeDtypeStruct:
 def site_stages(
     kind: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
 ) -> list[Program]:
-    """What a site takes in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning, and
-    the residual behind it."""
+    """The stages of a site in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning,
+    drift, and the residual after it."""
     weight, static = block[OUTPUTS[KINDS[kind]]], {"kind": kind, "config": config}
     size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
@@ -91,9 +91,9 @@ def site_stages(
     def site(gram: jax.Array, weight: jax.Array) -> Any:
         return settings.pruning.site(gram, weight, *levels, units)
 
-    # Abstract altogether: on devices that need not be there, no array can be made, however small.
+    # All arrays are abstract: on devices that need not be there, not even a small one can be made.
     known = jax.eval_shape(site, xtx, matrix).replace(gram=xtx, weight=matrix, metric=metric)
-    # Damping is hardly ever raised; panels of removals; blocks of channels, and those that end at a level.
+    # Damping is hardly ever raised; panels of removals; blocks of channels, some of which end at a level.
     steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
     panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
     loops = 0, panels, -(-size // linalg.BLOCK) + len(levels[0])
@@ -117,8 +117,8 @@ def drift_stages(
     gram: ShapeDtypeStruct,
     config: ModelConfig,
 ) -> list[Program]:
-    """What it takes to follow the dense model past a site, and to take drift back there, in the last pruning:
-    of residuals `x [B, T, D]`, the `units [B, T, ...]` that enter `weight [d_in, D]`, and their XᵀX."""
+    """The stages that follow the dense model past a site and correct drift there, in the last pruning, on
+    residuals `x [B, T, D]`, the `units [B, T, ...]` that enter `weight [d_in, D]`, and their XᵀX."""
     pull = devices.place(ShapeDtypeStruct((devices.count(), *weight.shape), jnp.float32))
     weights = devices.place(ShapeDtypeStruct(x.shape[:2], jnp.float32))
     follow = block, x, units, weights, x, pull
@@ -132,7 +132,7 @@ def drift_stages(
 
 
 def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """What a block takes in the fold that builds a supernet."""
+    """The stages of a block in the fold that builds a supernet."""
     data = settings.data
     tokens = texts(data.calibration_tokens // data.sequence_length, data.sequence_length)
     x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
@@ -148,7 +148,7 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
 
 
 def metric_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
-    """What the Fisher metric of all outputs takes."""
+    """The stages of the Fisher metric of all outputs."""
     length, count = settings.data.sequence_length, settings.pruning.metric_tokens
     rows = batches(np.broadcast_to(0, (max(1, count // length), length)), fisher.BATCH_TOKENS)[0].indices
     dtype, static = params["embed"].dtype, {"config": config}
@@ -184,7 +184,8 @@ def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> 
 def scoring_stages(
     net: nested.Nested, candidates: int, sequences: int, config: ModelConfig, settings: Settings
 ) -> list[Program]:
-    """What scoring so many candidates on so many sequences takes: the trunk, and a chunk of the others."""
+    """The stages that score this many `candidates` on this many `sequences`: the trunk, and a chunk of the
+    others."""
     length, n, depth = settings.data.search_length, devices.count(), config.depth
     shape = chunk_shape(candidates - 1, sequences, length)
     batch = answers(net.params, n * shape.rows, config, settings)
@@ -209,7 +210,7 @@ def scoring_stages(
 
 
 def answers(params: Params, sequences: int, config: ModelConfig, settings: Settings) -> TeacherBatch:
-    """The dense model's answers on a batch of search text, abstract."""
+    """The dense model's predictions on a batch of search text, abstract."""
     tokens = devices.place(ShapeDtypeStruct((sequences, settings.data.search_length), jnp.int32))
     *_, answer = dense_stages(params, tokens, config, settings.objective)
     return devices.place(answer.result())
@@ -218,7 +219,7 @@ def answers(params: Params, sequences: int, config: ModelConfig, settings: Setti
 def blocks_stage(
     name: str, params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> tuple[Program, ForwardState]:
-    """What it takes to run all blocks on `tokens [B, T]`, and what comes out."""
+    """The stage that runs all blocks on `tokens [B, T]`, and the state that comes out, abstract."""
     state = devices.place(Program("", decoder.begin, (decoder.outside(params), tokens), {}).result())
     static = {"config": config, "observed": observed}
     stage = Program(name, decoder.run_blocks, (params["blocks"], state), static)
@@ -228,7 +229,7 @@ def blocks_stage(
 def dense_stages(
     params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, objective: Objective
 ) -> list[Program]:
-    """What the dense model's answers on `tokens [B, T]` of search text take."""
+    """The stages of the dense model's predictions on `tokens [B, T]` of search text."""
     observed = objective.observed_layers(config.depth)
     blocks, state = blocks_stage("search: dense blocks", params, tokens, config, observed)
     arguments = decoder.outside(params), state, tokens
@@ -238,7 +239,8 @@ def dense_stages(
 def search_stages(
     params: Params, net: nested.Nested, config: ModelConfig, settings: Settings
 ) -> Iterator[Program]:
-    """What the search takes: the dense model's answers, slopes, and scores at every size that occurs."""
+    """The stages of the search: the dense model's predictions, slopes, and scores at every size that
+    occurs."""
     data, rounds = settings.data, settings.rounds
     length, objective = data.search_length, settings.objective
     tokens = texts(data.search_tokens // length, length)
@@ -263,7 +265,7 @@ def search_stages(
 
 
 def writing_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """What it takes to write the text that the model writes itself, a segment of a group of sequences."""
+    """The stages that write the model's own text: a segment of a group of sequences."""
     asked = to_write(settings.data)
     if asked is None:
         return []
@@ -287,8 +289,8 @@ def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
 
 
 def reconstruction_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """What it takes to train what is left of a layer's FFN: the target of a batch, mixing of as many as are
-    mixed, and a step."""
+    """The stages that train what is left of a layer's FFN: the target of a batch, the mixing of as many
+    batches as are mixed at a time, and a step."""
     if not settings.pruning.reconstruct:
         return []
     data, block = settings.data, block_of(params, 0, config)
@@ -321,7 +323,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
 
 
 def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> Iterator[Program]:
-    """What measuring a model on a batch of evaluation text takes."""
+    """The stages that measure a model on a batch of evaluation text."""
     data, outside = settings.data, decoder.outside(params)
     tokens = texts(data.evaluation_windows, data.evaluation_length)
     static = {"config": config}

@@ -1,7 +1,7 @@
 """The least time that a stage can take on a chip: its FLOPs, bytes and collectives against published rates.
 
-FLOPs are those of the products of matrices in a stage's program, loops counted as often as they run (XLA's
-own count takes a loop's body once). What devices give each other is read off the compiled program.
+FLOPs are those of the matrix products in a stage's program, with loops counted as often as they run (XLA's
+own count takes a loop's body once). What devices send each other is read from the compiled program.
 """
 
 import math
@@ -15,12 +15,12 @@ from tyr_jax.planning.programs import Program
 from tyr_jax.runtime import devices
 
 PASSES = 6
-"""Products of bfloat16 that a TPU makes one of float32 out of, at the highest precision."""
+"""bfloat16 products that a TPU computes for one float32 product at the highest precision."""
 
 
 class Chip(NamedTuple):
-    """What its maker says of a chip: FLOP/s in bfloat16, bytes of memory, bytes/s of it, and bytes/s that a
-    chip receives from others."""
+    """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s from memory, and bytes/s that
+    it receives from other chips."""
 
     flops: float
     memory: float
@@ -38,7 +38,7 @@ CHIPS = {
 
 
 class Work(NamedTuple):
-    """What a stage asks of every device: FLOPs in bfloat16, bytes read and written at least, and bytes
+    """What a stage asks of every device: FLOPs in bfloat16, the least bytes read and written, and bytes
     received from other devices, by kind of collective."""
 
     flops: float
@@ -46,13 +46,13 @@ class Work(NamedTuple):
     received: dict[str, float]
 
     def seconds(self, chip: Chip) -> tuple[float, float, float]:
-        """The least time of each on a chip; the largest is that of the stage."""
+        """The least time that each of the three takes on a chip. The largest is that of the stage."""
         received = sum(self.received.values())
         return self.flops / chip.flops, self.touched / chip.bandwidth, received / chip.network
 
 
 def work(stage: Program, compiled: Any) -> Work:
-    """What a stage, compiled, asks of every device."""
+    """What a compiled stage asks of every device."""
     memory = compiled.memory_analysis()
     touched = memory.argument_size_in_bytes + memory.output_size_in_bytes
     loops = iter(stage.loops)
@@ -61,11 +61,11 @@ def work(stage: Program, compiled: Any) -> Work:
 
 
 def matmul_flops(jaxpr: Any, loops: Iterator[int], platform: str = "tpu") -> float:
-    """FLOPs of all products of matrices in a program on all devices, on a `platform`; those of float32 count
-    several times, as a TPU makes them.
+    """FLOPs of all matrix products in a program on all devices, on a `platform`. Those of float32 at the
+    highest precision count `PASSES` times, as on a TPU.
 
-    `loops` are the iterations of its loops whose number is data, in their order. Of branches between which
-    data decides, that in the middle counts.
+    `loops` are the trip counts, in program order, of the loops whose trip count depends on data. Of branches
+    that data chooses between, the middle one counts.
     """
     total = 0.0
     choices: dict[int, int] = {}
@@ -83,7 +83,7 @@ def matmul_flops(jaxpr: Any, loops: Iterator[int], platform: str = "tpu") -> flo
         elif name == "while":
             total += next(loops) * matmul_flops(params["body_jaxpr"].jaxpr, loops, platform)
         else:
-            # Within, a program has only a device's part.
+            # Inside `shard_map`, a program has only one device's part.
             times = params.get("length", 1) if name == "scan" else 1
             times *= devices.count() if name == "shard_map" else 1
             total += times * sum(matmul_flops(inner, loops, platform) for inner in _inner(params))
@@ -91,13 +91,13 @@ def matmul_flops(jaxpr: Any, loops: Iterator[int], platform: str = "tpu") -> flo
 
 
 def _inner(params: Mapping[str, Any]) -> list[Any]:
-    """The program that an equation stands for, if it is one of a program."""
+    """The program inside an equation, in a list that is empty if there is none."""
     held = (params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
     return [getattr(program, "jaxpr", program) for program in held][:1]
 
 
 def _product_flops(equation: Any) -> float:
-    """FLOPs of one product of matrices."""
+    """FLOPs of one matrix product."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval
     size = math.prod(equation.outvars[0].aval.shape) * math.prod(left.shape[axis] for axis in contracted)

@@ -1,8 +1,8 @@
-"""Compress: from a distribution to a physically smaller model (Algorithm 4's last step).
+"""Compress: build the physically smaller model of a distribution (the last step of Algorithm 4).
 
-Kept heads and neurons are gathered, key/value groups that no kept head reads disappear, and a sublayer
-without units disappears whole. (Or zeros take their place, for what loads dense shapes only.) Axis letters
-as in `tyr_jax.model.spec`; `U` units of a site.
+Kept heads and neurons are gathered. Key/value groups that no kept head reads are removed, and so is a whole
+sublayer without units. (For software that loads dense shapes only, zeros can take their place instead.) Axis
+letters as in `tyr_jax.model.spec`; `U` units of a site.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from tyr_jax.space import ATTENTION, FFN, values_at
 class HeadLayout:
     """Heads of a compressed layer in groups of equal size.
 
-    `kv_source[i]` is the dense key/value head that group i reads, `heads[i]` its dense query heads, of
-    which `None` marks a padded one (zero weights).
+    `kv_source[i]` is the dense key/value head that group i reads, and `heads[i]` are its dense query heads.
+    `None` marks a padded head (zero weights).
     """
 
     kv_source: tuple[int, ...]
@@ -42,12 +42,12 @@ class HeadLayout:
 
 
 def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
-    """The cheapest regular grouping of `kept_heads` (sorted indices), `group_size` heads to a dense group.
+    """The cheapest regular grouping of `kept_heads` (sorted), with `group_size` heads in a dense group.
 
     Grouped-query attention needs groups of equal size g. A dense group with c kept heads becomes ⌈c/g⌉
-    groups, its key/value head duplicated and the last one padded; each costs g query/output heads and one
-    key/value head. g = the largest count is pure padding, g = 1 pure duplication; the cheapest g is taken,
-    the larger one (fewer key/value heads to cache) on a tie.
+    groups: its key/value head is duplicated and the last group is padded. Each group costs g query/output
+    heads and one key/value head. With g = the largest count there is only padding, with g = 1 only
+    duplication. The cheapest g is chosen; on a tie, the larger one (fewer key/value heads to cache).
     """
     groups: dict[int, list[int]] = {}
     for head in kept_heads:
@@ -68,21 +68,21 @@ def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
 
 
 class Pick(NamedTuple):
-    """What a compressed layer has along an axis: the dense entries `source [U]`, times `real [U]`, which is
-    zero for those that only fill up a group."""
+    """One axis of a compressed layer: the dense entries `source [U]`, multiplied by `real [U]`, which is zero
+    for entries that only pad a group."""
 
     source: np.ndarray
     real: np.ndarray | None = None
 
 
 Picks = dict[str, Pick]
-"""By axis; a sublayer whose units have none is gone."""
+"""Picks by axis. A sublayer is absent if the axis of its units has no pick."""
 
 
 def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
-    """The query heads `N` and key/value heads `K` of a layer with the `kept` (sorted) query heads.
+    """Pick the query heads `N` and key/value heads `K` of a layer that keeps the query heads `kept` (sorted).
 
-    Without any, attention is gone, unless an output bias must outlive it: one padded head carries it.
+    If none is kept, attention is removed, unless it has an output bias: then one padded head carries it.
     """
     shape = config.dense_shape
     if kept.size:
@@ -98,9 +98,9 @@ def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
 
 
 def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
-    """The neurons `F` of a layer with the `kept` (sorted) ones.
+    """Pick the neurons `F` of a layer that keeps the neurons `kept` (sorted).
 
-    Without any, the FFN is gone, unless an output bias must outlive it: `multiple` neurons carry it.
+    If none is kept, the FFN is removed, unless it has an output bias: then `multiple` neurons carry it.
     """
     if kept.size == 0 and not has_output_bias(config, "ffn"):
         return {}
@@ -108,7 +108,7 @@ def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
 
 
 def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
-    """Whether a sublayer adds to the residual even where it has no units left."""
+    """Whether a sublayer adds to the residual stream even when it has no units left."""
     return any(tensor.outlives_units for tensor in config.tensors if tensor.sublayer == sublayer)
 
 
@@ -118,14 +118,14 @@ def shape_of(picks: Picks) -> LayerShape:
 
 
 def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
-    """A dense `block` with what `picks` name of its axes, and without sublayers that are gone."""
+    """Cut a dense `block` down to the entries in `picks`, and leave out the sublayers that are absent."""
     tensors = {tensor.name: tensor for tensor in config.tensors}
 
     def cut(array: jax.Array, axes: str) -> jax.Array:
         for place, axis in enumerate(axes):
             if axis in picks:
                 source, real = picks[axis]
-                # Neurons that carry a bias may be more than the dense layer has.
+                # The neurons that carry a bias can outnumber those of the dense layer.
                 array = jnp.take(array, source, axis=place, mode="clip")
                 array = array if real is None else array * along(axis, real, axes)
         return array
@@ -140,7 +140,7 @@ def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
 def kept_masks(
     supernet: Supernet, distribution: np.ndarray, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boolean masks of kept heads `[L, N]` and neurons `[L, F]` under levels `[2, L]`."""
+    """Boolean masks of the heads `[L, N]` and neurons `[L, F]` that levels `[2, L]` keep."""
     kept = values_at(supernet.kept, distribution)[..., None]
     heads = devices.fetch(supernet.attn_rank) < kept[ATTENTION]
     neurons = devices.fetch(supernet.mlp_rank) < kept[FFN]
@@ -149,7 +149,8 @@ def kept_masks(
 
 
 def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
-    """A dense-shaped block with the pruned projections of levels `distribution [2, L]`."""
+    """A block in dense shapes, with the pruned projections (and what FFNs have learnt) at levels
+    `distribution [2, L]`."""
     attention, ffn = distribution[:, layer]
     learnt = supernet.learnt[layer] if supernet.learnt else None
     block = layer_block(params["blocks"], layer) | (learnt or {})
@@ -158,8 +159,8 @@ def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer
 
 
 def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:
-    """`block` with zeros for whatever is of heads and neurons alone that are not kept, `heads [N]` and
-    `neurons [F]` being true where they are."""
+    """`block` with zeros for everything that belongs only to removed units. `heads [N]` and `neurons [F]` are
+    true for the units that are kept."""
     groups = np.any(heads.reshape(config.dense_shape.kv_heads, -1), axis=-1)
     kept, masked = {"N": heads, "K": groups, "F": neurons}, dict(block)
     for tensor in config.tensors:
@@ -169,7 +170,7 @@ def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: Mod
 
 
 OnBlock = Callable[[Block], Block]
-"""What is done with a block once it is pruned, such as keeping it on disk."""
+"""Applied to each block once it is pruned, for example to keep it on disk."""
 
 
 def mask(
@@ -179,8 +180,8 @@ def mask(
     config: ModelConfig,
     finish: OnBlock = lambda block: block,
 ) -> Params:
-    """The model of levels `distribution [2, L]` in the dense model's shapes, with zeros for whatever is of
-    removed units alone; same function as the compressed one."""
+    """The model at levels `distribution [2, L]` in dense shapes, with zeros for everything that belongs only
+    to removed units. It computes the same function as the compressed model."""
     kept = zip(*kept_masks(supernet, distribution, config), strict=True)
     blocks = [
         finish(mask_block(layer_at(params, supernet, distribution, layer), heads, neurons, config))
@@ -197,14 +198,15 @@ def compress(
     neuron_multiple: int = 8,
     finish: OnBlock = lambda block: block,
 ) -> tuple[Params, ModelConfig]:
-    """The smaller model (params, config) of levels `distribution [2, L]`; same function as the masked one."""
+    """The smaller model (params, config) at levels `distribution [2, L]`. It computes the same function as
+    the masked model."""
     blocks, shapes = [], []
     for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):
         picks = pick_heads(np.flatnonzero(heads), config)
         picks |= pick_neurons(np.flatnonzero(neurons), config, neuron_multiple)
         block = cut_block(layer_at(params, supernet, distribution, layer), picks, config)
         if "down" in block and not neurons.any():
-            # Neurons that carry a bias add nothing else.
+            # These neurons carry the bias and must add nothing else.
             block["down"] *= 0
         blocks.append(finish(block))
         shapes.append(shape_of(picks))
@@ -213,7 +215,7 @@ def compress(
 
 
 def joined(blocks: list[Block], config: ModelConfig) -> Any:
-    """The blocks of a model: stacked where layers are of one shape, and not on disk."""
+    """The blocks of a model: stacked if all layers have the same shape and none is on disk, else a tuple."""
     if on_disk(blocks) or not config.uniform:
         return tuple(blocks)
     return {name: jnp.stack([block[name] for block in blocks]) for name in blocks[0]}

@@ -1,12 +1,12 @@
-"""How much a change of what a site adds to the residual stream counts for what the model predicts.
+"""How much a change of a site's output changes what the model predicts.
 
-H_out = E[g gᵀ], where g is the gradient, by a site's output, of the log-likelihood of tokens drawn from the
-model's own predictions: the Fisher information of the output (K-FAC, Martens & Grosse 2015). With Hs = XᵀX
-of the site's inputs over T tokens, a change Δ of its weight then moves the predictions by about
-½ tr(Δᵀ Hs Δ H_out) / T nats a token, wherever the site is.
+H_out = E[g gᵀ], where g is the gradient, with respect to a site's output, of the log-likelihood of tokens
+drawn from the model's own predictions: the Fisher information of the output (K-FAC, Martens & Grosse 2015).
+With Hs = XᵀX of the site's inputs over T tokens, a change Δ of its weight then moves the predictions by about
+½ tr(Δᵀ Hs Δ H_out) / T nats per token, for every site alike.
 
-One forward and one backward pass of the dense model give it, a layer at a time: only the residuals before
-the layers are kept, and of layers on disk, one runs at a time.
+One forward and one backward pass of the dense model give H_out, one layer at a time. Only the residuals
+before the layers are kept. If the layers are on disk, only one is in memory at a time.
 
 Axis letters: `L` layers, `B` sequences, `T` tokens, `D` hidden.
 """
@@ -29,15 +29,16 @@ from tyr_jax.runtime.offload import Scratch, Segment
 from tyr_jax.space import KINDS
 
 BATCH_TOKENS = 2048
-"""Tokens that run at a time on a device: residuals before all layers are there at once."""
+"""Tokens that a device runs at a time: the residuals before all layers are in memory together."""
 
 SHRINKAGE = 0.05
-"""How far H_out is drawn to a multiple of the identity, as it is known from few tokens only."""
+"""How far H_out is shrunk towards a multiple of the identity, because it is estimated from few tokens."""
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(blocks: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """(the residual `[B, T, D]` behind stacked layers `blocks`, those before each of them `[l, B, T, D]`)."""
+    """(residual `[B, T, D]` after the stacked layers `blocks`, residuals before each of them
+    `[l, B, T, D]`)."""
     rope = decoder.rope_tables(config, x.shape[1])
     run = devices.divided(lambda block, rope, x: decoder.apply_block(block, x, rope, config), whole=2)
 
@@ -51,9 +52,11 @@ def forward(blocks: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array
 def answer_gradient(
     params: Params, x: jax.Array, keys: jax.Array, real: jax.Array, config: ModelConfig
 ) -> jax.Array:
-    """Gradient `[B, T, D]`, by residuals `x` behind the last layer, of the log-likelihood of tokens that are
-    drawn from what the model predicts, by the data of `keys [B, 2]`; of sequences that are `real [B]`, else
-    zero."""
+    """Gradient `[B, T, D]`, with respect to the residuals `x` after the last layer, of the log-likelihood of
+    tokens drawn from the model's predictions.
+
+    The data of the random keys are `keys [B, 2]`. The gradient is zero for sequences that are not `real [B]`.
+    """
 
     def own(params: Params, x: jax.Array, keys: jax.Array, real: jax.Array) -> jax.Array:
         hidden, back = jax.vjp(lambda x: decoder.rms_norm(x, params["final_norm"], config.norm_eps), x)
@@ -68,10 +71,11 @@ def answer_gradient(
 def backward(
     blocks: Block, before: jax.Array, gradient: jax.Array, total: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """(the gradient `[B, T, D]` by the residual before layers `blocks`, `total [l, 2, D, D]` with the sums of
-    g gᵀ of their sites, in place), from the `gradient` behind them and the residuals `before [l, B, T, D]`.
+    """(gradient `[B, T, D]` with respect to the residual before layers `blocks`, `total [l, 2, D, D]` with
+    the sums of g gᵀ of their sites added in place).
 
-    Of the sums, only the upper block triangle is meaningful.
+    `gradient` is that after the layers, and `before [l, B, T, D]` are the residuals before each. Only the
+    upper block triangle of the sums is meaningful.
     """
     rope = decoder.rope_tables(config, gradient.shape[1])
 
@@ -85,7 +89,7 @@ def backward(
     def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         (gradient, total), (index, block, x) = state, layer
         gradient, sums = devices.divided(own, whole=2)(block, rope, x, gradient)
-        # Every device has the sums of its own tokens; of those of all it keeps its columns.
+        # Each device sums over its own tokens; of the sum over all devices it keeps only its columns.
         return (gradient, total.at[index].add(devices.total(sums, 2))), None
 
     layers = jnp.arange(len(total)), blocks, before
@@ -94,8 +98,8 @@ def backward(
 
 @functools.partial(jax.jit, donate_argnames="total")
 def finish(total: jax.Array, tokens: jax.Array) -> jax.Array:
-    """H_out `[l, 2, D, D]` from the upper block triangles of the sums of g gᵀ over so many tokens, divided
-    among devices by columns."""
+    """H_out `[l, 2, D, D]` from the upper block triangles of the sums of g gᵀ over this many `tokens`,
+    divided among the devices by columns."""
     size = total.shape[-1]
     mean = (jnp.triu(total) + jnp.triu(total, 1).swapaxes(-1, -2)) / tokens
     level = jnp.trace(mean, axis1=-2, axis2=-1)[..., None, None] / size
@@ -111,14 +115,15 @@ def output_metrics(
     scratch: Scratch | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Any:
-    """H_out of every site, `[L, 2, D, D]` in float32, from text `tokens [B, T]` (K-FAC's factor of outputs).
+    """H_out of every site, `[L, 2, D, D]` in float32, from text `tokens [B, T]` (the output factor of K-FAC).
 
     Args:
-        params: the dense model, blocks stacked.
-        tokens: text; what is drawn from the predictions on it is a function of `seed`.
+        params: the dense model, with stacked blocks.
+        tokens: the text.
         config: the model's configuration.
-        scratch: where the result is to be kept on disk; the layers of `params` are on disk too then.
-        on_tokens: told the tokens done.
+        seed: decides which tokens are drawn from the predictions on the text.
+        scratch: where the result is kept on disk; the layers of `params` are then on disk too.
+        on_tokens: called with the number of tokens finished since its last call.
     """
     keys, rows = sequence_keys(seed, len(tokens)), batches(tokens, BATCH_TOKENS)
     shape = (len(KINDS), config.hidden, config.hidden)
@@ -151,8 +156,8 @@ def batch_sums(
     config: ModelConfig,
     start: Callable[[int], jax.Array],
 ) -> Iterator[tuple[Segment, jax.Array]]:
-    """Sums of g gᵀ `[l, 2, D, D]` over batches `rows` of `tokens [B, T]`, added to those that `start` gives
-    for l layers: of every segment of layers, from the last to the first."""
+    """Sums of g gᵀ `[l, 2, D, D]` over batches `rows` of `tokens [B, T]`, for every segment of layers from
+    the last to the first. They are added to the sums that `start` returns for the l layers of a segment."""
     blocks, layers = params["blocks"], range(config.depth)
     outside, keep = decoder.outside(params), devices.fetch if offload.on_disk(blocks) else lambda x: x
     x = [decoder.embed(params, devices.place(jnp.asarray(tokens[part.indices]))) for part in rows]

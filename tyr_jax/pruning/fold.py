@@ -1,9 +1,9 @@
 """The fold over the blocks that builds a supernet (method §2, Algorithm 2).
 
-Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated
-result → its Hessian → prune `down_proj` → next. What a site passes on is its output under the weight
-`W̄ = Σ_e p_e W_e`; the site is linear in its weight, so that is the expectation of Eq. 5 over levels with
-probabilities `p`, and every mode of error accumulation is one choice of `p`.
+Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated result →
+its Hessian → prune `down_proj` → next block. A site passes on its output under the weight `W̄ = Σ_e p_e W_e`.
+The site is linear in its weight, so this is the expectation of Eq. 5 over levels with probabilities `p`.
+Every mode of error accumulation is one choice of `p`.
 
 Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
 `F` FFN width, `U` units of a site.
@@ -60,10 +60,13 @@ def level_probabilities(
 
 
 class Fold(NamedTuple):
-    """Where a fold over the blocks stands: the supernet, of which layers `done` on are still empty, and the
-    residuals `[B, T, D]`, one for each batch of calibration text, that enter the next, on devices or on disk;
-    the first `real` sequences of each count. Where drift is taken back, those of the `dense` model too; where
-    FFNs are reconstructed, what each has `learnt`, None of those that stay as they were."""
+    """The state of a fold over the blocks.
+
+    The first `done` layers of the `supernet` are filled. `residual` has the residuals `[B, T, D]` that enter
+    the next layer, one array per batch of calibration text, on devices or on disk. Of each batch, the first
+    `real` sequences count. If drift is corrected, `dense` has the same residuals of the dense model. If FFNs
+    are reconstructed, `learnt` has what each finished one has learnt, None for those that stay as they were.
+    """
 
     supernet: Supernet
     done: int
@@ -75,12 +78,13 @@ class Fold(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldPlan:
-    """What a fold is to do: for a model of `config`, prune every site to the levels of `grid` as `settings`
-    say; `seed` is that of the `random` mode of accumulation, `metrics [L, 2, D, D]` those of the sites'
-    outputs, if they have any, `heads [L, U]` the ranks of attention's units, where they are settled,
-    `drift` the share of it that every site takes back, and `passes` those over the text in which what is left
-    of each FFN is reconstructed, where sites have one level. With `scratch`, weights and residuals are on
-    disk."""
+    """What a fold does: prune every site of a model of `config` to the levels of `grid`, as `settings` say.
+
+    `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, 2, D, D]` are
+    those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
+    are settled. Every site corrects a share `drift` of the drift. Where sites have one level, what is left of
+    each FFN is reconstructed in `passes` over the text. With `scratch`, weights and residuals are on disk.
+    """
 
     config: ModelConfig
     grid: LevelGrid
@@ -93,19 +97,19 @@ class FoldPlan:
     scratch: Scratch | None = None
 
     def rank(self, kind: int, layer: int) -> jax.Array | None:
-        """That of a site's units `[U]`, where it is settled."""
+        """Rank `[U]` of a site's units, if it is settled."""
         if self.heads is None or kind != ATTENTION:
             return None
         return jnp.asarray(self.heads[layer])
 
     def metric(self, kind: int, layer: int) -> jax.Array | None:
-        """That of a site's output `[D, D]`, if it has one."""
+        """Metric `[D, D]` of a site's output, if it has one."""
         if self.metrics is None:
             return None
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
     def left_of_ffn(self, layer: int) -> int:
-        """Neurons `F` of a layer that are left to be reconstructed; none where the FFN stays whole."""
+        """Neurons of a layer's FFN that are left to be reconstructed; 0 if the FFN is not reconstructed."""
         whole = self.settings.whole(self.config.depth)[FFN, layer]
         return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
 
@@ -118,9 +122,11 @@ def begin_fold(
     scratch: Scratch | None = None,
     follow: bool = False,
 ) -> Fold:
-    """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T, of which
-    `batch_tokens` run at a time, in whole sequences; `supernet` is empty. With `scratch`, residuals are on
-    disk; those of the dense model are kept too if it is to `follow` them."""
+    """A fold before its first block, over `texts`, arrays of tokens `[B, T]` of any lengths T.
+
+    `supernet` is empty. A device runs `batch_tokens` tokens at a time, in whole sequences. With `scratch`,
+    residuals are on disk. With `follow`, those of the dense model are kept too.
+    """
     residual, real = stream.embedded(params, texts, batch_tokens, scratch)
     dense = stream.embedded(params, texts, batch_tokens, scratch)[0] if follow else None
     return Fold(supernet, 0, residual, real, dense)
@@ -129,8 +135,11 @@ def begin_fold(
 def dealt_anew(
     residual: Sequence[np.ndarray], real: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Residuals `[B, T, D]`, of which the first `real` sequences count, in batches as `begin_fold` would make
-    them on the devices that there are now, wherever they come from."""
+    """(residuals `[B, T, D]`, how many sequences of each count), in the batches that `begin_fold` would make
+    on the devices now in use.
+
+    Of each array of `residual`, which may come from a run on other devices, the first `real` sequences count.
+    """
     batched, counts = [], []
     pairs = zip(residual, real, strict=True)
     for _, group in itertools.groupby(pairs, key=lambda pair: pair[0].shape[1]):
@@ -142,9 +151,9 @@ def dealt_anew(
 
 
 class Entering(NamedTuple):
-    """What enters a site: `units` of all batches (of the first alone where residuals are on disk), its XᵀX in
-    the parts `gram [n, d_in, d_in]` of n devices, and Xᵀd in the parts `pull [n, d_in, D]`, if drift is to be
-    taken back."""
+    """What enters a site: the inputs `units` of every batch (of the first only, if residuals are on disk);
+    their XᵀX in the parts `gram [n, d_in, d_in]` of n devices; and Xᵀd in the parts `pull [n, d_in, D]`, if
+    drift is corrected."""
 
     units: list[jax.Array | None]
     gram: jax.Array
@@ -152,8 +161,8 @@ class Entering(NamedTuple):
 
 
 def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig) -> tuple[Entering, Fold]:
-    """What enters the site of a kind, of `size` channels, and the fold with the dense model's residuals
-    behind it in place of those before, if they are followed."""
+    """What enters the site of a kind, which has `size` input channels; and the fold. If the fold follows the
+    dense model, that model's residuals are now those after the site."""
     stays, gram = on_disk(fold.residual), devices.copies(hessian.init(size))
     dense = None if fold.dense is None else list(fold.dense)
     pull = None if dense is None else devices.copies(jnp.zeros((size, config.hidden)))
@@ -175,7 +184,7 @@ def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig)
 
 
 def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: ModelConfig) -> Fold:
-    """The fold with the residuals behind the site of a kind in place of those before it."""
+    """The fold with the residuals after the site of a kind in place of those before it."""
     pairs = zip(fold.residual, units, strict=True)
     if not on_disk(fold.residual):
         return fold._replace(residual=[stream.add_output(block, x, unit, kind, config) for x, unit in pairs])
@@ -187,8 +196,8 @@ def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: Model
 def prune_kind(
     kind: int, layer: int, entering: Entering, weight: jax.Array, plan: FoldPlan
 ) -> tuple[PrunedSite, jax.Array]:
-    """The pruned site of a kind in a layer, of dense `weight [d_in, D]`, and the weight `[d_in, D]` that its
-    output is passed on with, W̄ of Eq. 5.
+    """Prune the site of a kind in a layer, with dense `weight [d_in, D]`. Returns the pruned site and the
+    weight `[d_in, D]` under which its output is passed on, W̄ of Eq. 5.
 
     Raises:
         UserError: the site's Hessian is not finite; names the site.
@@ -196,7 +205,7 @@ def prune_kind(
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
     gram, known = hessian.finish(entering.gram), (plan.metric(kind, layer), plan.rank(kind, layer))
-    # What is to stay whole keeps its weights.
+    # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config.depth)[kind, layer]:
         weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
     made = settings.site(gram, weight, kept, exists, units, *known)
@@ -214,9 +223,11 @@ def prune_kind(
 
 
 def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: FoldPlan) -> Learnt | None:
-    """What is left of the FFN of the next block once it is reconstructed, in the dense shapes; None if it is
-    not to be. `block` is the dense one, `pruned` the one with pruned weights, `rank [F]` that of its
-    neurons."""
+    """What the FFN of the next block has learnt once it is reconstructed, in dense shapes; None if it is not
+    reconstructed.
+
+    `block` is the dense block, `pruned` the one with pruned weights, and `rank [F]` ranks its neurons.
+    """
     layer = fold.done
     if not plan.left_of_ffn(layer):
         return None
@@ -226,13 +237,13 @@ def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: 
 
 
 def site_name(kind: int, layer: int) -> str:
-    """What a site is called, such as `layer 3 ffn`."""
+    """The name of a site, such as `layer 3 ffn`."""
     return f"layer {layer} {KINDS[kind]}"
 
 
 def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
-    """Prune the next block and pass the residuals on behind it (a step of Algorithm 2), in place of those of
-    `fold`.
+    """Prune the next block and pass the residuals on (a step of Algorithm 2). The residuals after the block
+    take the place of those in `fold`.
 
     Raises:
         UserError: a site's Hessian is not finite; names the site.
@@ -257,7 +268,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         if learnt is not None:
             pruned, units = pruned | learnt.tensors, [None] * len(units)
             weights = learnt.tensors[projection]
-            # The supernet has that one.
+            # The supernet has the projection itself.
             rest = {name: array for name, array in learnt.tensors.items() if name != projection}
             learnt = learnt._replace(tensors=rest)
         fold = pass_on(kind, pruned, fold, units, config)
@@ -285,16 +296,16 @@ def build_supernet(
     """Prune every site of a dense model to every level of a grid (Algorithm 2).
 
     Args:
-        params: the dense model, blocks stacked.
+        params: the dense model, with stacked blocks.
         texts: calibration tokens, arrays `[B, T]` of any lengths T.
-        plan: the model's configuration, levels of the 2·L sites, how they are pruned.
-        batch_tokens: tokens that run at a time, in whole sequences.
-        begun: where an earlier call stopped, from its `on_block`.
+        plan: the model's configuration, the levels of the 2·L sites, and how they are pruned.
+        batch_tokens: tokens that a device runs at a time, in whole sequences.
+        begun: where an earlier call stopped, as given to its `on_block`.
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
 
-    The residual and the current sublayer's inputs of all calibration tokens are held on the device; those
-    inputs are computed twice instead, where residuals are on disk.
+    The residuals and the current sublayer's inputs of all calibration tokens are held on the devices. If
+    residuals are on disk, those inputs are computed twice instead.
 
     Raises:
         UserError: a site's Hessian is not finite.

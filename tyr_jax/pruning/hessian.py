@@ -11,16 +11,17 @@ from tyr_jax.pruning.linalg import HIGHEST
 from tyr_jax.runtime import devices
 
 BLOCKS = 8
-"""Blocks of channels, at most: of them, the upper triangle has 9/16 of the multiplications of a full XᵀX."""
+"""Largest number of blocks of channels. With 8, the upper block triangle takes 9/16 of the multiplications of
+a full XᵀX."""
 
 TILE = 128
-"""Blocks fill tiles of so many channels of a matrix unit."""
+"""Channels of a tile of a matrix unit: the width of a block is a multiple of this."""
 
 CPU_MARGIN = 16
-"""Further channels of a block on CPUs, whose caches keep few rows that lie a power of two of bytes apart."""
+"""Extra channels of a block on CPUs, whose caches hold few rows that lie a power of two bytes apart."""
 
 FLOOR = 1e-3
-"""Damping of a dead channel in terms of the mean, where damping is by channel."""
+"""Damping of a dead channel, as a fraction of the damping by the mean, where damping is per channel."""
 
 DampingScale = Literal["mean", "channel"]
 
@@ -32,7 +33,7 @@ def block_edges(size: int) -> list[int]:
 
 
 def gram_flops(size: int, tokens: float) -> float:
-    """FLOPs of XᵀX of so many channels as `update` multiplies it."""
+    """FLOPs of XᵀX of `size` channels over `tokens` tokens, as `update` computes it."""
     edges = itertools.pairwise(block_edges(size))
     return 2 * tokens * sum((last - first) * (size - first) for first, last in edges)
 
@@ -43,11 +44,11 @@ def init(size: int, dtype: DTypeLike = jnp.float32) -> jax.Array:
 
 
 def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Add XᵀX of `inputs [..., d_in]` to `accumulator [..., d_in, d_in]`; only the upper block triangle of
+    """Add XᵀX of `inputs [..., d_in]` to `accumulator [..., d_in, d_in]`. Only the upper block triangle of
     the result is meaningful.
 
-    XᵀX is symmetric, so each block of channels is multiplied with itself and those behind it. A block is cut
-    out once: what a product takes of a wider one would be copied for each.
+    XᵀX is symmetric, so each block of channels is multiplied only with itself and the blocks after it. Each
+    block is sliced once: a slice of a wider array would be copied for every product that uses it.
     """
     size = accumulator.shape[-1]
     x = inputs.reshape(-1, size).astype(accumulator.dtype)
@@ -62,19 +63,21 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
 
 @jax.jit
 def finish(parts: jax.Array) -> jax.Array:
-    """The full symmetric XᵀX `[d_in, d_in]` from the upper triangles of the accumulators `[n, d_in, d_in]` of
-    n devices; its columns are divided among them."""
+    """The full symmetric XᵀX `[d_in, d_in]` from the upper block triangles of the accumulators
+    `[n, d_in, d_in]` of n devices. Its columns are divided among the devices."""
     total = devices.total(parts, 1)
-    # A choice between the two by index takes XLA a minute to compile for a CPU.
+    # Selecting one of the two triangles by index takes XLA a minute to compile for a CPU.
     return devices.place(jnp.triu(total) + jnp.triu(total, 1).T, 1)
 
 
 def damping_diagonal(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
-    """Diagonal of Λ `[d_in]`: `damping` times the mean diagonal of `gram` (`mean`, the paper) or times each
-    channel's own diagonal and a thousandth of the mean (`channel`); the mean counts as 1 where the inputs are
-    all zero.
+    """The diagonal `[d_in]` of Λ.
 
-    A few channels with massive activations can dominate the mean: then `mean` keeps all others from being
+    With scale `mean` (the paper), this is `damping` times the mean diagonal of `gram`. With `channel`, it is
+    `damping` times the sum of each channel's own diagonal entry and a thousandth of the mean. The mean counts
+    as 1 where the inputs are all zero.
+
+    A few channels with massive activations can dominate the mean. Then `mean` keeps all others from being
     refitted at all, while `channel` treats every channel alike, whatever its scale.
     """
     diagonal = jnp.diagonal(gram)

@@ -1,10 +1,10 @@
-"""The two pieces of linear algebra that a site needs: its Hessian's inverse, and solutions on its prefixes.
+"""The linear algebra of a site: the inverse of its Hessian, and solutions on prefixes of its channels.
 
-On one CPU, LAPACK does both. Elsewhere they are Gauss–Jordan sweeps of a block of channels at a time:
-products of matrices and the factor of a small block, in one loop whatever the size. (XLA's own factorisation
-unrolls on a TPU: at 14,336 channels it does not compile in minutes.) A sweep of channels S turns `[H | G]`
-into the one whose rows S are `H_SS⁻¹ [H | G]_S`: after all channels the left side is the inverse, and after
-the first k the right side's first k rows are the solution on them.
+On one CPU, LAPACK does both. Elsewhere, Gauss–Jordan sweeps handle a block of channels at a time: matrix
+products and the factor of a small block, in one loop for every size. (XLA's own factorisation unrolls on a
+TPU: at 14,336 channels it does not compile within minutes.) A sweep of channels S turns `[H | G]` into a
+matrix whose rows S are `H_SS⁻¹ [H | G]_S`. After all channels, the left side is the inverse. After the first
+k, the first k rows of the right side are the solution on them.
 
 Axis letters: `d` channels, `D` outputs, `E` prefixes.
 """
@@ -23,16 +23,16 @@ from tyr_jax.runtime import devices
 HIGHEST = jax.lax.Precision.HIGHEST
 
 BLOCK = 256
-"""Channels swept at a time, at most."""
+"""Largest number of channels swept at a time."""
 
 matmul = functools.partial(jnp.matmul, precision=HIGHEST)
 
 OnSolution = Callable[[jax.Array, jax.Array], Any]
-"""What becomes of a solution `[d, D]` on so many channels: a pytree."""
+"""Turns the number of channels and the solution `[d, D]` on that many channels into a pytree."""
 
 
 def inverse(hessian: jax.Array) -> jax.Array:
-    """`H⁻¹ [d, d]` of a symmetric positive definite `hessian [d, d]`; not finite if it is not that."""
+    """`H⁻¹ [d, d]` of a symmetric `hessian [d, d]`; not finite unless that is positive definite."""
     if devices.count() > 1:
         return inverse_by_sweeps(hessian)
     return jax.lax.platform_dependent(hessian, cpu=inverse_by_factor, default=inverse_by_sweeps)
@@ -48,11 +48,12 @@ def factor(matrix: jax.Array) -> jax.Array:
 def prefix_solutions(
     hessian: jax.Array, right: jax.Array, counts: jax.Array, widths: tuple[int, ...], finish: OnSolution
 ) -> Any:
-    """`finish(k, X)` for every `k` of `counts [E]`, stacked, of solutions `X[:k] = H[:k, :k]⁻¹ G[:k]`, zero
-    below: `[d, D]`.
+    """`finish(k, X)` for every `k` of `counts [E]`, stacked. `X [d, D]` is the solution `H[:k, :k]⁻¹ G[:k]`,
+    with zeros below row k.
 
-    `hessian [d, d]` symmetric positive definite, `right [d, D]`; `widths`, of which the last is d, are sizes
-    that a solution may be computed at where that is cheaper. One solution at a time is in memory.
+    `hessian [d, d]` is symmetric positive definite, `right [d, D]` is G. `widths`, the last of which is d,
+    are sizes at which a solution may be computed where that is cheaper. Only one solution is in memory at a
+    time.
     """
     if devices.count() > 1:
         return solve_by_sweeps(hessian, right, counts, finish)
@@ -70,10 +71,10 @@ def solve(hessian: jax.Array, right: jax.Array) -> jax.Array:
 
 def inverse_by_factor(hessian: jax.Array) -> jax.Array:
     """`inverse`, by a Cholesky factor."""
-    # LAPACK's order is by columns, which of a symmetric matrix are its rows.
+    # LAPACK is column-major, and the columns of a symmetric matrix are its rows.
     lower = cholesky(hessian.T, symmetrize_input=False)
     channel = jnp.arange(len(hessian))
-    # A constant would be kept in memory through a loop that this is in.
+    # A constant identity would stay in memory throughout a loop around this.
     identity = (0 * lower).at[channel, channel].set(1)
     return cho_solve((lower, True), identity)
 
@@ -83,8 +84,8 @@ def solve_by_factor(
 ) -> Any:
     """`prefix_solutions`, by one Cholesky factor.
 
-    A prefix's factor is the leading block of the whole one, and its forward substitution a prefix of the
-    whole one's; only the back-substitutions differ.
+    The factor of a prefix is the leading block of the whole factor, and its forward substitution is a prefix
+    of the whole one. Only the back-substitutions differ.
     """
     factor = cholesky(hessian, symmetrize_input=False)
     forward = solve_triangular(factor, right, lower=True)
@@ -92,7 +93,7 @@ def solve_by_factor(
     def solve_leading(width: int) -> Callable[[jax.Array], jax.Array]:
         def solve(count: jax.Array) -> jax.Array:
             inside = jnp.arange(width) < count
-            # The identity outside the prefix's block gives the exact answer in a static shape.
+            # The identity outside the prefix's block gives the exact solution in a static shape.
             block = inside[:, None] & inside
             leading = jnp.where(block, factor[:width, :width], jnp.eye(width, dtype=factor.dtype))
             solution = solve_triangular(leading, forward[:width] * inside[:, None], trans=1, lower=True)
@@ -110,10 +111,11 @@ def solve_by_factor(
 def sweep(
     matrix: jax.Array, right: jax.Array, first: jax.Array, count: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`[matrix | right]` with channels `first` to `first + count` swept, at most `block`; all before are.
+    """Sweep channels `first` to `first + count` of `[matrix | right]`, at most `block` of them. All earlier
+    channels are swept already.
 
-    `matrix [d, d]` is symmetric but for the sign of what swept and other channels have in common, so that
-    its rows tell its columns. Several devices have columns each, and exchange the rows of a block.
+    `matrix [d, d]` is symmetric except for the sign of entries between swept and other channels, so its rows
+    determine its columns. Each of several devices holds some columns, and they exchange the rows of a block.
     """
     size = len(matrix)
     channel = jnp.arange(size)
@@ -141,7 +143,7 @@ def sweep(
     swept = (channel >= first) & (channel < first + count)
     at = jnp.clip(channel - start, 0, block - 1)
     fresh = matmul(half.T, jnp.where(swept, half[:, at], left))
-    # `columns · half` are the swept columns, but for their rows, which are replaced.
+    # The swept columns become `−columns · half`, except in the swept rows, which are replaced.
     matrix = jnp.where(swept, 0, matrix) - matmul(columns, jnp.where(swept, half[:, at], left))
     right = right - matmul(columns, answers)
     return with_rows(matrix, fresh), with_rows(right, matmul(half.T, answers))
@@ -186,7 +188,7 @@ def factor_by_blocks(matrix: jax.Array) -> jax.Array:
 
 
 def solve_by_sweeps(hessian: jax.Array, right: jax.Array, counts: jax.Array, finish: OnSolution) -> Any:
-    """`prefix_solutions`, by sweeps that halt at every one of `counts`."""
+    """`prefix_solutions`, by sweeps that stop at each of `counts`."""
     size = len(hessian)
     block = min(BLOCK, size)
     State = tuple[jax.Array, jax.Array, jax.Array, Any]

@@ -1,10 +1,10 @@
-"""Local pruning of one site (method §1, Algorithm 1): one progressive pass emits every sparsity level.
+"""Local pruning of one site (method §1, Algorithm 1): one progressive pass gives every sparsity level.
 
-Units (heads or neurons) leave in the order of their saliency, a chunk at a time, with an OBS update of the
-remaining weights and of Hs⁻¹ after each chunk (Eq. 10). The order does not depend on any target, so one
-pass serves all levels. Numbered last-removed first, the units of every level are a prefix, and one pass over
-the permuted Hs gives the solutions on all prefixes: the weights of a level are the least-squares optimum on
-its support, `W_S = Hs_SS⁻¹ G_S`, free of the drift of the incremental updates.
+Units (heads or neurons) are removed in the order of their saliency, a chunk at a time. After each chunk, an
+OBS update adjusts the remaining weights and Hs⁻¹ (Eq. 10). The order does not depend on any target, so one
+pass serves all levels. If units are numbered last-removed first, the units of every level are a prefix, and
+one pass over the permuted Hs gives the solutions on all prefixes. The weights of a level are the
+least-squares optimum on its support, `W_S = Hs_SS⁻¹ G_S`, free of the drift of the incremental updates.
 
 Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
 1 for neurons), `d_in = U·b`, `D` outputs, `E` levels.
@@ -28,18 +28,19 @@ from tyr_jax.runtime.buckets import bucket_widths
 MAX_DAMPING_RAISES = 6
 
 ROUNDING = 0.1
-"""By what share an element of Hs⁻¹ may exceed what damping allows before it is not to be trusted."""
+"""The inverse is rejected as rounding error if a diagonal element of Hs⁻¹ exceeds the bound that damping sets
+by more than this share."""
 
 PANEL_ROWS = 128
-"""Removed channels whose downdates of Hs⁻¹ are gathered before they are applied."""
+"""Removed channels whose downdates of Hs⁻¹ are collected before they are applied."""
 
 
 class Inverse(NamedTuple):
-    """Hs⁻¹ on the channels that are left: `base − panelᵀ panel`, and its diagonal blocks.
+    """Hs⁻¹ on the remaining channels, `base − panelᵀ panel`, and its diagonal blocks.
 
-    `base [d_in, d_in]`, `panel [p, d_in]`, `blocks [U, b, b]`. A removal only adds rows to the panel; the
-    base absorbs a full panel in one product. That has the FLOPs of the many thin downdates it stands for,
-    but reads and writes the matrix once.
+    `base [d_in, d_in]`, `panel [p, d_in]`, `blocks [U, b, b]`. A removal only adds rows to the panel. The
+    base absorbs a full panel in one product, which has the FLOPs of the many thin downdates it replaces, but
+    reads and writes the matrix only once.
     """
 
     base: jax.Array
@@ -48,13 +49,13 @@ class Inverse(NamedTuple):
 
 
 def inverse_of(matrix: jax.Array, unit_size: int, rows: int) -> Inverse:
-    """`matrix [d_in, d_in]`, Hs⁻¹ of all channels, with an empty panel of `rows`."""
+    """An `Inverse` from `matrix [d_in, d_in]`, Hs⁻¹ of all channels, with an empty panel of `rows` rows."""
     panel = devices.place(jnp.zeros((rows, matrix.shape[0]), matrix.dtype), 1)
     return Inverse(devices.place(matrix, 1), panel, devices.place(unit_blocks(matrix, unit_size), 0))
 
 
 def absorb(inverse: Inverse) -> Inverse:
-    """The same matrix with an empty panel."""
+    """The same matrix with the panel absorbed into the base, and an empty panel."""
     product = jnp.matmul(devices.everywhere(inverse.panel).T, inverse.panel, precision=HIGHEST)
     return inverse._replace(base=inverse.base - product, panel=jnp.zeros_like(inverse.panel))
 
@@ -88,7 +89,7 @@ def obs_step(
 
 
 def panel_steps(chunk: int, unit_size: int) -> int:
-    """Removals, of `chunk` units each, between which the inverse does not absorb its panel."""
+    """Removals, of `chunk` units each, before the inverse absorbs its panel."""
     return max(1, PANEL_ROWS // (chunk * unit_size))
 
 
@@ -105,12 +106,12 @@ class _Pass(NamedTuple):
 def removal_rank(
     site: Site, dense: jax.Array, gradient: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Rank of every unit `[U]`, last-removed first, by removing `schedule[s]` units of a site at step s; and
-    whether all numbers stayed finite.
+    """(rank of every unit `[U]`, last-removed first, when step s removes `schedule[s]` units of a site;
+    whether all numbers stayed finite).
 
-    `dense` is W and `gradient` G = Hs·W, fixed through the pass, `[d_in, D]`, both in coordinates of the
-    output in which every change counts alike; `inverse` is Hs⁻¹ `[d_in, d_in]`. Units that the schedule never
-    removes get the lowest ranks, in their own order.
+    `dense` is W and `gradient` is G = Hs·W, fixed throughout the pass, both `[d_in, D]` in output coordinates
+    in which every change counts alike. `inverse` is Hs⁻¹ `[d_in, d_in]`. Units that the schedule never
+    removes get the lowest ranks, in their original order.
     """
     units, unit_size, chunk = site.units, site.unit_size, site.chunk
     width = chunk * unit_size
@@ -157,25 +158,25 @@ def solve_levels(
     rank: jax.Array,
     kept: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S`, zero elsewhere; their
-    relative errors `[E]`).
+    """(least-squares weights of every level `[E, d_in, D]`, `W_S = Hs_SS⁻¹ G_S` and zero elsewhere, in the
+    type of `dense`; their relative errors `[E]`).
 
-    `hessian [d_in, d_in]` damped, `gradient` G and `dense [d_in, D]`, `worth` G·M `[d_in, D]` with the metric
-    M of outputs by which errors count, `rank [U]`, `kept [E]` units; in the type of `dense`. With channels in
+    `hessian [d_in, d_in]` is damped. `gradient` is G and `dense` is W, both `[d_in, D]`. `worth [d_in, D]` is
+    G·M, where the metric M of outputs says how errors count. `rank [U]`; `kept [E]` units. With channels in
     the order of their units' rank, the support of every level is a prefix.
     """
     unit_size = len(dense) // len(rank)
     channels, place = unit_channels(jnp.argsort(rank), unit_size), unit_channels(rank, unit_size)
-    # Only rows move, from columns of one device each.
+    # Only rows are permuted, on each side of the transpose: columns are divided among devices.
     permuted = devices.place(devices.place(hessian[channels], 1).T, 1)[channels]
     dense = devices.place(dense, 1)
     energy = jnp.sum(dense * worth)
 
     def finish(count: jax.Array, solution: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # A site that keeps all keeps its weights, to the last bit.
+        # A site that keeps all units keeps its weights bit for bit.
         weights = jnp.where(count == len(dense), dense, devices.place(solution[place], 1))
-        # At the optimum W_e ⟂ (W − W_e) in the Hs metric, whatever that of outputs: the error is the energy
-        # lost, tr(GᵀWM) − tr(GᵀW_eM).
+        # At the optimum W_e ⟂ (W − W_e) in the Hs metric, whatever the metric of outputs. So the error is the
+        # energy lost, tr(GᵀWM) − tr(GᵀW_eM).
         error = jnp.where(energy == 0, 0.0, 1.0 - jnp.sum(worth * weights) / energy)
         return weights.astype(dense.dtype), error
 
@@ -184,8 +185,8 @@ def solve_levels(
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(damped Hs, its inverse, damping used): the damping is raised tenfold until there is an inverse that is
-    not rounding error."""
+    """(damped Hs, its inverse, the damping used). The damping is raised tenfold until the inverse is not just
+    rounding error."""
 
     def attempt(factor: jax.Array) -> jax.Array:
         return linalg.inverse(damp(gram, factor, scale))
@@ -196,7 +197,7 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
 
     def failed(state: tuple) -> jax.Array:
         tries, factor, inverse = state
-        # Hs ⪰ Λ, so that no diagonal element of Hs⁻¹ exceeds Λ's inverse. A matrix that is not positive
+        # Hs ⪰ Λ, so no diagonal element of Hs⁻¹ can exceed that of Λ⁻¹. A matrix that is not positive
         # definite gives NaN throughout.
         bounded = jnp.diagonal(inverse) * damping_diagonal(gram, factor, scale) < 1 + ROUNDING
         return (tries < MAX_DAMPING_RAISES) & ~jnp.all(bounded)
@@ -207,8 +208,8 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
 
 
 def by_outputs(array: jax.Array, matrix: jax.Array) -> jax.Array:
-    """`array [d_in, D]` times `matrix [D, D]`, which is on every device then: that is the smaller of the two,
-    and rows of the product come from the same rows of `array`."""
+    """`array [d_in, D]` times `matrix [D, D]`, divided among devices by rows. Every device gets all of the
+    matrix, the smaller of the two, because each row of the product needs only the same row of `array`."""
     return devices.place(linalg.matmul(devices.place(array, 0), devices.everywhere(matrix)), 0)
 
 
@@ -225,10 +226,10 @@ class OBS(LocalPruner):
         """The site at every level: least-squares weights, relative errors, and the damping used."""
         dense = site.weight.astype(site.gram.dtype)
         hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
-        # Hs is its own transpose, and of that one, rows are at hand.
+        # Hs is symmetric and divided by columns, so each device has rows of its transpose.
         gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
         if site.rank is None:
-            # In these coordinates of the output every change counts alike.
+            # In these output coordinates every change counts alike.
             root = None if site.metric is None else linalg.factor(site.metric)
             turned = [x if root is None else by_outputs(x, root) for x in (dense, gradient)]
             rank, sound = removal_rank(site, turned[0], turned[1], inverse)
@@ -242,4 +243,4 @@ class OBS(LocalPruner):
 
 
 PRUNERS: dict[str, type[LocalPruner]] = {each.name: each for each in (OBS,)}
-"""By name, as `--pruner` has it."""
+"""Local pruners by their `--pruner` name."""

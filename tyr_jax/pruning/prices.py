@@ -1,7 +1,8 @@
-"""What a distribution costs in parameters: those that its compressed model has in its blocks.
+"""The cost of a distribution: the parameters in the blocks of its compressed model.
 
-Heads cost what they take in the compressed layer, key/value heads, padding and duplicates included: where
-queries share keys, fewer heads may cost as much. A sublayer without units costs nothing.
+Heads cost what they take in the compressed layer, including key/value heads, padding and duplicates. Where
+queries share keys, fewer heads may cost as much. A sublayer without units costs nothing, unless it has an
+output bias that must stay.
 
 Axis letters: `L` layers, `E` levels, `N` heads, `K` key/value heads, `F` FFN width, `U` units of a site.
 """
@@ -21,7 +22,7 @@ from tyr_jax.space import ATTENTION, FFN, KINDS
 
 @functools.lru_cache(maxsize=2**16)
 def sublayer_parameters(config: ModelConfig, kind: int, shape: LayerShape) -> int:
-    """Parameters of a layer's sublayer of a kind, in a layer of that `shape`."""
+    """Parameters of the sublayer of a kind, in a layer of this `shape`."""
     one = dataclasses.replace(config, layers=(shape,))
     return sum(math.prod(spec.shape) for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind])
 
@@ -32,15 +33,15 @@ def heads_price(heads: np.ndarray, config: ModelConfig) -> int:
 
 
 def neurons_price(count: int, config: ModelConfig, multiple: int) -> int:
-    """Parameters of an FFN that keeps so many neurons."""
+    """Parameters of an FFN that keeps `count` neurons."""
     return sublayer_parameters(config, FFN, shape_of(pick_neurons(np.arange(count), config, multiple)))
 
 
 def level_prices(
     config: ModelConfig, settings: PruningSettings, kept: np.ndarray, rank: np.ndarray
 ) -> np.ndarray:
-    """Parameters `[2, L, E]` of all sites at levels that keep `kept [2, L, E]` units; `rank [L, U]` numbers
-    those of attention, last-removed first."""
+    """Parameters `[2, L, E]` of all sites at levels that keep `kept [2, L, E]` units. `rank [L, U]` numbers
+    the units of attention, last-removed first."""
     each = config.dense_shape.heads // rank.shape[1]
 
     def attention(layer: int, count: int) -> int:
@@ -58,7 +59,7 @@ def level_prices(
 
 @functools.lru_cache(maxsize=1024)
 def dearest_heads(count: int, config: ModelConfig) -> int:
-    """The most parameters that attention can take which keeps so many heads, whichever they are."""
+    """The most parameters that attention with `count` heads can take, whichever heads they are."""
     groups, size = config.dense_shape.kv_heads, config.dense_shape.heads // config.dense_shape.kv_heads
     chosen = itertools.combinations_with_replacement(range(size + 1), groups)
     spread = (

@@ -1,10 +1,10 @@
-"""Reconstruction: what is left of each FFN is trained, for minutes, towards what the dense one does.
+"""Reconstruction: train what is left of each FFN, for minutes, towards the output of the dense one.
 
-Least squares fit a site's output projection alone. Here all that is left of a layer's FFN learns, as soon as
-it is pruned, so that the sites behind it are fitted to what it has learnt. Its target is that of the site:
-what the dense FFN makes of the stream that the pruned layers before really pass on, and a share of the drift
-behind it. A layer learns by itself, so that only one need be in memory. Whether it helps only the whole model
-can tell: the error of a layer on other text may rise while that of the model falls.
+Least squares fits only a site's output projection. Here all that is left of a layer's FFN is trained as soon
+as it is pruned, so that the sites after it are fitted to the trained FFN. Its target is that of the site: the
+output of the dense FFN on the stream that the pruned layers before really pass on, plus a share of the drift
+after it. Each layer is trained by itself, so only one must be in memory. Only the whole model can tell
+whether this helps: the error of a layer on other text may rise while that of the model falls.
 
 Axis letters: `B` sequences, `T` tokens, `M` tokens of all sequences, `D` hidden, `F` FFN width.
 """
@@ -26,26 +26,26 @@ from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import Scratch
 
 RATE = 0.01
-"""Peak learning rate of Adam, in terms of the root mean square of a tensor (Shazeer & Stern 2018)."""
+"""Peak learning rate of Adam, relative to the root mean square of a tensor (Shazeer & Stern 2018)."""
 
 LEAST_SCALE = 1e-3
-"""Of a tensor's root mean square, for the rate not to be zero where a bias is."""
+"""Lower bound of a tensor's root mean square, so that a bias of zeros has a learning rate above zero."""
 
 ADAM = optax.scale_by_adam(b2=0.99)
 
 WARMUP = 0.1
-"""Share of the steps in which the learning rate rises to it; then it falls, as a cosine, to zero."""
+"""Share of the steps that are warm-up. After them the learning rate falls to zero as a cosine."""
 
 LESSON_TOKENS = 2048
-"""Tokens of a step, on all devices."""
+"""Tokens of a step, over all devices."""
 
 MIXED_BATCHES = 16
-"""Batches of text whose tokens are mixed: a step on a few whole sequences would follow their subjects."""
+"""Batches of text whose tokens are mixed. A step on a few whole sequences would follow their topics."""
 
 
 class Lesson(NamedTuple):
     """Tokens to learn from: residuals `x [M, D]` before an FFN, the `target [M, D]` of what it adds to them,
-    and what tokens weigh, `weights [M]`."""
+    and the tokens' `weights [M]`."""
 
     x: jax.Array
     target: jax.Array
@@ -53,7 +53,7 @@ class Lesson(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """An FFN's tensors, and their mean error a token on a lesson, before and after learning."""
+    """An FFN's tensors after learning, and their mean error per token on a lesson before and after."""
 
     tensors: Block
     before: float
@@ -61,9 +61,8 @@ class Learnt(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How an FFN of `config` is to learn: in so many `passes` over the text, towards what the dense one does
-    and a `share` of the drift, in an order that `seed` decides. With `scratch`, what it learns from is on
-    disk."""
+    """How an FFN of `config` learns: in `passes` over the text, towards the output of the dense one plus a
+    `share` of the drift, in an order that `seed` decides. With `scratch`, the lessons are on disk."""
 
     config: ModelConfig
     passes: int
@@ -73,7 +72,7 @@ class Plan(NamedTuple):
 
 
 def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
-    """The learning rate of a step, in terms of the root mean square of a tensor."""
+    """The learning rate of a step, relative to the root mean square of a tensor."""
     warmup = jnp.maximum(1, WARMUP * steps)
     falls = jnp.cos(jnp.pi / 2 * jnp.clip((step - warmup) / jnp.maximum(1, steps - warmup), 0, 1)) ** 2
     return RATE * jnp.minimum((step + 1) / warmup, falls)
@@ -83,8 +82,8 @@ def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
 def target(
     block: Block, x: jax.Array, dense: jax.Array | None, share: jax.Array, config: ModelConfig
 ) -> jax.Array:
-    """What a pruned FFN should add to the pruned residual `x [B, T, D]` before it; `block` is the dense one,
-    `dense [B, T, D]` the dense residual behind it, if that is followed."""
+    """What a pruned FFN should add to the pruned residual `x [B, T, D]` before it. `block` is the dense one.
+    `dense [B, T, D]` is the dense residual after the FFN, if the dense model is followed."""
 
     def own(block: Block, share: jax.Array, x: jax.Array, dense: jax.Array | None) -> jax.Array:
         out = decoder.ffn_output(block, decoder.ffn_units(block, x, config))
@@ -98,9 +97,11 @@ def target(
 
 @functools.partial(jax.jit, static_argnames="count")
 def deal(batches: list[Lesson], count: int) -> tuple[Lesson, ...]:
-    """The tokens of `batches`, whose arrays are `[B, T, ...]`, in `count` lessons `[M, ...]`: each device
-    deals its own, of as many that follow each other one to every lesson, at random. Zeros fill lessons up,
-    and weigh nothing."""
+    """Deal the tokens of `batches`, whose arrays are `[B, T, ...]`, into `count` lessons `[M, ...]`.
+
+    Each device deals its own tokens: of every `count` consecutive tokens, each lesson gets one at random.
+    Zeros, which weigh nothing, fill up the lessons.
+    """
 
     def own(batches: list[Lesson]) -> tuple[Lesson, ...]:
         tokens = sum(lesson.weights.size for lesson in batches)
@@ -122,8 +123,9 @@ def deal(batches: list[Lesson], count: int) -> tuple[Lesson, ...]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: ModelConfig) -> jax.Array:
-    """How far an FFN of these `tensors` is from its target, `[M]`, times the square of what the token weighs:
-    by the `metric [D, D]` of its output, in nats, or without one in squares."""
+    """The error `[M]` of an FFN with these `tensors` at each token, times the square of the token's weight.
+    With the `metric [D, D]` of its output it is in nats; without one it is half the squared distance from the
+    target."""
 
     def own(tensors: Block, metric: jax.Array | None, lesson: Lesson) -> jax.Array:
         out = decoder.ffn_output(tensors, decoder.ffn_units(tensors, lesson.x, config))
@@ -135,14 +137,14 @@ def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: Mode
 
 
 class Learning(NamedTuple):
-    """What learning changes: an FFN's tensors, in float32, and what Adam knows of them."""
+    """The state of learning: an FFN's tensors in float32, and Adam's moments of them."""
 
     tensors: Block
     adam: Any
 
 
 def begin(tensors: Block) -> Learning:
-    """What learning begins with, of an FFN's `tensors` in float32."""
+    """The state before learning, of an FFN's `tensors` in float32."""
     return Learning(tensors, ADAM.init(tensors))
 
 
@@ -150,8 +152,8 @@ def begin(tensors: Block) -> Learning:
 def learn(
     state: Learning, lesson: Lesson, metric: jax.Array | None, learning_rate: jax.Array, config: ModelConfig
 ) -> Learning:
-    """The state after a step; neurons without any output weight, which only fill up a width, stay as they
-    are."""
+    """The state after a step. Neurons whose output weights are all zero only fill up a width, and stay as
+    they are."""
 
     def mean(tensors: Block) -> jax.Array:
         return jnp.mean(error(tensors, lesson, metric, config))
@@ -173,7 +175,8 @@ def learn(
 
 
 def learn_from(tensors: Block, lessons: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
-    """An FFN's `tensors` after so many passes over `lessons`; as they were, if that has not helped there."""
+    """Train an FFN's `tensors` in the plan's passes over `lessons`. They stay as they were if the error on
+    the first lesson has not fallen."""
     types = {name: array.dtype for name, array in tensors.items()}
     state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
 
@@ -195,7 +198,7 @@ def learn_from(tensors: Block, lessons: Sequence[Any], metric: jax.Array | None,
 
 class Text(NamedTuple):
     """What an FFN learns from, in batches, on devices or on disk: residuals `x [B, T, D]` of the pruned model
-    before it, of which the first `real` sequences count, and those of the dense model behind it, if they are
+    before it, of which the first `real` sequences count, and those of the dense model after it, if they are
     followed."""
 
     x: list[Any]
@@ -204,8 +207,8 @@ class Text(NamedTuple):
 
 
 def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
-    """What the FFN of the dense `block` does, as lessons; tokens weigh `even`ly, or as `stream.token_weights`
-    has it."""
+    """Lessons from the FFN of the dense `block`. All tokens weigh the same if `even`, else as
+    `stream.token_weights` says."""
 
     def batch(index: int) -> Lesson:
         arrays = (text.x[index], None if text.dense is None else text.dense[index])
@@ -224,15 +227,18 @@ def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
 
 
 def width_for(kept: int, config: ModelConfig) -> int:
-    """The width that an FFN learns at of which so many neurons are kept."""
+    """The width at which an FFN that keeps `kept` neurons learns."""
     return next(width for width in bucket_widths(config.dense_shape.ffn) if width >= kept)
 
 
 def reconstructed(
     pruned: Block, block: Block, rank: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
 ) -> Learnt:
-    """What the FFN of the `pruned` block has learnt, in the dense shapes; `block` is the dense one, `kept`
-    neurons of least `rank [F]` are left, `metric [D, D]` is that of what the FFN adds."""
+    """What the FFN of the `pruned` block has learnt, in dense shapes.
+
+    `block` is the dense one. The `kept` neurons of lowest `rank [F]` are left. `metric [D, D]` is that of the
+    FFN's output.
+    """
     config = plan.config
     ffn = [tensor for tensor in config.tensors if tensor.sublayer == "ffn"]
     chosen = jnp.argsort(rank)[: width_for(kept, config)]

@@ -1,13 +1,13 @@
-"""How little a unit of a site is missed (Eq. 4): the units of least saliency leave first (method §1).
+"""How little a unit of a site is missed (Eq. 4): the units of least saliency are removed first (method §1).
 
-A saliency of your own is a frozen dataclass that maps the statistics of a site to a number for every unit::
+Your own saliency is a frozen dataclass that maps the statistics of a site to a number for every unit::
 
     @dataclasses.dataclass(frozen=True)
     class Magnitude(Saliency):
         def __call__(self, site: SiteStatistics) -> jax.Array:
             return site.per_unit(jnp.linalg.norm(site.weight, axis=1))
 
-`--saliency my_module:Magnitude` then orders the removal by it.
+`--saliency my_module:Magnitude` then removes units in that order.
 
 Axis letters here: `U` units of a site, `b` input channels of a unit, `d_in = U·b`, `D` outputs.
 """
@@ -24,11 +24,11 @@ from tyr_jax.pruning.linalg import HIGHEST
 
 
 class SiteStatistics(NamedTuple):
-    """What is known of a site when some of its units are already gone.
+    """What is known of a site after some of its units have been removed.
 
-    XᵀX of its inputs, `gram [d_in, d_in]`; the remaining weight `weight [d_in, D]`, zero for units that are
-    gone; `gradient [d_in, D]`, G = Hs·W of the dense weight; and the diagonal blocks of Hs⁻¹,
-    `inverse [U, b, b]`, zero for units that are gone.
+    `gram [d_in, d_in]` is XᵀX of its inputs. `weight [d_in, D]` is the remaining weight, zero for removed
+    units. `gradient [d_in, D]` is G = Hs·W of the dense weight. `inverse [U, b, b]` has the diagonal blocks
+    of Hs⁻¹, zero for removed units.
     """
 
     gram: jax.Array
@@ -37,7 +37,7 @@ class SiteStatistics(NamedTuple):
     inverse: jax.Array
 
     def per_unit(self, channels: jax.Array) -> jax.Array:
-        """Means `[U]` over the channels of every unit, of values `[d_in]`."""
+        """Means `[U]` of values `[d_in]` over the channels of every unit."""
         return channels.reshape(self.inverse.shape[:2]).mean(axis=1)
 
 
@@ -76,8 +76,8 @@ class TaylorSaliency(Saliency):
     def __call__(self, site: SiteStatistics) -> jax.Array:
         """Saliency of every unit `[U]` (Eq. 4).
 
-        Per channel and averaged over a unit, except that `signed` and `block` terms are joint over it (and
-        divided by its channels, to stay on the same scale).
+        Terms are per channel and averaged over a unit. The `signed` and `block` terms are joint over the
+        unit, and divided by its number of channels to stay on the same scale.
         """
         weight, blocks = site.weight, site.inverse
         units, unit_size = blocks.shape[:2]
@@ -104,14 +104,14 @@ class TaylorSaliency(Saliency):
 PAPER_SALIENCY = TaylorSaliency("abs", "channel")
 
 SALIENCIES: dict[str, type[Saliency]] = {each.name: each for each in (TaylorSaliency,)}
-"""By name, as `--saliency` has it."""
+"""Saliencies by their `--saliency` name."""
 
 
 def check_saliency(saliency: Saliency) -> None:
     """Try a saliency on abstract arrays.
 
     Raises:
-        UserError: it breaks its contract; names it and says how.
+        UserError: the saliency breaks its contract; names it and says how.
     """
     for units, unit_size in ((3, 1), (3, 2)):
         size, outputs = units * unit_size, 5

@@ -68,10 +68,10 @@ class PruningSettings:
         return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
 
     def whole(self, depth: int) -> np.ndarray:
-        """The sites that stay whole `[2, L]`.
+        """The sites that stay whole, as a mask `[2, L]`.
 
         Raises:
-            UserError: a layer that the model does not have.
+            UserError: a flag names a layer that the model does not have.
         """
         sites = np.zeros((2, depth), bool)
         for row, flag, layers in zip(
@@ -93,9 +93,11 @@ class PruningSettings:
         metric: jax.Array | None = None,
         rank: jax.Array | None = None,
     ) -> Site:
-        """A site of `units` units with levels `kept [E]`, of which it has `exists [E]`; `gram [d_in, d_in]`
-        is XᵀX of its inputs, `weight [d_in, D]` its dense weight, `metric [D, D]` that of its output,
-        `rank [U]` that of its units where it is settled. All arrays may be abstract."""
+        """A site of `units` units with levels `kept [E]`, of which those in `exists [E]` exist.
+
+        `gram [d_in, d_in]` is XᵀX of its inputs, `weight [d_in, D]` its dense weight, and `metric [D, D]`
+        that of its output. `rank [U]` is that of its units, if it is settled. All arrays may be abstract.
+        """
         unit_size = gram.shape[0] // units
         chunk = min(self.neuron_chunk, units) if unit_size == 1 else 1
         schedule = removal_schedule(units, chunk, kept, exists)

@@ -1,7 +1,7 @@
 """One prunable site, and what a local pruner makes of it (method §1).
 
-A local pruner of your own is a frozen dataclass that orders the units of a site, and gives the weights of
-every level::
+Your own local pruner is a frozen dataclass that orders the units of a site and returns the weights of every
+level::
 
     @dataclasses.dataclass(frozen=True)
     class Magnitude(LocalPruner):
@@ -9,7 +9,7 @@ every level::
             norms = jnp.linalg.norm(site.weight, axis=1)
             return keep_rows(site, rank_by(site.per_unit(norms)))
 
-`--pruner my_module:Magnitude` then prunes every site by it.
+`--pruner my_module:Magnitude` then prunes every site with it.
 
 Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
 1 for neurons), `d_in = U·b`, `D` outputs, `E` levels, `S` steps.
@@ -34,13 +34,14 @@ from tyr_jax.pruning.saliency import Saliency
 class Site:
     """A site to prune: what a local pruner is given.
 
-    XᵀX of its inputs, `gram [d_in, d_in]`; the dense `weight [d_in, D]`; units `kept [E]` at each level;
-    units removed at each step, `schedule [S]`, from `removal_schedule`. Static: input channels of a unit,
-    the most units that leave in a step, λ as a fraction of the diagonal of XᵀX (of its mean, or channel by
-    channel), and the saliency that orders the removal.
+    `gram [d_in, d_in]` is XᵀX of its inputs, and `weight [d_in, D]` is dense. `kept [E]` are the units kept
+    at each level, and `schedule [S]` the units removed at each step, from `removal_schedule`. Static:
+    `unit_size`, the input channels of a unit; `chunk`, the most units removed in a step; `damping`, λ as a
+    fraction of the diagonal of XᵀX (of its mean, or channel by channel: `damping_scale`); and the `saliency`
+    that orders the removal.
 
-    `metric [D, D]`, symmetric, says how a change Δ of the output counts: as Δᵀ·metric·Δ; as ‖Δ‖² without one.
-    Where the `rank [U]` of the units is given, in which they leave is settled.
+    `metric [D, D]`, symmetric, says how a change Δ of the output counts: as Δᵀ·metric·Δ, or as ‖Δ‖² without
+    one. If the `rank [U]` of the units is given, the order in which they are removed is settled.
     """
 
     gram: jax.Array
@@ -57,11 +58,11 @@ class Site:
 
     @property
     def units(self) -> int:
-        """`U`."""
+        """`U`, the number of units."""
         return len(self.weight) // self.unit_size
 
     def per_unit(self, channels: jax.Array) -> jax.Array:
-        """Means `[U]` over the channels of every unit, of values `[d_in]`."""
+        """Means `[U]` of values `[d_in]` over the channels of every unit."""
         return channels.reshape(self.units, self.unit_size).mean(axis=1)
 
 
@@ -69,8 +70,8 @@ class PrunedSite(NamedTuple):
     """Every level of one site: `weights [E, d_in, D]`, unit `rank [U]`, relative `error [E]`, `damping`.
 
     `rank` numbers units last-removed first; level `e` keeps the units with `rank < kept[e]`. `error` is
-    `tr((W−W_e)ᵀ Hs (W−W_e) M) / tr(Wᵀ Hs W M)`, M being the site's metric. `damping` is
-    the factor used, larger than the one asked where the Hessian was not positive definite in float32.
+    `tr((W−W_e)ᵀ Hs (W−W_e) M) / tr(Wᵀ Hs W M)`, where M is the site's metric. `damping` is the factor used.
+    It is larger than the one asked for if the Hessian could not be inverted accurately in float32.
     """
 
     weights: jax.Array
@@ -85,13 +86,13 @@ class LocalPruner(Component):
     role: ClassVar[str] = "pruner"
 
     def __call__(self, site: Site) -> PrunedSite:
-        """The site at every level; pure and traceable by JAX."""
+        """Prune the site to every level; pure and traceable by JAX."""
         raise NotImplementedError
 
 
 @functools.partial(jax.jit, static_argnames="pruner")
 def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
-    """A site pruned to every one of its levels."""
+    """Prune a site to all of its levels."""
     size = site.units * site.unit_size
     chex.assert_shape(site.gram, (size, size))
     chex.assert_shape(site.weight, (size, None))
@@ -102,8 +103,9 @@ def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
 def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """Units to remove at each step `[S]`: chunks of at most `chunk` that end on every level's boundary.
 
-    `kept [E]` are the unit counts of the levels, of which those in `exists [E]` are needed. Padded with
-    zeros to a length that depends on shapes only, so that sites with other levels share one compilation.
+    `kept [E]` are the unit counts of the levels, of which those in `exists [E]` are needed. The schedule is
+    padded with zeros to a length that depends only on shapes, so that sites with other levels share one
+    compilation.
     """
     boundaries = np.unique(units - kept[exists])
     spans = np.diff(boundaries, prepend=0)
@@ -113,7 +115,7 @@ def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarra
 
 
 def unit_channels(units: jax.Array, unit_size: int) -> jax.Array:
-    """Input channels of `units [u]`, `[u·b]`."""
+    """Input channels `[u·b]` of `units [u]`."""
     return (units[:, None] * unit_size + jnp.arange(unit_size)).reshape(-1)
 
 
@@ -125,13 +127,13 @@ def unit_blocks(matrix: jax.Array, unit_size: int) -> jax.Array:
 
 
 def rank_by(score: jax.Array) -> jax.Array:
-    """Rank of every unit `[U]` if units leave in the order of their `score [U]`, the least first."""
+    """Rank of every unit `[U]` if units are removed in the order of their `score [U]`, the lowest first."""
     return (len(score) - 1 - jnp.argsort(jnp.argsort(score))).astype(jnp.int32)
 
 
 def keep_rows(site: Site, rank: jax.Array) -> PrunedSite:
-    """The levels of a site that keep the dense rows of the units of least `rank [U]`, or of the site's own
-    where it is settled, without an update."""
+    """The levels of a site that keep dense rows, without an update: those of the units of lowest `rank [U]`,
+    or of lowest `site.rank` if that is settled."""
     rank = rank if site.rank is None else site.rank
     dense = site.weight.astype(site.gram.dtype)
     rows = jnp.repeat(rank, site.unit_size)
@@ -150,7 +152,7 @@ def check_pruner(pruner: LocalPruner, saliency: Saliency) -> None:
     """Try a local pruner on abstract arrays.
 
     Raises:
-        UserError: it breaks its contract; names it and says how.
+        UserError: the pruner breaks its contract; names it and says how.
     """
     units, levels, outputs = 4, 3, 5
     for unit_size in (1, 2):

@@ -1,12 +1,13 @@
-"""The residual stream at a site: what enters it, its statistics, and the stream behind it, of one batch.
+"""The residual stream at a site, of one batch: what enters the site, its statistics, and the stream after it.
 
-A site that is only to do on the pruned stream what it did before lets the errors of all sites before it
-stand. The dense model's own stream, followed beside the pruned one, tells what they have come to behind a
-site: the drift `d = r_dense − r_pruned`. Fitted to its old output and a share of the drift, a site has the
-weights `W + (Hs + Λ)⁻¹ Xᵀd · share`, and is pruned from those.
+If a site only does on the pruned stream what it did before, the errors of all earlier sites remain. The
+stream of the dense model, followed next to the pruned one, shows what these errors add up to after a site:
+the drift `d = r_dense − r_pruned`. A site fitted to its old output plus a share of the drift has the weights
+`W + (Hs + Λ)⁻¹ Xᵀd · share`, and is pruned from those.
 
-The next norm divides a residual a hundred times as large by a hundred, yet among squares its token counts ten
-thousandfold. Where drift is taken back, tokens weigh 1 / rms(r) in X and d, for that not to rule the fit.
+If a residual is a hundred times as large, the next norm divides it by a hundred, yet in a sum of squares its
+token counts ten thousand times. Where drift is corrected, tokens therefore weigh 1 / rms(r) in X and d, so
+that such tokens do not dominate the fit.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim, `F` FFN width, `n` devices.
 """
@@ -28,13 +29,14 @@ from tyr_jax.runtime.offload import Scratch
 from tyr_jax.space import ATTENTION
 
 SHARE_TOKENS = 4096
-"""Tokens of the first batch that tell how much of the residual stream a site's output is."""
+"""Tokens of the first batch that are used to measure how much a site's output counts."""
 
 LEAST_SQUARE = 0.01
-"""Of a residual's mean square in terms of its sequence's median, in what its token weighs."""
+"""Lower bound of a residual's mean square in the weight of its token, relative to the median of its
+sequence."""
 
 DRIFT_DAMPING = 0.1
-"""λ of Λ as a fraction of the diagonal of XᵀX, channel by channel, where drift is taken back."""
+"""λ of Λ as a fraction of each channel's diagonal entry of XᵀX, where drift is corrected."""
 
 
 def embedded(
@@ -43,9 +45,12 @@ def embedded(
     batch_tokens: int = BATCH_TOKENS,
     scratch: Scratch | None = None,
 ) -> tuple[list[Any], list[int]]:
-    """(residuals before the first block, `[B, T, D]` of every batch, on disk with `scratch`; how many of the
-    sequences of each count): of `texts`, arrays of tokens `[B, T]` of any lengths T, of which `batch_tokens`
-    run at a time, in whole sequences."""
+    """(residuals before the first block, `[B, T, D]` of every batch, on disk with `scratch`; how many
+    sequences of each batch count).
+
+    `texts` are arrays of tokens `[B, T]` of any lengths T. A device runs `batch_tokens` tokens at a time, in
+    whole sequences.
+    """
     read = [(tokens[rows.indices], rows.real) for tokens in texts for rows in batches(tokens, batch_tokens)]
     arrays = (decoder.embed(params, devices.place(jnp.asarray(tokens))) for tokens, _ in read)
     real = [real for _, real in read]
@@ -68,38 +73,40 @@ def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> ja
 
 
 Statistics = tuple[jax.Array, jax.Array]
-"""What enters a site, of every sequence of a batch, and the XᵀX of all so far, one of every device."""
+"""What enters a site for every sequence of a batch, and the XᵀX of everything so far, one per device."""
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
 def site_statistics(
     block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None, kind: int, config: ModelConfig
 ) -> Statistics:
-    """What enters the site of a kind, from residuals `x [B, T, D]`, and `gram [n, d_in, d_in]` with its XᵀX,
-    in place; of tokens that weigh as `weights [B, T]` say there, or 1."""
+    """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]` with its XᵀX
+    added in place). In XᵀX, tokens weigh `weights [B, T]`, or 1 without them."""
 
     def collect(block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None) -> Statistics:
         units = site_units(kind, block, x, config)
-        # With its first axis: to go without and with it again, the TPU compiler would copy it twice.
+        # `gram` keeps its first axis: to remove and restore it, the TPU compiler would copy it twice.
         return units, hessian.update(gram, weighed(units, weights))
 
     return devices.divided(collect, whole=1)(block, x, gram, weights)
 
 
 def weighed(units: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """`units [B, T, ...]` as X `[B, T, d_in]`, of tokens that weigh as `weights [B, T]` say, or 1."""
+    """`units [B, T, ...]` as X `[B, T, d_in]`, where tokens weigh `weights [B, T]`, or 1 without them."""
     inputs = units.reshape(*units.shape[:2], -1)
     return inputs if weights is None else inputs * weights[..., None].astype(inputs.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="even")
 def token_weights(x: jax.Array, real: jax.Array, even: bool) -> jax.Array:
-    """What tokens of residuals `x [B, T, D]` weigh, `[B, T]` in float32: 1 / rms(r), but no more than ten
-    times what half of their sequence's tokens do, or 1 if all do `even`ly; 0 beyond the first `real`
-    sequences."""
+    """Weights of the tokens of residuals `x [B, T, D]`, `[B, T]` in float32.
+
+    A token weighs 1 / rms(r), but at most ten times the median weight of its sequence. If `even`, every token
+    weighs 1. Tokens beyond the first `real` sequences weigh 0.
+    """
     wide = x.astype(jnp.float32)
     square = jnp.ones(x.shape[:2]) if even else jnp.mean(wide * wide, axis=-1)
-    # Models have tokens that were never trained, with next to no embedding.
+    # Models have tokens that were never trained, whose embeddings are almost zero.
     square = jnp.maximum(square, LEAST_SQUARE * jnp.median(square, axis=1, keepdims=True))
     counts = (jnp.arange(len(x)) < real)[:, None] & (square > 0)
     return jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, square, 1.0)), 0.0)
@@ -109,8 +116,8 @@ def token_weights(x: jax.Array, real: jax.Array, even: bool) -> jax.Array:
 def add_output(
     block: Block, x: jax.Array, units: jax.Array | None, kind: int, config: ModelConfig
 ) -> jax.Array:
-    """Residual behind the site of a kind, with the output projection of `block`, in place of `x [B, T, D]`,
-    from what enters the site, or from `x` alone."""
+    """The residual after the site of a kind, in place of `x [B, T, D]` before it, with the output projection
+    of `block`. `units` is what enters the site; without it, that is computed from `x`."""
     output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
@@ -123,9 +130,12 @@ def add_output(
 def output_share(
     weight: jax.Array, x: jax.Array, units: jax.Array, metric: jax.Array | None, count: int
 ) -> jax.Array:
-    """What a site's output counts for, from the first `count` sequences of `x [B, T, D]` and of what enters
-    `weight`: by the `metric [D, D]`, as the mean over tokens of ½ yᵀ·metric·y in nats; without one, as that
-    of ‖y‖² / ‖residual‖²."""
+    """How much a site's output y counts, from the first `count` sequences of `x [B, T, D]` and of the `units`
+    that enter `weight`.
+
+    With the `metric [D, D]`, this is the mean over tokens of ½ yᵀ·metric·y, in nats. Without one, it is the
+    mean of ‖y‖² / ‖residual‖².
+    """
     x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
     out = inputs @ weight
     if metric is not None:
@@ -144,11 +154,11 @@ def follow_dense(
     kind: int,
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """(the dense model's residual behind the site of a kind, in place of `dense [B, T, D]` before it, and
-    `pull [n, d_in, D]` with the batch's Xᵀd, in place).
+    """(the dense model's residual after the site of a kind, in place of `dense [B, T, D]` before it;
+    `pull [n, d_in, D]` with the batch's Xᵀd added in place).
 
-    `block` has the dense weights; `x [B, T, D]` is the pruned residual before the site, `units [B, T, ...]`
-    what enters it from there, of tokens that weigh as `weights [B, T]` say.
+    `block` has the dense weights. `x [B, T, D]` is the pruned residual before the site, and
+    `units [B, T, ...]` is what enters the site from it. Tokens weigh `weights [B, T]`.
     """
     output = (decoder.attention_output, decoder.ffn_output)[kind]
 
@@ -169,7 +179,7 @@ def _by_token(array: jax.Array) -> jax.Array:
 
 @jax.jit
 def drawn_back(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
-    """A site's `weight [d_in, D]` fitted to take back a `share` of the drift, from XᵀX `gram [d_in, d_in]`
+    """A site's `weight [d_in, D]` refitted to correct a `share` of the drift, from XᵀX `gram [d_in, d_in]`
     and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
     change = linalg.solve(hessian.damp(gram, DRIFT_DAMPING, "channel"), devices.total(pull, 1))
     return (weight + share * change).astype(weight.dtype)

@@ -1,4 +1,4 @@
-"""The supernet: every site at every level, stacked, and the levels that are chosen of it (method §2).
+"""The supernet: every site at every level, stacked, and how levels are chosen from it (method §2).
 
 The fold over the blocks (`tyr_jax.pruning.fold`) fills it a layer at a time.
 
@@ -25,11 +25,12 @@ from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
 class Supernet:
     """The stacked parameter pytree indexed by sparsity level.
 
-    `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections; `attn_rank [L, U]`
-    and `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank
-    below k; `kept [2, L, E]` units, `exists [2, L, E]`, relative layer `error [2, L, E]`, the `share [2, L]`
-    of the residual stream that the dense site's output has, `damping [2, L]`. Where what is left of FFNs was
-    reconstructed, `learnt` has their tensors, in the dense shapes, by layer (None of those that were not).
+    `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections. `attn_rank [L, U]` and
+    `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank below
+    k. Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites
+    have a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
+    `damping [2, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
+    (None for those that were not).
     """
 
     attn_out: jax.Array
@@ -45,7 +46,7 @@ class Supernet:
 
 
 Layer = dict[str, jax.Array]
-"""What a supernet has of one layer, by the names of its fields."""
+"""The part of a supernet for one layer, by the names of its fields."""
 
 WEIGHT_FIELDS = ("attn_out", "mlp_down")
 """Pruned projections by kind; they may be on disk."""
@@ -55,11 +56,11 @@ RANK_FIELDS = ("attn_rank", "mlp_rank")
 
 LAYER_AXES = dict.fromkeys((*WEIGHT_FIELDS, *RANK_FIELDS), 0)
 LAYER_AXES |= dict.fromkeys(("error", "share", "damping"), 1)
-"""The axis of a supernet's fields that counts layers; behind that of the kinds, where there is one."""
+"""The axis of each field that counts layers. It comes after the axis of kinds, where there is one."""
 
 
 def layer_index(name: str, layer: Any) -> tuple[Any, ...]:
-    """What a field of a supernet is indexed by for a layer's part."""
+    """The index of a layer's part in a field of a supernet."""
     return (*[slice(None)] * LAYER_AXES[name], layer)
 
 
@@ -70,8 +71,8 @@ def empty_supernet(
     settings: PruningSettings,
     scratch: Scratch | None = None,
 ) -> Supernet:
-    """A supernet of `grid`, of weights of type `dtype`, whose layers are all yet to come; its weights are on
-    disk if there is `scratch`.
+    """A supernet of `grid`, with weights of type `dtype` and no layer filled yet. With `scratch`, its weights
+    are on disk.
 
     Raises:
         UserError: the disk has no room for them.
@@ -101,13 +102,13 @@ def empty_supernet(
 
 
 def of_layer(supernet: Supernet, layer: int) -> Layer:
-    """What a supernet has of a layer."""
+    """The part of a supernet for a layer."""
     return {name: getattr(supernet, name)[layer_index(name, layer)] for name in LAYER_AXES}
 
 
 @functools.partial(jax.jit, donate_argnames="supernet")
 def fill_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
-    """A supernet, in place, with what `sites` tell of a layer."""
+    """Write the parts `sites` of a layer into a supernet, in place."""
     filled = {
         name: getattr(supernet, name).at[layer_index(name, layer)].set(part) for name, part in sites.items()
     }
@@ -116,7 +117,7 @@ def fill_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
 
 
 def with_layer(supernet: Supernet, layer: int, sites: Layer) -> Supernet:
-    """A supernet, in place, with what it has of a layer."""
+    """Write the part of a layer into a supernet, in place; its weights may be on disk."""
     if not on_disk(supernet):
         return fill_layer(supernet, jnp.int32(layer), sites)
     weights = {name: getattr(supernet, name) for name in WEIGHT_FIELDS}
@@ -128,8 +129,8 @@ def with_layer(supernet: Supernet, layer: int, sites: Layer) -> Supernet:
 
 
 def at_levels(supernet: Supernet, grid: LevelGrid, scratch: Scratch = TEMPORARY) -> Supernet:
-    """The levels of `grid` of a supernet, which has them all (those that exist); of one on disk, on that of
-    `scratch`."""
+    """A supernet cut down to the levels of `grid`; it must have all of these that exist. If it is on disk,
+    the result is on that of `scratch`."""
     same = (supernet.kept[..., None, :] == grid.kept[..., None]) & supernet.exists[..., None, :]
     index = jnp.argmax(same, axis=-1)
     return supernet.replace(  # type: ignore[attr-defined]
@@ -142,7 +143,7 @@ def at_levels(supernet: Supernet, grid: LevelGrid, scratch: Scratch = TEMPORARY)
 
 
 def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
-    """Of every layer of `stack [L, E, ...]` the levels `index [L, E']`."""
+    """The levels `index [L, E']` of every layer of `stack [L, E, ...]`; one level of each for `index [L]`."""
     every = np.broadcast_to(np.arange(stack.shape[1]), (len(index), stack.shape[1]))
     if not isinstance(index, jax.core.Tracer) and np.array_equal(devices.fetch(index), every):
         return stack
@@ -152,7 +153,7 @@ def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
 
 
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
-    """Dense-shaped params whose pruned projections are those of `distribution`, int levels `[2, L]`."""
+    """Dense-shaped params with the pruned projections of `distribution`, integer levels `[2, L]`."""
     blocks = params["blocks"] | {
         "o": picked(supernet.attn_out, distribution[ATTENTION], TEMPORARY),
         "down": picked(supernet.mlp_down, distribution[FFN], TEMPORARY),

@@ -1,9 +1,9 @@
 """A target: how much a pruned model may keep, and the uniform model that keeps as much.
 
-With a budget of units, the uniform model loses the same share of heads and of neurons in every layer. With
-one of parameters it keeps attention whole, as heads are dear to lose and cheap to keep, and all FFNs of one
-width: what loads the dense model loads it too. Only where FFNs would keep less than half of the share asked,
-heads go as well.
+With a budget of units, the uniform model loses the same share of heads and of neurons in every layer. With a
+budget of parameters, it keeps attention whole, because heads matter much and cost little, and all FFNs have
+one width. Whatever loads the dense model can then load it too. Heads are removed as well only if FFNs would
+otherwise keep less than half of the share asked for.
 
 Axis letters: `L` layers, `E` levels.
 """
@@ -31,8 +31,8 @@ from tyr_jax.space import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-    """One of the sparsities asked for: the units that the uniform model keeps for it, `kept [2, L]`, and the
-    parameters that blocks may have, `limit`; none with a budget of units."""
+    """One of the sparsities asked for: the units `kept [2, L]` that the uniform model keeps for it, and the
+    `limit` of parameters that blocks may have, None with a budget of units."""
 
     sparsity: float
     kept: np.ndarray
@@ -40,22 +40,22 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What its directory and its part of the progress display are called."""
+        """The name of its directory and of its part of the progress display."""
         return f"{self.sparsity:g}"
 
     def budget(self, kept: np.ndarray, prices: np.ndarray) -> Budget:
-        """What distributions may cost whose levels keep `kept [2, L, E]` units and have `prices [2, L, E]`
-        in parameters."""
+        """The budget of distributions whose levels keep `kept [2, L, E]` units and cost `prices [2, L, E]`
+        parameters."""
         if self.limit is None:
             return Budget.of_units(kept, self.kept.sum(axis=-1))
         return Budget.of_parameters(prices, self.limit)
 
 
 def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -> Target:
-    """A sparsity in whole units.
+    """The target of a sparsity, in whole units.
 
     Raises:
-        UserError: it would leave nothing, or everything; names what is possible.
+        UserError: the sparsity would leave nothing, or everything; names what is possible.
     """
     kinds, whole = settings.kinds(config), settings.whole(config.depth)
     if settings.budget == "units":
@@ -79,7 +79,7 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
     movable, thinned = (int((~stays).sum()) for stays in whole)
 
     def neurons_left(heads: np.ndarray) -> int:
-        """Neurons that all thinned FFNs can keep, in multiples, beside attention that keeps `heads [L]`."""
+        """Neurons that all FFNs to be pruned can keep, in multiples, if attention keeps `heads [L]`."""
         spent = sum(dearest_heads(int(count) * heads_each, config) for count in heads)
         spent += (config.depth - thinned) * neurons_price(ffn.units, config, multiple)
         one, two = (neurons_price(count * multiple, config, multiple) for count in (1, 2))
@@ -87,13 +87,13 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
         return (limit - spent - fixed) // (two - one) * multiple
 
     def heads_of(total: int) -> np.ndarray:
-        """Heads `[L]` if those layers that can lose some keep `total`."""
+        """Heads `[L]` if the layers that can lose some keep `total` of them."""
         heads = np.full(config.depth, attention.units)
         heads[~whole[ATTENTION]] = uniform_split(attention, movable, total) if movable else 0
         return heads
 
     total = movable * attention.units
-    # An output bias that must outlive its FFN takes neurons with it.
+    # An FFN whose output bias must stay keeps some neurons to carry it.
     floor = thinned * multiple if has_output_bias(config, "ffn") else 0
     least = max(floor, math.floor((1 - sparsity) / 2 * thinned * ffn.units / multiple) * multiple)
     while total and neurons_left(heads_of(total)) < least:

@@ -1,5 +1,5 @@
-"""Training that wins back what pruning lost.
+"""Training that recovers what pruning lost.
 
-`adapters.py` says what is trained, `loss.py` what for, `examples.py` on what, and `train.py` how;
-`settings.py` has what a user may choose of all that.
+`adapters.py` has what is trained, `loss.py` the objective, `examples.py` the data, and `train.py` the
+training itself; `settings.py` has the options of all that.
 """

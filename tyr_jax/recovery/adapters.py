@@ -1,6 +1,6 @@
-"""What is trained: low-rank changes beside every projection (LoRA, Hu et al. 2021), or the blocks themselves.
+"""What is trained: low-rank changes of every projection (LoRA, Hu et al. 2021), or the blocks themselves.
 
-Embeddings and head stay as they are, as pruning left them: the dense model's.
+Embeddings and head stay as pruning left them, the same as in the dense model.
 
 Axis letters: `L` layers, `I` inputs, `R` rank.
 """
@@ -24,9 +24,9 @@ TRAINED = "blocks", "final_norm"
 
 
 def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: int) -> Any:
-    """What is trained, in float32, where training begins: the model is then as it was."""
+    """The parameters to train, in float32, at the start of training: the model is then unchanged."""
     if method == "full":
-        # Copies, as training overwrites them.
+        # Copies, because training overwrites them.
         return jax.tree.map(
             lambda array: jnp.array(array, jnp.float32), {name: params[name] for name in TRAINED}
         )
@@ -56,17 +56,17 @@ def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: 
 
 
 def frozen(params: Params, method: Method) -> Params:
-    """What of a model stays as it is."""
+    """The parameters of a model that training does not change."""
     return {name: array for name, array in params.items() if method == "lora" or name not in TRAINED}
 
 
 def matrices(trained: Any, config: ModelConfig, method: Method) -> Any:
-    """Which axes of what is trained are inputs and outputs of a matrix; None of vectors."""
+    """Which axes of the trained parameters are the inputs and the outputs of a matrix; None for vectors."""
     inputs = {tensor.name: len(tensor.inputs) for tensor in config.tensors}
 
     def axes(path: tuple[Any, ...], array: jax.Array) -> MuonDimensionNumbers | None:
         names = [part.key for part in path if isinstance(part, DictKey)]
-        # Stacked blocks have the layer first.
+        # The first axis of stacked blocks is the layer.
         first = 0 if any(isinstance(part, SequenceKey) for part in path) else 1
         if method == "lora":
             count = 1
@@ -79,8 +79,8 @@ def matrices(trained: Any, config: ModelConfig, method: Method) -> Any:
 
 
 def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Params:
-    """The model as it runs while it is trained, in the type of what is `frozen`: with changes times `scale`
-    beside its weights, or weights as trained."""
+    """The model as it runs during training, in the dtype of what is `frozen`: with the changes, times
+    `scale`, next to its weights, or with weights as trained."""
     dtype = frozen["embed"].dtype
     if method == "full":
         return frozen | jax.tree.map(lambda array: array.astype(dtype), trained)
@@ -98,7 +98,7 @@ def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Para
 
 
 def merged(frozen: Params, trained: Any, method: Method, scale: float) -> Params:
-    """The model as it is written: of the same shapes as before, changes added to the weights, in float32."""
+    """The model to write, in float32 and in its shapes before training: changes are added to weights."""
     wide = jax.tree.map(lambda array: array.astype(jnp.float32), frozen)
     adapted = assemble(wide, trained, method, scale)
 

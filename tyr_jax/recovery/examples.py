@@ -1,6 +1,6 @@
-"""What recovery trains on: rows of text, all of which is learnt, and conversations, of which the answers are.
+"""What recovery trains on: text, all of which is learnt, and conversations, of which the answers are learnt.
 
-Of a text, what is held out for evaluation stays held out, as in pruning; conversations are all trained on.
+The part of a text that pruning held out for evaluation stays held out. Of conversations, none are held out.
 
 Letters: `S` rows, `T` tokens.
 """
@@ -27,21 +27,21 @@ from tyr_jax.data.sources import Conversation, Source, read_documents
 from tyr_jax.errors import UserError
 
 MOST_PASSES = 100
-"""How often a text is read at most: long before, a model knows it by heart."""
+"""How often a text is read, at most: long before that, a model knows it by heart."""
 
 GLANCE = 2**20
-"""Characters that are read of a text to see that it is one."""
+"""Characters that are read of a source to see whether it is text."""
 
 
 class Examples(NamedTuple):
-    """`tokens [S, T]`, and which of them are to `learn [S, T]`."""
+    """`tokens [S, T]`, and which of them to `learn [S, T]`."""
 
     tokens: np.ndarray
     learn: np.ndarray
 
 
 def holds_text(source: Source) -> bool:
-    """Whether a source holds text, not conversations; what a model writes itself is text."""
+    """Whether a source holds text, not conversations. What a model generates itself is text."""
     return source.kind == "self" or isinstance(next(read_documents(source, GLANCE)), str)
 
 
@@ -51,7 +51,7 @@ def rows_of(sources: list[Source], count: int) -> list[int]:
 
 
 def rows_to_write(sources: list[Source], count: int) -> int:
-    """How many of `count` rows the dense model writes itself."""
+    """How many of `count` rows the dense model generates itself."""
     needs = zip(sources, rows_of(sources, count), strict=True)
     return sum(need for source, need in needs if source.kind == "self")
 
@@ -64,12 +64,13 @@ def load(
     seed: int,
     written: np.ndarray | None = None,
 ) -> tuple[Examples, dict[str, float]]:
-    """(`count` rows of `spec.sequence_length` tokens, from the sources in proportion to their weights, drawn
-    by `seed` and interleaved; how often each source is read). One with fewer rows is read again. Those of the
-    source `self` are `written [S, T]`.
+    """(`count` rows of `spec.sequence_length` tokens, how often each source is read).
+
+    Rows come from the sources in proportion to their weights, are drawn by `seed`, and are interleaved. A
+    source with too few rows is read again. The rows of the source `self` are `written [S, T]`.
 
     Raises:
-        UserError: a source cannot be read, has less than a row, or far too little for so many.
+        UserError: a source cannot be read, has less than one row, or far too few for its part of `count`.
     """
     length, parts, passes = spec.sequence_length, [], {}
     for index, (source, need) in enumerate(zip(sources, rows_of(sources, count), strict=True)):
@@ -101,14 +102,19 @@ def load(
 
 
 def text(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -> Examples:
-    """Text beside the windows that are held out, as a stream; all of it is learnt."""
+    """Text outside the windows that are held out, as a stream; all of it is learnt."""
     stream = read_tokens(source, tokenizer, tokens_to_read(spec, wanted))
     _, rest = hold_out(stream, spec.evaluation_length)
     return Examples(rest, np.ones(len(rest), bool))
 
 
 def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -> Examples:
-    """Conversations one after the other, as a stream of more than is `wanted`; their answers are learnt."""
+    """Conversations one after the other, as a stream; their answers are learnt. Reading stops after `POOL`
+    times the `wanted` tokens.
+
+    Raises:
+        UserError: the source holds text as well; or as `pieces`.
+    """
     tokens: list[int] = []
     learn: list[bool] = []
     for conversation in read_documents(source):
@@ -124,11 +130,11 @@ def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -
 
 
 def pieces(conversation: Conversation, source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """A conversation as the model's chat template writes it, up to its last answer, in pieces that are
-    answers or not.
+    """A conversation as the model's chat template writes it, up to its last answer: (piece, whether it is an
+    answer).
 
     Raises:
-        UserError: what the template writes of the beginning of a conversation is not how it begins the whole.
+        UserError: the template writes the beginning of a conversation in another way than within the whole.
     """
     done = ""
     for index, turn in enumerate(conversation):

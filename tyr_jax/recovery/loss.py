@@ -32,24 +32,24 @@ class Loss:
 
     @property
     def taught(self) -> bool:
-        """Whether the dense model is asked."""
+        """Whether the dense model is needed."""
         return "kd" in self.goal
 
     def observed_layers(self, depth: int) -> tuple[int, ...]:
-        """Layers whose output is compared."""
+        """Layers whose outputs are compared with the dense model's."""
         return first_median_last(depth) if self.taught and self.hidden else ()
 
 
 class TrainingRows(NamedTuple):
-    """`tokens [B, T]` to read, and which of them are to `learn [B, T]`: all of a text, the answers of a
-    conversation. (A row's first token has nothing before it to be learnt from.)"""
+    """`tokens [B, T]` to read, and which of them to `learn [B, T]`: all of a text, or the answers of a
+    conversation. (A row's first token is never learnt, because nothing comes before it.)"""
 
     tokens: jax.Array
     learn: jax.Array
 
 
 def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, loss: Loss) -> TeacherBatch:
-    """The dense model's answer on `tokens [B, T]`."""
+    """The dense model's predictions on `tokens [B, T]`."""
     state = decoder.run_blocks(
         params["blocks"],
         decoder.begin(decoder.outside(params), tokens),

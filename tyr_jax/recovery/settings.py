@@ -14,13 +14,13 @@ from tyr_jax.runtime import devices
 from tyr_jax.settings import ComputeType, WeightType
 
 ROW_TOKENS = 4096
-"""Tokens that are trained on at a time on a device, of those of a step."""
+"""Tokens of a step that a device trains on at a time."""
 
 STEP_TOKENS = 2048
-"""Tokens of a step, where nothing is said: a few hundred thousand tokens then make enough steps."""
+"""Tokens of a step by default: a few hundred thousand tokens then make enough steps."""
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
-"""For options whose default is said in words."""
+"""For options whose help states the default in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +75,10 @@ class RecoverySettings:
 
 
 def validate(settings: RecoverySettings) -> None:
-    """Refuse settings that make no sense, each with its flag.
+    """Refuse invalid settings, each with its flag.
 
     Raises:
-        UserError: a setting that cannot be.
+        UserError: a setting is invalid.
     """
     training, length = settings.training, settings.sequence_length
     for flag, number, least in (
@@ -113,7 +113,7 @@ def step_rows(settings: RecoverySettings) -> int:
 
 
 def step_shape(settings: RecoverySettings, together: int) -> tuple[int, int, int]:
-    """(steps, batches of each, rows of each), where a step has so many rows `together`.
+    """(steps, batches of each step, rows of each batch), where a step has `together` rows.
 
     Raises:
         UserError: a step's rows are not a multiple of the number of devices, or there are too few.

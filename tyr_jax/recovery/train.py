@@ -1,7 +1,7 @@
-"""How recovery trains: AdamW or Muon with a warm-up and a cosine, gradients of several batches added up.
+"""How recovery trains: AdamW or Muon, warm-up and cosine decay, gradients accumulated over several batches.
 
-A step is one program. Of the model it keeps, in float32, what is trained and what the optimiser knows of it;
-everything else stays as it is.
+A step is one program. It keeps the trained parameters and the optimiser's state in float32; everything else
+stays as it is.
 
 Axis letters: `A` batches of a step, `B` rows of a batch, `T` tokens.
 """
@@ -22,10 +22,10 @@ from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Loss, TrainingRows
 
 WIDTH_RATE: dict[Method, float] = {"lora": 1.7, "full": 0.17}
-"""Learning rates by default, times the width of the model."""
+"""Default learning rate of each method, times the hidden size of the model."""
 
 MUON_SCALE = 0.2
-"""Root mean square of what Muon changes at a rate of 1, about that of AdamW (Liu et al. 2025)."""
+"""Root mean square of Muon's update at a learning rate of 1, about that of AdamW (Liu et al. 2025)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Training:
 
     @property
     def scale(self) -> float:
-        """What changes are multiplied with."""
+        """Factor on the low-rank changes."""
         return self.alpha / self.rank
 
     def rate(self, hidden: int) -> float:
-        """The learning rate; where none is given, one that falls with the width of the model (Yang et al.
-        2021), from what was found for SmolLM2-135M."""
+        """The learning rate. The default falls with the width of the model (Yang et al. 2021), from the value
+        found for SmolLM2-135M."""
         return WIDTH_RATE[self.method] / hidden if self.learning_rate is None else self.learning_rate
 
     def updates(self, steps: int, config: ModelConfig) -> optax.GradientTransformation:
-        """What makes updates of gradients, for so many steps of a model of `config`."""
+        """The optimiser, for `steps` steps of a model of `config`."""
         warmup = max(1, round(self.warmup * steps))
         rate = self.rate(config.hidden)
         schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), 0.1 * rate)
@@ -82,14 +82,14 @@ class Training:
 
 
 class State(NamedTuple):
-    """What training changes."""
+    """What training changes: the trained parameters, and the optimiser's state."""
 
     trained: Any
     optimizer: Any
 
 
 class Models(NamedTuple):
-    """What it does not: the pruned model's rest, and the dense model, if it is asked."""
+    """What training does not change: the rest of the pruned model, and the dense model, if it is needed."""
 
     frozen: Params
     teacher: Params | None
@@ -106,12 +106,12 @@ class Plan(NamedTuple):
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimiser of all steps."""
+        """The optimiser for all steps."""
         return self.training.updates(self.steps, self.config)
 
 
 def begin(params: Params, plan: Plan, seed: int) -> State:
-    """Where training begins."""
+    """The state that training begins in."""
     training = plan.training
     trained = adapters.begin(params, plan.config, training.method, training.rank, seed)
     return State(trained, plan.optimizer.init(trained))
@@ -133,7 +133,7 @@ def gradients(trained: Any, models: Models, rows: TrainingRows, plan: Plan) -> t
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def step(state: State, models: Models, rows: TrainingRows, plan: Plan) -> tuple[State, jax.Array]:
-    """(the state after, the mean loss of a token before) a step on `rows [A, B, T]`."""
+    """Take a step on `rows [A, B, T]`: (the new state, the mean loss of a token before the step)."""
 
     def add(total: tuple[jax.Array, Any], rows: TrainingRows) -> tuple[tuple[jax.Array, Any], None]:
         return jax.tree.map(jnp.add, total, gradients(state.trained, models, rows, plan)), None

@@ -1,1 +1,1 @@
-"""What was found, for people: tables, a page with figures (`report.html`), a model card (`README.md`)."""
+"""Results for people to read: tables, a page with figures (`report.html`), a model card (`README.md`)."""

@@ -13,7 +13,7 @@ from tyr_jax.workspace.records import written_model, written_name
 
 
 def metadata(summary: Record, recovery: Record | None = None) -> str:
-    """What the hub reads of a card, as YAML: the dense model, its licence, datasets, perplexity by text."""
+    """The card's metadata for the hub, as YAML: dense model, its licence, datasets, perplexity by text."""
     dense = base_model(summary)
     quality = recovery["quality"]["recovered"] if recovery else written_model(summary)["quality"]
     results = [
@@ -43,8 +43,11 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
 
 
 def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
-    """The card of the model of `summary`; `trust`: whether it brings a modelling file; `recovery`: what a
-    training won back, if it was trained."""
+    """The card of the model of `summary`.
+
+    `trust` says whether the model comes with a modelling file. `recovery` is the record of its training, if
+    it was trained.
+    """
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     units, dense = written_model(summary)["units"], base_model(summary)

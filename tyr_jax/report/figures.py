@@ -1,4 +1,4 @@
-"""Figures of a report as SVG, out of plain numbers; their colours are the page's, in light and dark.
+"""Figures of a report as SVG, made from plain numbers. The page sets their colours, in light and dark.
 
 Axis letters: `L` layers.
 """
@@ -14,7 +14,7 @@ from markupsafe import Markup
 T = TypeVar("T")
 
 MOST_POINTS = 2000
-"""Points of a figure, of which it has not so many columns."""
+"""About this many points are drawn in a figure, at most; it has fewer columns than that."""
 
 WIDTH, HEIGHT = 640, 200
 ROWS = 32
@@ -38,7 +38,7 @@ def text(x: float, y: float, content: object, anchor: str = "middle") -> Markup:
 def rect(
     x: float, y: float, width: float, height: float, kind: str, title: str, opacity: float = 1
 ) -> Markup:
-    """A box that tells its `title` where a pointer rests on it."""
+    """A box that shows its `title` when the pointer rests on it."""
     return Markup(
         '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5" class="{}" '
         'fill-opacity="{:.2f}"><title>{}</title></rect>'
@@ -53,13 +53,13 @@ def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Markup:
 
 
 def thinned(values: Sequence[T], most: int) -> Sequence[T]:
-    """Of more than `most` values about that many, evenly apart, and the last."""
+    """All values, or, if there are more than `most`, about that many at even distances, and the last."""
     step = math.ceil(len(values) / most)
     return values if step <= 1 else [*values[:-1:step], values[-1]]
 
 
 def layer_ticks(depth: int, y: float) -> list[Markup]:
-    """Numbers below the first layer, the last, and round ones between that have room."""
+    """Layer numbers below the first layer, the last, and round ones in between that have room."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if depth / step <= 12)
     shown = [layer for layer in range(0, depth, step) if layer == 0 or depth - 1 - layer >= step] + [
         depth - 1
@@ -68,7 +68,7 @@ def layer_ticks(depth: int, y: float) -> list[Markup]:
 
 
 def column_centre(layer: int, depth: int) -> float:
-    """Where the column of a layer has its middle."""
+    """The x coordinate of the middle of a layer's column."""
     return LEFT + (WIDTH - LEFT - RIGHT) * (layer + 0.5) / depth
 
 
@@ -115,7 +115,7 @@ def kept_rows(rows: Sequence[tuple[str, Sequence[int]]], units: int, noun: str) 
 
 
 def speed_bars(bars: Sequence[tuple[str, float, float]], measure: str) -> Markup:
-    """How many times faster, with a mark of what could be: `(name, ratio, limit)` of each case."""
+    """How many times faster each case is, with a mark at its limit; a case is `(name, ratio, limit)`."""
     tall, left = 46, 16
     end = max(value for _, *values in bars for value in values) * 1.12
     height = len(bars) * tall + BOTTOM
@@ -137,7 +137,7 @@ def speed_bars(bars: Sequence[tuple[str, float, float]], measure: str) -> Markup
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Two to seven round numbers, evenly apart, that span `low` to `high`."""
+    """Two to seven round numbers, evenly spaced, that span `low` to `high`."""
     span = max(high - low, abs(high) * 1e-3, 1e-9)
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
@@ -147,19 +147,19 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 class Axis(NamedTuple):
-    """Values upwards from `floor`, between the first and the last of their round `ticks`."""
+    """A vertical axis that starts at `floor` and goes up, from the first to the last of its round `ticks`."""
 
     ticks: list[float]
     floor: float
 
     @classmethod
     def of(cls, values: Sequence[float], floor: float) -> Self:
-        """An axis that has room for all `values` whose differences a float can hold."""
+        """An axis with room for all `values`, clipped to ±1e300 so that their differences do not overflow."""
         low, high = (min(max(value, -1e300), 1e300) for value in (min(values), max(values)))
         return cls(round_ticks(low, high), floor)
 
     def y(self, value: float) -> float:
-        """Where a value is."""
+        """The y coordinate of a value."""
         low, high = self.ticks[0], self.ticks[-1]
         return self.floor - (self.floor - TOP) * (value - low) / (high - low)
 
@@ -171,7 +171,7 @@ class Axis(NamedTuple):
 
 
 def loss_line(losses: Sequence[float], tokens: int) -> Markup:
-    """The loss of every step of a training on so many `tokens`."""
+    """The loss of every step of a training on this many `tokens`."""
     axis = Axis.of(losses, HEIGHT - BOTTOM)
     left, room = LEFT + 10, WIDTH - LEFT - 10 - RIGHT
     last, points = max(len(losses) - 1, 1), thinned(list(enumerate(losses)), MOST_POINTS)
@@ -185,7 +185,10 @@ def loss_line(losses: Sequence[float], tokens: int) -> Markup:
 def step_marks(
     name: str, won: float | None, parent: float | None, place: Callable[[float], tuple[float, float]]
 ) -> list[Markup]:
-    """The winner of a generation over its parent, each at the `place` of its objective, if that is finite."""
+    """Marks for a generation's parent and winner, the winner on top, each at the `place` of its objective.
+
+    An objective that is None has no mark.
+    """
     title = f"{name}: " + ("not finite" if won is None else f"{won:.4f}")
     title += "" if parent is None else f", its parent {parent:.4f}"
     circle = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}"><title>{}</title></circle>')
@@ -194,9 +197,12 @@ def step_marks(
 
 
 def search_lines(rounds: Sequence[Sequence[tuple[float, float | None, float | None]]]) -> Markup:
-    """The objective of the winner of each generation and of the parent it had to beat, over candidate-tokens:
-    `(spent in this round, winner, parent)` for every generation of every round; a search may have no parents,
-    and what is None was not finite, but something is."""
+    """The objectives of each generation's winner, and of the parent it had to beat, over candidate-tokens.
+
+    `rounds` has `(spent in this round, winner, parent)` for every generation of every round. None stands for
+    an objective that was not finite, or for a parent in a search without parents. At least one objective is
+    finite.
+    """
     height = HEIGHT + 20
     floor = height - BOTTOM
     spends = [points[-1][0] if points else 0 for points in rounds]

@@ -13,8 +13,9 @@ from tyr_jax.workspace.records import read_recovery, read_summary
 
 
 def write_report(directory: Path, summary: Record, recovery: Record | None = None) -> list[Path]:
-    """Write `report.html` and `README.md` of the model in `directory` that has this `summary`, and was
-    trained then, if it has a `recovery`.
+    """Write `report.html` and `README.md` of the model in `directory`, and return their paths.
+
+    `summary` is the record of its pruning, and `recovery` that of its training, if it was trained.
 
     Raises:
         UserError: the directory cannot be written, or has a benchmark that cannot be read.
@@ -33,7 +34,7 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
 
 
 def renew_report(directory: Path) -> list[Path]:
-    """Write `report.html` and `README.md` anew from what the model's directory says.
+    """Write `report.html` and `README.md` again, from the records in the model's directory.
 
     Raises:
         UserError: it is not the directory of a pruned model, or as `write_report`.
@@ -54,7 +55,7 @@ def summary_of(directory: Path) -> Record:
 
 
 def results_of(directory: Path) -> tuple[str, list[Table]]:
-    """(a sentence, tables): what the model in a directory is beside the dense one.
+    """(a sentence, tables) that compare the model in a directory with the dense one.
 
     Raises:
         UserError: it is not the directory of a pruned model, or has a benchmark that cannot be read.

@@ -1,6 +1,6 @@
-"""What a pruned model is called, what it was made of, and what was won: in words that strangers may read.
+"""What a pruned model is called, what it was made from, and what was gained, in words fit to publish.
 
-Where things lie on the maker's machine is nobody's business: of a path, only its last part is told.
+Where files are on the maker's machine is private: only the last part of a path is shown.
 """
 
 import re
@@ -14,11 +14,11 @@ from tyr_jax.report.tables import Record
 from tyr_jax.workspace.records import written_model, written_name
 
 ABSOLUTE = re.compile(r"(?:~|/|[A-Za-z]:[\\/]).*[\\/](?=[^\\/])|/(?=[^/])|[A-Za-z]:[\\/](?=[^\\/])")
-"""The folders of a path that begins at a root or at home."""
+"""The folders of a path that starts at a root or at home."""
 
 
 def portable(text: str) -> str:
-    """An argument or a setting without the folders of the path that it is, or that follows its `=`."""
+    """An argument or setting, without the folders of a path from a root or home, also one after its `=`."""
     flag, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
     return f"{flag}{equals}{ABSOLUTE.sub('', value, count=1) if ABSOLUTE.match(value) else value}"
 
@@ -61,13 +61,13 @@ def datasets_of(summary: Record) -> list[str]:
 
 
 def mean_kl(model: Record) -> float | None:
-    """KL divergence from the dense model, the mean over texts; None if it is not known of all."""
+    """KL divergence from the dense model, averaged over texts; None if it is not known for all of them."""
     values = [quality["kl"] for quality in model["quality"].values()]
     return None if None in values else float(np.mean(values))
 
 
 def gain_of(summary: Record) -> str:
-    """What was won, in one sentence."""
+    """What pruning gained, in one sentence."""
     final, name = written_model(summary), written_name(summary)
     dense, size = (one["size"]["parameters"] for one in (summary["dense"], final))
     found, uniform = mean_kl(final), mean_kl(summary["uniform"])

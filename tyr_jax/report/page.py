@@ -1,4 +1,4 @@
-"""A page about one pruned model, out of its summary: self-contained, for any width, in light and dark."""
+"""A page about one pruned model, made from its summary: self-contained, for any width, in light and dark."""
 
 import functools
 import json
@@ -34,10 +34,10 @@ from tyr_jax.space import KINDS
 from tyr_jax.workspace.records import written_model
 
 MOST_ROUNDS = 32
-"""Rounds that are shown layer by layer, the last ones."""
+"""At most this many rounds are shown layer by layer: the last ones."""
 
 MOST_STEPS = 1000
-"""Steps of all rounds, or of a training, that are shown one by one: a page has not many more columns."""
+"""About this many generations of all rounds are listed one by one, at most."""
 
 NOUNS = {"attention": "heads", "ffn": "neurons"}
 
@@ -62,12 +62,12 @@ class Section(NamedTuple):
 
 
 def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
-    """Rows about the models that a run compared."""
+    """Rows with a column for each model that a run compared."""
     return grid(Table(["", *models_of(summary)], rows))
 
 
 def layer_section(summary: Record, kind: str) -> Section:
-    """What each layer keeps of one kind, and how the rounds got there."""
+    """What each layer keeps of one kind of unit, and how that changed from round to round."""
     noun, units = NOUNS[kind], written_model(summary)["units"][kind]
     uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
     per_layer = units["total"] // len(kept)
@@ -117,13 +117,13 @@ def search_section(summary: Record) -> Section:
             "the same tokens"
         )
         text = "Every generation is scored on other tokens, so compare a winner with its own parent."
-    # A search of a user's own may note nothing, or nothing finite.
+    # A user's own search may record nothing, or nothing finite.
     drawn = any(value is not None for points in rounds for point in points for value in point[1:])
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
 
 
 def speed_section(summary: Record, speed: Speed | None) -> Section:
-    """How many times faster than the dense model."""
+    """How many times faster the model is than the dense one, or how to measure that."""
     if speed is None:
         model = shlex.quote(portable(summary["settings"]["model"]))
         line = f"python -m tyr_jax.benchmark {model} DIR"
@@ -186,7 +186,7 @@ def sections(summary: Record, speed: Speed | None, recovery: Record | None) -> l
 
 
 def tiles(summary: Record) -> list[tuple[str, str]]:
-    """What to see first: (figure, name)."""
+    """The headline figures: (figure, name)."""
     name, final = list(models_of(summary).items())[-1]
     dense = summary["dense"]
     text, quality = next(iter(final["quality"].items()))
@@ -206,7 +206,7 @@ def tiles(summary: Record) -> list[tuple[str, str]]:
 
 
 def provenance(summary: Record) -> Grid:
-    """Versions, and what the texts were."""
+    """Versions, and the texts that were used."""
     rows: list[Sequence[object]] = [["", ""], *summary["versions"].items()]
     for name, text in summary["texts"].items():
         rows.append(
@@ -229,8 +229,10 @@ def templates() -> jinja2.Environment:
 
 
 def fragment(summary: Record, speed: Speed | None = None, recovery: Record | None = None) -> Markup:
-    """What a page about the model of `summary` shows, with its `speed` where that was measured, and its
-    `recovery` where it was trained, as HTML that can stand within another page."""
+    """The content of the page about the model of `summary`, as HTML to put into another page.
+
+    `speed` is given if it was measured, and `recovery` if the model was trained.
+    """
     shown = (
         templates()
         .get_template("fragment.html")
@@ -249,6 +251,6 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
 
 
 def render(summary: Record, speed: Speed | None = None, recovery: Record | None = None) -> str:
-    """The page about the model of `summary`; arguments as `fragment`'s."""
+    """The page about the model of `summary`. The arguments are those of `fragment`."""
     shown = fragment(summary, speed, recovery)
     return templates().get_template("page.html").render(title=title_of(summary), fragment=shown)

@@ -15,18 +15,18 @@ from rich.text import Text
 from tyr_jax.formatting import printable, shown
 
 TEXT_WIDTH = 120
-"""Columns that a table may take where it is text, and no terminal tells how many there are."""
+"""Width of tables that are turned into text, in columns, as there is no terminal to set it."""
 
 MARKUP = re.compile(r"[\\`*\[\]<>#|&~$!]|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown may take for markup; within words, an underscore is none."""
+"""What Markdown may take for markup. An underscore within a word is not markup."""
 
 Grid = Sequence[Sequence[object]]
 """The cells of a table: its header, then its rows."""
 
 
 class Row(NamedTuple):
-    """What is called `name`, and its `cells`. Rows one after the other that are `about` the same, such as a
-    text, belong together; a `total` is set off."""
+    """A row's `name` and `cells`. Consecutive rows `about` the same thing, such as a text, belong together. A
+    `total` is set off."""
 
     name: str
     cells: Sequence[str]
@@ -36,13 +36,13 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A header, of which the first is that of the rows' names, and rows."""
+    """A header and rows. The first column of the header is that of the rows' names."""
 
     columns: Sequence[str]
     rows: Sequence[Row]
     title: str = ""
     words: Sequence[str] = ()
-    """Columns, beside the first, that hold words; others hold figures, and end at the right."""
+    """Columns after the first that hold words. The others hold figures, and are right-aligned."""
     framed: bool = False
     """Whether a terminal draws lines around cells."""
     narrow: bool = False
@@ -50,20 +50,20 @@ class Table:
 
 
 def grid(table: Table) -> Grid:
-    """The cells of a table where every row has to say what it is about."""
+    """The cells of a table, in which the name of every row says what the row is about."""
     named = [", ".join(filter(None, (row.about, row.name))) for row in table.rows]
     return [table.columns, *([name, *row.cells] for name, row in zip(named, table.rows, strict=True))]
 
 
 def for_terminal(table: Table) -> rich.table.Table:
-    """A table for a terminal, where a line of its own says what several rows are about."""
+    """A table for a terminal. A separate line says what the rows after it are about."""
     lines = box.HEAVY_HEAD if table.framed else box.SIMPLE_HEAD
     title = Text(printable(table.title), style="table.title") if table.title else None
     made = rich.table.Table(title=title, title_justify="left", box=lines)
     if table.narrow:
         made.padding = (0, 0)
     first, *others = table.columns
-    # Where there is too little room for a word, it goes on below, rather than being cut.
+    # A word with too little room continues on the next line, instead of being cut.
     made.add_column(plain(first), no_wrap=table.narrow, overflow="fold")
     for column in others:
         words = column in table.words
@@ -79,7 +79,7 @@ def for_terminal(table: Table) -> rich.table.Table:
 
 
 def plain(cell: str) -> Text:
-    """A cell as it is: names may hold what rich takes for markup, or what a terminal obeys."""
+    """A cell as literal text: names may hold what rich takes for markup, or what a terminal obeys."""
     return Text(printable(cell))
 
 
@@ -94,7 +94,7 @@ def as_text(tables: Sequence[Table]) -> str:
 
 
 def html_table(rows: Grid) -> Markup:
-    """An HTML table of `rows`, that scrolls by itself where it is too wide."""
+    """An HTML table of `rows`, which scrolls on its own if it is too wide."""
     if not rows:
         return Markup("")
     cell = Markup("<{0}>{1}</{0}>")
@@ -120,12 +120,12 @@ def markdown_table(rows: Grid) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text on one line of Markdown, with nothing in it that Markdown, or HTML in it, would obey."""
+    """Text as one line of Markdown, with everything escaped that would act as Markdown or HTML."""
     return re.sub(MARKUP, r"\\\g<0>", printable(text))
 
 
 def fenced(text: str) -> str:
-    """Commands as a block of code, whatever backticks they hold."""
+    """Commands as a Markdown block of code, whatever backticks they contain."""
     text = shown(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

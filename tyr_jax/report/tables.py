@@ -1,5 +1,4 @@
-"""What is told in tables: a run's models, times and plan; perplexities, tasks, speed, and what a training won
-back."""
+"""Tables: a run's models, times and plan; perplexities, tasks and speed; and what training won back."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,11 @@ from tyr_jax.space import KINDS
 from tyr_jax.workspace.records import PRUNED, written_model
 
 Record = Mapping[str, Any]
-"""What a run's `summary.json`, or a training's `recovery.json`, holds."""
+"""The content of a run's `summary.json`, or of a training's `recovery.json`."""
 
 
 def number(value: float | None, form: str) -> str:
-    """A figure in the `form` of its kind, unless it is too large for that, or not finite."""
+    """A figure formatted by `form`, in three digits if it is too large, or "not finite"."""
     if value is None or not math.isfinite(value):
         return "not finite"
     return f"{value:{form if abs(value) < 1e9 else '.3g'}}"
@@ -40,7 +39,7 @@ def quality_rows(summary: Record) -> list[Row]:
 
 
 def parameter_rows(models: Sequence[Record]) -> list[Row]:
-    """Parameters in millions, and by how many they are fewer than the first model's."""
+    """Parameters in millions, and by what share they are fewer than the first model's."""
 
     def millions(model: Record, key: str) -> str:
         count, first = model["size"][key], models[0]["size"][key]
@@ -65,13 +64,13 @@ def size_rows(summary: Record) -> list[Row]:
 
 
 def quality_table(summary: Record) -> Table:
-    """Quality and size of the dense, the uniform, the searched and the reconstructed model."""
+    """Quality and size of the dense, the uniform, the searched and the reconstructed model, if they exist."""
     title = f"pruned to {summary['sparsity']['asked']:.1%} sparsity"
     return Table(["", *models_of(summary)], [*quality_rows(summary), *size_rows(summary)], title)
 
 
 def sample_tables(summaries: Sequence[Record]) -> list[Table]:
-    """What the models of a run write behind its prompt, each on a line; none where there was no prompt."""
+    """What the models of a run write after its prompt, in one row each; no table if there was no prompt."""
     prompt = summaries[0]["settings"].get("prompt")
     if not prompt:
         return []
@@ -84,18 +83,18 @@ def sample_tables(summaries: Sequence[Record]) -> list[Table]:
 
 
 def in_one_line(text: str) -> str:
-    """Text with a space in place of every line break or other blank."""
+    """Text on one line, with a single space for every run of whitespace."""
     return " ".join(text.split())
 
 
 def time_table(seconds: Mapping[str, float]) -> Table:
-    """How long every stage took, and all of them."""
+    """How long every stage took, and all of them together."""
     rows = [Row(stage, [duration(value)]) for stage, value in seconds.items()]
     return Table(["stage", ""], [*rows, Row("all", [duration(sum(seconds.values()))], total=True)], "time")
 
 
 def targets_table(summaries: Sequence[Record]) -> Table:
-    """What several targets of one run came to."""
+    """Results of one run for each of its several targets."""
     dense = summaries[0]["dense"]
     models = [name for name in PRUNED if summaries[0].get(name)]
     rows = []
@@ -113,7 +112,7 @@ def targets_table(summaries: Sequence[Record]) -> Table:
 
 
 def closing_tables(summaries: Sequence[Record]) -> list[Table]:
-    """What a run came to for each of its targets, and how long it took."""
+    """Results of a run for each of its targets, and how long it took."""
     samples = sample_tables(summaries)
     if len(summaries) == 1:
         return [quality_table(summaries[0]), *samples, time_table(summaries[0]["seconds"])]
@@ -121,14 +120,14 @@ def closing_tables(summaries: Sequence[Record]) -> list[Table]:
 
 
 def result_tables(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Table]:
-    """What a model that was written is: quality and size, samples, speed, and what training won back."""
+    """Results of a model that was written: quality and size, samples, speed, and what training won back."""
     found = [quality_table(summary), *sample_tables([summary])]
     found += [speedup_table(speed)] if speed else []
     return found + ([recovery_table(recovery, "after recovery")] if recovery else [])
 
 
 def complaints(health: Record) -> list[str]:
-    """A run's health in sentences; none if it was perfect."""
+    """A run's problems in sentences, from its health record; none if there were no problems."""
     raised, lost = health["damping_raised"], health["objectives_not_finite"]
     sentences = []
     if raised:
@@ -143,8 +142,8 @@ def complaints(health: Record) -> list[str]:
 
 
 def regained(dense: float | None, pruned: float | None, recovered: float | None) -> str:
-    """The share of the log-perplexity gap between the dense and the pruned model that is closed; a dash where
-    there is no gap, or it is not known."""
+    """The share of the log-perplexity gap between the dense and the pruned model that is closed. A dash if
+    there is no gap, or if it is not known."""
     if dense is None or pruned is None or recovered is None:
         return "–"
     first, worst, last = map(math.log, (dense, pruned, recovered))
@@ -166,7 +165,7 @@ def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
 
 
 def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:
-    """Perplexities of a model, with what was read."""
+    """Perplexities of a model, and what was read of each text."""
 
     def row(one: TextPerplexity) -> Row:
         windows, tokens = f"{one.windows} × {one.length}", f"{one.tokens:,}"
@@ -196,7 +195,7 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
 
 
 def speedup_table(speed: Speed) -> Table:
-    """How many times faster than the dense model a pruned one is."""
+    """How many times faster a pruned model is than the dense one."""
     rows: dict[str, dict[str, str]] = {}
     for timing in speed.timings:
         run = f"{timing.engine}, prompt of {timing.prompt} tokens, batch of {timing.batch}"
@@ -206,7 +205,7 @@ def speedup_table(speed: Speed) -> Table:
 
 
 def speed_tables(timings: Sequence[Timing], sizes: Sizes) -> list[Table]:
-    """Seconds of a dense and a pruned model, and what they take."""
+    """Seconds that a dense and a pruned model take, and their sizes."""
     rows = [
         Row(
             f"{timing.engine}, {timing.measure}",

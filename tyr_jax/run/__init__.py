@@ -1,1 +1,1 @@
-"""The order of stages (Algorithm 4): the only room that joins them."""
+"""The order of the stages (Algorithm 4). Only this package joins them."""

@@ -19,7 +19,7 @@ Quantize = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
-    """The file: its type, the multiple that FFN widths are filled up to, and whether it may replace one."""
+    """The file to write: its type, the multiple that FFN widths are padded to, whether it may replace one."""
 
     quantize: Quantize = "f16"
     neuron_multiple: int = 1
@@ -27,16 +27,16 @@ class ExportSettings:
 
 
 def default_path(model: str, settings: ExportSettings) -> Path:
-    """The file to write where none is named: in the model's directory, if it has one."""
+    """The file to write if none is named: in the model's directory if it has one, else in the current one."""
     directory, name = Path(model), f"model-{settings.quantize}.gguf"
     return directory / name if directory.is_dir() else Path(name)
 
 
 def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Read a model, write the file.
+    """Read a model and write it as a GGUF file.
 
     Raises:
-        UserError: anything about the model, the file or the settings that cannot work.
+        UserError: the model, the file or the settings cannot be used.
     """
     require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
     if settings.quantize in llama_cpp.TYPES:
@@ -47,10 +47,10 @@ def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Pr
 
 
 def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write the file, through a wider one where llama.cpp is to quantise it.
+    """Write the file. Where llama.cpp quantises it, a temporary float32 file is written first.
 
     Raises:
-        UserError: as `write_gguf`; or widths would be filled up beyond the widest.
+        UserError: as `write_gguf`; or the multiple is larger than the widest FFN.
     """
     most = max(llama_cpp.MULTIPLE, *(shape.ffn for shape in model.config.layers))
     asked = settings.neuron_multiple

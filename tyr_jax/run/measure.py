@@ -1,4 +1,4 @@
-"""How good the models of a job are on its evaluation texts: measured once, logged, and kept."""
+"""Quality of a job's models on its evaluation texts: measured once, logged and saved."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -21,37 +21,37 @@ Qualities = dict[str, Quality]
 
 
 class Job(Protocol):
-    """What measuring takes of a job."""
+    """What measuring needs of a job."""
 
     @property
     def progress(self) -> Progress:
-        """Where it is shown."""
+        """The progress display."""
 
     @property
     def events(self) -> EventLog:
-        """Where it is logged."""
+        """The event log."""
 
     @property
     def store(self) -> Store:
-        """Where it is kept."""
+        """Where results are saved."""
 
 
 class EvaluationTexts(NamedTuple):
-    """Texts by name: `windows [W, T]`, and the `dense` model's predictions on them, if there is one."""
+    """Texts by name: `windows [W, T]`, and predictions on them if there is a `dense` model."""
 
     windows: Mapping[str, np.ndarray]
     dense: Mapping[str, Prediction]
 
     @property
     def number(self) -> int:
-        """Windows of all."""
+        """Number of windows in all texts."""
         return sum(map(len, self.windows.values()))
 
 
 def measure_dense(
     job: Job, model: LoadedModel, windows: Mapping[str, np.ndarray]
 ) -> tuple[EvaluationTexts, Qualities]:
-    """(texts with the dense model's predictions, its quality there) on `windows [W, T]` by name of the text.
+    """Evaluate the dense model on `windows [W, T]` by name of the text: (texts with predictions, quality).
 
     Raises:
         UserError: predictions are not finite.
@@ -75,8 +75,7 @@ def measure_dense(
 
 
 def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
-    """Quality of the model called `name` on every text; its divergence from a dense model is NaN where there
-    is none."""
+    """Quality of the model called `name` on every text; its KL divergence is NaN without a dense model."""
     with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
         measured = resume.kept_qualities(job.store, name)
         if measured is not None:
@@ -97,5 +96,5 @@ def log_quality(job: Job, name: str, measured: Qualities) -> None:
 
 
 def figures(measured: Qualities) -> dict[str, dict[str, float | None]]:
-    """Qualities as JSON has them."""
+    """Qualities as JSON values."""
     return {text: each.as_json() for text, each in measured.items()}

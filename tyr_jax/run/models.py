@@ -1,4 +1,4 @@
-"""Models as users give them: by name, loaded, or as what a job came to."""
+"""Models as users give them: by name, already loaded, or as the result of a job."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import read_recovery, read_summary
 
 AnyModel = str | os.PathLike[str] | LoadedModel | ModelResult
-"""A directory, a .gguf file, a hub id or `builtin`; a loaded model; or what a job came to."""
+"""A directory, a .gguf file, a hub id or `builtin`; a loaded model; or the result of a job."""
 
 Record = dict[str, Any]
 
@@ -33,39 +33,39 @@ class GivenModel(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         if isinstance(self.given, LoadedModel):
             return self.given.source
         return self.given.name if isinstance(self.given, ModelResult) else os.fspath(self.given)
 
     @property
     def argument(self) -> str:
-        """What stands for it on a command line."""
+        """Its name as a command-line argument."""
         return self.given.argument if isinstance(self.given, ModelResult) else self.name
 
     @property
     def made_here(self) -> bool:
-        """Whether this process made it, so that its records are true."""
+        """Whether this process made it, so that its records can be trusted."""
         return isinstance(self.given, ModelResult)
 
     def loaded(self) -> LoadedModel | None:
-        """The model, unless it is only named."""
+        """The loaded model; None if it is only named."""
         if isinstance(self.given, LoadedModel):
             return self.given
         return self.given.model if isinstance(self.given, ModelResult) else None
 
     def records(self) -> tuple[Record | None, Record | None]:
-        """(summary of its pruning, record of its training), where there are any.
+        """(summary of its pruning, record of its training), each None if there is none.
 
         Raises:
-            UserError: there are, but they cannot be read.
+            UserError: there is one, but it cannot be read.
         """
         if isinstance(self.given, ModelResult):
             return self.given.summary, self.given.recovery
         return read_summary(self.name), read_recovery(self.name)
 
     def config(self) -> tuple[ModelConfig, np.dtype]:
-        """Its configuration, and what its weights are stored in; of one that is named, nothing else is read.
+        """Its configuration and the dtype of its stored weights. If it is only named, nothing else is read.
 
         Raises:
             UserError: there is no such model, or its configuration is not understood.
@@ -75,20 +75,20 @@ class GivenModel(NamedTuple):
 
 
 def read_paths(models: Iterable[GivenModel], texts: Iterable[str]) -> list[Path]:
-    """Files and directories that a job reads, of its models and of its sources of text."""
+    """Files and directories that a job reads: its models and its sources of text."""
     sources = map(parse_source, texts)
     names = [model.name for model in models] + [each.name for each in sources if each.kind == "file"]
-    # Unlike `Path.exists`, this takes names that no disk can have.
+    # Unlike `Path.exists`, this accepts names that are not valid paths.
     return [Path(name) for name in names if os.path.exists(name)]
 
 
 def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False) -> LoadedModel:
-    """The model, weights in `dtype` and divided among the devices in use; or, `on_disk`, those of its blocks
-    where they are.
+    """Load the model, with weights in `dtype` and sharded over the devices in use. With `on_disk`, the
+    weights of its blocks stay on disk.
 
     Raises:
         UserError: there is no such model, anything about it is not understood, or it is loaded already, but
-            not as it is needed.
+            not in the form that is needed.
     """
     given = model.loaded()
     if given is None:
@@ -99,7 +99,7 @@ def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = F
 
 
 def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedModel:
-    """A loaded model with its weights in `dtype`, in memory or, `on_disk`, where they are."""
+    """A loaded model with its weights in `dtype`: in memory or, with `on_disk`, still on disk."""
     kept_on_disk = offload.on_disk(model.params)
     same = model.params["embed"].dtype == dtype
     if on_disk and not (kept_on_disk and same):
@@ -115,7 +115,7 @@ def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedMode
 def load_shown(
     model: GivenModel, progress: Progress, dtype: DTypeLike = jnp.float32, *, on_disk: bool = False
 ) -> LoadedModel:
-    """`load`, as a stage of a job where there is anything to read."""
+    """`load`, shown as a stage of the job unless the model is loaded already."""
     if model.loaded() is not None:
         return load(model, dtype, on_disk=on_disk)
     with progress.stage("load model", 1, "models") as stage:

@@ -1,4 +1,4 @@
-"""Text of the source `self`, which the dense model writes itself, as a stage of a job."""
+"""Text of the source `self`, which the dense model generates itself, as a stage of a job."""
 
 import numpy as np
 
@@ -18,11 +18,11 @@ def own_text(
     progress: Progress,
     store: Store,
 ) -> np.ndarray:
-    """Text of a `shape` `[S, T]` that a dense `model` in memory writes, or what an interrupted job had
-    written; `seed` decides what, and `temperature` divides the logits.
+    """Generate text of `shape` `[S, T]` with a dense `model` that is in memory, or reuse what an interrupted
+    job generated. `seed` determines the draws, and `temperature` divides the logits.
 
     Raises:
-        UserError: the model takes no such length, or nothing separates its documents.
+        UserError: the model does not support the length, or has no token that separates documents.
     """
     count, length = shape
     check_length("--sequence-length or --search-length", length, model)
@@ -40,7 +40,7 @@ def own_text(
 
 
 def separator_of(model: LoadedModel) -> int:
-    """The token that stands before a document.
+    """The token that starts a document.
 
     Raises:
         UserError: the tokenizer has none.

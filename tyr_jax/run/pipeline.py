@@ -1,10 +1,10 @@
 """The order of stages (Algorithm 4): rounds of supernet and search, then refit, compress and measure.
 
-Several targets share the model, its text, the dense answers and the first round's supernet, which then has
-the levels of all of them.
+Several targets share the model, its text, the dense model's predictions and the first round's supernet, which
+then has the levels of all targets.
 
-Everything that joins stages is here; each stage itself is a pure function elsewhere. Side effects are the
-progress display, the event log, and what is kept for a run that is interrupted.
+Everything that joins stages is here; each stage itself is a pure function elsewhere. The only side effects
+are the progress display, the event log, and what is saved for an interrupted run.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ from tyr_jax.space import LevelGrid
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A pruned model: physically smaller params and config, units kept `[2, L]`, the parameters that its
-    blocks have, or would have without zeros, how good it is, and what it writes behind the prompt."""
+    """A pruned model: params and config (physically smaller, unless its layout is masked), units kept
+    `[2, L]`, the parameters in its blocks (without masked zeros), quality, and continuation of the prompt."""
 
     params: Params
     config: ModelConfig
@@ -55,8 +55,8 @@ class Pruned:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """All that a run found for a target; `rounds` has a record per round. `reconstructed` is the model found,
-    with what is left of its FFNs trained, if that was asked for."""
+    """All that a run found for a target. `rounds` has a record per round. `reconstructed` is the model found,
+    with its remaining FFN weights trained, if that was requested."""
 
     run: Run
     dense: Dense
@@ -68,8 +68,8 @@ class Outcome:
 
     @property
     def written(self) -> str:
-        """Which model to write: the reconstructed one, if training has helped on the text to evaluate on, the
-        searched one, or the uniform one."""
+        """Which model to write: the reconstructed one if training lowered the KL on the evaluation texts;
+        else the searched one, or the uniform one if there was no search."""
         found = "searched" if self.searched else "uniform"
         pruned, learnt = getattr(self, found), self.reconstructed
         return "reconstructed" if learnt and mean_kl(learnt) < mean_kl(pruned) else found
@@ -81,7 +81,7 @@ class Outcome:
 
     @property
     def model(self) -> LoadedModel:
-        """The model to write, with all that has to be kept of the dense one."""
+        """The model to write, with everything that it takes over from the dense one."""
         return dataclasses.replace(
             self.dense.model,
             config=self.final.config,
@@ -92,7 +92,7 @@ class Outcome:
 
 
 def mean_kl(pruned: Pruned) -> float:
-    """KL to the dense model, the mean over texts."""
+    """KL divergence from the dense model, averaged over the evaluation texts."""
     return float(np.mean([quality.kl for quality in pruned.quality.values()]))
 
 
@@ -105,15 +105,19 @@ def realise(
     heads: np.ndarray | None = None,
     passes: int = 0,
 ) -> Pruned:
-    """The physically smaller model that keeps `kept [2, L]` units, measured with weights as written.
+    """Prune the model to `kept [2, L]` units, and measure it with weights as they will be written.
 
-    A supernet's weights were fitted to the expectation over many distributions. Once one is chosen, every
-    site is pruned anew to its one level, seeing what the chosen layers before it really pass on; the
-    uniform baseline gets the same, so that the two compare. With `--no-refit` the weights are those of the
-    supernet of `grid`, in which the distribution was found (None where none was built). As many parameters as
-    it was found to have it keeps: its heads are those of least rank in `heads [L, U]`, if given. As it is
-    pruned for the last time, its sites take back the drift, and what is left of its FFNs is reconstructed in
-    so many `passes`, if any.
+    A supernet's weights were fitted to the expectation over many distributions. Once a distribution is
+    chosen, every site is pruned again to its one level, on the inputs that the chosen earlier layers really
+    produce; sites then also correct the drift. The uniform baseline gets the same refit, so that the two are
+    comparable. With `--no-refit`, the weights are those of the supernet of `grid`, in which the distribution
+    was found (None where none was built).
+
+    The model keeps as many parameters as the search found: given `heads [L, U]`, it keeps the heads of lowest
+    rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
+
+    Raises:
+        UserError: the pruner keeps other heads than `heads` says.
     """
     model, settings = dense.model, run.settings
     pruning, drift = settings.pruning, 0.0
@@ -151,29 +155,29 @@ def realise(
 def reconstructed(
     run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, heads: np.ndarray | None = None
 ) -> Pruned | None:
-    """The model that `realise` makes, pruned once more, with what is left of its FFNs reconstructed; None if
-    that was not asked for."""
+    """The model of `realise`, pruned once more with its remaining FFN weights reconstructed; None unless that
+    was requested."""
     passes = run.settings.pruning.reconstruct
     return realise(run, dense, kept, grid, "reconstructed", heads, passes) if passes else None
 
 
 def finished(run: Run, dense: Dense, block: Block) -> Any:
-    """A block with weights rounded to what they are written in, on disk where weights stay there."""
+    """A block with weights rounded to the dtype they are written in; on disk with `--offload`."""
     written = rounded(block, dense.dtype)
     return run.scratch.keep(written) if run.scratch else written
 
 
 def rounded(weights: Any, dtype: np.dtype) -> Any:
-    """Weights, a pytree, rounded to the type that they will be written in."""
+    """A pytree of weights rounded to `dtype`, which they will be written in. Their own dtype stays."""
     return jax.tree.map(lambda array: array.astype(dtype).astype(array.dtype), weights)
 
 
 def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:
-    """Prune a model as the settings say (Algorithm 4), to each of their targets in turn; the model is the one
-    that they name, or what was `given` by that name.
+    """Prune a model to each target in turn, as the settings say (Algorithm 4). The model is the `given` one,
+    or else the one that the settings name.
 
     Raises:
-        UserError: anything in the settings, the model or the text that cannot work.
+        UserError: the settings, the model or the text cannot be used.
     """
     yield from prune_prepared(run, prepare(run, given))
 

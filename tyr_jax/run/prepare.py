@@ -1,4 +1,4 @@
-"""What comes before any pruning: the model, its text, its answers on it, and the targets in whole units."""
+"""What comes before pruning: the model, its text, its predictions on it, and the targets in whole units."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ from tyr_jax.workspace.store import Store
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every stage of one run, or of its part for one target, shares."""
+    """What all stages of a run share, or those of its part for one target."""
 
     settings: Settings
     progress: Progress
@@ -41,20 +41,24 @@ class Run:
 
     @property
     def scratch(self) -> Scratch | None:
-        """Where weights stay on disk, if they do."""
+        """Where weights stay on disk with `--offload`; None without it."""
         return Scratch(self.store.directory) if self.settings.offload else None
 
     def part(self, target: Target) -> "Run":
-        """What the stages for one of several targets share."""
+        """The part of the run for one of several targets."""
         progress, events = self.progress.part(target.name), self.events.part(sparsity=target.sparsity)
         return Run(self.settings, progress, events, self.store.part(target.name))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """The model to prune, its text, its answers on what it is measured on, how good it is there, the sites
-    that stay whole `[2, L]`, the targets, the type of written weights, how a change of what each site adds
-    counts, `metrics [L, 2, D, D]` (none with `--metric none`), and what it writes behind the prompt."""
+    """The model to prune, and what is known before pruning.
+
+    Its `splits` of text; the kinds of site; the sites that stay `whole [2, L]`; the targets; its predictions
+    on the evaluation `texts` and its quality there; the `dtype` of written weights; `metrics [L, 2, D, D]`,
+    which weigh a change of each site's output (None with `--metric none`); and its continuation of the
+    prompt.
+    """
 
     model: LoadedModel
     splits: Splits
@@ -69,11 +73,11 @@ class Dense:
 
 
 def prepare(run: Run, given: GivenModel | None = None) -> Dense:
-    """Load model and text, check that the targets are possible, and record the dense model's answers; the
-    model is the one that the settings name, or what was `given` by that name.
+    """Load model and text, check that the targets are possible, and record the dense model's predictions. The
+    model is the `given` one, or else the one that the settings name.
 
     Raises:
-        UserError: anything about the model, the text or the targets that cannot work.
+        UserError: the model, the text or the targets cannot be used.
     """
     settings = run.settings
     given = given or GivenModel(settings.model)
@@ -115,11 +119,11 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
 
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:
-    """How a change of what each site adds counts, `[L, 2, D, D]`, from the first sequences of the calibration
-    text `[S, T]`; None with `--metric none`.
+    """Metrics `[L, 2, D, D]` that weigh a change of each site's output, from the first sequences of the
+    calibration text `[S, T]`; None with `--metric none`.
 
     Raises:
-        UserError: it is not finite.
+        UserError: they are not finite.
     """
     settings = run.settings.pruning
     if settings.metric == "none":
@@ -140,7 +144,7 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
 
 
 def check_components(settings: Settings, model: LoadedModel) -> None:
-    """Try the components that a run is made of, before anything is computed.
+    """Try the replaceable components of a run before anything is computed.
 
     Raises:
         UserError: one breaks its contract; names it and says how.

@@ -1,4 +1,4 @@
-"""Pruning as a job: a workspace, the pipeline in it, and what becomes of its outcomes."""
+"""Pruning as a job: open a workspace, run the pipeline in it, and write the outcomes."""
 
 import dataclasses
 import functools
@@ -22,7 +22,8 @@ from tyr_jax.workspace.job import Request, Workspace, open_workspace
 
 
 def anchor(settings: Settings) -> Settings:
-    """The same settings for any folder, so that a summary can be used in another than it was made in."""
+    """The settings with sources of text that do not depend on the current directory, so that a summary can be
+    used from another one."""
     calibration, evaluation = (
         tuple(map(anchored, sources)) for sources in (settings.data.calibration, settings.data.evaluation)
     )
@@ -31,22 +32,23 @@ def anchor(settings: Settings) -> Settings:
 
 
 def parts_of(settings: Settings) -> list[str]:
-    """What each target's directory is called within the output directory, of which a single one has all."""
+    """Name of each target's subdirectory in the output directory; empty for a single target."""
     several = len(settings.sparsity) > 1
     return [f"{sparsity:g}" if several else "" for sparsity in settings.sparsity]
 
 
 def repositories_of(settings: Settings) -> list[str]:
-    """The repositories of the hub that the targets are to be uploaded to, if any."""
+    """The hub repositories that the targets are to be uploaded to, if any."""
     name = settings.push_to_hub
     return [] if name is None else [f"{name}-{part}" if part else name for part in parts_of(settings)]
 
 
 def prune(settings: Settings, request: Request, given: GivenModel) -> list[PruneResult]:
-    """Prune a model to each of the targets; nothing is uploaded, but whether it could be is found out first.
+    """Prune a model to each of the targets. Nothing is uploaded here, but it is checked first that an upload
+    is possible.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: the settings, the model or the text cannot be used.
     """
     validate(settings)
     if settings.offload and jax.process_count() > 1:
@@ -67,14 +69,14 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
 
 
 def finish(outcome: Outcome, part: str, workspace: Workspace, arguments: Sequence[str]) -> PruneResult:
-    """What a target came to: written to a part of the output directory, if there is one."""
+    """The result for a target, written to its part of the output directory, if there is one."""
     settings, events, model = outcome.run.settings, outcome.run.events, outcome.model
     if workspace.staging is None:
         return PruneResult(lambda: model, summarise(outcome, arguments), events)
     write_weights(workspace.staging / part, model, outcome.run.progress)
     summary = summarise(outcome, arguments)
     write_records(workspace.staging / part, summary)
-    # Of several models, one is in memory at a time.
+    # Read on demand, so that only one of several models is in memory at a time.
     written = Path(settings.output, part)
     read = functools.partial(load_model, str(written.resolve()), settings.compute_dtype)
     return PruneResult(functools.partial(read, offload=settings.offload), summary, events, directory=written)

@@ -1,4 +1,4 @@
-"""Winning back by training what pruning lost, as a job."""
+"""Recovery training of a pruned model, as a job."""
 
 import dataclasses
 import functools
@@ -34,22 +34,25 @@ from tyr_jax.workspace.records import FORMAT_VERSION, TRAINING_FACTS
 from tyr_jax.workspace.store import Store
 
 OWN_TEXT = 1
-"""Tells the seed of text that the dense model writes from others."""
+"""Distinguishes the seed of text that the dense model generates from other seeds."""
 
 PACKAGES = ("jax", "jaxlib", "optax", "transformers", "numpy")
 
 
 class Given(NamedTuple):
-    """What a user gave: the model to train, and the dense one to learn from, if it was said."""
+    """What a user gave: the model to train, and the dense model to learn from, if one was named."""
 
     model: GivenModel
     teacher: GivenModel | None
 
 
 class Task(NamedTuple):
-    """What is trained, the record of how it was pruned, if there is one, the dense model, if it is asked; on
-    what rows `[steps, A, B, T]`, how often each source is read for them; what it is measured on, and where
-    that text is from."""
+    """What to train, on what text, and what to measure it on.
+
+    The `model` and the `summary` of its pruning, if there is one; the dense model as `teacher`, if it is
+    needed; the training `rows [steps, A, B, T]`, and how often each source is read for them; the `spec` of
+    the text; and the evaluation `windows`.
+    """
 
     model: LoadedModel
     summary: Record | None
@@ -62,8 +65,8 @@ class Task(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The model as it is written, in the type that it runs in; how good the dense, the pruned and this one
-    are; and the loss of every step."""
+    """The trained model as it is written, but in the dtype that it runs in; the quality of the dense, the
+    pruned and the trained model; and the loss of every step."""
 
     model: LoadedModel
     quality: dict[str, Qualities]
@@ -87,10 +90,10 @@ def window_length(settings: RecoverySettings, made: Provenance | None) -> int:
 
 
 def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -> LoadedModel | None:
-    """The dense model, if it is asked.
+    """Load the dense model; None if the loss does not need it.
 
     Raises:
-        UserError: none is named, but by a record that is not trusted; or it has another head or vocabulary.
+        UserError: none is named, or only by a record that is not trusted; or its head or vocabulary differs.
     """
     if not settings.loss.taught:
         return None
@@ -121,23 +124,23 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
 def taught_text(
     settings: RecoverySettings, teacher: LoadedModel | None, rows: int, workspace: Workspace
 ) -> np.ndarray | None:
-    """The rows `[S, T]` of the source `self`, which the dense model writes; None if that is no source.
+    """The rows `[S, T]` of the source `self`, which the dense model generates; None if there are none.
 
     Raises:
-        UserError: no dense model is asked, or nothing separates its documents.
+        UserError: there is no dense model, or it has no token that separates documents.
     """
     if not rows:
         return None
     if teacher is None:
         raise UserError("--data self is text that the dense model writes: give --goal kd beside it")
-    # Another one than what was pruned on with the same seed.
+    # Not the text that was pruned on with the same seed.
     seed = int(np.random.SeedSequence([settings.seed, OWN_TEXT]).generate_state(1)[0])
     shape = rows, settings.sequence_length
     return own_text(teacher, shape, seed, 1.0, workspace.progress, workspace.store)
 
 
 def data_spec(settings: RecoverySettings, made: Provenance | None) -> DataSpec:
-    """The text to train and to measure on: of conversations, which have no part in it, all are trained on."""
+    """The text to train and to measure on. Conversations are not part of it: none of them are held out."""
     sources = leaves(map(parse_source, settings.data))
     texts = [source for source in sources if examples.holds_text(source)]
     held = [source for source in settings.evaluation if made and made.has_learnt(source)]
@@ -156,7 +159,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     """Load models and text.
 
     Raises:
-        UserError: anything about them that cannot work.
+        UserError: a model or a text cannot be used.
     """
     with workspace.progress.stage("load models", 1, "models") as stage:
         model = load(given.model, settings.compute_dtype)
@@ -186,13 +189,13 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
 
 
 def kept_rows(store: Store, settings: RecoverySettings) -> int:
-    """Rows of a step: as many as when the training began, be it on another number of devices."""
+    """Rows of a step: as many as when training began, even if the number of devices has changed since."""
     begun = resume.begun_with(store)
     return step_rows(settings) if begun is None else int(begun["step_rows"])
 
 
 def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
-    """(steps done, the state after them, their losses), or where training begins."""
+    """(steps done, the state after them, their losses) as saved; `(0, begun, [])` if nothing is saved."""
     last = store.last_step("step", TRAINING_FACTS)
     if last is None:
         return 0, begun, []
@@ -204,7 +207,7 @@ def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
 
 
 def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) -> tuple[Any, list[float]]:
-    """Train: (what is trained, the loss of every step).
+    """Train: (the trained parameters, the loss of every step).
 
     Raises:
         UserError: the loss is not finite.
@@ -236,7 +239,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
 
 
 def merged(settings: RecoverySettings, model: LoadedModel, trained: Any) -> LoadedModel:
-    """The model with what was trained in its weights, rounded to what they are written in."""
+    """The model with the trained parameters merged in, its weights rounded to the dtype to write."""
     training = settings.training
     rest = adapters.frozen(model.params, training.method)
     params: Params = adapters.merged(rest, trained, training.method, training.scale)
@@ -247,7 +250,7 @@ def merged(settings: RecoverySettings, model: LoadedModel, trained: Any) -> Load
 
 
 def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Task) -> Trained:
-    """Train, with measurements before and after.
+    """Train, and measure before and after.
 
     Raises:
         UserError: a model overflows, or the loss is not finite.
@@ -258,7 +261,7 @@ def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Ta
         texts, dense = measure_dense(workspace, task.teacher, task.windows)
     before = measure(workspace, "pruned", model.params, model.config, texts)
     for name, measured in before.items():
-        # What is not finite now cannot be the learning rate's doing.
+        # If it is not finite before training, the learning rate is not the cause.
         if not math.isfinite(measured.perplexity):
             raise overflow(f"{model.source} on {name}")
     trained, losses = train_steps(settings, workspace, task)
@@ -268,7 +271,7 @@ def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Ta
 
 
 def record_of(settings: RecoverySettings, request: Request, task: Task, trained: Trained) -> dict[str, Any]:
-    """What was done, with what, and what came of it, as JSON has it."""
+    """The record of the training, its inputs and its results, as JSON values."""
     sources = leaves(map(parse_source, settings.data))
     return {
         "format_version": FORMAT_VERSION,
@@ -287,10 +290,10 @@ def record_of(settings: RecoverySettings, request: Request, task: Task, trained:
 
 
 def recover(settings: RecoverySettings, request: Request, given: Given) -> RecoverResult:
-    """Train a model, write its directory, if it is to have one.
+    """Train a model, and write its directory if there is to be one.
 
     Raises:
-        UserError: anything that cannot work.
+        UserError: the settings, the models or the text cannot be used.
     """
     validate(settings)
     data, evaluation = (tuple(map(anchored, names)) for names in (settings.data, settings.evaluation))

@@ -1,11 +1,11 @@
-"""What of a run is kept while it lasts, so that the same command goes on where it was interrupted.
+"""What a run saves while it lasts, so that the same command continues where it was interrupted.
 
-Kept are every finished block of a supernet, every descent step and generation of a search, every round, and
-the dense model's answers. All random draws are functions of the seed and of where the work stands, so that a
-run that was interrupted ends as one that was not: bit for bit on as many devices as it began with, and equal
-to rounding on another number of them, as slices come back in other sizes.
+It saves every finished block of a supernet, every descent step and generation of a search, every round, and
+the dense model's predictions. All random draws are functions of the seed and of how far the work has got. So
+an interrupted run ends like an uninterrupted one: bit for bit on the same number of devices, and up to
+rounding on another number, because slices then have other sizes.
 
-A part of the work has a part of the store, and forgets it once its result is kept.
+Each part of the work has its part of the store, which is cleared once the part's result is saved.
 """
 
 import shutil
@@ -32,17 +32,17 @@ from tyr_jax.workspace import records
 from tyr_jax.workspace.store import Store, checksum
 
 KEPT = "done before the interruption"
-"""What the progress display says of work that need not be done again."""
+"""Shown by the progress display for work that need not be done again."""
 
 SAMPLES = 4096
-"""Elements of an array that tell whether it is the same one."""
+"""Approximate number of elements of an array that are compared to tell whether it has changed."""
 
 
 def check_space(store: Store, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to begin a run that the disk has no room for.
 
     Raises:
-        UserError: it has fewer than `needed` bytes left, besides what is kept already.
+        UserError: free space and what is saved already come to less than `needed` bytes.
     """
     if store.directory is None:
         return
@@ -58,7 +58,7 @@ def check_space(store: Store, needed: int) -> None:
 
 
 def begun_with(store: Store) -> dict[str, Any] | None:
-    """What a run noted when it began, or None if it has not begun."""
+    """What a run recorded when it began; None if it has not begun."""
     saved = store.load("inputs", records.INPUT_FACTS)
     return None if saved is None else saved.facts
 
@@ -70,11 +70,12 @@ def check_inputs(
     tell: Callable[[str], None],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to go on with another model or `text` (a pytree of arrays) than the run began with, or than
-    other hosts have; `tell` if it continues on another number of devices. `notes` are kept for `begun_with`.
+    """Refuse to continue with another model or `text` (a pytree of arrays) than the run began with, or than
+    other hosts have. Calls `tell` if the run continues on another number of devices. `notes` are saved for
+    `begun_with`.
 
     Raises:
-        UserError: they have changed, or differ between hosts.
+        UserError: they have changed, or hosts differ in them or in their number of devices.
     """
     now = {"model": checksum(jax.tree.map(sample, params)), "text": checksum(text)}
     for what, number in {**now, "number of devices": devices.count()}.items():
@@ -97,32 +98,33 @@ def check_inputs(
 
 
 def sample(leaf: Any) -> np.ndarray:
-    """Elements of an array, or of every layer of a stack on disk, that tell whether it is the same one."""
+    """Elements of an array, or of every layer of a stack on disk, that tell whether it has changed."""
     if isinstance(leaf, Stack):
         return np.stack([sample(leaf[layer]) for layer in range(len(leaf))])
     return devices.fetch(leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)])
 
 
 def keep_block(store: Store, depth: int, fold: Fold) -> None:
-    """Keep the block that a fold over `depth` blocks has just finished, and the residuals behind it in place
-    of those before; the last block's nobody needs."""
+    """Save the block that a fold over `depth` blocks has just finished, and the residuals after it in place
+    of the previous ones. Residuals after the last block are not needed."""
     layer = fold.done - 1
     store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
     if fold.learnt and (learnt := fold.learnt[layer]):
         store.save(f"learnt-{layer}", learnt.tensors, {"before": learnt.before, "after": learnt.after})
-    # The dense model's come behind the pruned one's.
+    # The dense model's come after the pruned one's.
     residual = [*fold.residual, *(fold.dense or [])] if fold.done < depth else None
     keep_residual(store, layer, residual, fold.real)
 
 
 def keep_residual(store: Store, layer: int, residual: list[Any] | None, real: list[int]) -> None:
-    """Keep the residuals behind a layer, of one stream or several, in place of those before."""
+    """Save the residuals after `layer`, of one stream or several, in place of the previous ones."""
     store.save_step("residual", layer, residual, {"real": real, "devices": devices.count()})
 
 
 def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list[Any]], list[int]] | None:
-    """(the layer, the streams, how many sequences of each batch count) of the residuals that are kept, dealt
-    anew on another number of devices; with `scratch`, on disk. None if none are."""
+    """(the layer, the streams, how many sequences of each batch are real) of the saved residuals; None if
+    there are none. If the number of devices has changed, the sequences are batched again. With `scratch`, the
+    streams are on disk."""
     last = store.last_step("residual", records.RESIDUAL_FACTS)
     if last is None:
         return None
@@ -143,8 +145,8 @@ def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list
 def kept_fold(
     store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
 ) -> Fold | None:
-    """The fold as far as it is kept, its supernet begun as an empty one, or None if no block is; with
-    `scratch`, residuals are on disk. FFNs have learnt something if the fold `learns`."""
+    """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
+    With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt."""
     kept = kept_residual(store, scratch)
     if kept is None:
         return None
@@ -156,7 +158,7 @@ def kept_fold(
             return None
         with store.reading(f"sites-{index}"):
             supernet = with_layer(supernet, index, saved.arrays)
-    # Behind the last block, no stream is needed.
+    # After the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
     learnt = tuple(kept_learnt(store, index, scratch) for index in range(layer + 1)) if learns else ()
     return Fold(supernet, layer + 1, pruned or [], real, dense, learnt)
@@ -176,13 +178,13 @@ Answers = tuple[dict[str, Prediction], dict[str, Quality]]
 
 
 def keep_answers(store: Store, answers: Answers) -> None:
-    """Keep the dense model's answers on the evaluation texts."""
+    """Save the dense model's predictions on the evaluation texts, and its quality there."""
     predictions, qualities = answers
     keep_qualities(store, "dense", qualities, [prediction._asdict() for prediction in predictions.values()])
 
 
 def kept_answers(store: Store) -> Answers | None:
-    """The dense model's answers on the evaluation texts, or None if they are not kept."""
+    """What `keep_answers` saved; None if nothing is saved."""
     saved = store.load("dense", records.QUALITY_FACTS)
     if saved is None:
         return None
@@ -193,30 +195,30 @@ def kept_answers(store: Store) -> Answers | None:
 
 
 def keep_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
-    """Keep how good a model is on every evaluation text, and `arrays` with it."""
+    """Save the quality of a model on every evaluation text, and `arrays` with it."""
     store.save(name, arrays, {text: quality.as_json() for text, quality in qualities.items()})
 
 
 def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
-    """How good a model is on every evaluation text, or None if that is not kept."""
+    """Quality of a model on every evaluation text; None if it is not saved."""
     saved = store.load(name, records.QUALITY_FACTS)
     return saved and qualities_of(saved.facts)
 
 
 def qualities_of(saved: Mapping[str, Any]) -> dict[str, Quality]:
-    """Qualities by name of the text, as they are kept."""
+    """Qualities by name of the text, from their saved form."""
     return {text: Quality.of(figures) for text, figures in saved.items()}
 
 
 def keep_metrics(store: Store, metrics: Any) -> None:
-    """Keep how a change of what each site adds counts, `[L, 2, D, D]`, layer by layer."""
+    """Save the metrics `[L, 2, D, D]` of the sites' outputs, layer by layer."""
     for layer in range(len(metrics)):
         store.save(f"metric-{layer}", metrics[layer])
 
 
 def kept_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
-    """What `keep_metrics` kept of a model of so many layers, or None if not all of it is; with `scratch`, it
-    is on disk."""
+    """What `keep_metrics` saved of a model of `depth` layers; None unless all layers are saved. With
+    `scratch`, it is on disk."""
     layers = []
     for layer in range(depth):
         saved = store.load(f"metric-{layer}")
@@ -227,13 +229,13 @@ def kept_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
 
 
 def keep_pool(store: Store, pool: TeacherBatch) -> None:
-    """Keep the search text with the dense model's answers."""
+    """Save the search text with the dense model's predictions."""
     hidden = {"hidden": pool.hidden} if pool.hidden.size else {}
     store.save("pool", {"tokens": pool.tokens, "dense": pool.dense._asdict(), **hidden})
 
 
 def kept_pool(store: Store) -> TeacherBatch | None:
-    """The search text with the dense model's answers, or None if they are not kept."""
+    """The search text with the dense model's predictions; None if they are not saved."""
     saved = store.load("pool")
     if saved is None:
         return None
@@ -252,7 +254,7 @@ def keep_round(
     rounds: list[dict[str, Any]],
     heads: np.ndarray | None,
 ) -> None:
-    """Keep where a search stands after its last round: units `[2, L]`, the supernet's levels, the records,
+    """Save where a search stands after its last round: units `[2, L]`, the supernet's levels, the records,
     and the ranks `[L, U]` of attention's units, if they are settled."""
     levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
     arrays = {"kept": kept, "grid": levels} | ({} if heads is None else {"heads": heads})
@@ -262,7 +264,7 @@ def keep_round(
 def kept_round(
     store: Store,
 ) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]], np.ndarray | None] | None:
-    """What `keep_round` kept last, or None before the first round."""
+    """What `keep_round` saved last; None before the first round."""
     last = store.last_step("round", records.ROUND_FACTS)
     if last is None:
         return None
@@ -273,16 +275,16 @@ def kept_round(
 
 
 History = list[list[float | None]]
-"""The objectives met in a descent, step by step; None for what was not finite."""
+"""The objectives of a descent, step by step; None for each that was not finite."""
 
 
 def keep_descent(store: Store, step: int, levels: np.ndarray, history: History) -> None:
-    """Keep where a descent stands after `step` steps: `levels [2, L]`, and the objectives met."""
+    """Save where a descent stands after `step` steps: `levels [2, L]`, and the objectives so far."""
     store.save_step("descent", step, levels, {"history": history})
 
 
 def kept_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
-    """(steps done, and what `keep_descent` kept), or None before the first."""
+    """(steps done, levels, objectives) that `keep_descent` saved last; None before the first step."""
     last = store.last_step("descent", records.DESCENT_FACTS)
     if last is None:
         return None
@@ -291,7 +293,7 @@ def kept_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
 
 
 def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any]], spent: int) -> None:
-    """Keep where a search stands after `step` steps: its state (a pytree of arrays), the records so far, and
+    """Save where a search stands after `step` steps: its state (a pytree of arrays), the records so far, and
     the candidate-tokens spent."""
     leaves = [np.asarray(plain_key(leaf)) for leaf in jax.tree.leaves(state)]
     arrays = {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
@@ -304,8 +306,8 @@ def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any
 
 
 def kept_search(store: Store, begun: Any) -> tuple[int, Any, list[dict[str, Any]], int]:
-    """(steps done, state, records, candidate-tokens spent) of a search that would begin with the state
-    `begun`, as far as they are kept."""
+    """(steps done, state, records, candidate-tokens spent) that `keep_search` saved last; if nothing is
+    saved, those of a search that begins with the state `begun`."""
     last = store.last_step("search", records.SEARCH_FACTS)
     if last is None:
         return 0, begun, [], 0
@@ -325,12 +327,12 @@ def is_key(leaf: Any) -> bool:
 
 
 def plain_key(leaf: Any) -> Any:
-    """A leaf of a state, of a typed PRNG key its numbers."""
+    """A leaf of a state; a typed PRNG key as its integers."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def like_key(array: np.ndarray, leaf: Any) -> Any:
-    """`array` as the kind of array that `leaf` is: a typed PRNG key, JAX's, or NumPy's."""
+    """`array` converted to what `leaf` is: a typed PRNG key, a JAX array, or a NumPy array."""
     if is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return jnp.asarray(array) if isinstance(leaf, jax.Array) else array

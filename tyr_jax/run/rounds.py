@@ -1,4 +1,4 @@
-"""Rounds of supernet and search, each around the last one's answer (Algorithm 4)."""
+"""Rounds of supernet and search, each around the distribution that the last one found (Algorithm 4)."""
 
 import dataclasses
 import functools
@@ -32,15 +32,15 @@ from tyr_jax.space import Budget, Fitness, LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]
-"""Told how much is done."""
+"""Callback that is given the amount of work just done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchProgress:
     """Where a search stands: units kept `[2, L]`, and a record per round.
 
-    `grid` has the levels of the supernet they were found in; before the first round, those that it will have.
-    `heads [L, U]` are the ranks of attention's units there, if the answer's parameters depend on them.
+    `grid` has the levels of the supernet that they were found in; before the first round, those it will have.
+    `heads [L, U]` are the ranks of attention's units there, if the number of parameters depends on them.
     """
 
     kept: np.ndarray
@@ -50,7 +50,7 @@ class SearchProgress:
 
 
 def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
-    """The levels of a round around `kept [2, L]`: their distance halves every round."""
+    """The levels of round `number` around `kept [2, L]`; their spacing halves every round."""
     rounds = run.settings.rounds
     return space.level_grid(
         dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1), dense.whole
@@ -68,9 +68,9 @@ def fold(
     drift: float = 0.0,
     passes: int = 0,
 ) -> Supernet:
-    """Build the supernet of `grid` on the calibration text, with progress; `store` keeps its blocks. `heads`
-    are the ranks `[L, U]` of attention's units where they are settled; sites take back a share of `drift`,
-    and FFNs are reconstructed in so many `passes` over the text."""
+    """Build the supernet of `grid` on the calibration text, and show progress. `store` keeps its finished
+    blocks. `heads` are the ranks `[L, U]` of attention's units where they are settled. Sites correct the
+    share `drift` of the drift, and FFNs are reconstructed in `passes` passes over the text."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
@@ -109,11 +109,11 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
 
 
 def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Levels:
-    """The levels `[2, L]` that a search starts from: those of least estimated cost around the `centre`, or
-    the ones nearest to it that keep the budget.
+    """The levels `[2, L]` that a search starts from. If `start` is `estimate`, those of least estimated cost
+    around the `centre`. Otherwise, or if there are none, the nearest to it that keep the budget.
 
     Raises:
-        UserError: no levels keep it.
+        UserError: no levels keep the budget.
     """
     found = surrogate.estimated_start(sites, budget, centre) if start == "estimate" else None
     if found is None:
@@ -128,8 +128,9 @@ def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Le
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round: the supernet around where the last one ended, nested, what its fold tells of its sites, what
-    they may cost, the search text with the dense model's answers, and where its steps are kept."""
+    """One round: its `number`; the `grid` of levels around the last round's distribution; its supernet,
+    nested, as `net`; what the fold found out about its `sites`; the budget; the search text with the dense
+    model's predictions as `pool`; and the store of its steps."""
 
     run: Run
     dense: Dense
@@ -143,14 +144,14 @@ class Round:
 
     @property
     def name(self) -> str:
-        """What the progress display calls it."""
+        """Its name in the progress display."""
         return f"round {self.number}/{self.run.settings.rounds.rounds}"
 
     def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text.
 
         Raises:
-            UserError: it is not finite for any of them.
+            UserError: no candidate has a finite objective.
         """
         config, objective = self.dense.model.config, self.run.settings.objective
         values = nested.score_population(
@@ -178,14 +179,14 @@ class Round:
 
 
 def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]:
-    """The levels `[2, L]` that steps down the objective's slopes lead to from `start [2, L]`, and the
-    objectives met on the way."""
+    """Step down the objective's slopes from `start [2, L]`: the levels `[2, L]` reached, and the objectives
+    on the way."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
     steps, length = settings.rounds.descent_steps, settings.data.search_length
     count = settings.descent_sequences(sequences)
     rng = np.random.default_rng((settings.seed, this.number))
     orders = [rng.permutation(sequences) for _ in range(steps)]
-    # Tokens of slopes, and candidate-tokens of scoring the proposals and what they came from.
+    # Tokens of the slopes, and candidate-tokens of the proposals and of the levels they start from.
     cost = (2 + len(surrogate.CAUTIONS)) * count * length
     done, levels, history = resume.kept_descent(this.store) or (0, start, [])
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
@@ -203,7 +204,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
 
 
 def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]]:
-    """The levels `[2, L]` that the search finds from `start`, and a record of every step that has one.
+    """Search from `start`: the levels `[2, L]` found, and a record of every step that has one.
 
     Raises:
         UserError: the search breaks its contract.
@@ -243,12 +244,12 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
 
 
 def work_of(run: Run, number: int) -> Store:
-    """Where the steps of a round are kept."""
+    """The store of a round's steps."""
     return run.store.part(f"work-{number}")
 
 
 def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> Supernet:
-    """The supernet that a round searches."""
+    """Build the supernet that a round searches."""
     name = f"round {number}/{run.settings.rounds.rounds}: supernet"
     return fold(run, dense, grid, run.settings.pruning, name, work_of(run, number))
 
@@ -261,9 +262,9 @@ def search_round(
     progress: SearchProgress,
     shared: Supernet | None = None,
 ) -> SearchProgress:
-    """The next round after `progress`: build a supernet around it and search it (Algorithms 2 and 3).
+    """Run the next round after `progress`: build a supernet around it and search it (Algorithms 2 and 3).
 
-    `shared` is a supernet that has the round's levels among others: then none is built.
+    If a `shared` supernet is given, which has the round's levels among others, none is built.
     """
     settings, model, number = run.settings, dense.model, len(progress.rounds) + 1
     grid = round_grid(run, dense, progress.kept, number)
@@ -301,8 +302,8 @@ def search_round(
 
 
 def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.ndarray:
-    """Units `[2, L]` with as many neurons more than `kept [2, L]`, at `levels [2, L]`, as `spare` parameters
-    have room for, where each is worth most by estimate."""
+    """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as `spare` parameters pay for, each where it
+    is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
     multiple = dense.kinds[space.FFN].multiple
     one, two = (neurons_price(count * multiple, dense.model.config, multiple) for count in (1, 2))
@@ -312,7 +313,7 @@ def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.nda
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:
-    """The search text with the dense model's answers."""
+    """The search text with the dense model's predictions."""
     text = dense.splits.search
     with run.progress.stage("dense model's answers on the search text", len(text), "sequences") as stage:
         pool = resume.kept_pool(run.store)
@@ -328,9 +329,9 @@ def search_pool(run: Run, dense: Dense) -> TeacherBatch:
 def search(
     run: Run, dense: Dense, pool: TeacherBatch, target: Target, progress: SearchProgress
 ) -> SearchProgress:
-    """All rounds that `progress` still lacks."""
+    """Run all rounds that `progress` still lacks."""
     while True:
-        # A round that is kept needs none of its steps any more.
+        # Once a round is saved, its steps are no longer needed.
         work_of(run, len(progress.rounds)).clear()
         if len(progress.rounds) >= run.settings.rounds.rounds:
             return progress
@@ -338,7 +339,7 @@ def search(
 
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
-    """Where the search that starts from `start` stood when it was interrupted."""
+    """Where the search stood when it was interrupted; `start` if no round was finished."""
     kept = resume.kept_round(run.store)
     return SearchProgress(*kept) if kept else start
 
@@ -351,7 +352,7 @@ def first_rounds(
     targets: Sequence[Target],
     starts: list[SearchProgress],
 ) -> list[SearchProgress]:
-    """The first round for each of several targets, from `starts`, on one supernet that has all levels."""
+    """Run the first round for each of several targets, from `starts`, on one supernet with all levels."""
     if any(not start.rounds for start in starts):
         supernet = supernet_of_round(run, dense, starts[0].grid, 1)
         starts = [

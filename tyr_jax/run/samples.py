@@ -1,4 +1,4 @@
-"""What the models of a job write behind one prompt, for people to compare."""
+"""Continuations of one prompt by the models of a job, for people to compare."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ from tyr_jax.runtime import devices
 from tyr_jax.workspace.progress import Progress
 
 SETTINGS = ContinuationSettings(max_tokens=24)
-"""The likeliest tokens, about a sentence."""
+"""The most likely tokens, about one sentence."""
 
 
 def check_prompt(model: LoadedModel, prompt: str) -> None:
     """Refuse a prompt that the model cannot continue, before anything is computed.
 
     Raises:
-        UserError: it is no Unicode text, has no token, or leaves no room.
+        UserError: it is not Unicode text, has no token, or leaves no room for a continuation.
     """
     if prompt:
         continuation.validate([prompt], SETTINGS)
@@ -26,11 +26,11 @@ def check_prompt(model: LoadedModel, prompt: str) -> None:
 
 
 def sample_of(name: str, model: LoadedModel, prompt: str, progress: Progress) -> str | None:
-    """What a model writes behind a `prompt`, on the first device alone; None if there is none."""
+    """A model's continuation of `prompt`, made on the first device alone; None if the prompt is empty."""
     if not prompt:
         return None
     with progress.stage(f"sample of {name}", 1, "sentences") as stage, devices.in_use(1):
-        # Divided weights would have to be gathered anew for every token.
+        # Sharded weights would have to be gathered again for every token.
         whole = dataclasses.replace(model, params=jax.device_put(model.params, jax.devices()[0]))
         (text,) = continuation.continued(whole, [prompt], SETTINGS)
         stage.advance()

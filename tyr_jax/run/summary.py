@@ -1,4 +1,4 @@
-"""What a run found for a target, as JSON has it: `summary.json`."""
+"""What a run found for a target, as the JSON of `summary.json`."""
 
 import importlib.metadata
 import platform
@@ -22,13 +22,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors"
 
 
 def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
-    """Parameters inside the blocks, parameters in all, and the bytes they take in `dtype`."""
+    """Parameters inside the blocks, parameters in total, and the bytes that these take in `dtype`."""
     block, total = count_parameters(config)
     return {"block_parameters": block, "parameters": total, "bytes": total * dtype.itemsize}
 
 
 def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
-    """Units a kind had, keeps and loses, and the sparsity that is."""
+    """For each kind: the units it had, keeps and loses, and the resulting sparsity."""
     depth = outcome.dense.model.config.depth
     result = {}
     for row, kind in enumerate(outcome.dense.kinds):
@@ -43,7 +43,7 @@ def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
 
 
 def parameters_removed(outcome: Outcome) -> float:
-    """Share of the blocks' parameters that the final model lacks, or would lack without its zeros."""
+    """Share of the blocks' parameters that the final model lacks, or that are zero in the masked layout."""
     dense = count_parameters(outcome.dense.model.config)[0]
     return 1 - outcome.final.block_parameters / dense
 
@@ -60,8 +60,8 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
 
 
 def health(events: EventLog) -> dict[str, Any]:
-    """What a run had to work around: sites whose damping was raised, to what and in which stage, as their
-    Hessian was not positive definite; and how many candidates' objectives were not finite."""
+    """What a run had to work around: sites whose damping was raised because their Hessian was not positive
+    definite (to what, and in which stage), and the number of candidates whose objective was not finite."""
     raised = [
         {name: entry[name] for name in ("stage", "site", "damping")}
         for entry in events.written("damping raised")
@@ -77,7 +77,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by name of the stage, to a tenth."""
+    """Seconds per stage, rounded to a tenth."""
     return {name: round(value, 1) for name, value in seconds.items()}
 
 

@@ -1,1 +1,1 @@
-"""Devices, hosts, weights on disk, batches, and compiled programs that are kept."""
+"""Devices, hosts, weights on disk, batches, timing, and the cache of compiled programs."""

@@ -1,12 +1,12 @@
-"""Widths that what keeps only some of a site's units runs at: shapes must be static."""
+"""Widths that a site runs at when it keeps only some of its units: shapes must be static."""
 
 import numpy as np
 
 from tyr_jax.runtime import devices
 
 BUCKETS = 8
-"""Widths that what keeps only some of a site's units runs at, at most: each is compiled, which takes most of
-two minutes for those of a large model."""
+"""Maximum number of widths that a site runs at. Each is compiled; all of them take almost two minutes for a
+large model."""
 
 
 CPU_BUCKETS = 16
@@ -14,11 +14,11 @@ CPU_BUCKETS = 16
 
 
 NARROWEST = 16
-"""Channels that widths are at least apart: fewer are not worth a program."""
+"""Least distance between widths, in channels: a smaller one is not worth a program of its own."""
 
 
 def bucket_widths(units: int, channels: int = 1) -> tuple[int, ...]:
-    """At most `BUCKETS` widths, in units of so many `channels`, from small to whole and evenly apart."""
+    """At most `BUCKETS` widths, in units of `channels` channels each, evenly spaced up to all `units`."""
     most = CPU_BUCKETS if devices.are_cpus() else BUCKETS
     count = min(most, max(1, units * channels // NARROWEST))
     edges = np.unique(-(-units * np.arange(1, count + 1) // count))

@@ -1,4 +1,4 @@
-"""Where things are kept from one run to the next: downloads, and programs that XLA has compiled."""
+"""What is kept from one run to the next: downloads, and programs that XLA has compiled."""
 
 import hashlib
 import os
@@ -9,16 +9,16 @@ from typing import Any
 import jax
 
 MOST_BYTES = 2 * 2**30
-"""Compiled programs are kept up to this size; those not used for longest go first."""
+"""Maximum size of all compiled programs; the least recently used go first."""
 
 
 def cache_directory() -> Path:
-    """The root of it: `TYR_JAX_CACHE`, or `~/.cache/tyr_jax`."""
+    """The cache's root: `TYR_JAX_CACHE`, or `~/.cache/tyr_jax`."""
     return Path(os.environ.get("TYR_JAX_CACHE") or "~/.cache/tyr_jax").expanduser()
 
 
 def processor() -> str:
-    """A short name of this machine's kind of processor, by what it says of itself."""
+    """A short hash that names this machine's kind of processor, from what it reports of itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -30,10 +30,10 @@ def processor() -> str:
 
 
 def keep_compiled() -> None:
-    """Let JAX keep what it compiles in the cache, unless the user has told it where to keep it already.
+    """Let JAX keep compiled programs in the cache, unless the user has already told it where to keep them.
 
-    Programs compiled for one processor may not run on another, and a home directory may be shared by
-    several: each kind has a folder of its own.
+    Programs compiled for one processor may not run on another, and machines may share a home directory. So
+    each kind of processor has its own folder.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:

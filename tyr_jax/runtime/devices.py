@@ -1,11 +1,11 @@
 """All devices at once: a mesh of one axis, and functions of which every device computes its own part.
 
-What batches are made of is divided along its first axis. Weights are divided as well, so that none need hold
-a whole model or supernet: a layer is gathered when it runs, as an argument that is `whole` of a function
-that is `divided`, and each device then has all of it for its part of the batch.
+Batches are divided along their first axis. Weights are sharded as well, so that no device has to hold a whole
+model or supernet. A layer is gathered when it runs: it is a `whole` argument of a `divided` function, so each
+device has all of it for its part of the batch.
 
-The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed
-or divided.
+The mesh is JAX's current one (`jax.set_mesh`). Where none is set, or it has one device, nothing is placed or
+divided.
 """
 
 import contextlib
@@ -56,13 +56,13 @@ def divided(function: Function, whole: int = 0) -> Function:
 
 
 def copies(array: jax.Array) -> jax.Array:
-    """`array` once for every device, `[n, ...]`, and divided among them."""
+    """`array` once for every device, `[n, ...]`, divided so that each device has one copy."""
     return place(jnp.broadcast_to(array, (count(), *array.shape)))
 
 
 def fetch(tree: Any) -> Any:
-    """The arrays of a pytree as NumPy's; those that several hosts have parts of are put together, in which
-    all of these must take part."""
+    """The arrays of a pytree as NumPy arrays. Arrays that several hosts have parts of are gathered, and all
+    of these hosts must take part in that."""
 
     def get(array: Any) -> np.ndarray:
         partly = isinstance(array, jax.Array) and not (
@@ -74,8 +74,8 @@ def fetch(tree: Any) -> Any:
 
 
 def total(parts: jax.Array, axis: int) -> jax.Array:
-    """The sum over devices of what each has of `parts [n, ...]`, within a jitted function: divided among them
-    along `axis` of the sum, if they divide it, so that none is given all of it."""
+    """Within a jitted function, the sum over devices of `parts [n, ...]`, of which each has one. The sum is
+    sharded along `axis`, if the devices divide it, so that no device receives all of it."""
     if count() == 1 or parts.shape[1 + axis] % count():
         return jnp.sum(parts, axis=0)
 
@@ -87,15 +87,16 @@ def total(parts: jax.Array, axis: int) -> jax.Array:
 
 
 def everywhere(array: jax.Array) -> jax.Array:
-    """`array`, within a jitted function, whole on every device."""
+    """Replicate `array` on every device, within a jitted function."""
     return array if count() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
 def as_they_lie(tree: Tree) -> Tree:
-    """The arrays of a pytree, within a jitted function, in the order in which TPUs hold what they are given.
+    """Keep the arrays of a pytree, within a jitted function, in row-major order, as TPUs hold their
+    arguments.
 
-    Where a loop takes a layer at a time out of stacked weights, and a product wants them in another order,
-    the TPU compiler would change that of the whole stack, before the loop. So it changes a layer's.
+    Where a loop takes one layer at a time from stacked weights, and a product wants them in another order,
+    the TPU compiler would reorder the whole stack before the loop. This makes it reorder one layer at a time.
     """
 
     def in_order(array: jax.Array) -> jax.Array:
@@ -108,28 +109,28 @@ def as_they_lie(tree: Tree) -> Tree:
 
 
 def are_cpus() -> bool:
-    """Whether the devices of the current mesh, or where there is none, those that JAX uses, are CPUs."""
+    """Whether the devices of the current mesh are CPUs; without a mesh, those that JAX uses."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() == "cpu" if device is None else device.platform == "cpu"
 
 
 def place(tree: Tree, axis: int = 0) -> Tree:
-    """The arrays of a pytree divided along `axis`, as `_placed` does it."""
+    """Shard the arrays of a pytree along `axis`, as `_placed` does."""
     return _placed(tree, lambda shape: axis)
 
 
 def spread(weights: Tree, hidden: int) -> Tree:
-    """The arrays of a pytree of weights divided along their axis of length `hidden`, if they have one, as
-    `_placed` does it."""
+    """Shard a pytree of weights along the axis of length `hidden` of each array, if any, as `_placed`
+    does."""
     return _placed(weights, lambda shape: shape.index(hidden) if hidden in shape else None)
 
 
 def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
-    """The arrays of a pytree on the devices, divided along the `axis` of their shape.
+    """Put the arrays of a pytree on the devices, sharded along the axis that `axis` gives for their shape.
 
-    Arrays without one, or of a length that the devices do not divide, are whole on every device; those within
-    a jitted function stay as the compiler has them. Abstract arrays are told where they would lie. What is on
-    disk stays there.
+    Arrays without such an axis, or whose axis the devices do not divide evenly, are whole on every device;
+    within a jitted function, they stay as the compiler has them. Abstract arrays get the sharding that they
+    would have. What is on disk stays there.
     """
     if count() == 1:
         return tree
@@ -148,7 +149,7 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
             return array.update(sharding=sharding)
         if sharding.is_fully_addressable or isinstance(array, jax.Array):
             return jax.device_put(array, sharding)
-        # `device_put` would compare what all hosts have, which is as much to send as to load.
+        # `device_put` would compare the arrays of all hosts, which sends as much data as they load.
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree)

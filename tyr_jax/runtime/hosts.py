@@ -1,8 +1,9 @@
 """Several hosts: the same command in a process on each, joined by `jax.distributed`.
 
-All of them compute the same program, each on its own devices. Only the first writes and prints; the others
-read what it has written, so that the output must be on a file system that all of them share. A process that
-loses another cannot go on: it ends, and the same command on all hosts continues where it stopped.
+All of them run the same program, each on its own devices. Only the first writes and prints. The others read
+what it has written, so the output must be on a file system that all of them share. A process that loses
+another cannot continue: it ends, and the same command, started again on all hosts, continues where it
+stopped.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from tyr_jax import process
 from tyr_jax.errors import UserError, first_line
 
 HEARTBEAT = 30
-"""Seconds after which a host that says nothing counts as lost."""
+"""Seconds without a sign of life after which a host counts as lost."""
 
 LOST = (
     "another host has ended or cannot be reached (it may have said why); start the same command on all hosts "
@@ -28,7 +29,7 @@ LOST = (
 )
 
 SIGNS = ("gloo", "nccl", "rccl", "unavailable", "coordination", "heartbeat", "deadline_exceeded", "barrier")
-"""What errors of JAX say that come of a lost host."""
+"""What JAX's errors say when a host is lost."""
 
 WATCH = """
 import signal, sys
@@ -36,7 +37,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 if not sys.stdin.read():
     print("error: " + sys.argv[1], file=sys.stderr)
 """
-"""A program that says its argument if its parent ends without a word."""
+"""A program that prints its argument if its parent ends without sending anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def is_first() -> bool:
 def joined(settings: HostSettings) -> Iterator[None]:
     """A context in which this process is one of several, if `settings` say so.
 
-    If the body fails, the process ends there and then: its exit would wait for the others.
+    If the body fails, the process ends at once, because a normal exit would wait for the others.
 
     Raises:
         UserError: the processes cannot be joined.
@@ -80,7 +81,7 @@ def joined(settings: HostSettings) -> Iterator[None]:
             f"cannot join the other processes: {first_line(error)}; give --coordinator-address, "
             "--num-processes and --process-id, the first the same for all"
         ) from error
-    # The coordinator of a lost host ends this process from outside Python.
+    # After a host is lost, JAX may end this process outside Python, so that a child process must say why.
     with subprocess.Popen([sys.executable, "-c", WATCH, LOST], stdin=subprocess.PIPE, text=True) as watch:
         try:
             yield
@@ -92,22 +93,22 @@ def joined(settings: HostSettings) -> Iterator[None]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error comes of a host that has ended."""
+    """Whether an error was caused by a host that has ended."""
     known = isinstance(error, RuntimeError | ValueError) and jax.process_count() > 1
     return known and any(sign in str(error).lower() for sign in SIGNS)
 
 
 def wait(name: str) -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes reach this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_agreed(what: str, number: int) -> None:
-    """Refuse to go on where the processes differ in what `number`, of 32 bits, was made of.
+    """Refuse to continue if processes differ in `number`, a 32-bit number that stands for `what`.
 
     Raises:
-        UserError: they do.
+        UserError: they differ.
     """
     if jax.process_count() == 1:
         return

@@ -1,9 +1,10 @@
-"""Weights that stay on disk (`--offload`): a model or supernet larger than the memory of the devices, or of
-the host, runs a layer at a time.
+"""Weights that stay on disk (`--offload`): a model or supernet that is larger than the memory of the devices,
+or of the host, runs one layer at a time.
 
-A pytree of arrays stacked on their layers is as everywhere else, but its leaves are a `Stack`, which reads a
-layer whenever it is asked for, or NumPy's memory maps. What runs layers asks `segments` for them. Axis
-letters: `L` layers.
+It is a pytree of arrays stacked on their layers, as everywhere else. But its leaves are a `Stack`, which
+reads a layer whenever it is asked for, or NumPy memory maps. Code that runs layers asks `segments` for them.
+
+Axis letters: `L` layers.
 """
 
 import errno
@@ -22,11 +23,11 @@ from tyr_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 ALIGNMENT = 64
-"""Bytes that arrays in one file begin at a multiple of."""
+"""Arrays in one file begin at a multiple of this many bytes."""
 
 
 class Stack:
-    """An array `[L, ...]` of which `read(layer)` gives a layer `[...]`, each time that it is asked for."""
+    """An array `[L, ...]` whose layers `[...]` are read by `read(layer)` each time they are asked for."""
 
     def __init__(
         self, depth: int, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[int], np.ndarray]
@@ -44,25 +45,25 @@ class Stack:
 
 
 def on_disk(tree: Any) -> bool:
-    """Whether arrays of a pytree stay on disk."""
+    """Whether any array of a pytree stays on disk."""
     return any(isinstance(leaf, Stack | np.memmap) for leaf in jax.tree.leaves(tree))
 
 
 class Segment(NamedTuple):
-    """Weights that are on the devices at a time: those of the layers from `start` on, before `stop`."""
+    """Weights of the layers `start` to `stop` (exclusive), which are on the devices at a time."""
 
     start: int
     stop: int
     weights: Any
 
     def own(self, layers: Iterable[int]) -> tuple[int, ...]:
-        """Those of `layers` that are in it, counted from its first."""
+        """Those of `layers` that are in this segment, counted from its first layer."""
         return tuple(layer - self.start for layer in layers if self.start <= layer < self.stop)
 
 
 def segments(weights: Any, layers: range) -> Iterator[Segment]:
-    """The segments of `weights`, stacked on their layers or a tuple of theirs: all `layers` at once, or each
-    from disk."""
+    """The segments of `weights`, which are stacked on their layers or a tuple of layers: all `layers` at
+    once, or one by one if they are on disk."""
     if not on_disk(weights):
         if layers:
             yield Segment(0, len(layers), weights)
@@ -70,18 +71,18 @@ def segments(weights: Any, layers: range) -> Iterator[Segment]:
     for layer in layers:
         one = slice(layer, layer + 1)
         part = weights[one] if isinstance(weights, tuple) else jax.tree.map(lambda a, at=one: a[at], weights)
-        # Copied: what JAX takes from NumPy as it is must not change, and a file may.
+        # Copied, because JAX may use NumPy's memory in place, and a file may change.
         yield Segment(layer, layer + 1, jax.tree.map(jnp.array, part))
 
 
 class Scratch(NamedTuple):
-    """Room for arrays on the disk of `directory` (or of temporary files), in files without a name: they are
-    gone once nothing refers to their arrays, however the process ends."""
+    """Room for arrays on the disk of `directory` (or of temporary files). The files have no name: each is
+    gone once no array refers to it, however the process ends."""
 
     directory: Path | None = None
 
     def empty(self, shapes: Any) -> Any:
-        """Arrays of a pytree of abstract ones, in one file.
+        """Arrays on disk, in one file, in the shapes and types of a pytree of abstract ones.
 
         Raises:
             UserError: the disk has no room for them.
@@ -97,13 +98,13 @@ class Scratch(NamedTuple):
         return jax.tree.unflatten(structure, arrays)
 
     def _map(self, size: int) -> np.memmap:
-        """A map of so many bytes of a new file."""
+        """A memory map of a new file of `size` bytes."""
         where = self.directory or tempfile.gettempdir()
         try:
             if self.directory is not None:
                 self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.directory) as file:
-                # A map of a file that the disk has no room for would kill the process when it is written to.
+                # If the disk had no room for the file, writing to its map would kill the process.
                 os.posix_fallocate(file.fileno(), 0, max(size, 1))
                 return np.memmap(file, np.uint8, "r+", shape=(max(size, 1),))
         except OSError as error:
@@ -115,14 +116,14 @@ class Scratch(NamedTuple):
             ) from error
 
     def keep(self, tree: Tree) -> Tree:
-        """The arrays of a pytree, on disk."""
+        """A copy, on disk, of the arrays of a pytree."""
         kept = self.empty(jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree))
         for target, array in zip(jax.tree.leaves(kept), jax.tree.leaves(tree), strict=True):
             target[...] = array
         return kept
 
     def stack(self, depth: int, make: Callable[[int], Any]) -> np.memmap:
-        """The array `[L, ...]`, on disk, of what `make` gives for each layer."""
+        """An array `[L, ...]`, on disk, whose layers are what `make` returns for them."""
         first = make(0)
         stack = self.empty(jax.ShapeDtypeStruct((depth, *first.shape), first.dtype))
         stack[0] = first

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long `run` takes, until the arrays it returns are there."""
+    """Seconds that `run` takes, until the arrays it returns are ready."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
@@ -18,8 +18,8 @@ def seconds(run: Callable[[], object]) -> float:
 def medians(
     runs: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True
 ) -> dict[str, float]:
-    """Median seconds of each of `runs`, called once untimed (`warm_up`) and then in turn, so that all meet
-    the same noise."""
+    """Median seconds of each of `runs`. They are called once untimed (`warm_up`) and then in turn, so that
+    all meet the same noise."""
     for run in runs.values() if warm_up else ():
         jax.block_until_ready(run())
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -30,7 +30,7 @@ def medians(
 
 
 def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
-    """FLOP/s of a float32 product, the median of ten."""
+    """FLOP/s of a float32 matrix product, from the median of ten."""
     a, b = jnp.ones((rows, size)), jnp.ones((size, size))
     product = jax.jit(jnp.matmul)
     return 2 * rows * size * size / medians({"": lambda: product(a, b)}, 10)[""]

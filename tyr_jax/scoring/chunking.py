@@ -1,4 +1,4 @@
-"""How a population and the text that it is scored on are divided into what runs at a time.
+"""How a population and the text that it is scored on are divided into chunks that run at a time.
 
 Axis letters: `C` candidates, `L` layers.
 """
@@ -14,13 +14,13 @@ from tyr_jax.space import Candidates, Fitness
 
 
 def part_rows(count: int, most: int) -> int:
-    """Sequences of each of the fewest parts of one size, at most `most`, that `count` sequences make."""
+    """Sequences per part, if `count` sequences are split into the fewest equal parts of at most `most`."""
     return max(size for size in range(1, max(1, most) + 1) if count % size == 0)
 
 
 class ChunkShape(NamedTuple):
-    """How (chunk of candidates, part of sequences) pairs are dealt to devices: `beside` parts and `groups`
-    chunks run at a time, of `rows` sequences and `width` candidates."""
+    """How pairs (chunk of candidates, part of sequences) are dealt to devices: `beside` parts of `rows`
+    sequences, and `groups` chunks of `width` candidates, run at a time."""
 
     beside: int
     groups: int
@@ -29,8 +29,8 @@ class ChunkShape(NamedTuple):
 
 
 def chunk_shape(candidates: int, sequences: int, length: int) -> ChunkShape:
-    """How so many candidates and sequences of `length` tokens are dealt: as many parts beside each other as
-    divide the number of devices, and only then several chunks."""
+    """How this many `candidates` and `sequences`, of `length` tokens each, are dealt to devices. As many
+    parts run side by side as divide the number of devices; the remaining devices run other chunks."""
     size = candidate_tokens()
     rows = part_rows(sequences, size // length)
     beside = math.gcd(sequences // rows, devices.count())
@@ -40,9 +40,12 @@ def chunk_shape(candidates: int, sequences: int, length: int) -> ChunkShape:
 
 
 class ChunkedPopulation(NamedTuple):
-    """Candidates and sequences as they run: `sequences [P, n · rows]`, those of n devices one after the
-    other; `chunks [M, n, width, 2, L]` of candidates, one for each device, which meet all of them; and how
-    many of the candidates there are `real [M]`, not repeats."""
+    """Candidates and sequences as they run on n devices.
+
+    `sequences [P, n · rows]` has those of the devices one after the other. `chunks [M, n, width, 2, L]` has,
+    M times, a chunk of candidates for each device; every chunk meets all sequences. `real [M]` counts the
+    candidates in each of the M that are not padding.
+    """
 
     shape: ChunkShape
     sequences: np.ndarray
@@ -51,7 +54,7 @@ class ChunkedPopulation(NamedTuple):
 
     @property
     def together(self) -> int:
-        """Sequences that a candidate meets at a time."""
+        """Sequences that a candidate is scored on at a time."""
         return self.shape.beside * self.shape.rows
 
     def means(self, scores: np.ndarray) -> Fitness:
@@ -62,12 +65,12 @@ class ChunkedPopulation(NamedTuple):
 
 
 def chunk_population(candidates: Candidates, sequences: np.ndarray, length: int) -> ChunkedPopulation:
-    """`candidates [C, 2, L]` and `sequences [s]` of `length` tokens as they run: a chunk of candidates meets
-    a part of the sequences on one device, and on n devices n such pairs run at a time."""
+    """Divide `candidates [C, 2, L]` and `sequences [s]` of `length` tokens. A device scores a chunk of
+    candidates on a part of the sequences, and n devices run n such pairs at a time."""
     count, sites = len(candidates), candidates.shape[1:]
     plan = chunk_shape(count, len(sequences), length)
     beside, groups, rows, width = plan
-    # Chunks of one shape compile once: the last ones are filled up with repeats that are then ignored.
+    # Chunks of one shape compile once, so the last ones are padded with repeats that are then ignored.
     together = groups * width
     padded = np.concatenate([candidates, np.repeat(candidates[-1:], -count % together, axis=0)])
     chunks = np.repeat(padded.reshape(-1, groups, width, *sites), beside, axis=1)

@@ -1,17 +1,17 @@
-"""Score a population and pay only for what is kept: nested units, width buckets, one `vmap`.
+"""Score a population and pay only for the units that are kept: nested units, width buckets, one `vmap`.
 
-With the units of every site in the order of their removal, last removed first, a level that keeps k units
-keeps the first k: masks become prefixes, and a site can run at any width. Shapes must be static, so the
-widths are a few buckets, one branch of a `lax.switch` each. The branch of a site is picked by the largest
-count among the candidates that run together; it is no part of the `vmap`, so it stays a real branch. The
-offspring of one parent keep nearly the same counts everywhere, so little is computed in vain.
+The units of every site are sorted by their removal, last removed first, so a level that keeps k units keeps
+the first k. Masks become prefixes, and a site can run at any width. Shapes must be static, so the widths are
+a few buckets, one branch of a `lax.switch` each. A site's branch is chosen by the largest count among the
+candidates that run together. The choice is not part of the `vmap`, so it stays a real branch. The offspring
+of one parent keep nearly the same counts everywhere, so little work is wasted.
 
-They also agree with one another up to the first layer that a mutation touched. So one of them, the trunk, is
-run first and its residual kept before every layer; each chunk of the others starts where its candidates first
-differ from the trunk, a `fori_loop` over layers whose start is data.
+They also agree with one another up to the first layer that a mutation changed. So one of them, the trunk,
+runs first, and its residual before every layer is stored. Each chunk of the others starts where its
+candidates first differ from the trunk, with a `fori_loop` over layers whose start is data.
 
-Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads,
-`H` head dim, `F` FFN width, `U` units of a site.
+Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads, `H`
+head dim, `F` FFN width, `U` units of a site.
 """
 
 import dataclasses
@@ -43,8 +43,9 @@ class Nested:
     """A model and its supernet with the units of every site in the order of removal.
 
     `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
-    heads that are left no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]`;
-    `kept [2, L, E]` units, attention's of `heads_per_unit` heads; `widths`, the buckets in heads and neurons.
+    sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]`;
+    `kept [2, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
+    heads and neurons.
     """
 
     params: Params
@@ -56,8 +57,8 @@ class Nested:
 
 
 def in_order(stack: jax.Array, order: jax.Array, axis: int) -> jax.Array:
-    """Every layer's slice of `stack [L, ...]` with its units along `axis` (counted without L) in the layer's
-    `order [L, U]`: layer by layer, so that a program that may overwrite `stack` needs no second one."""
+    """`stack [L, ...]` with the units of each layer along `axis` (counted without L) in the layer's
+    `order [L, U]`. It moves layer by layer, so a program that may overwrite `stack` needs no copy."""
 
     def move(layer: jax.Array, stack: jax.Array) -> jax.Array:
         return stack.at[layer].set(jnp.take(stack[layer], order[layer], axis=axis))
@@ -69,7 +70,8 @@ overwrite_in_order = jax.jit(in_order, static_argnames="axis", donate_argnames="
 
 
 def reordered(stack: Any, order: jax.Array, axis: int, scratch: Scratch, *, overwrite: bool = False) -> Any:
-    """`in_order`, in place of `stack` with `overwrite`; of a stack on disk, on the disk of `scratch`."""
+    """`in_order` of a stack in memory or on disk. `overwrite` reuses its memory or its file; a stack on disk
+    is otherwise copied to the disk of `scratch`."""
     if not on_disk(stack):
         return (overwrite_in_order if overwrite else in_order)(stack, order, axis)
 
@@ -91,10 +93,10 @@ def nest(
     consume: bool = False,
     scratch: Scratch = TEMPORARY,
 ) -> Nested:
-    """Reorder the units of a dense model (blocks stacked) and its supernet by removal, key/value heads left
-    where they are; what is on disk stays there, in `scratch`.
+    """Sort the units of a dense model (blocks stacked) and its supernet by removal. Key/value heads stay
+    where they are. What is on disk stays there, in `scratch`.
 
-    With `consume`, the supernet's weights are overwritten, and it must not be used any more.
+    With `consume`, the supernet's weights are overwritten, and it must not be used afterwards.
     """
     heads, kv_heads = config.dense_shape.heads, config.dense_shape.kv_heads
     units = supernet.attn_rank.shape[1]
@@ -104,7 +106,7 @@ def nest(
     neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
     orders = {"N": head_order, "F": neuron_order}
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
-    # The supernet has those of every level.
+    # The supernet has the output weights of every level.
     blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
     for name in blocks:
         for place, axis in enumerate(axes[name]):
@@ -125,7 +127,7 @@ def nest(
 
 
 def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, config: ModelConfig) -> Block:
-    """The first `units` heads or neurons of a layer's `sublayer`, all but their output weights."""
+    """The weights of the first `units` heads or neurons of a layer's `sublayer`, except output weights."""
     blocks, unit = nested.params["blocks"], UNIT_AXES[sublayer]
     axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == sublayer}
     axes |= {"kv_head": "N"} if sublayer == "attention" else {}
@@ -138,11 +140,11 @@ def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, con
 
 
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
-    """What a site adds `[S, T, D]`, bias apart, if it keeps the first units, whose activations are
-    `units [S, T, U, ...]`, at a level of the site's weights in `stack [L, E, U', ..., D]`.
+    """The output `[S, T, D]` of a site, without bias, from the activations `units [S, T, U, ...]` of the
+    first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`.
 
-    On a CPU, a `vmap` takes candidates one after the other: each multiplies with weights that are read
-    where they lie, instead of with a copy of them for every candidate.
+    On a CPU, a `vmap` runs candidates one after the other. Each then multiplies with weights in place,
+    instead of with a copy of them for every candidate.
     """
 
     def product(*arguments: jax.Array) -> jax.Array:
@@ -155,21 +157,20 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
 
 
 def chunk_buckets(nested: Nested, candidates: Candidates) -> np.ndarray:
-    """Bucket of every site `[2, L]` that holds the largest count among `candidates [C, 2, L]`."""
+    """For every site, the bucket `[2, L]` that fits the largest count among `candidates [C, 2, L]`."""
     most = values_at(nested.kept, candidates).max(axis=0)
     most[ATTENTION] *= nested.heads_per_unit
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 
 
 def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
-    """In how many of their first layers candidates `[..., 2, L]` agree `[...]`."""
+    """Number of first layers in which candidates `[..., 2, L]` agree, `[...]`."""
     same = np.all(one == other, axis=-2)
     return np.cumprod(same, axis=-1).sum(axis=-1)
 
 
 class Site(NamedTuple):
-    """Where a candidate's layer is, what it keeps, and how wide it runs: `layer []`, `levels [2]`,
-    `buckets [2]`."""
+    """A candidate's layer: its index `layer []`, its `levels [2]`, and the width `buckets [2]` it runs at."""
 
     layer: jax.Array
     levels: jax.Array
@@ -179,7 +180,7 @@ class Site(NamedTuple):
 def apply_layer(
     nested: Nested, site: Site, x: jax.Array, rope: decoder.Rope, config: ModelConfig
 ) -> jax.Array:
-    """A layer of a candidate on the residual `x [S, T, D]`."""
+    """Run a layer of a candidate on the residual `x [S, T, D]`."""
 
     def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
@@ -205,9 +206,9 @@ def apply_layer(
 
 
 class Chunks(NamedTuple):
-    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the `buckets [n, 2]` that
-    their sites run at, and on several devices the weights `(attn_out [n · C, N, H, D], mlp_down
-    [n · C, F, D])` of those levels."""
+    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the `buckets [n, 2]` of their
+    sites, and, on several devices, the weights of those levels: `attn_out [n · C, N, H, D]` and
+    `mlp_down [n · C, F, D]`."""
 
     levels: jax.Array
     buckets: jax.Array
@@ -217,14 +218,15 @@ class Chunks(NamedTuple):
 def of_layer(
     nested: Nested, layer: jax.Array, chunks: Chunks, hidden: int
 ) -> tuple[Nested, jax.Array, Chunks]:
-    """A layer to gather, its index there, and what chunks need of it; on one device it is read where it lies.
+    """(a net with the layer to gather, the layer's index in it, `chunks` with the weights of their levels).
+    On one device, the layer is read in place, and all three stay as they are.
 
-    A device gathers no levels but those of its own candidates.
+    A device gathers only the levels of its own candidates.
     """
     if devices.count() == 1:
         return nested, layer, chunks
     stacks = nested.params["blocks"], nested.attn_out, nested.mlp_down
-    # Divided as the whole is: else it is the whole that is gathered.
+    # Sharded like the whole stack: otherwise the whole stack would be gathered.
     blocks, *levels = devices.spread(
         jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
     )
@@ -242,13 +244,13 @@ def apply_to_chunks(
     rope: decoder.Rope,
     config: ModelConfig,
 ) -> jax.Array:
-    """A layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, sites
-    running at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
+    """Run a layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, with
+    sites at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
 
     def own(nested: Nested, index: jax.Array, rope: decoder.Rope, chunk: Chunks, x: jax.Array) -> jax.Array:
         levels = chunk.levels
         if chunk.weights:
-            # Every candidate has levels of its own.
+            # The level axis of these weights has one entry for each candidate.
             attn_out, mlp_down = (stack[None] for stack in chunk.weights)
             nested = nested.replace(attn_out=attn_out, mlp_down=mlp_down)  # type: ignore[attr-defined]
             levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
@@ -272,8 +274,8 @@ def run_trunk(
     scoring: Scoring,
 ) -> tuple[jax.Array, ForwardState]:
     """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
-    last, and the forward state behind it; `state` is the one before, of n devices, and sites run at
-    `buckets [2, L]`."""
+    last, and the forward state after the last. `state` is the one before the first, on n devices. Sites run
+    at `buckets [2, L]`."""
     (_, depth), x = trunk.shape, state.residual
     trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
     rope = decoder.rope_tables(scoring.config, x.shape[-2])
@@ -301,8 +303,8 @@ class Chunk(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="scoring")
 def advance_chunk(nested: Nested, chunk: Chunk, state: ForwardState | None, scoring: Scoring) -> ForwardState:
-    """Candidates run through all layers of `nested`, from the `state` before them, or else from what the
-    trunk begins with; `shared` and observed layers are counted from the first of `nested`."""
+    """Run candidates through all layers of `nested`, from the `state` before them, or from the trunk's first
+    residual if that is None. `shared` and observed layers are counted from the first layer of `nested`."""
     count, _, depth = chunk.candidates.shape
     rope = decoder.rope_tables(scoring.config, chunk.residuals.shape[-2])
 
@@ -322,8 +324,8 @@ def advance_chunk(nested: Nested, chunk: Chunk, state: ForwardState | None, scor
 
 @functools.partial(jax.jit, static_argnames="scoring")
 def score_candidates(params: Params, state: ForwardState, batch: TeacherBatch, scoring: Scoring) -> jax.Array:
-    """Objective `[n · C]` of candidates, each on its device's part of a batch, from the forward state of each
-    behind their last layer; `params` has what lies outside the blocks."""
+    """Objective `[n · C]` of candidates, each on its device's part of a batch, from their forward states
+    after the last layer. `params` has the weights outside the blocks."""
 
     def own(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
         return jax.vmap(lambda state: scoring.score(params, state, batch))(state)
@@ -339,15 +341,15 @@ def score_chunk(
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> jax.Array:
-    """Objective `[n · C]` of candidates, each on its device's part of a batch, whose last layers are those of
-    `nested`; otherwise as `advance_chunk`."""
+    """Run candidates through their last layers, those of `nested`, as `advance_chunk` does, and score them:
+    objective `[n · C]`, each on its device's part of a batch."""
     state = advance_chunk(nested, chunk, state, scoring)
     return score_candidates(decoder.outside(nested.params), state, batch, scoring)
 
 
 class Part(NamedTuple):
-    """Layers of a nested supernet that are on the devices at a time, from `start` on, before `stop`;
-    `scoring` counts the observed ones from there."""
+    """Layers `start` to `stop` (exclusive) of a nested supernet, which are on the devices at a time.
+    `scoring` counts the observed layers from `start`."""
 
     net: Nested
     start: int
@@ -355,12 +357,12 @@ class Part(NamedTuple):
     scoring: Scoring
 
     def share(self, tokens: int, depth: int) -> int:
-        """Of so many tokens that go through `depth` layers, as many as these layers are the work of."""
+        """The part of `tokens`, counted through all `depth` layers, that these layers account for."""
         return tokens * self.stop // depth - tokens * self.start // depth
 
 
 def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
-    """A nested supernet's `layers` part by part: all at once, or one by one from disk."""
+    """The `layers` of a nested supernet, part by part: all at once, or one by one if they are on disk."""
     stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
     for segment in offload.segments(stacks, layers):
         start, stop, weights = segment
@@ -372,8 +374,8 @@ def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
 
 
 class Population(NamedTuple):
-    """A population as it runs: the `trunk [2, L]` and the `others`, dealt; and the `buckets [2, L]`,
-    `other_buckets [M, n, 2, L]` of their sites."""
+    """A population as it runs: the `trunk [2, L]`; the `others`, in chunks; and the buckets of their sites,
+    `buckets [2, L]` and `other_buckets [M, n, 2, L]`."""
 
     trunk: Levels
     others: ChunkedPopulation
@@ -381,12 +383,12 @@ class Population(NamedTuple):
     other_buckets: np.ndarray
 
     def lead(self, part: Part) -> tuple[jax.Array, jax.Array]:
-        """The trunk's levels and buckets in some layers."""
+        """The trunk's levels and buckets in the layers of `part`."""
         here = slice(part.start, part.stop)
         return jnp.asarray(self.trunk[:, here]), jnp.asarray(self.buckets[:, here])
 
     def chunk(self, number: int, part: Part, residuals: jax.Array) -> Chunk:
-        """One of the chunks of others in some layers, where the trunk has `residuals`."""
+        """Chunk `number` of the others in the layers of `part`, where the trunk has `residuals`."""
         candidates, here = self.others.chunks[number], slice(part.start, part.stop)
         same = shared_layers(self.trunk, candidates).min() - part.start
         levels = jnp.asarray(np.concatenate(candidates)[..., here])
@@ -396,11 +398,11 @@ class Population(NamedTuple):
 def arrange_population(
     nested: Nested, candidates: Candidates, sequences: np.ndarray, length: int
 ) -> tuple[Population, np.ndarray]:
-    """`candidates [C, 2, L]` as they run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
-    trunk is the last."""
+    """How `candidates [C, 2, L]` run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
+    trunk comes last."""
     shared = shared_layers(candidates[:, None], candidates[None])
     trunk = int(np.argmax(shared.sum(axis=1)))
-    # Sorted, so that those that run together have about as many layers left to run.
+    # Sorted, so that candidates that run together have about the same number of layers left to run.
     order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
     others = chunk_population(candidates[order[:-1]], sequences, length)
     buckets = np.array([[chunk_buckets(nested, own) for own in chunk] for chunk in others.chunks])
@@ -418,8 +420,8 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> Fitness:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]`, as the full-width one gives it;
-    `on_chunk` is told the candidate-tokens done."""
+    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, as
+    `tyr_jax.scoring.population` computes it at full width. `on_chunk` gets the candidate-tokens done."""
     chex.assert_shape(candidates, (None, len(KINDS), config.depth))
     chex.assert_rank([pool.tokens, sequences], [2, 1])
     depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)

@@ -1,7 +1,7 @@
 """What a candidate is scored by (Eq. 6): how far it is from the dense model on a batch of tokens.
 
-An objective of your own is a frozen dataclass that says which layers it observes, and maps what the dense
-model (the teacher) and a candidate (the student) make of the same tokens to a number::
+An objective of your own is a frozen dataclass that says which layers it observes. It maps the outputs of the
+dense model (the teacher) and of a candidate (the student) on the same tokens to a number::
 
     @dataclasses.dataclass(frozen=True)
     class ReverseKL(Objective):
@@ -36,9 +36,9 @@ from tyr_jax.model.spec import ModelConfig, Params
 
 
 class TeacherBatch(NamedTuple):
-    """A minibatch with the dense model's answer.
+    """A minibatch with the dense model's predictions.
 
-    `tokens [B, T]`, its predictions `dense`, and its observed layers' outputs `hidden [B, O, T, D]` (O = 0
+    `tokens [B, T]`, the predictions `dense`, and the outputs of observed layers, `hidden [B, O, T, D]` (O = 0
     unless the objective observes any).
     """
 
@@ -48,10 +48,10 @@ class TeacherBatch(NamedTuple):
 
 
 class Student(NamedTuple):
-    """What a candidate makes of a minibatch.
+    """A candidate's outputs on a minibatch.
 
-    The output embedding `head [V, D]`, which is the dense model's too; normed last hidden states
-    `final [B, T, D]`; `normaliser [B, T]`, log Σ exp of their logits; and the observed layers' outputs
+    The output embedding `head [V, D]`, which is also the dense model's; normed last hidden states
+    `final [B, T, D]`; `normaliser [B, T]`, log Σ exp of their logits; and the outputs of observed layers,
     `hidden [B, O, T, D]`.
     """
 
@@ -67,11 +67,11 @@ class Objective(Component):
     role: ClassVar[str] = "objective"
 
     def observed_layers(self, depth: int) -> tuple[int, ...]:
-        """Layers, of `depth`, whose outputs `hidden` has; none by default."""
+        """The layers, of `depth`, whose outputs are in `hidden`; none by default."""
         return ()
 
     def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
-        """The objective, a scalar; pure and traceable by JAX, and differentiable where descent is used."""
+        """The objective, a scalar; pure, traceable by JAX, and differentiable if descent is used."""
         raise NotImplementedError
 
 
@@ -116,7 +116,7 @@ class KL(Objective):
     """Weight of the KL divergence."""
 
     def check(self) -> None:
-        """Refuse a weight that cannot be."""
+        """Refuse an invalid weight."""
         check_weights(beta=self.beta)
 
     def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:
@@ -140,7 +140,7 @@ class HiddenKL(Objective):
     """Weight of the KL divergence."""
 
     def check(self) -> None:
-        """Refuse weights that cannot be."""
+        """Refuse invalid weights."""
         check_weights(alpha=self.alpha, beta=self.beta)
 
     def observed_layers(self, depth: int) -> tuple[int, ...]:
@@ -168,13 +168,13 @@ class Perplexity(Objective):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {each.name: each for each in (KL, HiddenKL, Perplexity)}
-"""By name, as `--objective` has it."""
+"""By name, as for `--objective`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """How what a model makes of a batch becomes a number: its configuration, the objective, and the layers
-    whose outputs are observed, counted from the first of those at hand."""
+    """How a model's outputs on a batch become a number: its configuration, the objective, and the layers
+    whose outputs are observed, counted from the first layer at hand."""
 
     config: ModelConfig
     objective: Objective
@@ -182,12 +182,12 @@ class Scoring:
 
     @classmethod
     def of_model(cls, config: ModelConfig, objective: Objective) -> Self:
-        """With all layers at hand."""
+        """The scoring of a model with all its layers at hand."""
         return cls(config, objective, objective.observed_layers(config.depth))
 
     def score(self, params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
-        """The objective of a model, on one device, from its forward state behind the last layer;
-        `params` has what lies outside its blocks."""
+        """The objective of a model, on one device, from its forward state after the last layer. `params` has
+        the weights outside its blocks."""
         head = decoder.head(params)
         final = decoder.rms_norm(state.residual, params["final_norm"], self.config.norm_eps)
         return self.objective(batch, Student(head, final, log_normaliser(head, final), state.outputs))
@@ -214,7 +214,7 @@ def check_objective(objective: Objective, config: ModelConfig, dtype: jnp.dtype)
 
 
 def _abstract_answers(observed: int, config: ModelConfig, dtype: jnp.dtype) -> tuple[Any, Any]:
-    """What an objective is given, abstract."""
+    """Abstract arguments for an objective: (teacher, student)."""
     batch, length, hidden = 1, 4, config.hidden
 
     def abstract(*shape: int, of: Any = dtype) -> Any:

@@ -1,9 +1,10 @@
 """Score a population of candidates: one `vmap` over distributions, jitted with static shapes.
 
-A candidate is scored at full width: its projections are gathered from the supernet layer by layer inside
-the scan, while embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a
-chunk. The host walks chunks of candidates and sequences of one shape per stage, so each
-stage compiles once. Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
+A candidate is scored at full width. Its projections are gathered from the supernet layer by layer inside the
+scan; embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a chunk. The
+host walks chunks of candidates and sequences of one shape per stage, so each stage compiles once.
+
+Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
 """
 
 import functools
@@ -61,7 +62,7 @@ def score_population(
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> Fitness:
     """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
-    device; `on_chunk` is told the candidate-tokens done."""
+    device; `on_chunk` is called with the candidate-tokens done."""
     work = chunk_population(candidates, sequences, pool.tokens.shape[1])
     scores = np.empty((len(work.sequences), len(work.chunks), work.shape.width))
     for index, part in enumerate(work.sequences):

@@ -1,8 +1,8 @@
 """Slopes of the objective towards every level of every site, by one backward pass.
 
-The slope towards a level is the derivative by t of the objective with the site's weight at
-`(1 − t) W_now + t W_level`, at t = 0. All of them take one forward and one backward pass, at full width. Of
-layers on disk, one runs at a time: forward, then backward from what was seen before it.
+The slope towards a level is the derivative by t, at t = 0, of the objective with the site's weight at
+`(1 − t) W_now + t W_level`. One forward and one backward pass at full width give all slopes. Layers on disk
+run one at a time: forward, then backward from the stored state before each.
 
 Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `L` layers, `E` levels.
 """
@@ -27,16 +27,20 @@ from tyr_jax.scoring.teacher import take
 from tyr_jax.space import KINDS, Levels
 
 SLOPE_TOKENS = 512
-"""Tokens that slopes are taken on at a time: parts few enough to be many, so that one sees how they vary."""
+"""Tokens in a part of the text that slopes are computed on: few, so that there are many parts and one sees
+how slopes vary."""
 
 Gradients = tuple[jax.Array, ForwardState]
-"""Gradients by the shares `[n, 2, L, E]` of the levels of some layers, and by what was seen before them."""
+"""Gradients with respect to the level shares `[n, 2, L, E]` of some layers, and to the state before these."""
 
 
 @jax.custom_vjp
 def pick_level(stack: jax.Array, level: jax.Array, shares: jax.Array) -> jax.Array:
-    """A level's weights out of those of all, `stack [E, ...]`, as often as there are parts: `[n, ...]`. By
-    `shares [n, E]`, whatever these are, it has the derivatives of the sum of all levels in these shares."""
+    """The weights of `level` in `stack [E, ...]`, once for each of n parts: `[n, ...]`.
+
+    The values of `shares [n, E]` do not matter. The derivatives with respect to them are those of the sum of
+    all levels, weighted by these shares.
+    """
     return jnp.broadcast_to(stack[level], (len(shares), *stack.shape[1:]))
 
 
@@ -59,8 +63,8 @@ def chosen_layers(
     state: ForwardState,
     scoring: Scoring,
 ) -> ForwardState:
-    """All layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` that all levels
-    have in each site, one for each device's part of a batch."""
+    """Run all layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` of all
+    levels in each site, one set for each device's part of a batch."""
 
     def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
         out, down = (weight[0] for weight in weights)
@@ -69,7 +73,7 @@ def chosen_layers(
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, stacks, levels, shares = layer
         chosen = [pick_level(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
-        # Chosen where the levels lie, and so are the slopes: no device gathers them all.
+        # Picked where the levels are stored, as are their slopes, so that no device gathers all levels.
         weights = devices.place(devices.spread(chosen, scoring.config.hidden))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
@@ -90,7 +94,7 @@ def last_slopes(
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective, where the last layers are those of `nested`."""
+    """Gradients of the objective, where `nested` has the last layers of the model."""
 
     def evaluate(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
         return scoring.score(params, state, batch)[None]
@@ -112,7 +116,7 @@ def earlier_slopes(
     behind: ForwardState,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective, given those by what is seen `behind` the layers of `nested`."""
+    """Gradients of the objective for earlier layers, given those for the state after them, `behind`."""
 
     def run(shares: jax.Array, state: ForwardState) -> ForwardState:
         return chosen_layers(nested, levels, shares, state, scoring)
@@ -130,7 +134,8 @@ def pool_slopes(
     on_chunk: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
     """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
-    `sequences [s]` of a pool, of `SLOPE_TOKENS` or one sequence each; `on_chunk` is told the tokens done."""
+    `sequences [s]` of a pool. A part has at most `SLOPE_TOKENS` tokens, but at least one sequence. `on_chunk`
+    is called with the tokens done."""
     chex.assert_shape(distribution, (len(KINDS), config.depth))
     scoring = Scoring.of_model(config, objective)
     length, together = pool.tokens.shape[1], devices.count()
@@ -152,7 +157,7 @@ def pool_slopes(
     def sloped(
         part: Part, run: Callable[..., Gradients], state: list[ForwardState], behind: Sequence[Any]
     ) -> list[ForwardState]:
-        """Note the gradients of a part's layers; returns those by what was seen before them."""
+        """Store the gradients of a part's layers; return those with respect to the states before them."""
         here, given = np.s_[:, :, part.start : part.stop], []
         for index, (own, what) in enumerate(zip(state, behind, strict=True)):
             found, cotangent = run(part.net, *at(part), own, what)

@@ -1,4 +1,4 @@
-"""The search text with the dense model's answers on it.
+"""The search text with the dense model's predictions on it.
 
 Axis letters: `S` sequences, `T` tokens, `D` hidden.
 """
@@ -23,8 +23,8 @@ from tyr_jax.scoring.objective import Objective, TeacherBatch
 def teacher_answer(
     params: Params, state: ForwardState, tokens: jax.Array, config: ModelConfig
 ) -> TeacherBatch:
-    """The dense model's answer on `tokens [S, T]`, from its forward state behind the last layer;
-    `params` has what lies outside its blocks."""
+    """The dense model's predictions on `tokens [S, T]`, from its forward state after the last layer. `params`
+    has the weights outside its blocks."""
     final = decoder.final_hidden(params, state.residual, config)
     answer = devices.divided(predict, whole=1)(decoder.head(params), final)
     return TeacherBatch(tokens, answer, state.outputs)
@@ -37,7 +37,7 @@ def teacher_targets(
     objective: Objective,
     on_batch: Callable[[int], None] = lambda sequences: None,
 ) -> TeacherBatch:
-    """The dense model's answer on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
+    """The dense model's predictions on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
     rows = batches(tokens, BATCH_TOKENS)
     texts, parts = [jnp.asarray(tokens[part.indices]) for part in rows], []
     states = decoder.run_model(params, texts, config, objective.observed_layers(config.depth))

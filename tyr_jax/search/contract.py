@@ -1,8 +1,8 @@
-"""What a search is: `init`, `ask` and `tell` over an explicit state, as evosax and mctx have it.
+"""What a search is: `init`, `ask` and `tell` over an explicit state, as in evosax and mctx.
 
-A search of your own is a frozen dataclass. `ask` gives candidates, and says on which sequences of the search
-text they are to be scored (so that candidates can be dropped early); `tell` is given the fitness of all of
-them. Lower is better, and a fitness that is not finite arrives as infinity::
+A search of your own is a frozen dataclass. `ask` returns candidates, and the sequences of the search text to
+score them on (so that candidates can be dropped early). `tell` gets the fitness of all of them. Lower is
+better, and a fitness that is not finite arrives as infinity::
 
     @dataclasses.dataclass(frozen=True)
     class RandomSearch(Search):
@@ -13,9 +13,9 @@ them. Lower is better, and a fitness that is not finite arrives as infinity::
         def tell(self, state, candidates, fitness): ...
         def best(self, state): ...
 
-`--search my_module:RandomSearch --generations 50` then searches by it. Whoever runs a search checks every
-candidate's budget, scores it, shows progress, and resumes an interrupted search from the state of the last
-step: all random draws must come from the key.
+`--search my_module:RandomSearch --generations 50` then searches by it. The caller checks every candidate's
+budget, scores it, shows progress, and resumes an interrupted search from the state of the last step. So all
+random draws must come from the key.
 
 Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences.
 """
@@ -36,8 +36,8 @@ State = Any
 class SearchSpace(NamedTuple):
     """What a search may choose from.
 
-    Units `kept [2, L, E]` at the levels of every site, of which there are those in `exists [2, L, E]`; what
-    every candidate may cost, `budget`; and the search text, `sequences` of `length` tokens.
+    Units `kept [2, L, E]` at the levels of every site; which of these levels exist, `exists [2, L, E]`; the
+    `budget` of every candidate; and the search text, `sequences` sequences of `length` tokens.
     """
 
     kept: np.ndarray
@@ -49,7 +49,7 @@ class SearchSpace(NamedTuple):
     @classmethod
     def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
         """The levels of `grid`, with as many units of each kind as `start [2, L]` has, and a search text of
-        so many sequences."""
+        `sequences` sequences of `length` tokens."""
         budget = Budget.of_units(grid.kept, kept_units(grid, start).sum(axis=-1))
         return cls(grid.kept, grid.exists, budget, sequences, length)
 
@@ -78,11 +78,11 @@ class Search(Component):
         raise NotImplementedError
 
     def tell(self, state: State, candidates: Candidates, fitness: Fitness) -> State:
-        """The state after `candidates [C, 2, L]`, the ones asked for, have got their `fitness [C]`."""
+        """The state once the candidates asked for, `candidates [C, 2, L]`, have their `fitness [C]`."""
         raise NotImplementedError
 
     def best(self, state: State) -> Levels:
-        """The levels `[2, L]` found so far."""
+        """The best levels `[2, L]` found so far."""
         raise NotImplementedError
 
     def steps(self, space: SearchSpace) -> int:
@@ -90,8 +90,8 @@ class Search(Component):
         return self.generations
 
     def record(self, state: State) -> Mapping[str, float] | None:
-        """What to note of the step that led to `state`, beside its best fitness; None where there is nothing
-        to note, as within a generation of several steps. An interrupted search goes on from a noted step."""
+        """What to record of the step that led to `state`, besides its best fitness; None if there is nothing,
+        as between the stages of a generation. An interrupted search continues from a recorded step."""
         return {}
 
     def check_text(self, sequences: int, length: int) -> None:
@@ -102,7 +102,7 @@ class Search(Component):
         """
 
     def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
-        """(candidates, sequences, times) of all queries of a round, to foresee its cost; by default all are
+        """(candidates, sequences, times) of all queries of a round, to predict its cost. By default, all are
         as large as the first."""
         levels = space.kept.shape[-1]
         centre = np.full(space.kept.shape[:2], levels // 2, np.int32)

@@ -1,8 +1,10 @@
 """The paper's evolutionary search (§2.4, Algorithm 3): sparsity shifts, staged selection, elitism.
 
-A generation has several stages. The first scores the parent and its offspring on a few tokens; every later
-one scores the parent and what is left on the text that it adds, and averages over all. Every random draw is
-a function of the key and the generation. Axis letters: `C` candidates, `L` layers, `E` levels.
+A generation has several stages. The first scores the parent and its offspring on a few tokens. Every later
+one scores the parent and the remaining offspring on the text that it adds, and averages over all text so far.
+Every random draw is a function of the key and the generation.
+
+Axis letters: `C` candidates, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -21,17 +23,17 @@ from tyr_jax.search.contract import Query, Search, SearchSpace
 from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 SEQUENCE_DRAW = 1 << 20
-"""What a generation's key is folded with to draw the order of the text."""
+"""Folded into a generation's key to draw the order of the text."""
 
 
 @flax.struct.dataclass
 class EvolutionState:
     """Where the search stands.
 
-    Key; finished generations; the `parent [2, L]`, with its `fitness` in the last generation, and that of the
-    parent it had to beat there, `beaten`; which levels exist, `[2, L, E]`, and the budget; the `stage` of the
-    present generation, with what is left of it, `pool [P, 2, L]`, the parent first, and the `sums [P]` of
-    their fitness over the sequences so far.
+    Key; finished generations; the `parent [2, L]`, with its `fitness` in the last generation, and the fitness
+    there of the parent it had to beat, `beaten`; which levels exist, `[2, L, E]`, and the budget; the `stage`
+    of the present generation, with the remaining candidates `pool [P, 2, L]`, the parent first, and the
+    `sums [P]` of their fitness over the sequences so far.
     """
 
     key: jax.Array
@@ -59,9 +61,9 @@ def offspring_of(
 
 @dataclasses.dataclass(frozen=True)
 class Evolution(Search):
-    """Evolution: stage i scores what is left on `stage_tokens[i]`, and keeps `survivors[i]`.
+    """Evolution: stage i scores the remaining candidates on `stage_tokens[i]`, and keeps `survivors[i]`.
 
-    Stages share their text: each scores on what it adds to the last one's, and averages over all.
+    Stages share their text: each scores only on what it adds to the last one's, and averages over all.
     """
 
     name: ClassVar[str] = "evolution"
@@ -78,7 +80,7 @@ class Evolution(Search):
     """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
 
     def check(self) -> None:
-        """Refuse a schedule that cannot be."""
+        """Refuse an invalid schedule."""
         require(self.generations >= 1, "--generations", self.generations, "at least 1 (or --rounds 0)")
         require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
         same = len(self.survivors) == len(self.stage_tokens) >= 1
@@ -91,7 +93,7 @@ class Evolution(Search):
         require(grows, "--stage-tokens", self.stage_tokens, "at least 1 each, and none below the one before")
 
     def check_text(self, sequences: int, length: int) -> None:
-        """Refuse a text that the last stage has more tokens than."""
+        """Refuse a text with fewer tokens than the last stage needs."""
         fits = self.stage_sequences(length)[-1] <= sequences
         wanted = f"at most --search-tokens ({sequences * length})"
         require(fits, "--stage-tokens", self.stage_tokens, wanted)
@@ -101,8 +103,8 @@ class Evolution(Search):
         return tuple(max(1, tokens // length) for tokens in self.stage_tokens)
 
     def stages(self, length: int) -> list[tuple[int, int]]:
-        """(sequences that it adds, offspring left after it) of every stage that adds any: one that adds none
-        only narrows what is left after the one before."""
+        """(sequences that it adds, offspring left after it) of every stage that adds any. A stage that adds
+        none only reduces what is left after the one before."""
         counts = self.stage_sequences(length)
         added = [count - before for before, count in itertools.pairwise((0, *counts))]
         last = [*itertools.accumulate(bool(count) for count in added)]
@@ -115,7 +117,7 @@ class Evolution(Search):
         return list(zip((1 + size for size in (self.offspring, *left[:-1])), added, strict=True))
 
     def steps(self, space: SearchSpace) -> int:
-        """One step a stage."""
+        """One step per stage."""
         return self.generations * len(self.stages(space.length))
 
     def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
@@ -141,7 +143,7 @@ class Evolution(Search):
         )
 
     def ask(self, state: EvolutionState) -> Query:
-        """The parent and its offspring, or those that are left of them, on the text that the stage adds."""
+        """The parent and its offspring, or those of them that remain, on the text that the stage adds."""
         key = jax.random.fold_in(state.key, state.generation)
         ends = np.cumsum([added for added, _ in self.stages(state.length)])
         order = jax.random.permutation(jax.random.fold_in(key, SEQUENCE_DRAW), state.sequences)
@@ -179,8 +181,7 @@ class Evolution(Search):
         return np.asarray(state.parent)
 
     def record(self, state: EvolutionState) -> Mapping[str, float] | None:
-        """At the end of a generation its number, its winner's fitness, and that of the parent it had to
-        beat."""
+        """At the end of a generation: its number, its winner's fitness, and that of the parent to beat."""
         if state.stage:
             return None
         return {

@@ -1,4 +1,4 @@
-"""The host's loop of a search: ask, score, tell, and check that a search keeps its contract.
+"""The host's loop of a search: ask, score, tell, and check that the search keeps its contract.
 
 Axis letters: `C` candidates, `L` layers, `S` sequences.
 """
@@ -38,11 +38,11 @@ def run(
 
     Args:
         search: the algorithm.
-        state: from `begin`, or a saved one to go on from.
+        state: from `begin`, or a saved one to continue from.
         space: what it chooses from.
         score: the objective of candidates on given sequences of the search text.
         done: steps that led to `state`.
-        on_step: called after each step with its number, the state behind it, and the fitness `[C]` told.
+        on_step: called after each step with its number, the state after it, and the fitness `[C]`.
 
     Returns:
         The levels `[2, L]` found.
@@ -67,7 +67,7 @@ def run(
 
 
 def checked_state(search: Search, state: State) -> State:
-    """A state that is a pytree of arrays.
+    """`state`, checked to be a pytree of arrays.
 
     Raises:
         UserError: it is not; names the search and what the state holds.
@@ -81,10 +81,10 @@ def checked_state(search: Search, state: State) -> State:
 
 
 def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
-    """A query of candidates within the budget, and sequences that there are.
+    """`query`, checked: candidates within the budget, and sequences that exist.
 
     Raises:
-        UserError: it is not one; names the search and what is wrong.
+        UserError: it is something else; names the search and what is wrong.
     """
     if not (isinstance(query, tuple) and len(query) == 2):
         raise broken(search, "does not ask for a pair of candidates and sequences: return a Query")
@@ -101,7 +101,7 @@ def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
 
 
 def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, float]:
-    """What a search notes of a step: numbers by name.
+    """What a search records of a step, checked: numbers by name.
 
     Raises:
         UserError: it is something else; names the search and what that is.
@@ -117,7 +117,7 @@ def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, flo
 
 
 def check_candidates(search: Search, candidates: Candidates, space: SearchSpace, verb: str) -> None:
-    """Candidates must be levels that exist, and keep the budget.
+    """Check that candidates are levels that exist, and keep the budget.
 
     Raises:
         UserError: they are not; names the search, and what is wrong with the first such candidate.

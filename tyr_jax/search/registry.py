@@ -1,4 +1,4 @@
-"""Searches by name, as `--search` has them."""
+"""Searches by name, as for `--search`."""
 
 from tyr_jax.search.contract import Search
 from tyr_jax.search.evolution import Evolution

@@ -1,25 +1,25 @@
 """Additive estimates of what a distribution costs, solved exactly under the budget: where evolution starts.
 
-Two of them, each a cost `[2, L, E]` for every level of every site, that sum over sites.
+There are two. Each is a cost `[2, L, E]` for every level of every site, summed over sites.
 
-- `disturbance` costs no candidate: a site disturbs the residual stream by its relative layer error times
-  the share that its output has of the stream (per token, so that the few tokens with massive activations
-  do not drown the rest). Both come out of the supernet's fold.
-- `expected_change` looks around a distribution, from one forward and one backward pass: the slope of the
+- `disturbance` needs no candidate to be scored. A site disturbs the residual stream by its relative layer
+  error times the share that its output has of the stream (per token, so that the few tokens with massive
+  activations do not drown out the rest). The supernet's fold gives both.
+- `expected_change` looks around a distribution, by one forward and one backward pass: the slope of the
   objective towards every level, and a curvature. The weights of nested levels are projections of one
-  another, so a site's own layer error is exactly quadratic on the way from its level to another: it falls
-  from E with slope -2ΔE towards a denser level and rises from slope 0 towards a sparser one, where ΔE is
-  the difference of the two errors. The slope towards the next denser level thus tells how much the
-  objective rises with the site's error, its sensitivity s = -slope / 2ΔE, and every level costs
-  slope + s·ΔE.
+  another, so a site's own layer error is exactly quadratic on the way from its level to another. It falls
+  from E with slope -2ΔE towards a denser level, and rises from slope 0 towards a sparser one, where ΔE is
+  the difference of the two errors. So the slope towards the next denser level tells how much the objective
+  rises with the site's error: its sensitivity is s = -slope / 2ΔE, and every level costs slope + s·ΔE.
 
-Some sites are harmless on most text and ruinous on some, such as those that attention rests on, and a few
-thousand tokens may not show it. Their slopes also vary most. So a sensitivity is drawn towards what the
-disturbance makes of it, the more the less parts of the text agree on it, and none is trusted that says that
-fewer units are better.
+Some sites are harmless on most text and ruinous on some, such as those that make attention sinks. A few
+thousand tokens may not show it, and the slopes of these sites also vary most. So a sensitivity is shrunk
+towards what the disturbance predicts; the less the parts of the text agree on it, the more. A sensitivity
+that says that fewer units are better is not trusted.
 
-Neither knows how changes of several sites meet, so moves are limited, a descent's to one level: at 25 and at
-50 % two went no further, and three less far. What is proposed is scored before it is believed.
+Neither estimate knows how changes of several sites interact, so moves are limited. Those of a descent are
+limited to one level: at 25 and at 50 % sparsity, two levels got no further, and three got less far. Proposals
+are scored before they are accepted.
 
 Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
@@ -38,19 +38,19 @@ SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 the sequences."""
 
 CAUTIONS = (0.8, 1.25)
-"""Factors on the curvature with which a descent proposes: how far the sum over sites can be trusted differs
-from step to step, and scoring a proposal tells."""
+"""Factors on the curvature, one for each proposal of a descent. How far the sum over sites can be trusted
+differs from step to step, and scoring the proposals tells."""
 
 BINS = 2**17
-"""In how many parts a budget of parameters is divided, at most, to be dealt to sites."""
+"""Maximum number of bins that a parameter budget is divided into when it is dealt to sites."""
 
 LEAST_RATIO = 0.05
-"""The least that a slope can make of the sensitivity that is expected of a site."""
+"""Lower bound of the ratio between a site's measured and its expected sensitivity."""
 
 
 class Sites(NamedTuple):
-    """What a supernet's fold tells of its sites: relative layer `error [2, L, E]`, the `share [2, L]` of the
-    residual stream that the dense output has, and which levels there are, `exists [2, L, E]`."""
+    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`, the `share [2, L]` of
+    the residual stream that the dense output has, and which levels exist, `exists [2, L, E]`."""
 
     error: np.ndarray
     share: np.ndarray
@@ -67,8 +67,9 @@ def sensitivity(slopes: ArrayLike, sites: Sites, levels: Levels) -> np.ndarray:
     from `slopes [P, 2, L, E]` of the objective on parts of a text.
 
     A kind's sensitivities are expected to be its shares times one factor. The logarithm of the ratio between
-    the slope's and that is drawn to zero as a normal mean would be, given how it varies from part to part,
-    and from site to site. Where there is no denser level, or it is as good, what is expected stands.
+    measured and expected sensitivity is shrunk towards zero like a normal mean, given how it varies from part
+    to part and from site to site. If there is no denser level, or none with a smaller error, the expected
+    sensitivity is used.
     """
     slopes = np.asarray(slopes, float)
     denser = np.minimum(levels + 1, slopes.shape[-1] - 1)
@@ -81,7 +82,7 @@ def sensitivity(slopes: ArrayLike, sites: Sites, levels: Levels) -> np.ndarray:
 
 
 def _shrunk(of_parts: np.ndarray, share: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`sensitivity [L]` of one kind of site, from that of parts of a text `[P, L]`, where it is `known`."""
+    """`sensitivity [L]` of one kind of site, from `of_parts [P, L]` on parts of a text, where `known`."""
     measured = of_parts.mean(axis=0)
     factor = np.median(measured[known] / share[known]) if known.any() else 0.0
     if factor == 0:
@@ -99,11 +100,11 @@ def _shrunk(of_parts: np.ndarray, share: np.ndarray, known: np.ndarray) -> np.nd
 
 
 def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: float = 1.0) -> np.ndarray:
-    """Expected change of the objective `[2, L, E]` if one site leaves its level in `levels [2, L]` for
+    """Expected change of the objective `[2, L, E]` if one site moves from its level in `levels [2, L]` to
     another; +inf where that does not exist.
 
-    `slopes [P, 2, L, E]` of the objective towards every level, on parts of a text. `caution` multiplies the
-    curvature, so that fewer and smaller moves seem worth it.
+    `slopes [P, 2, L, E]` are those of the objective towards every level, on parts of a text. `caution`
+    multiplies the curvature: the larger it is, the fewer and smaller moves seem worth it.
     """
     slope = np.asarray(slopes, float).mean(axis=0)
     sparser = np.arange(slope.shape[-1]) < levels[..., None]
@@ -116,11 +117,12 @@ def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: fl
 def cheapest_levels(
     cost: np.ndarray, price: np.ndarray, limit: int, exact: bool = False
 ) -> np.ndarray | None:
-    """Levels `[S]` of least total `cost [S, E]` whose `price [S, E]`, integers, is `limit` in all if `exact`,
-    else at most that; None if there are none. A cost of +inf forbids a level.
+    """Levels `[S]` of least total `cost [S, E]` whose total `price [S, E]`, in integers, is at most `limit`,
+    or equal to it if `exact`; None if there are none. A cost of +inf forbids a level.
 
-    Solved exactly, by dynamic programming over sites and what is spent; where the limit is more than `BINS`
-    of what divides all prices, these are rounded up to a `BINS`-th of it.
+    Solved exactly, by dynamic programming over sites and the amount spent, with one exception. Unless
+    `exact`, if the amount to deal is more than `BINS` times the greatest common divisor of the prices, prices
+    are rounded up to a `BINS`-th of that amount.
     """
     allowed = np.isfinite(cost)
     least = np.where(allowed, price, np.iinfo(price.dtype).max).min(axis=1)
@@ -151,16 +153,16 @@ def cheapest_levels(
 
 
 def shifted(values: np.ndarray, by: int) -> np.ndarray:
-    """`values [n]` moved `by` places up, +inf moved in."""
+    """`values [n]` shifted up by `by` places, and filled with +inf."""
     return np.concatenate([np.full(min(by, len(values)), np.inf), values[: max(0, len(values) - by)]])
 
 
 def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Levels | None:
-    """The distribution `[2, L]` of least total `cost [2, L, E]` that keeps the budget, every site at most
-    `limit` levels from those `around [2, L]`; None if there is none."""
+    """The distribution `[2, L]` of least total `cost [2, L, E]` that keeps the budget, with every site at
+    most `limit` levels from its level in `around [2, L]`; None if there is none."""
     near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= limit
     cost, found = np.where(near, cost, np.inf), np.array(around, np.int32)
-    # Sites that cost nothing of a resource have no part in dividing it.
+    # A resource is dealt only to sites that cost some of it.
     for price, most in zip(budget.price, budget.limit, strict=True):
         sites = price.any(axis=-1)
         levels = cheapest_levels(cost[sites], price[sites], int(most), bool(budget.exact))
@@ -171,14 +173,14 @@ def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Le
 
 
 def nearest(budget: Budget, exists: np.ndarray, around: Levels) -> Levels | None:
-    """The distribution `[2, L]` that keeps the budget by the fewest level steps from those `around [2, L]`,
-    of levels that there are, `exists [2, L, E]`; None if there is none."""
+    """The distribution `[2, L]` that keeps the budget by the fewest level steps from `around [2, L]`, among
+    the levels that exist, `exists [2, L, E]`; None if there is none."""
     away = np.abs(np.arange(exists.shape[-1]) - around[..., None])
     return cheapest(np.where(exists, away, np.inf), budget, around, exists.shape[-1])
 
 
 def estimated_start(sites: Sites, budget: Budget, around: Levels, limit: int = 2) -> Levels | None:
-    """The distribution `[2, L]` of least `disturbance` that keeps the budget, within `limit` levels of those
+    """The distribution `[2, L]` of least `disturbance` that keeps the budget, within `limit` levels of
     `around [2, L]`; None if there is none."""
     return cheapest(disturbance(sites), budget, around, limit)
 
@@ -186,8 +188,8 @@ def estimated_start(sites: Sites, budget: Budget, around: Levels, limit: int = 2
 def widened(
     kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
 ) -> np.ndarray:
-    """Units `[2, L]` with `count` times `multiple` neurons more than `kept [2, L]`, or as many as fit below
-    the next levels: at those sites where, by `disturbance`, a neuron on the way there is worth most.
+    """Add `count` times `multiple` neurons to `kept [2, L]`, or as many as fit up to the next levels: units
+    `[2, L]`. They go to the sites where, by `disturbance`, a neuron on the way there is worth most.
 
     Levels keep `units [2, L, E]`; the sites are at `levels [2, L]`.
     """
@@ -204,8 +206,8 @@ def widened(
 
 
 def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, limit: int = 1) -> Candidates:
-    """Distributions `[Q, 2, L]` of least `expected_change` that keep the budget within `limit` levels of
-    `levels [2, L]`, which do, one for each of `CAUTIONS`; `slopes [P, 2, L, E]`."""
+    """For each of `CAUTIONS`, the distribution of least `expected_change` that keeps the budget within
+    `limit` levels of `levels [2, L]`, or `levels` if there is none: `[Q, 2, L]`. `slopes [P, 2, L, E]`."""
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
     found = (cheapest(cost, budget, levels, limit) for cost in costs)
     return np.stack([levels if each is None else each for each in found])
@@ -220,11 +222,12 @@ def descend(
     sloped: np.ndarray,
     scored: np.ndarray,
 ) -> tuple[Levels, list[float]]:
-    """A step down from `levels [2, L]`: slopes are taken on sequences `sloped`, proposals scored on others.
+    """A step down from `levels [2, L]`: slopes are computed on sequences `sloped`, proposals scored on
+    `scored`.
 
-    Returns the best of `levels` and the proposals, and the objectives of all, in this order; none, and
-    `levels`, if the slopes are not finite. Where no proposal was better, other text may yet tell of one: the
-    scores of a few sequences are noisy.
+    Returns the best of `levels` and the proposals, and the objectives of all of them, in this order. If the
+    slopes are not finite, it returns `levels` and no objectives. If no proposal is better, a step on other
+    text may still find one, as the scores of a few sequences are noisy.
     """
     slope = slopes(levels, sloped)
     if not np.isfinite(slope).all():

@@ -12,14 +12,14 @@ from tyr_jax.space.kinds import KINDS
 from tyr_jax.space.levels import values_at
 
 MOST = 2**30
-"""Prices of all sites together stay below it: they are added up in 32 bits."""
+"""The prices of all sites together stay below this, because they are added up in 32 bits."""
 
 
 class Budget(NamedTuple):
     """What a distribution may cost: integers, in one or several resources.
 
-    The `price [R, 2, L, E]` of every level, and of each resource what all sites together may take,
-    `limit [R]`; `exact` if they must take all of it.
+    The `price [R, 2, L, E]` of every level; what all sites together may take of each resource, `limit [R]`;
+    and `exact`, whether they must take all of it.
     """
 
     price: np.ndarray
@@ -37,7 +37,8 @@ class Budget(NamedTuple):
     def of_parameters(cls, parameters: np.ndarray, limit: int) -> Self:
         """Both kinds together keep at most `limit` parameters; levels have `parameters [2, L, E]`.
 
-        Prices are multiples of what divides them all, and rounded up where that is too little.
+        Prices are in units of their greatest common divisor. Where they would still be too large, the unit is
+        larger, and prices are rounded up.
         """
         most = int(parameters.max(axis=-1).sum())
         quantum = max(int(np.gcd.reduce(parameters, axis=None)), -(-most // MOST), 1)
@@ -45,11 +46,11 @@ class Budget(NamedTuple):
         return cls(price[None].astype(np.int32), np.array([limit // quantum], np.int32), np.bool_(False))
 
     def spent(self, levels: ArrayLike) -> np.ndarray:
-        """What levels `[..., 2, L]` cost `[..., R]`."""
+        """What levels `[..., 2, L]` cost, `[..., R]`."""
         spent = values_at(self.price, np.asarray(levels)[..., None, :, :])
         return spent.sum(axis=(-1, -2), dtype=np.int64)
 
     def allows(self, levels: ArrayLike) -> np.ndarray:
-        """Whether levels `[..., 2, L]` keep it `[...]`."""
+        """Whether levels `[..., 2, L]` keep the budget, `[...]`."""
         spent = self.spent(levels)
         return np.all(spent == self.limit if self.exact else spent <= self.limit, axis=-1)

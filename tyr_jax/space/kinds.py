@@ -11,7 +11,7 @@ ATTENTION, FFN = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of site: `units` a layer has, and the `multiple` they are counted in."""
+    """One kind of site: the `units` that a layer has, and the `multiple` that they are counted in."""
 
     name: str
     units: int

@@ -51,8 +51,8 @@ def level_grid(
     interval: float,
     whole: ArrayLike = False,
 ) -> LevelGrid:
-    """Levels around `centres [2, L]` (units): `levels` of them, `interval` (a fraction) apart; sites that are
-    to stay `whole [2, L]` have that one only."""
+    """`levels` levels around `centres [2, L]` (units), `interval` (a fraction of a layer's units) apart.
+    Sites that are to stay `whole [2, L]` have the centre only."""
     steps = np.array([step_units(kind, interval) for kind in kinds])
     units = np.array([kind.units for kind in kinds])
     offsets = np.arange(levels) - levels // 2
@@ -72,7 +72,7 @@ def uniform_grid(
 
 
 def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
-    """The levels of all `grids`, which share their steps: what one supernet needs to serve each of them."""
+    """The levels of all `grids`, which share their steps, so that one supernet can serve each of them."""
     if len(grids) == 1:
         return grids[0]
     kinds, depth, _ = grids[0].kept.shape
@@ -85,12 +85,12 @@ def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
 
 
 def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
-    """The grid of `sites`, units kept at the levels of each, those of attention first.
+    """A grid of `sites`, given the units kept at the levels of each; those of attention come first.
 
     A site that needs fewer levels than others is padded on both sides with levels that do not exist.
     """
     count = max(map(len, sites))
-    # The middle of the levels that exist lies in the middle of all.
+    # Keeps the middle one of the levels that exist in the middle of all.
     fronts = [count // 2 - len(site) // 2 for site in sites]
     pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
     kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]
@@ -100,7 +100,7 @@ def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
 
 
 def worthwhile_grid(grid: LevelGrid, price: np.ndarray) -> LevelGrid:
-    """A grid without levels that cost as much, by `price [2, L, E]`, as one that keeps more units."""
+    """`grid` without levels that cost as much, by `price [2, L, E]`, as the next denser one."""
     denser = np.minimum(np.arange(price.shape[-1]) + 1, price.shape[-1] - 1)
     same = (price[..., denser] == price) & grid.exists[..., denser] & (denser > np.arange(len(denser)))
     wanted = grid.exists & ~same
@@ -129,8 +129,8 @@ def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
 
 
 def levels_of(grid: LevelGrid, kept: np.ndarray) -> Levels:
-    """The levels `[2, L]` of a grid that keep `kept [2, L]` units, or the least above that it has; the
-    densest where it has none."""
+    """For every site, the sparsest level of a grid that keeps at least `kept [2, L]` units, or the densest if
+    none does: `[2, L]`."""
     enough = (grid.kept >= kept[..., None]) & grid.exists
     last = grid.exists.shape[-1] - 1 - np.argmax(grid.exists[..., ::-1], axis=-1)
     return np.where(enough.any(axis=-1), np.argmax(enough, axis=-1), last).astype(np.int32)

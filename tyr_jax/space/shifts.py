@@ -1,4 +1,4 @@
-"""The sparsity shift, and offspring made by several (method §3).
+"""The sparsity shift, and offspring made by several shifts (method §3).
 
 Axis letters: `L` layers, `E` levels, `R` resources of a budget.
 """
@@ -11,30 +11,31 @@ import jax.numpy as jnp
 from tyr_jax.space.budgets import Budget
 
 STEPS = 8
-"""Level steps of a shift, at most: one site becomes denser, then others make up for it."""
+"""Maximum number of level steps in a shift: one site becomes denser, then others compensate for it."""
 
 
 class _Shift(NamedTuple):
-    """A shift under way: levels `[2, L]`, and which way each site has moved, `[2, L]`."""
+    """A shift in progress: levels `[2, L]`, and the direction in which each site has moved, `[2, L]`."""
 
     levels: jax.Array
     moved: jax.Array
 
 
 def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, budget: Budget) -> jax.Array:
-    """Move level steps between sites (method §3): a site, drawn among all that can, becomes one level denser,
-    and others become sparser until the budget is kept again, and denser where that leaves room.
+    """Move level steps between sites (method §3).
 
-    Where the budget is one of units, that is one step from one site of a kind to another.
+    A site, drawn from all that can, becomes one level denser. Then others become sparser until the budget is
+    kept again, and denser where that leaves room. With a budget of units, that is one step from one site of a
+    kind to another.
 
     Args:
         key: PRNG key.
         distribution: levels `[2, L]`.
-        exists: levels that exist `[2, L, E]`, next to each other.
+        exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
         budget: what all sites may cost.
 
     Returns:
-        The shifted levels `[2, L]`; the same distribution where no shift was found that keeps the budget.
+        The shifted levels `[2, L]`; the same distribution if no shift was found that keeps the budget.
     """
     levels = exists.shape[-1]
     price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
@@ -48,7 +49,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         room = limit - now.sum(axis=(1, 2))
 
         def change(by: int) -> tuple[jax.Array, jax.Array]:
-            """Whether every site can move, and what it would then cost more `[R, 2, L]`."""
+            """Whether each site can move `[2, L]`, and how much more it would then cost `[R, 2, L]`."""
             target = shift.levels + by
             index = jnp.clip(target, 0, levels - 1)
             there = jnp.take_along_axis(exists, index[..., None], axis=-1)[..., 0]
@@ -56,7 +57,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
             return can, price_at(target) - now
 
         (up, dearer), (down, cheaper) = change(+1), change(-1)
-        # What others could still give up must make up for it.
+        # What other sites can still give up must compensate for it.
         spare = now - jnp.min(jnp.where(exists, price, now[..., None]), axis=-1)
         others = spare.sum(axis=(1, 2), keepdims=True) - spare
         lacking = (room < 0)[:, None, None]
@@ -79,7 +80,8 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
 def mutate(
     key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget, max_shifts: int = 4
 ) -> jax.Array:
-    """An offspring `[2, L]` of `parent [2, L]`: the minimum of two draws from {1…max_shifts} shifts."""
+    """An offspring `[2, L]` of `parent [2, L]`, by as many shifts as the smaller of two draws from
+    {1…max_shifts}."""
     key_count, key_shifts = jax.random.split(key)
     count = jax.random.randint(key_count, (2,), 1, max_shifts + 1).min()
 

@@ -1,4 +1,4 @@
-"""What all sites of a kind keep together, in whole units, and how a uniform model divides it (method §2).
+"""Units that all sites of a kind keep together, and how a uniform model divides them (method §2).
 
 Axis letters: `L` layers.
 """
@@ -10,7 +10,7 @@ from tyr_jax.space.kinds import Kind
 
 
 def check_multiple(kind: Kind) -> None:
-    """Refuse a multiple that a layer has fewer units than.
+    """Refuse a multiple that is larger than a layer's number of units.
 
     Raises:
         UserError: names both numbers.
@@ -23,15 +23,16 @@ def check_multiple(kind: Kind) -> None:
 
 
 def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
-    """Units that all `depth` sites of a kind keep together, `whole` of them all of theirs: what the others
-    keep is a multiple of `kind.multiple`.
+    """Units that all `depth` sites of a kind keep together. Of these sites, `whole` keep all their units;
+    what the others keep is a multiple of `kind.multiple`.
 
     Raises:
-        UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether.
+        UserError: the sparsity, in whole units, would leave the kind intact or remove it altogether, or the
+            `whole` sites alone keep more; or as `check_multiple`.
     """
     total, fixed = depth * kind.units, whole * kind.units
     budget = fixed + round(((1 - sparsity) * total - fixed) / kind.multiple) * kind.multiple
-    # Of a width that is no multiple, a layer can keep at most the multiple below it.
+    # If a width is not a multiple, a layer can keep at most the multiple below it.
     most = fixed + (depth - whole) * (kind.units // kind.multiple) * kind.multiple
     most = min(most, total - kind.multiple)
     check_multiple(kind)
@@ -57,8 +58,8 @@ def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
 
 
 def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
-    """Units kept `[2, L]` when the sites of a kind keep the same share of its budget, but for those that are
-    to stay `whole [2, L]`."""
+    """Units kept `[2, L]` when the sites of a kind keep equal shares of its budget, except those that are to
+    stay `whole [2, L]`."""
     kept = np.empty(whole.shape, int)
     for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
         row[stays] = kind.units

@@ -1,1 +1,1 @@
-"""Side effects of a long job: its output directory, finished work, progress, events."""
+"""Side effects of a long job: its output directory, finished work, progress and events."""

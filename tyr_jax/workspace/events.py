@@ -1,4 +1,4 @@
-"""What happened in a run: in memory and, where the run has a directory, in a file of JSON lines."""
+"""The events of a run: in memory and, if the run has a directory, in a file of JSON lines."""
 
 import copy
 import json
@@ -15,21 +15,23 @@ from tyr_jax.workspace.records import EVENT_FORMAT, FORMAT_VERSION, check_event
 from tyr_jax.workspace.schema import check_version, mended
 
 NAME = "events.jsonl"
-"""The file."""
+"""Name of the file."""
 
 MAX_BYTES = 2**27
-"""Bytes of a file that is read; those of a million events."""
+"""The largest file that is read, in bytes; enough for a million events."""
 
 
 class EventLog:
-    """Events of a run, after those of the run that it goes on from; in a file, if it has one, each line is
-    flushed when it happens. The first says how the others are to be read."""
+    """Events of a run, preceded by those of the interrupted run that it continues.
+
+    With a file, each event is a line that is flushed at once. The first event has the format version.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._entries = read_entries(path) if path else []
         if path and self._entries:
-            # What follows must not go on in a line that a process had no time to end.
+            # Drops an incomplete last line, so that new events do not continue it.
             write_text(path, _lines(self._entries))
         self._file = path.open("a" if self._entries else "w", encoding="utf-8") if path else None
         self._start = time.monotonic()
@@ -45,13 +47,17 @@ class EventLog:
             self._file.close()
 
     def part(self, **fields: Any) -> "EventLog":
-        """The same log for a part of the work: its events carry `fields` as well."""
+        """The same log for a part of the work, whose events also have these `fields`."""
         part = copy.copy(self)
         part._fields = self._fields | fields
         return part
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event with the seconds since the start."""
+        """Append one event, with the seconds since the start of the run.
+
+        Raises:
+            UserError: the file has disappeared.
+        """
         seconds = round(time.monotonic() - self._start, 3)
         entry = as_json({"event": event, "seconds": seconds, **self._fields, **fields})
         self._entries.append(entry)
@@ -61,8 +67,10 @@ class EventLog:
             self._file.flush()
 
     def entries(self) -> list[dict[str, Any]]:
-        """All events, those of the run that it goes on from included; of a part, its own and what all parts
-        share."""
+        """All events, including those of the run that this one continues.
+
+        The log of a part has that part's events and the events that all parts share.
+        """
         return [
             entry
             for entry in self._entries
@@ -70,21 +78,21 @@ class EventLog:
         ]
 
     def written(self, event: str) -> list[dict[str, Any]]:
-        """Events of one name."""
+        """All events with the name `event`."""
         return [entry for entry in self.entries() if entry["event"] == event]
 
     def save(self, directory: Path) -> None:
-        """Write all events into a directory."""
+        """Write all events to `events.jsonl` in a directory."""
         write_text(directory / NAME, _lines(self.entries()))
 
 
 def _lines(entries: Iterable[dict[str, Any]]) -> str:
-    """Events as a file has them."""
+    """Events as JSON lines."""
     return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
 
 def _check_there(path: Path) -> None:
-    """Notice that a file was deleted or moved, which writing to it while it is open does not.
+    """Check that a file was not deleted or moved. Writing to it while it is open would not fail.
 
     Raises:
         UserError: it was.
@@ -97,11 +105,12 @@ def _check_there(path: Path) -> None:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """All events in a file, none if it is not there; without the last line, if the process died before it had
-    written that to its end.
+    """All events in a file; none if there is no file.
+
+    An incomplete last line, left by a killed process, is dropped.
 
     Raises:
-        UserError: a line is no event, or the file is of another version; names it.
+        UserError: a line is not an event, or the file is of another version; names it.
     """
     if not os.path.lexists(path):
         return []
@@ -111,7 +120,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: str, where: str, first: bool) -> dict[str, Any]:
-    """The event of a line, of which the first says the version."""
+    """The event in a line. The first line has the version."""
     with mended(EVENT_FORMAT):
         entry = parse_json(line, where)
     if first:
@@ -121,5 +130,5 @@ def _entry(line: str, where: str, first: bool) -> dict[str, Any]:
 
 
 def read_events(path: Path, event: str) -> list[dict[str, Any]]:
-    """Events of one name in a file."""
+    """All events with the name `event` in a file."""
     return [entry for entry in read_entries(path) if entry["event"] == event]

@@ -1,4 +1,4 @@
-"""What long jobs share: a place to work that an interruption does not cost, devices, progress, and a log."""
+"""What long jobs share: a working directory that survives interruptions, devices, progress and a log."""
 
 import contextlib
 import dataclasses
@@ -19,29 +19,29 @@ from tyr_jax.workspace.records import asked_record, read_asked, read_stage, stag
 from tyr_jax.workspace.store import Store
 
 INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset", "trust_record"
-"""Settings that do not change what is found."""
+"""Settings that do not change the result."""
 
 
 class JobSettings(Protocol):
-    """Settings of a long job, a dataclass."""
+    """Settings of a long job; a dataclass."""
 
     @property
     def output(self) -> Path:
-        """Its directory."""
+        """The output directory."""
 
     @property
     def overwrite(self) -> bool:
-        """Whether one that is not empty is replaced."""
+        """Whether an output directory that is not empty is replaced."""
 
     @property
     def restart(self) -> bool:
-        """Whether finished work is thrown away."""
+        """Whether finished work is discarded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How a job is asked for: the command-line `arguments` that are recorded, whether it works `in_memory`,
-    without the directory that its settings name, and whether it is `quiet`."""
+    """How a job is run: the command-line `arguments` to record, whether it works `in_memory` (without the
+    output directory of its settings), and whether it is `quiet`."""
 
     arguments: Sequence[str] = ()
     in_memory: bool = False
@@ -49,7 +49,7 @@ class Request:
 
 
 class Workspace(NamedTuple):
-    """What a job works with: what it writes to `staging` becomes its output, unless it works in memory."""
+    """What a job works with. What it writes to `staging` (None if it works in memory) becomes its output."""
 
     staging: Path | None
     store: Store
@@ -61,9 +61,15 @@ class Workspace(NamedTuple):
 def open_workspace(
     settings: JobSettings, request: Request, inputs: Iterable[Path] = ()
 ) -> Iterator[Workspace]:
-    """All devices in use, and a place beside the output directory that becomes it if the body succeeds; what
-    was finished before an interruption is there. A job in memory has no such place. Its output must not hold
-    any of the `inputs`.
+    """A context in which a job runs: with all devices in use, a log, progress and a staging directory.
+
+    The staging directory is next to the output directory and becomes it if the body succeeds. Work that was
+    finished before an interruption is still there. A job in memory has no such directory.
+
+    Args:
+        settings: the job's settings.
+        request: how it is run.
+        inputs: files and directories that it reads, which must not be in its output directory.
 
     Raises:
         UserError: as `claimed_paths`.
@@ -98,10 +104,10 @@ def open_workspace(
 
 @contextlib.contextmanager
 def claimed_paths(settings: JobSettings, inputs: Iterable[Path]) -> Iterator[WorkPaths]:
-    """Where a job works, claimed for what it is asked; of several hosts, the first makes it.
+    """The paths where a job works, claimed for its settings. With several hosts, the first one creates them.
 
     Raises:
-        UserError: as `staged_directory` and `claim`; or a host does not see what the first has made.
+        UserError: as `staged_directory` and `claim`; or a host does not see what the first one created.
     """
     if hosts.is_first():
         with staged_directory(settings.output, settings.overwrite, settings.restart, inputs) as paths:
@@ -120,23 +126,23 @@ def claimed_paths(settings: JobSettings, inputs: Iterable[Path]) -> Iterator[Wor
 
 
 def write_stage(log: EventLog, running: Path | None, ended: Ended) -> None:
-    """Log that a stage is over, which is then no longer noted as `running`."""
+    """Log a stage that has ended, and delete the note `running` of it."""
     if running:
         running.unlink(missing_ok=True)
     log.write("stage", ended=ended._asdict())
 
 
 def note_stage(running: Path | None, so_far: Ended) -> None:
-    """Note how long the stage that runs has taken, should the process be killed in it."""
+    """Write down how long the current stage has taken so far, in case the process is killed during it."""
     if running:
         write_json(running, stage_record(so_far._asdict()))
 
 
 def count_killed(log: EventLog, running: Path) -> None:
-    """Log the stage that an earlier process was killed in, if it was, as far as it gave signs of life.
+    """Log the stage during which an earlier process was killed, if any, with its time up to the last note.
 
     Raises:
-        UserError: what is noted of it is damaged.
+        UserError: the note of it is damaged.
     """
     noted = read_stage(running)
     if noted is not None:
@@ -144,20 +150,20 @@ def count_killed(log: EventLog, running: Path) -> None:
 
 
 def ended_of(saved: Mapping[str, Any]) -> Ended:
-    """A stage that is over, as a record has it."""
+    """A stage that has ended, from its record."""
     return Ended(*(saved[field] for field in Ended._fields))
 
 
 def asked(settings: JobSettings) -> dict[str, Any]:
-    """Settings that change what is found, as JSON has them."""
+    """The settings that change the result, as JSON."""
     return {name: value for name, value in as_json(settings).items() if name not in INCIDENTAL}
 
 
 def claim(path: Path, settings: JobSettings) -> None:
-    """Note at `path` what a job is asked for; one that was interrupted is only gone on with for the same.
+    """Record a job's settings at `path`. An interrupted job can be continued only with the same settings.
 
     Raises:
-        UserError: it was asked for something else; names the options. Or the note cannot be read.
+        UserError: the recorded settings differ (names the options), or the record cannot be read.
     """
     before = read_asked(path)
     if before is None:
@@ -170,7 +176,7 @@ def claim(path: Path, settings: JobSettings) -> None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Flags of the settings that differ between two runs, from their JSON."""
+    """Flags of the settings that differ between two runs, given both settings as JSON."""
     flags = []
     for name in one.keys() | other.keys():
         left, right = one.get(name), other.get(name)

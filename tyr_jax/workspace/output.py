@@ -1,4 +1,4 @@
-"""Outputs: built beside where they belong, in a place that one process at a time has, then moved there."""
+"""Outputs: built next to their target, in a directory that one process at a time holds, then moved there."""
 
 import contextlib
 import os
@@ -17,9 +17,8 @@ from tyr_jax.workspace.ownership import check_directory, check_file
 
 
 class WorkPaths(NamedTuple):
-    """Where a run works: `staging` becomes its output; `finished` is for work that an interruption must not
-    cost, `settings` for what was asked of it, `events` for what happens meanwhile, and `stage` for the stage
-    that runs."""
+    """Where a run works: `staging` becomes its output, `finished` has work that survives an interruption,
+    `settings` its settings, `events` its log, and `stage` the current stage."""
 
     staging: Path
     finished: Path
@@ -34,7 +33,7 @@ def place_of(final: Path) -> Path:
 
 
 def work_paths(target: Path) -> WorkPaths:
-    """Where a run for `target` works."""
+    """The paths of a run for `target`."""
     place = place_of(target.resolve())
     files = (place / name for name in ("settings.json", "events.jsonl", "stage.json"))
     return WorkPaths(place / "output", place / "finished", *files)
@@ -44,18 +43,18 @@ def work_paths(target: Path) -> WorkPaths:
 def staged_directory(
     target: Path, overwrite: bool, restart: bool, inputs: Iterable[Path] = ()
 ) -> Iterator[WorkPaths]:
-    """Paths beside `target`, of which the staging directory becomes `target` if the body succeeds.
+    """Paths next to `target`. If the body succeeds, the staging directory becomes `target`.
 
-    If it fails, everything vanishes, unless there is finished work: then the next run for the same target
-    finds it there (unless `restart`). One run at a time can have these paths.
+    If the body fails, everything is deleted, except finished work and its records, which the next run for the
+    same target finds (unless `restart`). Only one run at a time can hold these paths.
 
     Raises:
-        UserError: as `check_directory`; or `target` cannot be written, or another run has the paths.
+        UserError: as `check_directory`; or `target` cannot be written, or another run holds the paths.
     """
     with contextlib.ExitStack() as stack:
         try:
             check_directory(target, overwrite, inputs)
-            # Staged on the disk where a link leads.
+            # If `target` is a link, stage on the disk that it leads to.
             final = target.resolve()
             stack.enter_context(_parents(final))
             stack.enter_context(_claimed(place_of(final), target))
@@ -63,7 +62,7 @@ def staged_directory(
             stack.callback(_leave, paths)
             if restart or not _has_work(paths):
                 _empty(paths)
-            # What lies there already is no work of this run.
+            # Anything in it is from an earlier run.
             shutil.rmtree(paths.staging, ignore_errors=True)
             paths.staging.mkdir()
             paths.finished.mkdir(exist_ok=True)
@@ -81,7 +80,7 @@ def staged_directory(
                     _empty(paths)
         except OSError as error:
             if error.filename and not Path(str(error.filename)).is_relative_to(final.parent):
-                # It is not about what is written, but about an input, for instance.
+                # The error is not about the output, but about an input, for instance.
                 raise
             raise UserError(
                 f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
@@ -94,12 +93,12 @@ def staged_directory(
 
 
 def _has_work(paths: WorkPaths) -> bool:
-    """Whether there is anything to go on from."""
+    """Whether there is finished work to continue from."""
     return paths.finished.is_dir() and any(paths.finished.iterdir())
 
 
 def _empty(paths: WorkPaths) -> None:
-    """Take away all that runs left."""
+    """Delete everything that runs left."""
     shutil.rmtree(paths.finished, ignore_errors=True)
     shutil.rmtree(paths.staging, ignore_errors=True)
     for path in (paths.settings, paths.events, paths.stage):
@@ -107,7 +106,7 @@ def _empty(paths: WorkPaths) -> None:
 
 
 def _leave(paths: WorkPaths) -> None:
-    """Take away what cannot be gone on from."""
+    """Delete what cannot be continued from: the staging directory, or without finished work, everything."""
     if _has_work(paths):
         shutil.rmtree(paths.staging, ignore_errors=True)
     else:
@@ -116,10 +115,10 @@ def _leave(paths: WorkPaths) -> None:
 
 @contextlib.contextmanager
 def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `target` that becomes it if the body succeeds, and vanishes if not.
+    """A directory next to `target` that becomes it if the body succeeds, and is deleted if not.
 
     Raises:
-        UserError: as `staged_directory`; or an interrupted run for `target` can still go on (unless
+        UserError: as `staged_directory`; or an interrupted run for `target` can still be continued (unless
             `overwrite`).
     """
     if _has_work(work_paths(target)) and not overwrite:
@@ -133,8 +132,9 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """A path beside `target`, in a directory of its own, for a file that becomes `target` if the body
-    succeeds, and vanishes if not. One command at a time can have it.
+    """A path for a file that becomes `target` if the body succeeds, and is deleted if not.
+
+    The path is in a separate directory next to `target`. Only one command at a time can hold it.
 
     Raises:
         UserError: as `check_file`; or `target` cannot be written, or another command is writing it.
@@ -162,12 +162,12 @@ def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> 
 
 @contextlib.contextmanager
 def _claimed(place: Path, target: Path) -> Iterator[Path]:
-    """A directory that no other process has, in which nothing is a link; it goes if it is empty in the end.
+    """Lock the directory `place`, which contains no links; it is deleted at the end if it is empty.
 
-    A process that dies loses it, whatever kills it.
+    If the process dies, for whatever reason, the lock is released.
 
     Raises:
-        UserError: another process has it, or it is a link or another user's.
+        UserError: another process holds it, it is a link or another user's, or it contains a link or a pipe.
     """
     with contextlib.suppress(FileExistsError):
         place.mkdir()
@@ -180,7 +180,7 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
             try:
                 yield place
             finally:
-                # What is not ours stays; all may be gone.
+                # Files that are not ours stay. The directory may also be gone already.
                 with contextlib.suppress(OSError):
                     if os.listdir(place) == [lock.name]:
                         lock.unlink()
@@ -192,9 +192,10 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether it is a directory, and not one that another user put into a directory that all may write to.
+    """Whether `place` is a directory that belongs to the user, or to the owner of its parent directory.
 
-    On some network file systems everything belongs to somebody else: to whom the directory around it does.
+    Another user may have created it in a directory that all may write to. The parent's owner is accepted
+    because on some network file systems one other user owns everything.
     """
     found = place.lstat()
     whose = getattr(os, "getuid", lambda: found.st_uid)()
@@ -202,7 +203,11 @@ def _is_own(place: Path) -> bool:
 
 
 def _check_links(place: Path) -> None:
-    """Refuse to work where something leads elsewhere, or would be waited for."""
+    """Check that nothing in `place` is a link, which leads elsewhere, or a pipe, which would block.
+
+    Raises:
+        UserError: something is; names it.
+    """
     for directory, folders, files in os.walk(place):
         for name in (*folders, *files):
             path = Path(directory, name)
@@ -211,7 +216,7 @@ def _check_links(place: Path) -> None:
 
 
 def _give_modes(staging: Path) -> None:
-    """Give files the permissions of the user's umask: libraries make some that only the user reads."""
+    """Give files the permissions of the user's umask; libraries create some that only the user can read."""
     umask = os.umask(0)
     os.umask(umask)
     for directory, _, files in os.walk(staging):
@@ -222,7 +227,7 @@ def _give_modes(staging: Path) -> None:
 
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Make the directories above `path`; those that were missing go again if the body fails."""
+    """Create the directories above `path`, and delete those that were missing again if the body fails."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +240,7 @@ def _parents(path: Path) -> Iterator[None]:
 
 
 def _replace(staging: Path, target: Path) -> None:
-    """Move `staging` to `target`; an existing `target` is only deleted once the new one is in place."""
+    """Move `staging` to `target`. An existing `target` is deleted only after the new one is in place."""
     if not target.exists():
         os.replace(staging, target)
         return

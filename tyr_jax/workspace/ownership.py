@@ -1,4 +1,4 @@
-"""What an output may replace: only what this package wrote, and nothing that anybody works in or with."""
+"""What an output may replace: only what this package wrote, and nothing that is in use."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,20 +15,20 @@ WRITTEN = re.compile(
     r"|chat_template\.jinja|additional_chat_templates"
     r"|summary\.json|recovery\.json|benchmark\.json|events\.jsonl|report\.html|README\.md"
 )
-"""Names of what commands write into a model's directory."""
+"""Names of the files and directories that commands write into a model's directory."""
 
 
 def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse what cannot become, or may not be replaced by, an output directory.
+    """Check that `target` can become an output directory, and may be replaced if it exists.
 
     Args:
-        target: as the user named it; where a link leads counts.
-        overwrite: whether one of ours may be replaced.
-        inputs: what the command reads.
+        target: the path that the user gave; links are followed.
+        overwrite: whether a directory that this package wrote may be replaced.
+        inputs: files and directories that the command reads.
 
     Raises:
-        UserError: `target` is a file or lies below one; the current directory or an input is it or lies in
-            it; it is not empty (unless `overwrite`); or it holds what this package did not write.
+        UserError: `target` is a file or is below one; it is or contains the current directory or an input; it
+            is not empty (unless `overwrite`); or it contains a file that this package did not write.
     """
     final = target.resolve()
     if final.exists() and not final.is_dir():
@@ -52,7 +52,11 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
 
 
 def _check_unused(final: Path, target: Path, inputs: Iterable[Path]) -> None:
-    """Refuse a directory that somebody works in or with."""
+    """Check that a directory neither is nor contains the current directory or an input.
+
+    Raises:
+        UserError: it does.
+    """
     used = {"the current directory": Path.cwd(), **{str(path): path.resolve() for path in inputs}}
     for name, path in used.items():
         if final.exists() and path.exists() and final in (path, *path.parents):
@@ -62,8 +66,11 @@ def _check_unused(final: Path, target: Path, inputs: Iterable[Path]) -> None:
 
 
 def foreign_in(directory: Path) -> Path | None:
-    """The first thing in a directory that this package did not write there, which is anything where there is
-    no record of ours."""
+    """The first file or folder in a directory that this package did not write, or None.
+
+    Without a record of this package, nothing in the directory counts as written by it. A directory that holds
+    directories with such records, one for each sparsity, needs none itself.
+    """
     parts = []
     for path in sorted(directory.iterdir()):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -79,7 +86,7 @@ def foreign_in(directory: Path) -> Path | None:
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a file says that this package made the model beside it, be it by another version."""
+    """Whether this package wrote the record, in any version."""
     try:
         versions = read_json(path).get("versions")
     except UserError:
@@ -88,11 +95,16 @@ def _is_record(path: Path) -> bool:
 
 
 def check_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> None:
-    """Refuse what cannot become, or may not be replaced by, an output file.
+    """Check that `target` can become an output file, and may be replaced if it exists.
+
+    Args:
+        target: the path that the user gave.
+        overwrite: whether an existing file may be replaced.
+        ours: whether this package wrote a file.
 
     Raises:
-        UserError: `target` is a directory, a link or a device; it exists (unless `overwrite`); or it is none
-            of `ours`.
+        UserError: `target` is a directory, a link or a device; it exists (unless `overwrite`); or it is not
+            one of `ours`.
     """
     if target.is_dir():
         raise UserError(f"output {target} is a directory; choose a file with --output")

@@ -1,4 +1,4 @@
-"""Progress of every stage on stderr: a bar on a terminal, a line now and then anywhere else."""
+"""Progress of every stage on stderr: a bar on a terminal, occasional lines anywhere else."""
 
 import contextlib
 import copy
@@ -16,7 +16,7 @@ from tyr_jax.formatting import duration, printable
 
 
 class Stage:
-    """Where one stage stands; `Progress.stage` makes it, the work calls `advance`."""
+    """The state of one stage. `Progress.stage` creates it, and the work calls `advance`."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Stage:
         self._first: tuple[int, float] | None = None
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Count `steps` more as done, and keep `note` (e.g. a figure) beside them."""
+        """Count `steps` more as done, and show `note` (such as a figure) from now on."""
         self.done += steps
         self.note = self.note if note is None else note
         if self._first is None:
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def rate(self) -> float | None:
-        """Units per second since the first advance (which carries compilation), or None so far."""
+        """Units per second, without the first advance, which includes compilation; None if not known yet."""
         if self._first is None:
             return None
         steps, since = self.done - self._first[0], self._clock() - self._first[1]
@@ -70,7 +70,7 @@ class Stage:
 
 
 class Ended(NamedTuple):
-    """A stage that is over: of which `part` of the work (empty: of all), and the `seconds` it took."""
+    """A stage that has ended: the `part` of the work (empty: all of it) and the `seconds` that it took."""
 
     part: str
     stage: str
@@ -78,14 +78,20 @@ class Ended(NamedTuple):
 
 
 class Progress:
-    """Shows stages, and keeps how long each took (`timings`, seconds by name; a name used again adds up).
+    """Shows stages, and records the time of each in `timings` (seconds by name; equal names are added up).
 
-    `part` gives the same display to one of several like parts of the work; there `shared` are the timings of
-    what all parts share. `earlier` are stages of an interrupted run that this one goes on from, `on_end`
-    is told of those that end, and `on_sign`, every `every` seconds, how long the one that runs has taken.
+    `part` returns the same display for one of several similar parts of the work. There, `shared` has the
+    timings of what all parts share.
 
-    `quiet` shows nothing but still keeps the time. On anything but a terminal a stage prints its first
-    and last line and, in between, at most one line every `every` seconds.
+    Args:
+        quiet: show nothing, but still record times.
+        console: where to print (default: stderr).
+        clock: the current time in seconds.
+        every: without a terminal, a stage prints its first and last line, and in between at most one line in
+            this many seconds.
+        earlier: stages of the interrupted run that this one continues.
+        on_end: called with each stage that ends.
+        on_sign: called at most every `every` seconds, with the time that the current stage has taken so far.
     """
 
     def __init__(
@@ -133,14 +139,14 @@ class Progress:
             self._bars.stop()
 
     def part(self, name: str) -> "Progress":
-        """The same display for a part of the work: its stages are shown with its name, and timed apart."""
+        """The same display for a part of the work, whose stages show its name and are timed separately."""
         part = copy.copy(self)
         part.timings, part.shared = self._timings_of(name), self.timings
         part._part = name
         return part
 
     def _timings_of(self, part: str) -> dict[str, float]:
-        """Seconds that an interrupted run spent on the stages of a part."""
+        """Seconds that an interrupted run spent on each stage of a part."""
         timings: dict[str, float] = {}
         for ended in self._earlier:
             if ended.part == part:
@@ -149,7 +155,7 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[Stage]:
-        """A stage of `total` units (None: unknown), shown while its block runs."""
+        """A context for a stage of `total` units (None: unknown), which is shown while the body runs."""
         shown = f"{self._part}: {name}" if self._part else name
         task = self._bars.add_task(shown, total=total, status="") if self._bars is not None else None
 
@@ -181,6 +187,6 @@ class Progress:
         """Print a line (above the bars, if there are any)."""
         self._printed = self._clock()
         if not self._quiet:
-            # A log that is full does not cost the run.
+            # A full disk or a closed stream must not end the run.
             with contextlib.suppress(OSError):
                 self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

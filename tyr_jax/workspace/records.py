@@ -1,9 +1,11 @@
-"""What is stored and read again, each with one schema and version: of a model's directory how it was pruned
-(`summary.json`), trained (`recovery.json`) and timed (`benchmark.json`); of a job what it was asked for, what
-happened in it (`events.jsonl`), and what it keeps to go on from.
+"""Schemas of everything that is stored and read again. Each record has one schema and one version.
 
-Fields that are not named here are allowed and left alone: components of a user's own have options of their
-own, and whatever a later program adds to a record survives its copies.
+A model's directory has records of how it was pruned (`summary.json`), trained (`recovery.json`) and timed
+(`benchmark.json`). A job has records of its settings, its events (`events.jsonl`), and the work that it can
+continue from.
+
+Fields that are not named here are allowed and kept: a user's own components have their own options, and
+fields that a later version adds to a record survive when the record is copied.
 """
 
 import dataclasses
@@ -43,10 +45,10 @@ RECOVERY = "recovery.json"
 BENCHMARK = "benchmark.json"
 
 MEASURES: tuple[Literal["first token"], Literal["each token after"]] = ("first token", "each token after")
-"""What a benchmark times."""
+"""What a benchmark measures."""
 
 FORMAT_VERSION = 1
-"""Of all records here; each may go its own way once one of them changes."""
+"""Version of all records here. Records may get separate versions once one of them changes."""
 
 Target = Annotated[float, Field(gt=0, lt=1)]
 Perplexity = Annotated[float, Field(gt=0)]
@@ -67,14 +69,14 @@ SourceName = Annotated[str, AfterValidator(_source)]
 
 
 class ByKind(TypedDict, Generic[T]):
-    """One of each for the two kinds of site."""
+    """One value for each of the two kinds of site."""
 
     attention: T
     ffn: T
 
 
 class SavedSpec(TypedDict):
-    """`data.DataSpec`."""
+    """A saved `tyr_jax.data.DataSpec`."""
 
     calibration: Many[SourceName]
     evaluation: Many[SourceName]
@@ -92,7 +94,7 @@ class SavedSpec(TypedDict):
 
 
 class Quality(TypedDict):
-    """How good a model is on a text; None of what is not finite, or not known."""
+    """Quality of a model on a text. None for a value that is not finite or not known."""
 
     perplexity: Perplexity | None
     kl: float | None
@@ -102,7 +104,7 @@ Qualities = SomeNamed[Quality]
 
 
 class Size(TypedDict):
-    """What a model takes."""
+    """Size of a model."""
 
     block_parameters: Count
     parameters: Positive
@@ -110,7 +112,7 @@ class Size(TypedDict):
 
 
 class Units(TypedDict):
-    """Units of a kind."""
+    """Numbers of units of one kind."""
 
     total: Positive
     kept: Count
@@ -127,14 +129,14 @@ class Dense(TypedDict):
 
 
 class PrunedModel(Dense):
-    """A pruned one."""
+    """A pruned model."""
 
     kept: ByKind[Layers]
     units: ByKind[Units]
 
 
 class Step(TypedDict):
-    """What is noted of a step of a search; a search of a user's own may note more."""
+    """The record of one step of a search. A user's own search may record more."""
 
     generation: Count
     objective: float | None
@@ -143,7 +145,7 @@ class Step(TypedDict):
 
 
 class Round(TypedDict):
-    """A round of supernet and search."""
+    """One round of supernet and search."""
 
     round: Positive
     step: ByKind[Positive]
@@ -161,7 +163,7 @@ class Damped(TypedDict):
 
 
 class Health(TypedDict):
-    """What a run had to work around."""
+    """Numerical problems that a run worked around."""
 
     damping_raised: Many[Damped]
     objectives_not_finite: Count
@@ -177,13 +179,13 @@ class Text(TypedDict):
 
 
 class Chosen(TypedDict):
-    """A search, by its name."""
+    """The name of the search."""
 
     search: str
 
 
 class RunSettings(TypedDict):
-    """Settings of a pruning, as far as they are read again."""
+    """The settings of a pruning run that are read again."""
 
     model: str
     sparsity: Some[Target]
@@ -195,7 +197,7 @@ class RunSettings(TypedDict):
 
 
 class Sparsity(ByKind[Share]):
-    """What was asked for, and what came of it: of each kind's units, and of the blocks' parameters."""
+    """The sparsity asked for, and the one reached: of each kind's units, and of the blocks' parameters."""
 
     asked: Target
     budget: NotRequired[Literal["parameters", "units"]]
@@ -203,7 +205,7 @@ class Sparsity(ByKind[Share]):
 
 
 class BaseModel(TypedDict):
-    """`io.origin.Origin` of the dense model."""
+    """The `tyr_jax.io.origin.Origin` of the dense model."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
     hub_id: HubId | None
@@ -233,19 +235,19 @@ class Summary(TypedDict):
 
 
 class Goal(TypedDict):
-    """What a training was for."""
+    """The loss of a training run."""
 
     goal: Literal["kd", "next-token", "kd+next-token"]
 
 
 class Method(TypedDict):
-    """What was trained."""
+    """The training method."""
 
     method: Literal["lora", "full"]
 
 
 class TrainingSettings(TypedDict):
-    """Settings of a training, as far as they are read again."""
+    """The settings of a training run that are read again."""
 
     model: str
     output: str
@@ -255,7 +257,7 @@ class TrainingSettings(TypedDict):
 
 
 class RecoveryQuality(TypedDict):
-    """Quality before and after; of the dense model none, where none was asked."""
+    """Quality before and after training. `dense` is empty if the dense model was not measured."""
 
     dense: Named[Quality]
     pruned: Qualities
@@ -278,7 +280,7 @@ class Recovery(TypedDict):
 
 
 class TimingRow(TypedDict):
-    """`evaluation.speed.Timing`."""
+    """A saved `tyr_jax.evaluation.speed.Timing`."""
 
     engine: str
     prompt: Positive
@@ -297,30 +299,30 @@ class Benchmark(TypedDict):
 
 
 class Asked(TypedDict):
-    """What a job was asked for."""
+    """The settings of a job."""
 
     settings: dict[str, Any]
 
 
 class Event(TypedDict):
-    """Anything that happened."""
+    """An event of any kind."""
 
     event: str
     seconds: Seconds
 
 
 class DampedEvent(Event, Damped):
-    """A site's damping was raised."""
+    """The event of a site whose damping was raised."""
 
 
 class Lost(Event):
-    """Candidates had objectives that were not finite."""
+    """The event of candidates whose objectives were not finite."""
 
     candidates: Count
 
 
 class Ended(TypedDict):
-    """`workspace.progress.Ended`."""
+    """A saved `tyr_jax.workspace.progress.Ended`."""
 
     part: str
     stage: str
@@ -328,13 +330,13 @@ class Ended(TypedDict):
 
 
 class StageEvent(Event):
-    """A stage is over."""
+    """The event of a stage that ended."""
 
     ended: Ended
 
 
 class InputFacts(TypedDict):
-    """What tells a run's inputs, as `run.resume` has it; of a training, also the rows of a step."""
+    """What identifies a run's inputs (see `tyr_jax.run.resume`); in training, also the rows of a step."""
 
     model: Count
     text: Count
@@ -343,28 +345,28 @@ class InputFacts(TypedDict):
 
 
 class LearntFacts(TypedDict):
-    """The mean error a token of a layer's FFN, before and after it was reconstructed."""
+    """Mean error per token of a layer's FFN, before and after its reconstruction."""
 
     before: float
     after: float
 
 
 class ResidualFacts(TypedDict):
-    """Behind the last block that is finished: how many sequences of each batch are real, and on how many
-    devices these ran."""
+    """Facts of the residual stream after the last finished block: how many sequences of each batch are real
+    (not padding), and the number of devices that they ran on."""
 
     real: Many[Count]
     devices: Positive
 
 
 class RoundFacts(TypedDict):
-    """All rounds that are finished."""
+    """All finished rounds."""
 
     rounds: Many[Round]
 
 
 class DescentFacts(TypedDict):
-    """The objectives met in a descent."""
+    """The objectives found in a descent."""
 
     history: Many[Many[float | None]]
 
@@ -377,7 +379,7 @@ class EmptyLeaf(TypedDict):
 
 
 class SearchFacts(TypedDict):
-    """Where a search stands, beside its state."""
+    """The progress of a search, stored with its state."""
 
     history: Many[Step]
     spent: Count
@@ -385,28 +387,28 @@ class SearchFacts(TypedDict):
 
 
 class TrainingFacts(TypedDict):
-    """Losses of the steps that are done."""
+    """Losses of the finished steps."""
 
     losses: list[float]
 
 
 PRUNED = ("uniform", "searched", "reconstructed")
-"""Pruned models that a summary may tell of."""
+"""The pruned models that a summary may describe."""
 
 
 def written_name(summary: Mapping[str, Any]) -> str:
-    """Which of them was written: the last one there is, if a summary does not say."""
+    """Name of the pruned model that was written: the last one in the summary, if that does not name it."""
     there = [name for name in PRUNED if summary.get(name)]
     return str(summary.get("written", there[-1]))
 
 
 def written_model(summary: Mapping[str, Any]) -> Any:
-    """What a summary tells of the model that was written."""
+    """The part of a summary about the model that was written."""
     return summary[written_name(summary)]
 
 
 def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
-    """What does not fit together in a summary."""
+    """Contradictions between the fields of a summary."""
     uniform, texts = summary["uniform"], summary["dense"]["quality"]
     there = [name for name in PRUNED if summary.get(name)]
     for name in there:
@@ -426,7 +428,7 @@ def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def recovery_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """What does not fit together in the record of a training."""
+    """Contradictions between the fields of a training record."""
     texts = record["quality"]["recovered"]
     yield from _texts_differ("quality.pruned", record["quality"]["pruned"], texts)
     if record["quality"]["dense"]:
@@ -435,7 +437,7 @@ def recovery_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def benchmark_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """What a benchmark lacks."""
+    """The measures that a benchmark lacks."""
     for measure in MEASURES:
         if all(row["measure"] != measure for row in record["rows"]):
             yield Fault("rows", record["rows"], f"have one of measure '{measure}'")
@@ -447,7 +449,7 @@ def _texts_differ(field: str, found: Mapping[str, Any], texts: Mapping[str, Any]
 
 
 def _units_differ(field: str, model: Mapping[str, Any], uniform: Mapping[str, Any]) -> Iterator[Fault]:
-    """Of a pruned model, its units and those of its layers."""
+    """Contradictions between a pruned model's units, those of its layers, and the uniform model's."""
     yield from _layers_differ(f"{field}.kept", model["kept"], uniform)
     for kind in KINDS:
         units, where = model["units"][kind], f"{field}.units.{kind}"
@@ -464,7 +466,7 @@ def _units_differ(field: str, model: Mapping[str, Any], uniform: Mapping[str, An
 
 
 def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: Mapping[str, Any]) -> Iterator[Fault]:
-    """Of what layers keep, how many they are and what one of them can have."""
+    """Contradictions in what the layers keep: a wrong number of layers, or more units than a layer has."""
     depth = len(uniform["kept"]["attention"])
     for kind in KINDS:
         if len(kept[kind]) != depth:
@@ -498,7 +500,7 @@ EVENT_FORMATS = {
     "objective not finite": _form(Lost, LOG_MEND),
     "stage": _form(StageEvent, LOG_MEND),
 }
-"""By what happened; of anything else, no more is read than that it is an event."""
+"""Formats by event name. For other events, only the fields of `Event` are checked."""
 
 ANY_FACTS = _form(dict[str, Any])
 INPUT_FACTS = _form(InputFacts)
@@ -509,20 +511,20 @@ ROUND_FACTS = _form(RoundFacts)
 DESCENT_FACTS = _form(DescentFacts)
 SEARCH_FACTS = _form(SearchFacts)
 TRAINING_FACTS = _form(TrainingFacts)
-"""What is kept of a job for it to go on from, beside arrays."""
+"""Formats of the facts that a job stores, in addition to arrays, to continue from."""
 
 
 def read_summary(directory: str | Path) -> dict[str, Any] | None:
-    """The summary of the run that made `directory`, or None if it is not one of ours.
+    """The summary of the pruning run that made `directory`, or None if there is none.
 
     Raises:
-        UserError: there is a summary, but it cannot be read.
+        UserError: there is one, but it cannot be read.
     """
     return _read(Path(directory, SUMMARY), SUMMARY_FORMAT)
 
 
 def read_recovery(directory: str | Path) -> dict[str, Any] | None:
-    """The record of the training that made `directory`, or None if there is none.
+    """The record of the training run that made `directory`, or None if there is none.
 
     Raises:
         UserError: there is one, but it cannot be read.
@@ -531,7 +533,7 @@ def read_recovery(directory: str | Path) -> dict[str, Any] | None:
 
 
 def read_benchmark(directory: str | Path) -> dict[str, Any] | None:
-    """The benchmark of the model in `directory`, or None if there was none.
+    """The benchmark of the model in `directory`, or None if there is none.
 
     Raises:
         UserError: there is one, but it cannot be read.
@@ -540,39 +542,39 @@ def read_benchmark(directory: str | Path) -> dict[str, Any] | None:
 
 
 def read_asked(path: Path) -> dict[str, Any] | None:
-    """What the job was asked for that works at a place, as `asked_record` has it; None if none does.
+    """The job's settings that `asked_record` stored at `path`, or None if there are none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: they cannot be read.
     """
     record = _read(path, ASKED_FORMAT)
     return record and record["settings"]
 
 
 def asked_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job is asked for, to be read by `read_asked`."""
+    """The record of a job's settings, which `read_asked` reads."""
     return {"format_version": FORMAT_VERSION, "settings": settings}
 
 
 def read_stage(path: Path) -> dict[str, Any] | None:
-    """The stage that a process was killed in, as `stage_record` has it; None if it was in none.
+    """The stage, stored by `stage_record`, during which a process was killed; None if there is none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the record cannot be read.
     """
     return _read(path, STAGE_FORMAT)
 
 
 def stage_record(ended: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage that runs, to be read by `read_stage`."""
+    """The record of the current stage, which `read_stage` reads."""
     return {"format_version": FORMAT_VERSION, **ended}
 
 
 def check_event(entry: Any, where: str) -> None:
-    """Refuse what is no event, at `where` in a file.
+    """Check that `entry`, at `where` in a file, is a valid event.
 
     Raises:
-        UserError: names the field.
+        UserError: it is not; names the field.
     """
     check(entry, EVENT_FORMAT, where)
     if entry["event"] in EVENT_FORMATS:
@@ -580,7 +582,7 @@ def check_event(entry: Any, where: str) -> None:
 
 
 def _read(path: Path, form: Format) -> dict[str, Any] | None:
-    # What is there but is no file, such as a link to nothing, is a mistake to tell.
+    # A broken link, for example, does exist, and reading it should raise an error.
     if not os.path.lexists(path):
         return None
     with mended(form):
@@ -591,7 +593,7 @@ def _read(path: Path, form: Format) -> dict[str, Any] | None:
 
 
 def spec_of(saved: Mapping[str, Any]) -> DataSpec:
-    """A specification of text as JSON has it."""
+    """The `DataSpec` that was saved as JSON."""
     fields_of = (field.name for field in dataclasses.fields(DataSpec))
     values = ((name, saved[name]) for name in fields_of if name in saved)
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}

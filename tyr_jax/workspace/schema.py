@@ -1,7 +1,7 @@
-"""Checking what was stored and is read again: its version, its types and ranges, and what must fit together.
+"""Checks of stored records when they are read: version, types, ranges, and consistency of their fields.
 
-Stored records are input like any other: a disk, an editor or another program may have altered them. Whatever
-is wrong with one is told in a sentence that names the file and the field.
+Stored records are input like any other: a disk, an editor or another program may have changed them. Whatever
+is wrong is reported in one sentence that names the file and the field.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from tyr_jax.formatting import printable
 T = TypeVar("T")
 
 VERSION = "format_version"
-"""The field of every record that says what it may hold."""
+"""The field of every record that has its format version."""
 
 MOST = 100_000
-"""Entries that a list or a mapping may have: what is shown of them has to fit a page."""
+"""The most entries of a list or mapping. Reports must still fit on a page."""
 
 MOST_LAYERS = 4096
-"""Layers that a model may have."""
+"""The most layers of a model."""
 
 DEEPEST = 50
-"""Lists and mappings that may lie within each other."""
+"""The deepest nesting of lists and mappings."""
 
 Count = Annotated[int, Field(ge=0, le=2**60)]
 Positive = Annotated[int, Field(ge=1, le=2**60)]
@@ -42,7 +42,7 @@ Layers = Annotated[list[Count], Field(min_length=1, max_length=MOST_LAYERS)]
 
 
 class Fault(NamedTuple):
-    """What is wrong: the `value` of a `field` is not what is `wanted`."""
+    """An error in a record: the `value` of a `field` is not what is `wanted` (empty: it is missing)."""
 
     field: str
     value: Any
@@ -50,13 +50,17 @@ class Fault(NamedTuple):
 
 
 def no_faults(value: Any) -> Iterator[Fault]:
-    """Where types and ranges say all."""
+    """No faults: for records whose types and ranges are all that can be checked."""
     yield from ()
 
 
 class Format(NamedTuple):
-    """What a record is: the `schema` of its types and ranges, for pydantic; the `version` that is read; what
-    to do about a record that cannot be (`mend`); and the `faults` of one that keeps to its schema."""
+    """The format of a record.
+
+    It has the pydantic `schema` of its types and ranges, the `version` that can be read, what the user can do
+    about a record that cannot be read (`mend`), and a function that finds the `faults` of a record that is
+    valid by the schema.
+    """
 
     schema: TypeAdapter[Any]
     version: int
@@ -66,10 +70,10 @@ class Format(NamedTuple):
 
 @contextlib.contextmanager
 def mended(form: Format) -> Iterator[None]:
-    """A context in which what cannot be read at all is also told what to do about it.
+    """A context that adds to the body's error what to do about a record that cannot be read.
 
     Raises:
-        UserError: the body's, with that.
+        UserError: the body's, with `form.mend`.
     """
     try:
         yield
@@ -78,10 +82,10 @@ def mended(form: Format) -> Iterator[None]:
 
 
 def check_version(value: Any, form: Format, where: str) -> None:
-    """Refuse the version of a record that is not the one that is read.
+    """Check that a record has the version that can be read.
 
     Raises:
-        UserError: it is an earlier or a later one, or none; says what to do.
+        UserError: the version is earlier, later or missing; says what to do.
     """
     version = value.get(VERSION) if isinstance(value, dict) else None
     if type(version) is int and version > form.version:
@@ -100,16 +104,17 @@ def check_version(value: Any, form: Format, where: str) -> None:
 
 
 def check(value: Any, form: Format, where: str) -> None:
-    """Refuse a record that is not what it must be. What it has beside that is left alone: a later program may
-    have written it, and whoever copies the record keeps it.
+    """Check that a record has the right format.
+
+    Additional fields are allowed: a later version may have written them, and copies of the record keep them.
 
     Args:
-        value: what JSON gave.
-        form: what it must be.
-        where: where it stands, for the sentence.
+        value: the record, as parsed from JSON.
+        form: its format.
+        where: where it is stored, for the message.
 
     Raises:
-        UserError: names the field, its value and what is wanted, and says what to do.
+        UserError: it has another; names the field, its value and what is wanted, and says what to do.
     """
     fault = next(faults_of(value, form), None)
     if fault is not None:
@@ -117,13 +122,13 @@ def check(value: Any, form: Format, where: str) -> None:
 
 
 def faults_of(value: Any, form: Format) -> Iterator[Fault]:
-    """All that is wrong with a record."""
+    """All faults of a record that the first failing check finds."""
     odd = list(_odd(value))
     yield from odd or _mismatches(value, form.schema) or form.faults(value)
 
 
 def _odd(value: Any) -> Iterator[Fault]:
-    """Numbers that are not finite, and what is nested too deeply, wherever they are."""
+    """Numbers that are not finite, and values that are nested too deeply, anywhere in `value`."""
     left: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
     while left:
         inner, path = left.pop()
@@ -137,7 +142,7 @@ def _odd(value: Any) -> Iterator[Fault]:
 
 
 def _mismatches(value: Any, schema: TypeAdapter[Any]) -> list[Fault]:
-    """What is not as the schema has it."""
+    """Where `value` does not match the schema."""
     try:
         schema.validate_python(value, strict=True)
     except ValidationError as error:
@@ -146,7 +151,7 @@ def _mismatches(value: Any, schema: TypeAdapter[Any]) -> list[Fault]:
 
 
 def _fault(error: Any) -> Fault:
-    """What pydantic found, in this project's words."""
+    """The fault of a pydantic error, worded for this project's messages."""
     field = _field(error["loc"])
     if error["type"] == "missing":
         return Fault(field, None, "")
@@ -155,7 +160,7 @@ def _fault(error: Any) -> Fault:
 
 
 def _field(path: tuple[str | int, ...]) -> str:
-    """A field as one would write it: `rounds[2].kept.ffn[4]`, `quality["a text.txt"].kl`."""
+    """The path of a field in readable form: `rounds[2].kept.ffn[4]`, `quality["a text.txt"].kl`."""
     parts = (
         f".{key}" if str(key).isidentifier() and len(str(key)) <= 60 else f"[{_shown(key)}]" for key in path
     )

@@ -1,8 +1,8 @@
-"""Finished work of a run on disk, so that an interrupted run can go on from it.
+"""Finished work of a run on disk, from which an interrupted run can continue.
 
-Every piece is an Orbax checkpoint: a directory with a pytree of arrays and a JSON of facts, which Orbax
-moves into place once it is complete. So a piece is there whole or not at all, whenever the process dies.
-Of work that proceeds in steps, only the last one done is kept; the one before it goes once that is there.
+Every piece is an Orbax checkpoint: a directory with a pytree of arrays and a JSON text of facts. Orbax moves
+it into place once it is complete, so a piece is either complete or missing, whenever the process dies. Of
+work in steps, only the last finished step is kept; the one before is deleted once the new one is in place.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from tyr_jax.workspace.schema import Format, check, check_version, mended
 
 
 class Saved(NamedTuple):
-    """A piece of finished work: dicts and lists of arrays, and facts that JSON can hold."""
+    """A piece of finished work: a pytree of dicts and lists of arrays, and facts as JSON."""
 
     arrays: Any
     facts: dict[str, Any]
@@ -42,13 +42,14 @@ def checksum(arrays: Any) -> int:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Orbax for pytrees, uncompressed: weights hardly shrink, and that would take longer than the disk."""
+    """A checkpointer for pytrees. It does not compress: weights hardly shrink, and it takes longer than the
+    disk."""
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Orbax logs what it cannot read as it is, whatever that does to a terminal."""
+    """A context without Orbax's log, which prints unreadable data as it is, control characters included."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -59,7 +60,7 @@ def _unlogged() -> Iterator[None]:
 
 
 class Store:
-    """Pieces of finished work by name, in a directory; without one, nothing is kept."""
+    """Pieces of finished work by name, in a directory. Without a directory, nothing is kept."""
 
     def __init__(self, directory: Path | None = None, root: Path | None = None) -> None:
         self.directory = directory
@@ -70,11 +71,11 @@ class Store:
         return Store(self.directory and self.directory / name, self.root)
 
     def save(self, name: str, arrays: Any = None, facts: Mapping[str, Any] | None = None) -> None:
-        """Keep `arrays` (a pytree, none of them empty) and `facts` as the piece `name`.
+        """Store `arrays` (a pytree of arrays that are not empty) and `facts` as the piece `name`.
 
         Raises:
-            UserError: they cannot be written, for instance to a full disk, or the directory of all has
-                disappeared.
+            UserError: they cannot be written, for example because the disk is full; or the root directory of
+                the store has disappeared.
         """
         if self.directory is None:
             return
@@ -99,11 +100,14 @@ class Store:
             ) from error
 
     def load(self, name: str, form: Format = ANY_FACTS) -> Saved | None:
-        """The piece `name` as it was saved, its arrays NumPy's, or None if it is not there; its facts are of
-        this `form`.
+        """The piece `name`, with NumPy arrays, or None if there is none.
+
+        Args:
+            name: its name.
+            form: the format of its facts.
 
         Raises:
-            UserError: it is there, but damaged, or of another version of this program.
+            UserError: the piece is damaged, or of another version of this program.
         """
         if self.directory is None or not (self.directory / name).is_dir():
             return None
@@ -124,17 +128,17 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """A context in which what is read of the piece `name` may turn out to be anything.
+        """A context for reading the piece `name`, whose contents may be damaged.
 
         Raises:
-            UserError: the body failed over it.
+            UserError: the body failed.
         """
         try:
             yield
         except UserError:
             raise
         except Exception as error:
-            # Damage makes Orbax and TensorStore raise whatever their readers stumble over.
+            # On damaged data, Orbax and TensorStore may raise any exception.
             raise UserError(
                 f"finished work in {self.directory}/{name} is damaged or cannot be read; start over with "
                 "--restart"
@@ -143,34 +147,34 @@ class Store:
     def save_step(
         self, name: str, step: int, arrays: Any = None, facts: Mapping[str, Any] | None = None
     ) -> None:
-        """Keep what is known after `step` of the work `name`, instead of after any step before."""
+        """Store the state of the work `name` after `step`, and delete that of earlier steps."""
         self.save(f"{name}-{step}", arrays, facts)
         for before in self._steps(name):
             if before < step:
                 self.drop(f"{name}-{before}")
 
     def last_step(self, name: str, form: Format = ANY_FACTS) -> tuple[int, Saved] | None:
-        """(step, what was kept) of the last step of the work `name`, or None before the first."""
+        """(step, stored state) of the last step of the work `name`, or None if there is none."""
         steps = self._steps(name)
         saved = self.load(f"{name}-{max(steps)}", form) if steps else None
         return (max(steps), saved) if saved else None
 
     def _steps(self, name: str) -> list[int]:
-        """The steps kept of the work `name`."""
+        """The stored steps of the work `name`."""
         if self.directory is None or not self.directory.is_dir():
             return []
         found = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in self.directory.iterdir())
         return [int(match[1]) for match in found if match]
 
     def drop(self, name: str) -> None:
-        """Forget the piece `name`."""
+        """Delete the piece `name`."""
         self.part(name).clear()
 
     def clear(self) -> None:
-        """Forget all pieces and parts."""
+        """Delete all pieces and parts."""
         if self.directory is None or not hosts.is_first():
             return
-        # Renamed first: what is half deleted must not look like a piece.
+        # Renamed first, because a half deleted directory must not look like a piece.
         gone = self.directory.with_name(f"{self.directory.name}.dropped")
         shutil.rmtree(gone, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
@@ -179,6 +183,6 @@ class Store:
 
 
 def _reason(error: Exception) -> str:
-    """An error in a line."""
+    """An error in one line."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
