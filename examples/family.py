@@ -1,9 +1,9 @@
-"""A family of models from outside the package: Seed-OSS, as one entry of data.
+"""A family of models defined outside the package: Seed-OSS, as one data entry.
 
-It is Llama whose attention has biases that two keys of `config.json` tell of, one of them true where it is
-absent. Every other key that Llama lacks is accounted for, too: one without an entry would be an error.
+Seed-OSS is Llama with attention biases. Two keys of `config.json` describe them, and one of the two defaults
+to true. The entry also covers every other key that Llama lacks, because a key without an entry is an error.
 
-From the directory above this one:
+Run this from the directory above this one:
 
     from tyr_jax.io.checkpoint import load_model
 

@@ -1,9 +1,9 @@
-"""The Python API as in a notebook: prune the embedded model to 25 %, look at it, try it, keep it.
+"""The Python API as in a notebook: prune 25 % of the embedded model, look at it, try it, and save it.
 
   python examples/notebook.py
 
-It takes what the demo takes: minutes on two CPU cores. In a notebook each part is a cell, and `result` as the
-last line of one shows the tables and figures of the report.
+Like the demo, it takes minutes on two CPU cores. In a notebook each part is a cell. A cell that ends with
+`result` shows the tables and figures of the report.
 """
 
 # %% Prune
@@ -15,9 +15,9 @@ print(result)
 # %% Try it
 print(tyr_jax.generate_text(result, "The capital of France is", max_tokens=20)[0])
 
-# %% Measure it on the text that was held out
+# %% Measure it on the held-out text
 print(tyr_jax.evaluate_model(result))
 
-# %% Keep it: a directory for transformers, and a file for llama.cpp
+# %% Save it: a directory for transformers, and a file for llama.cpp
 result.save("pruned")
 tyr_jax.export_model("pruned", quantize="q8_0")

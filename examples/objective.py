@@ -1,4 +1,4 @@
-"""An objective of your own: KL, and by how much the last hidden states turn.
+"""A custom objective: KL, plus how far the last hidden states turn away from the dense model's.
 
 python -m tyr_jax.prune --preset quick --objective examples.objective:HiddenDirection --weight 0.5
 """
@@ -13,13 +13,13 @@ from tyr_jax.scoring.objective import Objective, Student, TeacherBatch, mean_kl
 
 @dataclasses.dataclass(frozen=True)
 class HiddenDirection(Objective):
-    """KL, and how far the last layer's hidden states turn away from the dense model's."""
+    """KL, plus how far the last layer's hidden states turn away from the dense model's."""
 
     weight: float = 1.0
     """Weight of 1 − cosine."""
 
     def observed_layers(self, depth: int) -> tuple[int, ...]:
-        """The last."""
+        """The last layer."""
         return (depth - 1,)
 
     def __call__(self, teacher: TeacherBatch, student: Student) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A saliency and a local pruner of your own, both by the size of weights and activations.
+"""A custom saliency and a custom local pruner, both based on the size of weights and activations.
 
 python -m tyr_jax.prune --preset quick --saliency examples.pruner:Energy --output by-energy
 python -m tyr_jax.prune --preset quick --pruner examples.pruner:KeepRows --output without-update
@@ -15,16 +15,16 @@ from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, keep_rows, rank_
 
 @dataclasses.dataclass(frozen=True)
 class Energy(Saliency):
-    """Order by the energy of what a channel adds, ‖X_p‖² ‖W_p‖², after every update of the weights."""
+    """Order units by the energy that their channels add, ‖X_p‖² ‖W_p‖², after every update of the weights."""
 
     def __call__(self, site: SiteStatistics) -> jax.Array:
-        """The mean over the channels of every unit."""
+        """The mean over the channels of each unit."""
         return site.per_unit(jnp.diagonal(site.gram) * jnp.sum(site.weight**2, axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepRows(LocalPruner):
-    """The same order from the dense weights, which stay as they are (Wanda-sp: An et al. 2024)."""
+    """Use the same order from the dense weights, and never update the weights (Wanda-sp: An et al. 2024)."""
 
     power: float = 1.0
     """Power of the activations' energy."""

@@ -1,4 +1,4 @@
-"""A search of your own: parallel chains that each keep a sparsity shift if it does not make them worse.
+"""A custom search: parallel chains, each of which keeps a sparsity shift unless it makes the chain worse.
 
 python -m tyr_jax.prune --preset quick --search examples.search:HillClimbing --chains 8 --output pruned
 """
@@ -17,8 +17,8 @@ from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 @flax.struct.dataclass
 class Chains:
-    """Key, finished steps, where every chain is `[C, 2, L]` and its fitness `[C]`, levels that exist, and
-    what they may cost."""
+    """The random key, finished steps, levels `[C, 2, L]` and fitness `[C]` of the chains, which levels exist,
+    and the budget."""
 
     key: jax.Array
     step: int
@@ -31,31 +31,31 @@ class Chains:
 
 @dataclasses.dataclass(frozen=True)
 class HillClimbing(Search):
-    """Parallel hill climbing, on the same sequences in every step."""
+    """Parallel hill climbing on the same sequences in every step."""
 
     generations: int = 20
     """Steps of a round."""
     chains: int = 4
-    """Candidates that climb side by side."""
+    """Number of chains that climb in parallel."""
     text: int = 2
-    """Sequences that they are scored on."""
+    """Sequences that candidates are scored on."""
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Any:
-        """All chains at the start, which any neighbour beats."""
+        """Put all chains at the start, with a fitness that any neighbour beats."""
         levels = np.repeat(start[None], self.chains, axis=0)
         worst = np.full(self.chains, np.inf)
         known = space.exists, space.budget
         return Chains(key, 0, levels, worst, *known, min(self.text, space.sequences))
 
     def ask(self, state: Any) -> Query:
-        """A neighbour of every chain."""
+        """Ask for a neighbour of every chain; in the first step, for the start itself."""
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), self.chains)
         shift = jax.vmap(lambda key, levels: mutate(key, levels, jnp.asarray(state.exists), state.budget, 1))
         candidates = shift(keys, jnp.asarray(state.levels)) if state.step else state.levels
         return Query(np.asarray(candidates), np.arange(state.sequences))
 
     def tell(self, state: Any, candidates: Candidates, fitness: Fitness) -> Any:
-        """Every chain moves to its neighbour unless that is worse."""
+        """Move every chain to its neighbour unless that is worse."""
         better = fitness <= state.fitness
         levels = np.where(better[:, None, None], candidates, state.levels)
         return state.replace(
@@ -63,5 +63,5 @@ class HillClimbing(Search):
         )
 
     def best(self, state: Any) -> Levels:
-        """Where the best chain is."""
+        """Levels of the best chain."""
         return np.asarray(state.levels[int(np.argmin(state.fitness))])

@@ -1,7 +1,7 @@
-"""What single choices of local pruning are worth: uniform pruning under each, over several seeds.
+"""How much single choices of local pruning matter: uniform pruning with each of them, over several seeds.
 
-Variants are the modes of error accumulation (paper, Table 4) and other saliencies and damping. A
-nine-level supernet is built with each, and its centre, the uniform distribution, is measured. Rerun:
+The variants are the modes of error accumulation (paper, Table 4), other saliencies, and another damping. For
+each, the script builds a nine-level supernet and measures its centre, the uniform distribution. Rerun:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "signed saliency": {"saliency": TaylorSaliency("signed", "block")},
     "mean damping": {"damping_scale": "mean"},
 }
-"""What each changes of the preset's local pruning."""
+"""Changes of each variant to the preset's local pruning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Ablation:
     calibration: str = "builtin"
     """Calibration text."""
     calibration_tokens: int = 32768
-    """Tokens of it."""
+    """Tokens of the calibration text."""
     preset: Preset = "standard"
-    """Where everything else about local pruning comes from, noise in the calibration text included."""
+    """Preset for all other settings of local pruning, including noise in the calibration text."""
     sequence_length: int = 512
     """Tokens in a sequence."""
     wikitext: str = WIKITEXT
@@ -60,18 +60,18 @@ class Ablation:
     windows: int = 10
     """Windows of 2048 tokens to measure on."""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """Which variants."""
+    """Variants to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Calibration seeds."""
     results: Path = Path("runs/ablation.json")
-    """Where results are kept; those that are there already are not computed again, unless they were made with
-    other settings: then another file is asked for."""
+    """File of the results. Results that it already has are not computed again. If they were made with other
+    settings, name another file."""
 
 
 def measure(
     ablation: Ablation, model: LoadedModel, variant: str, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Perplexity by text of the uniform distribution in a supernet built with `variant`."""
+    """Perplexity, by text, of the uniform distribution in a supernet built with `variant`."""
     data = DataSpec(
         calibration=(ablation.calibration,),
         evaluation=(ablation.wikitext,),
@@ -101,7 +101,7 @@ def measure(
 
 
 def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> None:
-    """Print a row per variant: the median over seeds, and each seed."""
+    """Print a row per variant: the median over seeds, and the value of each seed."""
     texts = list(next(iter(results.values())))
     header = [f"{text}: median (seeds)" for text in texts]
     print_header("variant", *header)

@@ -1,7 +1,7 @@
-"""What each step away from the paper's local pruning is worth, alone and on top of the ones before.
+"""How much each step away from the paper's local pruning helps, alone and on top of the steps before it.
 
-Uniform models, at the block parameters that `--budget units` leaves at each sparsity, on text of domains that
-layers were pruned on and of others. Rerun:
+Measures uniform models, all with the number of block parameters that `--budget units` leaves at each
+sparsity. The texts are from the domains that layers were pruned on, and from others. Rerun:
 
   python scripts/ablation_steps.py --evaluation wikitext-2-raw-test.txt news.txt
 """
@@ -32,7 +32,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "own text": {"calibration": PRESETS["standard"].data.calibration},
     "reconstruction": {"reconstruct": 8},
 }
-"""The settings that each changes, in the order in which they are added up."""
+"""The settings that each step changes, in the order in which the steps are combined."""
 
 BEFORE: dict[str, Any] = {
     "budget": "units",
@@ -41,11 +41,11 @@ BEFORE: dict[str, Any] = {
     "reconstruct": 0,
     "calibration": ("builtin",),
 }
-"""The same settings without any of them."""
+"""The same settings before any of the steps."""
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """What each row of the table sets."""
+    """The settings of each row of the table."""
     found, added = {"before": BEFORE}, dict(BEFORE)
     for name, change in STEPS.items():
         if added != BEFORE:
@@ -62,9 +62,9 @@ class Ablation:
     model: str = "builtin"
     """The dense model."""
     sparsities: tuple[float, ...] = (0.25, 0.5)
-    """Shares of heads and neurons removed from every layer; other budgets get as many parameters."""
+    """Shares of heads and neurons removed from every layer. Budgets of parameters keep as many parameters."""
     evaluation: tuple[str, ...] = (WIKITEXT,)
-    """Texts to measure on, beside what is held out of the calibration text."""
+    """Texts to measure on, in addition to the held-out part of the calibration text."""
     calibration_tokens: int = 16384
     """Tokens that layers are pruned on."""
     windows: int = 4
@@ -72,14 +72,14 @@ class Ablation:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the calibration text."""
     results: Path = Path("runs/ablation_steps.json")
-    """Where results are kept; those that are there already are not computed again, unless they were made with
-    other settings: then another file is asked for."""
+    """File of the results. Results that it already has are not computed again. If they were made with other
+    settings, name another file."""
 
 
 def settings_of(
     ablation: Ablation, sparsity: tuple[float, ...], changes: dict[str, Any], seed: int
 ) -> Settings:
-    """Those of a run of one variant."""
+    """Settings of a run of one variant."""
     base = PRESETS["standard"]
     changes = dict(changes)
     data = dataclasses.replace(
@@ -103,13 +103,13 @@ def settings_of(
 
 
 def as_parameters(before: dict[str, Any], config: ModelConfig) -> tuple[float, ...]:
-    """The shares of the blocks' parameters that the models `before` lost, by sparsity."""
+    """The share of the block parameters that each of the models `before` lost, by sparsity."""
     blocks = count_parameters(config)[0]
     return tuple(1 - model["parameters"] / blocks for model in before.values())
 
 
 def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progress) -> dict[str, Any]:
-    """Block parameters, and KL and perplexity by text, of the uniform model at each of the sparsities."""
+    """Block parameters, and KL and perplexity by text, of the uniform model at each sparsity."""
     with EventLog() as events:
         run = prepare.Run(settings, progress, events)
         outcomes = list(pipeline.prune_prepared(run, prepare.prepare(run)))
@@ -123,7 +123,7 @@ def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progres
 
 
 def print_markdown(results: dict[str, Any], ablation: Ablation) -> None:
-    """Print a table per sparsity: of every text the medians over seeds of KL and perplexity, and the span of
+    """Print a table per sparsity: for each text, the medians of KL and perplexity over seeds, and the span of
     KL."""
     for sparsity in (f"{each:g}" for each in ablation.sparsities):
         texts = list(results[f"before, seed {ablation.seeds[0]}"][sparsity]["texts"])

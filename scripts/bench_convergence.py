@@ -1,11 +1,11 @@
-"""How many candidate-tokens the way to an answer takes: the paper's search, and ours. Rerun:
+"""How fast a search converges, in candidate-tokens: the paper's search and ours. Rerun:
 
   python scripts/bench_convergence.py
 
-All searches run on one supernet for each sparsity and draw from one pool of text; what they found is scored
-on text that no search saw. The paper's search starts uniform: 32 offspring, stages 8 → 2 → 1 on 256, 1,024
-and 4,096 tokens, 25 generations. Ours starts from the additive estimate and descends first; slopes count as
-the candidate-tokens that take as long, as measured in the same run.
+At each sparsity, all searches run on the same supernet and draw from the same pool of text. The results are
+scored on text that no search saw. The paper's search starts from the uniform distribution: 32 offspring,
+stages 8 → 2 → 1 on 256, 1,024 and 4,096 tokens, 25 generations. Ours starts from the additive estimate and
+descends first. Slopes count as the candidate-tokens that take the same time, measured in the same run.
 """
 
 import dataclasses
@@ -53,13 +53,13 @@ class Bench(OnText):
     search_tokens: int = 32768
     """Tokens that the searches draw from."""
     held_out_tokens: int = 16384
-    """Tokens that what they found is scored on."""
+    """Tokens that the results are scored on."""
     descent_tokens: int = 2048
-    """Tokens of each descent step's slopes, and of scoring its proposals."""
+    """Tokens for the slopes of each descent step, and as many for scoring its proposals."""
     descent_steps: int = 6
-    """Descent steps of our search, at most."""
+    """Number of descent steps of our search."""
     paper: bool = True
-    """Run the paper's search as well."""
+    """Also run the paper's search."""
     generations: int = 25
     """Generations of the paper's search."""
     our_share: float = 0.5
@@ -67,7 +67,7 @@ class Bench(OnText):
 
 
 class World(NamedTuple):
-    """A nested supernet, what its fold tells of its sites, and text to search and to judge on."""
+    """A nested supernet, what its fold measured at its sites, and the texts to search on and to judge on."""
 
     config: ModelConfig
     grid: space.LevelGrid
@@ -94,11 +94,11 @@ class World(NamedTuple):
 
 
 Trace = list[tuple[int, np.ndarray]]
-"""(candidate-tokens spent, levels `[2, L]`) as a search goes on."""
+"""(candidate-tokens spent, levels `[2, L]`) in the course of a search."""
 
 
 def make_world(bench: Bench, sparsity: float) -> World:
-    """The supernet and the texts of one sparsity."""
+    """The supernet and the texts for one sparsity."""
     model = bench.load()
     search_tokens = bench.search_tokens + bench.held_out_tokens
     amounts = {"calibration_tokens": bench.calibration_tokens, "search_tokens": search_tokens}
@@ -121,7 +121,7 @@ def make_world(bench: Bench, sparsity: float) -> World:
 
 
 def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spent: int = 0) -> Trace:
-    """Evolve from `start [2, L]`, `spent` candidate-tokens before."""
+    """Evolve from `start [2, L]`, which has already cost `spent` candidate-tokens."""
     length = world.pool.tokens.shape[1]
     trace = [(spent, start)]
 
@@ -146,7 +146,7 @@ def generation_tokens(schedule: Evolution, length: int) -> int:
 
 
 def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) -> Trace:
-    """Estimate, descent, then evolution until `budget` candidate-tokens are spent."""
+    """Start at the estimate, descend, then evolve until `budget` candidate-tokens are spent."""
     length = bench.sequence_length
     count = bench.descent_tokens // length
     step_cost = round(count * length * (slope_cost + 1 + len(surrogate.CAUTIONS)))
@@ -171,7 +171,7 @@ def ours(world: World, bench: Bench, seed: int, budget: int, slope_cost: float) 
 
 
 def slope_cost(world: World) -> float:
-    """Candidate-tokens that a token of slopes takes as long as."""
+    """Number of candidate-tokens that take as long as the slopes of one token."""
     centre = space.centre_distribution(world.grid)
     sequences = np.arange(8)
     population_of = np.repeat(centre[None], 2, axis=0)

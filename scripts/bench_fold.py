@@ -1,11 +1,13 @@
-"""What building a supernet costs: one level, nine levels, and the parts of the fold. Rerun:
+"""How long it takes to build a supernet: with one level, with nine levels, and by part of the fold. Rerun:
 
   python scripts/bench_fold.py
 
-The fold runs on random tokens; parts are timed on one site and one batch, and multiplied by their number.
-Printed are the FLOPs needed (attention counted over the causal half, XᵀX over its triangle, of ordering and
-solves none), the time (median), the share of the matmul rate, measured in the same run, that they reach, and
-the ratio to the plain formulation, a fold per level.
+The fold runs on random tokens. Each part is timed on one site and one batch, and its time is multiplied by
+the number of sites and batches. For each fold it prints:
+- the FLOPs needed: attention over the causal half, XᵀX over one triangle, nothing for ordering and solves;
+- the time (median);
+- the share of the matmul rate that the fold reaches; the rate is measured in the same run;
+- the ratio to the plain formulation, which is one fold per level.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ class Bench(OnBatches):
     tokens: int = 65536
     """Calibration tokens."""
     repeats: int = 1
-    """Timings of the whole fold, interleaved; its parts are timed five times."""
+    """Timings of the whole fold, interleaved. The parts are always timed five times."""
 
 
 def triangle_flops(size: int, tokens: int) -> float:

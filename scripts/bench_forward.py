@@ -1,9 +1,10 @@
-"""How fast the dense model runs: ours, and torch's own forward beside it. Rerun:
+"""How fast the dense model runs: our forward, compared with torch's. Rerun:
 
   python scripts/bench_forward.py
 
-Printed are the FLOPs executed for a token (attention as it is computed, in chunks of the causal half), the
-tokens a second (median), and the share of the matmul rate, measured in the same run, that they reach.
+It prints the FLOPs executed per token, the tokens per second (median), and the share of the matmul rate that
+these reach. Attention is counted as it is computed, in chunks of the causal half. The matmul rate is measured
+in the same run.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Bench(OnModel):
 
 
 def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], object]:
-    """Logits by transformers' Llama of the same shape."""
+    """A forward to the logits with transformers' Llama of the same shape."""
     import torch
 
     model = torch_model(config).eval()
@@ -53,7 +54,7 @@ def torch_forward(config: ModelConfig, tokens: np.ndarray) -> Callable[[], objec
 
 @functools.partial(jax.jit, static_argnames="config")
 def normaliser(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
-    """Blocks and head: the logits' normaliser, whose cost is the whole head's."""
+    """Blocks and head: the log-normaliser of the logits, which costs as much as the whole head."""
     return log_normaliser(decoder.head(params), decoder.hidden_states(params, tokens, config))
 
 

@@ -1,9 +1,9 @@
-"""What XᵀX costs by symmetry, beside the whole product. Rerun:
+"""How much symmetry saves in computing XᵀX, compared with the whole product. Rerun:
 
   python scripts/bench_gram.py
 
-Widths are those of SmolLM2's FFN, and of Llama-3.1-8B's attention and FFN. Shares are of the whole product's
-FLOPs and of its time (medians, in one run), and of the matmul rate.
+The widths are those of attention and FFN of SmolLM2 and of Llama-3.1-8B. The shares are of the whole
+product's FLOPs, of its time (medians, in one run), and of the matmul rate.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Bench:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def whole(gram: jax.Array, x: jax.Array) -> jax.Array:
-    """Add XᵀX without regard to its symmetry."""
+    """Add XᵀX without making use of its symmetry."""
     return gram + jnp.matmul(x.T, x, precision=hessian.HIGHEST)
 
 

@@ -1,11 +1,12 @@
-"""What the whole job costs, stage by stage, in plain formulations and in this project's. Rerun:
+"""How long the whole job takes, stage by stage, in the plain formulation and in this project's. Rerun:
 
   python scripts/bench_pipeline.py
 
-Plain: every level of the supernet is pruned from scratch, with forwards of its own, and candidates are scored
-in one `vmap` at full width, as the method is written. Both versions have the same text, levels, offspring and
-generations, one after the other in one run, compilation apart; what both do alike is timed once. The searches
-should end with the same distribution, as they ask the same questions: the last line tells.
+The plain version follows the method as it is written. It prunes every level of the supernet from scratch,
+with forwards of its own, and scores candidates in one `vmap` at full width. Both versions use the same text,
+levels, offspring and generations. They run one after the other in one run, and compilation is not counted.
+Stages that are the same in both are timed once. Both searches score the same candidates, so they should end
+with the same distribution. The last line says whether they do.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from tyr_jax.space import LevelGrid
 OBJECTIVE = KL()
 
 PRUNING = PruningSettings(accumulation="centre")
-"""Costs what the default does, and is defined where a supernet's only level keeps nothing."""
+"""Costs as much as the default, and is also defined for a supernet whose only level keeps nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class World(NamedTuple):
 
 
 def make_world(bench: Bench) -> World:
-    """What both versions work on."""
+    """The input of both versions."""
     model = bench.load()
     kinds, depth = PRUNING.kinds(model.config), model.config.depth
     grid = space.uniform_grid(kinds, depth, bench.sparsity, bench.levels, 0.125)
@@ -93,7 +94,7 @@ def fold(world: World, grid: LevelGrid, sequences: int | None = None) -> Superne
 
 
 def time_folds(world: World, bench: Bench) -> tuple[float, float, float]:
-    """Seconds of a supernet level by level, of one in one pass, and of a single level."""
+    """Seconds to build a supernet level by level, to build one in one pass, and to build a single level."""
     levels = [single(world.grid, level) for level in range(bench.levels)]
     for grid in (levels[0], world.grid):
         fold(world, grid, max(1, BATCH_TOKENS // bench.length))
@@ -102,7 +103,7 @@ def time_folds(world: World, bench: Bench) -> tuple[float, float, float]:
 
 
 def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float, float, int]:
-    """Seconds of the search with a plain score and with ours, and at how many sites the answers differ."""
+    """Seconds of the search with the plain score and with ours, and at how many sites the results differ."""
     params, config, grid = world.model.params, world.model.config, world.grid
     supernet = fold(world, grid)
     net = nested.nest(params, supernet, config)

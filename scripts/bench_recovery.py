@@ -1,11 +1,11 @@
-"""How fast recovery trains: ours, and the same distillation in torch (LoRA by PEFT) beside it. Rerun:
+"""How fast recovery trains, compared with the same distillation in torch (LoRA by PEFT). Rerun:
 
   pip install peft
   python scripts/bench_recovery.py
 
-The student has the dense model's shape with narrower FFNs, the teacher is the dense model, and a step of
-AdamW learns the teacher's predictions of all tokens. Printed are the tokens a second (median), the FLOPs that
-a token needs at least, and the share of the matmul rate, measured in the same run, that they reach.
+The student has the dense model's shape with narrower FFNs. The teacher is the dense model. Each step of AdamW
+learns the teacher's predictions at all tokens. It prints the FLOPs that a token needs at least, the tokens
+per second (median), and the share of the matmul rate that these reach. The rate is measured in the same run.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ class Bench(OnModel):
     """What to measure."""
 
     neurons: int = 624
-    """Neurons that every layer of the student has."""
+    """Neurons in each layer of the student."""
     methods: tuple[Method, ...] = ("lora", "full")
     """What is trained."""
     rank: int = 16
-    """Of LoRA."""
+    """Rank of LoRA."""
     sequence_length: int = 512
     """Tokens of a row."""
     rows: int = 4
@@ -47,15 +47,18 @@ class Bench(OnModel):
 
 
 def flops(student: ModelConfig, teacher: ModelConfig, length: int, method: Method) -> float:
-    """FLOPs of a token at least: a forward of the teacher; of the student, also gradients of activations
-    everywhere and of its blocks' weights, where those are trained. (LoRA's own products are left out.)"""
+    """Least FLOPs of a token: a forward of the teacher, and a forward of the student with its gradients.
+
+    The gradients are those of the activations everywhere, and those of the blocks' weights if they are
+    trained. The products of LoRA itself are not counted.
+    """
     blocks, taught = (block_flops(one, unit_counts(one), length) for one in (student, teacher))
     head = head_flops(student)
     return taught + head + (2 if method == "lora" else 3) * blocks + 2 * head
 
 
 def our_step(bench: Bench, student: ModelConfig, method: Method, tokens: np.ndarray) -> Callable[[], object]:
-    """A step of `tyr_jax.recovery.train`, again and again."""
+    """A function that runs the next step of `tyr_jax.recovery.train` at each call."""
     teacher = bench.load()
     small = random_params(student, jax.random.key(0)) | {"embed": teacher.params["embed"]}
     plan = Plan(student, teacher.config, Training(method=method, rank=bench.rank), Loss(), 1000)
@@ -74,7 +77,7 @@ def our_step(bench: Bench, student: ModelConfig, method: Method, tokens: np.ndar
 def torch_step(
     bench: Bench, student: ModelConfig, dense: ModelConfig, method: Method, tokens: np.ndarray
 ) -> Callable[[], object]:
-    """The same step as one would write it in torch."""
+    """The same step, written the usual way in torch."""
     import torch
 
     teacher, model = torch_model(dense).eval(), torch_model(student)

@@ -1,13 +1,15 @@
-"""What scoring a population costs: at full width, and paying only for what is kept. Rerun:
+"""How long it takes to score a population: at full width, and with only the units that are kept. Rerun:
 
   python scripts/bench_search.py
 
 For each sparsity, offspring of the uniform distribution are scored on random tokens, in a supernet of
-arbitrary weights: plainly, all in one `vmap` at full width, and paying only for the units that are kept.
-Printed are the FLOPs a candidate-token needs (kept units and head; attention counted over the causal half),
-the candidate-tokens a second (median), the share that those FLOPs reach of the matmul rate and of the dense
-forward's own rate (blocks and head, the same tokens), both measured in the same run, and the ratio of the
-two formulations.
+arbitrary weights. The plain formulation runs them all in one `vmap` at full width. The other computes only
+the units that are kept. It prints:
+- the FLOPs that a candidate-token needs: units that are kept, and the head; attention over the causal half;
+- the candidate-tokens per second (median);
+- the shares that these reach of the matmul rate and of the dense forward's rate (blocks and head, the same
+  tokens), both measured in the same run;
+- the ratio of the two formulations.
 """
 
 import dataclasses
@@ -50,7 +52,7 @@ class Bench(OnModel):
 
 
 def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
-    """Equal weights at every level, units removed in random order: the time does not depend on the values."""
+    """A supernet of equal weights with units removed in random order. The values do not affect the time."""
     rng, shape, depth = np.random.default_rng(0), config.dense_shape, config.depth
     ranks = [np.stack([rng.permutation(units) for _ in range(depth)]) for units in (shape.heads, shape.ffn)]
     levels = grid.kept.shape[-1]

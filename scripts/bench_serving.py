@@ -1,9 +1,10 @@
-"""How much faster a pruned model runs, in JAX and in llama.cpp, beside what FLOPs or bytes allow. Rerun:
+"""How much faster a pruned model runs in JAX and in llama.cpp, next to the limit by FLOPs or bytes. Rerun:
 
   python scripts/bench_serving.py builtin pruned
 
-Printed are the time to the first token and the time of each token after it, as ratios of the dense model's
-(medians, both models in turn), and the ratios that the FLOPs of a prompt and the bytes of a token allow.
+It prints how many times faster than the dense model the pruned one is, for the first token and for each token
+after it. Times are medians, and the two models take turns. Next to each is the most that the FLOPs of a
+prompt or the bytes of a token allow.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ class Bench:
     prompts: tuple[int, ...] = (128, 512)
     """Lengths of the prompt, in tokens."""
     batches: tuple[int, ...] = (1, 4)
-    """Sequences that run together; in llama.cpp, one."""
+    """Sequences that run together. In llama.cpp it is always one."""
     tokens: int = 16
-    """Tokens that are generated in a timing."""
+    """Tokens to generate in each timing."""
     repeats: int = 9
     """Timings of each."""
     llama_cpp: bool = True
-    """Compare in llama.cpp as well."""
+    """Also compare in llama.cpp."""
 
 
 def main(bench: Bench) -> None:

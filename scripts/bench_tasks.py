@@ -1,10 +1,10 @@
-"""Requests of a task a second, beside lm-evaluation-harness's own model in torch. Rerun:
+"""Requests per second on tasks, compared with lm-evaluation-harness's own model in torch. Rerun:
 
   python scripts/fetch_tasks.py tasks
   python scripts/bench_tasks.py --data-dir tasks
 
 Both answer the same requests in turn: log-likelihoods of a task's answers, in float32. The last column is the
-largest difference of two log-likelihoods for each of its tokens, in nats.
+largest difference between the two log-likelihoods of a request, in nats per token.
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ class Bench:
     tasks: tuple[str, ...] = ("arc_easy", "boolq")
     """Tasks of the harness."""
     data_dir: Path | None = None
-    """Where `fetch_tasks.py` has put the tasks' data; by default it is the hub's."""
+    """Directory that `fetch_tasks.py` has written. By default the tasks' data comes from the hub."""
     questions: int = 40
     """Questions of each task."""
     batch: int = 8
     """Requests that torch answers at a time."""
     repeats: int = 3
-    """Timings of each, in turn; the median counts."""
+    """Timings of each model, in turn. The median counts."""
 
 
 def requests_of(name: str, bench: Bench) -> list[Instance]:
-    """What the harness asks a model of a task's first questions."""
+    """The harness's requests for the first questions of a task."""
     with opened_tasks([name], bench.data_dir) as (task,):
         if not isinstance(task, Task):
             raise UserError(f"{name} is a group of tasks; name one of them")
@@ -53,7 +53,7 @@ def requests_of(name: str, bench: Bench) -> list[Instance]:
 
 
 def in_torch(model: LoadedModel, bench: Bench, directory: str) -> HFLM:
-    """The same model as the harness runs it."""
+    """The same model, run by the harness in torch."""
     save_model(Path(directory), model.config, model.params, model.hf_config, model.tokenizer)
     return HFLM(
         pretrained=directory, device="cpu", dtype="float32", batch_size=bench.batch, trust_remote_code=True

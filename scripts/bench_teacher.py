@@ -1,10 +1,11 @@
-"""What is kept of the dense model's predictions, and what that costs the divergence. Rerun:
+"""Ways to keep the dense model's predictions, and how exact the KL divergence is with each. Rerun:
 
   python scripts/bench_teacher.py
 
-The dense model reads real text; what stands for a pruned model is the dense one with noise on its last hidden
-states. Printed are the bytes that 1,024 tokens take, the KL divergence (mean over tokens), and how far it is
-from the exact one, computed in float64 from whole softmaxes: the mean, and the largest error of any token.
+The dense model reads real text. The dense model with noise on its last hidden states stands in for a pruned
+model. It prints the megabytes that 1,024 tokens take, and the KL divergence (mean over tokens). It also
+prints the error against the exact divergence, computed in float64 from whole softmaxes: the relative error of
+the mean, and the largest error of any token.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ class Bench(OnModel):
     """What to measure."""
 
     evaluation: tuple[str, ...] = ("builtin",)
-    """Text."""
+    """Text to read."""
     tokens: int = 1024
-    """Tokens of it."""
+    """Tokens of the text."""
     noise: float = 0.5
-    """Noise on the hidden states, in terms of their root mean square."""
+    """Noise on the hidden states, as a multiple of their root mean square."""
     kept: int = 64
-    """Predictions that a teacher keeps who lumps the rest."""
+    """Predictions that are kept per token where all others are lumped together."""
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -47,14 +48,14 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def lumped(logs: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Log probabilities `[T, k + 1]` of the entries `kept [T, k]`, and of all others together."""
+    """Log probabilities `[T, k + 1]` of the entries `kept [T, k]`, and of all others lumped together."""
     some = np.take_along_axis(logs, kept, axis=-1)
     rest = np.log(np.maximum(1 - np.exp(some).sum(axis=-1, keepdims=True), np.finfo(float).tiny))
     return np.concatenate([some, rest], axis=-1)
 
 
 def main(bench: Bench) -> None:
-    """Print a row per form."""
+    """Print a row per way to keep the predictions."""
     model = bench.load()
     params, config = model.params, model.config
     spec = DataSpec((), bench.evaluation, evaluation_length=bench.tokens, evaluation_windows=1)

@@ -1,12 +1,17 @@
-"""What every stage of a large model's run takes on TPUs, from their compiler, without a TPU. Rerun:
+"""What each stage of a large model's run needs on TPUs, by the TPU compiler, without a TPU. Rerun:
 
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
 
-A row per stage: seconds to compile; what a device holds of its arguments and what it needs besides; its FLOPs
-(those of float32 as the chip makes them of bfloat16); the least milliseconds that FLOPs, memory and network
-take by the chip's published rates; what it receives from other devices, by kind of collective, and the
-largest array among that: a matrix of a layer's weights, never those of all layers or levels. It fails where a
-stage takes longer to compile, or more memory, or is given more, than it may.
+It prints a row per stage, with figures per device:
+- seconds to compile;
+- memory of its arguments ("given"), and what it needs besides;
+- its FLOPs; products in float32 count as the bfloat16 products that the chip makes of them;
+- the least milliseconds that FLOPs, memory and network take at the chip's published rates;
+- what it receives from other devices, by kind of collective;
+- the collective with the largest array: a matrix of one layer's weights, the head, or a part of a Hessian,
+  but never the weights of all layers or levels.
+
+It fails if a stage takes too long to compile, needs too much memory, or receives too large an array.
 """
 
 import dataclasses
@@ -30,19 +35,22 @@ class Bench(OnTpus):
     """What to compile."""
 
     topology: str = "v5e:2x4"
-    """TPUs, as their compiler calls them."""
+    """The TPUs, by the compiler's name for them."""
     most_seconds: float = 120
-    """What a stage may take to compile."""
+    """Seconds that a stage may take to compile."""
     only: tuple[str, ...] = ()
-    """Stages whose name has one of these in it; all where none is given."""
+    """Compile only stages whose name contains one of these; by default, all stages."""
 
 
 def most_given(name: str, by: str, config: ModelConfig, itemsize: int) -> float:
-    """Bytes of the largest array that a stage may give a device, `by` a collective: of weights a matrix of a
-    layer, or the head; of a site's Hessian its own part, or a block of rows."""
+    """Bytes of the largest array that stage `name` may give a device, `by` a collective.
+
+    Of the weights, this is a matrix of a layer, or the head. Of a site's Hessian, it is the device's own
+    part, or a block of rows.
+    """
     size = plan.site_sizes(config)[1]
     head = config.vocab * config.hidden if name.startswith(("search", "quality")) else 0
-    # Where chips are many, or lie in three dimensions, the compiler scatters sums by adding up all of them.
+    # With many chips, or chips in three dimensions, the compiler turns reduce-scatters into all-reduces.
     scattered = name.endswith("XᵀX") and by.startswith("all-reduce")
     hessian = size * (size if scattered else max(size / devices.count(), linalg.BLOCK))
     return max(itemsize * max(size * config.hidden, head), plan.FLOAT * hessian)

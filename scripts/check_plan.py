@@ -1,10 +1,11 @@
-"""Whether a plan says what a large model's programs need, by the TPU compiler, without a TPU. Rerun:
+"""Compare a plan with the memory that the TPU compiler reports, without a TPU. Rerun:
 
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
 
-Of the stages of a run, those with the most at work: bytes of a device as planned and as compiled, at work in
-a program, and together with what is held meanwhile, which beside a block's pruning is the plan's own figure.
-It fails where they differ by more than a fifth.
+It covers the programs of a large model's run that need the most memory. For each it prints the bytes per
+device, as planned and as compiled: the program's working memory, or that and everything held meanwhile. While
+a block is pruned, what is held is the plan's own figure. It fails if planned and compiled differ by more than
+a fifth.
 """
 
 import dataclasses
@@ -30,13 +31,13 @@ class Check(OnTpus):
     """What to compile."""
 
     topology: str = "v5p:2x2x1"
-    """TPUs, as their compiler calls them."""
+    """The TPUs, by the compiler's name for them."""
     most_off: float = 0.2
-    """By what share of the plan what the compiler says may differ."""
+    """Largest difference allowed between compiler and plan, as a share of the plan."""
 
 
 class Working(NamedTuple):
-    """Bytes of a device at work in a program, as `planned` and as `compiled`."""
+    """Bytes per device that a program works with, as `planned` and as `compiled`."""
 
     program: str
     planned: float
@@ -44,7 +45,7 @@ class Working(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether this is all that a device must have, not only what is at work."""
+        """Whether this is all memory that a device needs, not only the program's working memory."""
         return self.program.endswith(HELD)
 
     @property
@@ -54,7 +55,7 @@ class Working(NamedTuple):
 
 
 def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Working]:
-    """The programs with the most at work, on the current devices, with weights and activations of `dtype`."""
+    """Memory of the largest programs on the current devices, with weights and activations of `dtype`."""
     itemsize, n = dtype.itemsize, devices.count()
     load = plan.Load(config, settings, itemsize, n)
     needs = {need.stage: need for need, _ in plan.needs(load)}
@@ -64,7 +65,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         compiled: Any = found[name].lower().compile()
         return compiled.memory_analysis()
 
-    # Of a block's programs, one has XᵀX, and one returns the levels, which are the supernet's.
+    # "ffn: statistics" also holds XᵀX. The levels that "ffn: pruning" returns count as part of the supernet.
     statistics, pruning = memory("ffn: statistics"), memory("ffn: pruning")
     gram = plan.FLOAT * plan.site_sizes(config)[1] ** 2
     fold = needs["first supernet"]
@@ -90,13 +91,13 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         taken = back.argument_size_in_bytes + back.temp_size_in_bytes
         rows.append(Working("ffn: drift", plan.drift_working(load), max(added, taken)))
     heads, ffn = plan.site_sizes(config)
-    # What stays of the dense model where the search has its own, in the order of removal.
+    # The dense matrices that stay in memory, while the search has its own copies in the order of removal.
     unused = itemsize * config.depth * config.hidden * (2 * heads + 3 * ffn) / n
 
     def at_work(name: str) -> tuple[float, float, str]:
-        """Bytes at work in a program, those held meanwhile, and its name."""
+        """Bytes that a program works with, bytes held meanwhile, and the program's name."""
         compiled, (_, second, *_) = memory(name), found[name].arguments
-        # What the trunk has left behind is at work, too, while others run.
+        # The residuals that the trunk leaves are also working memory while candidates run.
         left = second.residuals.size * itemsize / n if isinstance(second, Chunk) else 0
         working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes + left
         return working, compiled.argument_size_in_bytes - left + unused + plan.metric_bytes(load), name
@@ -106,7 +107,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         stays = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((blocks, total))) / n
         way_back = backward.argument_size_in_bytes + backward.temp_size_in_bytes - stays
         way_back += backward.output_size_in_bytes - backward.alias_size_in_bytes
-        # The residuals before all layers are there already when the head answers.
+        # The residuals before all layers are already in memory when the head predicts.
         answers = memory("metric: answers")
         answered = answers.temp_size_in_bytes + answers.output_size_in_bytes + before.size * itemsize / n
         name = "Fisher metric"
@@ -126,9 +127,9 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         mixing, learnt = memory("reconstruction: mixing"), memory("reconstruction: a step")
         (tensors, _), lesson = found["reconstruction: a step"].arguments[:2]
         lessons = plan.lesson_bytes(load)
-        # The residuals that are mixed are counted apart; their targets are not. What is dealt are lessons.
+        # The residuals to mix are counted elsewhere; their targets are not. The output counts as lessons.
         mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
-        # What they were before they learnt is there, too.
+        # The tensors as they were before training are also in memory.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
         working += (bytes_of(tensors) - bytes_of(lesson)) / n
         planned = plan.reconstruction_working(load)
@@ -142,7 +143,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def largest_scoring(names: list[str]) -> list[str]:
-    """Of the programs that score candidates, those on the most text: the trunk's and the others'."""
+    """Names of the scoring programs on the most text: one of the trunk, and one of the candidates."""
     groups: dict[str, list[str]] = {"trunk, ": [], "candidate": []}
     for name in names:
         for key, group in groups.items():
@@ -155,7 +156,7 @@ def main(check: Check) -> None:
     """Print a row per program."""
     settings = check.settings()
     print_header("program", "planned, GB", "compiled, GB", "ratio")
-    # What is left out by default is planned, too.
+    # Reconstruction is off by default, but its plan is checked as well.
     pruning = dataclasses.replace(settings.pruning, reconstruct=1)
     settings = dataclasses.replace(settings, pruning=pruning)
     with jax.set_mesh(check.mesh()):

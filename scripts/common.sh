@@ -1,10 +1,10 @@
-# Sourced by the scripts beside it: `environment EXTRAS` puts a Python with this project on the PATH.
-# An active virtual environment is used; without one, `.venv` in the repository is, and is made if need be.
+# The other shell scripts source this file. `environment EXTRAS` puts a Python with this project on the PATH.
+# It uses the active virtual environment. Without one it uses the repository's `.venv`, and creates it if needed.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# The first Python on the PATH that is new enough and can make virtual environments. One that a version
-# manager merely names but does not run fails like any other that is too old.
+# The first Python on the PATH that is new enough and can make virtual environments. A version manager's shim
+# that does not run is skipped like a Python that is too old.
 find_python() {
   local candidate
   for candidate in python3 python python3.13 python3.12 python3.11 python3.14; do
@@ -18,7 +18,7 @@ find_python() {
   return 1
 }
 
-# environment EXTRAS: EXTRAS as pip writes them, e.g. '[test]', or nothing.
+# environment EXTRAS: EXTRAS in pip's notation, e.g. '[test]', or nothing.
 environment() {
   local extras=${1:-} python stamp state
   if [ -z "${VIRTUAL_ENV:-}" ]; then
@@ -30,7 +30,7 @@ environment() {
     export VIRTUAL_ENV="$repo/.venv"
   fi
   export PATH="$VIRTUAL_ENV/bin:$PATH"
-  # Nothing is installed again until pyproject.toml changes; what has the extras also serves without them.
+  # Do not install again until pyproject.toml changes. An environment with the extras also serves without them.
   stamp="$VIRTUAL_ENV/.tyr-jax-installed"
   state="$repo $(cksum <"$repo/pyproject.toml")"
   if [ -f "$stamp" ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on the embedded model and text, in minutes on two cores: prune to 25 %, measure how much faster
-# the smaller model is, and show what was won. Further arguments go to `python -m tyr_jax.prune`; without
-# --output among them, the result lies in runs/demo of this repository, in place of the last demo's.
+# The main job on the embedded model and text, in minutes on two cores: prune 25 %, measure how much faster the
+# smaller model is, and show the gain. Further arguments go to `python -m tyr_jax.prune`. Without --output, the
+# result is written to runs/demo of this repository and replaces the last demo's.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 environment

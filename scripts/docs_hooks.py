@@ -1,7 +1,7 @@
-"""What the docs site does to its pages: names of code become links to the API reference.
+"""Hooks of the docs site: code names on its pages become links to the API reference.
 
-A page writes `tyr_jax.pruning.obs.obs_step`, which reads well anywhere; here it becomes a link to the
-function, and a strict build fails where there is none. The home page is README.
+A page writes `tyr_jax.pruning.obs.obs_step`, which is readable anywhere. On the site it becomes a link to the
+function. A strict build fails if there is no such function. The home page is README.
 """
 
 import re
@@ -17,16 +17,16 @@ PAGES = {
     "security.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
 }
-"""Pages of the site, and the files at the root of the repository that they are."""
+"""Pages of the site, and the files at the root of the repository that they come from."""
 
 LINKS = {"docs/": "", **{f"{name})": f"{page})" for page, name in PAGES.items()}}
-"""Where links of these files lead to on the site."""
+"""Link targets in these files, and their targets on the site."""
 
 NAME = re.compile(r"(?<![\[`])`(tyr_jax(?:\.\w+)+)`(?!\])")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds README as the home page, and the pages beside it that it links to."""
+    """Add README as the home page, and the other pages of `PAGES`."""
     for name, path in PAGES.items():
         text = (ROOT / path).read_text(encoding="utf-8")
         for link, target in LINKS.items():
@@ -36,7 +36,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links names of code, but in code blocks; the changelog's may be gone."""
+    """Link code names outside code blocks. The changelog is left alone, because it may name removed code."""
     if page.file.src_uri == "changelog.md":
         return markdown
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)

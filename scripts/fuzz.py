@@ -1,12 +1,15 @@
-"""Give every command malformed input, and see that it is refused well.
+"""Give malformed input to every command, and check that it is refused properly.
 
   python scripts/fuzz.py --seconds 60
   python scripts/fuzz.py --case 4711
 
-Each case runs in a process of its own that may write in its own folder only. It must end with status 0 or 2
-within a minute and a gigabyte beyond the model; say what is wrong in one line, without a trace or an escape
-sequence; leave nothing half written; and run nobody's code. What does not is printed, with the number that
-makes it again.
+Each case runs in a process of its own, which can only write to its own folder. The command must
+- end with status 0 or 2, within a minute and with at most a gibibyte of memory beyond what it starts with;
+- say what is wrong in one line, without a traceback or an escape sequence;
+- leave nothing half written;
+- run no code that comes with the input.
+
+Cases that fail are printed. The number of a case reproduces it.
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ from typing import Annotated
 import tyro
 
 WORK = Path(os.environ.get("TYR_JAX_FUZZ") or tempfile.mkdtemp(prefix="fuzz-"))
-# What libraries keep they read the place of when they are imported.
+# Libraries read the locations of their caches when they are imported.
 os.environ |= {"HOME": str(WORK / "home"), "TMPDIR": str(WORK / "tmp"), "HF_HUB_OFFLINE": "1"}
 os.environ |= {"TYR_JAX_CACHE": str(WORK / "home" / "tyr_jax"), "XDG_CACHE_HOME": str(WORK / "home")}
 os.environ |= {"HF_HOME": str(WORK / "home" / "hf"), "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -48,20 +51,20 @@ ALLOWED = re.compile(r"\.[^/]+\.unfinished(/.*)?|.*\.(out|err)")
 
 @dataclasses.dataclass(frozen=True)
 class Fuzz:
-    """How much, and of what."""
+    """How long to fuzz, and with what input."""
 
     seconds: float = 60
-    """For how long."""
+    """Seconds to run."""
     seed: int = 0
-    """What cases come of."""
+    """Random seed of the cases."""
     kinds: tuple[str, ...] = tuple(cases.KINDS)
     """Kinds of input."""
     case: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Only this case, and all that it printed."""
+    """Run only this case, and show everything that it prints."""
 
 
 def tree(directory: Path) -> dict[str, object]:
-    """What lies below a directory: contents by name."""
+    """Contents of everything below a directory, by name."""
     return {
         str(path.relative_to(directory)): (
             str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
@@ -71,7 +74,7 @@ def tree(directory: Path) -> dict[str, object]:
 
 
 def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """What is wrong with how a case ended."""
+    """Everything that is wrong with how a case ended."""
     lines = ended.err.splitlines()
     found = []
     if ended.limit:
@@ -92,7 +95,7 @@ def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str,
         found.append("foreign code was run")
     left = {name for name in after if after[name] != before.get(name, b"\0") and not ALLOWED.fullmatch(name)}
     gone = {name for name in before if name not in after and not ALLOWED.fullmatch(name)}
-    # A signal may come when all is done but the telling.
+    # A signal may arrive when the job is done, just before the command reports it.
     told = case.stop is not None and bool(lines) and lines[-1].endswith(" is complete")
     if ended.status and not ended.limit and (gone or (left and not told)):
         found.append(f"left {sorted(left)}, took {sorted(gone)}")
@@ -105,7 +108,7 @@ def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str,
 
 
 def is_json(name: str, content: object) -> bool:
-    """Whether a file that says so is JSON, as others read it."""
+    """Whether a file is valid JSON, if its name says that it is. NaN and infinity are not valid JSON."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -120,7 +123,7 @@ def is_json(name: str, content: object) -> bool:
 
 
 def run(case: Case, here: Path) -> Ended:
-    """Be the command."""
+    """Run the command of a case in the sandbox."""
 
     def work() -> None:
         importlib.import_module(f"tyr_jax.cli.{case.command}").main(case.arguments)
@@ -129,7 +132,7 @@ def run(case: Case, here: Path) -> Ended:
 
 
 def try_case(asked: Fuzz, number: int) -> tuple[Case, Ended, list[str]]:
-    """Make a case, run it, judge it."""
+    """Make a case, run it, and return it with how it ended and its faults."""
     draw = random.Random(f"{asked.seed}-{number}")
     with tempfile.TemporaryDirectory(dir=WORK) as scratch:
         place = Place(WORK / "base", Path(scratch, "given"), Path(scratch, "here"))
@@ -142,7 +145,7 @@ def try_case(asked: Fuzz, number: int) -> tuple[Case, Ended, list[str]]:
 
 
 def prepare() -> None:
-    """Make what is valid, once."""
+    """Make the valid input, once."""
     if (WORK / "base" / "done").exists():
         return
     for name in ("base", "home", "tmp"):
@@ -172,13 +175,13 @@ def tell(number: int, case: Case, ended: Ended, found: list[str], whole: bool) -
 
 
 def main() -> None:
-    """Fuzz."""
+    """Run cases until the time is up, and print those that fail."""
     asked = command_line.parse(Fuzz, sys.argv[1:], prog="python scripts/fuzz.py", description=__doc__ or "")
     if not sandbox.is_available():
         raise SystemExit("this system cannot confine a process (Landlock 3, of Linux 6.2, is needed)")
     prepare()
     if "tasks" in asked.kinds:
-        # What is imported before the processes part need not be imported by each.
+        # Imports before the fork need not be repeated in every child process.
         importlib.import_module("tyr_jax.evaluation.harness").known_tasks()
     started, count, bad = time.monotonic(), 0, 0
     numbers = iter([asked.case]) if asked.case is not None else iter(range(10**9))

@@ -1,4 +1,4 @@
-"""What scripts that run several commands have in common: none is run twice."""
+"""Shared by scripts that run several commands: no command is run twice."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from tyr_jax.errors import UserError
 
 
 def make(job: Callable[[list[str]], None], arguments: list[str], output: Path, records: list[Path]) -> None:
-    """Do a job that writes to `output`, unless it has written its `records`; an interrupted one goes on.
+    """Run a job that writes to `output`, unless its `records` exist. An interrupted job continues.
 
     Raises:
-        UserError: they were made with other options.
+        UserError: The records were made with other options.
     """
     arguments = [*arguments, "--output", str(output)]
     if not all(record.is_file() for record in records):

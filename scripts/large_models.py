@@ -1,4 +1,4 @@
-"""Shapes of large models, and TPUs that need not be there."""
+"""Shapes of large models, and TPUs that need not exist on this machine."""
 
 import dataclasses
 
@@ -19,16 +19,16 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class OnTpus:
-    """A large model on TPUs, for their compiler."""
+    """A large model on TPUs, to compile for."""
 
     topology: str = "v5e:2x4"
-    """TPUs, as their compiler calls them."""
+    """The TPUs, by the compiler's name for them."""
     devices: int | None = None
-    """How many of them; all, where it is not said."""
+    """Number of TPUs to use; by default, all."""
     model: str = "llama-3.1-8b"
     """Shapes of the model."""
     preset: Preset = "standard"
-    """Sizes of the text, and the search's schedule."""
+    """Preset for the sizes of the text and the schedule of the search."""
     sparsity: float = 0.5
     """Target."""
 
@@ -37,7 +37,7 @@ class OnTpus:
         return MODELS[self.model]
 
     def settings(self) -> Settings:
-        """What is planned."""
+        """Settings of the run."""
         return dataclasses.replace(PRESETS[self.preset], sparsity=(self.sparsity,))
 
     def mesh(self) -> Mesh:

@@ -1,8 +1,8 @@
-"""The main results: dense, uniform, searched, reconstructed and recovered, at several targets, in one go.
+"""The main results in one command: dense, uniform, searched, reconstructed and recovered at several targets.
 
-All targets are one run of the main job, each of its models is recovered by `python -m tyr_jax.finetune`, and
-seeds make runs of their own. What is interrupted goes on, and what is there already is not made again, unless
-it was made with other options: then another directory is asked for. Rerun:
+For each seed, one run of the main job prunes to all targets. With --recovery, `python -m tyr_jax.finetune`
+then recovers each of its models. An interrupted run continues, and a finished run is not repeated. If a
+finished run was made with other options, name another directory. Rerun:
 
   python scripts/main_results.py --calibration builtin speeches.txt self@2 \\
       --evaluation wikitext-2-raw-test.txt news.txt
@@ -22,31 +22,31 @@ from tyr_jax.files import write_json
 from tyr_jax.settings import WIKITEXT, Preset
 
 MODELS = "uniform", "searched", "reconstructed", "recovered"
-"""In the order in which they are made."""
+"""Models in the order in which they are made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """Which runs make the table."""
+    """The runs of the table."""
 
     model: str = "builtin"
     """The dense model."""
     sparsities: tuple[float, ...] = (0.2109, 0.4463)
-    """Shares of the blocks' parameters to remove: of SmolLM2, as many as the paper's 25 % and 50 % of
-    units."""
+    """Shares of the block parameters to remove. For SmolLM2, the default removes as many parameters as the
+    paper's budgets, which are 25 % and 50 % of units."""
     calibration: tuple[str, ...] = ("builtin", "self")
     """Calibration text."""
     evaluation: tuple[str, ...] = (WIKITEXT,)
-    """Texts to measure on, beside what is held out of the calibration text."""
+    """Texts to measure on, in addition to the held-out part of the calibration text."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds; each makes runs of its own."""
+    """Seeds. Each seed has runs of its own."""
     preset: Preset = "standard"
     """Preset of every run."""
     reconstruct: int = 4
-    """Passes of reconstruction; 0 leaves it out."""
+    """Passes of reconstruction; 0 skips it."""
     recovery: str = ""
-    """Options of `python -m tyr_jax.finetune` in one argument, such as --recovery="--tokens 400000"; without
-    any, nothing is recovered."""
+    """Options of `python -m tyr_jax.finetune` in one argument, such as --recovery="--tokens 400000". By
+    default nothing is recovered."""
     options: str = ""
     """More options of `python -m tyr_jax.prune`, in one argument."""
     results: Path = Path("runs/main_results")
@@ -54,7 +54,7 @@ class Results:
 
 
 def run_seed(asked: Results, seed: int) -> dict[str, dict[str, Any]]:
-    """What the runs of a seed found, by target and model, the dense one among them."""
+    """Results of the runs of a seed, by target and model, including the dense model."""
     targets = [f"{sparsity:g}" for sparsity in asked.sparsities]
     output = asked.results / f"seed{seed}"
     made = [output / target if len(targets) > 1 else output for target in targets]
@@ -81,7 +81,7 @@ def run_seed(asked: Results, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def cell(qualities: list[dict[str, float]]) -> str:
-    """Perplexity and KL of a model on a text: medians over seeds, and the span of KL where there are any."""
+    """Perplexity and KL of a model on a text: medians over seeds. With several seeds, also the span of KL."""
     kl = [quality["kl"] for quality in qualities]
     span = f" ({min(kl):.3f}–{max(kl):.3f})" if len(kl) > 1 else ""
     perplexity = statistics.median(quality["perplexity"] for quality in qualities)
@@ -89,7 +89,7 @@ def cell(qualities: list[dict[str, float]]) -> str:
 
 
 def print_markdown(found: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Print a row per target and text of what was `found` by seed, target and model."""
+    """Print a row per target and text from the results `found`, which are by seed, target and model."""
     first, *_ = found.values()
     shown = [model for model in MODELS if all(model in models for models in first.values())]
     print_header("block parameters", "text", "dense", *(f"{model}: perplexity, KL" for model in shown))
@@ -104,7 +104,7 @@ def print_markdown(found: dict[str, dict[str, dict[str, Any]]]) -> None:
 
 
 def main(asked: Results) -> None:
-    """Make the missing runs, write what they found to `results.json`, then print the table in Markdown."""
+    """Make the missing runs, write the results to `results.json`, and print the table in Markdown."""
     asked.results.mkdir(parents=True, exist_ok=True)
     found = {str(seed): run_seed(asked, seed) for seed in asked.seeds}
     write_json(asked.results / "results.json", found)

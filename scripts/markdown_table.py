@@ -1,4 +1,4 @@
-"""Markdown tables on stdout, a row at a time."""
+"""Print Markdown tables, one row at a time."""
 
 
 def print_row(*cells: object) -> None:
@@ -7,6 +7,6 @@ def print_row(*cells: object) -> None:
 
 
 def print_header(*columns: str) -> None:
-    """Print the head of a table."""
+    """Print the header of a table."""
     print_row(*columns)
     print("|---" * len(columns) + "|")

@@ -1,10 +1,10 @@
-"""Every figure of the documentation: measured, recorded, and written into its page, by one command.
+"""Measure and record every figure of the documentation, and write it into its page.
 
   python scripts/fetch_news.py news.txt
   python scripts/measure.py --news news.txt
 
-Without names, all that has no record in docs/measurements is measured, which takes hours; --again measures
-what is named although it has one. --pages measures nothing: it only writes the tables into their pages.
+Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
+measures what has a record. --pages measures nothing, and only writes the tables into their pages.
 """
 
 import dataclasses
@@ -32,8 +32,10 @@ from tyr_jax.settings import WIKITEXT
 
 
 class Measurement(NamedTuple):
-    """A script with its options, in which {wikitext} and {news} are texts to measure on, and the file, if
-    any, in which it leaves more than it prints."""
+    """A script with its options, and the file, if any, to which it writes more than it prints.
+
+    {wikitext} and {news} in the options are replaced by the texts to measure on.
+    """
 
     script: str
     results: str = ""
@@ -66,7 +68,7 @@ MEASUREMENTS = {
     "plan": Measurement("plan_table.py"),
     "recovery": Measurement("bench_recovery.py"),
 }
-"""What the pages quote, by name."""
+"""The measurements that the pages quote, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +76,15 @@ class Measure:
     """What to measure."""
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
-    """Measurements, by default all without a record."""
+    """Measurements to make; by default, all without a record."""
     again: bool = False
-    """Measure what has a record, too."""
+    """Also measure what has a record."""
     pages: bool = False
     """Only write the tables into their pages."""
     wikitext: str = WIKITEXT
-    """WikiText-2's test text: where the hub cannot be reached, a file."""
+    """Test text of WikiText-2: the hub's, or a local file."""
     news: str = "news.txt"
-    """The file that `fetch_news.py` has written."""
+    """File that `fetch_news.py` has written."""
 
 
 def cells_of(line: str) -> list[str]:
@@ -103,7 +105,7 @@ def find_tables(output: str) -> list[Table]:
 
 
 def machine() -> str:
-    """What a measurement runs on."""
+    """Description of the machine that a measurement runs on."""
     device = jax.devices()[0]
     cores = f"{os.cpu_count()} cores of {processor()}"
     rate = f"{matmul_rate() / 1e9:.0f} GFLOP/s in float32 matrix products"
@@ -112,7 +114,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Its name."""
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -122,10 +124,10 @@ def processor() -> str:
 
 
 def output_of(arguments: list[str]) -> str:
-    """What a script prints, which is shown as it comes.
+    """Run a script, show its output as it arrives, and return it.
 
     Raises:
-        UserError: it fails.
+        UserError: The script fails.
     """
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -141,7 +143,7 @@ def output_of(arguments: list[str]) -> str:
 
 
 def record(name: str, asked: Measure) -> Record:
-    """Run a measurement."""
+    """Run a measurement, and return its record."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -165,7 +167,7 @@ def record(name: str, asked: Measure) -> Record:
 
 
 def main(asked: Measure) -> None:
-    """Measure what is asked for, keep each record as soon as it is there, and fill the pages."""
+    """Make the measurements, write each record as soon as it is complete, and fill the pages."""
     for name in asked.names:
         if name not in MEASUREMENTS:
             raise UserError(f"there is no measurement {name}: there are {', '.join(MEASUREMENTS)}")

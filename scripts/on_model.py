@@ -1,4 +1,4 @@
-"""What benchmarks of a model have in common: which one, and how much text."""
+"""Options that benchmarks of a model share: the model, and the amount of text."""
 
 import dataclasses
 from typing import Any
@@ -29,15 +29,15 @@ class OnBatches(OnModel):
     sequence_length: int = 512
     """Tokens of a sequence."""
     batch_tokens: int = 4096
-    """Tokens that run at a time."""
+    """Tokens per batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OnText(OnModel):
-    """A model, and text to prune and to search it on."""
+    """A model, and text to prune and search on."""
 
     calibration: tuple[str, ...] = ("builtin",)
-    """Text."""
+    """Calibration text."""
 
     def splits(self, model: LoadedModel, length: int, **amounts: Any) -> Splits:
         """The text in sequences of `length` tokens, as much as `amounts` say."""
@@ -52,7 +52,7 @@ class OnText(OnModel):
 
 
 def torch_model(config: ModelConfig) -> Any:
-    """transformers' Llama of the same shape (random weights: the time does not depend on them)."""
+    """transformers' Llama of the same shape, with random weights. The weights do not affect the time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = config.dense_shape

@@ -1,11 +1,11 @@
-"""The tables of the documentation, out of what `scripts/measure.py` has recorded.
+"""Write the tables of the documentation from the records of `scripts/measure.py`.
 
-A page says where a table belongs, and what is between the two marks is written by `fill_pages`:
+A page marks where a table belongs. `fill_pages` writes everything between the two marks:
 
   <!-- measured: forward -->
   <!-- end -->
 
-The name is that of a record in docs/measurements, or of one of the VIEWS, which choose from several.
+The name is that of a record in docs/measurements, or one of VIEWS, which combine figures from records.
 """
 
 import json
@@ -26,7 +26,7 @@ Table = list[list[str]]
 
 
 class Record(TypedDict):
-    """What a measurement found, and how."""
+    """Results of a measurement, and how they were measured."""
 
     command: str
     commit: str
@@ -38,10 +38,10 @@ class Record(TypedDict):
 
 
 def read_record(name: str) -> Record:
-    """The record of a measurement.
+    """Read the record of a measurement.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no record.
     """
     path = RECORDS / f"{name}.json"
     if not path.is_file():
@@ -57,7 +57,7 @@ def markdown(table: Table) -> str:
 
 
 def origin(record: Record) -> str:
-    """A line that says where figures are from."""
+    """A line that says where the figures of a record come from."""
     minutes = f", {record['minutes']:.0f} min" if record["minutes"] >= 1 else ""
     return (
         f"*`{record['command']}`, commit {record['commit']}, {record['date']}{minutes}, on "
@@ -66,18 +66,18 @@ def origin(record: Record) -> str:
 
 
 def whole(name: str) -> str:
-    """All tables of a measurement, and where they are from."""
+    """All tables of a measurement, and a line that says where they come from."""
     record = read_record(name)
     return "\n\n".join([*map(markdown, record["tables"]), origin(record)])
 
 
 def column(table: Table, name: str) -> int:
-    """The number of the column whose header begins so."""
+    """Index of the first column whose header begins with `name`."""
     return next(number for number, cell in enumerate(table[0]) if cell.startswith(name))
 
 
 def rows_of(table: Table, *begins: str) -> list[dict[str, str]]:
-    """The rows whose first cells begin so, by column."""
+    """The rows whose first cells begin with these strings, each as a dictionary by column."""
     rows = [row for row in table[1:] if all(map(str.startswith, row[: len(begins)], begins))]
     return [dict(zip(table[0], row, strict=True)) for row in rows]
 
@@ -88,7 +88,7 @@ def number(text: str) -> float:
 
 
 def headline() -> str:
-    """Perplexities of the main results on text that is neither calibrated nor trained on."""
+    """Perplexities of the main results on text that is used neither for calibration nor for training."""
     record = read_record("main")
     (table,) = record["tables"]
     models = [name.partition(":")[0] for name in table[0][3:]]
@@ -101,7 +101,7 @@ def headline() -> str:
 
 
 def speed() -> str:
-    """How many times faster than something else each part is."""
+    """How many times faster each part is than the alternative that it is compared with."""
     forward, search, pipeline = (read_record(name)["tables"][0] for name in ("forward", "search", "pipeline"))
     ours, torch = (
         number(rows_of(forward, "2048", program)[0]["tokens/s"]) for program in ("blocks and", "torch")
@@ -120,7 +120,7 @@ def speed() -> str:
 
 
 def fewer_tokens() -> float:
-    """How many times fewer candidate-tokens than the paper's search ours takes to its answer at 50 %."""
+    """How many times fewer candidate-tokens our search needs than the paper's, for the same KL at 50 %."""
     (table,) = read_record("convergence")["tables"]
     paper, ours = (rows_of(table, "50", name) for name in ("the paper's", "ours"))
     aim = number(paper[-1]["held-out KL, median"])
@@ -129,7 +129,7 @@ def fewer_tokens() -> float:
 
 
 VIEWS: dict[str, Callable[[], str]] = {"headline": headline, "speed": speed}
-"""What else can be shown, by name."""
+"""Tables that combine figures from records, by name."""
 
 
 STYLE = """
@@ -144,7 +144,7 @@ PICTURE = RECORDS / "kept.svg"
 
 
 def kept_picture(results: dict[str, Any]) -> str:
-    """What each layer of the first model of some main results keeps, over the uniform share, as SVG."""
+    """SVG of what each layer keeps, next to the uniform share, for the first model of some main results."""
     models, *_ = next(iter(results.values())).values()
     uniform, searched = models["uniform"], models["searched"]
     parts, top = [], 0.0
@@ -161,10 +161,10 @@ def kept_picture(results: dict[str, Any]) -> str:
 
 
 def filled(text: str) -> str:
-    """A page's text with its tables.
+    """The text of a page with its tables filled in.
 
     Raises:
-        UserError: a record is missing.
+        UserError: A record is missing.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -176,12 +176,12 @@ def filled(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    """All pages that may have tables."""
+    """All pages that can have tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def fill_pages() -> None:
-    """Write every table into its page, and the picture."""
+    """Write every table into its page, and write the picture."""
     if (RECORDS / "demo.json").is_file():
         PICTURE.write_text(kept_picture(read_record("demo")["results"]), encoding="utf-8")
     for page in pages():

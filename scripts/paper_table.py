@@ -3,11 +3,11 @@
   python scripts/fetch_tasks.py tasks
   python scripts/paper_table.py builtin pruned recovered --data-dir tasks
 
-The first model is the dense one. MMLU has five examples before a question, the others none; accuracies are
-those of the likeliest answer, as the paper's are. Where a model is hardly better than chance, accuracy tells
-little, so two more figures are printed: the share that is left of the dense model's margin over chance; and
-the bits per byte of the correct answer, in which models differ long before they answer differently. What
-has been measured is kept in a file, and not measured again.
+The first model is the dense one. MMLU has five examples before a question, the others none. As in the paper,
+accuracy is that of the likeliest answer. If a model is hardly better than chance, accuracy says little, so
+two more figures are printed. One is the share that remains of the dense model's margin over chance. The other
+is the bits per byte of the correct answer, in which models differ long before their answers do. Measured
+models are kept in a file and not measured again.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ TASKS = {
     "winogrande": 0,
     "mmlu": 5,
 }
-"""The paper's, and the examples before a question."""
+"""The paper's tasks, and the number of examples before a question."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,28 +50,28 @@ class TableSettings:
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")]
     """Models, the dense one first."""
     data_dir: Path | None = None
-    """Where `fetch_tasks.py` has put the tasks' data; by default it is the hub's."""
+    """Directory that `fetch_tasks.py` has written. By default the tasks' data comes from the hub."""
     wikitext: str = WIKITEXT
-    """The text to measure perplexity on, in windows of 2,048 tokens, or as long as fit."""
+    """Text to measure perplexity on, in windows of 2,048 tokens, or as many as the model takes."""
     windows: int = 10**6
-    """At most this many windows of it."""
+    """At most this many windows of the text."""
     limit: int | None = None
-    """At most this many questions of each task, of MMLU of each subject."""
+    """At most this many questions of each task; for MMLU, of each subject."""
     mmlu_limit: int | None = None
     """At most this many questions of each of MMLU's 57 subjects, if other than `limit`."""
     kept: Path = Path("paper_table.json")
-    """What has been measured."""
+    """File of the results that have been measured."""
 
 
 def right_answer(sample: dict[str, Any]) -> tuple[float, int]:
     """(log-likelihood in nats, bytes) of a question's right answer."""
-    # WinoGrande's answers differ in what is before them.
+    # WinoGrande's answers differ in their contexts, and its target is not a number.
     chosen = sample["target"] if isinstance(sample["target"], int) else int(sample["doc"]["answer"]) - 1
     return float(sample["resps"][chosen][0][0]), len(sample["arguments"][chosen][1].encode())
 
 
 def of_task(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy, what chance would give, bits for a byte of right answers, and questions."""
+    """Accuracy with its standard error, accuracy by chance, bits per byte of right answers, and questions."""
     nats, sizes = np.array([right_answer(sample) for sample in samples]).T
     right = np.array([sample["acc"] for sample in samples])
     return {
@@ -84,7 +84,7 @@ def of_task(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(model: LoadedModel, settings: TableSettings, progress: Progress) -> dict[str, Any]:
-    """Everything about a model."""
+    """Measure perplexity and all tasks of a model."""
     length = min(2048, model.config.max_positions)
     spec = DataSpec(
         calibration=(),
@@ -105,7 +105,7 @@ def measure(model: LoadedModel, settings: TableSettings, progress: Progress) -> 
 
 
 def margin(found: dict[str, Any], dense: dict[str, Any]) -> float:
-    """Of what the dense model is better than chance, over all tasks, the share that is left."""
+    """The share that remains of the dense model's margin over chance, over all tasks."""
 
     def above(model: dict[str, Any]) -> float:
         return sum(task["accuracy"] - task["chance"] for task in model["tasks"].values())
@@ -130,7 +130,7 @@ def cells(found: dict[str, Any], dense: dict[str, Any]) -> list[str]:
 
 
 def main(settings: TableSettings) -> None:
-    """Measure what has not been, and print the table."""
+    """Measure what has not been measured yet, and print the table."""
     kept: dict[str, Any] = json.loads(settings.kept.read_text()) if settings.kept.is_file() else {}
     asked = f"{settings.wikitext} {settings.windows} {settings.limit} {settings.mmlu_limit}"
     with devices.in_use(), Progress() as progress:

@@ -1,10 +1,10 @@
-"""What runs of large models will need, by their plans, on 1, 4, 8 and 32 devices. Rerun:
+"""What runs of large models need according to their plans, on 1, 4, 8 and 32 devices. Rerun:
 
   python scripts/plan_table.py
 
-Of each device, the memory at the moment of a run when it is most, also where weights stay on disk; of the
-host, memory beside that; disk, while the run lasts, where they do not; and minutes where a device reaches 100
-TFLOP/s.
+It prints the peak memory of each device, without and with weights on disk (`--offload`). Then, without
+`--offload`, it prints host memory in addition to what devices hold, and disk space while the run lasts. The
+minutes assume that a device reaches 100 TFLOP/s.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from tyr_jax.planning import plan
 from tyr_jax.settings import PRESETS, Preset, Settings
 
 ITEMSIZE = 2
-"""Bytes of a weight, and of an activation: bfloat16."""
+"""Bytes of a weight and of an activation, in bfloat16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Table:
     devices: tuple[int, ...] = (1, 4, 8, 32)
     """Numbers of devices."""
     preset: Preset = "standard"
-    """Sizes of the text, and the search's schedule."""
+    """Preset for the sizes of the text and the schedule of the search."""
     sparsity: float = 0.5
     """Target."""
     flops: float = 1e14
-    """FLOPs that a device reaches in a second."""
+    """FLOPs per second that a device reaches."""
 
 
 def most_memory(config: ModelConfig, settings: Settings, n: int) -> float:
-    """Bytes of each of `n` devices."""
+    """Peak bytes of each of `n` devices."""
     return max(need.memory for need, _ in plan.needs(plan.Load(config, settings, ITEMSIZE, n)))
 
 

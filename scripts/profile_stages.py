@@ -2,10 +2,10 @@
 
   python scripts/profile_stages.py
 
-Every program runs on the dense model's weights, random tokens and a supernet of arbitrary weights, under
-JAX's profiler. Shares are of the time that threads spend in operations: matrix products (also where XLA fused
-something to them), other fusions (norms, softmaxes, activations, sums), moves (copies, slices, gathers,
-transposes), and whatever remains, of which the largest is named.
+Every program runs under JAX's profiler on the dense model's weights, random tokens and a supernet of
+arbitrary weights. The shares are of the time that threads spend in operations: matrix products (including
+what XLA fused with them), other fusions (norms, softmaxes, activations, sums), moves (copies, slices,
+gathers, transposes), and the rest, whose largest part is named.
 """
 
 import collections
@@ -40,7 +40,7 @@ INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*")
 CALLED = re.compile(r"(?:calls=%?|custom_call_target=\")([\w.-]+)")
 COMPUTATION = re.compile(r"^%?([\w.-]+) .*\{$")
 OUTER = {"while", "conditional", "call", "parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
-"""Operations whose time is that of others, or none."""
+"""Operations that take no time of their own."""
 MOVES = re.compile("copy|slice|gather|scatter|transpose|concatenate|broadcast|pad|iota|select")
 
 
@@ -53,7 +53,7 @@ class Profile(OnBatches):
 
 
 def kinds_of(program: str) -> dict[str, str]:
-    """The kind of every operation of a compiled program that takes time of its own."""
+    """The kind of each operation of a compiled program that takes time of its own."""
     bodies: dict[str, list[str]] = collections.defaultdict(list)
     name = ""
     for line in program.splitlines():
@@ -76,7 +76,7 @@ def kinds_of(program: str) -> dict[str, str]:
 
 
 class Program(NamedTuple):
-    """A jitted `function` with its `arguments`, of which it overwrites one if any, and `static` ones."""
+    """A jitted `function` with `arguments`, of which it may overwrite one, and `static` arguments."""
 
     name: str
     function: Any
@@ -85,7 +85,7 @@ class Program(NamedTuple):
     overwritten: int | None = None
 
     def calls(self, count: int) -> list[Callable[[], object]]:
-        """As many calls, each with its own copy of what is overwritten."""
+        """Make `count` calls, each with its own copy of the argument that is overwritten."""
         calls: list[Callable[[], object]] = []
         for _ in range(count):
             own = [jnp.copy(a) if i == self.overwritten else a for i, a in enumerate(self.arguments)]
@@ -94,7 +94,7 @@ class Program(NamedTuple):
 
 
 def shares(program: Program, repeats: int) -> dict[str, float]:
-    """Seconds that threads spend in each kind of operation of a program."""
+    """Seconds that threads spend in each kind of operation during one run of a program."""
     lowered = program.function.lower(*program.arguments, **program.static)
     kinds, spent = kinds_of(lowered.compile().as_text()), collections.Counter[str]()
     first, *calls = program.calls(1 + repeats)

@@ -1,7 +1,7 @@
-"""How recovery pays: quality against the tokens trained on, for several ways to train.
+"""How much recovery gains: quality against training tokens, for several ways to train.
 
-Every point is a training of its own, with the learning rate's whole schedule. What is interrupted goes on,
-and what is there already is not made again. Rerun:
+Each point is a training of its own, with the whole learning-rate schedule. An interrupted training continues,
+and a finished one is not repeated. Rerun:
 
   python scripts/recovery_curve.py half --data builtin speeches.txt --evaluation wikitext-2-raw-test.txt
 """
@@ -22,10 +22,10 @@ from tyr_jax.files import write_json
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Which trainings make the curve."""
+    """The trainings of the curve."""
 
     pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
-    """What to train: a directory that `python -m tyr_jax.prune` has written."""
+    """The model to train: a directory that `python -m tyr_jax.prune` has written."""
     teacher: str = "builtin"
     """The dense model."""
     data: tuple[str, ...] = ("builtin",)
@@ -35,7 +35,7 @@ class Curve:
     tokens: tuple[int, ...] = (30_000, 100_000, 300_000, 1_000_000)
     """Tokens to train on."""
     ways: tuple[str, ...] = ("lora", "full", "full muon")
-    """What is trained, and by which optimiser if not AdamW; a number among the words is the learning rate."""
+    """What is trained, and by which optimiser if not AdamW. A number is the learning rate."""
     options: str = ""
     """More options of `python -m tyr_jax.finetune`, in one argument: --options="--step-tokens 4096"."""
     results: Path = Path("runs/recovery_curve")
@@ -56,7 +56,7 @@ def flags(way: str) -> list[str]:
 
 
 def run(curve: Curve, way: str, tokens: int) -> dict[str, Any]:
-    """What a training found: perplexity and KL by model and text, and seconds by stage."""
+    """Results of a training: tokens, learning rate, perplexity and KL by model and text, seconds by stage."""
     output = curve.results / f"{way.replace(' ', '-')}-{tokens}"
     arguments = [curve.pruned, "--teacher", curve.teacher, "--data", *curve.data, "--tokens", str(tokens)]
     if curve.evaluation:
@@ -76,7 +76,7 @@ def closed(quality: dict[str, Any], text: str) -> float:
 
 
 def main(curve: Curve) -> None:
-    """Make the missing trainings, write what they found to `results.json`, then print a row for each."""
+    """Run the missing trainings, write the results to `results.json`, and print a row for each."""
     curve.results.mkdir(parents=True, exist_ok=True)
     found = {way: [run(curve, way, tokens) for tokens in curve.tokens] for way in curve.ways}
     write_json(curve.results / "results.json", found)

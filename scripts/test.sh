@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All checks: formatting, lint, types, and every test, in two processes. `quick` leaves out the tests that take
-# long. Further arguments go to pytest.
+# All checks: formatting, lint, types, and every test, in two processes. `quick` skips the slow tests. Further
+# arguments go to pytest.
 #
-# The tests compare with torch. Where pip would take its build with CUDA (gigabytes, on Linux), point pip at
-# the index of PyTorch's CPU builds first, in its own variable PIP_EXTRA_INDEX_URL.
+# The tests compare with torch. On Linux, pip would install the CUDA build of torch (gigabytes). To avoid that,
+# set pip's variable PIP_EXTRA_INDEX_URL to the index of PyTorch's CPU builds first.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 environment '[test]'

@@ -1,4 +1,4 @@
-"""Commands that tests start as processes of their own."""
+"""Commands that tests start in separate processes."""
 
 import sys
 
@@ -10,10 +10,10 @@ del sys.modules["torch"]
 from tyr_jax.prune import main
 main()
 """
-"""Transformers decides when it is imported whether there is torch; it would take longer to import that than
-all else takes to start."""
+"""The main job without torch. transformers looks for torch when it is imported, and importing torch would
+take longer than everything else at the start."""
 
 
 def main_job(*arguments: str) -> list[str]:
-    """The main job's command, as if torch were not installed: nothing of it is needed."""
+    """The main job's command, as if torch were not installed. The job does not need torch."""
     return [sys.executable, "-c", MAIN_JOB, *arguments]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests share most of their programs with tests of other modules, and with those of the last run.
+# Tests share most of their compiled programs with other modules and with the last run.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-# Most of the tests' time is the compiler's. `quick_code` is for those that have the processor at work.
+# The compiler takes most of the tests' time. Tests that spend it on computing use `quick_code`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older code generator for CPUs takes a third of the time; one day there will be no such flag.
+# XLA's older CPU code generator compiles in a third of the time. Its flag will be removed some day.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     quicker = "--xla_cpu_use_fusion_emitters=false"
     quicker += " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     start = [sys.executable, "-c", "import jax; jax.devices()"]
     if not subprocess.run(start, env=os.environ | flags, capture_output=True, check=False).returncode:
         os.environ |= flags
-# Of several processes each takes a core: threads of two that share cores wait for each other.
+# Give each of several processes its own core. If they shared cores, their threads would wait for each other.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
@@ -43,18 +43,18 @@ from tyr_jax.runtime.cache import keep_compiled
 keep_compiled()
 
 MOST_MAPS = 30_000
-"""Memory maps after which a process forgets its programs."""
+"""Number of memory maps after which a process drops its compiled programs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, and the longest before all, so that no process is left alone with one at
-    the end."""
+    """Run files with long tests first, the longest before all others, so that no process is left with a long
+    one at the end."""
     longest, slow = ({i.path for i in items if i.get_closest_marker(name)} for name in ("longest", "slow"))
     items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: the garbage collector need not go through it again while JAX traces."""
+    """Exempt everything imported so far from garbage collection, so that it is not scanned during tracing."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -62,8 +62,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled() -> Iterator[None]:
-    """Compiled programs hold memory maps, of which Linux lets a process have 65,530 by default: all tests
-    together need more. Below that, what one module compiled serves the next."""
+    """Drop compiled programs before their memory maps reach Linux's limit, by default 65,530 per process.
+
+    All tests together need more. Below `MOST_MAPS`, a module can use the programs of earlier ones.
+    """
     yield
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
@@ -72,7 +74,7 @@ def forget_compiled() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def own_programs() -> Iterator[None]:
-    """A module's programs are neither others' nor for others."""
+    """Do not share this module's compiled programs with other modules."""
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -80,7 +82,7 @@ def own_programs() -> Iterator[None]:
 
 @pytest.fixture
 def extra_tensors(own_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All models have further tensors, which the decoder does not use."""
+    """Give all models extra tensors, which the decoder does not use."""
     monkeypatch.setattr(spec, "BLOCK_TENSORS", (*spec.BLOCK_TENSORS, *EXTRA_TENSORS))
 
 
@@ -131,7 +133,7 @@ def tiny_model(save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of some thousand random words."""
+    """A file of a few thousand random words."""
     words = ["the", "cat", "and", "hat", "other", "thing", "sat", "on", "a", "mat", "with", "old", "dogs"]
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(random.Random(0).choices(words, k=5000)), encoding="utf-8")
@@ -140,7 +142,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
-    """Arguments of `tyr_jax.prune` for a run of seconds, all but `--output`; later ones override them."""
+    """Arguments of `tyr_jax.prune`, without `--output`, for a run of seconds. Later ones override them."""
     small = """--sequence-length 32 --search-length 32 --calibration-tokens 512 --search-tokens 256
         --evaluation-length 32 --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5
         --generations 2 --offspring 4 --survivors 2 1 --stage-tokens 32 64"""
@@ -149,7 +151,7 @@ def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_options(tiny_text: Path) -> dict[str, Any]:
-    """The same for `tyr_jax.prune_model`, of a single round, as keywords."""
+    """The same for `tyr_jax.prune_model`, as keywords and with a single round."""
     text = {"sequence_length": 32, "search_length": 32, "calibration_tokens": 512, "search_tokens": 256}
     measured = {"evaluation_length": 32, "evaluation_windows": 4}
     rounds = {"rounds": 1, "levels": 5, "generations": 2, "offspring": 4, "survivors": (2, 1)}
@@ -168,7 +170,7 @@ def smollm2() -> LoadedModel:
 
 
 def write_task(directory: Path, name: str, split: str, rows: list[dict[str, Any]]) -> None:
-    """A task's data, in one configuration with one split."""
+    """Write a task's data, as one configuration with one split."""
     directory.mkdir(parents=True)
     card = f"configs:\n- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {split}.jsonl"
     (directory / "README.md").write_text(f"---\n{card}\n---\n")
@@ -177,7 +179,7 @@ def write_task(directory: Path, name: str, split: str, rows: list[dict[str, Any]
 
 @pytest.fixture
 def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four questions of ARC-Easy and three of WinoGrande, under their names on the hub, and no examples."""
+    """Four questions of ARC-Easy and three of WinoGrande, under their names on the hub, without examples."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tasks = tmp_path / "tasks"
     choices = {"text": ["a", "b c", "d e f"], "label": ["A", "B", "C"]}

@@ -1,4 +1,4 @@
-"""Tokenizers, specs and files that the tests of text share."""
+"""Tokenizers, specs and files shared by the tests of texts."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class Bytes:
 
 
 class Numbers(Bytes):
-    """A token is a number written in the text, so that a token says where in the text it stood."""
+    """A token is a number written in the text, so that a token says where in the text it stands."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [int(word) for word in text.split()]}

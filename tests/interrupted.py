@@ -1,11 +1,11 @@
-"""What tests of interrupted runs share: the end of a process, and what a run came to."""
+"""Shared by tests of interrupted runs: the end of a process, and the result of a run."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 RESULTS = ("distribution", "rounds", "texts", "dense", "uniform", "searched")
-"""What of a summary does not depend on when it was made."""
+"""Entries of a summary that do not depend on when it was made."""
 
 
 class Died(BaseException):
@@ -13,7 +13,7 @@ class Died(BaseException):
 
 
 def result(directory: Path) -> dict[str, Any]:
-    """Weights and findings of every model in an output directory."""
+    """Weights and results of every model in an output directory."""
     found: dict[str, Any] = {}
     for path in sorted(directory.rglob("summary.json")):
         summary = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""llama.cpp itself: tokens of texts, logits of tokens."""
+"""llama.cpp as a reference: tokens of texts, and logits of tokens."""
 
 from pathlib import Path
 

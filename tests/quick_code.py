@@ -1,4 +1,4 @@
-"""Programs of this process, and of those that it starts, that are compiled with some optimizations."""
+"""Compile programs with the usual optimizations, in this process and in those that it starts."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ NAME = "jax_disable_most_optimizations"
 
 @contextlib.contextmanager
 def quick_code() -> Iterator[None]:
-    """For what has the processor at work rather than the compiler."""
+    """For tests whose time goes to computing rather than compiling."""
     before = jax.config.values[NAME]
     with mock.patch.dict(os.environ, {NAME.upper(): "0"}):
         jax.config.update(NAME, False)

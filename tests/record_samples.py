@@ -1,4 +1,4 @@
-"""Records as small runs write them."""
+"""Records like those that small runs write."""
 
 import copy
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ NASTY: tuple[Any, ...] = (
     *(None, True, -3, 10**30, 1.7e308, float("nan")),
     *("", "a|b`c`](x)[/y]<script>\n\x1b[31m", [], {}, [None], {"a": 1}, DEEP),
 )
-"""What may stand where something else should."""
+"""Values to put in the place of expected ones."""
 
 
 def quality(perplexity: float | None, kl: float | None) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def events() -> list[dict[str, Any]]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where every part of a JSON value is, itself excepted."""
+    """Paths of every part of a JSON value, except the value itself."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in pairs:
         yield (*path, key)
@@ -162,8 +162,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def altered(record: Any) -> Iterator[tuple[str, Any]]:
-    """Copies of a record, each with one part of it gone, there once more, or something else; and what was
-    done to it."""
+    """Copies of a record, each with one part removed, repeated or replaced, and what was done to it."""
     for path in places(record):
         for what in ("gone", "more", *NASTY):
             copied = copy.deepcopy(record)

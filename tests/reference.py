@@ -1,7 +1,7 @@
-"""What tests compare with: the decoder and its losses once more, in plain numpy and float64.
+"""References for tests: the decoder and its losses, written again in plain numpy and float64.
 
-Nothing of it is shared with `tyr_jax.model.decoder`. Also supernets of random numbers, for tests of what
-reads a supernet.
+They share no code with `tyr_jax.model.decoder`. The module also makes supernets of random weights, for tests
+of code that reads a supernet.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def attention64(q: Array, k: Array, v: Array, window: int | None = None) -> Arra
 
 
 def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Array:
-    """What enters the output projection, `[B, T, N, H]`, from residuals `x [B, T, D]`."""
+    """Inputs `[B, T, N, H]` of the output projection, from residuals `x [B, T, D]`."""
     normed = norm64(x, block["attn_norm"], config.norm_eps)
     q, k, v = (np.einsum("btd,dnh->btnh", normed, f64(block[name])) for name in "qkv")
     if config.qkv_bias:
@@ -63,7 +63,7 @@ def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Arra
 
 
 def neurons64(block: dict[str, Any], x: Array, config: ModelConfig) -> Array:
-    """What enters the down projection, `[B, T, F]`, from residuals `x [B, T, D]`."""
+    """Inputs `[B, T, F]` of the down projection, from residuals `x [B, T, D]`."""
     normed = norm64(x, block["mlp_norm"], config.norm_eps)
     gate, up = normed @ f64(block["gate"]), normed @ f64(block["up"])
     if config.mlp_bias:
@@ -105,7 +105,7 @@ def log_softmax64(logits: Array) -> Array:
 
 
 def kl64(dense: Array, sparse: Array) -> Array:
-    """KL(dense ‖ sparse) in nats of every position, from logits `[..., V]`."""
+    """KL(dense ‖ sparse) in nats at each position, from logits `[..., V]`."""
     log_p, log_q = log_softmax64(f64(dense)), log_softmax64(f64(sparse))
     return np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
 
@@ -147,7 +147,7 @@ HIDDEN, VOCAB = 16, 50
 
 
 def head(tied: bool, scale: float = 1.0) -> dict[str, jax.Array]:
-    """Params of a model that has nothing but a head, [VOCAB, HIDDEN]."""
+    """Params of a model that only has a head, [VOCAB, HIDDEN]."""
     rng = np.random.default_rng(5)
     params = {"embed": scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
     if not tied:

@@ -1,4 +1,4 @@
-"""SmolLM2 pruned by the whole method, at a budget of a minute."""
+"""SmolLM2 pruned by the whole method, in about a minute."""
 
 import shlex
 from pathlib import Path
@@ -27,14 +27,14 @@ ARGUMENTS = shlex.split("""--sparsity 0.5 --calibration builtin --sequence-lengt
 
 
 class Found(NamedTuple):
-    """A run's outcome, and its final model at full width, pruned weights zero."""
+    """The outcome of a run, and its final model at full width with pruned weights set to zero."""
 
     outcome: Outcome
     masked: Params
 
 
 def prune(events: Path) -> Found:
-    """A run at 50 %, measured on text that neither calibration nor search saw."""
+    """Run at 50 %, and measure on text that neither calibration nor search saw."""
     masked: list[Params] = []
 
     def compress_and_keep(params: Params, supernet: Supernet, levels: np.ndarray, *rest: Any) -> Any:

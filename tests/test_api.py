@@ -1,4 +1,4 @@
-"""The Python API on a tiny model: what a notebook does with it, beside what the commands do."""
+"""The Python API on a tiny model, used as in a notebook and compared with the commands."""
 
 import ast
 import contextlib
@@ -36,18 +36,18 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "the cat and the hat"
 SINGLE = ["--rounds", "1"]
-"""What `tiny_options` differs in from `tiny_arguments`."""
+"""The difference between `tiny_options` and `tiny_arguments`."""
 
 
 @pytest.fixture(scope="module")
 def result(tiny_model: Path, tiny_options: dict[str, Any]) -> PruneResult:
-    """A model that was pruned without a directory."""
+    """A model that was pruned without an output directory."""
     return tyr_jax.prune_model(tiny_model, sparsity=0.5, progress=False, **tiny_options)
 
 
 @pytest.fixture(scope="module")
 def written(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command writes for the same; not to be written to."""
+    """Output of the command for the same run; not to be written to."""
     output = tmp_path_factory.mktemp("command") / "pruned"
     prune.main([*tiny_arguments, *SINGLE, "--sparsity", "0.5", "--output", str(output)])
     return output
@@ -55,7 +55,7 @@ def written(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def few(tiny_text: Path) -> dict[str, Any]:
-    """A training of seconds."""
+    """Options of a training that takes seconds."""
     sizes = {"tokens": 1024, "sequence_length": 32, "step_tokens": 256, "evaluation_windows": 4, "rank": 4}
     return {"data": tiny_text, "learning_rate": 0.01, "progress": False, **sizes}
 
@@ -119,7 +119,7 @@ def test_options_of_commands_are_keywords(
     function: Callable[..., Any], settings: type, apart: set[str]
 ) -> None:
     parameters = inspect.signature(function).parameters
-    # In Python, `load_model` is told of a family of one's own.
+    # In Python, a user's own family is passed to `load_model`.
     assert "family" in inspect.signature(tyr_jax.load_model).parameters
     for field in dataclasses.fields(settings):
         if field.name not in apart | {"family"}:
@@ -194,7 +194,7 @@ def test_the_recorded_command_line_makes_the_model_again(
 
 
 class Died(BaseException):
-    """Where a process would have been killed."""
+    """Raised where a process would have been killed."""
 
 
 def test_in_a_directory_it_works_as_the_command(
@@ -414,7 +414,7 @@ def test_speed(tiny_model: Path, result: PruneResult, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recovered(result: PruneResult, few: dict[str, Any]) -> RecoverResult:
-    """The pruned model, trained without a directory."""
+    """The pruned model, trained without an output directory."""
     return tyr_jax.recover_model(result, **few)
 
 

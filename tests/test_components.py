@@ -1,4 +1,4 @@
-"""Parts that a user replaces: found by name or reference, and refused in a sentence."""
+"""Components that a user replaces: found by name or reference, or refused in a sentence."""
 
 import dataclasses
 from pathlib import Path

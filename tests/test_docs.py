@@ -1,4 +1,4 @@
-"""What the documentation tells people to type can be typed: options, extras, links and files exist."""
+"""The commands in the documentation work: options, extras, links and files exist."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ def test_blocks_are_shell(page: Path) -> None:
 
 def test_the_main_job_understands_every_command() -> None:
     jobs = commands("python -m tyr_jax.prune") + commands("tyr-jax:rocm") + commands("tyr-jax")
-    # What the tutorial on searches writes first is run in test_tutorials.py.
+    # The tutorial on searches first writes a file that its commands need. test_tutorials.py runs them.
     jobs = [job for job in jobs if "." not in job and "annealing:Annealing" not in job]
     assert len(jobs) > 10
     for job in jobs:
@@ -68,7 +68,7 @@ def test_names_of_code_exist(page: Path) -> None:
 
 
 def test_every_equation_names_what_computes_it() -> None:
-    """Displayed ones, within the paragraph behind them."""
+    """This covers displayed equations. The paragraph after each names the code."""
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     displayed = re.findall(r"\$\$.+?\$\$\s+(.*?)\n\n", text, flags=re.DOTALL)
     assert len(displayed) >= 5
@@ -78,7 +78,7 @@ def test_every_equation_names_what_computes_it() -> None:
 
 @pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
-    """With every link, anchor and name of code found."""
+    """It builds with every link, anchor and code name resolved."""
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -102,7 +102,7 @@ def test_extras_exist() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What links within a page can name."""
+    """Anchors of a page that links can point to."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -29,7 +29,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
-    """Everything below a directory, files with what is in them."""
+    """Everything below a directory, with the contents of files."""
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
         for path in sorted(directory.rglob("*"))
@@ -38,7 +38,7 @@ def tree(directory: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Where the output would go: a folder that holds a neighbour."""
+    """The folder for the output, which already contains another file."""
     work = tmp_path / "work"
     work.mkdir()
     (work / "neighbour.txt").write_text("mine")
@@ -47,7 +47,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fails(work: Path, tiny_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Prune with further arguments: its one sentence, after checking status, stderr and the disk."""
+    """Prune with further arguments, check status, stderr and the disk, and return the error sentence."""
 
     def run(*arguments: object, status: int = 2, unfinished: bool = False) -> str:
         before = tree(work)
@@ -84,7 +84,7 @@ def set_config(model: Path, **values: Any) -> None:
 
 
 def test_whole_numbers_that_are_too_large(fails: Fails) -> None:
-    """Every flag that takes one, before anything is made."""
+    """Every flag that takes a whole number is checked before any work is done."""
     settings = prune.PruneArguments(PRESETS["quick"])
     flags = [option.flag for option in every_option(settings) if numbers_of(option.of(settings))]
     assert {"--levels", "--neuron-chunk", "--stage-tokens", "--survivors", "--evaluation-windows"} <= set(

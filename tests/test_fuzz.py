@@ -1,4 +1,4 @@
-"""A minute of malformed input for every command; and that the fuzzer sees what it is to see."""
+"""A minute of malformed input for every command, and a check that the fuzzer finds faults."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Options by name: into settings, out of them as a command line, and what is no option."""
+"""Options by name: converted to settings and back to a command line, or refused."""
 
 import dataclasses
 from pathlib import Path

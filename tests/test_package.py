@@ -1,4 +1,4 @@
-"""What a user installs: the wheel, into a fresh environment without torch, run from somewhere else."""
+"""The wheel that a user installs: in a fresh environment without torch, run from another directory."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def find_python(version: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the sources as they are."""
+    """The wheel built from the current sources."""
     if not (ROOT / "pyproject.toml").is_file():
         pytest.fail("the tests must run from the repository")
     directory = tmp_path_factory.mktemp("wheel")
@@ -53,8 +53,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment that holds the wheel and what it depends on. A newer Python than
-    that of the tests, where there is one, has other versions of it."""
+    """The interpreter of a new environment with the wheel and its dependencies.
+
+    It is made with Python 3.13 if there is one. A newer Python than that of the tests may have other versions
+    of the dependencies.
+    """
     made_with = find_python("3.13") or sys.executable
     directory = tmp_path_factory.mktemp("environment") / "venv"
     run([made_with, "-m", "venv", directory])

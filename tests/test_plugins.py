@@ -1,4 +1,4 @@
-"""References `module:ATTRIBUTE`: where modules are looked for, and what each mistake is answered with."""
+"""References `module:ATTRIBUTE`: where modules are searched for, and the error for each mistake."""
 
 import os
 import re

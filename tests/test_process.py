@@ -1,4 +1,4 @@
-"""How commands end: what is said, with which status, whatever stops them and wherever they write."""
+"""How commands end: their message and status, whatever stops them and wherever they write."""
 
 import importlib
 import os
@@ -26,7 +26,7 @@ STOPS = [
 
 
 def start(code: str, **options: Any) -> "subprocess.Popen[str]":
-    """A Python that runs some code."""
+    """Start a Python that runs some code."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **streams)
 
@@ -102,14 +102,14 @@ SWALLOWED = {
         "c = C(); r = weakref.ref(c, lambda _: time.sleep(0.2)); del c; time.sleep(0.1)",
     ),
 }
-"""Where the exception of a signal may be raised and get lost: (what is done before, again and again)."""
+"""Places where a signal's exception may be raised and get lost: (code before, code that is repeated)."""
 
 
 @pytest.mark.parametrize("where", SWALLOWED)
 @pytest.mark.parametrize(("number", "status", "said"), STOPS)
 def test_signals_end_a_command_wherever_it_is(where: str, number: int, status: int, said: str) -> None:
     before, step = SWALLOWED[where]
-    # Whatever the tests themselves are told to ignore, in the background or by `nohup`.
+    # The tests themselves may ignore these signals, in the background or under `nohup`.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code += "; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
     code += LOOP.format(before=before, step=step, cleaning=0)
@@ -185,7 +185,7 @@ def test_handlers_come_back() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_signals_end_a_command_that_still_starts(command: str, tmp_path: Path) -> None:
-    """Imports take seconds, in which a user may think better of it."""
+    """Imports take seconds, in which a user may change their mind."""
     running = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", f"tyr_jax.{command}", "x", "y"],
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Imports run one way: from the commands down to the pure core, and nowhere back."""
+"""Imports go in one direction only: from the commands down to the pure core."""
 
 import ast
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ FLOORS = (
     {"files", "process"},
     {"errors", "formatting"},
 )
-"""Rooms from the top down; those of one floor do not import each other. The package itself is the ground."""
+"""Rooms from the top down. Rooms on one floor do not import each other. The package itself is the ground."""
 
 CORE = {"model", "space", "pruning", "scoring", "search"}
 """Pure functions over arrays."""
 
 EFFECTS = {"run", "workspace", "cli", "io", "report", "data", "settings", "planning"}
-"""What the core must not know."""
+"""Rooms that the core must not import."""
 
 
 def room_of(module: str) -> str:

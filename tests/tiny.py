@@ -11,7 +11,7 @@ EXTRA_TENSORS = (
     BlockTensor("neuron_extra", "mlp.neuron_extra.weight", "D", "F", "ffn"),
     BlockTensor("plain_extra", "mlp.plain_extra.weight", "", "D", "ffn"),
 )
-"""Tensors that no family has, with their units at any place."""
+"""Tensors that no family has, with their unit axis in various places."""
 
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 

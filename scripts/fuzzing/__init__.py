@@ -1,1 +1,1 @@
-"""Malformed input for every command: what is made of it, and the sandbox that the commands run in."""
+"""Malformed input for every command, and the sandbox that the commands run in."""

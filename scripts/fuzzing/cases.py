@@ -1,4 +1,4 @@
-"""Malformed cases: a command line, and what it meets on the disk; each comes of a seed alone."""
+"""Malformed cases: a command line and the files that it meets. Each case depends only on its seed."""
 
 import json
 import random
@@ -32,12 +32,11 @@ WORDS = (
 """Values of flags."""
 
 CODE = "open('RUN', 'w').close()\nraise SystemExit('run')\n"
-"""Code of a stranger's."""
+"""Foreign code. It leaves a file `RUN` if it is run."""
 
 
 class Case(NamedTuple):
-    """A command line of `command`, run where the malformed input is; how that is malformed; and what it is
-    stopped by, if it is."""
+    """A command with its arguments, how its input is malformed, and the signal that stops it, if any."""
 
     command: str
     arguments: list[str]
@@ -46,21 +45,23 @@ class Case(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a case is made, of what is valid in `base`: what is `given` cannot be written to when the command
-    runs, which is `here`."""
+    """The directories of a case, which is made from the valid input in `base`.
+
+    The command runs in `here`. It cannot write to `given`.
+    """
 
     base: Path
     given: Path
     here: Path
 
     def copy(self, name: str, here: bool = False) -> Path:
-        """A copy of something valid."""
+        """Copy a valid file or directory to `given`, or to `here`."""
         source, target = self.base / name, (self.here if here else self.given) / name
         return Path((shutil.copytree if source.is_dir() else shutil.copy2)(source, target))
 
 
 def flags(options: dict[str, Any]) -> list[str]:
-    """Options as arguments."""
+    """Options as command-line arguments."""
     arguments = []
     for name, value in options.items():
         values = value if isinstance(value, tuple) else (value,)
@@ -111,7 +112,7 @@ def on_text(draw: random.Random, place: Place, text: str) -> tuple[str, list[str
 
 
 def spoilt_model(draw: random.Random, place: Place) -> Case:
-    """A model one of whose files is spoilt."""
+    """A model with one corrupted file."""
     model = place.copy(draw.choice(("dense", "dense", "dense.gguf", "dense.gguf", "pruned", "recovered")))
     files = [model] if model.is_file() else sorted(path for path in model.iterdir() if path.suffix != ".html")
     how = mutation.spoil_file(draw, draw.choice(files))
@@ -119,14 +120,14 @@ def spoilt_model(draw: random.Random, place: Place) -> Case:
 
 
 def spoilt_text(draw: random.Random, place: Place) -> Case:
-    """A text that is spoilt."""
+    """A corrupted text."""
     text = place.copy(draw.choice(("text.txt", "rows.jsonl", "chat.jsonl", "table.parquet")))
     how = mutation.spoil_file(draw, text)
     return Case(*on_text(draw, place, str(text)), how)
 
 
 def spoilt_tasks(draw: random.Random, place: Place) -> Case:
-    """Questions that are spoilt."""
+    """Corrupted data of a task."""
     tasks = place.copy("tasks")
     how = mutation.spoil_file(draw, draw.choice(sorted(path for path in tasks.rglob("*") if path.is_file())))
     arguments = [str(place.base / "dense"), "--tasks", "arc_easy", "--limit", "2", "--data-dir", str(tasks)]
@@ -134,7 +135,7 @@ def spoilt_tasks(draw: random.Random, place: Place) -> Case:
 
 
 def spoilt_record(draw: random.Random, place: Place) -> Case:
-    """A model whose records are spoilt, where the command may write."""
+    """A model with a corrupted record, in a directory that the command may write to."""
     model = place.copy(draw.choice(("pruned", "recovered")), here=True)
     records = [path for path in model.iterdir() if path.name in RECORDS]
     how = mutation.spoil_file(draw, draw.choice(sorted(records)))
@@ -146,7 +147,7 @@ RECORDS = ("summary.json", "recovery.json", "benchmark.json", "events.jsonl")
 
 
 def spoilt_progress(draw: random.Random, place: Place) -> Case:
-    """An interrupted run what of is kept is spoilt."""
+    """An interrupted run whose kept work is corrupted."""
     kept = place.copy(".new.unfinished", here=True)
     files = sorted(path for path in kept.rglob("*") if path.is_file() and path.name != "lock")
     file = draw.choice(files)
@@ -161,7 +162,7 @@ def spoilt_progress(draw: random.Random, place: Place) -> Case:
 
 
 def spoilt_place(draw: random.Random, place: Place) -> Case:
-    """A file, read or to be written, that is none."""
+    """An input or output file replaced by something that is not a regular file."""
     model = place.copy(draw.choice(("dense", "pruned")), here=draw.random() < 0.5)
     names = [path.name for path in model.iterdir()]
     planted = [".report.html.unfinished", ".benchmark.json.unfinished", "report.html", "benchmark.json"]
@@ -176,7 +177,7 @@ def spoilt_place(draw: random.Random, place: Place) -> Case:
 
 
 def strange_flags(draw: random.Random, place: Place) -> Case:
-    """A command with values that no flag expects."""
+    """A command with flag values that are not expected."""
     settings: dict[str, Any] = {
         "prune": PruneArguments(draw.choice(list(PRESETS.values()))),
         "finetune": FinetuneArguments(RecoverySettings("x")),
@@ -205,16 +206,16 @@ def strange_flags(draw: random.Random, place: Place) -> Case:
 
 
 REACHING_OUT = ("--family", "--push-to-hub", "--distributed", "--coordinator-address", "--num-processes")
-"""Flags that would import what is named, or wait for others."""
+"""Flags that would import code, or wait for other processes or the network."""
 
 
 def shown(arguments: list[str]) -> str:
-    """Arguments, cut."""
+    """Arguments as one line, each cut to 40 characters."""
     return " ".join(repr(argument[:40]) for argument in arguments)
 
 
 def strange_arguments(draw: random.Random, place: Place) -> Case:
-    """A command with anything at any place."""
+    """A command with one argument replaced by anything."""
     command, arguments = on_model(draw, place, str(place.base / "dense"))
     place_of = draw.randrange(len(arguments))
     arguments[place_of] = draw.choice(NUMBERS + WORDS)
@@ -222,7 +223,7 @@ def strange_arguments(draw: random.Random, place: Place) -> Case:
 
 
 def strangers_code(draw: random.Random, place: Place) -> Case:
-    """A model that brings code along."""
+    """A model that comes with code of its own."""
     model = place.copy(draw.choice(("dense", "pruned")))
     for name in ("evil", "modeling_pruned", "tokenization_evil"):
         (model / f"{name}.py").write_text(CODE)
@@ -236,7 +237,7 @@ def strangers_code(draw: random.Random, place: Place) -> Case:
 
 
 def stopped(draw: random.Random, place: Place) -> Case:
-    """A command that is told to stop at any moment."""
+    """A command that is stopped by a signal at a random moment."""
     command, arguments = on_model(draw, place, str(place.copy("pruned", here=True)))
     if command == "prune":
         text = str(place.base / "text.txt")

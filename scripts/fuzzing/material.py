@@ -1,4 +1,4 @@
-"""Valid input of every kind, small: what the malformed is made of."""
+"""Small valid input of every kind, from which the malformed input is made."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
     "descent_steps": 1,
     "neuron_chunk": 16,
 }
-"""Options of a run of seconds."""
+"""Options for a run that takes seconds."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -72,7 +72,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_gguf(path: Path, config: ModelConfig, params: Params, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The model as a GGUF file that this package reads: layers alike, architecture `llama`."""
+    """Write the model as a GGUF file that this package reads: equal layers, architecture `llama`."""
     shape = config.layers[0]
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in {
@@ -105,7 +105,7 @@ def write_gguf(path: Path, config: ModelConfig, params: Params, tokenizer: PreTr
 
 
 def write_texts(directory: Path) -> None:
-    """A text as people have it: plain, rows, conversations."""
+    """Write a text in several formats: plain, rows of JSON, conversations, and a Parquet table."""
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=400)) for _ in range(20)]
     (directory / "text.txt").write_text("\n\n".join(texts))
@@ -123,7 +123,7 @@ def write_texts(directory: Path) -> None:
 
 
 def write_tasks(directory: Path) -> None:
-    """The questions of a task of lm-evaluation-harness."""
+    """Write the questions of a task of lm-evaluation-harness."""
     rows = [
         {
             "id": str(number),
@@ -143,7 +143,7 @@ def write_tasks(directory: Path) -> None:
 
 
 def make(directory: Path) -> None:
-    """All of it: `dense`, `dense.gguf`, `pruned`, `recovered`, texts and tasks."""
+    """Make all input: `dense`, `dense.gguf`, `pruned`, `recovered`, an interrupted run, texts and tasks."""
     tokenizer = make_tokenizer()
     params = random_params(CONFIG, jax.random.key(0), scale=0.2)
     (directory / "dense").mkdir()
@@ -168,7 +168,7 @@ def prune(directory: Path, output: str) -> None:
 
 
 def make_results(directory: Path) -> None:
-    """What commands make of the rest: `pruned`, with a benchmark, `recovered`, and an interrupted run."""
+    """Make the results of commands: `pruned` with a benchmark, `recovered`, and an interrupted run."""
     text, dense = str(directory / "text.txt"), str(directory / "dense")
     with contextlib.redirect_stderr(io.StringIO()):
         prune(directory, "pruned")

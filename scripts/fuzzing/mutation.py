@@ -1,4 +1,4 @@
-"""How valid input is spoilt: its bytes, the values in its JSON, the numbers in its headers, its place."""
+"""Corrupt valid input: its bytes, the values in its JSON, the numbers in its headers, or the file itself."""
 
 import json
 import os
@@ -15,20 +15,20 @@ VALUES: tuple[Any, ...] = (
     *("a/../../../b", "/etc/passwd", "é" * 1000, "{{ 1/0 }}", "(" * 500, "😀", "null", "NaN", [], {}, [[]]),
     *([None], [0] * 5000, {"": None}, ["x", 1, None, {}], "|`*_]()", "\u202e\u2028", "x" * 100_000),
 )
-"""What no field expects, or what few do."""
+"""Values that no field expects, or few do."""
 
 TEXTS = (
     *(b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"[" * 3000, b'{"a":' * 3000, b"null"),
     *(b"[]", b"{}", b'""', b"1" * 5000, b'{"a": NaN}', b'"\\ud800"', b"\n" * 1000, b"x" * 1_000_000),
 )
-"""What stands in the place of a text."""
+"""Replacements for a whole text."""
 
 LARGE = (0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
 """Numbers for headers."""
 
 
 def nodes(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where everything in a JSON value is."""
+    """Paths of a JSON value and of everything in it."""
     found = [path]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in items:
@@ -37,7 +37,7 @@ def nodes(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def spoil_json(draw: random.Random, text: str) -> tuple[str, str]:
-    """(a JSON text with one value replaced, removed, doubled or nested, what was done)."""
+    """(a JSON text with one value replaced, removed, repeated, nested or added, what was done)."""
     value = json.loads(text)
     path = draw.choice(nodes(value))
     if not path:
@@ -64,10 +64,10 @@ def spoil_json(draw: random.Random, text: str) -> tuple[str, str]:
 
 
 def spoil_bytes(draw: random.Random, content: bytes) -> tuple[bytes, str]:
-    """(bytes of which some are others, gone, or there twice, what was done)."""
+    """(bytes with some changed, removed, repeated or added, what was done)."""
     how = draw.choice(("flip", "flip", "flip", "cut", "cut", "zero", "double", "grow", "other"))
     place = draw.randrange(max(len(content), 1))
-    # Headers are where most can be spoilt.
+    # Headers are where corruption can do the most.
     place = place if draw.random() < 0.3 else place % 4096
     array = bytearray(content)
     if how == "flip" and array:
@@ -87,7 +87,7 @@ def spoil_bytes(draw: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def spoil_number(draw: random.Random, content: bytes) -> tuple[bytes, str]:
-    """(bytes with a number of a header replaced, what was done)."""
+    """(bytes with eight of them near the beginning replaced by a number, what was done)."""
     array = bytearray(content)
     place = draw.randrange(min(len(array) - 8, 20_000)) if len(array) > 8 else 0
     number = draw.choice(LARGE)
@@ -96,14 +96,14 @@ def spoil_number(draw: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def spoil_safetensors(draw: random.Random, content: bytes) -> tuple[bytes, str]:
-    """(a safetensors file with another header, what was done)."""
+    """(a safetensors file with a corrupted header, what was done)."""
     (size,) = struct.unpack("<Q", content[:8])
     header, how = spoil_json(draw, content[8 : 8 + size].decode())
     return struct.pack("<Q", len(header.encode())) + header.encode() + content[8 + size :], f"header: {how}"
 
 
 def spoil_lines(draw: random.Random, content: bytes) -> tuple[bytes, str]:
-    """(a text with a line that is another, what was done)."""
+    """(a text with one line corrupted or replaced, what was done)."""
     lines = content.split(b"\n")
     place = draw.randrange(len(lines))
     if draw.random() < 0.6 and lines[place][:2] == b'{"':
@@ -115,7 +115,7 @@ def spoil_lines(draw: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def spoil_file(draw: random.Random, path: Path) -> str:
-    """Spoil a file by its kind; returns what was done."""
+    """Corrupt a file in a way that suits its type, and return what was done."""
     ways: list[Callable[[random.Random, bytes], tuple[bytes, str]]] = [spoil_bytes]
     if path.suffix == ".json":
         ways += [_json_bytes] * 8
@@ -136,7 +136,7 @@ def _json_bytes(draw: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def spoil_place(draw: random.Random, path: Path, outside: Path) -> str:
-    """Put something that is no regular file in the place of a file; returns what was done."""
+    """Remove a file, or replace it by something that is not a regular file, and return what was done."""
     how = draw.choice(("gone", "pipe", "directory", "unreadable", "dangling", "loop", "device", "outside"))
     if path.is_dir() and not path.is_symlink():
         return "nothing"

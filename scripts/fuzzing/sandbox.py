@@ -1,4 +1,4 @@
-"""A process that may write in a few directories only, and is watched: its time, its memory, its words."""
+"""A process that can only write to a few directories, and whose time, memory and output are watched."""
 
 import ctypes
 import os
@@ -24,26 +24,29 @@ NO_NEW_PRIVILEGES = 38
 PATH_BENEATH = 1
 
 POLL = 0.02
-"""Seconds between two looks at a process."""
+"""Seconds between two checks of a process."""
 
 
 class Limits(NamedTuple):
-    """What a process may take: seconds, and bytes of memory beyond those it begins with."""
+    """What a process may use: seconds, and bytes of memory beyond those that it starts with."""
 
     seconds: float
     memory: int
 
 
 class Stop(NamedTuple):
-    """A signal, and after how many seconds it is sent."""
+    """A signal, and the seconds after which it is sent."""
 
     number: int
     seconds: float
 
 
 class Ended(NamedTuple):
-    """How a process ended: its status (negative: the signal), the `limit` that it broke, if any, its seconds,
-    the bytes of memory beyond those it began with, and what it printed."""
+    """How a process ended.
+
+    This is its status (negative: the signal), the `limit` that it exceeded, if any, its seconds, its bytes of
+    memory beyond those that it started with, and what it printed.
+    """
 
     status: int
     limit: str
@@ -54,21 +57,21 @@ class Ended(NamedTuple):
 
 
 VERSION = 1
-"""Asks Landlock which version it is, in place of making rules."""
+"""Flag that asks Landlock for its version, instead of creating rules."""
 
 
 def is_available() -> bool:
-    """Whether the system has what confines a process: Linux with Landlock."""
+    """Whether the system can confine a process: Linux with Landlock 3 or newer."""
     if not sys.platform.startswith("linux"):
         return False
     return ctypes.CDLL(None).syscall(CREATE_RULESET, None, 0, VERSION) >= 3
 
 
 def restrict_writing(directories: Iterable[Path]) -> None:
-    """Let this process, and all that it starts, write below these directories and to devices only (Landlock).
+    """Let this process and its children write only below these directories and to devices (Landlock).
 
     Raises:
-        OSError: the system cannot.
+        OSError: The system does not support it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -96,8 +99,11 @@ def run(
     limits: Limits,
     stop: Stop | None = None,
 ) -> Ended:
-    """Do `work` in a child of this process, with `here` as its current directory, writing only below it and
-    what else is `writable`, until it is done or told to `stop`; what it prints is kept beside `here`."""
+    """Do `work` in a child process, until it is done or a signal stops it.
+
+    `here` is its current directory. It can only write below `here` and the `writable` directories. Its output
+    is kept in files next to `here`. It is killed if it exceeds the `limits`.
+    """
     streams = [here.with_name(f"{here.name}.{name}") for name in ("out", "err")]
     for stream in streams:
         stream.touch()
@@ -131,7 +137,7 @@ def _broken(limits: Limits, seconds: float, memory: int) -> str:
 
 
 def _kill_group(child: int) -> None:
-    """What a process started does not outlive it."""
+    """Kill everything that the process has started."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
@@ -139,13 +145,13 @@ def _kill_group(child: int) -> None:
 
 
 def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams: list[Path]) -> None:
-    """The child's life."""
+    """Run `work` as the child process, and exit."""
     status = 70
     try:
         os.setsid()
         os.chdir(here)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Whatever the fuzzer itself is told to ignore, in the background or by `nohup`.
+        # The fuzzer itself may ignore these signals, in the background or under `nohup`.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -170,8 +176,10 @@ def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams:
 
 
 def _memory(process: int) -> int:
-    """Bytes of memory that a process has of its own: pages of files, such as libraries, are not counted, for
-    a child begins without those that its parent has read."""
+    """Bytes of memory of a process, without pages of files such as libraries.
+
+    A child starts without the file pages that its parent has read, so counting them would be misleading.
+    """
     try:
         _, resident, shared = Path(f"/proc/{process}/statm").read_text().split()[:3]
     except OSError:

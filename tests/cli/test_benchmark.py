@@ -1,4 +1,4 @@
-"""`python -m tyr_jax.benchmark` on tiny models: every row is there, and what it allows is counted right."""
+"""`python -m tyr_jax.benchmark` on tiny models: it prints every row, with the right limits."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What commands print: tables and lines, whatever the terminal and whatever names hold."""
+"""What commands print: tables and lines, in any terminal and with any names."""
 
 import io
 
@@ -19,7 +19,7 @@ def test_no_cell_gets_lost(width: int, framed: bool) -> None:
     command.show([table], Console(file=stream, width=width))
     shown = stream.getvalue()
     assert "…" not in shown
-    # A cell goes on below where there is no room: then its letters are there, one after the other.
+    # A cell without room is wrapped. All of its letters must then follow each other down the column.
     columns = [line.replace("│", "┃").split("┃") for line in shown.splitlines() if "│" in line]
     if framed:
         joined = ["".join(part[index].strip() for part in columns) for index in range(1, 6)]

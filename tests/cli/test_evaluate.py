@@ -33,7 +33,7 @@ def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def measure(capsys: pytest.CaptureFixture[str]) -> Measure:
-    """The rows that `--json` gives."""
+    """Run the command with `--json`, and return its rows."""
 
     def measure(*arguments: object) -> list[dict[str, Any]]:
         evaluate.main([*map(str, arguments), "--trust-record", "--json"])
@@ -85,7 +85,7 @@ def test_other_windows_are_not_held_against_those_of_the_run(
 def test_texts_that_only_the_record_names_are_not_read(
     kept: bool, pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor need they be there to measure on others."""
+    """Such texts need not exist in order to measure on others."""
     copy = Path(shutil.copytree(pruned, tmp_path / "copy"))
     text, other = tmp_path / "theirs.txt", tmp_path / "mine.txt"
     summary = json.loads((copy / "summary.json").read_text())
@@ -133,7 +133,7 @@ def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: 
 def test_perplexity_is_that_of_transformers(
     bos: bool, pruned: Path, tiny_text: Path, measure: Measure
 ) -> None:
-    """On the same windows, read in torch."""
+    """transformers reads the same windows in torch."""
     (row,) = measure(pruned, "--bos", bos)
     spec = DataSpec((str(tiny_text),), evaluation_length=32, evaluation_windows=4, bos=bos)
     ((_, windows),) = load_evaluation(spec, load_model(str(pruned)).tokenizer).items()

@@ -126,7 +126,7 @@ def test_a_missing_quantiser(
 
 @contextlib.contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """A limit on file sizes, which makes writers meet the operating system's own error."""
+    """Limit file sizes, so that writing fails with the operating system's own error."""
     resource = pytest.importorskip("resource")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
@@ -137,7 +137,7 @@ def room_for(size: int) -> Iterator[None]:
 
 
 OLD = "GGUF tyr_jax.version"
-"""How a file that was written here begins."""
+"""Marks a file that this package wrote."""
 
 
 @pytest.mark.parametrize("kind", ["f32", "q4_k_m"])

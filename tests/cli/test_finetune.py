@@ -28,12 +28,12 @@ pytestmark = pytest.mark.slow
 
 
 class Died(BaseException):
-    """Where a process would have been killed."""
+    """Raised where a process would have been killed."""
 
 
 @pytest.fixture(scope="module")
 def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model at 50 %."""
+    """The tiny model, pruned to 50 %."""
     output = tmp_path_factory.mktemp("pruned") / "pruned"
     prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "0", "--output", str(output)])
     return output
@@ -41,7 +41,7 @@ def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def command(pruned: Path, tiny_text: Path, tmp_path: Path) -> list[str]:
-    """A training of seconds."""
+    """Arguments of a training that takes seconds."""
     small = """--tokens 2048 --sequence-length 32 --step-tokens 256 --save-every 3 --rank 4
         --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
     own = ["--data", str(tiny_text), "--trust-record", "--output", str(tmp_path / "recovered")]
@@ -66,7 +66,7 @@ def test_it_gets_better_and_loads_in_torch(extra: list[str], command: list[str],
     finetune.main([*command, *extra])
     found = record(tmp_path / "recovered")
     ((name, after),) = found["quality"]["recovered"].items()
-    # Of random weights, to be like the dense model and to be good at the text are not the same.
+    # With random weights, a model that is close to the dense one is not better at the text.
     figure = "perplexity" if "next-token" in extra else "kl"
     assert after[figure] < found["quality"]["pruned"][name][figure]
     assert found["quality"]["dense"].keys() == ({name} if figure == "kl" else set())
@@ -114,7 +114,7 @@ def test_an_interruption_costs_nothing(
 def test_it_learns_from_what_the_dense_model_writes(
     command: list[str], tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the tokens, written once, however often the training is interrupted."""
+    """This is half of the tokens. They are written once, however often the training is interrupted."""
     command = [*command, "--data", str(tiny_text), "self"]
     written = []
     write = writing.write_texts

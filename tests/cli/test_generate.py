@@ -73,7 +73,7 @@ def test_characters_of_several_tokens_come_whole(tiny_model: Path) -> None:
     parts = list(pieces(tokenizer, iter(ids)))
     assert "".join(parts) == text
     assert "€" in parts
-    # One that is cut off at the end is shown as such.
+    # A character that is cut off at the end is shown as the replacement character.
     assert "".join(pieces(tokenizer, iter(tokenizer("€").input_ids[:1]))) == "\N{REPLACEMENT CHARACTER}"
 
 

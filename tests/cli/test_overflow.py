@@ -1,4 +1,4 @@
-"""A model whose predictions are not finite is said to overflow, whatever it is asked."""
+"""Every command says that a model overflows if its predictions are not finite."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def overflowing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny model with weights that float32 holds, and products that it does not."""
+    """The tiny model with finite float32 weights whose products overflow."""
     model = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("model") / "overflowing"))
     weights = load_file(model / "model.safetensors")
     large = {name: array * 1e38 for name, array in weights.items() if "down_proj" in name}
@@ -24,7 +24,7 @@ def overflowing(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> s
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The sentence that a command refuses with."""
+    """Run a command that must be refused, and return its error sentence."""
 
     def run(main: Callable[[list[str]], None], *arguments: object) -> str:
         with pytest.raises(SystemExit) as stopped:
@@ -52,7 +52,7 @@ def test_perplexity(overflowing: str, tiny_text: Path, refused: Callable[..., st
 
 
 def test_training(overflowing: str, tiny_text: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    """It is not the learning rate's doing."""
+    """The error does not blame the learning rate."""
     few = ["--tokens", 256, "--sequence-length", 32, "--step-tokens", 64, "--evaluation-length", 32]
     own = ["--data", tiny_text, "--goal", "next-token", "--output", tmp_path / "new"]
     assert "the model overflows there" in refused(finetune.main, overflowing, *own, *few)

@@ -29,7 +29,7 @@ HEADS, NEURONS = 12, 144
 """Units of the tiny model: 3 layers of 4 heads and 48 neurons."""
 
 PARAMETERS, NEURON = 23232, 96
-"""Parameters of its blocks, and of a neuron."""
+"""Parameters of the tiny model's blocks, and of one neuron."""
 
 Prune = Callable[..., Path]
 
@@ -62,7 +62,7 @@ def events_of(directory: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def assert_within(summary: dict[str, Any], sparsity: float, multiple: int = 8) -> None:
-    """What a run found has as many parameters as asked for, from below within a step of neurons."""
+    """Check that the pruned model has the parameters asked for, or fewer by less than a step of neurons."""
     limit = math.floor((1 - sparsity) * PARAMETERS)
     for name in ("uniform", "searched"):
         blocks = summary[name]["size"]["block_parameters"] if summary[name] else limit
@@ -86,7 +86,7 @@ def test_the_model_has_the_units_that_the_summary_says(pruned: Path) -> None:
     summary, model = summary_of(pruned), load_model(str(pruned))
     kept = summary["distribution"]
     assert [layer.ffn for layer in model.config.layers] == kept["ffn"]
-    # Padding or duplication may make a layer's heads more than those kept, never fewer.
+    # Padding or duplication can only add heads to those that are kept.
     for layer, heads in zip(model.config.layers, kept["attention"], strict=True):
         assert (layer.heads == 0) == (heads == 0)
         assert layer.heads >= heads
@@ -112,7 +112,7 @@ def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
     for name in ("uniform", "searched"):
         assert summary[name]["units"]["ffn"]["total"] == NEURONS
         assert all(width % 8 == 0 for width in summary[name]["kept"]["ffn"])
-    # Heads and neurons compete, but for the uniform model, which keeps all heads.
+    # Heads and neurons compete, except in the uniform model, which keeps all heads.
     assert summary["uniform"]["units"]["attention"] == {
         "total": HEADS,
         "kept": HEADS,
@@ -127,7 +127,7 @@ def test_budgets_of_units_are_met_exactly(run: Prune) -> None:
     for name in ("uniform", "searched"):
         units = summary[name]["units"]
         assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25}
-        # 25 % of 144 neurons are 108 to keep: half way between 104 and 112, multiples of 8.
+        # 108 of 144 neurons are to be kept: halfway between 104 and 112, which are multiples of 8.
         assert units["ffn"]["kept"] == sum(summary[name]["kept"]["ffn"]) == 112
     blocks = summary["searched"]["size"]["block_parameters"]
     assert summary["sparsity"] == {
@@ -225,7 +225,7 @@ def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: 
         assert not set(summary["shared_seconds"]) & set(summary["seconds"])
         assert len(summary["rounds"]) == 2
         assert len([e for e in events_of(directory, "generation") if e["sparsity"] == float(name)]) == 4
-    # The uniform model does not depend on what a supernet is shared with.
+    # The uniform model does not depend on the other targets that share the supernet.
     uniform = summary_of(directory / "0.25")["uniform"]
     assert uniform | {"sample": None} == summary_of(pruned)["uniform"]
 
@@ -249,7 +249,7 @@ def read_page(directory: Path) -> str:
 def test_several_targets_without_a_refit(rounds: str, run: Prune) -> None:
     directory = run("--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
     for name in ("0.25", "0.5"):
-        # Where levels are as they were found, what they leave over is not filled up.
+        # With the levels as they were found, the rest of the budget is not filled up.
         assert_within(summary_of(directory / name), float(name), multiple=12)
     directory = run("--budget=units", "--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
     for name, kept in (("0.25", (9, 112)), ("0.5", (6, 72))):
@@ -262,8 +262,8 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
     summary = summary_of(directory)
     assert summary["searched"] is None
     assert summary["rounds"] == []
-    # Of 11,616 parameters attention would take 9,312, and leave 23 neurons: fewer than half of the share
-    # asked, which is 36, in eights 32.
+    # Attention would take 9,312 of 11,616 parameters and leave 23 neurons. But at least half of the 72
+    # neurons asked for are kept: 36, rounded to 32, a multiple of 8.
     assert summary["distribution"] == {"attention": [2, 3, 3], "ffn": [8, 8, 16]}
     assert_within(summary, 0.5)
     summary = summary_of(run("--budget", "units", "--rounds", "0", "--sparsity", "0.5"))
@@ -285,7 +285,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
     ],
 )
 def test_every_choice_runs(arguments: str, run: Prune) -> None:
-    """Choices that do not meddle with each other share a run."""
+    """Choices that do not affect each other share a run."""
     few = ["--rounds", "1", "--generations", "1", "--survivors", "1", "--stage-tokens", "32"]
     summary = summary_of(run(*few, *arguments.split()))
     if summary["sparsity"]["budget"] == "units":
@@ -316,7 +316,7 @@ def test_what_is_left_is_reconstructed(
     down = [zeros[f"model.layers.{layer}.mlp.down_proj.weight"] for layer in range(3)]
     kept = summary_of(masked)["distribution"]["ffn"]
     assert [int((matrix != 0).any(axis=0).sum()) for matrix in down] == kept
-    # What was written is what was measured.
+    # The written model is the one that was measured.
     capsys.readouterr()
     evaluate.main([str(directory), "--trust-record", "--json"])
     (said,) = json.loads(capsys.readouterr().out)["texts"]

@@ -1,4 +1,4 @@
-"""A text whose tokens say where in it they stood."""
+"""A text whose tokens say where in the text they stand."""
 
 from pathlib import Path
 

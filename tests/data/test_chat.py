@@ -1,4 +1,4 @@
-"""Chat templates of strangers: what they write, and how those are stopped that never end."""
+"""Untrusted chat templates: what they write, and how a template that never ends is stopped."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ class Stranger(Bytes):
 
 @pytest.fixture(scope="module")
 def patience() -> Any:
-    """Templates are given up after two seconds."""
+    """Stop templates after two seconds."""
     chat._renderer.stop()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat, "SECONDS", 2)
@@ -79,7 +79,7 @@ def test_after_one_that_is_stopped_the_next_is_written(patience: None) -> None:
 
 
 def test_an_answer_is_never_taken_for_another_requests() -> None:
-    """A signal while a template runs."""
+    """A signal arrives while a template runs."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -105,7 +105,7 @@ def test_parts_of_a_stream_are_disjoint_and_whole(
     windows, rest = hold_out(np.arange(tokens, dtype=np.int32), window)
     assert sorted([*windows.reshape(-1), *rest]) == list(range(tokens))
     assert (windows % (PERIOD * window) == np.arange(window)).all()
-    # The longer sequences come whole; of every one left, as many shorter ones as fit.
+    # The longer sequences come whole. Each remaining one is cut into as many shorter ones as fit.
     (long, most), (short, few) = sorted(zip(lengths, needs, strict=True), reverse=True)
     left = len(rest) // long - most
     if lengths[0] == lengths[1]:
@@ -187,7 +187,7 @@ def test_openings_are_pieces_of_calibration_text(corpus: Path) -> None:
     spec = spec_of(corpus, calibration_tokens=1600, calibration_noise=0.0, calibration_openings=70)
     splits = load_splits(spec, Numbers(), 3)
     assert splits.openings.shape == (70, 4)
-    assert (np.diff(splits.openings) == 1).all()  # the text counts
+    assert (np.diff(splits.openings) == 1).all()  # the words of the text are consecutive numbers
     assert set(splits.openings.reshape(-1)) <= set(splits.calibration.reshape(-1))
     assert len(np.unique(splits.openings[:, 0] - splits.calibration[0, 0])) > 50
     assert load_splits(dataclasses.replace(spec, calibration_openings=0), Numbers(), 3).openings.size == 0
@@ -225,7 +225,7 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
     path = write(tmp_path / "words.txt", numbers(4000, 10_000))
     spec = spec_of(path, calibration_tokens=96, sequence_length=8, search_tokens=48, search_length=12)
     mixed = dataclasses.replace(spec, calibration=(str(path), "self@3"), calibration_openings=0)
-    # Of 12 and 4 sequences, 9 and 3; each of the longer ones that are cut up gives one short one.
+    # 9 of 12 and 3 of 4 sequences. Each of the longer ones is cut into one short one.
     assert to_write(mixed) == (9 + 3, 12)
     assert to_write(spec) is None
     written = np.arange(12 * 12).reshape(12, 12)
@@ -235,7 +235,7 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
     assert sum(row[0] < 1000 for row in splits.search) == 3
     drawn = np.concatenate([np.ravel(own), *[row for row in splits.search if row[0] < 1000]])
     assert len(set(drawn.tolist())) == len(drawn) == 9 * 8 + 3 * 12
-    # Nothing of it is held out, to measure on.
+    # None of the model's own text is held out to measure on.
     assert list(splits.evaluation) == list(load_evaluation(mixed, Numbers())) == ["words.txt"]
     assert splits.sources["self"] == "self (written by the model)"
     assert evaluation_sources(mixed).keys() == {"words.txt"}

@@ -1,4 +1,4 @@
-"""Texts of strangers: rows of every shape, documents without end, files that are none."""
+"""Untrusted texts: rows of every shape, endless documents, and paths that are not regular files."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def refusal(path: Path) -> str:
         found = documents(path)
     except UserError as error:
         return str(error)
-    # What is taken is what everything else takes it for.
+    # An accepted document is a text, or turns of text, as all other code expects.
     for document in found:
         turns = [{"role": "", "content": document}] if isinstance(document, str) else document
         assert all(isinstance(text, str) for turn in turns for text in turn.values())
@@ -117,7 +117,7 @@ def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
 
 
 class Counted(Bytes):
-    """Remembers how long a text it was given."""
+    """Remembers the length of the longest text that it was given."""
 
     longest = 0
 
@@ -127,7 +127,7 @@ class Counted(Bytes):
 
 
 def test_of_a_document_without_end_the_beginning_is_read(tmp_path: Path) -> None:
-    """The same tokens as of the text in a file of its own."""
+    """Its tokens are the same as those of the text in a plain file."""
     text = "".join(random.Random(0).choices("abcdefghij \n", k=20_000_000))
     row = write(tmp_path / "a.jsonl", json.dumps({"text": text}) + "\n" + json.dumps({"text": "more"}))
     plain = write(tmp_path / "a.txt", text.encode())
@@ -167,7 +167,7 @@ def test_conversations_without_end(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_unseen(tmp_path: Path) -> None:
-    """Of the same size, within a tick of the clock, and with the time of the last change set back."""
+    """The size stays, the changes lie within a clock tick, and the modification time is set back."""
     path = tmp_path / "a.txt"
     digests = set()
     for number in range(50):

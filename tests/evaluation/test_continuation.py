@@ -1,4 +1,4 @@
-"""Prompts and the tokens that end a text, as users and strangers give them."""
+"""Prompts from users, and end-of-text tokens from model files."""
 
 import dataclasses
 from pathlib import Path

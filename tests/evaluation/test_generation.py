@@ -33,12 +33,12 @@ def make(tiny_config: Callable[..., ModelConfig], **changes: Any) -> tuple[Model
 
 
 def generate(params: Params, config: ModelConfig, *arguments: Any, **options: Any) -> np.ndarray:
-    """The tokens `[count, B]` that `generation.generate` takes one after the other."""
+    """The tokens `[count, B]` that `generation.generate` yields one after the other."""
     return np.stack(list(generation.generate(unstack(params, config), config, *arguments, **options)))
 
 
 def assert_greedy(params: Params, config: ModelConfig, prompt: list[int], generated: list[int]) -> None:
-    """What was generated is the likeliest after all before it, by a forward without a cache."""
+    """Check that each generated token is the likeliest one, by a forward without a cache."""
     tokens = np.zeros((1, 32), np.int32)
     tokens[0, : len(prompt) + len(generated)] = prompt + generated
     likeliest = np.argmax(forward(params, jnp.asarray(tokens), config)[0], axis=-1)

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own model, in torch, is asked the same."""
+"""Our harness model against lm-evaluation-harness's own model in torch, on the same requests."""
 
 import itertools
 import json
@@ -33,14 +33,14 @@ def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
 
 
 def beside(model: LoadedModel, directory: Path) -> HFLM:
-    """The same model as the harness has it."""
+    """The same model, run by the harness in torch."""
     save_model(directory, model.config, model.params, model.hf_config, model.tokenizer)
     return HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=8)
 
 
 def several_kinds(text: str, count: int) -> list[tuple[str, str]]:
-    """Contexts and continuations: sentences, endings of several lengths, letters after one context, spaces at
-    the seam, and nothing before."""
+    """Contexts and continuations: sentences, endings of several lengths, letters after one context, spaces
+    between context and continuation, and empty contexts."""
     words = text.split()
     asked = []
     for number in range(count):
@@ -73,11 +73,11 @@ def test_as_likely_as_in_torch(smollm2: LoadedModel, tmp_path: Path) -> None:
 
 
 def test_texts_beyond_the_context(tiny_model: Path, tmp_path: Path) -> None:
-    """What does not fit loses its beginning; a whole text is read in windows."""
+    """A request that does not fit loses its beginning. A whole text is read in windows."""
     model = load_model(str(tiny_model))
     ours, theirs = HarnessModel(model), beside(model, tmp_path)
     theirs._max_length = ours.max_length
-    # (Where windows are alike, the harness's own model mixes them up.)
+    # The windows must differ, because the harness's own model confuses equal ones.
     words = " ".join(random.Random(0).choices("abcdefgh", k=480))
     check_same(ours, theirs, [(words, " a"), (words, " b a"), ("a", " b" * 20)])
     requests = instances("loglikelihood_rolling", [(words,), ("a b",)])
@@ -100,7 +100,7 @@ def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
-    """Also what its Python interface makes of a model of ours."""
+    """The harness's Python interface gives the same results with our model."""
     model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]
     with harness.opened_tasks(names, questions) as tasks:
         ours = harness.evaluate(model, tasks, limit=3)
@@ -137,7 +137,7 @@ def test_tasks_of_a_directory(questions: Path, tiny_model: Path, capsys: pytest.
 
 
 def test_local_data_is_read_every_time(questions: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Also where `datasets` has built the task before: from another directory, or from other rows."""
+    """This also holds if `datasets` has built the task before, from another directory or from other rows."""
 
     def measured(directory: Path) -> tuple[int, str | None]:
         with Progress(quiet=True) as progress:

@@ -24,7 +24,7 @@ def params() -> Params:
 
 
 def by_softmax(params: Params, request: Request) -> tuple[float, bool]:
-    """One request, from all logits of its row."""
+    """Answer one request from all logits of its row."""
     logits = np.asarray(forward(params, jnp.asarray([request.row]), CONFIG)[0], np.float64)
     logits = logits[-len(request.continuation) :]
     nats = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
@@ -33,7 +33,7 @@ def by_softmax(params: Params, request: Request) -> tuple[float, bool]:
 
 
 def test_a_model_that_overflows_has_no_answers(params: Params) -> None:
-    """It would have some, and a score."""
+    """Without the check it would have answers, and a score."""
     for bad in (np.nan, np.inf):
         broken = params | {"embed": params["embed"].at[3].set(bad)}
         with pytest.raises(UserError, match="the model overflows there"):
@@ -49,7 +49,7 @@ def test_every_request_is_answered_as_if_alone(params: Params) -> None:
         Request(tuple(map(int, row[:a])), tuple(map(int, row[a : a + b])))
         for row, (a, b) in zip(tokens, lengths, strict=True)
     ]
-    # Choices that share a row, and one that the model would take itself.
+    # Choices that share a row, and one that is the model's own likeliest token.
     context = requests[0].context
     requests += [Request(context, (choice,)) for choice in range(4)]
     own = int(forward(params, jnp.asarray([context]), CONFIG)[0, -1].argmax())
@@ -78,7 +78,7 @@ def test_requests_of_many_lengths_make_few_programs(params: Params) -> None:
     ]
     parts = likelihood.batches(requests)
     assert [part.tokens.shape for part in parts] == [(21, 96), (21, 96), (32, 64), (32, 32)]
-    # Batches are filled up with shorter rows, and rows by less than half.
+    # All padding together must add less than 60 % to the tokens of the rows.
     assert sum(part.tokens.size for part in parts) < 1.6 * sum(len(request.row) for request in requests)
     log_likelihoods(params, requests, CONFIG)
     before = likelihood.answer._cache_size()

@@ -19,7 +19,7 @@ def test_tokens_are_drawn_from_what_the_model_predicts() -> None:
     texts = writing.write_texts(params, config, 3, 6000, 3, 0, on_tokens=told.append)
     assert texts.shape == (6000, 3)
     assert sum(told) == 18000
-    # What stands behind every beginning, of up to two tokens, against the model's own probabilities.
+    # Compare what follows each beginning of up to two tokens with the model's own probabilities.
     for seen in ((), (1,), (4, 2), (0, 0)):
         begun = texts[(texts[:, : len(seen)] == seen).all(axis=1)] if seen else texts
         counts = Counter(begun[:, len(seen)].tolist())

@@ -37,7 +37,7 @@ def example(name: str) -> Any:
 
 @pytest.fixture
 def summary(tiny_arguments: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The summary of a run with further arguments."""
+    """Prune with further arguments, and return the summary."""
 
     def run(*arguments: str) -> dict[str, Any]:
         prune.main([*tiny_arguments, "--overwrite", "--output", str(tmp_path / "pruned"), *arguments])
@@ -47,7 +47,7 @@ def summary(tiny_arguments: list[str], tmp_path: Path) -> Callable[..., dict[str
 
 
 def without_evolution(arguments: list[str]) -> list[str]:
-    """Arguments less the options of the evolutionary search."""
+    """Arguments without the options of the evolutionary search."""
     names = {"--generations": 1, "--offspring": 1, "--survivors": 2, "--stage-tokens": 2}
     kept, skip = [], 0
     for argument in arguments:
@@ -99,7 +99,7 @@ def test_an_objective(
         "objective": "examples.objective:HiddenDirection",
         "weight": 0.5,
     }
-    # Half of 1 − cos of a right angle beside the KL.
+    # KL, plus half of 1 − cos of a right angle.
     objective = example("objective:HiddenDirection")(weight=0.5)
     assert objective.observed_layers(7) == (6,)
     hidden = jnp.zeros((1, 1, 2, 4)).at[..., 0].set(3.0)
@@ -109,7 +109,7 @@ def test_an_objective(
 
 
 def answer(config: ModelConfig, hidden: jax.Array) -> tuple[Any, Any]:
-    """What a teacher and a student make of two tokens, with these hidden states."""
+    """A teacher's and a student's predictions for two tokens, with these hidden states."""
     from tyr_jax.model.prediction import log_normaliser, predict
     from tyr_jax.scoring.objective import Student, TeacherBatch
 

@@ -33,7 +33,7 @@ SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads"
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The repository is the current directory; families and modelling files are forgotten afterwards."""
+    """Make the repository the current directory, and forget families and modelling files afterwards."""
     monkeypatch.chdir(Path(__file__).parents[2])
     cache = tmp_path / "modules"
     cache.mkdir()
@@ -47,7 +47,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.fixture
 def dense(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A directory that transformers wrote; every weight and bias is random."""
+    """A directory that transformers wrote, with random weights and biases."""
     values = SIZES | {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48}
     config = transformers.SeedOssConfig(**values, attention_out_bias=True, max_position_embeddings=128)
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def test_a_model_is_read_pruned_and_written(dense: Path, tmp_path: Path) -> None
     net = build_supernet(model.params, [TOKENS], FoldPlan(config, grid, pruning))
     levels = np.array([[1, 1, 3], [2, 4, 1]])
     small, shape = compress(model.params, net, levels, config)
-    # The bias of an attention without heads stays, with one head that adds nothing.
+    # An attention without heads keeps its bias, with one head that adds nothing.
     assert shape.layers == (LayerShape(1, 1, 16), LayerShape(1, 1, 48), LayerShape(4, 2, 0))
     masked = forward(mask(model.params, net, levels, config), jnp.asarray(TOKENS), config)
 

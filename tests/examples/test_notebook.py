@@ -1,4 +1,4 @@
-"""The example of the Python API runs as it stands, with a tiny model in place of the embedded one."""
+"""The example of the Python API runs unchanged, with a tiny model in place of the embedded one."""
 
 import functools
 import runpy

@@ -33,7 +33,7 @@ def tokenizer_rewriter() -> Callable[[Path, Path, dict[str, Any]], Path]:
 
 @pytest.fixture(scope="session")
 def small_vocabulary(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2's tokenizer with the first 6000 of its tokens: gguf takes seconds to read them all."""
+    """SmolLM2's tokenizer, cut to its first 6000 tokens because gguf takes seconds to read them all."""
     path = tmp_path_factory.mktemp("vocabulary") / "small.gguf"
     return rewrite_tokenizer(smollm2_path, path, fewer_tokens(smollm2_path, 6000))
 
@@ -60,5 +60,5 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def sentencepiece_file(sentencepiece_model: Any) -> Callable[[Path, dict[str, Any]], Path]:
-    """Writes SentencePiece's vocabulary, with some metadata changed, as a GGUF without tensors."""
+    """Write SentencePiece's vocabulary, with some metadata changed, as a GGUF without tensors."""
     return lambda path, changes: write_sentencepiece(path, sentencepiece_model, changes)

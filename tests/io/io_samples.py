@@ -14,7 +14,7 @@ from tyr_jax.errors import UserError
 
 
 def refusal(call: Callable[[], object]) -> str:
-    """What a `UserError` says that the call raises; empty if it raises nothing."""
+    """Message of the `UserError` that the call raises, or an empty string if it raises nothing."""
     try:
         call()
     except UserError as error:
@@ -34,7 +34,7 @@ BAD_VALUES: tuple[Any, ...] = (
     *(0.0, -0.5, 1e-320, 1e308, float("nan"), float("inf"), -float("inf")),
     *([], [1], ["x"], [None], [[]], {}, {"x": 1}, {"0": {}}, {"0": None}, {"type": {}, "x": []}, nested(900)),
 )
-"""Values of every kind, which are right almost nowhere."""
+"""Values of every kind, which are wrong almost everywhere."""
 
 
 def make_lines(count: int = 1000) -> list[str]:
@@ -98,7 +98,7 @@ def ggml_name(key: str) -> str:
 
 
 def permute(array: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of halves to rows of neighbouring pairs, as llama.cpp's converter has them."""
+    """Reorder rows from halves to neighbouring pairs, as llama.cpp's converter does."""
     rows = [np.stack([head[: len(head) // 2], head[len(head) // 2 :]], 1) for head in np.split(array, heads)]
     return np.concatenate(rows).reshape(array.shape)
 
@@ -112,7 +112,7 @@ def write_gguf(
     extra_tensors: dict[str, np.ndarray] | None = None,
     architecture: str | None = None,
 ) -> Path:
-    """A GGUF of Hugging Face tensors; `metadata` adds keys, or (with None) leaves one out."""
+    """Write Hugging Face tensors as a GGUF. `metadata` adds keys, or removes a key whose value is None."""
     arch = architecture or config["model_type"]
     values: dict[str, Any] = {
         f"{arch}.block_count": config["num_hidden_layers"],
@@ -197,7 +197,7 @@ def write_sentencepiece(path: Path, model: Any, changes: dict[str, Any]) -> Path
 
 @functools.cache
 def metadata(source: Path) -> dict[str, Any]:
-    """What `source` says besides its tensors; seconds for a large vocabulary."""
+    """All metadata of `source`. For a large vocabulary, this takes seconds."""
     return {
         key: field.contents()
         for key, field in gguf.GGUFReader(source).fields.items()
@@ -206,7 +206,7 @@ def metadata(source: Path) -> dict[str, Any]:
 
 
 def fewer_tokens(source: Path, count: int) -> dict[str, Any]:
-    """Changes to the metadata of `source`, a byte-level BPE, that leave its first `count` tokens."""
+    """Metadata changes that leave the first `count` tokens of `source`, a byte-level BPE."""
     known = metadata(source)
     tokens, types, merges = (known[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
     left = merges[: count - (len(tokens) - len(merges))]
@@ -216,7 +216,7 @@ def fewer_tokens(source: Path, count: int) -> dict[str, Any]:
 
 
 def rewrite_tokenizer(source: Path, path: Path, changes: dict[str, Any]) -> Path:
-    """A GGUF without tensors that has the tokenizer of `source` with some metadata changed."""
+    """Write the tokenizer of `source`, with some metadata changed, as a GGUF without tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     add_metadata(writer, metadata(source) | changes)
     finish(writer)

@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_pip(
     monkeypatch: pytest.MonkeyPatch, content: bytes | None = CONTENT, **result: Any
 ) -> list[list[str]]:
-    """Replace pip by something that leaves a wheel with `content`, or fails as `result` says."""
+    """Replace pip by a fake that leaves a wheel with `content`, or fails as `result` says."""
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

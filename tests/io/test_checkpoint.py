@@ -139,7 +139,7 @@ def test_writes_that_really_fail(
     tiny_config: Configs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A limit on file sizes makes the libraries meet the operating system's own error."""
+    """With a limit on file sizes, the libraries fail with the operating system's own error."""
     resource = pytest.importorskip("resource")
     if what == "tokenizer":
         monkeypatch.setattr(checkpoint, "_write_weights", lambda *_: None)
@@ -196,7 +196,7 @@ def test_a_vocabulary_without_tokens(save: Callable[..., Path], tiny_config: Con
 def test_what_could_not_be_written_again_is_not_read(
     name: str, text: str, save: Callable[..., Path], tiny_config: Configs
 ) -> None:
-    """Hours later, that is."""
+    """Otherwise writing would fail hours later."""
     directory = save(tiny_config(vocab=300))
     path = directory / name
     values = json.dumps(json.loads(path.read_text()) | {"initializer_range": "here"})
@@ -211,7 +211,7 @@ def test_errors_name_the_file(save: Callable[..., Path], tiny_config: Configs) -
     for key, value in (("hidden_size", None), ("dtype", ["float32"]), ("num_hidden_layers", 10**9)):
         (directory / "config.json").write_text(json.dumps(values | {key: value}))
         for load in (load_config, load_model):
-            # What a model is stored in is only asked where nothing else is read.
+            # The stored dtype is only needed where the weights are not read.
             if key != "dtype" or load is load_config:
                 with pytest.raises(UserError, match=rf"config\.json.*{key}"):
                     load(str(directory))

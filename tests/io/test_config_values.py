@@ -1,4 +1,4 @@
-"""Values of a `config.json`: what is taken, and what is refused by name."""
+"""Values of a `config.json`: which are accepted, and which are refused with their name."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GGUF files of models whose layers differ, run by llama.cpp itself."""
+"""GGUF files of models whose layers differ, run by llama.cpp."""
 
 import dataclasses
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def ours(config: ModelConfig, params: Params) -> np.ndarray:
         {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
         {"layers": (WHOLE, LayerShape(3, 1, 40), SMALL)},
         {"layers": (WHOLE, LayerShape(3, 3, 8), SMALL)},
-        # Sublayers that are gone, where llama.cpp can do without and where it cannot.
+        # Removed sublayers, both where llama.cpp supports that and where it does not.
         {"layers": (WHOLE, LayerShape(0, 0, 40), SMALL)},
         {"layers": (WHOLE, LayerShape(3, 1, 0), SMALL)},
         {"layers": (WHOLE, LayerShape(0, 0, 0), SMALL)},
@@ -136,7 +136,7 @@ def test_types(
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     types = {tensor.name: tensor.tensor_type.name.lower() for tensor in reader.tensors}
     assert types["blk.1.ffn_down.weight"] == types["token_embd.weight"] == kind
-    # Three heads of 8 are no whole block of 32.
+    # Three heads of 8 do not fill a block of 32.
     quantised = kind not in ("f16", "bf16")
     assert types["blk.1.attn_output.weight"] == ("f16" if quantised else kind)
     assert types["blk.1.ffn_norm.weight"] == "f32"
@@ -171,7 +171,7 @@ def test_what_float16_cannot_hold(
 def test_weights_beyond_a_type(
     kind: str, value: float, tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """Either it is refused by name before anything is written, or nothing in the file is infinite."""
+    """Either the weight is named and refused before anything is written, or all values are finite."""
     config, params = make(tiny_config)
     params["embed"] = params["embed"].at[5, 7].set(value)
     path = tmp_path / "m.gguf"

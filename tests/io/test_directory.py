@@ -18,7 +18,7 @@ TEXTS = (
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory beside a secret."""
+    """A model directory next to a secret file."""
     (tmp_path / "secret").write_text("{}")
     (tmp_path / "model" / "additional_chat_templates").mkdir(parents=True)
     return tmp_path / "model"
@@ -62,7 +62,7 @@ def test_a_folder_of_templates_that_leads_out(model: Path) -> None:
 
 
 def test_what_is_allowed(model: Path) -> None:
-    """Links within, weights from elsewhere, and a directory that is itself a link."""
+    """Links inside the directory, weights from elsewhere, and a directory that is itself a link."""
     (model / "my.json").write_text("{}")
     (model / "config.json").symlink_to("my.json")
     (model / "model.safetensors").symlink_to(model.parent / "secret")
@@ -73,7 +73,7 @@ def test_what_is_allowed(model: Path) -> None:
 
 
 def test_the_cache_of_the_hub(tmp_path: Path) -> None:
-    """Its snapshots are links to blobs of the same model, and to no other's."""
+    """Its snapshots may link to blobs of the same model, but not of another model."""
     for name in ("models--a--b", "models--c--d"):
         (tmp_path / name / "snapshots" / "1234").mkdir(parents=True)
         (tmp_path / name / "blobs").mkdir()
@@ -87,7 +87,7 @@ def test_the_cache_of_the_hub(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is a link that leads out"):
         check_directory(snapshot)
     (snapshot / "tokenizer.json").unlink()
-    # A blob that is itself a planted link.
+    # This blob is itself a planted link.
     (tmp_path / "models--a--b" / "blobs" / "9").symlink_to("/etc/passwd")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/9")
     with pytest.raises(UserError, match=r"leads out of the model's directory, to /etc/passwd"):

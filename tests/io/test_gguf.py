@@ -96,7 +96,7 @@ def test_logits_of_a_tiny_file(changes: dict[str, Any], tmp_path: Path, gguf_wri
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_weights_as_transformers_reads_them(kind: str, tmp_path: Path, gguf_writer: Writer) -> None:
-    # transformers does not read the size of heads there, and takes this one for those of Qwen3.
+    # transformers does not read the head size from a GGUF, and assumes 128 for Qwen3.
     config = SIZES | {"model_type": kind} | ({"head_dim": 128} if kind == "qwen3" else {})
     path = gguf_writer(tmp_path / "m.gguf", config, random_tensors(config), kind=Kind.Q8_0)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").state_dict()
@@ -142,7 +142,7 @@ def test_unknown_and_missing_tensors(tmp_path: Path, gguf_writer: Writer) -> Non
 
 
 def test_llama3_rope(tmp_path: Path, gguf_writer: Writer) -> None:
-    """The factor table, from transformers' own frequencies, is recognised."""
+    """The factor table is recognised. It is made from transformers' own frequencies."""
     config = SIZES | {"head_dim": 64, "max_position_embeddings": 131072, "rope_theta": 500000.0}
     scaled = config | {"rope_scaling": ROPE3}
     tensors = random_tensors(config)
@@ -231,7 +231,7 @@ def test_not_a_gguf(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_tensor_of_what_can_be_read_has_a_name(architecture: str) -> None:
-    """That which is written out in `io_samples`, by the `gguf` package's own table."""
+    """The names are those that `io_samples` writes, according to the `gguf` package's own table."""
     flags = {key: True for key in FAMILIES[architecture].tensors.values() if key is not True}
     config = config_from_hf(SIZES | {"model_type": architecture} | flags)
     names = ggml_names([spec.key for spec in all_specs(config)], architecture, 2)

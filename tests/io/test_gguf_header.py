@@ -1,4 +1,4 @@
-"""Headers of GGUF files that are damaged, or announce what they do not hold."""
+"""Headers of GGUF files that are damaged, or that announce data the file does not have."""
 
 import os
 import resource
@@ -103,7 +103,7 @@ def test_files_of_both_kinds_of_machines(order: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, gguf_writer: Writer) -> Path:
-    """A whole model in two kilobytes."""
+    """A complete model in two kilobytes."""
     rng = np.random.default_rng(0)
     specs = all_specs(config_from_hf(SIZES))
     tensors = {spec.key: rng.standard_normal(spec.checkpoint_shape).astype(np.float32) for spec in specs}
@@ -128,7 +128,7 @@ def test_every_truncation(small: Path) -> None:
 
 
 def test_every_flipped_byte(small: Path) -> None:
-    """Damage is found, or makes another model; it never ends in anything else."""
+    """Damage is either refused or gives another model. No other error may occur."""
     whole = small.read_bytes()
     data = open_gguf(small).data_offset
     for place in range(data):
@@ -139,7 +139,7 @@ def test_every_flipped_byte(small: Path) -> None:
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """A value by its kind, as far as GGUF has it."""
+    """Add a value with the GGUF type that suits it, if there is one."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -205,7 +205,7 @@ def test_an_index_that_names_no_file_in_its_directory(name: Any, tmp_path: Path)
 
 
 def test_every_flipped_byte_of_a_header(tmp_path: Path) -> None:
-    """Weights that are damaged are read as what they are, or refused by name."""
+    """Damaged weights are either read as they are, or named and refused."""
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float16)}, path)
     whole = path.read_bytes()
@@ -264,7 +264,7 @@ def test_empty_name() -> None:
 
 
 def response(status: int) -> Any:
-    """An answer of the hub's, of whichever class the installed client has."""
+    """A response of the hub, of the class that the installed client uses."""
     for client in ("httpx2", "httpx"):
         try:
             module = __import__(client)

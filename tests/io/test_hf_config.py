@@ -1,4 +1,4 @@
-"""What each key of a `config.json` means, and the way back."""
+"""Keys of a `config.json`: reading them, and writing them again."""
 
 import itertools
 import json
@@ -163,7 +163,7 @@ def test_what_qwen3_has() -> None:
         ({"model_type": "qwen3", "architectures": None, "attention_bias": "no"}, "attention_bias"),
         ({"model_type": "qwen3", "architectures": None, "mlp_bias": True}, "mlp_bias"),
         ({"model_type": "qwen3"}, "architectures"),
-        # One case of each of the parts that have tests of their own.
+        # One case for each part that has tests of its own.
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type"),
         ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
     ],
@@ -174,7 +174,7 @@ def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:
 
 
 def test_every_key_with_every_kind_of_value() -> None:
-    """What is taken can be written, and what is not is refused with a short sentence that names a key."""
+    """An accepted value can be written again. Any other is refused in a short sentence that names a key."""
     rope = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "rope_theta")
     rope += ("original_max_position_embeddings", "partial_rotary_factor", "x")
     layer = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "skip", "x")
@@ -196,7 +196,7 @@ def taken_or_refused(values: dict[str, Any], named: str) -> None:
     if not message:
         config = config_from_hf(values)
         assert config_from_hf(config_to_hf(config, values)) == config
-    # A size that contradicts another may be the other's fault.
+    # If two sizes contradict each other, the message may name either.
     assert not message or named in message or "must be" in message
     assert len(message) < 1000
 

@@ -1,4 +1,4 @@
-"""Uploads, by the hub's own client, to a small hub on this machine."""
+"""Uploads with the hub's own client to a small fake hub on this machine."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ TOKEN = "hf_right"
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Repositories of files; weights come by git LFS, the rest within the commit."""
+    """Repositories of files. Weights arrive by git LFS, all other files in the commit."""
 
     repositories: dict[str, dict[str, bytes]]
     stored: dict[str, bytes]
@@ -119,7 +119,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
-    """An empty hub that this process takes for the hub, and is logged in to."""
+    """An empty fake hub, which this process uses in place of the real one and is logged in to."""
     handler = type("Hub", (FakeHub,), {"repositories": {}, "stored": {}, "full": False})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

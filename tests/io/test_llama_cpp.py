@@ -1,4 +1,4 @@
-"""llama.cpp's quantiser in a process of its own: what it refuses, where it aborts, and how it is stopped."""
+"""llama.cpp's quantiser in a separate process: what it refuses, when it aborts, and how it is stopped."""
 
 import os
 import signal
@@ -111,7 +111,7 @@ def test_a_signal_within_the_log_comes_again(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_values_that_are_damaged(tmp_path: Path) -> None:
-    """Files that are no model at all."""
+    """Files that are not a model at all."""
     for name in ("llama", "deci", "nothing"):
         path = tmp_path / "m.gguf"
         writer = gguf.GGUFWriter(path, name)

@@ -1,4 +1,4 @@
-"""Written directories in transformers, with the modelling file that comes with them."""
+"""Directories that we wrote, loaded in transformers with the modelling file that they contain."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ CASES: list[dict[str, Any]] = [
         "family": "qwen3",
         **dict.fromkeys(("qk_norm", "qkv_bias", "out_bias", "tied"), True),
     },
-    # Only sizes that divide the hidden size in some other way than transformers takes for granted.
+    # Equal layers whose sizes divide the hidden size in another way than transformers assumes.
     {"layers": (LayerShape(3, 1, 40),) * 3},
 ]
 
@@ -40,7 +40,7 @@ Save = Callable[..., tuple[Path, ModelConfig, Params]]
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers copies modelling files here, and not among the user's."""
+    """Make transformers copy modelling files to a temporary directory, not to the user's."""
     cache = tmp_path / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
     cache.mkdir()
@@ -49,7 +49,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def save(tiny_config: Callable[..., ModelConfig], tiny_tokenizer: Any, tmp_path: Path) -> Save:
-    """Writes a random model with some fields of its configuration changed."""
+    """Write a random model with some fields of its configuration changed."""
 
     def save(**changes: Any) -> tuple[Path, ModelConfig, Params]:
         layers = changes.pop("layers")
@@ -81,7 +81,7 @@ def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp
     ours = np.asarray(forward(params, jnp.asarray(TOKENS), config))
     theirs = logits(model)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
-    # What it saves, it reads back, and so do we.
+    # Both transformers and we can read what it saves.
     model.save_pretrained(tmp_path / "again")
     again = in_torch(tmp_path / "again")
     np.testing.assert_array_equal(logits(again), theirs)
@@ -91,7 +91,7 @@ def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
 def test_generation_with_a_cache(changes: dict[str, Any], save: Save) -> None:
-    """Up to beyond the window, and for beams, which reorder the cache."""
+    """Generate past the window, and with beam search, which reorders the cache."""
     model = in_torch(save(**changes)[0])
     prompt = torch.from_numpy(TOKENS[:, :10])
     options = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}

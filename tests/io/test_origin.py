@@ -1,4 +1,4 @@
-"""What a model is called and licensed as: what somebody wrote beside it is believed only in due form."""
+"""Name and licence of a model. What its files say is only accepted in the expected form."""
 
 from pathlib import Path
 

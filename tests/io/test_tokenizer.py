@@ -43,7 +43,7 @@ def test_smollm2_like_llama_cpp(
 
 @pytest.mark.smollm2
 def test_smollm2_like_transformers(smollm2_path: Path) -> None:
-    """Lines without digits only: transformers does not cut SmolLM2's numbers into digits, as training did."""
+    """Only lines without digits: training split SmolLM2's numbers into digits, but transformers does not."""
     lines = [
         line
         for line in make_lines(4000)
@@ -64,11 +64,11 @@ def test_other_ways_to_split(
     llama_cpp: Reference,
     tokenizer_rewriter: Rewriter,
 ) -> None:
-    """SmolLM2's vocabulary cut as other models' is; `llama-bpe` also adds a bos token by default."""
+    """SmolLM2's vocabulary with other models' pre-tokenizers. `llama-bpe` also adds a bos by default."""
     changes = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": None}
     path = tokenizer_rewriter(small_vocabulary, tmp_path / "other.gguf", changes)
     if pre == "qwen2":
-        # Qwen2's own tokenizer composes Unicode, as ours does; llama.cpp does not.
+        # Qwen2's own tokenizer composes Unicode, and so does ours. llama.cpp does not.
         lines = [line for line in lines if unicodedata.is_normalized("NFC", line)]
     assert len(lines) > 900
     tokenizer = load(path)
@@ -121,7 +121,7 @@ def test_sentencepiece_like_llama_cpp(
 
 
 def test_sentencepiece_like_itself(sentencepiece_model: Any, tmp_path: Path, lines: list[str]) -> None:
-    """Ordinary text; SentencePiece itself reads `<s>` in a text as letters, and drops NUL."""
+    """Ordinary text only: SentencePiece itself reads `<s>` in a text as letters, and drops NUL."""
     path = write_sentencepiece(tmp_path / "spm.gguf", sentencepiece_model, {})
     tokenizer = load(path)
     plain = [line for line in lines if not any(token in line for token in ("<s>", "</s>", "<unk>"))]
@@ -132,7 +132,7 @@ def test_sentencepiece_like_itself(sentencepiece_model: Any, tmp_path: Path, lin
 
 
 def test_no_torch_needed(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, gguf_writer: Any) -> None:
-    """Both ways to a tokenizer, and everything in `tyr_jax.io`, with torch made impossible to import."""
+    """Load a tokenizer in both ways, and import all of `tyr_jax.io`, with torch impossible to import."""
     tiny_tokenizer.save_pretrained(tmp_path)
     sizes = {"num_hidden_layers": 1, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 8}
     config = {"model_type": "llama", "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 300}

@@ -1,4 +1,4 @@
-"""Tokenizers of strangers: files that are damaged, code that would be run, steps that never end."""
+"""Untrusted tokenizers: damaged files, code that must not run, and steps that never end."""
 
 import copy
 import itertools
@@ -20,7 +20,7 @@ Node = tuple[str | int, ...]
 
 
 def description() -> dict[str, Any]:
-    """A small tokenizer with a step of every kind that models have."""
+    """A small tokenizer with every kind of step that models use."""
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 3)}
     vocab = {"<unk>": 0, "<s>": 1, "ab": 2} | letters
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")], unk_token="<unk>"))
@@ -58,7 +58,7 @@ FILES = ("special_tokens_map.json", "added_tokens.json")
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory with nothing but the tokenizer."""
+    """A directory that contains only the tokenizer."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
     (tmp_path / "tokenizer.json").write_text(json.dumps(description()))
@@ -66,7 +66,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def use(directory: Path) -> None:
-    """What is done with a tokenizer."""
+    """Use a tokenizer in all the ways that the package does."""
     tokenizer = tokenizer_from_directory(directory)
     tokenizer.decode(encode(tokenizer, "ab 12 x <s>", special=True), skip_special_tokens=True)
     assert isinstance(tokenizer.chat_template, str | dict | None)
@@ -74,7 +74,7 @@ def use(directory: Path) -> None:
 
 
 def nodes(value: Any, above: Node = ()) -> Iterator[Node]:
-    """Where everything in a JSON value is; of a vocabulary, only the first tokens."""
+    """Paths of everything in a JSON value. Of a vocabulary, only those of the first tokens."""
     yield above
     if isinstance(value, dict | list):
         keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -96,13 +96,13 @@ def changed(whole: Any, node: Node, value: Any) -> Any:
 def test_every_node_with_every_kind_of_value(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = description()
     values = itertools.cycle(BAD_VALUES)
-    # A quarter of the kinds at each node: neighbours have the others.
+    # Try a quarter of the bad values at each node. Its neighbours get the others.
     for node, _ in itertools.product(nodes(whole), range(len(BAD_VALUES) // 4)):
         (model / "tokenizer.json").write_text(json.dumps(changed(whole, node, next(values))))
         message = refusal(lambda: use(model))
         assert not message or str(model) in message
         assert len(message) < 600
-    # Not even where Rust's code fails.
+    # This must hold even if the Rust code fails.
     assert "panicked" not in capfd.readouterr().err
 
 
@@ -140,7 +140,7 @@ def test_bad_regular_expressions(pattern: str, model: Path) -> None:
 
 
 def test_an_expression_that_takes_for_ever(model: Path) -> None:
-    """It ends in an error of the library's own, not of this process."""
+    """The library reports an error of its own, and this process survives."""
     split = {"type": "Split", "pattern": {"Regex": "(a*)*(b*)*c"}, "behavior": "Isolated", "invert": False}
     (model / "tokenizer.json").write_text(json.dumps(description() | {"pre_tokenizer": split}))
     tokenizer = tokenizer_from_directory(model)
@@ -188,7 +188,7 @@ def test_growth() -> None:
 def test_code_of_a_tokenizer_is_not_run(
     auto_map: Any, class_: str | None, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is anybody asked whether to run it."""
+    """The user is not asked whether to run it, either."""
     (model / "mine.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
     settings = {"tokenizer_class": class_} if class_ else {}
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
@@ -210,7 +210,7 @@ def test_a_tokenizer_file_that_leads_out(model: Path) -> None:
 
 
 def test_tokens_longer_than_any(tmp_path: Path, sentencepiece_file: Callable[..., Path]) -> None:
-    """What is made of all parts of a token grows with the square of its length."""
+    """The number of parts of a token grows with the square of its length."""
     from tyr_jax.io.gguf import open_gguf
     from tyr_jax.io.tokenizer import tokenizer_from_gguf
 

@@ -1,4 +1,4 @@
-"""Tokenizers on their way into a GGUF file and back, and in llama.cpp."""
+"""Tokenizers written to a GGUF file, read back, and used in llama.cpp."""
 
 import unicodedata
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def write(path: Path, tokenizer: PreTrainedTokenizerFast, size: int) -> Path:
 def check(
     original: PreTrainedTokenizerFast, path: Path, lines: list[str], llama_cpp: Reference | None
 ) -> None:
-    """What `path` holds is `original`, for us and for llama.cpp."""
+    """Check that we and llama.cpp read the tokenizer `original` from `path`."""
     again = load(path)
     expected = [original(line).input_ids for line in lines]
     assert [again(line).input_ids for line in lines] == expected

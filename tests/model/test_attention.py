@@ -1,4 +1,4 @@
-"""Attention in chunks against the naive one in float64, under `vmap` and differentiated."""
+"""Chunked attention against a naive one in float64, under `vmap` and differentiated."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ def random_qkv(length: int, *batch: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def together(window: int | None) -> Attention:
-    """What runs where sequences need not follow each other."""
+    """The attention that is used where sequences need not run one after the other."""
     return jax.vmap(functools.partial(attend_sequence, window=window, chunk=QUERY_CHUNK))
 
 

@@ -23,12 +23,12 @@ def test_flops_by_hand(tiny_config: Configs) -> None:
     # q and o, k and v, gate, up and down; D = 32, H = 8. Of three tokens, a query meets two on average.
     projections = 2 * 32 * (8 * (2 * 4 + 2 * 2 + 2 * 3 + 2 * 1) + 3 * (48 + 16))
     assert block_flops(config, units, 3) == projections + 2 * 2 * 8 * (4 + 3) * 2
-    # In chunks of two query rows: 2, 2 and 3 keys.
+    # In chunks of two query rows, the three queries meet 2, 2 and 3 keys.
     assert block_flops(config, units, 3, 2) == pytest.approx(projections + 4 * 8 * 7 * 7 / 3)
 
 
 def test_parts_of_units(tiny_config: Configs) -> None:
-    """A budget is a number of units on average. Key/value heads that are left are as many as query heads."""
+    """Unit counts may be fractions, as a budget is an average. One key/value head is left per query head."""
     config = tiny_config(layers=1)
     assert block_flops(config, np.array([[0.5], [1.5]]), 1) == 2 * 32 * (8 * 4 * 0.5 + 3 * 1.5) + 4 * 8 * 0.5
     full = block_flops(config, unit_counts(config), 5)

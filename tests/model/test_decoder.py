@@ -1,4 +1,7 @@
-"""The forward against float64 numpy where torch parity does not look: long, windowed, chunked, absent."""
+"""The forward against float64 numpy in cases that torch parity does not cover.
+
+These are long sequences, windows, chunks, and absent sublayers.
+"""
 
 import math
 from collections.abc import Callable

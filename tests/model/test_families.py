@@ -1,4 +1,4 @@
-"""Families as data: the entries, and those from outside."""
+"""Families as data: the built-in entries, and entries from outside the package."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ OWN = Family("own", "LlamaForCausalLM", tensors={"qk_norm": True, "mlp_bias": "u
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    """What a test registers is gone afterwards."""
+    """Forget the families that a test registers."""
     before = dict(FAMILIES)
     yield
     FAMILIES.clear()

@@ -1,4 +1,4 @@
-"""Logits against transformers in torch, on weights that transformers itself initialised, wrote or read."""
+"""Logits against transformers in torch, on weights that transformers has initialised, written or read."""
 
 import copy
 import json
@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def torch_model(case: dict[str, Any], seed: int = 0) -> Any:
-    """A model whose every parameter matters: biases and norms too are random, weights are not tiny."""
+    """A model in which every parameter matters: biases and norms are random, too, and weights not tiny."""
     values = SIZES | case
     config = transformers.AutoConfig.for_model(**values)
     torch.manual_seed(seed)
@@ -116,7 +116,7 @@ def test_stored_dtypes_and_shards(dtype: str, shard: str | None, tmp_path: Path)
 
 
 def test_layers_that_differ(tmp_path: Path) -> None:
-    """The reference is assembled by hand from transformers' own modules, a config per layer."""
+    """The reference is assembled by hand from transformers' own modules, with a config per layer."""
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
     model = torch_model(CASES["llama-gqa"])
@@ -157,7 +157,7 @@ class NoMlp(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_smollm2_logits(smollm2: LoadedModel, smollm2_path: Path) -> None:
-    """Against the GGUF as transformers reads it, not against an export of ours."""
+    """Compare with the GGUF as transformers reads it, not with our own export."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
     ).eval()

@@ -16,7 +16,7 @@ SHAPES = [(1, 3), (4, 16), (3, 43)]
 
 @pytest.fixture(params=[16, 25, 2048])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Several chunks of the vocabulary with a remainder, without one, and a single chunk."""
+    """Several chunks of the vocabulary with and without a remainder, and a single chunk."""
     monkeypatch.setattr(prediction, "VOCABULARY_CHUNK", request.param)
     return request.param
 
@@ -61,7 +61,7 @@ def test_kl_has_a_direction_and_vanishes_for_equals() -> None:
 
 @pytest.mark.usefixtures("chunk")
 def test_extreme_logits_stay_finite() -> None:
-    # Predictions so sure that most probabilities underflow.
+    # The predictions are so certain that most probabilities underflow.
     params, dense, sparse = head(True, scale=300.0), states((2, 5), 0), states((2, 5), 1)
     expected = kl64(logits(params, dense), logits(params, sparse))
     np.testing.assert_allclose(kl(params, dense, sparse), expected, rtol=1e-4, atol=1e-2)

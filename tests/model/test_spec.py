@@ -99,7 +99,7 @@ def test_an_axis_that_nothing_handles(sublayer: Sublayer, inputs: str, outputs: 
 
 @pytest.mark.usefixtures("extra_tensors")
 def test_a_further_tensor_is_one_row(tiny_config: Configs, tmp_path: Path) -> None:
-    """It is made, counted, written and read, in the layers that have its sublayer."""
+    """It is created, counted, written and read, in the layers that have its sublayer."""
     config = ModelConfig(**{**vars(tiny_config(vocab=300)), "layers": HETEROGENEOUS})
     params = random_params(config, jax.random.key(0))
     assert params["blocks"][0]["both_extra"].shape == (4, 2)

@@ -1,4 +1,4 @@
-"""Bytes that devices give each other, from a compiled program's text."""
+"""Bytes that devices send each other, from the text of a compiled program."""
 
 import pytest
 
@@ -56,8 +56,8 @@ ENTRY %main.1 (x: f32[8]) -> f32[8] {
 
 
 def test_collectives_count_as_often_as_they_run() -> None:
-    # Ten times 64 and 32 bytes; one gather in two parts; two loops of which only the data knows, and within
-    # the first of them six times as many, by the condition.
+    # 64 and 32 bytes, ten times each. One gather in two parts. Two loops whose trip counts depend on data.
+    # The first of them contains a loop that runs six times, by its condition.
     expected = {
         "all-gather": 10 * 64 + 256,
         "all-reduce": 10 * 32,

@@ -1,4 +1,4 @@
-"""What a plan says, against what is known of a model and what XLA says of compiled stages."""
+"""Plans against known figures of models, and against XLA's figures for compiled stages."""
 
 import dataclasses
 import json
@@ -89,7 +89,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
 
 @pytest.mark.slow
 def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32, which is what the CPU computes in, of Llama-3.1-8B's shapes; no array is made."""
+    """The shapes are those of Llama-3.1-8B, in float32 because the CPU computes in it. No array is made."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: BATCH_TOKENS)
     monkeypatch.syspath_prepend(SCRIPTS)
     compare = runpy.run_path(str(SCRIPTS / "check_plan.py"))["compare"]
@@ -97,7 +97,7 @@ def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pyte
     found = compare(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), jnp.dtype("float32"))
     assert [number for number, row in enumerate(found) if row.whole] == [2, 6, 8]
     written, *others = sorted(found, key=lambda row: row.program != "own text")
-    # TPUs lay out anew what a CPU takes as it lies.
+    # TPUs copy arrays to a new layout that a CPU uses as they are.
     assert 0.6 < written.ratio < 1.2
     for row in others:
         assert row.ratio == pytest.approx(1, abs=0.05 if row.whole else 0.2), row
@@ -120,7 +120,7 @@ def test_a_plan_is_printed_and_nothing_done(
     text = capsys.readouterr().out
     assert "GB of each of 8 devices' memory" in text
     assert [stage for stage in needs() if stage not in text] == []
-    # Weights of 16 GB on 8 devices; the model is written as it was stored, half of it gone from the blocks.
+    # Weights of 16 GB on 8 devices. The model is written in its stored dtype, without half of its blocks.
     assert "2.01" in text
     assert "16.1 GB" in text
     assert not output.exists()

@@ -1,4 +1,4 @@
-"""Every jitted stage lowers for every platform, whether or not a device of it is there."""
+"""Every jitted stage lowers for every platform, even without a device of that platform."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""FLOPs, counted by hand beside; and the least time."""
+"""FLOPs compared with a count by hand, and the least time of a stage."""
 
 import types
 from typing import Any
@@ -68,7 +68,7 @@ def test_a_stage_without_loops_has_what_xla_counts(name: str) -> None:
     counted = compiled.cost_analysis()["flops"]
     found = roofline.matmul_flops(stage.traced().jaxpr.jaxpr, iter(stage.loops), "cpu")
     gram = hessian.gram_flops(48, 4096) if name == "ffn: statistics" else 0
-    # XᵀX is of the highest precision. Elementwise work is what is left.
+    # XᵀX is computed in the highest precision. The remaining difference is elementwise work.
     assert found - (roofline.PASSES - 1) * gram == pytest.approx(counted, rel=0.15)
 
 

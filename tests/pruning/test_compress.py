@@ -1,4 +1,4 @@
-"""Compressed models: layouts by hand and by brute force, and the same function as the masked model."""
+"""Compressed models: layouts by hand and by brute force, and the same outputs as the masked model."""
 
 import dataclasses
 import math
@@ -51,7 +51,7 @@ LAYOUTS: list[tuple[list[int], int, list[int], list[tuple[int | None, ...]]]] = 
     ([0, 1, 2, 3, 4, 6], 3, [0, 1, 2], [(0, 1, 2), (3, 4, _), (6, _, _)]),
     # Counts 4, 2: groups of 2 cost 3·3, padding 2·5, duplication 6·2: a key/value head twice.
     ([0, 1, 2, 3, 5, 6], 4, [0, 0, 1], [(0, 1), (2, 3), (5, 6)]),
-    # A whole group gone, and its key/value head with it.
+    # A whole group is removed, together with its key/value head.
     ([3, 5], 3, [1], [(3, 5)]),
     # Dense.
     (list(range(9)), 3, [0, 1, 2], [(0, 1, 2), (3, 4, 5), (6, 7, 8)]),
@@ -191,7 +191,7 @@ def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
     np.testing.assert_array_equal(cut["plain_extra"], dense["plain_extra"])
     zeros = mask(params, net, levels, config)["blocks"]
     assert np.abs(zeros["head_extra"][0]).sum(axis=0).astype(bool).tolist() == [True] * 4 + [False] * 2
-    # One head of the second group: now with the first group gone.
+    # One head of the second group, now without the first group.
     net = net.replace(attn_rank=jnp.asarray([[1, 2, 3, 4, 5, 0]]), kept=net.kept.at[ATTENTION].set(1))
     cut, _ = compress(params, net, levels, config)
     np.testing.assert_array_equal(cut["blocks"]["both_extra"][0], dense["both_extra"][5:, 1:])
@@ -317,7 +317,7 @@ def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -
 def test_a_pruned_model_survives_the_way_through_a_directory(
     changes: dict[str, Any], tiny_config: Configs, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """The whole way: supernet, an uneven distribution, compress, save, load."""
+    """The whole path: supernet, an uneven distribution, compress, save, load."""
     config = tiny_config(vocab=300, **changes)
     params = random_params(config, jax.random.key(0), scale=0.2)
     pruning = PruningSettings(neuron_chunk=4)

@@ -1,4 +1,4 @@
-"""The Fisher metric of outputs, against the exact Fisher information of a tiny model in all its labels."""
+"""The Fisher metric of outputs against the exact Fisher information of a tiny model, over all labels."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ CONFIG = make_tiny_config(layers=2, shape=LayerShape(2, 1, 12), vocab=11, hidden
 
 
 def predict(params: Params, changes: jax.Array, tokens: jax.Array, config: ModelConfig) -> jax.Array:
-    """Logits `[T, V]` of `tokens [T]`, with `changes [L, 2, T, D]` added to what the sites give."""
+    """Logits `[T, V]` of `tokens [T]`, with `changes [L, 2, T, D]` added to the outputs of the sites."""
     x, rope = decoder.embed(params, tokens[None]), decoder.rope_tables(config, len(tokens))
     for layer in range(config.depth):
         block = layer_block(params["blocks"], layer)
@@ -32,7 +32,7 @@ def exact(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray
     read = jnp.asarray(tokens)
     slopes = np.asarray(jax.jacobian(lambda changes: predict(params, changes, read, config))(none), float)
     chances = np.asarray(jax.nn.softmax(predict(params, none, read, config)), float)
-    # Labels of all positions are drawn apart: the covariance of the sum is the sum of theirs.
+    # Labels are drawn independently at each position, so the covariance of the sum is the sum of covariances.
     spread = np.einsum("tv,vw->tvw", chances, np.eye(config.vocab)) - np.einsum(
         "tv,tw->tvw", chances, chances
     )
@@ -40,7 +40,7 @@ def exact(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray
 
 
 def shrunk(metrics: np.ndarray) -> np.ndarray:
-    """As `finish` draws them to multiples of the identity."""
+    """The metrics, shrunk towards multiples of the identity as `finish` does it."""
     size = metrics.shape[-1]
     level = np.trace(metrics, axis1=-2, axis2=-1)[..., None, None] / size
     return (1 - fisher.SHRINKAGE) * metrics + fisher.SHRINKAGE * level * np.eye(size)

@@ -59,7 +59,7 @@ def test_little_more_than_half_of_the_full_product_is_multiplied(size: int, edge
     assert hessian.block_edges(size) == edges
     expected = 2 * rows * sum((b - a) * (size - a) for a, b in itertools.pairwise(edges))
     assert hessian.gram_flops(size, rows) == expected
-    # Adding takes as many as there are elements.
+    # The additions take about one FLOP per element.
     assert 0 <= counted - expected < 2 * size**2
 
 

@@ -1,4 +1,4 @@
-"""Both ways to the inverse and to solutions on prefixes, against float64."""
+"""Both ways to compute the inverse and the solutions on prefixes, against float64."""
 
 import functools
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_a_matrix_that_is_not_positive_definite_has_none(
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
 def test_elsewhere_nothing_is_left_to_libraries(platform: str) -> None:
-    """But the factor of a block."""
+    """The factor of a block is the exception."""
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((600, 600), (600, 8))]
     shapes.append(jax.ShapeDtypeStruct((3,), jnp.int32))
     solve = jax.jit(functools.partial(linalg.prefix_solutions, widths=(300, 600), finish=finish))

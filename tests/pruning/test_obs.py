@@ -283,6 +283,18 @@ def test_damping_is_raised_until_the_hessian_factorises() -> None:
     np.testing.assert_allclose(np.asarray(hessian @ inverse), np.eye(3), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["mean", "channel"])
+def test_damping_is_raised_until_the_inverse_is_one(scale: DampingScale) -> None:
+    """Of few tokens and next to no damping, float32 has a factorisation, but no inverse."""
+    x = np.random.default_rng(0).standard_normal((32, 48))
+    damped, inverse, used = obs.factorise(jnp.asarray(x.T @ x, jnp.float32), 1e-8, scale)
+    assert float(used) > 1e-8
+    assert float(obs.residual(damped, inverse)) < obs.ROUNDING
+    exact = np.linalg.inv(np.asarray(damped, np.float64))
+    size = np.sqrt(np.diag(exact))
+    assert np.abs((np.asarray(inverse) - exact) / np.outer(size, size)).max() < 0.2
+
+
 def test_a_hessian_that_is_not_finite_gives_an_error_that_is_not_finite() -> None:
     site = random_site(4, 1, 2, seed=0)
     site.gram[1, 1] = np.nan

@@ -1,4 +1,4 @@
-"""Prices of levels against the parameters that compressed models have."""
+"""Prices of levels against the parameter counts of compressed models."""
 
 from typing import Any, Literal
 

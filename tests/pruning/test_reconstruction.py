@@ -1,4 +1,4 @@
-"""Reconstruction: targets by hand, and what learning may and may not do."""
+"""Reconstruction: targets by hand, and what training may and may not change."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,11 +32,11 @@ class World(NamedTuple):
     metric: jax.Array
 
     def small(self) -> Block:
-        """The block with no weights for what removed neurons give."""
+        """The block with zero weights for the outputs of removed neurons."""
         return self.block | {"down": jnp.where(self.rank[:, None] < self.kept, self.block["down"], 0)}
 
     def text(self) -> Text:
-        """Both streams in four batches; one sequence of the last only fills it up."""
+        """Both streams in four batches. One sequence of the last batch is padding."""
         parts = [list(jnp.split(x, 4)) for x in (self.pruned, self.dense)]
         return Text(parts[0], parts[1], [3, 3, 3, 2])
 
@@ -64,7 +64,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture(autouse=True)
 def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As small a text makes several."""
+    """Make lessons so short that even the small text fills several."""
     monkeypatch.setattr(reconstruction, "LESSON_TOKENS", 2 * LENGTH)
 
 
@@ -80,7 +80,7 @@ def test_targets_by_hand(share: float, world: World) -> None:
 
 
 def test_an_error_is_in_nats_or_squares(world: World) -> None:
-    """By hand, of tokens that weigh differently."""
+    """Computed by hand, for tokens of different weights."""
     config, (x, target) = world.config, (each.reshape(-1, world.config.hidden) for each in world[4:6])
     weights = jnp.asarray(np.random.default_rng(1).random(len(x)), jnp.float32)
     off = add_ffn64(world.block, f64(x), neurons64(world.block, f64(x), config)) - f64(x) - f64(target)
@@ -92,7 +92,7 @@ def test_an_error_is_in_nats_or_squares(world: World) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_every_token_is_dealt_once(count: int) -> None:
-    """Texts of two lengths; what fills lessons up weighs nothing."""
+    """The texts have two lengths. Padding in the lessons has no weight."""
     numbers = iter(range(1, 100))
 
     def batch(*shape: int) -> Lesson:
@@ -110,7 +110,7 @@ def test_every_token_is_dealt_once(count: int) -> None:
 
 
 def test_lessons_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every lesson has tokens of every batch, or of all that are mixed."""
+    """Every lesson has tokens of every batch, or of all batches that are mixed together."""
     monkeypatch.setattr(reconstruction, "LESSON_TOKENS", LENGTH)
     marked = [jnp.full((3, LENGTH, world.config.hidden), float(index)) for index in range(1, 5)]
     for mixed, expected in ((16, {(1, 2, 3, 4)}), (2, {(1, 3), (2, 4)})):
@@ -140,8 +140,8 @@ def test_text_on_disk_teaches_the_same(world: World) -> None:
 
 
 def test_what_does_not_help_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a learning rate far too high, everything stays as it was, to the last bit; also where it ends in
-    numbers that are not finite."""
+    """With a learning rate far too high, everything stays bitwise the same, even if the loss becomes infinite
+    or NaN."""
     for peak in (1e5, 1e30):
         monkeypatch.setattr(reconstruction, "RATE", peak)
         reconstruction.learn.clear_cache()
@@ -152,7 +152,7 @@ def test_what_does_not_help_is_not_kept(world: World, monkeypatch: pytest.Monkey
 
 
 def test_removed_neurons_stay_as_they_are(world: World) -> None:
-    """Also those that fill up the width at which the others learn."""
+    """This includes removed neurons that pad the width at which the others are trained."""
     learnt = world.learn(kept=world.kept - 3)
     assert learnt.after < learnt.before
     gone = np.asarray(world.rank >= world.kept)
@@ -173,7 +173,7 @@ def test_the_rate_rises_and_falls() -> None:
 
 
 class Whole(NamedTuple):
-    """A whole model that was pruned with reconstruction, and without."""
+    """A whole model that was pruned without and with reconstruction."""
 
     config: ModelConfig
     params: Params
@@ -202,7 +202,7 @@ def whole(tiny_config: Callable[..., ModelConfig]) -> Whole:
 
 
 def test_a_model_learns_layer_by_layer(whole: Whole) -> None:
-    """Attention before the first FFN is as without; an FFN that stays whole learns nothing."""
+    """Attention before the first FFN is as without training. An FFN that stays whole is not trained."""
     first, middle, last = whole.learnt.learnt
     assert middle is None
     assert whole.plain.learnt == ()
@@ -213,7 +213,7 @@ def test_a_model_learns_layer_by_layer(whole: Whole) -> None:
 
 
 def test_what_was_learnt_is_in_the_smaller_model(whole: Whole) -> None:
-    """Compressed and masked ones have it, at the neurons that are kept."""
+    """Compressed and masked models both have it, for the neurons that are kept."""
     levels = np.zeros((2, 3), int)
     small, shapes = compress(whole.params, whole.learnt, levels, whole.config, 1)
     masked = mask(whole.params, whole.learnt, levels, whole.config)
@@ -227,7 +227,7 @@ def test_what_was_learnt_is_in_the_smaller_model(whole: Whole) -> None:
 
 
 def test_the_dense_model_stays_as_it_was(whole: Whole) -> None:
-    """Also where its blocks are not stacked."""
+    """This also holds if its blocks are not stacked."""
     blocks = tuple(layer_block(whole.params["blocks"], layer) for layer in range(3))
     before = [dict(block) for block in blocks]
     compress(whole.params | {"blocks": blocks}, whole.learnt, np.zeros((2, 3), int), whole.config, 1)

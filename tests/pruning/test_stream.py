@@ -1,4 +1,4 @@
-"""The residual stream at a site: what tokens weigh there."""
+"""The residual stream at a site: the weights of its tokens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from tyr_jax.pruning import stream
 
 
 def test_tokens_weigh_by_their_residuals() -> None:
-    """By hand: rms 2, 4, and 1000 where attention rests; a sequence that only fills up the batch."""
+    """By hand: an rms of 2, of 4, and of 1000 at an attention sink, and a sequence that is padding."""
     rms = np.array([[2.0, 4.0, 1000.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
     x = jnp.asarray(rms[..., None] * np.array([1.0, -1.0, 1.0]), jnp.float32)
     weights = stream.token_weights(x, jnp.int32(1), even=False)
@@ -16,7 +16,7 @@ def test_tokens_weigh_by_their_residuals() -> None:
 
 
 def test_tokens_without_an_embedding_do_not_rule() -> None:
-    """They weigh ten times as much as half of the others, at most; alone, nothing."""
+    """They weigh at most ten times as much as the median token. A sequence of nothing else has no weight."""
     rms = np.array([[0.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     x = jnp.asarray(rms[..., None] * np.ones(3), jnp.float32)
     weights = stream.token_weights(x, jnp.int32(2), even=False)

@@ -1,4 +1,4 @@
-"""The fold over blocks against a naive one that runs every level's forward and averages the outputs."""
+"""The fold over blocks against a naive fold that runs every level's forward and averages the outputs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def naive_probabilities(
 def naive_drawn_back(
     weight: np.ndarray, inputs: np.ndarray, x: np.ndarray, drift: np.ndarray, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs whose tokens weigh 1 / rms(r), the weight that takes back a share of drift)."""
+    """(inputs with tokens weighted by 1 / rms(r), the weight that corrects a share of drift)."""
     heavy = 1 / np.sqrt(np.mean(x**2, axis=-1)).reshape(-1, 1)
     inputs = heavy * inputs
     gram = inputs.T @ inputs
@@ -90,8 +90,8 @@ def naive_drawn_back(
 def naive_supernet(
     world: World, settings: PruningSettings, seed: int = 0, drift: float = 0.0
 ) -> dict[str, np.ndarray]:
-    """Algorithm 2 in float64: each level of a site is run by itself, then the residuals are averaged; sites
-    take back a share of `drift`."""
+    """Algorithm 2 in float64: each level of a site runs by itself, and then the residuals are averaged. Sites
+    correct a share `drift` of the drift."""
     config, grid = world.config, world.grid(settings)
     kinds = settings.kinds(config)
     x = f64(world.params["embed"])[world.tokens]
@@ -153,7 +153,7 @@ def test_taking_back_drift_equals_the_naive_fold(share: float, world: World) -> 
 
 
 def test_a_model_that_keeps_all_takes_nothing_back(world: World) -> None:
-    """There is no drift then, but for rounding."""
+    """In this case there is no drift except for rounding."""
     settings = chosen(accumulation="centre")
     every = np.tile([[kind.units] for kind in settings.kinds(world.config)], world.config.depth)
     grid = space.level_grid(settings.kinds(world.config), every, 1, 0.2)
@@ -376,7 +376,7 @@ def test_what_is_not_finite_names_its_site(
 
 
 def test_a_projection_of_zeros_is_no_error(world: World) -> None:
-    """Blocks added with a zero output projection (as LLaMA Pro does) have nothing to lose."""
+    """Blocks that were added with a zero output projection (as in LLaMA Pro) have no error."""
     blocks = dict(world.params["blocks"])
     blocks["o"] = blocks["o"].at[1].set(0.0)
     settings = chosen()
@@ -387,7 +387,7 @@ def test_a_projection_of_zeros_is_no_error(world: World) -> None:
 
 @pytest.mark.parametrize(("before", "now"), [(8, 4), (1, 8), (4, 1), (4, 4)])
 def test_residuals_are_dealt_anew(before: int, now: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a text of 21 sequences and one of 7 short ones, as other devices would have them."""
+    """They are batched again as for another number of devices: texts of 21 sequences and of 7 short ones."""
     rng = np.random.default_rng(0)
     texts = [rng.normal(size=shape).astype(np.float32) for shape in ((21, 16, 5), (7, 4, 5))]
 

@@ -1,4 +1,4 @@
-"""Targets: what the uniform model keeps for a sparsity, in units and in parameters."""
+"""Targets: how much the uniform model keeps for a sparsity, in units and in parameters."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -74,7 +74,7 @@ def test_a_uniform_model_is_just_within_its_limit(
     assert (kept[FFN, list(neurons)] == shape[2]).all()
     movable = np.delete(kept[FFN], neurons)
     assert (movable % multiple == 0).all()
-    # A neuron more would be too much, unless layers have no more, or lost all and with them a norm.
+    # One more step would exceed the budget, unless a layer is full, or has lost all neurons and its norm.
     if movable.max() < shape[2] // multiple * multiple and movable.min() > 0:
         assert spent + neurons_price(2, config, 1) - neurons_price(1, config, 1) > target.limit - (
             multiple - 1

@@ -33,7 +33,7 @@ def make_pair(layers: tuple[LayerShape, ...] = DIFFERENT) -> Pair:
 
 
 def make_rows(batches: int = 2, count: int = 4, length: int = 12) -> TrainingRows:
-    """`[A, B, T]`, some of whose tokens are to be learnt."""
+    """Rows `[A, B, T]`, with only some of the tokens to be learnt."""
     rng = np.random.default_rng(0)
     shape = batches, count, length
     return TrainingRows(jnp.asarray(rng.integers(0, 96, shape)), jnp.asarray(rng.random(shape) < 0.7))

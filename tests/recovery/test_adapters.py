@@ -1,4 +1,4 @@
-"""Changes beside weights, and weights with them added, are one model."""
+"""A model with adapters next to its weights equals the model with the adapters merged into them."""
 
 import math
 

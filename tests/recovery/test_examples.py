@@ -1,4 +1,4 @@
-"""What is trained on, and what of it is learnt."""
+"""The rows that are trained on, and which of their tokens are learnt."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tyr_jax.recovery import examples
 
 
 class Chats(Bytes):
-    """With a template that marks whose turn it is."""
+    """A tokenizer whose template marks whose turn it is."""
 
     chat_template = (
         "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}.{% endfor %}"

@@ -1,4 +1,4 @@
-"""Against whole softmaxes in float64."""
+"""Losses against whole softmaxes in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_only_what_is_to_be_learnt_counts(asked: Loss) -> None:
 
 
 def test_what_is_not_to_be_learnt_changes_nothing_before_it() -> None:
-    """The last tokens may be anything."""
+    """The last tokens are not learnt, so they may be anything."""
     pair, rows = make_pair(), jax.tree.map(lambda array: array[0], make_rows())
     learn = rows.learn.at[:, -3:].set(False)
     other = rows.tokens.at[:, -3:].set(5)

@@ -1,4 +1,4 @@
-"""Gradients against finite differences, batches of a step against one, and that training learns."""
+"""Gradients against finite differences, several batches per step against one, and progress in training."""
 
 import functools
 import itertools
@@ -42,7 +42,7 @@ def test_gradients_are_finite_differences(method: Method, goal: Goal) -> None:
     def random() -> object:
         return jax.tree.map(lambda array: rng.standard_normal(array.shape).astype("f4"), state.trained)
 
-    # Away from where training begins, where half of the gradients vanish.
+    # Move away from the start of training, where half of the gradients vanish.
     trained = jax.tree.map(lambda array, noise: array + 0.1 * noise, state.trained, random())
     value = jax.jit(lambda trained: train.gradients(trained, models, rows, plan))
     _, slopes = value(trained)
@@ -81,7 +81,7 @@ def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer
 @pytest.mark.parametrize("layers", [DIFFERENT, (LayerShape(4, 2, 16),) * 3])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[LayerShape, ...]) -> None:
-    """Of every layer by itself, with its projections as [inputs, outputs]: all directions count as much."""
+    """Each layer's step is orthogonal by itself, with its projections as [inputs, outputs]."""
     pair = make_pair(layers)
     training = Training(method=method, rank=4, optimizer="muon", learning_rate=1.0, warmup=0.0)
     optimizer = training.updates(10, pair.small_config)
@@ -100,12 +100,12 @@ def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[L
             change = of_layer[spec.name] if method == "full" else of_layer[spec.name]["up"]
             matrix = np.reshape(change, (inputs, -1))
             sizes = np.linalg.svd(matrix, compute_uv=False) / (MUON_SCALE * max(matrix.shape) ** 0.5)
-            # A few steps of Newton and Schulz reach all but the smallest.
+            # A few Newton-Schulz steps bring all singular values close to 1, except the smallest.
             assert 0.5 < np.quantile(sizes, 0.1) <= sizes.max() < 1.4, spec.name
 
 
 def test_the_rate_rises_and_falls() -> None:
-    """As what a step with one gradient changes, clipped to one length."""
+    """The rate is read from the change that each step makes, with a constant gradient that is clipped."""
     training = Training(learning_rate=0.1, warmup=0.25, clip=1.0)
     optimizer = training.updates(40, make_pair().small_config)
     weights = {"a": jnp.zeros(3)}

@@ -1,4 +1,4 @@
-"""Figures on numbers given by hand: what is drawn where, and what is told of it."""
+"""Figures of numbers given by hand: what they draw and where, and their descriptions."""
 
 import itertools
 import xml.etree.ElementTree as ElementTree

@@ -1,4 +1,4 @@
-"""What strangers read of a pruned model: names without folders, and what was won."""
+"""What other people read about a pruned model: names without folders, and the gain."""
 
 import pytest
 import record_samples

@@ -1,4 +1,4 @@
-"""What is not finite, huge, or named oddly is shown all the same: pages and cards of records made by hand."""
+"""Pages and cards of records made by hand: infinite and huge values and odd names are shown, too."""
 
 import json
 import re

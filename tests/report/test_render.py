@@ -1,4 +1,4 @@
-"""Tables show names as they are, wherever they are shown: as text, never as markup."""
+"""Tables always show names as plain text, never as markup."""
 
 import io
 import re
@@ -89,7 +89,7 @@ def test_a_page_shows_what_a_name_is(name: str) -> None:
 
 @EACH
 def test_a_card_shows_what_a_name_is(name: str) -> None:
-    """Every character that Markdown might obey is preceded by an odd number of backslashes."""
+    """Every character with a meaning in Markdown follows an odd number of backslashes."""
     text = markdown(name)
     assert "\n" not in text
     for found in re.finditer(r"[`*\[\]<>#|&~$!]", text):

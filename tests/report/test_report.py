@@ -32,7 +32,7 @@ VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
 
 class Reader(HTMLParser):
-    """Collects text, and checks that what is opened is closed, in order."""
+    """Collects text, and checks that tags are closed in the right order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
 
 
 def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
-    """As its own library reads it: the model that was pruned, its licence, and how good this one is."""
+    """The hub's own library reads the model that was pruned, its licence, and the results of this one."""
     summary = record_samples.summary()
     summary["settings"]["data"]["calibration"] = ["someone/texts:en:train", "/home/me/mine.txt@2", "self"]
     path = tmp_path / "README.md"
@@ -177,8 +177,8 @@ def test_directories_that_are_not_ours(
 def test_a_run_whose_figures_are_not_finite(
     tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pruned model that overflows, and a parent that does while it is searched: all files are valid JSON,
-    and can be read again."""
+    """The pruned model overflows, and so does a parent in the search. All files are still valid JSON that can
+    be read again."""
     score = nested.score_population
 
     def overflowing(net: Any, candidates: Any, *rest: Any) -> Any:
@@ -214,7 +214,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
 @pytest.mark.parametrize("width", [360, 1200])
 def test_in_a_browser(width: int, summary: dict[str, Any], tmp_path: Path) -> None:
-    """As wide as a phone and as a desk: nothing to scroll sideways for, and nothing to complain about."""
+    """At the width of a phone and of a desktop, nothing scrolls sideways and there are no console errors."""
     timings = [
         Timing(engine, 512, 4, measure, 0.2, 0.1, 2.2)
         for engine in ("JAX", "llama.cpp")

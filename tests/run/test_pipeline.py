@@ -1,4 +1,4 @@
-"""How stages join: what a command test does not see from outside."""
+"""How stages work together, as far as tests of commands cannot see it from outside."""
 
 import dataclasses
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     ],
 )
 def test_training_is_written_only_if_it_helps(searched: Any, reconstructed: Any, written: str) -> None:
-    """On the mean over texts of KL."""
+    """The criterion is the mean KL over texts."""
 
     def pruned(kls: Any) -> Any:
         quality = {str(number): Quality(9.0, kl) for number, kl in enumerate(kls)}
@@ -119,7 +119,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
         nonlocal calls
         calls += 1
         values = score(*arguments)
-        # Whatever wins elsewhere, here it never does.
+        # The last candidate is lost, however good it is.
         values[-1] = np.nan
         return values
 

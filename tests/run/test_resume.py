@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere ends as one that is not."""
+"""A run that is interrupted anywhere ends with the same result as one that is not."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ def command(tiny_arguments: list[str], tmp_path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """What a run with further arguments finds if nothing happens to it."""
+    """Result of an uninterrupted run with further arguments."""
     found: dict[tuple[str, ...], Any] = {}
 
     def run(*arguments: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_dying_at_every_write(
     uninterrupted: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Lives end before, within or after their first, second, ... fifth write or deletion, in turn."""
+    """The process dies before, within or after its first to fifth write or deletion, in turn."""
     save, clear = Store.save, Store.clear
     left = 0
 
@@ -85,7 +85,7 @@ def test_dying_at_every_write(
 
     def dying_save(store: Store, name: str, *rest: Any, **more: Any) -> None:
         def half() -> None:
-            # What Orbax leaves of a piece that it did not finish.
+            # This is what Orbax leaves of an unfinished piece.
             assert store.directory is not None
             unfinished = store.directory / f"{name}.orbax-checkpoint-tmp"
             unfinished.mkdir(parents=True, exist_ok=True)
@@ -120,15 +120,17 @@ def test_dying_at_every_write(
 def end_after_a_while(
     arguments: list[str], events: Path, lines: int, delay: float, how: signal.Signals
 ) -> tuple[int, str]:
-    """Run in a process of its own, and send it a signal `delay` seconds after it has noted its start and
-    `lines` more in `events`: (how it ended, what it said)."""
+    """Run in a separate process and stop it, and return (status, stderr).
+
+    It gets the signal `delay` seconds after it has written its start and `lines` more lines to `events`.
+    """
 
     def noted() -> list[str]:
         return events.read_text().splitlines() if events.is_file() else []
 
     def lived() -> bool:
         now = noted()
-        # A life after one that left nothing begins the file anew.
+        # If the previous process left nothing behind, this one starts a new file.
         return len(now) > lines + (len(before) if now[: len(before)] == before else 0)
 
     before = noted()
@@ -150,12 +152,12 @@ def end_after_a_while(
 def test_killed_again_and_again(
     command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:
-    """Real processes, killed at random moments, and one that is let be."""
+    """Real processes are killed at random moments, and the last one may finish."""
     longer = ["--generations", "100"]
     events = tmp_path / ".pruned.unfinished" / "events.jsonl"
     rng = random.Random(0)
     for _ in range(10):
-        # In most lives before the first generation, which takes long to come.
+        # Most processes die before the first generation, which takes a long time to start.
         lines = rng.choice([*range(9), 10, 14])
         delay = rng.uniform(0, 0.5)
         code, said = end_after_a_while([*command, *longer], events, lines, delay, signal.SIGKILL)
@@ -170,14 +172,14 @@ def test_killed_again_and_again(
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
     lines = (tmp_path / "pruned" / "events.jsonl").read_text().splitlines()
     kinds = [json.loads(line)["event"] for line in lines]
-    # A life that finished nothing left nothing, and none of the others did a generation again that was kept.
+    # A process that finished nothing left nothing. The others repeated no generation that had been kept.
     assert 4 < kinds.count("start") <= 11
     assert kinds.count("generation") <= 2 * 100
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What a shell runs in the background it lets ignore Ctrl-C, and so do the processes that it starts."""
+    """Stop ignoring Ctrl-C. Shells let background processes and their children ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -188,7 +190,7 @@ def interruptible() -> Iterator[None]:
 def test_a_run_that_is_asked_to_end(
     how: signal.Signals, code: int, command: list[str], tmp_path: Path
 ) -> None:
-    """Ctrl-C, and what a scheduler sends, in the search."""
+    """Ctrl-C, and the signal that a scheduler sends, during the search."""
     unfinished = tmp_path / ".pruned.unfinished"
     events = unfinished / "events.jsonl"
     ended, said = end_after_a_while([*command, "--generations", "100"], events, 5, 0, how)
@@ -213,7 +215,7 @@ def interrupted(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The sentence that a run ends with."""
+    """Run arguments that must be refused, and return the error sentence."""
     with pytest.raises(SystemExit) as stopped:
         prune.main(arguments)
     assert stopped.value.code == 2
@@ -353,7 +355,7 @@ def test_the_disk_that_a_run_takes_is_foreseen(
     def weigh(store: Store, *rest: Any, **more: Any) -> None:
         nonlocal most
         save(store, *rest, **more)
-        # Arrays, without Orbax's descriptions of them, which do not grow with a model.
+        # Count arrays, but not Orbax's descriptions of them, which do not grow with the model.
         most = max(most, sum(p.stat().st_size for p in tmp_path.rglob("ocdbt.process_0/d/*")))
 
     def foresee(_: Store, needed: int) -> None:

@@ -1,4 +1,4 @@
-"""What the stages compute on 1, 2, … devices of one process: run by test_devices with many CPU devices."""
+"""Results of the stages on 1, 2, … devices of one process. test_devices runs this with many CPU devices."""
 
 import dataclasses
 import pickle
@@ -28,15 +28,15 @@ from tyr_jax.settings import PRESETS
 
 LENGTH = 16
 LAYERS = 24
-"""So many that one tensor of all layers is larger than a layer's at all levels."""
+"""Enough layers that a tensor of all layers is larger than that of one layer at all levels."""
 
 
 def results(number: int) -> dict[str, Any]:
-    """Everything that is computed on `number` devices, by name."""
+    """All results computed on `number` devices, by name."""
     config = make_tiny_config(qkv_bias=True)
     settings, objective = PruningSettings(), HiddenKL()
     rng = np.random.default_rng(0)
-    # Numbers of sequences that no number of devices divides.
+    # Most of these numbers of sequences are not divisible by the number of devices.
     calibration, openings, search, windows = (
         rng.integers(0, config.vocab, shape) for shape in ((21, LENGTH), (7, 4), (12, LENGTH), (11, LENGTH))
     )
@@ -90,8 +90,10 @@ def results(number: int) -> dict[str, Any]:
 
 
 def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:
-    """What half of the first layer's neurons learn, from a lesson that is the same on all devices, and the
-    tokens of all lessons that two batches are dealt in."""
+    """(what half of the first layer's neurons learn, the tokens of all lessons made from two batches).
+
+    The neurons learn from a lesson that is the same for any number of devices.
+    """
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
     half = block["down"].shape[0] // 2
     small = block | {"down": block["down"][:half]} | {name: block[name][:, :half] for name in ("gate", "up")}
@@ -108,14 +110,14 @@ def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: Mod
 
 
 def drawn_back(params: Params, texts: list[np.ndarray], plan: fold.FoldPlan) -> Supernet:
-    """A supernet whose sites take back drift."""
+    """A supernet whose sites correct drift."""
     settings = dataclasses.replace(plan.settings, accumulation="centre")
     plan = dataclasses.replace(plan, settings=settings, drift=1.0)
     return fold.build_supernet(params, texts, plan, batch_tokens=32)
 
 
 def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
-    """The largest array that every stage gives a device in a collective."""
+    """The largest array that each stage gives a device in a collective."""
     quick = PRESETS["quick"]
     pruning = dataclasses.replace(quick.pruning, metric="fisher")
     settings = dataclasses.replace(quick, sparsity=(0.5,), pruning=pruning)

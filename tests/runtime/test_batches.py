@@ -1,4 +1,4 @@
-"""Batches hold every sequence once, in order, and no more tokens than asked."""
+"""Batches have every sequence once and in order, and no more tokens than asked for."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Compiled programs are kept, where the user wants them."""
+"""Compiled programs are kept in the place that the user chooses."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Several devices find what one finds. In processes of their own, whose CPU counts as eight devices."""
+"""Several devices give the same results as one. Tests run in processes whose CPU counts as eight devices."""
 
 import json
 import os
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow
 NUMBERS = 1, 8
 
 TESTS = Path(__file__).parents[1]
-"""Where modules are that tests share."""
+"""Directory of the modules that tests share."""
 
 
 def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
-    """A Python whose JAX sees so many devices."""
-    # With as few threads as cores, devices that wait for others in a collective keep these from running.
+    """Start a Python whose JAX sees `number` devices."""
+    # With only as many threads as cores, devices that wait in a collective would block the others.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
     own = {"XLA_FLAGS": flags, "NPROC": "16"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
@@ -38,7 +38,7 @@ def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def run(*arguments: str, number: int = 8) -> str:
-    """What a Python with so many devices says; it must succeed."""
+    """Run a Python with `number` devices, which must succeed, and return its output."""
     with start(number, *arguments) as running:
         _, said = running.communicate()
     assert running.returncode == 0, said
@@ -47,7 +47,7 @@ def run(*arguments: str, number: int = 8) -> str:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str, Any]], ...]:
-    """Results, and collectives, of every number of devices."""
+    """Results and collectives for each number of devices."""
     path = tmp_path_factory.mktemp("devices") / "results.pickle"
     run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
     return pickle.loads(path.read_bytes())
@@ -58,7 +58,7 @@ def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) 
     one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
         name = jax.tree_util.keystr(path)
-        # Slopes are differences of gradients, whose rounding a small one keeps.
+        # Slopes are differences of gradients, so a small slope has the rounding error of larger numbers.
         scale = max(1.0, np.abs(expected).max()) if "slopes" in name else 1.0
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
@@ -67,7 +67,7 @@ def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) 
 def test_no_more_than_a_matrix_of_a_layer_is_gathered(
     number: int, found: tuple[dict[int, dict[str, Any]], ...]
 ) -> None:
-    """Of what is searched: a level's projection, never all levels, nor all layers."""
+    """In the search this is one level's projection, never all levels or all layers."""
     shape, hidden = make_tiny_config().dense_shape, make_tiny_config().hidden
     largest = max(shape.ffn, make_tiny_config().vocab) * hidden, obs.PANEL_ROWS * shape.ffn
     bounds = {name: 4 * largest["pruning" in name] for name in found[1][number]}
@@ -108,7 +108,7 @@ def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_on_another_number_of_devices(
     before: int, after: int, piece: str, rounds: int, tiny_arguments: list[str], tmp_path: Path
 ) -> None:
-    """Preempted slices come back in other sizes: in the first fold, or after a round."""
+    """A preempted run may get a slice of another size, in the first fold or after a round."""
     arguments = [*tiny_arguments, "--rounds", str(rounds)]
     command = ["-m", "tyr_jax.prune", *arguments, "--output", str(tmp_path / "moved")]
     finished = tmp_path / ".moved.unfinished" / "finished"

@@ -1,4 +1,4 @@
-"""Several processes, joined over this machine's network, find what one finds; and end if one of them does."""
+"""Several processes on this machine give the same results as one, and all end if one of them does."""
 
 import json
 import os
@@ -30,19 +30,19 @@ def free_address() -> str:
 
 
 def launch(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
-    """The main job in a process of its own."""
+    """Start the main job in a separate process."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(main_job(*arguments), text=True, env=os.environ | environment, **streams)
 
 
 def start(*arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """The main job in as many processes as there are lists of arguments."""
+    """Start the main job in one process per list of arguments."""
     joining = ["--coordinator-address", free_address(), "--num-processes", str(len(arguments))]
     return [launch([*own, *joining, "--process-id", str(number)]) for number, own in enumerate(arguments)]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """What the processes say on stderr; they must succeed."""
+    """Wait for the processes, which must succeed, and return their stderr."""
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), said
     return said
@@ -64,7 +64,7 @@ def small(tiny_arguments: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes write."""
+    """Output of a run with two processes."""
     output = tmp_path_factory.mktemp("two") / "pruned"
     said = finish(start(*[[*small, "--output", str(output)]] * 2))
     assert "round 1/1: search" in said[0]
@@ -84,7 +84,7 @@ def test_two_processes_find_what_one_finds(two: Path, small: list[str], tmp_path
 
 
 def end_of_the_other(lost: int, arguments: list[str], until: Path) -> str:
-    """What one of two processes says when the other, number `lost`, is killed once `until` is there."""
+    """Output of one of two processes after the other, number `lost`, is killed as soon as `until` exists."""
     processes = start(arguments, arguments)
     left, other = processes[1 - lost], processes[lost]
     while not until.exists() and left.poll() is None:
@@ -130,13 +130,13 @@ def test_what_is_for_one_host(
 
 
 def slurm(number: int) -> dict[str, str]:
-    """What Slurm tells the tasks of a job; JAX makes a port out of the job's number."""
+    """The environment that Slurm gives the tasks of a job. JAX derives a port from the job's number."""
     job = {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     return job | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
 
 
 def open_mpi(number: int) -> dict[str, str]:
-    """What Open MPI tells its processes."""
+    """The environment that Open MPI gives its processes."""
     job = {"OMPI_MCA_orte_hnp_uri": f"{18 << 12}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
     return job | {"OMPI_COMM_WORLD_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_RANK": str(number)}
 
@@ -145,7 +145,7 @@ def open_mpi(number: int) -> dict[str, str]:
 def test_clusters_that_describe_their_processes(
     cluster: Callable[[int], dict[str, str]], tiny_arguments: list[str], tmp_path: Path
 ) -> None:
-    """They meet: only so can they know that they were asked for different things, which ends both."""
+    """Both end because they were asked for different things, which they can only know if they connect."""
     arguments = [*tiny_arguments, "--distributed", "--output", str(tmp_path / "pruned"), "--seed"]
     processes = [launch([*arguments, str(number)], **cluster(number)) for number in range(2)]
     said = [process.communicate(timeout=60)[1] for process in processes]

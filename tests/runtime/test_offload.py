@@ -1,4 +1,4 @@
-"""What stays on disk gives what lies in memory gives."""
+"""Runs with data on disk give the same results as runs with data in memory."""
 
 import dataclasses
 import errno
@@ -50,7 +50,7 @@ def test_arrays_on_disk_hold_what_they_are_given(tmp_path: Path) -> None:
         assert ours.dtype == given.dtype
         np.testing.assert_array_equal(ours, given)
     np.testing.assert_array_equal(scratch.stack(3, lambda layer: np.full(2, layer)), [[0, 0], [1, 1], [2, 2]])
-    # Files without a name are gone however the process ends.
+    # Files without a name disappear with the process, however it ends.
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,7 +110,7 @@ def stored(supernet: Supernet) -> Supernet:
 def test_the_search_of_a_supernet_on_disk(
     objective: Objective, consume: bool, tiny_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of candidates also agree with the trunk in some layers, whose outputs are observed as well."""
+    """Chunks of candidates also share some layers with the trunk, and the outputs of these are observed."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
     config = tiny_config(shape=LayerShape(heads=6, kv_heads=2, ffn=48), qkv_bias=True, mlp_bias=True)
     params, supernet, grid, pool, tokens = search_world(config, objective)

@@ -74,7 +74,7 @@ def test_it_is_the_objective_at_full_width(
     tiny_config: Callable[..., ModelConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where candidates agree in their first layers, and run in chunks that start at different ones."""
+    """This also holds if candidates share their first layers and run in chunks that start at other layers."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
     config = tiny_config(shape=SIX_HEADS, qkv_bias=biases, out_bias=biases, mlp_bias=biases, qk_norm=norms)
     world = make_world(config, unit, objective)
@@ -145,7 +145,7 @@ def test_layers_that_candidates_share() -> None:
 
 @pytest.mark.parametrize("shared", [0, 1, 2, 3])
 def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
-    """Weights of layers before the start may be anything once the trunk has run; those after it count."""
+    """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
     world = make_world(tiny_config())
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
     buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), take(world.pool, np.arange(2))
@@ -189,7 +189,7 @@ def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[...,
         (3, 192, (1, 2, 3)),
         (32, 128, tuple(range(2, 33, 2))),
         (1536, 1, tuple(range(96, 1537, 96))),
-        # Of so few channels, not more widths than are worth a program.
+        # So few channels do not justify a program for more widths.
         (130, 1, (17, 33, 49, 65, 82, 98, 114, 130)),
         (6, 8, (2, 4, 6)),
         (5, 1, (5,)),
@@ -227,7 +227,7 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
 def test_nothing_compiles_after_the_first_generation(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor in another round; and the units of each kind stay exact in every candidate that is scored."""
+    """Nothing compiles in another round, either. Every scored candidate has the exact units of each kind."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
     world = make_world(tiny_config())
     net, sizes, totals = nested.nest(world.params, world.supernet, world.config), [], set()
@@ -252,7 +252,7 @@ def test_nothing_compiles_after_the_first_generation(
                 (nested.score_chunk._cache_size(), nested.run_trunk._cache_size())
             ),
         )
-    # Of the stages of each generation, the last.
+    # Keep the last stage of each generation.
     sizes = sizes[2::3]
     assert len(sizes) == 6
     assert len(set(sizes)) == 1

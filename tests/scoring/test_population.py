@@ -1,4 +1,4 @@
-"""The vmapped score of a population against every candidate run alone, in float64."""
+"""The vmapped score of a population against each candidate run alone in float64."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two candidates run at a time where there are two sequences, else one."""
+    """Make two candidates run at a time if there are two sequences, otherwise one."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
 
 
@@ -113,7 +113,7 @@ def test_chunks_of_sequences_are_averaged_by_their_size(
 ) -> None:
     sequences = np.arange(SEQUENCES)
     each = [world.score(world.candidates[:2], np.array([i])) for i in sequences]
-    # 5 sequences are chunks of one.
+    # With 5 sequences, each chunk has one candidate.
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 2 * LENGTH)
     np.testing.assert_allclose(world.score(world.candidates[:2], sequences), np.mean(each, axis=0), rtol=1e-5)
 

@@ -52,7 +52,7 @@ def changed(**fields: Any) -> Evolution:
 def run(
     score: Any, schedule: Evolution = SCHEDULE, state: EvolutionState | None = None, done: int = 0
 ) -> EvolutionState:
-    """The state behind the last step."""
+    """The state after the last step."""
     states = [initial() if state is None else state]
     loop.run(schedule, states[0], SPACE, score, done, lambda step, state, _: states.append(state))
     return states[-1]
@@ -61,8 +61,10 @@ def run(
 def select(
     offspring: np.ndarray, parent: np.ndarray, counts: list[int], survivors: list[int], score: Any
 ) -> tuple[np.ndarray, float, float]:
-    """(winner, its fitness, the parent's) of a generation with these offspring, whose stages have `counts`
-    sequences in all."""
+    """(winner, its fitness, the parent's fitness) of a generation with these offspring.
+
+    Up to and including each stage, candidates are scored on `counts` sequences.
+    """
     schedule = Evolution(1, len(offspring), tuple(survivors), tuple(count * LENGTH for count in counts))
     state = schedule.init(jax.random.key(0), parent, SPACE)
     candidates, first = np.concatenate([parent[None], offspring]), 0
@@ -74,7 +76,7 @@ def select(
 
 
 def every_candidate() -> np.ndarray:
-    """All distributions on the grid with the units of the start, `[C, 2, L]`."""
+    """All distributions `[C, 2, L]` on the grid that keep as many units as the start."""
     rows = [row for row in itertools.product(range(LEVELS), repeat=DEPTH) if sum(row) == START[0].sum()]
     return np.array(list(itertools.product(rows, rows)))
 
@@ -128,7 +130,7 @@ def test_a_candidate_without_a_finite_objective_never_wins(broken: float, stages
 
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         values = -candidates[:, 0, 0].astype(float)
-        # The candidate that would be the best of all is broken.
+        # The candidate that would be the best is broken.
         return np.where(candidates[:, 0, 0] == START[0, 0] + 3, broken, values)
 
     counts, survivors = ([1, 3], [2, 1]) if stages == 2 else ([2], [1])
@@ -216,7 +218,7 @@ def test_a_saved_search_continues_to_the_same_end(before: int) -> None:
         Recorder(noise=1.0),
         on_step=lambda step, state, _: states.append(state),
     )
-    # Through plain arrays, as a file would keep it; the step may lie within a generation.
+    # Convert the state to plain arrays and back, as for a file. The step may be within a generation.
     leaves, structure = jax.tree.flatten(states[before])
     key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(leaves[0]))))
     restored = jax.tree.unflatten(structure, [key, *(np.array(leaf) for leaf in leaves[1:])])

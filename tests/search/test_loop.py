@@ -1,4 +1,4 @@
-"""A search that breaks its contract is named in one sentence that says with what."""
+"""If a search breaks its contract, the error names the search and what is wrong in one sentence."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SPACE = SearchSpace.around(GRID, START, 4, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Shifting(Search):
-    """Asks for two shifts of the best so far."""
+    """Asks for two shifts of the best candidate so far."""
 
     generations: int = 4
 
@@ -50,7 +50,7 @@ class Shifting(Search):
 
 
 def denser(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-    """Attention of layer 2 had better be dense."""
+    """A fitness that is better the denser the attention of layer 2 is."""
     return -candidates[:, 0, 2].astype(float)
 
 
@@ -80,7 +80,7 @@ def test_fitness_that_is_not_finite_arrives_as_infinity() -> None:
 
 
 def breaking(**methods: Callable[..., Any]) -> Search:
-    """A search some of whose methods are these."""
+    """A search with some methods replaced by these."""
     return type("Mine", (Shifting,), {"name": "mine:Mine", **methods})()  # type: ignore[no-any-return]
 
 

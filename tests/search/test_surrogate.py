@@ -11,7 +11,7 @@ from tyr_jax.space import Budget, values_at
 
 
 def level_units(start: np.ndarray, levels: int) -> Budget:
-    """Levels that cost their number, of each kind as much as `start [2, L]` has."""
+    """A budget in which a level costs its number, and each kind may spend as much as `start [2, L]` does."""
     return Budget.of_units(np.broadcast_to(np.arange(levels), (*start.shape, levels)), start.sum(axis=-1))
 
 
@@ -107,7 +107,7 @@ def test_shifted(by: int, expected: list[float]) -> None:
 
 
 def quadratic(sensitivity: np.ndarray, sites: Sites, levels: np.ndarray) -> np.ndarray:
-    """Slopes `[2, L, E]` at `levels` where every site hurts by `sensitivity [2, L]` × its error alone."""
+    """Slopes `[2, L, E]` at `levels` if each site contributes only `sensitivity [2, L]` × its error."""
     gain = sites.error - values_at(sites.error, levels)[..., None]
     return np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
 
@@ -128,7 +128,7 @@ def test_a_sensitivity_on_which_parts_of_a_text_disagree_is_drawn_towards_the_sh
     error, levels = np.tile([1.0, 0.5, 0.25, 0.0], (2, 5, 1)), np.full((2, 5), 1)
     share = np.array([[1.0, 2.0, 1.0, 1.0, 1.0]] * 2)
     sites = Sites(error, share, np.ones(error.shape, bool))
-    # Sites 0, 1 and 2 as expected, 3 firmly a quarter of it, 4 a quarter on average, from part to part.
+    # Sites 0 to 2 are as expected. Site 3 has a quarter of that in all parts, site 4 only on average.
     steady = np.array([3.0, 6.0, 1.5, 0.75, 0.75])
     doubtful = np.array([0.0, 0.0, 3.0, 0.0])
     parts = [np.stack([np.append(steady[:4], last)] * 2) for last in doubtful]
@@ -158,7 +158,7 @@ def test_fewer_units_are_never_better_and_missing_levels_are_never_proposed() ->
     assert change[1, 1].tolist() == [0.0, 0.0, np.inf]
     found = surrogate.proposals(slopes[None], sites, level_units(levels, 3), levels)
     assert found.shape == (len(surrogate.CAUTIONS), 2, 2)
-    # One level costs 1 and gains 5; the other kind has nowhere to go but back and forth.
+    # The shift costs 1 and gains 5. The other kind can only shift in one way.
     assert found[0].tolist() == [[1, 2], [2, 0]]
     assert (found.sum(axis=-1) == levels.sum(axis=-1)).all()
 
@@ -198,7 +198,7 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
     assert objectives[0] == pytest.approx(total(found))
 
     def scored(own: float, *others: float) -> bool:
-        """Whether a proposal is taken if it scores so."""
+        """Whether a proposal is accepted with these scores."""
         fixed = np.array([own, *others])
         return bool(
             (surrogate.descend(start, sites, budget, slopes, lambda *_: fixed, *text)[0] != start).any()

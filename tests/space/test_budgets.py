@@ -1,4 +1,4 @@
-"""Budgets of units and of parameters: what they add up, what shifts under them keep, which levels pay."""
+"""Budgets of units and of parameters: their sums, what shifts keep, and which levels are worthwhile."""
 
 import hypothesis.strategies as st
 import jax
@@ -57,7 +57,7 @@ def test_shifts_exchange_heads_and_neurons_within_the_budget(seed: int, slack: i
     exists[0, :2, 4:] = exists[1, :2, :1] = False
     parent = np.full((2, 4), 2)
     limit = int(space.values_at(parameters, parent).sum()) + slack
-    # Prices as they are: one is 1.
+    # One price is made 1, so that the budget does not rescale the prices.
     parameters[0, 0, 0] += 1 - parameters[0, 0, 0]
     budget = Budget.of_parameters(parameters, limit)
     children = np.asarray(offspring(jax.random.key(seed), jnp.asarray(parent), jnp.asarray(exists), budget))
@@ -65,7 +65,7 @@ def test_shifts_exchange_heads_and_neurons_within_the_budget(seed: int, slack: i
     assert np.take_along_axis(exists[None], children[..., None], axis=-1).all()
     moved = (children != parent).any(axis=(1, 2))
     assert moved.mean() > 0.8
-    # What room there is, is used: hardly ever would a step still fit.
+    # The budget is used up: a further step would hardly ever fit.
     left = budget.limit[0] - budget.spent(children)[:, 0]
     assert np.median(left) < 15
 
@@ -81,7 +81,7 @@ def test_levels_that_cost_as_much_as_denser_ones_are_left_out() -> None:
     ]
     assert rows == [[0, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
     assert space.worthwhile_grid(grid, np.broadcast_to(np.arange(4), (2, 2, 4))) is grid
-    # Levels that there are lie next to each other, as shifts need it.
+    # The existing levels are next to each other, as shifts require.
     for exists in worthwhile.exists.reshape(4, -1):
         assert set(np.diff(np.flatnonzero(exists))) <= {1}
     at = space.levels_of(worthwhile, np.full((2, 2), 1))

@@ -1,4 +1,4 @@
-"""Levels and budgets in whole units against hand-worked tables, and what a sparsity shift never breaks."""
+"""Levels and budgets in whole units against tables worked by hand, and the invariants of sparsity shifts."""
 
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def test_the_remainder_is_spread_over_the_depth() -> None:
     heads = space.uniform_split(SMOLLM2[ATTENTION], 30, 202)
     assert set(heads) == {6, 7}
     assert (heads == 7).sum() == 22
-    # The 8 sites with one head less lie apart: every third or fourth layer.
+    # The 8 sites with one head less are spread out, to every third or fourth layer.
     assert set(np.diff(np.flatnonzero(heads == 6))) <= {3, 4}
     assert space.uniform_split(Kind("ffn", 1536, 8), 4, 3080).tolist() == [768, 768, 768, 776]
 
@@ -114,7 +114,7 @@ def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() 
     kinds = Kind("attention", 4, 1), Kind("ffn", 50, 8)
     whole = np.array([[True, False, False, False], [False, False, True, False]])
     budgets = tuple(space.unit_budget(kind, 4, 0.5, 1) for kind in kinds)
-    # Of 200 neurons 100 are to stay: 50, and 48 of the others, which go by eights.
+    # 100 of 200 neurons should stay: 50 in the whole layer, and 48 in the others, in multiples of 8.
     assert budgets == (8, 98)
     centres = space.uniform_centres(kinds, budgets, whole)
     assert centres.tolist() == [[4, 1, 1, 2], [16, 16, 50, 16]]
@@ -131,7 +131,7 @@ def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() 
 
 
 def in_units(grid: LevelGrid, parent: np.ndarray | jax.Array) -> Budget:
-    """As many units of each kind as `parent` has."""
+    """A budget of as many units of each kind as `parent` has."""
     return Budget.of_units(grid.kept, space.kept_units(grid, np.asarray(parent)).sum(axis=-1))
 
 
@@ -161,7 +161,7 @@ def test_a_joint_grid_has_the_levels_of_each() -> None:
             rows = (grid_rows(grid, kind, layer) for grid in (quarter, half))
             units = sorted({row for levels in rows for row in levels if row is not None})
             assert [row for row in grid_rows(joint, kind, layer) if row is not None] == units
-            # Half of what exists lies below the centre, so that the centre is a level.
+            # Half of the existing levels are below the centre, so the centre is a level.
             assert grid_rows(joint, kind, layer)[joint.centre] == units[len(units) // 2]
     assert grid_rows(joint, FFN, 0) == [None, *range(0, 1537, 192)][-joint.kept.shape[-1] :]
     assert joint.step.tolist() == [1, 192]
@@ -229,7 +229,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def can_shift(case: Case) -> bool:
-    """Brute force: is there a pair of different sites of a kind, one denser and one sparser by a level?"""
+    """Brute force: can one site of a kind become denser by a level and another one sparser?"""
     levels = case.grid.kept.shape[-1]
 
     def exists(kind: int, site: int, level: int) -> bool:

@@ -1,4 +1,4 @@
-"""Events are lines of JSON that a process may die over, and go on from."""
+"""Events are lines of JSON. If a process dies while it writes one, the next process continues the file."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
 
 
 def test_events_go_on_after_those_of_an_interrupted_run(tmp_path: Path) -> None:
-    """And what was half written when it ended does not swallow the next one."""
+    """A half-written event of the interrupted run does not swallow the next one."""
     path = tmp_path / "events.jsonl"
     assert read_events(path, "a") == []
     for number in (1, 2, 3):

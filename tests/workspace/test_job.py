@@ -1,4 +1,4 @@
-"""What a job was asked for is noted, and read again as input."""
+"""The request of a job is recorded, and checked like any input when it is read again."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ class Job:
 
 
 class Killed(BaseException):
-    """Nothing after it is done."""
+    """The end of a process: nothing after it runs."""
 
 
 def interrupted(settings: Job) -> None:

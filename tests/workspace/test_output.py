@@ -1,4 +1,4 @@
-"""The output directory is whole or not there, and an old one is only lost to a new one."""
+"""The output directory is complete or does not exist, and an old one is only replaced by a new one."""
 
 import errno
 import os
@@ -102,7 +102,7 @@ def test_files_are_no_directories(old: Path) -> None:
 
 
 def test_names_that_the_disk_refuses(tmp_path: Path) -> None:
-    # The longer one cannot even be asked about; the shorter could be, but not with what staging adds.
+    # The system cannot even look up the longer name. The shorter is only too long with staging's suffix.
     for length in (300, 250):
         with pytest.raises(UserError, match=r"cannot write output directory .*File name too long"):
             write(tmp_path / ("x" * length))
@@ -121,7 +121,7 @@ def test_a_link_to_an_output_is_followed(old: Path) -> None:
     "name", ["", "lock", "output", "finished", "finished/work", "settings.json", "events.jsonl"]
 )
 def test_planted_links_are_not_followed(name: str, tmp_path: Path) -> None:
-    """Whatever of the place is a link to something of another's, that stays as it is."""
+    """If anything at the output's place is a link to other data, that data stays untouched."""
     outside, place = tmp_path / "outside", tmp_path / ".new.unfinished"
     outside.mkdir()
     (outside / "mine").write_text("mine")

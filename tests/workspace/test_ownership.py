@@ -1,4 +1,4 @@
-"""An output replaces only what this package wrote, and nothing that anybody works in or with."""
+"""An output replaces only what this package wrote, and nothing that is in use."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tyr_jax.workspace.ownership import check_directory, check_file
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """A directory as a run of several sparsities leaves it."""
+    """A directory like that of a run with several sparsities."""
     ours = tmp_path / "runs"
     for name in ("0.25", "0.5"):
         model = ours / name

@@ -1,4 +1,4 @@
-"""Stored records are input: whatever was done to one, it is read as it is or told of in a sentence."""
+"""Stored records are input. A record that was changed is either read as it is or refused in a sentence."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def write(path: Path, record: Any) -> None:
 
 
 def check_sentence(sentence: str, path: Path) -> str:
-    """A sentence on one line that fits a terminal and names the file."""
+    """Check that a sentence is one line, fits a terminal, and names the file."""
     assert "\n" not in sentence
     assert str(path) in sentence
     assert len(sentence) < 400 + len(str(path))
@@ -58,7 +58,7 @@ def check_sentence(sentence: str, path: Path) -> str:
 
 
 def refused(directory: Path, name: str) -> str:
-    """The sentence that a record is refused with."""
+    """Read a record that must be refused, and return the error sentence."""
     with pytest.raises(UserError) as error:
         READERS[name][1](directory)
     return check_sentence(str(error.value), directory / name)
@@ -75,7 +75,7 @@ def test_a_record_is_read_as_it_is(name: str, tmp_path: Path) -> None:
 
 
 def show(directory: Path) -> None:
-    """All that is shown and known of a model."""
+    """Show everything that is known about a model."""
     made, won = read_summary(directory) or {}, read_recovery(directory)
     assert page.render(made, read_speed(directory), won)
     assert card.render(made, True, won)
@@ -91,7 +91,7 @@ def show(directory: Path) -> None:
 
 @EVERY
 def test_whatever_is_done_to_a_record(name: str, tmp_path: Path) -> None:
-    """It is shown, or refused in a sentence that names it, and never anything else."""
+    """The record is shown, or refused in a sentence that names it. Nothing else may happen."""
     for other, (make, _) in READERS.items():
         write(tmp_path / other, make())
     refusals = shown = 0
@@ -112,7 +112,7 @@ def test_whatever_is_done_to_a_record(name: str, tmp_path: Path) -> None:
 
 
 def take_up(path: Path) -> None:
-    """What a job that goes on reads of what happened before."""
+    """Read the records that a job reads when it continues."""
     with EventLog(path) as log:
         assert all(job.ended_of(entry["ended"]).seconds >= 0 for entry in log.written("stage"))
         assert health(log)["objectives_not_finite"] >= 0
@@ -247,7 +247,7 @@ def test_a_huge_record_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_text_that_can_be_asked_for_can_be_read_again() -> None:
-    """The schema has the fields of what it describes, and allows what the command line does."""
+    """The schema has the fields of the class that it describes, and allows what the command line allows."""
     fields = {field.name for field in dataclasses.fields(DataSpec)}
     assert fields == set(typing.get_type_hints(records.SavedSpec))
     assert typing.get_type_hints(Loss)["goal"] == typing.get_type_hints(records.Goal)["goal"]

@@ -1,4 +1,4 @@
-"""Finished work comes back as it was, or not at all."""
+"""Finished work is read back unchanged, or not at all."""
 
 import math
 import shutil
@@ -24,7 +24,7 @@ FACTS = {"history": [0.1, 1e-30, {"x": None}], "a b/c": 1e300}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two pytrees are equal, types of numbers included."""
+    """Whether two pytrees are equal, including the types of numbers."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.asarray(a).dtype == b.dtype and np.array_equal(np.asarray(a), b) for a, b in pairs)
 
@@ -145,7 +145,7 @@ def test_work_of_another_version_is_told(
     ],
 )
 def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Path) -> None:
-    """Facts or arrays that are whole, but not those of the piece."""
+    """The facts or arrays are complete, but belong to another piece."""
     right = {
         "dense": {"a": {"perplexity": 2.0, "kl": None}},
         "uniform": {"a": {"perplexity": 2.0, "kl": None}},

@@ -29,7 +29,10 @@ MAX_DAMPING_RAISES = 6
 
 ROUNDING = 0.1
 """The inverse is rejected as rounding error if a diagonal element of Hs⁻¹ exceeds the bound that damping sets
-by more than this share."""
+by more than this share, or if `Hs Hs⁻¹ v` differs from `v` by more."""
+
+PROBES = 8
+"""Vectors `v` on which an inverse is tried."""
 
 PANEL_ROWS = 128
 """Removed channels whose downdates of Hs⁻¹ are collected before they are applied."""
@@ -198,13 +201,25 @@ def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax
     def failed(state: tuple) -> jax.Array:
         tries, factor, inverse = state
         # Hs ⪰ Λ, so no diagonal element of Hs⁻¹ can exceed that of Λ⁻¹. A matrix that is not positive
-        # definite gives NaN throughout.
+        # definite gives NaN throughout, which is below no threshold.
         bounded = jnp.diagonal(inverse) * damping_diagonal(gram, factor, scale) < 1 + ROUNDING
-        return (tries < MAX_DAMPING_RAISES) & ~jnp.all(bounded)
+        exact = residual(damp(gram, factor, scale), inverse) < ROUNDING
+        return (tries < MAX_DAMPING_RAISES) & ~(jnp.all(bounded) & exact)
 
     start = jnp.asarray(damping, gram.dtype)
     _, used, inverse = jax.lax.while_loop(failed, raise_damping, (0, start, attempt(start)))
     return damp(gram, used, scale), inverse, used
+
+
+def residual(hessian: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Root mean square of `Hs Hs⁻¹ v − v` over random signs `v`, with every channel scaled to a diagonal of
+    one, for `hessian` and its `inverse`, both `[d_in, d_in]`."""
+    scale = jnp.sqrt(jnp.diagonal(hessian))[:, None]
+    signs = jax.random.rademacher(jax.random.key(0), (len(scale), PROBES), hessian.dtype)
+    # Both are symmetric and divided by columns, so each device has rows of their transposes.
+    solved = devices.everywhere(jnp.matmul(inverse.T, scale * signs, precision=HIGHEST))
+    found = devices.everywhere(jnp.matmul(hessian.T, solved, precision=HIGHEST))
+    return jnp.sqrt(jnp.mean((found / scale - signs) ** 2))
 
 
 def by_outputs(array: jax.Array, matrix: jax.Array) -> jax.Array:
