@@ -142,11 +142,19 @@ def output_of(arguments: list[str]) -> str:
     return "".join(lines)
 
 
+def commit() -> str:
+    """The commit that is checked out, marked if the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        run = ["git", *arguments]
+        return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "tyr_jax", "scripts", "pyproject.toml")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
 def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     measurement = MEASUREMENTS[name]
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results
     given = {"wikitext": str(asked.wikitext), "news": str(Path(asked.news).absolute())}
@@ -157,7 +165,7 @@ def record(name: str, asked: Measure) -> Record:
     shown = script.format(wikitext=Path(asked.wikitext).name, news=Path(asked.news).name)
     return {
         "command": f"python {shown}",
-        "commit": commit,
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": on,
         "minutes": round((time.monotonic() - start) / 60, 1),
