@@ -160,12 +160,12 @@ def record(name: str, asked: Measure) -> Record:
     given = {"wikitext": str(asked.wikitext), "news": str(Path(asked.news).absolute())}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
-    start = time.monotonic()
+    at, start = commit(), time.monotonic()
     tables = find_tables(output_of([part.format(**given) for part in shlex.split(script)]))
     shown = script.format(wikitext=Path(asked.wikitext).name, news=Path(asked.news).name)
     return {
         "command": f"python {shown}",
-        "commit": commit(),
+        "commit": at,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": on,
         "minutes": round((time.monotonic() - start) / 60, 1),

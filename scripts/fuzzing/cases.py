@@ -194,13 +194,7 @@ def strange_flags(draw: random.Random, place: Place) -> Case:
     chosen = []
     for _ in range(draw.choice((1, 1, 2))):
         flag = draw.choice(names[command])
-        if flag not in (
-            "--family",
-            "--push-to-hub",
-            "--distributed",
-            "--coordinator-address",
-            "--num-processes",
-        ):
+        if flag not in REACHING_OUT:
             chosen += [flag, draw.choice(NUMBERS if draw.random() < 0.8 else WORDS)]
     return Case(command, [*arguments, *chosen], f"{shown(chosen)}")
 

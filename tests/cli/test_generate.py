@@ -46,6 +46,19 @@ def test_several_prompts(pruned: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "".join(expected)
 
 
+def test_what_a_model_writes_does_not_reach_the_terminal_as_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "tyr_jax.api.stream_text", lambda *_, **__: iter(["red \x1b[31m", "\nand\ta\x07bell"])
+    )
+    generate.main(["builtin", "one"])
+    assert capsys.readouterr().out == "red \\x1b[31m\nand\ta\\x07bell\n"
+    monkeypatch.setattr("tyr_jax.api.generate_text", lambda *_, **__: ["\x1b]0;title\x07", "fine"])
+    generate.main(["builtin", "one", "two"])
+    assert capsys.readouterr().out == "== one\n\\x1b]0;title\\x07\n== two\nfine\n"
+
+
 def test_a_chat(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The template of the tiny tokenizer puts a message between bos and eos."""
     generate.main([str(tiny_model), "the cat", "--chat", "--max-tokens", "5"])

@@ -19,6 +19,7 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.generation import Sampling
+from tyr_jax.formatting import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +54,13 @@ def run(settings: GenerateSettings) -> None:
     }
     if len(settings.prompts) == 1:
         for piece in api.stream_text(settings.model, settings.prompts[0], **options):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
         return
     texts = api.generate_text(settings.model, settings.prompts, **options)
     for prompt, text in zip(settings.prompts, texts, strict=True):
-        print(f"== {prompt}")
-        print(text)
+        print(f"== {shown(prompt)}")
+        print(shown(text))
 
 
 def main(arguments: list[str] | None = None) -> None:
