@@ -7,6 +7,7 @@ import pytest
 
 from tyr_jax.cli import generate, prune
 from tyr_jax.evaluation.continuation import pieces, stop_tokens
+from tyr_jax.formatting import shown
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.model.decoder import forward
 
@@ -24,14 +25,14 @@ def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def continued(model: LoadedModel, prompt: str, count: int) -> str:
-    """The likeliest text after `prompt`, by a whole forward for each token, up to its end."""
+    """The likeliest text after `prompt`, as shown, by a whole forward for each token, up to its end."""
     start = model.tokenizer(prompt).input_ids
     ids = list(start)
     for _ in range(count):
         ids.append(int(jnp.argmax(forward(model.params, jnp.asarray(ids)[None], model.config)[0, -1])))
         if ids[-1] in stop_tokens(model):
             break
-    return str(model.tokenizer.decode(ids[len(start) :], skip_special_tokens=True))
+    return shown(str(model.tokenizer.decode(ids[len(start) :], skip_special_tokens=True)))
 
 
 def test_one_prompt(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
