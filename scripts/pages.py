@@ -8,13 +8,13 @@ A page marks where a table belongs. `fill_pages` writes everything between the t
 The name is that of a record in docs/measurements, or one of VIEWS, which combine figures from records.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import read_json
 from tyr_jax.report import figures
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,7 @@ def read_record(name: str) -> Record:
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: run `python scripts/measure.py {name}`")
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return cast(Record, read_json(path))
 
 
 def markdown(table: Table) -> str:
@@ -69,11 +68,6 @@ def whole(name: str) -> str:
     """All tables of a measurement, and a line that says where they come from."""
     record = read_record(name)
     return "\n\n".join([*map(markdown, record["tables"]), origin(record)])
-
-
-def column(table: Table, name: str) -> int:
-    """Index of the first column whose header begins with `name`."""
-    return next(number for number, cell in enumerate(table[0]) if cell.startswith(name))
 
 
 def rows_of(table: Table, *begins: str) -> list[dict[str, str]]:
@@ -109,7 +103,7 @@ def speed() -> str:
     scoring = rows_of(search, "50", "kept")[0]["ratio"]
     supernet, whole = (rows_of(pipeline, stage)[0]["ratio"] for stage in ("supernet", "all"))
     rows = [
-        ["", "beside", ""],
+        ["", "compared with", ""],
         ["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.1f}×"],
         ["supernet of nine levels", "every level pruned by itself", f"{supernet}×"],
         ["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"],

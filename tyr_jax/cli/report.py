@@ -1,8 +1,8 @@
 """Show a pruned model's results, and write its report and model card anew: `python -m tyr_jax.report DIR`.
 
-DIR is what `python -m tyr_jax.prune` or `finetune` wrote. Printed are the
-quality and the size of every model of the run, what they write behind its
---prompt, and the speed-up, if `python -m tyr_jax.benchmark` has measured it.
+DIR is what `python -m tyr_jax.prune` or `finetune` wrote. This prints the
+quality and size of every model of the run, how they continue its --prompt, and
+the speed-up, if `python -m tyr_jax.benchmark` has measured it.
 """
 
 import dataclasses
