@@ -43,7 +43,11 @@ class Measurement(NamedTuple):
 
 MEASUREMENTS = {
     "main": Measurement(
-        "main_results.py --evaluation {wikitext} {news} --recovery='--method full'",
+        "main_results.py --evaluation {wikitext} {news}",
+        "runs/main_results/results.json",
+    ),
+    "recovered": Measurement(
+        "main_results.py --evaluation {wikitext} {news} --recovery='--method full --tokens 200000'",
         "runs/main_results/results.json",
     ),
     "half": Measurement(
