@@ -25,8 +25,10 @@ def norm64(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * f64(weight)
 
 
-def rotate64(x: Array, theta: float) -> Array:
-    """Rotate `x [T, H]` by position, pairing dimension i with i + H/2."""
+def rotate64(x: Array, theta: float | None) -> Array:
+    """Rotate `x [T, H]` by position, pairing dimension i with i + H/2. Without `theta`, nothing turns."""
+    if theta is None:
+        return x
     length, size = x.shape
     out = np.empty_like(x)
     for i in range(size // 2):
@@ -53,12 +55,13 @@ def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Arra
         q, k, v = q + f64(block["q_bias"]), k + f64(block["k_bias"]), v + f64(block["v_bias"])
     if config.qk_norm:
         q, k = norm64(q, block["q_norm"], config.norm_eps), norm64(k, block["k_norm"], config.norm_eps)
+    positions = config.kinds[int(block.get("kind", 0))]
     out = np.empty_like(q)
     group = q.shape[2] // k.shape[2]
     for b in range(len(x)):
         for n in range(q.shape[2]):
-            query, key = (rotate64(a, config.rope_theta) for a in (q[b, :, n], k[b, :, n // group]))
-            out[b, :, n] = attention64(query, key, v[b, :, n // group], config.window)
+            query, key = (rotate64(a, positions.theta) for a in (q[b, :, n], k[b, :, n // group]))
+            out[b, :, n] = attention64(query, key, v[b, :, n // group], positions.window)
     return out
 
 

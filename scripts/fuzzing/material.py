@@ -87,7 +87,7 @@ def write_gguf(path: Path, config: ModelConfig, params: Params, tokenizer: PreTr
     }.items():
         writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.norm_eps)
-    writer.add_float32("llama.rope.freq_base", config.rope_theta)
+    writer.add_float32("llama.rope.freq_base", config.positions[0].theta)
     for key, value in gguf_vocabulary(tokenizer, config.vocab).items():
         {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[
             type(value)

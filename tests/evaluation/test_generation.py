@@ -13,6 +13,7 @@ import pytest
 from tyr_jax.evaluation import generation
 from tyr_jax.evaluation.generation import Sampling, sample, unstack
 from tyr_jax.model.decoder import forward
+from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 
 WHOLE = LayerShape(4, 2, 48)
@@ -20,7 +21,8 @@ PROMPTS = [[5, 17, 3], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]]
 CASES: list[dict[str, Any]] = [
     {},
     {"tied": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
-    {"window": 6},
+    {"positions": (Positions(window=6),)},
+    {"positions": (Positions(window=6), Positions(None), Positions(500.0))},
     {"qk_norm": True, "head_dim": 12},
     {"layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 1, 0))},
     {"layers": (LayerShape(3, 3, 8), LayerShape(0, 0, 0), WHOLE)},

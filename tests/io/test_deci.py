@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci
 from tyr_jax.model.decoder import forward
+from tyr_jax.model.rope import Llama3Scaling, Positions
 from tyr_jax.model.spec import (
     LayerShape,
     ModelConfig,
     Params,
-    RopeScaling,
     layer_block,
     random_params,
 )
@@ -47,7 +47,7 @@ def ours(config: ModelConfig, params: Params) -> np.ndarray:
         {"tied": True},
         {"qkv_bias": True},
         {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
-        {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        {"positions": (Positions(scaling=Llama3Scaling(8.0, 1.0, 4.0, 64)),)},
         {"layers": (WHOLE, LayerShape(3, 1, 40), SMALL)},
         {"layers": (WHOLE, LayerShape(3, 3, 8), SMALL)},
         # Removed sublayers, both where llama.cpp supports that and where it does not.
@@ -151,7 +151,7 @@ def test_a_window_becomes_the_context(
     tiny_config: Tiny, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     for window, context in ((32, 32), (None, 128)):
-        config, params = make(tiny_config, family="mistral", window=window)
+        config, params = make(tiny_config, family="mistral", positions=(Positions(window=window),))
         deci.write_gguf(tmp_path / "m.gguf", config, params, tiny_tokenizer, "f32")
         fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
         assert fields["deci.context_length"].contents() == context
@@ -191,8 +191,8 @@ def test_weights_beyond_a_type(
     ("changes", "key"),
     [
         ({"max_positions": 2**32}, "deci.context_length"),
-        ({"rope_theta": 1e39}, "deci.rope.freq_base"),
-        ({"rope_theta": float("nan")}, "deci.rope.freq_base"),
+        ({"positions": (Positions(1e39),)}, "deci.rope.freq_base"),
+        ({"positions": (Positions(float("nan")),)}, "deci.rope.freq_base"),
         ({"norm_eps": float("inf")}, "layer_norm_rms_epsilon"),
     ],
 )

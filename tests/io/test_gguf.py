@@ -23,7 +23,8 @@ from tyr_jax.io.gguf import (
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.families import FAMILIES
-from tyr_jax.model.spec import ModelConfig, RopeScaling, all_specs
+from tyr_jax.model.rope import Llama3Scaling
+from tyr_jax.model.spec import ModelConfig, all_specs
 
 Writer = Callable[..., Path]
 SIZES: dict[str, Any] = {
@@ -158,7 +159,7 @@ def test_llama3_rope(tmp_path: Path, gguf_writer: Writer) -> None:
     extra = {"rope_freqs.weight": factors}
     path = gguf_writer(tmp_path / "m.gguf", config, tensors, metadata=metadata, extra_tensors=extra)
     ours, read = our_logits(path, TOKENS)
-    assert read.rope_scaling == RopeScaling(32.0, 1.0, 4.0, 8192)
+    assert read.positions[0].scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
     assert np.abs(ours - reference_logits(scaled, tensors, TOKENS)).max() <= 1e-4
     factors[20] *= 1.1
     path = gguf_writer(tmp_path / "n.gguf", config, tensors, metadata=metadata, extra_tensors=extra)

@@ -1,5 +1,6 @@
 """Keys of a `config.json`: reading them, and writing them again."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -12,8 +13,9 @@ from io_samples import BAD_VALUES, refusal
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS
 from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf
-from tyr_jax.model.families import FAMILIES
-from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling
+from tyr_jax.model.families import FAMILIES, WINDOW, Family
+from tyr_jax.model.rope import Llama3Scaling, Positions
+from tyr_jax.model.spec import LayerShape, ModelConfig
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -28,11 +30,28 @@ LLAMA: dict[str, Any] = {
     "rope_theta": 1e5,
     "max_position_embeddings": 256,
 }
+SLIDING = ["sliding_attention", "full_attention", "full_attention"]
+WINDOW_ON = {"use_sliding_window": True, "sliding_window": 8}
 
 
 def llama(**changes: Any) -> dict[str, Any]:
     merged = LLAMA | changes
     return {key: value for key, value in merged.items() if value != "absent"}
+
+
+@st.composite
+def layers_positions(draw: st.DrawFn, family: Family, rotary: Positions, depth: int) -> tuple[Positions, ...]:
+    """Any way in which the layers of a family can treat positions."""
+    window = draw(st.none() | st.integers(1, 4096)) if WINDOW in family.defaults else None
+
+    def layer() -> Positions:
+        turns = "no_rope_layers" not in family.defaults or draw(st.booleans())
+        local = window is not None and (family.sliding == "all" or draw(st.booleans()))
+        own = rotary if turns else Positions(None)
+        return dataclasses.replace(own, window=window if local else None)
+
+    layers = tuple(layer() for _ in range(depth))
+    return layers if len(set(layers)) > 1 else layers[:1]
 
 
 @st.composite
@@ -45,9 +64,13 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
 
     depth = draw(st.integers(1, 4))
     layers = [layer() for _ in range(depth)] if draw(st.booleans()) else [layer()] * depth
-    scaling = RopeScaling(
+    scaling = Llama3Scaling(
         draw(st.floats(1, 64)), draw(st.floats(0.5, 2)), draw(st.floats(3, 8)), draw(st.integers(1, 8192))
     )
+    rotary = Positions(draw(st.floats(100, 1e7)), draw(st.none() | st.just(scaling)))
+    known = FAMILIES[family]
+    positions = draw(layers_positions(known, rotary, depth))
+    factors = {field: draw(st.floats(0.01, 100)) for field in known.multipliers}
     said = {key: draw(st.booleans()) for key in FAMILIES[family].tensors.values()}
     tensors = {flag: key is True or said[key] for flag, key in FAMILIES[family].tensors.items()}
     return ModelConfig(
@@ -57,12 +80,12 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         head_dim=2 * draw(st.integers(1, 16)),
         layers=tuple(layers),
         norm_eps=draw(st.floats(1e-8, 1e-3)),
-        rope_theta=draw(st.floats(100, 1e7)),
-        rope_scaling=draw(st.none() | st.just(scaling)),
+        positions=positions,
         max_positions=draw(st.integers(1, 1 << 17)),
-        window=draw(st.none() | st.integers(1, 4096)) if family == "mistral" else None,
         tied=draw(st.booleans()),
+        fused=known.fused,
         **tensors,
+        **factors,
     )
 
 
@@ -155,16 +178,28 @@ def test_what_qwen3_has() -> None:
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-        ({"model_type": "qwen2", "architectures": None, "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen2", "architectures": None, "use_sliding_window": "yes"}, "use_sliding_window"),
+        ({"model_type": "qwen2", "architectures": None, "layer_types": SLIDING}, "layer_types"),
+        ({"model_type": "mistral", "architectures": None, "layer_types": SLIDING}, "layer_types"),
+        ({"model_type": "smollm3", "architectures": None, "no_rope_layers": [1]}, "no_rope_layers"),
+        ({"model_type": "smollm3", "architectures": None, "no_rope_layers": [1, 2, 1]}, "no_rope_layers"),
+        ({"model_type": "granite", "architectures": None, "logits_scaling": 0}, "logits_scaling"),
+        (
+            {"model_type": "phi3", "architectures": None, "partial_rotary_factor": 0.9},
+            "partial_rotary_factor",
+        ),
         ({"model_type": "qwen2", "architectures": None, "layer_types": ["x"] * 3}, "layer_types"),
         ({"model_type": "mistral", "architectures": None, "sliding_window": 0}, "sliding_window"),
         ({"model_type": "mistral", "architectures": None, "attention_bias": True}, "attention_bias"),
-        ({"model_type": "qwen3", "architectures": None, "use_sliding_window": True}, "use_sliding_window"),
+        (
+            {"model_type": "qwen3", "architectures": None, "max_window_layers": -1} | WINDOW_ON,
+            "max_window_layers",
+        ),
         ({"model_type": "qwen3", "architectures": None, "attention_bias": "no"}, "attention_bias"),
         ({"model_type": "qwen3", "architectures": None, "mlp_bias": True}, "mlp_bias"),
         ({"model_type": "qwen3"}, "architectures"),
         # One case for each part that has tests of its own.
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type"),
         ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
     ],
 )
@@ -217,4 +252,4 @@ def test_a_million_layers_of_their_own() -> None:
 def test_config_that_a_family_cannot_express() -> None:
     config = config_from_hf(LLAMA)
     with pytest.raises(ValueError, match="cannot express"):
-        config_to_hf(ModelConfig(**{**vars(config), "window": 8}), LLAMA)
+        config_to_hf(ModelConfig(**{**vars(config), "positions": (Positions(window=8),)}), LLAMA)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
+from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (2, 40))
@@ -23,7 +24,11 @@ CASES: list[dict[str, Any]] = [
     {"layers": (WHOLE, LayerShape(3, 1, 40), SMALL)},
     {"layers": (WHOLE, LayerShape(3, 3, 40), NOTHING), "tied": True},
     {"layers": (LayerShape(0, 0, 40), WHOLE, LayerShape(3, 3, 0)), "family": "qwen2", "qkv_bias": True},
-    {"layers": (NOTHING, WHOLE, LayerShape(0, 0, 16)), "family": "mistral", "window": 24},
+    {
+        "layers": (NOTHING, WHOLE, LayerShape(0, 0, 16)),
+        "family": "mistral",
+        "positions": (Positions(window=24),),
+    },
     {"layers": (LayerShape(4, 2, 0), SMALL, WHOLE), "qkv_bias": True, "out_bias": True, "mlp_bias": True},
     {"layers": (WHOLE, LayerShape(3, 1, 40), NOTHING), "family": "qwen3", "qk_norm": True, "head_dim": 12},
     {

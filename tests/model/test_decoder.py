@@ -3,6 +3,7 @@
 These are long sequences, windows, chunks, and absent sublayers.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,8 @@ from reference import layer_outputs64, logits64
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import QUERY_CHUNK
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import LayerShape, ModelConfig, RopeScaling, random_params
+from tyr_jax.model.rope import Llama3Scaling, Positions
+from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring.objective import HiddenKL
 
@@ -27,7 +29,7 @@ Configs = Callable[..., ModelConfig]
 def test_the_future_is_invisible_and_so_is_what_left_the_window(
     window: int | None, tiny_config: Configs
 ) -> None:
-    config = tiny_config(layers=1, family="mistral", window=window)
+    config = tiny_config(layers=1, family="mistral", positions=(Positions(window=window),))
     params = random_params(config, jax.random.key(0), scale=0.2)
     tokens = np.random.default_rng(0).integers(0, 96, (1, 24))
     base = np.asarray(forward(params, tokens, config))
@@ -40,18 +42,23 @@ def test_the_future_is_invisible_and_so_is_what_left_the_window(
     assert (moved[last + 1 :] == 0).all()
 
 
+MIXED = (Positions(window=40), Positions(None), Positions(500.0))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rope_theta": 500.0},
+        {"positions": (Positions(500.0, window=40),)},
         {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "tied": True},
         {"qk_norm": True, "qkv_bias": True, "head_dim": 12},
         {"layers": (LayerShape(4, 2, 48), LayerShape(0, 0, 20), LayerShape(3, 1, 0), LayerShape(0, 0, 0))},
+        {"positions": MIXED},
+        {"positions": MIXED, "layers": (LayerShape(4, 2, 48), LayerShape(0, 0, 20), LayerShape(3, 1, 0))},
     ],
     ids=str,
 )
 def test_whole_models_equal_the_naive_one(changes: dict[str, Any], tiny_config: Configs) -> None:
-    config = ModelConfig(**{**vars(tiny_config()), "window": 40, **changes})
+    config = dataclasses.replace(tiny_config(), **changes)
     params = random_params(config, jax.random.key(0), scale=0.2)
     tokens = np.random.default_rng(0).integers(0, 96, (1, QUERY_CHUNK + 5))
     ours = np.asarray(forward(params, tokens, config))
@@ -88,7 +95,7 @@ def test_absent_sublayers_add_nothing(tiny_config: Configs) -> None:
 
 
 # Original context 8192, factor 8, low 1, high 4: wavelengths beyond 8192 are slowed, below 2048 untouched.
-SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8192)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +112,13 @@ SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 )
 def test_llama3_frequencies_by_hand(wavelength: float, stretch: float) -> None:
     frequency = 2 * math.pi / wavelength
-    scaled = decoder.scale_frequencies(jnp.asarray([frequency]), SCALING)
+    scaled = SCALING.scaled(jnp.asarray([frequency]), 500_000.0)
     assert float(scaled[0]) == pytest.approx(frequency / stretch, rel=1e-4)
 
 
 def test_llama3_frequencies_never_rise_with_the_dimension(tiny_config: Configs) -> None:
-    config = tiny_config(head_dim=128, rope_theta=500_000.0, rope_scaling=SCALING)
-    plain = tiny_config(head_dim=128, rope_theta=500_000.0)
+    config = tiny_config(head_dim=128, positions=(Positions(500_000.0, SCALING),))
+    plain = tiny_config(head_dim=128, positions=(Positions(500_000.0),))
     angles, dense = (
         np.arctan2(*(np.asarray(t)[1] for t in decoder.rope_tables(c, 2)[::-1])) for c in (config, plain)
     )

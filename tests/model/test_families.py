@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.families import FAMILIES, QWEN3, Family, load_family, register_family
+from tyr_jax.model.families import FAMILIES, Family, load_family, register_family
 
 OWN = Family("own", "LlamaForCausalLM", tensors={"qk_norm": True, "mlp_bias": "use_bias"})
 
@@ -22,7 +22,7 @@ def registry() -> Iterator[None]:
 
 
 def test_the_entries_are_under_their_names() -> None:
-    assert list(FAMILIES) == ["llama", "mistral", "qwen2", "qwen3"]
+    assert list(FAMILIES) == ["llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "granite", "phi3"]
     for name, family in FAMILIES.items():
         assert family.model_type == name
         register_family(family)
@@ -32,7 +32,8 @@ def test_what_a_family_reads() -> None:
     assert {"use_bias", "head_dim"} <= OWN.read_keys
     assert "sliding_window" not in OWN.read_keys
     assert "sliding_window" in FAMILIES["mistral"].read_keys
-    assert "sliding_window" in QWEN3.harmless - QWEN3.read_keys
+    assert "max_window_layers" in FAMILIES["qwen3"].read_keys
+    assert "logits_scaling" in FAMILIES["granite"].read_keys
 
 
 def test_a_family_may_come_twice() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from family_samples import CASES, torch_logits, torch_model
 
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.hf import SafetensorsSource, load_params
@@ -18,65 +19,10 @@ from tyr_jax.model.decoder import forward
 
 TINY = 1e-4
 SMOLLM2 = 1e-3
-ROPE3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "rope_theta": 500.0,
-}
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-CASES: dict[str, dict[str, Any]] = {
-    "llama-gqa": {"model_type": "llama"},
-    "llama-mha": {"model_type": "llama", "num_key_value_heads": 4},
-    "llama-mqa": {"model_type": "llama", "num_key_value_heads": 1},
-    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
-    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
-    "llama-wide-heads": {"model_type": "llama", "head_dim": 12},
-    "llama-rope3": {"model_type": "llama", "rope_parameters": ROPE3},
-    "llama-eps-theta": {
-        "model_type": "llama",
-        "rms_norm_eps": 1e-2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
-    },
-    "mistral-window": {"model_type": "mistral", "sliding_window": 7},
-    "mistral-full": {"model_type": "mistral", "sliding_window": None},
-    "qwen2": {"model_type": "qwen2"},
-    "qwen2-tied": {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 1},
-    "qwen3": {"model_type": "qwen3", "head_dim": 12},
-    "qwen3-tied": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
-    "qwen3-biases": {"model_type": "qwen3", "head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-2},
-}
-
-
-def torch_model(case: dict[str, Any], seed: int = 0) -> Any:
-    """A model in which every parameter matters: biases and norms are random, too, and weights not tiny."""
-    values = SIZES | case
-    config = transformers.AutoConfig.for_model(**values)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model
 
 
 def token_batch(vocab: int, length: int = 70) -> np.ndarray:
     return np.random.default_rng(1).integers(0, vocab, (2, length))
-
-
-def torch_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.from_numpy(tokens)).logits.float().numpy()
 
 
 def load_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
-from tyr_jax.model.attention import causal_attention
+from tyr_jax.model.attention import Window, causal_attention
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
 
@@ -115,7 +115,9 @@ def read_prompts(
             keys = jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, empty)))
             values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
             cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
-            x = x + decoder.attention_output(block, causal_attention(q, k, v, config.window))
+            x = x + decoder.attention_output(
+                block, causal_attention(q, k, v, decoder.window_of_block(block, config))
+            )
         if "down" in block:
             x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
@@ -153,8 +155,8 @@ def decode_layer(
     """
     if "o" in block and cache is not None:
         q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
-        cache = remember(cache, k, v, positions)
-        x = x + decoder.attention_output(block, attend(q, cache, positions, config.window)[None])
+        cache, window = remember(cache, k, v, positions), decoder.window_of_block(block, config)
+        x = x + decoder.attention_output(block, attend(q, cache, positions, window)[None])
     return decoder.add_ffn(block, x, config), cache
 
 
@@ -168,7 +170,7 @@ def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array
     return KeysValues(keys, values)
 
 
-def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: int | None) -> jax.Array:
+def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: Window) -> jax.Array:
     """Attention output `[B, N, H]` of queries `q [B, N, H]` at `positions [B]`, over the cache up to there.
 
     With a `window`, only that many latest positions count.
@@ -177,7 +179,7 @@ def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: int | 
     queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
     scores = jnp.einsum("rgh,rhs->rgs", queries, cache.keys, preferred_element_type=jnp.float32)
     distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
-    visible = (distance >= 0) & (distance < (window or slots))
+    visible = (distance >= 0) & (distance < (slots if window is None else window))
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), cache.values).reshape(q.shape)
 

@@ -20,6 +20,7 @@ from tyr_jax.files import read_json, write_json
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import ORIGIN, builtin_model
 from tyr_jax.io.config_values import of_file, read_values, shown
+from tyr_jax.io.fused import joined, stored_together
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
@@ -238,16 +239,20 @@ def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Non
         write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[list[TensorSpec]]:
+Shard = dict[str, list[TensorSpec]]
+"""Tensors of a file by key. Fused matrices consist of several."""
+
+
+def plan_shards(config: ModelConfig, itemsize: int, max_bytes: int) -> list[Shard]:
     """The tensors of each file, in checkpoint order. No file exceeds `max_bytes`, unless one tensor does."""
-    shards: list[list[TensorSpec]] = []
+    shards: list[Shard] = []
     room = 0
-    for spec in all_specs(config):
-        size = math.prod(spec.shape) * itemsize
+    for key, specs in stored_together(config):
+        size = sum(math.prod(spec.shape) for spec in specs) * itemsize
         if not shards or size > room:
-            shards.append([])
+            shards.append({})
             room = max_bytes
-        shards[-1].append(spec)
+        shards[-1][key] = specs
         room -= size
     return shards
 
@@ -258,9 +263,11 @@ def _write_weights(
     shards = plan_shards(config, dtype.itemsize, max_bytes)
     tensors = iter_tensors(params, config)
     weight_map: dict[str, str] = {}
-    for number, specs in enumerate(shards, start=1):
+    for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else hf.WEIGHTS
-        arrays = {spec.key: _to_checkpoint(*next(tensors), dtype) for spec in specs}
+        arrays = {
+            key: joined(_to_checkpoint(*next(tensors), dtype) for _ in specs) for key, specs in shard.items()
+        }
         save_file(arrays, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:

@@ -73,17 +73,19 @@ def unsupported(key: str, value: Any, supported: str) -> UserError:
     return UserError(f"config key '{key}' is {shown(value)}, which is not supported: it must be {supported}")
 
 
-def integer(config: Mapping[str, Any], key: str, where: str = "", most: int = LARGEST) -> int:
-    """The positive integer under `key` of `config`; `where` is the prefix of the key in messages.
+def integer(config: Mapping[str, Any], key: str, where: str = "", most: int = LARGEST, least: int = 1) -> int:
+    """The integer under `key` of `config`, by default a positive one; `where` is the prefix of the key in
+    messages.
 
     Raises:
-        UserError: it is missing, is not a positive integer, or is above `most`; names the key.
+        UserError: it is missing, is not an integer, or is below `least` or above `most`; names the key.
     """
     value = config.get(key)
+    kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if value is None:
-        raise UserError(f"config key '{where}{key}' is missing: it must be a positive integer")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise unsupported(where + key, value, f"a positive integer of at most {most}")
+        raise UserError(f"config key '{where}{key}' is missing: it must be {kind}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise unsupported(where + key, value, f"{kind}, at most {most}")
     return value
 
 

@@ -21,9 +21,9 @@ from tyr_jax import __version__
 from tyr_jax.data.encoding import is_unicode
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
-from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, llama3_factors, open_gguf, permute
-from tyr_jax.io.hf_rope import scaling_to_hf
+from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, open_gguf, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
+from tyr_jax.model.rope import Positions, amplitude, frequencies
 from tyr_jax.model.spec import (
     Block,
     LayerShape,
@@ -63,6 +63,9 @@ class Written(NamedTuple):
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
 
+
+STILL = 1e-30
+"""Frequency, in radians per token, that stands for none."""
 
 LARGEST_F16 = float(np.finfo(np.float16).max)
 LARGEST = {GGMLQuantizationType.BF16: float(jnp.finfo(jnp.bfloat16).max)}
@@ -130,15 +133,55 @@ def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, n
     Raises:
         UserError: the architecture has no tensor for one of them; names it.
     """
-    names = stored_names(config)
+    names, larger = stored_names(config), np.float32(amplitude(shared_positions(config)))
     for spec in model_specs(config):
         yield names[spec.key], np.asarray(params[spec.name], np.float32)
     for layer in range(config.depth):
         block = sorted_neurons(layer_block(params["blocks"], layer), config)
         for spec in block_specs(config, layer):
             array = np.asarray(block[spec.name]) if spec.name in block else None
-            array = spec.to_checkpoint(filled(spec, array))
-            yield names[spec.key], permute(array, config.head_dim) if spec.rotary else array
+            # In our order and scale: `deci` knows neither partial rotary embeddings nor multipliers.
+            plain = dataclasses.replace(spec, channels=(), scale=1.0)
+            array = plain.to_checkpoint(filled(spec, array))
+            yield names[spec.key], permute(larger * array, config.head_dim) if spec.rotary else array
+
+
+def shared_positions(config: ModelConfig) -> Positions:
+    """How all layers treat positions, windows aside.
+
+    Raises:
+        UserError: they have different rotary embeddings.
+    """
+    first, *others = {dataclasses.replace(kind, window=None) for kind in config.kinds}
+    if others:
+        raise UserError(
+            f"this {config.family} model cannot be written as a GGUF file: its layers differ in their rotary "
+            f"embeddings, and llama.cpp's architecture '{ARCHITECTURE}', which has sizes per layer, has the "
+            "same in all layers; run it with transformers or `python -m tyr_jax.generate`"
+        )
+    return first
+
+
+def rope_base(config: ModelConfig) -> float:
+    """Base of the rotary frequencies, of which `frequency_divisors` makes the model's.
+
+    Raises:
+        UserError: the layers have different rotary embeddings.
+    """
+    return shared_positions(config).theta or 10000.0
+
+
+def frequency_divisors(config: ModelConfig) -> np.ndarray:
+    """What llama.cpp divides the plain rotary frequencies by, `[H/2]`: scaling as GGUF stores it.
+
+    Raises:
+        UserError: the layers have different rotary embeddings.
+    """
+    positions = shared_positions(config)
+    plain = frequencies(Positions(rope_base(config)), config.head_dim, config.head_dim)
+    own = frequencies(positions, config.head_dim, config.rotated or config.head_dim)
+    # A channel that does not turn turns too slowly to matter.
+    return np.asarray(plain / jnp.maximum(own, STILL), np.float32)
 
 
 def metadata(config: ModelConfig) -> dict[str, Any]:
@@ -146,7 +189,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     sizes = {
         "block_count": config.depth,
         # `deci` has no sliding window. In a context no longer than the window, that makes no difference.
-        "context_length": min(config.max_positions, config.window or config.max_positions),
+        "context_length": min(kind.window or config.max_positions for kind in config.kinds),
         "embedding_length": config.hidden,
         "vocab_size": config.vocab,
         "feed_forward_length": [shape.ffn for shape in config.layers],
@@ -156,7 +199,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.norm_eps,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
+        "rope.freq_base": rope_base(config),
     }
     return {f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()}
 
@@ -269,9 +312,8 @@ def write_gguf(
         writer.add_tensor(name, data, raw_dtype=data_type)
         tensors[name] = Written(array.shape, data_type)
         on_tensor(name)
-    if config.rope_scaling is not None:
-        scaling = scaling_to_hf(config.rope_scaling)
-        factors = llama3_factors(scaling, config.rope_theta, config.head_dim)
+    factors = frequency_divisors(config)
+    if (factors != 1).any():
         writer.add_tensor(ROPE_FACTORS, factors.astype(np.float32))
         tensors[ROPE_FACTORS] = Written(factors.shape, GGMLQuantizationType.F32)
     writer.write_header_to_file()

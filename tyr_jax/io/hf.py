@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,6 +20,8 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import check_regular, inside, read_json
 from tyr_jax.io.config_values import shown
 from tyr_jax.io.directory import check_directory
+from tyr_jax.io.fused import SplitSource
+from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Stack
@@ -35,26 +37,6 @@ IGNORED_KEYS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv
 CONFIG = "config.json"
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-
-
-class TensorSource(Protocol):
-    """Named tensors of a checkpoint, in Hugging Face's names and layout, read one at a time."""
-
-    def keys(self) -> set[str]:
-        """Names of all tensors."""
-        ...
-
-    def read(self, key: str) -> np.ndarray:
-        """One tensor (float32, bfloat16 or float16).
-
-        Raises:
-            UserError: it cannot be read; names it.
-        """
-        ...
-
-    def dtype(self, key: str) -> np.dtype:
-        """The type in which a tensor is stored; float32 if it is quantised."""
-        ...
 
 
 class SafetensorsSource:
@@ -148,6 +130,7 @@ def load_params(
         UserError: a tensor is missing, unknown, not of the shape that `config` gives it, of an unsupported
             dtype, or not finite; names it.
     """
+    source = SplitSource(source, config) if config.fused else source
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
     missing = [key for key in specs if key not in keys]

@@ -14,8 +14,9 @@ from typing import Any
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
-from tyr_jax.io.hf_rope import ROPE_KEYS, rope_from_hf, rope_to_hf
-from tyr_jax.model.families import DEFAULTS, FAMILIES, WINDOW, Family
+from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_of
+from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary, rope_from_hf, rope_to_hf
+from tyr_jax.model.families import DEFAULTS, FAMILIES, Family
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -118,21 +119,6 @@ def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
         raise unsupported("architectures", names, repr([family.architecture]))
 
 
-def _window(values: Mapping[str, Any], family: Family) -> int | None:
-    """Sliding-window size; None if there is none or the family does not read it.
-
-    Raises:
-        UserError: `layer_types` contradicts it.
-    """
-    given = WINDOW in family.read_keys and values[WINDOW] is not None
-    window = integer(values, WINDOW) if given else None
-    kind = "full_attention" if window is None else "sliding_attention"
-    types = values.get("layer_types")
-    if types is not None and (not isinstance(types, list) or any(name != kind for name in types)):
-        raise unsupported("layer_types", types, f"{kind!r} in every layer")
-    return window
-
-
 def _size(values: Mapping[str, Any], key: str) -> int:
     return integer(values, key, most=LIMITS[key])
 
@@ -148,6 +134,27 @@ def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
     if head_dim % 2:
         raise unsupported("head_dim", head_dim, "even, for rotary embeddings")
     return head_dim
+
+
+def _rotated(head_dim: int, share: float) -> int | None:
+    """How many channels of a head rotary embeddings turn, None for all.
+
+    Raises:
+        UserError: they are not a positive and even number.
+    """
+    rotated = int(head_dim * share)
+    if rotated % 2 or rotated == 0:
+        raise unsupported("partial_rotary_factor", share, f"an even number of head_dim's {head_dim} channels")
+    return None if rotated == head_dim else rotated
+
+
+def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The multipliers of a model, by field of `ModelConfig`.
+
+    Raises:
+        UserError: one is not a positive number; names its key.
+    """
+    return {field: number({key: 1.0} | dict(values), key) for field, key in family.multipliers.items()}
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
@@ -169,21 +176,25 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     kv_heads = _size(values, "num_key_value_heads")
     if heads % kv_heads:
         raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
-    theta, scaling = rope_from_hf(values)
-    present = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
+    rotary, head_dim = (
+        rope_from_hf(values, Rotary(family.rope[0], None, family.rope[1])),
+        _head_dim(values, hidden, heads),
+    )
+    present: dict[str, Any] = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
     return ModelConfig(
         family=config["model_type"],
         vocab=_size(values, "vocab_size"),
         hidden=hidden,
-        head_dim=_head_dim(values, hidden, heads),
+        head_dim=head_dim,
         layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),
         norm_eps=number(values, "rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        positions=positions_from_hf(values, family, depth, rotary),
+        rotated=_rotated(head_dim, rotary.share),
         max_positions=integer(values, "max_position_embeddings"),
-        window=_window(values, family),
         tied=flag(values, "tie_word_embeddings"),
+        fused=family.fused,
         **present,
+        **_factors(values, family),
     )
 
 
@@ -210,13 +221,13 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied,
-        **rope_to_hf(config, base),
+        **rope_to_hf(rotary_of(config), base),
+        **positions_to_hf(config, family),
     }
+    result |= {key: getattr(config, field) for field, key in family.multipliers.items()}
     result.setdefault("architectures", [family.architecture])
     result.setdefault("hidden_act", "silu")
     result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
-    if WINDOW in family.read_keys:
-        result[WINDOW] = config.window
     if per_layer := layers_to_hf(config, dense):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}
         result["architectures"] = ["PrunedForCausalLM"]

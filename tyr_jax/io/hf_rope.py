@@ -1,20 +1,39 @@
 """Rotary embeddings in a `config.json`: the newer `rope_parameters`, or `rope_theta` and `rope_scaling`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.config_values import Json, integer, number, shown, unsupported
-from tyr_jax.model.spec import ModelConfig, RopeScaling
+from tyr_jax.io.config_values import Json, flag, integer, number, shown, unsupported
+from tyr_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
 
-LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-ROPE_TYPES = ("default", "llama3")
+ORIGINAL = "original_max_position_embeddings"
+
+SCALING_KEYS: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", ORIGINAL}),
+    "yarn": frozenset({"factor", ORIGINAL, "beta_fast", "beta_slow", "attention_factor", "truncate"}),
+}
+"""Keys of each RoPE type that can be read."""
 
 
-def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(theta, scaling) of a `config.json`.
+class Rotary(NamedTuple):
+    """Rotary embeddings: base and scaling of frequencies, and the share of a head's channels that turn."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+    share: float = 1.0
+
+
+USUAL = Rotary(10000.0)
+"""Rotary embeddings of most families when `config.json` does not describe them."""
+
+
+def rope_from_hf(config: Mapping[str, Any], default: Rotary = USUAL) -> Rotary:
+    """The rotary embeddings of a `config.json`; `default` has base and share where it does not give them.
 
     Raises:
         UserError: a RoPE type or key is not supported, or keys contradict each other; names the key.
@@ -34,42 +53,77 @@ def rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
             raise UserError(
                 f"config keys '{key}' ({shown(value)}) and '{where}.{key}' ({shown(nested[key])}) contradict"
             )
-    return _rope_values(nested, where + ".", config.get("max_position_embeddings"))
+    return _rotary(nested, where + ".", config.get("max_position_embeddings"), default)
 
 
-def _rope_values(rope: Json, where: str, max_positions: Any) -> tuple[float, RopeScaling | None]:
+def _rotary(rope: Json, where: str, max_positions: Any, default: Rotary) -> Rotary:
     kind, *others = [rope.pop(key) for key in ("rope_type", "type") if key in rope] or ["default"]
-    if others not in ([], [kind]) or kind not in ROPE_TYPES:
-        raise unsupported(where + "rope_type", kind, " or ".join(ROPE_TYPES))
-    partial = rope.pop("partial_rotary_factor", 1.0)
-    if partial not in (1.0, None):
-        raise unsupported(where + "partial_rotary_factor", partial, "1.0")
-    theta = rope.pop("rope_theta", None)
-    theta = 10000.0 if theta is None else number({"rope_theta": theta}, "rope_theta", where)
-    if kind == "llama3":
-        rope.setdefault("original_max_position_embeddings", max_positions)
-    unknown = sorted(set(rope) - set(LLAMA3_KEYS if kind == "llama3" else ()))
+    if others not in ([], [kind]) or not isinstance(kind, str) or kind not in SCALING_KEYS:
+        raise unsupported(where + "rope_type", kind, " or ".join(SCALING_KEYS))
+    given = {key: rope.pop(key, None) for key in ("rope_theta", "partial_rotary_factor")}
+    theta, share = (
+        fallback if given[key] is None else number(given, key, where)
+        for key, fallback in (("rope_theta", default.theta), ("partial_rotary_factor", default.share))
+    )
+    if share > 1:
+        raise unsupported(where + "partial_rotary_factor", share, "at most 1")
+    unknown = sorted(set(rope) - SCALING_KEYS[kind])
     if unknown:
         raise UserError(
             f"config key '{where}{unknown[0]}' ({shown(rope[unknown[0]])}) is unknown for rope type '{kind}'"
         )
+    scaling = _scaling(kind, {ORIGINAL: max_positions} | rope, where)
+    if scaling is not None and scaling.amplitude != 1 and share != 1:
+        raise unsupported(where + "partial_rotary_factor", share, f"1.0 with rope type '{kind}'")
+    return Rotary(theta, scaling, share)
+
+
+def _scaling(kind: str, rope: Json, where: str) -> RopeScaling | None:
+    """The scaling that the keys of a RoPE type describe.
+
+    Raises:
+        UserError: a key is missing or has a value that is not supported; names it.
+    """
     if kind == "default":
-        return theta, None
-    factor, low, high = (number(rope, key, where) for key in LLAMA3_KEYS[:3])
-    if high <= low:
-        raise unsupported(where + "high_freq_factor", high, f"greater than low_freq_factor ({low})")
-    return theta, RopeScaling(factor, low, high, integer(rope, LLAMA3_KEYS[3], where))
+        return None
+    factor = number(rope, "factor", where)
+    if kind == "linear":
+        return LinearScaling(factor)
+    original = integer(rope, ORIGINAL, where)
+    if kind == "llama3":
+        low, high = (number(rope, key, where) for key in ("low_freq_factor", "high_freq_factor"))
+        if high <= low:
+            raise unsupported(where + "high_freq_factor", high, f"greater than low_freq_factor ({low})")
+        return Llama3Scaling(factor, low, high, original)
+    fast, slow = (
+        number(rope, key, where) if rope.get(key) is not None else usual
+        for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0))
+    )
+    amplitude = None if rope.get("attention_factor") is None else number(rope, "attention_factor", where)
+    return YarnScaling(factor, original, fast, slow, amplitude, flag({"truncate": True} | rope, "truncate"))
 
 
-def scaling_to_hf(rope: RopeScaling) -> Json:
-    """Llama-3 RoPE scaling as keys of a `config.json`."""
-    sizes = (rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions)
-    return {"rope_type": "llama3", **dict(zip(LLAMA3_KEYS, sizes, strict=True))}
+def scaling_to_hf(scaling: RopeScaling | None) -> Json:
+    """RoPE scaling as keys of a `config.json`; empty if there is none."""
+    if scaling is None:
+        return {}
+    if isinstance(scaling, LinearScaling):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    written: Json = {"factor": scaling.factor, ORIGINAL: scaling.original_max_positions}
+    if isinstance(scaling, Llama3Scaling):
+        ends = {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+        return {"rope_type": "llama3"} | written | ends
+    written |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    if scaling.attention_factor is not None:
+        written["attention_factor"] = scaling.attention_factor
+    return {"rope_type": "yarn"} | written | ({} if scaling.truncate else {"truncate": False})
 
 
-def rope_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
-    """The RoPE keys of `config`, in the style of `base`, or else in the older one, which every tool reads."""
-    scaling = scaling_to_hf(config.rope_scaling) if config.rope_scaling is not None else {}
+def rope_to_hf(rotary: Rotary, base: Mapping[str, Any]) -> Json:
+    """The RoPE keys of a `config.json`, in the style of `base`, or else in the older one, which every tool
+    reads."""
+    scaling = scaling_to_hf(rotary.scaling)
+    share = {} if rotary.share == 1 else {"partial_rotary_factor": rotary.share}
     if base.get("rope_parameters"):
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling}}
-    return {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": rotary.theta, **scaling, **share}}
+    return {"rope_theta": rotary.theta, "rope_scaling": scaling or None, **share}

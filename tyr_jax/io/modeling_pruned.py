@@ -36,11 +36,24 @@ class PrunedConfig(getattr(transformers, f"{FAMILY}Config")):  # type: ignore[mi
         return values | ({"per_layer_config": layers} if layers else {})
 
 
+CACHE_NAMES = "cache", "past_key_values", "past_key_value"
+"""What versions of transformers call the argument with cached keys and values."""
+
+
 class NoAttention(nn.Module):
     """Stands in for a removed attention."""
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **options: Any) -> tuple[torch.Tensor, None]:
         """Zeros to add to the residual stream, and no attention weights."""
+        cache = next((options[name] for name in CACHE_NAMES if options.get(name) is not None), None)
+        if cache is not None:
+            # Any layer may be asked how many tokens the cache holds.
+            nothing = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            cache.update(nothing, nothing, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
@@ -59,8 +72,6 @@ class PrunedForCausalLM(getattr(transformers, f"{FAMILY}ForCausalLM")):  # type:
 
     def __init__(self, config: PrunedConfig) -> None:
         super().__init__(config)
-        # A cache asks its first layer how much it holds, so layers without attention get no cache index.
-        cached = 0
         for index, layer in enumerate(self.model.layers):
             sizes = dict(getattr(config, "layers", {}).get(str(index), {}))
             gone = sizes.pop("skip", [])
@@ -68,10 +79,9 @@ class PrunedForCausalLM(getattr(transformers, f"{FAMILY}ForCausalLM")):  # type:
             for key, value in sizes.items():
                 setattr(own, key, value)
             if "attention" in gone:
-                layer.self_attn, layer.input_layernorm = NoAttention(), nn.Identity()
+                layer.self_attn, layer.input_layernorm = NoAttention(index), nn.Identity()
             else:
-                layer.self_attn = type(layer.self_attn)(own, cached)
-                cached += 1
+                layer.self_attn = type(layer.self_attn)(own, index)
             if "mlp" in gone:
                 layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
             else:

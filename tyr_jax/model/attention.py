@@ -21,31 +21,39 @@ QUERY_CHUNK = 128
 LONG_QUERY_CHUNK = 512
 """The same on other devices. It is larger because every chunk is compiled."""
 
-Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Window = int | jax.Array | None
+"""How many positions a token attends to, its own and those just before it; None for all."""
+
+Attention = Callable[..., jax.Array]
 """Maps queries, keys and values to what is attended to: of one sequence, `[T, N or K, H]`, or of several,
-`[B, …]`."""
+`[B, …]`. A window that is an array comes fourth."""
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None) -> jax.Array:
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window = None) -> jax.Array:
     """Causal grouped-query attention.
 
     Args:
         q: queries `[B, T, N, H]`; head `n` reads key/value head `n // G`.
         k: keys `[B, T, K, H]`.
         v: values `[B, T, K, H]`.
-        window: attend to at most this many positions, the query's own and those just before it.
+        window: attend to at most this many positions, the query's own and those just before it. A number
+            saves the work beyond it, an array does not.
 
     Returns:
         `[B, T, N, H]`.
     """
-    on_cpu, attend = (
-        functools.partial(attend_sequence, window=window, chunk=chunk)
-        for chunk in (QUERY_CHUNK, LONG_QUERY_CHUNK)
-    )
+    run = {
+        name: functools.partial(attend_sequence, chunk=chunk)
+        for name, chunk in (("cpu", QUERY_CHUNK), ("default", LONG_QUERY_CHUNK))
+    }
+    if isinstance(window, jax.Array):
+        many = jax.vmap(run["default"], in_axes=(0, 0, 0, None))
+        return jax.lax.platform_dependent(q, k, v, window, cpu=one_by_one(run["cpu"]), default=many)
+    on_cpu, attend = (functools.partial(run[name], window=window) for name in ("cpu", "default"))
     return jax.lax.platform_dependent(q, k, v, cpu=one_by_one(on_cpu), default=jax.vmap(attend))
 
 
-def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, chunk: int) -> jax.Array:
+def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, chunk: int) -> jax.Array:
     """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`, `chunk` queries at a time."""
     length, heads, head_dim = q.shape
     groups = k.shape[1]
@@ -54,7 +62,7 @@ def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None
     outputs = []
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        first = 0 if window is None else max(0, start - window + 1)
+        first = max(0, start - window + 1) if isinstance(window, int) else 0
         queries, keys, values = q[:, :, start:stop], k[:, first:stop], v[:, first:stop]
         scores = jnp.einsum("kgth,kuh->kgtu", queries, keys, preferred_element_type=jnp.float32)
         distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
@@ -72,13 +80,13 @@ def one_by_one(attend: Attention) -> Attention:
     """`attend`, which takes one sequence, applied to sequences one after the other. A `vmap` over the result
     adds more of them."""
 
-    def loop(*qkv: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda sequence: attend(*sequence), qkv)
+    def loop(q: jax.Array, k: jax.Array, v: jax.Array, *window: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda qkv: attend(*qkv, *window), (q, k, v))
 
     batchable = jax.custom_batching.sequential_vmap(loop)
     # `sequential_vmap` has no reverse mode.
     differentiable = jax.custom_vjp(batchable)
     differentiable.defvjp(
-        lambda *qkv: (batchable(*qkv), qkv), lambda qkv, change: jax.vjp(loop, *qkv)[1](change)
+        lambda *inputs: (batchable(*inputs), inputs), lambda inputs, change: jax.vjp(loop, *inputs)[1](change)
     )
     return differentiable

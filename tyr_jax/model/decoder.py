@@ -11,54 +11,59 @@ Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/va
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tyr_jax.model.attention import causal_attention
+from tyr_jax.model.attention import Window, causal_attention
 from tyr_jax.model.linear import linear
-from tyr_jax.model.spec import Block, ModelConfig, Params, RopeScaling
+from tyr_jax.model.rope import Positions, amplitude, frequencies
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.runtime import devices, offload
 
 
 class Rope(NamedTuple):
-    """Rotary tables, `cos` and `sin`, each `[T, H/2]`."""
+    """Rotary tables, `cos` and `sin`, each `[T, H/2]`; with a leading axis of kinds in a model whose layers
+    treat positions differently."""
 
     cos: jax.Array
     sin: jax.Array
 
 
-def scale_frequencies(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Llama-3 scaling of rotary frequencies `[H/2]`: long wavelengths slow down, middle ones blend."""
-    wavelength = 2 * math.pi / frequencies
-    long, short = (
-        scaling.original_max_positions / factor
-        for factor in (scaling.low_freq_factor, scaling.high_freq_factor)
-    )
-    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    middle = (1 - blend) * frequencies / scaling.factor + blend * frequencies
-    slow = jnp.where(wavelength > long, frequencies / scaling.factor, frequencies)
-    return jnp.where((wavelength <= long) & (wavelength >= short), middle, slow)
-
-
 def rope_tables(config: ModelConfig, length: int) -> Rope:
-    """Rotary tables for positions `0 … length-1`, `[T, H/2]`."""
+    """Rotary tables for positions `0 … length-1`."""
     return rope_at(config, jnp.arange(length))
 
 
 def rope_at(config: ModelConfig, positions: jax.Array) -> Rope:
-    """Rotary tables for `positions [T]`, `[T, H/2]` (Su et al. 2021, rotate-half layout)."""
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    if config.rope_scaling is not None:
-        frequencies = scale_frequencies(frequencies, config.rope_scaling)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies
-    return Rope(jnp.cos(angles), jnp.sin(angles))
+    """Rotary tables for `positions [T]` (Su et al. 2021, rotate-half layout)."""
+    tables = [_rope_of(config, kind, positions) for kind in config.kinds]
+    return jax.tree.map(lambda *kinds: jnp.stack(kinds), *tables) if config.mixed else tables[0]
+
+
+def _rope_of(config: ModelConfig, kind: Positions, positions: jax.Array) -> Rope:
+    """Rotary tables `[T, H/2]` of the layers of a kind."""
+    turns = frequencies(kind, config.head_dim, config.rotated or config.head_dim)
+    angles = positions.astype(jnp.float32)[:, None] * turns
+    return Rope(*(amplitude(kind) * wave(angles) for wave in (jnp.cos, jnp.sin)))
+
+
+def rope_of_block(block: Block, rope: Rope, config: ModelConfig) -> Rope:
+    """The rotary tables `[T, H/2]` of a block."""
+    return Rope(*(tables[block["kind"]] for tables in rope)) if config.mixed else rope
+
+
+def window_of_block(block: Block, config: ModelConfig) -> Window:
+    """How many positions a token of a block attends to, None for all. Where layers differ in it, it is data,
+    and the largest integer stands for all."""
+    windows = [kind.window for kind in config.kinds]
+    if len(set(windows)) == 1:
+        return windows[0]
+    largest = np.iinfo(np.int32).max
+    return jnp.array([window or largest for window in windows], jnp.int32)[block["kind"]]
 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
@@ -87,7 +92,8 @@ def queries_keys_values(
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
     if config.qk_norm:
         q, k = rms_norm(q, block["q_norm"], config.norm_eps), rms_norm(k, block["k_norm"], config.norm_eps)
-    return rotate(q, rope), rotate(k, rope), v
+    own = rope_of_block(block, rope, config)
+    return rotate(q, own), rotate(k, own), v
 
 
 def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
@@ -98,7 +104,7 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
     q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
-    return causal_attention(q, k, v, config.window)
+    return causal_attention(q, k, v, window_of_block(block, config))
 
 
 def attention_output(block: Block, units: jax.Array) -> jax.Array:

@@ -31,7 +31,15 @@ DEFAULTS: dict[str, Any] = {
 otherwise. If they are `None`, numbers of heads and their dimension follow from other keys."""
 
 WINDOW = "sliding_window"
-"""A key that is read only for families whose `defaults` have it."""
+
+OPTIONAL = frozenset(
+    {WINDOW, "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval"}
+)
+"""Keys that are read only for families whose `defaults` have them."""
+
+Sliding = Literal["all", "listed", "from_max_window_layers", "without_rotary"]
+"""Which layers have the window of `sliding_window`: all, or those that `layer_types` lists. Where a model has
+no `layer_types`: also all, those from layer `max_window_layers` on, or those without rotary embeddings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,15 @@ class Family:
     there if this key of `config.json` is true."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Keys that are read, with the values that transformers uses when they are absent, where these differ
-    from the common `DEFAULTS`."""
+    from the common `DEFAULTS`, or of keys in `OPTIONAL`."""
+    rope: tuple[float, float] = (10000.0, 1.0)
+    """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
+    sliding: Sliding = "all"
+    """Which layers have the sliding window, if the model has one."""
+    multipliers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Keys that give a factor, which is 1 if absent, by the field of `ModelConfig` that has it."""
+    fused: bool = False
+    """Whether q, k and v are stored as one matrix, and gate and up as another."""
     checked: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """Keys that must have one of these values when present."""
     harmless: frozenset[str] = frozenset()
@@ -57,7 +73,12 @@ class Family:
     def read_keys(self) -> frozenset[str]:
         """Keys that are read for this family, in addition to those that every model must have."""
         of_tensors = {key for key in self.tensors.values() if key is not True}
-        return frozenset(DEFAULTS) | of_tensors | (self.defaults.keys() & {WINDOW})
+        return (
+            frozenset(DEFAULTS)
+            | of_tensors
+            | (self.defaults.keys() & OPTIONAL)
+            | {*self.multipliers.values()}
+        )
 
 
 LLAMA = Family(
@@ -75,26 +96,81 @@ MISTRAL = Family(
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
 )
 
+MINISTRAL = Family(
+    model_type="ministral",
+    architecture="MinistralForCausalLM",
+    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    sliding="listed",
+)
+
+SMOLLM3 = Family(
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+    defaults={
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+    },
+    rope=(2000000.0, 1.0),
+    sliding="without_rotary",
+    # Written by its trainers; the window is off without `use_sliding_window`.
+    harmless=frozenset({"max_window_layers"}),
+)
+
+GRANITE = Family(
+    model_type="granite",
+    architecture="GraniteForCausalLM",
+    tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+    multipliers={
+        "attention_scale": "attention_multiplier",
+        "embed_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_divisor": "logits_scaling",
+    },
+    defaults={"max_position_embeddings": 2048},
+)
+
+PHI3 = Family(
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    fused=True,
+    defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
+    checked={"attention_bias": (False,), "mlp_bias": (False,)},
+    # It matters only for RoPE type `longrope`, which is refused.
+    harmless=frozenset({"original_max_position_embeddings"}),
+)
+
+QWEN_WINDOW = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     tensors={"qkv_bias": True},
-    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
-    checked={"use_sliding_window": (False, None)},
-    # Without `use_sliding_window` these two are ignored.
-    harmless=frozenset({"sliding_window", "max_window_layers"}),
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, **QWEN_WINDOW},
+    sliding="from_max_window_layers",
 )
 
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     tensors={"qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
-    defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
-    checked={"use_sliding_window": (False, None)},
-    harmless=frozenset({"sliding_window", "max_window_layers"}),
+    defaults={
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        **QWEN_WINDOW,
+    },
+    sliding="from_max_window_layers",
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+BUILT_IN = (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, PHI3)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""
 
 
@@ -108,7 +184,7 @@ def register_family(family: Family) -> None:
     name = family.model_type
     if FAMILIES.get(name, family) != family:
         raise UserError(f"there is another family with model_type '{name}': give yours another model_type")
-    flags = list(dict.fromkeys(tensor.flag for tensor in BLOCK_TENSORS if tensor.flag))
+    flags = list(dict.fromkeys(tensor.flag for tensor in BLOCK_TENSORS if tensor.flag and tensor.key))
     unknown = [flag for flag in family.tensors if flag not in flags]
     if unknown:
         raise UserError(

@@ -20,7 +20,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
+
+from tyr_jax.model.rope import Positions, paired_channels
 
 Params = dict[str, Any]
 Block = dict[str, jax.Array]
@@ -35,16 +37,6 @@ class LayerShape:
     ffn: int
 
 
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3 frequency scaling: wavelengths beyond the original context are stretched by `factor`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
 Sublayer = Literal["attention", "ffn"]
 
 UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
@@ -53,13 +45,17 @@ UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
 AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DF"}
 """The axes that tensors of a sublayer can have."""
 
+OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
+"""The prunable projections: every level of a supernet has its own weights for them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockTensor:
     """One tensor of every block, whatever the sizes of the blocks.
 
     `name`, `inputs`, `outputs`, `sublayer` and `rotary` are as in `TensorSpec`. `key` is the part that
-    follows the block's own key.
+    follows the block's own key; without one, the tensor follows from the configuration (see `layer_kinds`),
+    and is neither stored nor trained.
 
     Raises:
         ValueError: the tensor has an axis that tensors of its sublayer cannot have, or has one twice; names
@@ -100,6 +96,7 @@ class BlockTensor:
 
 
 BLOCK_TENSORS = (
+    BlockTensor("kind", "", "", "", "attention", "mixed"),
     BlockTensor("attn_norm", "input_layernorm.weight", "", "D", "attention"),
     BlockTensor("q", "self_attn.q_proj.weight", "D", "NH", "attention", rotary=True),
     BlockTensor("k", "self_attn.k_proj.weight", "D", "KH", "attention", rotary=True),
@@ -123,8 +120,8 @@ BLOCK_TENSORS = (
 saving, pruning, compressing) depends only on their axes. So a new one needs a row here, a flag in
 `ModelConfig` and its use in the decoder."""
 
-OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
-"""The prunable projections: every level of a supernet has its own weights for them."""
+DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key)
+"""Tensors of a block that follow from the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +134,22 @@ class ModelConfig:
     head_dim: int
     layers: tuple[LayerShape, ...]
     norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    positions: tuple[Positions, ...] = (Positions(),)
+    """How each layer treats positions; a single entry holds for all layers."""
+    rotated: int | None = None
+    """Channels of a head that rotary embeddings turn; None for all."""
     max_positions: int = 2048
-    window: int | None = None
     tied: bool = False
+    fused: bool = False
+    """Whether checkpoints store q, k and v as one matrix, and gate and up as another."""
+    attention_scale: float | None = None
+    """What attention scores are multiplied by; None for 1 / √H."""
+    embed_scale: float = 1.0
+    """What token embeddings are multiplied by."""
+    residual_scale: float = 1.0
+    """What the outputs of sublayers are multiplied by."""
+    logit_divisor: float = 1.0
+    """What logits are divided by."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -151,6 +159,30 @@ class ModelConfig:
     def tensors(self) -> tuple[BlockTensor, ...]:
         """Tensors of a block that has both sublayers."""
         return tuple(tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether layers treat positions differently; each block then has its `kind`."""
+        return len(self.positions) > 1
+
+    @property
+    def kinds(self) -> tuple[Positions, ...]:
+        """The different ways in which layers treat positions."""
+        return tuple(dict.fromkeys(self.positions))
+
+    def scale_of(self, name: str) -> float:
+        """How many times the values of tensor `name` in a checkpoint ours are.
+
+        The four factors above are part of the weights, so that the decoder need not know them. Ours divides
+        scores by √H. Tied embeddings take `embed_scale` to the head, and the last norm takes it back.
+        """
+        if name in (("q_norm",) if self.qk_norm else ("q", "q_bias")):
+            return 1.0 if self.attention_scale is None else self.attention_scale * self.head_dim**0.5
+        if name == "final_norm":
+            return 1.0 / (self.logit_divisor * (self.embed_scale if self.tied else 1.0))
+        if name == "embed":
+            return self.embed_scale
+        return self.residual_scale if name in ("o", "o_bias", "down", "down_bias") else 1.0
 
     @property
     def depth(self) -> int:
@@ -188,6 +220,10 @@ class TensorSpec:
     """Which sublayer it belongs to; none outside the blocks."""
     rotary: bool = False
     """Whether its channels `H` are rotated by rotary embeddings."""
+    channels: tuple[int, ...] = ()
+    """Which of the checkpoint's channels `H` come first, second, and so on here; empty if all stay."""
+    scale: float = 1.0
+    """How many times the checkpoint's values ours are."""
 
     @property
     def axes(self) -> str:
@@ -208,12 +244,19 @@ class TensorSpec:
         return self.shape if "V" in self.axes else (math.prod(self.shape),)
 
     def from_checkpoint(self, array: np.ndarray) -> np.ndarray:
-        """Checkpoint layout → ours."""
-        return np.ascontiguousarray(array.T if self.inputs else array).reshape(self.shape)
+        """Checkpoint layout → ours. A scaled tensor becomes float32."""
+        ours = np.ascontiguousarray(array.T if self.inputs else array).reshape(self.shape)
+        if self.channels:
+            ours = np.take(ours, self.channels, axis=self.axes.index("H"))
+        return ours if self.scale == 1 else ours.astype(np.float32) * np.float32(self.scale)
 
     def to_checkpoint(self, array: np.ndarray) -> np.ndarray:
-        """Our layout → checkpoint layout."""
+        """Our layout → checkpoint layout. A scaled tensor becomes float32."""
         shape = self.checkpoint_shape
+        if self.channels:
+            array = np.take(array, np.argsort(self.channels), axis=self.axes.index("H"))
+        if self.scale != 1:
+            array = array.astype(np.float32) / np.float32(self.scale)
         return np.ascontiguousarray(array.reshape(shape[::-1]).T) if self.inputs else array.reshape(shape)
 
 
@@ -231,12 +274,13 @@ def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
     ]
     if not config.tied:
         specs.append(TensorSpec("unembed", "lm_head.weight", "", "VD", vocab_by_hidden))
-    return tuple(specs)
+    return tuple(dataclasses.replace(spec, scale=config.scale_of(spec.name)) for spec in specs)
 
 
 def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
-    """Tensors of block `layer`, without those of absent sublayers."""
+    """Tensors of block `layer` that are stored, without those of absent sublayers."""
     shape = config.layers[layer]
+    channels = () if config.rotated is None else tuple(paired_channels(config.head_dim, config.rotated))
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
     return tuple(
         TensorSpec(
@@ -247,9 +291,11 @@ def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
             tuple(sizes[axis] for axis in tensor.axes),
             tensor.sublayer,
             tensor.rotary,
+            channels if tensor.rotary else (),
+            config.scale_of(tensor.name),
         )
         for tensor in config.tensors
-        if sizes[UNIT_AXES[tensor.sublayer]]
+        if tensor.key and sizes[UNIT_AXES[tensor.sublayer]]
     )
 
 
@@ -271,12 +317,64 @@ def build_params(
     if config.uniform:
         layers = [block_specs(config, layer) for layer in range(config.depth)]
         params["blocks"] = {specs[0].name: stack(specs) for specs in zip(*layers, strict=True)}
+        if config.mixed and config.dense_shape.heads:
+            params["blocks"]["kind"] = layer_kinds(config)
     else:
         params["blocks"] = tuple(
             {spec.name: jnp.asarray(make(spec)) for spec in block_specs(config, layer)}
+            | ({"kind": layer_kinds(config)[layer]} if config.mixed and config.layers[layer].heads else {})
             for layer in range(config.depth)
         )
     return params
+
+
+def layer_kinds(config: ModelConfig) -> jax.Array:
+    """Which of the model's `kinds` of positions each layer has, `[L]`, where layers differ in it."""
+    return jnp.array([config.kinds.index(positions) for positions in config.positions], jnp.int32)
+
+
+Blocks = dict[str, jax.Array] | tuple[Block, ...]
+"""The blocks of a model, stacked or one by one."""
+
+
+def of_blocks(function: Callable[..., Block], *blocks: Blocks) -> Any:
+    """`function` of each block, or of the dict of stacked blocks."""
+    first = blocks[0]
+    return tuple(map(function, *blocks)) if isinstance(first, tuple) else function(*blocks)
+
+
+def of_model(function: Callable[[Block], Block], params: Params) -> Params:
+    """`function` of the tensors outside the blocks, and of each block or the dict of stacked blocks."""
+    outside = {name: array for name, array in params.items() if name != "blocks"}
+    return function(outside) | {"blocks": of_blocks(function, params["blocks"])}
+
+
+def weights_of(block: Block) -> Block:
+    """The tensors of a block that are stored and trained."""
+    return {name: array for name, array in block.items() if name not in DERIVED}
+
+
+def derived_of(block: Block) -> Block:
+    """The tensors of a block that follow from the configuration."""
+    return {name: array for name, array in block.items() if name in DERIVED}
+
+
+def cast(tensors: Block, dtype: DTypeLike) -> Block:
+    """Tensors by name, the weights in `dtype`."""
+    weights = {name: array.astype(dtype) for name, array in weights_of(tensors).items()}
+    return derived_of(tensors) | weights
+
+
+def as_stored(tensors: Block, dtype: DTypeLike, config: ModelConfig) -> Block:
+    """Tensors by name, rounded to the values that a checkpoint in `dtype` holds. Their own dtype stays."""
+
+    def written(name: str, array: jax.Array) -> jax.Array:
+        if (scale := config.scale_of(name)) == 1:
+            return array.astype(dtype).astype(array.dtype)
+        stored = (array.astype(jnp.float32) / scale).astype(dtype)
+        return (stored.astype(jnp.float32) * scale).astype(array.dtype)
+
+    return derived_of(tensors) | {name: written(name, array) for name, array in weights_of(tensors).items()}
 
 
 def iter_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[TensorSpec, jax.Array]]:
@@ -288,7 +386,7 @@ def iter_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[TensorSp
         yield from ((spec, block[spec.name]) for spec in block_specs(config, layer))
 
 
-def layer_block(blocks: dict[str, jax.Array] | tuple[Block, ...], layer: int) -> Block:
+def layer_block(blocks: Blocks, layer: int) -> Block:
     """Block `layer` of stacked or per-layer blocks."""
     if isinstance(blocks, tuple):
         return blocks[layer]

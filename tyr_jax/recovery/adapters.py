@@ -15,7 +15,17 @@ from jax.tree_util import DictKey, SequenceKey
 from optax.contrib import MuonDimensionNumbers
 
 from tyr_jax.model.linear import Adapted
-from tyr_jax.model.spec import Block, ModelConfig, Params, block_specs
+from tyr_jax.model.spec import (
+    Block,
+    ModelConfig,
+    Params,
+    block_specs,
+    cast,
+    derived_of,
+    of_blocks,
+    of_model,
+    weights_of,
+)
 
 Method = Literal["lora", "full"]
 
@@ -27,9 +37,9 @@ def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: 
     """The parameters to train, in float32, at the start of training: the model is then unchanged."""
     if method == "full":
         # Copies, because training overwrites them.
-        return jax.tree.map(
-            lambda array: jnp.array(array, jnp.float32), {name: params[name] for name in TRAINED}
-        )
+        trained = {name: params[name] for name in TRAINED}
+        trained["blocks"] = of_blocks(weights_of, params["blocks"])
+        return jax.tree.map(lambda array: jnp.array(array, jnp.float32), trained)
     rng = np.random.default_rng(seed)
 
     def pair(inputs: int, weight: jax.Array, axes: int, lead: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -57,7 +67,10 @@ def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: 
 
 def frozen(params: Params, method: Method) -> Params:
     """The parameters of a model that training does not change."""
-    return {name: array for name, array in params.items() if method == "lora" or name not in TRAINED}
+    if method == "lora":
+        return params
+    rest = {name: array for name, array in params.items() if name not in TRAINED}
+    return rest | {"blocks": of_blocks(derived_of, params["blocks"])}
 
 
 def matrices(trained: Any, config: ModelConfig, method: Method) -> Any:
@@ -83,7 +96,9 @@ def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Para
     `scale`, next to its weights, or with weights as trained."""
     dtype = frozen["embed"].dtype
     if method == "full":
-        return frozen | jax.tree.map(lambda array: array.astype(dtype), trained)
+        learnt = jax.tree.map(lambda array: array.astype(dtype), trained)
+        blocks = of_blocks(lambda derived, own: derived | own, frozen["blocks"], learnt["blocks"])
+        return frozen | learnt | {"blocks": blocks}
 
     def of_block(block: Block, pairs: dict[str, dict[str, jax.Array]]) -> dict[str, Any]:
         return block | {
@@ -91,15 +106,12 @@ def assemble(frozen: Params, trained: Any, method: Method, scale: float) -> Para
             for name, pair in pairs.items()
         }
 
-    blocks = frozen["blocks"]
-    if isinstance(blocks, tuple):
-        return frozen | {"blocks": tuple(map(of_block, blocks, trained))}
-    return frozen | {"blocks": of_block(blocks, trained)}
+    return frozen | {"blocks": of_blocks(of_block, frozen["blocks"], trained)}
 
 
 def merged(frozen: Params, trained: Any, method: Method, scale: float) -> Params:
     """The model to write, in float32 and in its shapes before training: changes are added to weights."""
-    wide = jax.tree.map(lambda array: array.astype(jnp.float32), frozen)
+    wide = of_model(lambda tensors: cast(tensors, jnp.float32), frozen)
     adapted = assemble(wide, trained, method, scale)
 
     def product(down: jax.Array, up: jax.Array) -> jax.Array:

@@ -12,14 +12,13 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from tyr_jax import space
 from tyr_jax.components import broken
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import Block, ModelConfig, Params, as_stored
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.target import Target
@@ -145,7 +144,7 @@ def realise(
     else:
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
-    params = devices.spread(params | rounded(decoder.outside(params), dense.dtype), config.hidden)
+    params = devices.spread(params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden)
     measured = measure(run, name, params, config, dense.texts)
     pruned = dataclasses.replace(model, params=params, config=config)
     sample = sample_of(name, pruned, settings.prompt, run.progress)
@@ -163,13 +162,8 @@ def reconstructed(
 
 def finished(run: Run, dense: Dense, block: Block) -> Any:
     """A block with weights rounded to the dtype they are written in; on disk with `--offload`."""
-    written = rounded(block, dense.dtype)
+    written = as_stored(block, dense.dtype, dense.model.config)
     return run.scratch.keep(written) if run.scratch else written
-
-
-def rounded(weights: Any, dtype: np.dtype) -> Any:
-    """A pytree of weights rounded to `dtype`, which they will be written in. Their own dtype stays."""
-    return jax.tree.map(lambda array: array.astype(dtype).astype(array.dtype), weights)
 
 
 def prune_targets(run: Run, given: GivenModel | None = None) -> Iterator[Outcome]:

@@ -15,7 +15,7 @@ from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation.provenance import Provenance, provenance_of
 from tyr_jax.io.checkpoint import BUILTIN, LoadedModel, check_length, load_model
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Params
+from tyr_jax.model.spec import Params, as_stored, cast, of_model
 from tyr_jax.options import as_json
 from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
@@ -245,7 +245,7 @@ def merged(settings: RecoverySettings, model: LoadedModel, trained: Any) -> Load
     params: Params = adapters.merged(rest, trained, training.method, training.scale)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     compute = jnp.dtype(settings.compute_dtype)
-    params = jax.tree.map(lambda array: array.astype(dtype).astype(compute), params)
+    params = of_model(lambda tensors: cast(as_stored(tensors, dtype, model.config), compute), params)
     return dataclasses.replace(model, params=params, stored_dtype=dtype, source=f"{model.source}, recovered")
 
 

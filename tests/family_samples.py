@@ -1,0 +1,113 @@
+"""Tiny random models of every family, written by transformers in torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+ROPE3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 500.0,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 100.0,
+}
+GRANITE = {
+    "model_type": "granite",
+    "attention_multiplier": 0.4,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+PHI3 = {"model_type": "phi3", "pad_token_id": 0}
+SMOLLM3 = {"model_type": "smollm3", "pad_token_id": 0}
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "llama-gqa": {"model_type": "llama"},
+    "llama-mha": {"model_type": "llama", "num_key_value_heads": 4},
+    "llama-mqa": {"model_type": "llama", "num_key_value_heads": 1},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama-wide-heads": {"model_type": "llama", "head_dim": 12},
+    "llama-rope3": {"model_type": "llama", "rope_parameters": ROPE3},
+    "llama-linear": {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+    "llama-yarn": {"model_type": "llama", "head_dim": 16, "rope_parameters": YARN},
+    "llama-eps-theta": {
+        "model_type": "llama",
+        "rms_norm_eps": 1e-2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
+    },
+    "mistral-window": {"model_type": "mistral", "sliding_window": 7},
+    "mistral-full": {"model_type": "mistral", "sliding_window": None},
+    "ministral": {
+        "model_type": "ministral",
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2-tied": {"model_type": "qwen2", "tie_word_embeddings": True, "num_key_value_heads": 1},
+    "qwen3": {"model_type": "qwen3", "head_dim": 12},
+    "qwen3-tied": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "qwen3-biases": {"model_type": "qwen3", "head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-2},
+    "qwen3-windows": {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "smollm3": SMOLLM3 | {"no_rope_layer_interval": 2},
+    "smollm3-windows": SMOLLM3
+    | {
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+    },
+    "granite": GRANITE,
+    "granite-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
+    "phi3": PHI3 | {"sliding_window": 7},
+    "phi3-partial": PHI3 | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True},
+}
+"""Keys of a `config.json` beyond `SIZES`, by what they are to show."""
+
+
+def torch_model(case: dict[str, Any], seed: int = 0) -> Any:
+    """A model in which every parameter matters: biases and norms are random, too, and weights not tiny."""
+    config = transformers.AutoConfig.for_model(**(SIZES | case))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    return model
+
+
+def torch_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits `[B, T, V]` of `tokens [B, T]`."""
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens)).logits.float().numpy()
+
+
+def pruned_in_torch(directory: Path) -> Any:
+    """A directory that we wrote, as transformers loads it."""
+    options = {"trust_remote_code": True, "attn_implementation": "eager"}
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, **options).eval()

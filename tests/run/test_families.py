@@ -1,0 +1,139 @@
+"""Every family through the whole chain: read, pruned, compressed, written, and read again in both programs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import family_samples
+import jax.numpy as jnp
+import llama_reference
+import numpy as np
+import pytest
+import torch
+from family_samples import CASES
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+
+from tyr_jax import space
+from tyr_jax.cli import evaluate, finetune, prune
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation import generation
+from tyr_jax.io import deci
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
+from tyr_jax.model.decoder import forward
+from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.scoring import nested, population
+from tyr_jax.scoring.objective import KL
+from tyr_jax.scoring.teacher import teacher_targets
+
+pytestmark = pytest.mark.slow
+
+TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
+FAMILIES = ["ministral", "qwen3", "qwen3-windows", "smollm3", "smollm3-windows"]
+FAMILIES += ["granite", "granite-tied", "phi3", "phi3-partial", "llama-yarn"]
+LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
+"""A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make transformers copy modelling files to a temporary directory, not to the user's."""
+    cache = tmp_path / "modules"
+    cache.mkdir()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(cache)
+
+
+def write_dense(name: str, directory: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The directory of a tiny dense model."""
+    family_samples.torch_model(CASES[name] | {"vocab_size": 300}).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def logits(model: LoadedModel) -> np.ndarray:
+    return np.asarray(forward(model.params, jnp.asarray(TOKENS), model.config))
+
+
+def assert_close(one: np.ndarray, other: np.ndarray) -> None:
+    assert np.std(other) > 0.05
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(1.0, float(np.std(other))))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pruned_model_is_the_same_everywhere(
+    name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    dense = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
+    config = dense.config
+    pruning = PruningSettings(neuron_chunk=4)
+    kinds = pruning.kinds(config)
+    grid = space.level_grid(kinds, np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
+    net = build_supernet(dense.params, [TOKENS], FoldPlan(config, grid, pruning))
+    masked = np.asarray(forward(mask(dense.params, net, LEVELS, config), jnp.asarray(TOKENS), config))
+    small, shape = compress(dense.params, net, LEVELS, config)
+    assert (shape.layers[0].heads, shape.layers[2].ffn) == (0 if not config.out_bias else 1, 0)
+    assert shape.positions == config.positions
+
+    # The search scores what is written.
+    pool, sequences = teacher_targets(dense.params, TOKENS, config, KL()), np.arange(3)
+    candidates = np.stack([LEVELS, np.where(grid.exists[..., 2], 2, LEVELS)]).astype(np.int32)
+    plain = population.score_population(dense.params, net, candidates, pool, sequences, config, KL())
+    sliced = nested.score_population(
+        nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
+    )
+    np.testing.assert_allclose(sliced, plain, rtol=1e-4)
+
+    (tmp_path / "pruned").mkdir()
+    save_model(tmp_path / "pruned", shape, small, dense.hf_config, dense.tokenizer)
+    again = load_model(str(tmp_path / "pruned"))
+    assert again.config == shape
+    assert_close(logits(again), masked)
+    model = family_samples.pruned_in_torch(tmp_path / "pruned")
+    assert_close(family_samples.torch_logits(model, TOKENS), masked)
+    # Greedy generation with a cache, beyond any window.
+    prompt = TOKENS[:1, :6]
+    options = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0, "do_sample": False}
+    theirs = model.generate(torch.from_numpy(prompt), **options).numpy()[0, 6:]
+    unstacked = generation.unstack(again.params, again.config)
+    ours = np.stack(list(generation.generate(unstacked, again.config, prompt.tolist(), 20)))[:, 0]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_llama_cpp_or_refused(name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
+    # In a context no longer than the window, windows make no difference.
+    short = TOKENS[:1, :7]
+    if model.config.qk_norm or name.startswith("smollm3"):
+        with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
+            deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
+        return
+    deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
+    theirs = llama_reference.logits(tmp_path / "m.gguf", short[0])
+    ours = np.asarray(forward(model.params, jnp.asarray(short), model.config))[0]
+    assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("name", ["smollm3-windows", "granite-tied", "phi3-partial"])
+def test_commands(
+    name: str, tiny_tokenizer: PreTrainedTokenizerFast, tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    """Pruned with a search, evaluated as written, and recovered: what is measured is what was written."""
+    dense = str(write_dense(name, tmp_path / "dense", tiny_tokenizer))
+    output, recovered = str(tmp_path / "out"), str(tmp_path / "recovered")
+    prune.main([*tiny_arguments, "--model", dense, "--dtype", "bfloat16", "--output", output])
+    made = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert made["searched"]["quality"]["words.txt"]["kl"] > 0
+    evaluate.main([output, "--trust-record", "--json"])
+    again = load_model(output)
+    assert dataclasses.replace(again.config, layers=()) == dataclasses.replace(
+        load_model(dense).config, layers=()
+    )
+    training = "--method full --tokens 256 --sequence-length 32 --step-tokens 64 --evaluation-windows 4"
+    texts = tiny_arguments[tiny_arguments.index("--calibration") + 1]
+    own = ["--data", texts, "--teacher", dense, "--output", recovered]
+    finetune.main([output, *own, *training.split()])
+    quality = json.loads((tmp_path / "recovered" / "recovery.json").read_text())["quality"]
+    assert np.isfinite(quality["recovered"]["words.txt"]["kl"])

@@ -1,0 +1,116 @@
+"""How each layer treats positions, in a `config.json`: sliding windows, and layers without rotary embeddings.
+
+`layer_types` lists which layers attend to a window only, `no_rope_layers` which have rotary embeddings.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tyr_jax.io.config_values import Json, flag, integer, unsupported
+from tyr_jax.io.hf_rope import USUAL, Rotary
+from tyr_jax.model.families import WINDOW, Family
+from tyr_jax.model.rope import Positions
+from tyr_jax.model.spec import ModelConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What `layer_types` calls layers that attend to all positions, and to a window."""
+
+USE, TYPES, NO_ROPE = "use_sliding_window", "layer_types", "no_rope_layers"
+
+
+def positions_from_hf(
+    values: Mapping[str, Any], family: Family, depth: int, rotary: Rotary
+) -> tuple[Positions, ...]:
+    """How each of `depth` layers treats positions; one entry if all do alike.
+
+    Args:
+        values: the `config.json`, with the family's defaults filled in.
+        family: the model's family.
+        depth: number of layers.
+        rotary: the rotary embeddings of the layers that have them.
+
+    Raises:
+        UserError: a key has a value that is not supported, or contradicts another; names it.
+    """
+    turned = _rotary_layers(values, family, depth)
+    window = _window(values, family)
+    windowed = _windowed_layers(values, family, turned, window)
+    layers = [
+        Positions(
+            rotary.theta if turns else None, rotary.scaling if turns else None, window if local else None
+        )
+        for turns, local in zip(turned, windowed, strict=True)
+    ]
+    return tuple(layers) if len(set(layers)) > 1 else (layers[0],)
+
+
+def _window(values: Mapping[str, Any], family: Family) -> int | None:
+    """Size of the sliding window; None if the model has none."""
+    if WINDOW not in family.defaults or (USE in family.defaults and not flag(values, USE)):
+        return None
+    return None if values[WINDOW] is None else integer(values, WINDOW)
+
+
+def _windowed_layers(
+    values: Mapping[str, Any], family: Family, turned: list[bool], window: int | None
+) -> list[bool]:
+    """Which layers have the window."""
+    depth, types = len(turned), values.get(TYPES)
+    first = 0
+    if family.sliding == "from_max_window_layers" and window is not None:
+        first = integer(values, "max_window_layers", least=0)
+    usual = [
+        window is not None and layer >= first and not (family.sliding == "without_rotary" and turned[layer])
+        for layer in range(depth)
+    ]
+    if types is None:
+        return usual
+    listed = isinstance(types, list) and len(types) == depth and all(one in (FULL, SLIDING) for one in types)
+    if window is None and listed and SLIDING in types:
+        raise unsupported(TYPES, types, f"{FULL!r} in every layer, as the model has no {WINDOW}")
+    if not listed:
+        raise unsupported(TYPES, types, f"a list of {depth} times {FULL!r} or {SLIDING!r}")
+    found = [one == SLIDING for one in types]
+    if family.sliding == "all" and found != usual:
+        raise unsupported(TYPES, types, f"{FULL if window is None else SLIDING!r} in every layer")
+    return found
+
+
+def _rotary_layers(values: Mapping[str, Any], family: Family, depth: int) -> list[bool]:
+    """Which layers have rotary embeddings."""
+    if NO_ROPE not in family.defaults:
+        return [True] * depth
+    flags = values[NO_ROPE]
+    if flags is None:
+        every = integer(values, "no_rope_layer_interval")
+        return [(layer + 1) % every != 0 for layer in range(depth)]
+    if not isinstance(flags, list) or len(flags) < depth or any(one not in (0, 1) for one in flags):
+        raise unsupported(NO_ROPE, flags, f"a list of {depth} times 0 or 1")
+    return [bool(one) for one in flags[:depth]]
+
+
+def positions_to_hf(config: ModelConfig, family: Family) -> Json:
+    """The keys of a `config.json` that say how layers treat positions, except for the rotary embeddings."""
+    layers = config.positions if config.mixed else config.positions * config.depth
+    window = next((layer.window for layer in layers if layer.window is not None), None)
+    written: Json = {}
+    if NO_ROPE in family.defaults:
+        written[NO_ROPE] = [int(layer.theta is not None) for layer in layers]
+    if USE in family.defaults:
+        written[USE] = window is not None
+    if WINDOW in family.defaults and (window is not None or USE not in family.defaults):
+        written[WINDOW] = window
+    if window is not None and family.sliding != "all":
+        written[TYPES] = [FULL if layer.window is None else SLIDING for layer in layers]
+    return written
+
+
+def rotary_of(config: ModelConfig) -> Rotary:
+    """The rotary embeddings of the layers that have them."""
+    turning = [layer for layer in config.kinds if layer.theta is not None]
+    theta = turning[0].theta if turning else None
+    share = 1.0 if config.rotated is None else config.rotated / config.head_dim
+    if config.rotated is not None and int(config.head_dim * share) < config.rotated:
+        share = math.nextafter(share, 1)
+    return Rotary(USUAL.theta if theta is None else theta, turning[0].scaling if turning else None, share)
