@@ -1,4 +1,4 @@
-"""Every family through the whole chain: read, pruned, compressed, written, and read again in both programs."""
+"""Every family through the whole chain: read, pruned, compressed, written, and read again, also in torch."""
 
 import dataclasses
 import json
