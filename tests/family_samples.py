@@ -28,6 +28,12 @@ GRANITE = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
 }
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "head_dim": 12,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 PHI3 = {"model_type": "phi3", "pad_token_id": 0}
 SMOLLM3 = {"model_type": "smollm3", "pad_token_id": 0}
 SIZES: dict[str, Any] = {
@@ -84,6 +90,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "granite": GRANITE,
     "granite-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
+    "gemma3": GEMMA3,
+    "gemma3-scaled": GEMMA3
+    | {
+        "query_pre_attn_scalar": 50,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
     "phi3": PHI3 | {"sliding_window": 7},
     "phi3-partial": PHI3 | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True},
 }

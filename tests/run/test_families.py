@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
 FAMILIES = ["ministral", "qwen3", "qwen3-windows", "smollm3", "smollm3-windows"]
-FAMILIES += ["granite", "granite-tied", "phi3", "phi3-partial", "llama-yarn"]
+FAMILIES += ["granite", "granite-tied", "phi3", "phi3-partial", "llama-yarn", "gemma3", "gemma3-scaled"]
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
 
@@ -106,7 +106,7 @@ def test_in_llama_cpp_or_refused(name: str, tiny_tokenizer: PreTrainedTokenizerF
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.qk_norm or name.startswith("smollm3"):
+    if model.config.qk_norm or name.startswith(("smollm3", "gemma3")):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         return
@@ -116,7 +116,7 @@ def test_in_llama_cpp_or_refused(name: str, tiny_tokenizer: PreTrainedTokenizerF
     assert_close(theirs, ours)
 
 
-@pytest.mark.parametrize("name", ["smollm3-windows", "granite-tied", "phi3-partial"])
+@pytest.mark.parametrize("name", ["smollm3-windows", "granite-tied", "phi3-partial", "gemma3-scaled"])
 def test_commands(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tiny_arguments: list[str], tmp_path: Path
 ) -> None:

@@ -115,11 +115,10 @@ def read_prompts(
             keys = jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, empty)))
             values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
             cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
-            x = x + decoder.attention_output(
-                block, causal_attention(q, k, v, decoder.window_of_block(block, config))
-            )
+            units = causal_attention(q, k, v, decoder.window_of_block(block, config))
+            x = x + decoder.attention_output(block, units, config)
         if "down" in block:
-            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config))
+            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config), config)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
     return next_logits(params, last[:, 0], config), cache
 
@@ -156,7 +155,7 @@ def decode_layer(
     if "o" in block and cache is not None:
         q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
         cache, window = remember(cache, k, v, positions), decoder.window_of_block(block, config)
-        x = x + decoder.attention_output(block, attend(q, cache, positions, window)[None])
+        x = x + decoder.attention_output(block, attend(q, cache, positions, window)[None], config)
     return decoder.add_ffn(block, x, config), cache
 
 

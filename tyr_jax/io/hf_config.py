@@ -14,13 +14,19 @@ from typing import Any
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
-from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_of
-from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary, rope_from_hf, rope_to_hf
+from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
+from tyr_jax.io.hf_rope import ROPE_KEYS
 from tyr_jax.model.families import DEFAULTS, FAMILIES, Family
-from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.spec import Activation, LayerShape, ModelConfig
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Sizes that must be given, as they have no default."""
+
+ACTIVATION_KEYS: dict[Activation, dict[str, tuple[Any, ...]]] = {
+    "silu": {"hidden_act": ("silu", "swish")},
+    "gelu_tanh": {"hidden_activation": ("gelu_pytorch_tanh",)},
+}
+"""The key that names the activation, and what can stand there."""
 
 CHECKED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -154,7 +160,8 @@ def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     Raises:
         UserError: one is not a positive number; names its key.
     """
-    return {field: number({key: 1.0} | dict(values), key) for field, key in family.multipliers.items()}
+    given = {field: number({key: 1.0} | dict(values), key) for field, key in family.multipliers.items()}
+    return given | ({"embed_scale": _size(values, "hidden_size") ** 0.5} if family.embed_by_width else {})
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
@@ -176,10 +183,8 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     kv_heads = _size(values, "num_key_value_heads")
     if heads % kv_heads:
         raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
-    rotary, head_dim = (
-        rope_from_hf(values, Rotary(family.rope[0], None, family.rope[1])),
-        _head_dim(values, hidden, heads),
-    )
+    rotary, local = rope_by_kind(values, family)
+    head_dim = _head_dim(values, hidden, heads)
     present: dict[str, Any] = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
     return ModelConfig(
         family=config["model_type"],
@@ -188,11 +193,14 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),
         norm_eps=number(values, "rms_norm_eps"),
-        positions=positions_from_hf(values, family, depth, rotary),
+        positions=positions_from_hf(values, family, depth, rotary, local),
         rotated=_rotated(head_dim, rotary.share),
         max_positions=integer(values, "max_position_embeddings"),
         tied=flag(values, "tie_word_embeddings"),
         fused=family.fused,
+        post_norms=family.post_norms,
+        norm_offset=family.norm_offset,
+        activation=family.activation,
         **present,
         **_factors(values, family),
     )
@@ -221,12 +229,16 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied,
-        **rope_to_hf(rotary_of(config), base),
+        **kinds_to_hf(config, family, base),
         **positions_to_hf(config, family),
     }
-    result |= {key: getattr(config, field) for field, key in family.multipliers.items()}
+    for field, key in family.multipliers.items():
+        # Some of them must be integers.
+        value = getattr(config, field)
+        result[key] = int(value) if value == int(value) else value
     result.setdefault("architectures", [family.architecture])
-    result.setdefault("hidden_act", "silu")
+    for key, (value, *_) in ACTIVATION_KEYS[family.activation].items():
+        result.setdefault(key, value)
     result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
     if per_layer := layers_to_hf(config, dense):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tyr_jax.io.config_values import Json, flag, integer, unsupported
-from tyr_jax.io.hf_rope import USUAL, Rotary
-from tyr_jax.model.families import WINDOW, Family
+from tyr_jax.io.config_values import Json, flag, integer, number, unsupported
+from tyr_jax.io.hf_rope import Rotary, rope_from_hf, rope_to_hf
+from tyr_jax.model.families import LOCAL_BASE, WINDOW, Family
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import ModelConfig
 
@@ -17,10 +17,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """What `layer_types` calls layers that attend to all positions, and to a window."""
 
 USE, TYPES, NO_ROPE = "use_sliding_window", "layer_types", "no_rope_layers"
+PATTERN, PARAMETERS = "sliding_window_pattern", "rope_parameters"
 
 
 def positions_from_hf(
-    values: Mapping[str, Any], family: Family, depth: int, rotary: Rotary
+    values: Mapping[str, Any], family: Family, depth: int, rotary: Rotary, local: Rotary
 ) -> tuple[Positions, ...]:
     """How each of `depth` layers treats positions; one entry if all do alike.
 
@@ -29,6 +30,7 @@ def positions_from_hf(
         family: the model's family.
         depth: number of layers.
         rotary: the rotary embeddings of the layers that have them.
+        local: those of layers with a sliding window.
 
     Raises:
         UserError: a key has a value that is not supported, or contradicts another; names it.
@@ -36,12 +38,11 @@ def positions_from_hf(
     turned = _rotary_layers(values, family, depth)
     window = _window(values, family)
     windowed = _windowed_layers(values, family, turned, window)
-    layers = [
-        Positions(
-            rotary.theta if turns else None, rotary.scaling if turns else None, window if local else None
-        )
-        for turns, local in zip(turned, windowed, strict=True)
-    ]
+    layers = []
+    for turns, windows in zip(turned, windowed, strict=True):
+        own = local if windows else rotary
+        theta, scaling = (own.theta, own.scaling) if turns else (None, None)
+        layers.append(Positions(theta, scaling, window if windows else None))
     return tuple(layers) if len(set(layers)) > 1 else (layers[0],)
 
 
@@ -60,8 +61,12 @@ def _windowed_layers(
     first = 0
     if family.sliding == "from_max_window_layers" and window is not None:
         first = integer(values, "max_window_layers", least=0)
+    pattern = integer(values, PATTERN) if family.sliding == "by_pattern" else depth + 1
     usual = [
-        window is not None and layer >= first and not (family.sliding == "without_rotary" and turned[layer])
+        window is not None
+        and layer >= first
+        and (layer + 1) % pattern != 0
+        and not (family.sliding == "without_rotary" and turned[layer])
         for layer in range(depth)
     ]
     if types is None:
@@ -106,11 +111,51 @@ def positions_to_hf(config: ModelConfig, family: Family) -> Json:
     return written
 
 
-def rotary_of(config: ModelConfig) -> Rotary:
-    """The rotary embeddings of the layers that have them."""
-    turning = [layer for layer in config.kinds if layer.theta is not None]
-    theta = turning[0].theta if turning else None
+def rope_by_kind(values: Mapping[str, Any], family: Family) -> tuple[Rotary, Rotary]:
+    """The rotary embeddings of layers that attend to all positions, and of those that attend to a window.
+
+    Raises:
+        UserError: they are not supported, or contradict each other; names the key.
+    """
+    usual = Rotary(family.rope[0], None, family.rope[1])
+    if LOCAL_BASE not in family.defaults:
+        rotary = rope_from_hf(values, usual)
+        return rotary, rotary
+    local = Rotary(number(values, LOCAL_BASE))
+    nested = values.get(PARAMETERS)
+    if not nested:
+        return rope_from_hf(values, usual), local
+    if not isinstance(nested, dict) or set(nested) != {FULL, SLIDING}:
+        raise unsupported(PARAMETERS, nested, f"an object with {FULL!r} and {SLIDING!r}")
+    limits = {"max_position_embeddings": values["max_position_embeddings"]}
+    full, sliding = (
+        rope_from_hf({PARAMETERS: nested[kind]} | limits, default)
+        for kind, default in ((FULL, usual), (SLIDING, local))
+    )
+    if sliding.share != full.share:
+        raise unsupported(f"{PARAMETERS}.{SLIDING}", nested[SLIDING], f"with the share of {FULL!r}")
+    return full, sliding
+
+
+def kinds_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) -> Json:
+    """The keys of rotary embeddings in a `config.json`, in the style of `base`."""
+    turning = [kind for kind in config.kinds if kind.theta is not None]
     share = 1.0 if config.rotated is None else config.rotated / config.head_dim
     if config.rotated is not None and int(config.head_dim * share) < config.rotated:
         share = math.nextafter(share, 1)
-    return Rotary(USUAL.theta if theta is None else theta, turning[0].scaling if turning else None, share)
+
+    def rotary(kinds: list[Positions], theta: float) -> Rotary:
+        first = kinds[0] if kinds else Positions(theta)
+        return Rotary(theta if first.theta is None else first.theta, first.scaling, share)
+
+    if LOCAL_BASE not in family.defaults:
+        return rope_to_hf(rotary(turning, family.rope[0]), base)
+    full, sliding = (
+        rotary([kind for kind in turning if (kind.window is not None) == windows], theta)
+        for windows, theta in ((False, family.rope[0]), (True, float(family.defaults[LOCAL_BASE])))
+    )
+    if base.get(PARAMETERS) or sliding.scaling is not None:
+        new = {PARAMETERS: True}
+        kinds = {FULL: full, SLIDING: sliding}
+        return {PARAMETERS: {kind: rope_to_hf(own, new)[PARAMETERS] for kind, own in kinds.items()}}
+    return rope_to_hf(full, base) | {LOCAL_BASE: sliding.theta}

@@ -14,7 +14,10 @@ from torch import nn
 FAMILY = "Llama"
 
 
-class PrunedConfig(getattr(transformers, f"{FAMILY}Config")):  # type: ignore[misc]
+Stock = getattr(transformers, f"{FAMILY}ForCausalLM")
+
+
+class PrunedConfig(Stock.config_class):  # type: ignore[name-defined]
     """The stock configuration plus `layers`, the `per_layer_config`: sizes by layer number.
 
     transformers reads the key `per_layer_config` itself, but cannot build such layers, so it must not see it.
@@ -38,6 +41,9 @@ class PrunedConfig(getattr(transformers, f"{FAMILY}Config")):  # type: ignore[mi
 
 CACHE_NAMES = "cache", "past_key_values", "past_key_value"
 """What versions of transformers call the argument with cached keys and values."""
+
+
+MLP_NORMS = "pre_feedforward_layernorm", "post_feedforward_layernorm"
 
 
 class NoAttention(nn.Module):
@@ -65,7 +71,7 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-class PrunedForCausalLM(getattr(transformers, f"{FAMILY}ForCausalLM")):  # type: ignore[misc]
+class PrunedForCausalLM(Stock):  # type: ignore[misc, valid-type]
     """The stock model, with layers of different sizes."""
 
     config_class = PrunedConfig
@@ -78,11 +84,17 @@ class PrunedForCausalLM(getattr(transformers, f"{FAMILY}ForCausalLM")):  # type:
             own = copy.copy(config)
             for key, value in sizes.items():
                 setattr(own, key, value)
+            # In models with norms behind sublayers, `post_attention_layernorm` is really that of attention.
+            sandwiched = hasattr(layer, "pre_feedforward_layernorm")
             if "attention" in gone:
                 layer.self_attn, layer.input_layernorm = NoAttention(index), nn.Identity()
+                if sandwiched:
+                    layer.post_attention_layernorm = nn.Identity()
             else:
                 layer.self_attn = type(layer.self_attn)(own, index)
             if "mlp" in gone:
-                layer.mlp, layer.post_attention_layernorm = NoMLP(), nn.Identity()
+                layer.mlp = NoMLP()
+                for name in MLP_NORMS if sandwiched else ["post_attention_layernorm"]:
+                    setattr(layer, name, nn.Identity())
             else:
                 layer.mlp = type(layer.mlp)(own)

@@ -21,7 +21,7 @@ import numpy as np
 from tyr_jax.model.attention import Window, causal_attention
 from tyr_jax.model.linear import linear
 from tyr_jax.model.rope import Positions, amplitude, frequencies
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import Activation, Block, ModelConfig, Params
 from tyr_jax.runtime import devices, offload
 
 
@@ -107,11 +107,16 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
     return causal_attention(q, k, v, window_of_block(block, config))
 
 
-def attention_output(block: Block, units: jax.Array) -> jax.Array:
+def attention_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
     """What attention adds to the residual, `[B, T, D]`, from head outputs `[B, T, N, H]`."""
     # For a product over two axes, XLA would copy and transpose both operands.
-    out = linear(units.reshape(*units.shape[:2], -1), block["o"])
-    return out + block["o_bias"] if "o_bias" in block else out
+    return after_attention(block, linear(units.reshape(*units.shape[:2], -1), block["o"]), config)
+
+
+def after_attention(block: Block, out: jax.Array, config: ModelConfig) -> jax.Array:
+    """What attention adds to the residual, from the product `[B, T, D]` with its output weights."""
+    out = out + block["o_bias"] if "o_bias" in block else out
+    return rms_norm(out, block["attn_post_norm"], config.norm_eps) if config.post_norms else out
 
 
 def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
@@ -120,27 +125,38 @@ def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     gate, up = linear(normed, block["gate"]), linear(normed, block["up"])
     if config.mlp_bias:
         gate, up = gate + block["gate_bias"], up + block["up_bias"]
-    return jax.nn.silu(gate) * up
+    return ACTIVATIONS[config.activation](gate) * up
 
 
-def ffn_output(block: Block, units: jax.Array) -> jax.Array:
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def ffn_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
     """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]`."""
-    out = linear(units, block["down"])
-    return out + block["down_bias"] if "down_bias" in block else out
+    return after_ffn(block, linear(units, block["down"]), config)
+
+
+def after_ffn(block: Block, out: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the FFN adds to the residual, from the product `[B, T, D]` with its output weights."""
+    out = out + block["down_bias"] if "down_bias" in block else out
+    return rms_norm(out, block["mlp_post_norm"], config.norm_eps) if config.post_norms else out
 
 
 def add_attention(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
     """The residual `[B, T, D]` after a layer's attention; unchanged if that is absent."""
     if "o" not in block:
         return x
-    return x + attention_output(block, attention_units(block, x, rope, config))
+    return x + attention_output(block, attention_units(block, x, rope, config), config)
 
 
 def add_ffn(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """The residual `[B, T, D]` after a layer's FFN; unchanged if that is absent."""
     if "down" not in block:
         return x
-    return x + ffn_output(block, ffn_units(block, x, config))
+    return x + ffn_output(block, ffn_units(block, x, config), config)
 
 
 def apply_block(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:

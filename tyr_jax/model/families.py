@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import BLOCK_TENSORS
+from tyr_jax.model.spec import BLOCK_TENSORS, Activation
 from tyr_jax.plugins import load_object
 
 DEFAULTS: dict[str, Any] = {
@@ -32,14 +32,18 @@ otherwise. If they are `None`, numbers of heads and their dimension follow from 
 
 WINDOW = "sliding_window"
 
+LOCAL_BASE = "rope_local_base_freq"
+
 OPTIONAL = frozenset(
     {WINDOW, "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval"}
+    | {"sliding_window_pattern", LOCAL_BASE}
 )
 """Keys that are read only for families whose `defaults` have them."""
 
-Sliding = Literal["all", "listed", "from_max_window_layers", "without_rotary"]
+Sliding = Literal["all", "listed", "from_max_window_layers", "without_rotary", "by_pattern"]
 """Which layers have the window of `sliding_window`: all, or those that `layer_types` lists. Where a model has
-no `layer_types`: also all, those from layer `max_window_layers` on, or those without rotary embeddings."""
+no `layer_types`: also all, those from layer `max_window_layers` on, those without rotary embeddings, or all
+but every `sliding_window_pattern`-th."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,14 @@ class Family:
     """Keys that give a factor, which is 1 if absent, by the field of `ModelConfig` that has it."""
     fused: bool = False
     """Whether q, k and v are stored as one matrix, and gate and up as another."""
+    post_norms: bool = False
+    """Whether a norm follows each sublayer, beside the one before it."""
+    norm_offset: float = 0.0
+    """What is added to the stored scales of norms."""
+    embed_by_width: bool = False
+    """Whether embeddings are multiplied by √D."""
+    activation: Activation = "silu"
+    """What gates the neurons. `checked` has the key that says so, unless it is `silu`."""
     checked: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """Keys that must have one of these values when present."""
     harmless: frozenset[str] = frozenset()
@@ -145,6 +157,38 @@ PHI3 = Family(
     harmless=frozenset({"original_max_position_embeddings"}),
 )
 
+GEMMA3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    tensors={"qk_norm": True},
+    post_norms=True,
+    norm_offset=1.0,
+    embed_by_width=True,
+    activation="gelu_tanh",
+    multipliers={"query_scalar": "query_pre_attn_scalar"},
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        LOCAL_BASE: 10000.0,
+    },
+    rope=(1000000.0, 1.0),
+    sliding="by_pattern",
+    checked={
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "hidden_act": ("gelu_pytorch_tanh",),
+        "attention_bias": (False,),
+        "attn_logit_softcapping": (None,),
+        "final_logit_softcapping": (None,),
+        "use_bidirectional_attention": (False, None),
+    },
+    harmless=frozenset({"cache_implementation"}),
+)
+
 QWEN_WINDOW = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
 
 QWEN2 = Family(
@@ -168,7 +212,7 @@ QWEN3 = Family(
     sliding="from_max_window_layers",
 )
 
-BUILT_IN = (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, PHI3)
+BUILT_IN = (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, PHI3, GEMMA3)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""

@@ -38,6 +38,7 @@ class LayerShape:
 
 
 Sublayer = Literal["attention", "ffn"]
+Activation = Literal["silu", "gelu_tanh"]
 
 UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
 """The axis of the units that are pruned, by sublayer. Without any units, the sublayer is absent."""
@@ -108,6 +109,7 @@ BLOCK_TENSORS = (
     BlockTensor("o_bias", "self_attn.o_proj.bias", "", "D", "attention", "out_bias"),
     BlockTensor("q_norm", "self_attn.q_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
     BlockTensor("k_norm", "self_attn.k_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
+    BlockTensor("attn_post_norm", "post_attention_layernorm.weight", "", "D", "attention", "post_norms"),
     BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn"),
     BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn"),
     BlockTensor("up", "mlp.up_proj.weight", "D", "F", "ffn"),
@@ -115,10 +117,17 @@ BLOCK_TENSORS = (
     BlockTensor("gate_bias", "mlp.gate_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("up_bias", "mlp.up_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("down_bias", "mlp.down_proj.bias", "", "D", "ffn", "mlp_bias"),
+    BlockTensor("mlp_post_norm", "post_feedforward_layernorm.weight", "", "D", "ffn", "post_norms"),
 )
 """All tensors that `tyr_jax.model.decoder` can use, in checkpoint order. Whatever handles tensors (loading,
 saving, pruning, compressing) depends only on their axes. So a new one needs a row here, a flag in
 `ModelConfig` and its use in the decoder."""
+
+POST_NORM_KEYS = {"mlp_norm": "pre_feedforward_layernorm.weight"}
+"""Keys that are different in models with norms behind their sublayers."""
+
+POST_NORMS: dict[Sublayer, str] = {"attention": "attn_post_norm", "ffn": "mlp_post_norm"}
+"""The norm behind each sublayer, in models that have them."""
 
 DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key)
 """Tensors of a block that follow from the configuration."""
@@ -144,6 +153,8 @@ class ModelConfig:
     """Whether checkpoints store q, k and v as one matrix, and gate and up as another."""
     attention_scale: float | None = None
     """What attention scores are multiplied by; None for 1 / √H."""
+    query_scalar: float | None = None
+    """The same in another form: scores are divided by its square root."""
     embed_scale: float = 1.0
     """What token embeddings are multiplied by."""
     residual_scale: float = 1.0
@@ -154,11 +165,19 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    """Whether what a sublayer adds to the residual stream is normed before."""
+    norm_offset: float = 0.0
+    """What is added to the scales of norms in a checkpoint."""
+    activation: Activation = "silu"
+    """What gates the neurons."""
 
     @property
     def tensors(self) -> tuple[BlockTensor, ...]:
         """Tensors of a block that has both sublayers."""
-        return tuple(tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
+        there = (tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
+        keys = POST_NORM_KEYS if self.post_norms else {}
+        return tuple(dataclasses.replace(one, key=keys.get(one.name, one.key)) for one in there)
 
     @property
     def mixed(self) -> bool:
@@ -173,16 +192,22 @@ class ModelConfig:
     def scale_of(self, name: str) -> float:
         """How many times the values of tensor `name` in a checkpoint ours are.
 
-        The four factors above are part of the weights, so that the decoder need not know them. Ours divides
+        The factors above are part of the weights, so that the decoder need not know them. Ours divides
         scores by √H. Tied embeddings take `embed_scale` to the head, and the last norm takes it back.
         """
         if name in (("q_norm",) if self.qk_norm else ("q", "q_bias")):
+            if self.query_scalar is not None:
+                return (self.head_dim / self.query_scalar) ** 0.5
             return 1.0 if self.attention_scale is None else self.attention_scale * self.head_dim**0.5
         if name == "final_norm":
             return 1.0 / (self.logit_divisor * (self.embed_scale if self.tied else 1.0))
         if name == "embed":
             return self.embed_scale
         return self.residual_scale if name in ("o", "o_bias", "down", "down_bias") else 1.0
+
+    def offset_of(self, name: str) -> float:
+        """What is added to the values of tensor `name` in a checkpoint, before they are scaled."""
+        return self.norm_offset if name.endswith("norm") else 0.0
 
     @property
     def depth(self) -> int:
@@ -222,8 +247,10 @@ class TensorSpec:
     """Whether its channels `H` are rotated by rotary embeddings."""
     channels: tuple[int, ...] = ()
     """Which of the checkpoint's channels `H` come first, second, and so on here; empty if all stay."""
+    offset: float = 0.0
+    """What is added to the checkpoint's values."""
     scale: float = 1.0
-    """How many times the checkpoint's values ours are."""
+    """What they are then multiplied by."""
 
     @property
     def axes(self) -> str:
@@ -236,6 +263,11 @@ class TensorSpec:
         return self.name.endswith("norm")
 
     @property
+    def verbatim(self) -> bool:
+        """Whether a checkpoint has the same values."""
+        return self.scale == 1 and self.offset == 0
+
+    @property
     def checkpoint_shape(self) -> tuple[int, ...]:
         """Shape of the tensor in a Hugging Face checkpoint."""
         if self.inputs:
@@ -244,20 +276,30 @@ class TensorSpec:
         return self.shape if "V" in self.axes else (math.prod(self.shape),)
 
     def from_checkpoint(self, array: np.ndarray) -> np.ndarray:
-        """Checkpoint layout → ours. A scaled tensor becomes float32."""
+        """Checkpoint layout → ours. A tensor whose values change becomes float32."""
         ours = np.ascontiguousarray(array.T if self.inputs else array).reshape(self.shape)
         if self.channels:
             ours = np.take(ours, self.channels, axis=self.axes.index("H"))
-        return ours if self.scale == 1 else ours.astype(np.float32) * np.float32(self.scale)
+        return ours if self.verbatim else from_stored(ours.astype(np.float32), self.offset, self.scale)
 
     def to_checkpoint(self, array: np.ndarray) -> np.ndarray:
-        """Our layout → checkpoint layout. A scaled tensor becomes float32."""
+        """Our layout → checkpoint layout. A tensor whose values change becomes float32."""
         shape = self.checkpoint_shape
         if self.channels:
             array = np.take(array, np.argsort(self.channels), axis=self.axes.index("H"))
-        if self.scale != 1:
-            array = array.astype(np.float32) / np.float32(self.scale)
+        if not self.verbatim:
+            array = to_stored(array.astype(np.float32), self.offset, self.scale)
         return np.ascontiguousarray(array.reshape(shape[::-1]).T) if self.inputs else array.reshape(shape)
+
+
+def from_stored(values: Any, offset: float, scale: float) -> Any:
+    """Our values, from those of a checkpoint, in float32."""
+    return (values + np.float32(offset)) * np.float32(scale)
+
+
+def to_stored(values: Any, offset: float, scale: float) -> Any:
+    """The values of a checkpoint, from ours, in float32."""
+    return values / np.float32(scale) - np.float32(offset)
 
 
 def along(axis: str, vector: Any, axes: str) -> Any:
@@ -274,7 +316,10 @@ def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
     ]
     if not config.tied:
         specs.append(TensorSpec("unembed", "lm_head.weight", "", "VD", vocab_by_hidden))
-    return tuple(dataclasses.replace(spec, scale=config.scale_of(spec.name)) for spec in specs)
+    return tuple(
+        dataclasses.replace(spec, offset=config.offset_of(spec.name), scale=config.scale_of(spec.name))
+        for spec in specs
+    )
 
 
 def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
@@ -292,6 +337,7 @@ def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
             tensor.sublayer,
             tensor.rotary,
             channels if tensor.rotary else (),
+            config.offset_of(tensor.name),
             config.scale_of(tensor.name),
         )
         for tensor in config.tensors
@@ -369,10 +415,9 @@ def as_stored(tensors: Block, dtype: DTypeLike, config: ModelConfig) -> Block:
     """Tensors by name, rounded to the values that a checkpoint in `dtype` holds. Their own dtype stays."""
 
     def written(name: str, array: jax.Array) -> jax.Array:
-        if (scale := config.scale_of(name)) == 1:
-            return array.astype(dtype).astype(array.dtype)
-        stored = (array.astype(jnp.float32) / scale).astype(dtype)
-        return (stored.astype(jnp.float32) * scale).astype(array.dtype)
+        offset, scale = config.offset_of(name), config.scale_of(name)
+        stored = to_stored(array.astype(jnp.float32), offset, scale).astype(dtype)
+        return from_stored(stored.astype(jnp.float32), offset, scale).astype(array.dtype)
 
     return derived_of(tensors) | {name: written(name, array) for name, array in weights_of(tensors).items()}
 

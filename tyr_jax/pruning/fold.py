@@ -194,9 +194,9 @@ def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: Model
 
 
 def prune_kind(
-    kind: int, layer: int, entering: Entering, weight: jax.Array, plan: FoldPlan
+    kind: int, layer: int, entering: Entering, block: Block, plan: FoldPlan
 ) -> tuple[PrunedSite, jax.Array]:
-    """Prune the site of a kind in a layer, with dense `weight [d_in, D]`. Returns the pruned site and the
+    """Prune the site of a kind in a layer, whose dense tensors are `block`. Returns the pruned site and the
     weight `[d_in, D]` under which its output is passed on, W̄ of Eq. 5.
 
     Raises:
@@ -204,7 +204,9 @@ def prune_kind(
     """
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
-    gram, known = hessian.finish(entering.gram), (plan.metric(kind, layer), plan.rank(kind, layer))
+    weight = block[OUTPUTS[KINDS[kind]]].reshape(-1, plan.config.hidden)
+    metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
+    gram, known = hessian.finish(entering.gram), (metric, plan.rank(kind, layer))
     # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config.depth)[kind, layer]:
         weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
@@ -256,12 +258,11 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
         weight = block[projection]
-        dense = weight.reshape(-1, config.hidden)
-        entering, fold = collect(kind, block, fold, len(dense), config)
-        site, passed = prune_kind(kind, layer, entering, dense, plan)
+        entering, fold = collect(kind, block, fold, weight.size // config.hidden, config)
+        site, passed = prune_kind(kind, layer, entering, block, plan)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
         first, metric = entering.units[0], plan.metric(kind, layer)
-        share = stream.output_share(dense, fold.residual[0], first, metric, count)
+        share = stream.output_share(block, fold.residual[0], first, metric, kind, count, config)
         pruned = block | {projection: passed.reshape(weight.shape)}
         weights, units = site.weights, entering.units
         learnt = reconstruct(pruned, block, site.rank, fold, plan) if kind == FFN else None

@@ -21,12 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.linear import linear
+from tyr_jax.model.spec import OUTPUTS, POST_NORMS, Block, ModelConfig, Params
 from tyr_jax.pruning import hessian, linalg
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch
-from tyr_jax.space import ATTENTION
+from tyr_jax.space import ATTENTION, KINDS
+
+LEAST_GAIN = 0.1
+"""Gain of a norm's channel, relative to the root mean square of all, below which the channel corrects ever
+less of the drift."""
 
 SHARE_TOKENS = 4096
 """Tokens of the first batch that are used to measure how much a site's output counts."""
@@ -85,10 +90,34 @@ def site_statistics(
 
     def collect(block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None) -> Statistics:
         units = site_units(kind, block, x, config)
+        weights = behind_norm(kind, block, units, weights, config)
         # `gram` keeps its first axis: to remove and restore it, the TPU compiler would copy it twice.
         return units, hessian.update(gram, weighed(units, weights))
 
     return devices.divided(collect, whole=1)(block, x, gram, weights)
+
+
+def behind_norm(
+    kind: int, block: Block, units: jax.Array, weights: jax.Array | None, config: ModelConfig
+) -> jax.Array | None:
+    """Weights `[B, T]` of tokens, from their `weights [B, T]`, if any. A norm behind the site divides
+    a token's output by its root mean square, and so any error in it."""
+    if not config.post_norms:
+        return weights
+    out = linear(units.reshape(*units.shape[:2], -1), block[OUTPUTS[KINDS[kind]]]).astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(out * out, axis=-1) + config.norm_eps)
+    return scale if weights is None else weights * scale
+
+
+def behind_gain(kind: int, block: Block, config: ModelConfig) -> jax.Array | None:
+    """The gain `[D]` of the norm behind a site, in float32; None if there is no norm."""
+    return block[POST_NORMS[KINDS[kind]]].astype(jnp.float32) if config.post_norms else None
+
+
+def metric_behind(metric: jax.Array | None, gain: jax.Array | None) -> jax.Array | None:
+    """The metric `[D, D]` of a site's product, from that of what it adds to the residual, and the `gain [D]`
+    of a norm between the two. The norm's division is in the weights of the tokens."""
+    return metric if metric is None or gain is None else metric * gain * gain[:, None]
 
 
 def weighed(units: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -121,23 +150,31 @@ def add_output(
     output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
-        return x + output(block, site_units(kind, block, x, config) if units is None else units)
+        return x + output(block, site_units(kind, block, x, config) if units is None else units, config)
 
     return devices.divided(add, whole=1)(block, x, units)
 
 
-@functools.partial(jax.jit, static_argnames="count")
+@functools.partial(jax.jit, static_argnames=("kind", "count", "config"))
 def output_share(
-    weight: jax.Array, x: jax.Array, units: jax.Array, metric: jax.Array | None, count: int
+    block: Block,
+    x: jax.Array,
+    units: jax.Array,
+    metric: jax.Array | None,
+    kind: int,
+    count: int,
+    config: ModelConfig,
 ) -> jax.Array:
-    """How much a site's output y counts, from the first `count` sequences of `x [B, T, D]` and of the `units`
-    that enter `weight`.
+    """How much the output y of the site of a kind counts, from the first `count` sequences of `x [B, T, D]`
+    and of the `units` that enter it. Biases are left out; a norm behind the site belongs to y.
 
     With the `metric [D, D]`, this is the mean over tokens of ½ yᵀ·metric·y, in nats. Without one, it is the
     mean of ‖y‖² / ‖residual‖².
     """
     x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
-    out = inputs @ weight
+    out = linear(inputs, block[OUTPUTS[KINDS[kind]]])
+    if (gain := behind_gain(kind, block, config)) is not None:
+        out = decoder.rms_norm(out, gain, config.norm_eps)
     if metric is not None:
         return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
@@ -165,9 +202,13 @@ def follow_dense(
     def follow(
         block: Block, x: jax.Array, units: jax.Array, weights: jax.Array, dense: jax.Array, pull: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        after = dense + output(block, site_units(kind, block, dense, config))
-        drift = after.astype(jnp.float32) - (x + output(block, units)).astype(jnp.float32)
-        inputs = weighed(units, weights).astype(jnp.float32)
+        after = dense + output(block, site_units(kind, block, dense, config), config)
+        drift = after.astype(jnp.float32) - (x + output(block, units, config)).astype(jnp.float32)
+        if (gain := behind_gain(kind, block, config)) is not None:
+            # A channel of almost no gain cannot correct much.
+            drift = drift * gain / (gain**2 + LEAST_GAIN**2 * jnp.mean(gain**2))
+        # The norm's division cancels in the weighted drift.
+        inputs = weighed(units, behind_norm(kind, block, units, weights, config)).astype(jnp.float32)
         return after, pull + linalg.matmul(_by_token(inputs).T, _by_token(weights[..., None] * drift))
 
     return devices.divided(follow, whole=1)(block, x, units, weights, dense, pull)

@@ -187,7 +187,7 @@ def apply_layer(
             block = prefix(nested, site.layer, "attention", heads, config)
             units = decoder.attention_units(block, x, rope, config)
             out = project(nested.attn_out, site.layer, site.levels[ATTENTION], units)
-            return x + out + block.get("o_bias", 0)
+            return x + decoder.after_attention(block, out, config)
 
         return run
 
@@ -196,7 +196,7 @@ def apply_layer(
             block = prefix(nested, site.layer, "ffn", neurons, config)
             units = decoder.ffn_units(block, x, config)
             out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
-            return x + out + block.get("down_bias", 0)
+            return x + decoder.after_ffn(block, out, config)
 
         return run
 
