@@ -6,9 +6,9 @@ instead of halves; and Llama-3 RoPE scaling, which GGUF stores as a table of fac
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, ReaderTensor, get_tensor_name_map
@@ -18,10 +18,24 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
 from tyr_jax.io.gguf_header import check_header
 from tyr_jax.io.hf import DTYPES
-from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.families import ACTIVATION_KEYS, FAMILIES
 from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig, all_specs
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+class Architecture(NamedTuple):
+    """An architecture of llama.cpp: the `model_type` that it is in a `config.json`, and metadata keys that it
+    must have beyond those of all architectures, with their `config.json` keys."""
+
+    model_type: str
+    keys: Mapping[str, str] = {}
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama"),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma3": Architecture("gemma3_text", {"attention.sliding_window": "sliding_window"}),
+}
 """Architectures that can be read. `llama` files also hold Mistral models, which differ only in name."""
 
 READ = {
@@ -40,6 +54,8 @@ READ = {
 
 NUMBERS = ("rms_norm_eps", "rope_theta")
 """The `config.json` keys among them whose values need not be integers."""
+
+GEMMA_27B_LAYERS = 62
 
 REQUIRED = (
     "embedding_length",
@@ -137,6 +153,9 @@ class GgufSource:
             UserError: it cannot be dequantised; names it and its type.
         """
         array = _dequantized(self._tensors[key], self._path)
+        if key in self._specs and self._specs[key].offset:
+            # ggml stores scales of norms as they are applied.
+            array = array - np.float32(self._specs[key].offset)
         turned = self._architecture == "llama" and self._specs[key].rotary
         # A tensor of the wrong shape is returned as it is, and refused later.
         if turned and array.ndim and len(array) % self._head_dim == 0:
@@ -186,9 +205,10 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has architecture {shown(architecture)}: only {', '.join(ARCHITECTURES)} are supported"
         )
-    prefix = f"{architecture}."
-    _check_metadata(reader, values, prefix, path)
-    config = {hf: values[prefix + key] for key, hf in READ.items() if prefix + key in values}
+    prefix, (model_type, further) = f"{architecture}.", ARCHITECTURES[architecture]
+    read = READ | dict(further)
+    _check_metadata(reader, values, prefix, read, path)
+    config = {hf: values[prefix + key] for key, hf in read.items() if prefix + key in values}
     names = {tensor.name for tensor in reader.tensors}
     if config.get("num_hidden_layers", 0) > len(names):
         # Tensor names are generated for every layer that the metadata announces.
@@ -196,15 +216,17 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
             f"metadata key '{prefix}block_count' of {path} is {config['num_hidden_layers']}, but it has "
             f"{len(names)} tensors"
         )
+    family = FAMILIES[model_type]
+    activation_key, activation = ACTIVATION_KEYS[family.activation]
     config |= {
-        "model_type": architecture,
-        "architectures": [FAMILIES[architecture].architecture],
-        "hidden_act": "silu",
+        "model_type": model_type,
+        "architectures": [family.architecture],
+        activation_key: activation,
         "tie_word_embeddings": "output.weight" not in names,
         "torch_dtype": "float32",
     }
-    for key in REQUIRED:
-        if READ[key] not in config:
+    for key in (*REQUIRED, *further):
+        if read[key] not in config:
             raise UserError(f"metadata key '{prefix}{key}' is missing from {path}")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     # The file stores it as a float32. Restore the decimal that was meant (1e-05, not 9.99999974e-06).
@@ -213,6 +235,11 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         config["vocab_size"] = _embedding_rows(reader, path)
     _set_head_dim(config, values, prefix, path)
     config |= optional_tensors(architecture, names)
+    if "query_scalar" in family.multipliers:
+        # llama.cpp tells the 27B model by its number of layers.
+        by_width = config["num_hidden_layers"] == GEMMA_27B_LAYERS
+        scalar = config["hidden_size"] // config["num_attention_heads"] if by_width else config["head_dim"]
+        config[family.multipliers["query_scalar"]] = scalar
     if ROPE_FACTORS in names:
         config["rope_scaling"] = _llama3_scaling(reader, config, path)
     return config | token_ids(values)
@@ -221,7 +248,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
 def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
     """The `config.json` keys that say which optional tensors a model has, for a file with tensors `names`."""
     found: dict[str, bool] = {}
-    for flag, key in FAMILIES[architecture].tensors.items():
+    for flag, key in FAMILIES[ARCHITECTURES[architecture].model_type].tensors.items():
         if key is not True:
             own = [tensor.key_of(0) for tensor in BLOCK_TENSORS if tensor.flag == flag]
             there = any(name in names for name in ggml_names(own, architecture, 1).values())
@@ -229,17 +256,19 @@ def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
     return found
 
 
-def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, path: Path) -> None:
+def _check_metadata(
+    reader: GGUFReader, values: dict[str, Any], prefix: str, read: Mapping[str, str], path: Path
+) -> None:
     """Check that every metadata key that could change what the model computes is understood.
 
     Raises:
         UserError: a key is unknown, given per layer, or has an unsupported value, or the file is one of
             several pieces; names the key.
     """
-    _check_kinds(values, prefix, path)
+    _check_kinds(values, prefix, read, path)
     if (pieces := values.get("split.count", 1)) not in (0, 1):
         raise UserError(f"{path} is one of {shown(pieces)} pieces: merge them with llama-gguf-split")
-    known = {prefix + key for key in (*READ, *CHECKED, *SIZED)}
+    known = {prefix + key for key in (*read, *CHECKED, *SIZED)}
     for key in reader.fields:
         if key.startswith((*HARMLESS_PREFIXES, "split.")):
             continue
@@ -255,13 +284,13 @@ def _check_metadata(reader: GGUFReader, values: dict[str, Any], prefix: str, pat
             )
 
 
-def _check_kinds(values: dict[str, Any], prefix: str, path: Path) -> None:
-    """Check that the values of `READ` are positive integers, or for `NUMBERS` positive numbers.
+def _check_kinds(values: dict[str, Any], prefix: str, read: Mapping[str, str], path: Path) -> None:
+    """Check that the values of the keys in `read` are positive integers, or for `NUMBERS` positive numbers.
 
     Raises:
         UserError: one is not; names its key.
     """
-    for name, key in READ.items():
+    for name, key in read.items():
         value = values.get(prefix + name, 1)
         kinds = (int, float) if key in NUMBERS else (int,)
         if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < LARGEST_NUMBER:

@@ -16,17 +16,11 @@ from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown,
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
 from tyr_jax.io.hf_rope import ROPE_KEYS
-from tyr_jax.model.families import DEFAULTS, FAMILIES, Family
-from tyr_jax.model.spec import Activation, LayerShape, ModelConfig
+from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, Family
+from tyr_jax.model.spec import LayerShape, ModelConfig
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Sizes that must be given, as they have no default."""
-
-ACTIVATION_KEYS: dict[Activation, dict[str, tuple[Any, ...]]] = {
-    "silu": {"hidden_act": ("silu", "swish")},
-    "gelu_tanh": {"hidden_activation": ("gelu_pytorch_tanh",)},
-}
-"""The key that names the activation, and what can stand there."""
 
 CHECKED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -237,8 +231,8 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         value = getattr(config, field)
         result[key] = int(value) if value == int(value) else value
     result.setdefault("architectures", [family.architecture])
-    for key, (value, *_) in ACTIVATION_KEYS[family.activation].items():
-        result.setdefault(key, value)
+    key, value = ACTIVATION_KEYS[family.activation]
+    result.setdefault(key, value)
     result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
     if per_layer := layers_to_hf(config, dense):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}

@@ -40,6 +40,12 @@ OPTIONAL = frozenset(
 )
 """Keys that are read only for families whose `defaults` have them."""
 
+ACTIVATION_KEYS: dict[Activation, tuple[str, str]] = {
+    "silu": ("hidden_act", "silu"),
+    "gelu_tanh": ("hidden_activation", "gelu_pytorch_tanh"),
+}
+"""The key that names an activation, and its name there."""
+
 Sliding = Literal["all", "listed", "from_max_window_layers", "without_rotary", "by_pattern"]
 """Which layers have the window of `sliding_window`: all, or those that `layer_types` lists. Where a model has
 no `layer_types`: also all, those from layer `max_window_layers` on, those without rotary embeddings, or all
