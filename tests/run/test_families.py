@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import family_samples
@@ -30,7 +31,16 @@ from tyr_jax.scoring.teacher import teacher_targets
 pytestmark = pytest.mark.slow
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
-FAMILIES = ["ministral", "qwen3", "qwen3-windows", "smollm3", "smollm3-windows"]
+FAMILIES = [
+    "llama-rope3",
+    "mistral-window",
+    "ministral",
+    "qwen2",
+    "qwen3",
+    "qwen3-windows",
+    "smollm3",
+    "smollm3-windows",
+]
 FAMILIES += ["granite", "granite-tied", "phi3", "phi3-partial", "llama-yarn", "gemma3", "gemma3-scaled"]
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
@@ -102,13 +112,19 @@ def test_a_pruned_model_is_the_same_everywhere(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_in_llama_cpp_or_refused(name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_in_llama_cpp_or_refused(
+    name: str,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
     if model.config.qk_norm or name.startswith(("smollm3", "gemma3")):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
+        record_property("gguf", "refused")
         return
     deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
     theirs = llama_reference.logits(tmp_path / "m.gguf", short[0])

@@ -60,6 +60,8 @@ class Family:
     """Its name in `config.json`."""
     architecture: str
     """The transformers class of the family's causal language model, `…ForCausalLM`."""
+    models: str = ""
+    """Models that belong to it, for the documentation."""
     tensors: Mapping[str, Literal[True] | str] = dataclasses.field(default_factory=dict)
     """Optional tensors of the family's blocks, by their flag in `ModelConfig`: always there (`True`), or
     there if this key of `config.json` is true."""
@@ -102,6 +104,7 @@ class Family:
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    models="Llama 2, 3, 3.1 and 3.2, SmolLM, SmolLM2, TinyLlama",
     tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     defaults={"max_position_embeddings": 2048},
     checked={"sliding_window": (None,)},
@@ -110,6 +113,7 @@ LLAMA = Family(
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
+    models="Mistral 7B, Mistral Nemo, Mistral Small (text only)",
     defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
 )
@@ -117,6 +121,7 @@ MISTRAL = Family(
 MINISTRAL = Family(
     model_type="ministral",
     architecture="MinistralForCausalLM",
+    models="Ministral 8B",
     defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
     sliding="listed",
 )
@@ -124,6 +129,7 @@ MINISTRAL = Family(
 SMOLLM3 = Family(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
+    models="SmolLM3",
     tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     defaults={
         "num_key_value_heads": 4,
@@ -143,6 +149,7 @@ SMOLLM3 = Family(
 GRANITE = Family(
     model_type="granite",
     architecture="GraniteForCausalLM",
+    models="Granite 3 (not its mixtures of experts)",
     tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     multipliers={
         "attention_scale": "attention_multiplier",
@@ -156,6 +163,7 @@ GRANITE = Family(
 PHI3 = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
+    models="Phi-3 and Phi-4 with a context of up to 16k",
     fused=True,
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
@@ -166,6 +174,7 @@ PHI3 = Family(
 GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    models="Gemma 3 270M and 1B",
     tensors={"qk_norm": True},
     post_norms=True,
     norm_offset=1.0,
@@ -200,6 +209,7 @@ QWEN_WINDOW = {"sliding_window": 4096, "use_sliding_window": False, "max_window_
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
+    models="Qwen2, Qwen2.5",
     tensors={"qkv_bias": True},
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, **QWEN_WINDOW},
     sliding="from_max_window_layers",
@@ -208,6 +218,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
+    models="Qwen3 (not its mixtures of experts)",
     tensors={"qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
     defaults={
         "num_key_value_heads": 32,
