@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-rope3": {"model_type": "llama", "rope_parameters": ROPE3},
     "llama-linear": {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "factor": 3.0}},
     "llama-yarn": {"model_type": "llama", "head_dim": 16, "rope_parameters": YARN},
+    "llama-dynamic": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 3.0}},
     "llama-eps-theta": {
         "model_type": "llama",
         "rms_norm_eps": 1e-2,
@@ -100,6 +101,18 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "phi3": PHI3 | {"sliding_window": 7},
+    "phi3-longrope": PHI3
+    | {
+        "original_max_position_embeddings": 96,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 8.0],
+            "original_max_position_embeddings": 96,
+        },
+    },
     "phi3-partial": PHI3 | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True},
 }
 """Keys of a `config.json` beyond `SIZES`, by what they are to show."""

@@ -13,8 +13,8 @@ from io_samples import BAD_VALUES, refusal
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS
 from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf
-from tyr_jax.model.families import FAMILIES, WINDOW, Family
-from tyr_jax.model.rope import Llama3Scaling, Positions
+from tyr_jax.model.families import FAMILIES, LOCAL_BASE, WINDOW, Family
+from tyr_jax.model.rope import LinearScaling, Llama3Scaling, Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 LLAMA: dict[str, Any] = {
@@ -44,10 +44,15 @@ def layers_positions(draw: st.DrawFn, family: Family, rotary: Positions, depth: 
     """Any way in which the layers of a family can treat positions."""
     window = draw(st.none() | st.integers(1, 4096)) if WINDOW in family.defaults else None
 
+    # Only some families have rotary embeddings of their own for layers with a window.
+    nearby = rotary
+    if LOCAL_BASE in family.defaults:
+        nearby = Positions(draw(st.floats(100, 1e7)), draw(st.none() | st.just(LinearScaling(2.0))))
+
     def layer() -> Positions:
         turns = "no_rope_layers" not in family.defaults or draw(st.booleans())
         local = window is not None and (family.sliding == "all" or draw(st.booleans()))
-        own = rotary if turns else Positions(None)
+        own = (nearby if local else rotary) if turns else Positions(None)
         return dataclasses.replace(own, window=window if local else None)
 
     layers = tuple(layer() for _ in range(depth))
@@ -71,19 +76,23 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     known = FAMILIES[family]
     positions = draw(layers_positions(known, rotary, depth))
     factors = {field: draw(st.floats(0.01, 100)) for field in known.multipliers}
+    hidden = draw(st.integers(1, 64))
+    if known.embed_by_width:
+        factors["embed_scale"] = hidden**0.5
+    facts = {name: getattr(known, name) for name in ("fused", "post_norms", "norm_offset", "activation")}
     said = {key: draw(st.booleans()) for key in FAMILIES[family].tensors.values()}
     tensors = {flag: key is True or said[key] for flag, key in FAMILIES[family].tensors.items()}
     return ModelConfig(
         family=family,
         vocab=draw(st.integers(1, 1000)),
-        hidden=draw(st.integers(1, 64)),
+        hidden=hidden,
         head_dim=2 * draw(st.integers(1, 16)),
         layers=tuple(layers),
         norm_eps=draw(st.floats(1e-8, 1e-3)),
         positions=positions,
         max_positions=draw(st.integers(1, 1 << 17)),
         tied=draw(st.booleans()),
-        fused=known.fused,
+        **facts,
         **tensors,
         **factors,
     )
@@ -117,7 +126,7 @@ def test_uniform_model_needs_no_per_layer_config() -> None:
 def test_absent_keys_have_the_defaults_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     for name, family in FAMILIES.items():
-        defaults = getattr(transformers, family.architecture.replace("ForCausalLM", "Config"))()
+        defaults = getattr(transformers, family.architecture).config_class()
         full = config_from_hf(defaults.to_dict())
         required = {key: defaults.to_dict()[key] for key in ("vocab_size", "hidden_size")}
         required |= {key: getattr(defaults, key) for key in ("intermediate_size", "num_hidden_layers")}
@@ -199,7 +208,7 @@ def test_what_qwen3_has() -> None:
         ({"model_type": "qwen3", "architectures": None, "mlp_bias": True}, "mlp_bias"),
         ({"model_type": "qwen3"}, "architectures"),
         # One case for each part that has tests of its own.
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "ntk", "factor": 4.0}}, "rope_scaling.rope_type"),
         ({"per_layer_config": {"1": {"skip": ["norm"]}}}, "per_layer_config.1.skip"),
     ],
 )

@@ -5,8 +5,15 @@ from typing import Any
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.hf_rope import Rotary, rope_from_hf, rope_to_hf
-from tyr_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from tyr_jax.io.hf_rope import ORIGINAL, Rotary, rope_from_hf, rope_to_hf
+from tyr_jax.model.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 ROPE3 = {
     "rope_type": "llama3",
@@ -36,13 +43,22 @@ def test_what_other_scalings_mean() -> None:
     assert rope_from_hf(OLD | {"rope_scaling": linear}) == Rotary(1e5, LinearScaling(4.0))
     yarn = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}
     assert rope_from_hf(OLD | {"rope_scaling": yarn}) == Rotary(1e5, YarnScaling(4.0, 256, beta_fast=16.0))
+    long = {"type": "su", "short_factor": [1.0, 2], "long_factor": [3.0, 4]}
+    same = LongRopeScaling((1.0, 2.0), (3.0, 4.0), 64, 4.0)
+    assert rope_from_hf(OLD | {"rope_scaling": long, ORIGINAL: 64}) == Rotary(1e5, same)
     partial = OLD | {"partial_rotary_factor": 0.5}
     assert rope_from_hf(partial) == Rotary(1e5, None, 0.5)
     # What `config.json` says takes the place of the family's default.
     assert rope_from_hf({"partial_rotary_factor": 1.0}, Rotary(5.0, None, 0.5)) == Rotary(5.0)
 
 
-OTHERS = LinearScaling(4.0), YarnScaling(4.0, 64), YarnScaling(8.0, 32, 16.0, 2.0, 1.5, truncate=False)
+OTHERS = (
+    LinearScaling(4.0),
+    DynamicScaling(2.0),
+    LongRopeScaling((1.0,), (2.0,), 64, 3.0, 1.5),
+    YarnScaling(4.0, 64),
+    YarnScaling(8.0, 32, 16.0, 2.0, 1.5, truncate=False),
+)
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING, *OTHERS])
@@ -51,14 +67,19 @@ def test_what_is_written_is_read(style: str, scaling: RopeScaling | None) -> Non
     rotary = Rotary(77.0, scaling)
     written = rope_to_hf(rotary, {style: {"rope_type": "default", "rope_theta": 5.0}})
     assert style in written
-    assert rope_from_hf(written) == rotary
+    assert rope_from_hf(written | {"max_position_embeddings": 192}) == rotary
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type"),
-        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling.short_factor"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1], "long_factor": [1, "x"]}}, "long_factor"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [2]}},
+            "original_max_position_embeddings",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1}}, "rope_scaling.mscale"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": 2}}, "truncate"),
@@ -70,10 +91,6 @@ def test_what_is_written_is_read(style: str, scaling: RopeScaling | None) -> Non
         ({"rope_scaling": ROPE3, "rope_parameters": ROPE3}, "rope_parameters"),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
-        (
-            {"partial_rotary_factor": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "partial_rotary_factor",
-        ),
     ],
 )
 def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:

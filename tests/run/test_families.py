@@ -41,7 +41,16 @@ FAMILIES = [
     "smollm3",
     "smollm3-windows",
 ]
-FAMILIES += ["granite", "granite-tied", "phi3", "phi3-partial", "llama-yarn", "gemma3", "gemma3-scaled"]
+FAMILIES += [
+    "granite",
+    "granite-tied",
+    "phi3",
+    "phi3-partial",
+    "phi3-longrope",
+    "llama-yarn",
+    "gemma3",
+    "gemma3-scaled",
+]
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
 

@@ -170,10 +170,10 @@ def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
         UserError: a model has too few positions for the longest case.
     """
     for model in models.values():
-        if cases.longest > model.config.max_positions:
+        if cases.longest > model.config.context:
             raise UserError(
                 f"--prompts and --tokens need {cases.longest} positions, but {model.source} has only "
-                f"{model.config.max_positions}; lower them"
+                f"{model.config.context}; lower them"
             )
     timings = []
     pairs = [(length, batch) for length in cases.prompts for batch in cases.batches]

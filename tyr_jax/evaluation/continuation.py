@@ -66,7 +66,7 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSet
         with of_file(Path(model.source)):
             texts = [chat.written(tokenizer, turn, add_generation_prompt=True) for turn in turns]
     tokens = [encoding.encode(tokenizer, text, special=not settings.chat) for text in texts]
-    limit = model.config.max_positions
+    limit = model.config.context
     for prompt, ids in zip(prompts, tokens, strict=True):
         if not ids:
             raise UserError(f"the prompt {prompt[:40]!r} has no token; give it some text")

@@ -73,7 +73,7 @@ class HarnessModel(TemplateLM):
     @property
     def max_length(self) -> int:
         """Tokens that fit into the model's context."""
-        return self.model.config.max_positions
+        return self.model.config.context
 
     @property
     def tokenizer_name(self) -> str:

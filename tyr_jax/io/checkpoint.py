@@ -295,6 +295,6 @@ def check_length(flag: str, length: int, model: LoadedModel) -> None:
     Raises:
         UserError: they are longer than the model has positions.
     """
-    limit = model.config.max_positions
+    limit = model.config.context
     if length > limit:
         raise UserError(f"{flag} is {length}, but {model.source} has only {limit} positions; lower it")

@@ -23,7 +23,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
 from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, open_gguf, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
-from tyr_jax.model.rope import Positions, amplitude, frequencies
+from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import (
     Block,
     LayerShape,
@@ -31,6 +31,7 @@ from tyr_jax.model.spec import (
     Params,
     TensorSpec,
     all_specs,
+    along,
     block_specs,
     layer_block,
     model_specs,
@@ -133,7 +134,8 @@ def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, n
     Raises:
         UserError: the architecture has no tensor for one of them; names it.
     """
-    names, larger = stored_names(config), np.float32(amplitude(shared_positions(config)))
+    names, sizes = stored_names(config), (config.head_dim, config.rotated or config.head_dim)
+    larger = np.tile(np.asarray(amplitudes(shared_positions(config), *sizes)), 2)
     for spec in model_specs(config):
         yield names[spec.key], np.asarray(params[spec.name], np.float32)
     for layer in range(config.depth):
@@ -141,9 +143,11 @@ def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, n
         for spec in block_specs(config, layer):
             array = np.asarray(block[spec.name]) if spec.name in block else None
             # In our order and scale: `deci` knows neither partial rotary embeddings nor multipliers.
-            plain = dataclasses.replace(spec, channels=(), scale=1.0)
-            array = plain.to_checkpoint(filled(spec, array))
-            yield names[spec.key], permute(larger * array, config.head_dim) if spec.rotary else array
+            plain, array = dataclasses.replace(spec, channels=(), scale=1.0), filled(spec, array)
+            if spec.rotary:
+                array = array * along("H", larger, spec.axes)
+            array = plain.to_checkpoint(array)
+            yield names[spec.key], permute(array, config.head_dim) if spec.rotary else array
 
 
 def shared_positions(config: ModelConfig) -> Positions:
@@ -189,7 +193,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     sizes = {
         "block_count": config.depth,
         # `deci` has no sliding window. In a context no longer than the window, that makes no difference.
-        "context_length": min(kind.window or config.max_positions for kind in config.kinds),
+        "context_length": min([config.context, *(kind.window for kind in config.kinds if kind.window)]),
         "embedding_length": config.hidden,
         "vocab_size": config.vocab,
         "feed_forward_length": [shape.ffn for shape in config.layers],

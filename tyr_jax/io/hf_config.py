@@ -15,8 +15,9 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
-from tyr_jax.io.hf_rope import ROPE_KEYS
+from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
 from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, Family
+from tyr_jax.model.rope import LongRopeScaling
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -136,15 +137,20 @@ def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _rotated(head_dim: int, share: float) -> int | None:
+def _rotated(head_dim: int, rotary: Rotary) -> int | None:
     """How many channels of a head rotary embeddings turn, None for all.
 
     Raises:
-        UserError: they are not a positive and even number.
+        UserError: they are not a positive and even number, or the scaling is for another number.
     """
-    rotated = int(head_dim * share)
+    rotated = int(head_dim * rotary.share)
     if rotated % 2 or rotated == 0:
-        raise unsupported("partial_rotary_factor", share, f"an even number of head_dim's {head_dim} channels")
+        wanted = f"an even number of head_dim's {head_dim} channels"
+        raise unsupported("partial_rotary_factor", rotary.share, wanted)
+    if isinstance(rotary.scaling, LongRopeScaling):
+        for key, factors in (("short_factor", rotary.scaling.short), ("long_factor", rotary.scaling.long)):
+            if len(factors) != rotated // 2:
+                raise unsupported(key, list(factors), f"a list of {rotated // 2} numbers")
     return None if rotated == head_dim else rotated
 
 
@@ -188,7 +194,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),
         norm_eps=number(values, "rms_norm_eps"),
         positions=positions_from_hf(values, family, depth, rotary, local),
-        rotated=_rotated(head_dim, rotary.share),
+        rotated=_rotated(head_dim, rotary),
         max_positions=integer(values, "max_position_embeddings"),
         tied=flag(values, "tie_word_embeddings"),
         fused=family.fused,

@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import Json, flag, integer, number, shown, unsupported
-from tyr_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from tyr_jax.model.rope import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
 
@@ -15,9 +22,15 @@ SCALING_KEYS: dict[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", ORIGINAL}),
+    "dynamic": frozenset({"factor"}),
     "yarn": frozenset({"factor", ORIGINAL, "beta_fast", "beta_slow", "attention_factor", "truncate"}),
+    "longrope": frozenset({"short_factor", "long_factor", ORIGINAL, "factor", "attention_factor"}),
 }
 """Keys of each RoPE type that can be read."""
+
+
+OLD_NAMES = {"su": "longrope"}
+"""RoPE types by the names that they had."""
 
 
 class Rotary(NamedTuple):
@@ -53,11 +66,13 @@ def rope_from_hf(config: Mapping[str, Any], default: Rotary = USUAL) -> Rotary:
             raise UserError(
                 f"config keys '{key}' ({shown(value)}) and '{where}.{key}' ({shown(nested[key])}) contradict"
             )
-    return _rotary(nested, where + ".", config.get("max_position_embeddings"), default)
+    return _rotary(nested, where + ".", config, default)
 
 
-def _rotary(rope: Json, where: str, max_positions: Any, default: Rotary) -> Rotary:
+def _rotary(rope: Json, where: str, config: Mapping[str, Any], default: Rotary) -> Rotary:
+    max_positions, original = config.get("max_position_embeddings"), config.get(ORIGINAL)
     kind, *others = [rope.pop(key) for key in ("rope_type", "type") if key in rope] or ["default"]
+    kind = OLD_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if others not in ([], [kind]) or not isinstance(kind, str) or kind not in SCALING_KEYS:
         raise unsupported(where + "rope_type", kind, " or ".join(SCALING_KEYS))
     given = {key: rope.pop(key, None) for key in ("rope_theta", "partial_rotary_factor")}
@@ -72,24 +87,24 @@ def _rotary(rope: Json, where: str, max_positions: Any, default: Rotary) -> Rota
         raise UserError(
             f"config key '{where}{unknown[0]}' ({shown(rope[unknown[0]])}) is unknown for rope type '{kind}'"
         )
-    scaling = _scaling(kind, {ORIGINAL: max_positions} | rope, where)
-    if scaling is not None and scaling.amplitude != 1 and share != 1:
-        raise unsupported(where + "partial_rotary_factor", share, f"1.0 with rope type '{kind}'")
-    return Rotary(theta, scaling, share)
+    return Rotary(theta, _scaling(kind, rope, max_positions, original, where), share)
 
 
-def _scaling(kind: str, rope: Json, where: str) -> RopeScaling | None:
-    """The scaling that the keys of a RoPE type describe.
+def _scaling(kind: str, rope: Json, max_positions: Any, original: Any, where: str) -> RopeScaling | None:
+    """The scaling that the keys of a RoPE type describe. `max_positions` are the model's, `original` those
+    that it was first trained on, if they are given elsewhere.
 
     Raises:
         UserError: a key is missing or has a value that is not supported; names it.
     """
     if kind == "default":
         return None
+    if kind == "longrope":
+        return _longrope({ORIGINAL: original} | rope, max_positions, where)
     factor = number(rope, "factor", where)
-    if kind == "linear":
-        return LinearScaling(factor)
-    original = integer(rope, ORIGINAL, where)
+    if kind in ("linear", "dynamic"):
+        return LinearScaling(factor) if kind == "linear" else DynamicScaling(factor)
+    original = integer({ORIGINAL: max_positions} | rope, ORIGINAL, where)
     if kind == "llama3":
         low, high = (number(rope, key, where) for key in ("low_freq_factor", "high_freq_factor"))
         if high <= low:
@@ -103,16 +118,47 @@ def _scaling(kind: str, rope: Json, where: str) -> RopeScaling | None:
     return YarnScaling(factor, original, fast, slow, amplitude, flag({"truncate": True} | rope, "truncate"))
 
 
+def _factors(rope: Json, key: str, where: str) -> tuple[float, ...]:
+    """A list of positive numbers.
+
+    Raises:
+        UserError: it is none; names the key.
+    """
+    factors = rope.get(key)
+    if not isinstance(factors, list) or not factors:
+        raise unsupported(where + key, factors, "a list of positive numbers")
+    return tuple(number({key: factor}, key, where) for factor in factors)
+
+
+def _longrope(rope: Json, max_positions: Any, where: str) -> LongRopeScaling:
+    """LongRoPE scaling.
+
+    Raises:
+        UserError: a key is missing or has a value that is not supported; names it.
+    """
+    short, long = (_factors(rope, key, where) for key in ("short_factor", "long_factor"))
+    original = integer(rope, ORIGINAL, where, least=2)
+    amplitude = None if rope.get("attention_factor") is None else number(rope, "attention_factor", where)
+    longest = integer({"max_position_embeddings": max_positions}, "max_position_embeddings")
+    factor = number(rope, "factor", where) if rope.get("factor") is not None else longest / original
+    return LongRopeScaling(short, long, original, factor, amplitude)
+
+
 def scaling_to_hf(scaling: RopeScaling | None) -> Json:
     """RoPE scaling as keys of a `config.json`; empty if there is none."""
     if scaling is None:
         return {}
-    if isinstance(scaling, LinearScaling):
-        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, LinearScaling | DynamicScaling):
+        kind = "linear" if isinstance(scaling, LinearScaling) else "dynamic"
+        return {"rope_type": kind, "factor": scaling.factor}
     written: Json = {"factor": scaling.factor, ORIGINAL: scaling.original_max_positions}
     if isinstance(scaling, Llama3Scaling):
         ends = {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
         return {"rope_type": "llama3"} | written | ends
+    if isinstance(scaling, LongRopeScaling):
+        lists = {"short_factor": [*scaling.short], "long_factor": [*scaling.long]}
+        amplitude = {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
+        return {"rope_type": "longrope"} | written | lists | amplitude
     written |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
     if scaling.attention_factor is not None:
         written["attention_factor"] = scaling.attention_factor

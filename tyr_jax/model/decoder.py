@@ -20,7 +20,7 @@ import numpy as np
 
 from tyr_jax.model.attention import Window, causal_attention
 from tyr_jax.model.linear import linear
-from tyr_jax.model.rope import Positions, amplitude, frequencies
+from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import Activation, Block, ModelConfig, Params
 from tyr_jax.runtime import devices, offload
 
@@ -46,9 +46,9 @@ def rope_at(config: ModelConfig, positions: jax.Array) -> Rope:
 
 def _rope_of(config: ModelConfig, kind: Positions, positions: jax.Array) -> Rope:
     """Rotary tables `[T, H/2]` of the layers of a kind."""
-    turns = frequencies(kind, config.head_dim, config.rotated or config.head_dim)
-    angles = positions.astype(jnp.float32)[:, None] * turns
-    return Rope(*(amplitude(kind) * wave(angles) for wave in (jnp.cos, jnp.sin)))
+    sizes = config.head_dim, config.rotated or config.head_dim
+    angles = positions.astype(jnp.float32)[:, None] * frequencies(kind, *sizes)
+    return Rope(*(amplitudes(kind, *sizes) * wave(angles) for wave in (jnp.cos, jnp.sin)))
 
 
 def rope_of_block(block: Block, rope: Rope, config: ModelConfig) -> Rope:

@@ -163,11 +163,11 @@ GRANITE = Family(
 PHI3 = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
-    models="Phi-3 and Phi-4 with a context of up to 16k",
+    models="Phi-3, Phi-4",
     fused=True,
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
-    # It matters only for RoPE type `longrope`, which is refused.
+    # It is read with RoPE type `longrope`, and matters for no other.
     harmless=frozenset({"original_max_position_embeddings"}),
 )
 

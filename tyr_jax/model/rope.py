@@ -94,7 +94,50 @@ class YarnScaling:
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """Dynamic NTK scaling: it changes nothing in a context of up to the model's positions, and `factor` says
+    how it goes on beyond them."""
+
+    factor: float
+
+    def scaled(self, frequencies: jax.Array, theta: float) -> jax.Array:
+        """The frequencies as they are."""
+        return frequencies
+
+    @property
+    def amplitude(self) -> float:
+        """Multiplies rotated queries and keys."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): each frequency is divided by its own factor, a `short` one in a context of
+    up to `original_max_positions` tokens and a `long` one beyond. Only the former is computed here."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_positions: int
+    factor: float
+    """How many times longer the long context is."""
+    attention_factor: float | None = None
+    """The amplitude; None for √(1 + ln(factor) / ln(original_max_positions))."""
+
+    def scaled(self, frequencies: jax.Array, theta: float) -> jax.Array:
+        """The scaled frequencies, from plain `frequencies [H/2]` of base `theta`."""
+        return frequencies / jnp.array(self.short)
+
+    @property
+    def amplitude(self) -> float:
+        """Multiplies rotated queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        longer = max(self.factor, 1.0)
+        return math.sqrt(1 + math.log(longer) / math.log(self.original_max_positions))
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
 """Ways to stretch rotary embeddings over a longer context than they were trained on."""
 
 
@@ -121,9 +164,10 @@ def frequencies(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
     return jnp.pad(scaled, (0, (head_dim - rotated) // 2))
 
 
-def amplitude(positions: Positions) -> float:
-    """What rotated queries and keys of a layer are multiplied by."""
-    return 1.0 if positions.scaling is None else positions.scaling.amplitude
+def amplitudes(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
+    """What queries and keys of a layer are multiplied by, `[H/2]`: not 1 only in pairs that turn."""
+    value = 1.0 if positions.scaling is None else positions.scaling.amplitude
+    return jnp.pad(jnp.full(rotated // 2, value), (0, (head_dim - rotated) // 2), constant_values=1.0)
 
 
 def paired_channels(head_dim: int, rotated: int) -> list[int]:

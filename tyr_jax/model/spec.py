@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from tyr_jax.model.rope import Positions, paired_channels
+from tyr_jax.model.rope import LongRopeScaling, Positions, paired_channels
 
 Params = dict[str, Any]
 Block = dict[str, jax.Array]
@@ -178,6 +178,13 @@ class ModelConfig:
         there = (tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
         keys = POST_NORM_KEYS if self.post_norms else {}
         return tuple(dataclasses.replace(one, key=keys.get(one.name, one.key)) for one in there)
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence that the decoder computes rightly."""
+        scalings = (kind.scaling for kind in self.kinds)
+        shorter = [one.original_max_positions for one in scalings if isinstance(one, LongRopeScaling)]
+        return min([self.max_positions, *shorter])
 
     @property
     def mixed(self) -> bool:
