@@ -100,6 +100,30 @@ CASES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
         },
     },
+    "glm4": {"model_type": "glm4", "head_dim": 16, "pad_token_id": 0},
+    "exaone4": {
+        "model_type": "exaone4",
+        "head_dim": 12,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "exaone4-full": {
+        "model_type": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+        "tie_word_embeddings": True,
+    },
+    "olmo2": {"model_type": "olmo2", "pad_token_id": 0},
+    "olmo3": {
+        "model_type": "olmo3",
+        "pad_token_id": 0,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": YARN,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    },
     "phi3": PHI3 | {"sliding_window": 7},
     "phi3-longrope": PHI3
     | {

@@ -12,8 +12,8 @@ from io_samples import BAD_VALUES, refusal
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS
-from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf
-from tyr_jax.model.families import FAMILIES, LOCAL_BASE, WINDOW, Family
+from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf, facts
+from tyr_jax.model.families import FAMILIES, WINDOW, Family
 from tyr_jax.model.rope import LinearScaling, Llama3Scaling, Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
@@ -46,12 +46,13 @@ def layers_positions(draw: st.DrawFn, family: Family, rotary: Positions, depth: 
 
     # Only some families have rotary embeddings of their own for layers with a window.
     nearby = rotary
-    if LOCAL_BASE in family.defaults:
+    if family.rope_by_kind:
         nearby = Positions(draw(st.floats(100, 1e7)), draw(st.none() | st.just(LinearScaling(2.0))))
 
     def layer() -> Positions:
-        turns = "no_rope_layers" not in family.defaults or draw(st.booleans())
         local = window is not None and (family.sliding == "all" or draw(st.booleans()))
+        turns = "no_rope_layers" not in family.defaults or draw(st.booleans())
+        turns = turns and (local or window is None or family.global_rotary)
         own = (nearby if local else rotary) if turns else Positions(None)
         return dataclasses.replace(own, window=window if local else None)
 
@@ -79,7 +80,6 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     hidden = draw(st.integers(1, 64))
     if known.embed_by_width:
         factors["embed_scale"] = hidden**0.5
-    facts = {name: getattr(known, name) for name in ("fused", "post_norms", "norm_offset", "activation")}
     said = {key: draw(st.booleans()) for key in FAMILIES[family].tensors.values()}
     tensors = {flag: key is True or said[key] for flag, key in FAMILIES[family].tensors.items()}
     return ModelConfig(
@@ -92,7 +92,7 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
         positions=positions,
         max_positions=draw(st.integers(1, 1 << 17)),
         tied=draw(st.booleans()),
-        **facts,
+        **facts(known),
         **tensors,
         **factors,
     )

@@ -31,26 +31,9 @@ from tyr_jax.scoring.teacher import teacher_targets
 pytestmark = pytest.mark.slow
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
-FAMILIES = [
-    "llama-rope3",
-    "mistral-window",
-    "ministral",
-    "qwen2",
-    "qwen3",
-    "qwen3-windows",
-    "smollm3",
-    "smollm3-windows",
-]
-FAMILIES += [
-    "granite",
-    "granite-tied",
-    "phi3",
-    "phi3-partial",
-    "phi3-longrope",
-    "llama-yarn",
-    "gemma3",
-    "gemma3-scaled",
-]
+FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
+FAMILIES += ["smollm3", "smollm3-windows", "granite", "granite-tied", "phi3", "phi3-partial", "phi3-longrope"]
+FAMILIES += ["gemma3", "gemma3-scaled", "glm4", "exaone4", "exaone4-full", "olmo2", "olmo3"]
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
 
@@ -88,16 +71,20 @@ def test_a_pruned_model_is_the_same_everywhere(
     config = dense.config
     pruning = PruningSettings(neuron_chunk=4)
     kinds = pruning.kinds(config)
-    grid = space.level_grid(kinds, np.array([[1, 2, 3], [16, 32, 8]]), 5, 0.2)
+    whole = pruning.whole(config)
+    centre = np.where(whole, [[4], [48]], [[1, 2, 3], [16, 32, 8]])
+    grid = space.level_grid(kinds, centre, 5, 0.2, whole)
+    levels = np.where(whole, grid.exists.argmax(axis=-1), LEVELS)
     net = build_supernet(dense.params, [TOKENS], FoldPlan(config, grid, pruning))
-    masked = np.asarray(forward(mask(dense.params, net, LEVELS, config), jnp.asarray(TOKENS), config))
-    small, shape = compress(dense.params, net, LEVELS, config)
-    assert (shape.layers[0].heads, shape.layers[2].ffn) == (0 if not config.out_bias else 1, 0)
+    masked = np.asarray(forward(mask(dense.params, net, levels, config), jnp.asarray(TOKENS), config))
+    small, shape = compress(dense.params, net, levels, config)
+    first = 4 if config.wide_qk_norm else 1 if config.out_bias else 0
+    assert (shape.layers[0].heads, shape.layers[2].ffn) == (first, 0)
     assert shape.positions == config.positions
 
     # The search scores what is written.
     pool, sequences = teacher_targets(dense.params, TOKENS, config, KL()), np.arange(3)
-    candidates = np.stack([LEVELS, np.where(grid.exists[..., 2], 2, LEVELS)]).astype(np.int32)
+    candidates = np.stack([levels, np.where(grid.exists[..., 2], 2, levels)]).astype(np.int32)
     plain = population.score_population(dense.params, net, candidates, pool, sequences, config, KL())
     sliced = nested.score_population(
         nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
@@ -130,7 +117,7 @@ def test_in_llama_cpp_or_refused(
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.qk_norm or name.startswith(("smollm3", "gemma3")):
+    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma3", "glm4")):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         record_property("gguf", "refused")
@@ -141,7 +128,9 @@ def test_in_llama_cpp_or_refused(
     assert_close(theirs, ours)
 
 
-@pytest.mark.parametrize("name", ["smollm3-windows", "granite-tied", "phi3-partial", "gemma3-scaled"])
+@pytest.mark.parametrize(
+    "name", ["smollm3-windows", "granite-tied", "phi3-partial", "gemma3-scaled", "olmo3"]
+)
 def test_commands(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tiny_arguments: list[str], tmp_path: Path
 ) -> None:

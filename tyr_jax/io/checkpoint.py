@@ -205,7 +205,7 @@ def save_model(
         _write_weights(directory, config, params, kind, max_shard_bytes)
         write_json(directory / hf.CONFIG, written)
         if "per_layer_config" in written:
-            _write_modeling(directory, config.family)
+            _write_modeling(directory, config)
         if generation_config is not None:
             write_json(directory / "generation_config.json", generation_config)
         _write_tokenizer(directory, tokenizer)
@@ -215,13 +215,25 @@ def save_model(
         raise UserError(f"cannot write weights into {directory}: {first_line(error)}") from error
 
 
-def _write_modeling(directory: Path, family: str) -> None:
+def _write_modeling(directory: Path, config: ModelConfig) -> None:
     """Write the file of model classes that transformers needs when layers differ."""
     name = f"{MODELING}.py"
-    stock = FAMILIES[family].architecture.removesuffix("ForCausalLM")
+    stock = FAMILIES[config.family].architecture.removesuffix("ForCausalLM")
     code = Path(__file__).with_name(name).read_text(encoding="utf-8")
-    code = code.replace('FAMILY = "Llama"', f'FAMILY = "{stock}"')
+    norms = {sublayer: _norms_around(config, sublayer) for sublayer in ("attention", "ffn")}
+    for before, after in (
+        ('FAMILY = "Llama"', f'FAMILY = "{stock}"'),
+        ('ATTENTION_NORMS = ("input_layernorm",)', f"ATTENTION_NORMS = {norms['attention']}"),
+        ('MLP_NORMS = ("post_attention_layernorm",)', f"MLP_NORMS = {norms['ffn']}"),
+    ):
+        code = code.replace(before, after)
     (directory / name).write_text(code, encoding="utf-8")
+
+
+def _norms_around(config: ModelConfig, sublayer: str) -> tuple[str, ...]:
+    """The modules of a layer, next to a sublayer, that go when it goes."""
+    own = [tensor for tensor in config.tensors if tensor.sublayer == sublayer and tensor.axes == "D"]
+    return tuple(tensor.key.partition(".")[0] for tensor in own if tensor.key.count(".") == 1)
 
 
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -14,12 +14,12 @@ from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, TensorSpec, all_specs
 
 FUSED = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "gate": "gate_up_proj", "up": "gate_up_proj"}
-"""The module that holds a tensor, where matrices are fused."""
+"""The module that holds a tensor, if a family has that module."""
 
 
 def stored_key(spec: TensorSpec, config: ModelConfig) -> str:
     """The key under which a checkpoint has a tensor, alone or with others."""
-    if not config.fused or spec.name not in FUSED:
+    if FUSED.get(spec.name) not in config.fused:
         return spec.key
     *parents, _, kind = spec.key.split(".")
     return ".".join([*parents, FUSED[spec.name], kind])

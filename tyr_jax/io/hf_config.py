@@ -164,6 +164,12 @@ def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return given | ({"embed_scale": _size(values, "hidden_size") ** 0.5} if family.embed_by_width else {})
 
 
+def facts(family: Family) -> dict[str, Any]:
+    """Fields of `ModelConfig` that all models of a family share."""
+    same = ("fused", "neighbours", "pre_norms", "post_norms", "norm_offset", "activation")
+    return {"keys": tuple(family.keys.items()), **{name: getattr(family, name) for name in same}}
+
+
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     """The model configuration that a `config.json` describes.
 
@@ -197,10 +203,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         rotated=_rotated(head_dim, rotary),
         max_positions=integer(values, "max_position_embeddings"),
         tied=flag(values, "tie_word_embeddings"),
-        fused=family.fused,
-        post_norms=family.post_norms,
-        norm_offset=family.norm_offset,
-        activation=family.activation,
+        **facts(family),
         **present,
         **_factors(values, family),
     )

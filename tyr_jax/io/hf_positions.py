@@ -41,6 +41,7 @@ def positions_from_hf(
     layers = []
     for turns, windows in zip(turned, windowed, strict=True):
         own = local if windows else rotary
+        turns = turns and (windows or window is None or family.global_rotary)
         theta, scaling = (own.theta, own.scaling) if turns else (None, None)
         layers.append(Positions(theta, scaling, window if windows else None))
     return tuple(layers) if len(set(layers)) > 1 else (layers[0],)
@@ -61,7 +62,8 @@ def _windowed_layers(
     first = 0
     if family.sliding == "from_max_window_layers" and window is not None:
         first = integer(values, "max_window_layers", least=0)
-    pattern = integer(values, PATTERN) if family.sliding == "by_pattern" else depth + 1
+    by_pattern = family.sliding == "by_pattern" and window is not None and types is None
+    pattern = integer(values, PATTERN) if by_pattern else depth + 1
     usual = [
         window is not None
         and layer >= first
@@ -106,7 +108,7 @@ def positions_to_hf(config: ModelConfig, family: Family) -> Json:
         written[USE] = window is not None
     if WINDOW in family.defaults and (window is not None or USE not in family.defaults):
         written[WINDOW] = window
-    if window is not None and family.sliding != "all":
+    if family.sliding == "by_pattern" or (window is not None and family.sliding != "all"):
         written[TYPES] = [FULL if layer.window is None else SLIDING for layer in layers]
     return written
 
@@ -118,10 +120,10 @@ def rope_by_kind(values: Mapping[str, Any], family: Family) -> tuple[Rotary, Rot
         UserError: they are not supported, or contradict each other; names the key.
     """
     usual = Rotary(family.rope[0], None, family.rope[1])
-    if LOCAL_BASE not in family.defaults:
+    if not family.rope_by_kind:
         rotary = rope_from_hf(values, usual)
         return rotary, rotary
-    local = Rotary(number(values, LOCAL_BASE))
+    local = Rotary(number(values, LOCAL_BASE)) if LOCAL_BASE in family.defaults else usual
     nested = values.get(PARAMETERS)
     if not nested:
         return rope_from_hf(values, usual), local
@@ -148,13 +150,14 @@ def kinds_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) ->
         first = kinds[0] if kinds else Positions(theta)
         return Rotary(theta if first.theta is None else first.theta, first.scaling, share)
 
-    if LOCAL_BASE not in family.defaults:
+    if not family.rope_by_kind:
         return rope_to_hf(rotary(turning, family.rope[0]), base)
+    local = family.defaults.get(LOCAL_BASE, family.rope[0])
     full, sliding = (
         rotary([kind for kind in turning if (kind.window is not None) == windows], theta)
-        for windows, theta in ((False, family.rope[0]), (True, float(family.defaults[LOCAL_BASE])))
+        for windows, theta in ((False, family.rope[0]), (True, local))
     )
-    if base.get(PARAMETERS) or sliding.scaling is not None:
+    if base.get(PARAMETERS) or sliding.scaling is not None or LOCAL_BASE not in family.defaults:
         new = {PARAMETERS: True}
         kinds = {FULL: full, SLIDING: sliding}
         return {PARAMETERS: {kind: rope_to_hf(own, new)[PARAMETERS] for kind, own in kinds.items()}}

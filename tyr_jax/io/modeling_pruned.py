@@ -12,6 +12,8 @@ import transformers
 from torch import nn
 
 FAMILY = "Llama"
+ATTENTION_NORMS = ("input_layernorm",)
+MLP_NORMS = ("post_attention_layernorm",)
 
 
 Stock = getattr(transformers, f"{FAMILY}ForCausalLM")
@@ -43,7 +45,10 @@ CACHE_NAMES = "cache", "past_key_values", "past_key_value"
 """What versions of transformers call the argument with cached keys and values."""
 
 
-MLP_NORMS = "pre_feedforward_layernorm", "post_feedforward_layernorm"
+def drop(layer: nn.Module, names: tuple[str, ...]) -> None:
+    """Make modules of a layer do nothing."""
+    for name in names:
+        setattr(layer, name, nn.Identity())
 
 
 class NoAttention(nn.Module):
@@ -84,17 +89,13 @@ class PrunedForCausalLM(Stock):  # type: ignore[misc, valid-type]
             own = copy.copy(config)
             for key, value in sizes.items():
                 setattr(own, key, value)
-            # In models with norms behind sublayers, `post_attention_layernorm` is really that of attention.
-            sandwiched = hasattr(layer, "pre_feedforward_layernorm")
             if "attention" in gone:
-                layer.self_attn, layer.input_layernorm = NoAttention(index), nn.Identity()
-                if sandwiched:
-                    layer.post_attention_layernorm = nn.Identity()
+                layer.self_attn = NoAttention(index)
+                drop(layer, ATTENTION_NORMS)
             else:
                 layer.self_attn = type(layer.self_attn)(own, index)
             if "mlp" in gone:
                 layer.mlp = NoMLP()
-                for name in MLP_NORMS if sandwiched else ["post_attention_layernorm"]:
-                    setattr(layer, name, nn.Identity())
+                drop(layer, MLP_NORMS)
             else:
                 layer.mlp = type(layer.mlp)(own)

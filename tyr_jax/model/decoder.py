@@ -80,18 +80,31 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return (wide * scale).astype(x.dtype) * weight
 
 
+def before(block: Block, norm: str, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """What enters a sublayer from the residual `x [B, T, D]`, with the name of its `norm`, if it has one."""
+    return rms_norm(x, block[norm], config.norm_eps) if config.pre_norms else x
+
+
+def norm_of_heads(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """Queries or keys `x [B, T, N, H]`, normed over all heads together with `weight [N, H]`."""
+    flat = rms_norm(x.reshape(*x.shape[:2], -1), weight.reshape(-1), config.norm_eps)
+    return flat.reshape(x.shape)
+
+
 def queries_keys_values(
     block: Block, x: jax.Array, rope: Rope, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries `[B, T, N, H]` and keys, both rotated, and values `[B, T, K, H]`, from the residual
     `x [B, T, D]`."""
-    normed = rms_norm(x, block["attn_norm"], config.norm_eps)
+    normed = before(block, "attn_norm", x, config)
     lying = devices.as_they_lie((block["q"], block["k"], block["v"]))
     q, k, v = (linear(normed, weight) for weight in lying)
     if config.qkv_bias:
         q, k, v = q + block["q_bias"], k + block["k_bias"], v + block["v_bias"]
     if config.qk_norm:
         q, k = rms_norm(q, block["q_norm"], config.norm_eps), rms_norm(k, block["k_norm"], config.norm_eps)
+    if config.wide_qk_norm:
+        q, k = norm_of_heads(q, block["wide_q_norm"], config), norm_of_heads(k, block["wide_k_norm"], config)
     own = rope_of_block(block, rope, config)
     return rotate(q, own), rotate(k, own), v
 
@@ -121,7 +134,7 @@ def after_attention(block: Block, out: jax.Array, config: ModelConfig) -> jax.Ar
 
 def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """Neuron activations `[B, T, F]` that enter the down projection, from the residual `x [B, T, D]`."""
-    normed = rms_norm(x, block["mlp_norm"], config.norm_eps)
+    normed = before(block, "mlp_norm", x, config)
     gate, up = linear(normed, block["gate"]), linear(normed, block["up"])
     if config.mlp_bias:
         gate, up = gate + block["gate_bias"], up + block["up_bias"]

@@ -70,14 +70,25 @@ class Family:
     from the common `DEFAULTS`, or of keys in `OPTIONAL`."""
     rope: tuple[float, float] = (10000.0, 1.0)
     """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
+    rope_by_kind: bool = False
+    """Whether layers with a window have rotary embeddings of their own. Without `rope_parameters` for both
+    kinds of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
     sliding: Sliding = "all"
     """Which layers have the sliding window, if the model has one."""
     multipliers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Keys that give a factor, which is 1 if absent, by the field of `ModelConfig` that has it."""
-    fused: bool = False
-    """Whether q, k and v are stored as one matrix, and gate and up as another."""
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Tensors of a block that have another key than Llama's, by the tensor's name in `BLOCK_TENSORS`."""
+    fused: tuple[str, ...] = ()
+    """Modules that hold several tensors: `qkv_proj`, `gate_up_proj`."""
+    neighbours: bool = False
+    """Whether rotary embeddings turn channels 2i and 2i + 1 together, not i and i + H/2."""
+    pre_norms: bool = True
+    """Whether a norm precedes each sublayer."""
     post_norms: bool = False
-    """Whether a norm follows each sublayer, beside the one before it."""
+    """Whether a norm follows each sublayer."""
+    global_rotary: bool = True
+    """Whether layers without a window have rotary embeddings, in a model with a window."""
     norm_offset: float = 0.0
     """What is added to the stored scales of norms."""
     embed_by_width: bool = False
@@ -164,7 +175,7 @@ PHI3 = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
     models="Phi-3, Phi-4",
-    fused=True,
+    fused=("qkv_proj", "gate_up_proj"),
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
     # It is read with RoPE type `longrope`, and matters for no other.
@@ -176,6 +187,7 @@ GEMMA3 = Family(
     architecture="Gemma3ForCausalLM",
     models="Gemma 3 270M and 1B",
     tensors={"qk_norm": True},
+    keys={"mlp_norm": "pre_feedforward_layernorm.weight"},
     post_norms=True,
     norm_offset=1.0,
     embed_by_width=True,
@@ -192,6 +204,7 @@ GEMMA3 = Family(
         LOCAL_BASE: 10000.0,
     },
     rope=(1000000.0, 1.0),
+    rope_by_kind=True,
     sliding="by_pattern",
     checked={
         "hidden_activation": ("gelu_pytorch_tanh",),
@@ -202,6 +215,74 @@ GEMMA3 = Family(
         "use_bidirectional_attention": (False, None),
     },
     harmless=frozenset({"cache_implementation"}),
+)
+
+GLM4 = Family(
+    model_type="glm4",
+    architecture="Glm4ForCausalLM",
+    models="GLM-4 9B and 32B (0414)",
+    tensors={"qkv_bias": "attention_bias"},
+    keys={
+        "attn_post_norm": "post_self_attn_layernorm.weight",
+        "mlp_post_norm": "post_mlp_layernorm.weight",
+    },
+    fused=("gate_up_proj",),
+    neighbours=True,
+    post_norms=True,
+    defaults={
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rms_norm_eps": 0.00000015625,
+        "max_position_embeddings": 131072,
+        "attention_bias": True,
+    },
+    rope=(10000.0, 0.5),
+)
+
+EXAONE4 = Family(
+    model_type="exaone4",
+    architecture="Exaone4ForCausalLM",
+    models="EXAONE 4.0",
+    tensors={"qk_norm": True},
+    pre_norms=False,
+    post_norms=True,
+    global_rotary=False,
+    defaults={
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+    sliding="by_pattern",
+)
+
+OLMO2 = Family(
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    models="OLMo 2",
+    tensors={"wide_qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
+    pre_norms=False,
+    post_norms=True,
+    defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+)
+
+OLMO3 = Family(
+    model_type="olmo3",
+    architecture="Olmo3ForCausalLM",
+    models="OLMo 3",
+    tensors={"wide_qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
+    pre_norms=False,
+    post_norms=True,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+    rope=(500000.0, 1.0),
+    rope_by_kind=True,
+    sliding="by_pattern",
 )
 
 QWEN_WINDOW = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
@@ -229,7 +310,21 @@ QWEN3 = Family(
     sliding="from_max_window_layers",
 )
 
-BUILT_IN = (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, PHI3, GEMMA3)
+BUILT_IN = (
+    LLAMA,
+    MISTRAL,
+    MINISTRAL,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    GRANITE,
+    PHI3,
+    GEMMA3,
+    GLM4,
+    EXAONE4,
+    OLMO2,
+    OLMO3,
+)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""

@@ -170,16 +170,15 @@ def amplitudes(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
     return jnp.pad(jnp.full(rotated // 2, value), (0, (head_dim - rotated) // 2), constant_values=1.0)
 
 
-def paired_channels(head_dim: int, rotated: int) -> list[int]:
+def paired_channels(head_dim: int, rotated: int, neighbours: bool = False) -> tuple[int, ...]:
     """The order of a head's channels in which channel i and channel i + H/2 turn together.
 
-    In checkpoints, only the first `rotated` channels turn, channel i with channel i + rotated/2. Those that
-    do not turn fill up both halves.
+    In checkpoints, only the first `rotated` channels turn: channel i with channel i + rotated/2, or, as
+    `neighbours`, channel 2i with channel 2i + 1. Those that do not turn fill up both halves.
     """
-    half, rest = rotated // 2, (head_dim - rotated) // 2
-    return [
-        *range(half),
-        *range(rotated, rotated + rest),
-        *range(half, rotated),
-        *range(rotated + rest, head_dim),
-    ]
+    turning = list(range(rotated))
+    firsts, seconds = turning[: rotated // 2], turning[rotated // 2 :]
+    if neighbours:
+        firsts, seconds = turning[::2], turning[1::2]
+    middle = rotated + (head_dim - rotated) // 2
+    return (*firsts, *range(rotated, middle), *seconds, *range(middle, head_dim))

@@ -98,7 +98,7 @@ class BlockTensor:
 
 BLOCK_TENSORS = (
     BlockTensor("kind", "", "", "", "attention", "mixed"),
-    BlockTensor("attn_norm", "input_layernorm.weight", "", "D", "attention"),
+    BlockTensor("attn_norm", "input_layernorm.weight", "", "D", "attention", "pre_norms"),
     BlockTensor("q", "self_attn.q_proj.weight", "D", "NH", "attention", rotary=True),
     BlockTensor("k", "self_attn.k_proj.weight", "D", "KH", "attention", rotary=True),
     BlockTensor("v", "self_attn.v_proj.weight", "D", "KH", "attention"),
@@ -109,8 +109,10 @@ BLOCK_TENSORS = (
     BlockTensor("o_bias", "self_attn.o_proj.bias", "", "D", "attention", "out_bias"),
     BlockTensor("q_norm", "self_attn.q_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
     BlockTensor("k_norm", "self_attn.k_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
+    BlockTensor("wide_q_norm", "self_attn.q_norm.weight", "", "NH", "attention", "wide_qk_norm", rotary=True),
+    BlockTensor("wide_k_norm", "self_attn.k_norm.weight", "", "KH", "attention", "wide_qk_norm", rotary=True),
     BlockTensor("attn_post_norm", "post_attention_layernorm.weight", "", "D", "attention", "post_norms"),
-    BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn"),
+    BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn", "pre_norms"),
     BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn"),
     BlockTensor("up", "mlp.up_proj.weight", "D", "F", "ffn"),
     BlockTensor("down", "mlp.down_proj.weight", "F", "D", "ffn"),
@@ -122,9 +124,6 @@ BLOCK_TENSORS = (
 """All tensors that `tyr_jax.model.decoder` can use, in checkpoint order. Whatever handles tensors (loading,
 saving, pruning, compressing) depends only on their axes. So a new one needs a row here, a flag in
 `ModelConfig` and its use in the decoder."""
-
-POST_NORM_KEYS = {"mlp_norm": "pre_feedforward_layernorm.weight"}
-"""Keys that are different in models with norms behind their sublayers."""
 
 POST_NORMS: dict[Sublayer, str] = {"attention": "attn_post_norm", "ffn": "mlp_post_norm"}
 """The norm behind each sublayer, in models that have them."""
@@ -149,8 +148,12 @@ class ModelConfig:
     """Channels of a head that rotary embeddings turn; None for all."""
     max_positions: int = 2048
     tied: bool = False
-    fused: bool = False
-    """Whether checkpoints store q, k and v as one matrix, and gate and up as another."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """Tensors of a block that have another key than in `BLOCK_TENSORS`, with that key."""
+    fused: tuple[str, ...] = ()
+    """Modules of a checkpoint that hold several of our tensors."""
+    neighbours: bool = False
+    """Whether a checkpoint's rotary embeddings turn channels 2i and 2i + 1 together, not i and i + H/2."""
     attention_scale: float | None = None
     """What attention scores are multiplied by; None for 1 / √H."""
     query_scalar: float | None = None
@@ -165,6 +168,10 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    wide_qk_norm: bool = False
+    """Whether queries and keys are normed over all heads together. Heads must then stay together."""
+    pre_norms: bool = True
+    """Whether what enters a sublayer is normed."""
     post_norms: bool = False
     """Whether what a sublayer adds to the residual stream is normed before."""
     norm_offset: float = 0.0
@@ -176,7 +183,7 @@ class ModelConfig:
     def tensors(self) -> tuple[BlockTensor, ...]:
         """Tensors of a block that has both sublayers."""
         there = (tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
-        keys = POST_NORM_KEYS if self.post_norms else {}
+        keys = dict(self.keys)
         return tuple(dataclasses.replace(one, key=keys.get(one.name, one.key)) for one in there)
 
     @property
@@ -192,9 +199,20 @@ class ModelConfig:
         return len(self.positions) > 1
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Which of a checkpoint's channels `H` come first, second, and so on here; empty if all stay."""
+        order = paired_channels(self.head_dim, self.rotated or self.head_dim, self.neighbours)
+        return () if order == tuple(range(self.head_dim)) else order
+
+    @property
     def kinds(self) -> tuple[Positions, ...]:
         """The different ways in which layers treat positions."""
         return tuple(dict.fromkeys(self.positions))
+
+    @property
+    def any_qk_norm(self) -> bool:
+        """Whether queries and keys are normed."""
+        return self.qk_norm or self.wide_qk_norm
 
     def scale_of(self, name: str) -> float:
         """How many times the values of tensor `name` in a checkpoint ours are.
@@ -202,7 +220,7 @@ class ModelConfig:
         The factors above are part of the weights, so that the decoder need not know them. Ours divides
         scores by √H. Tied embeddings take `embed_scale` to the head, and the last norm takes it back.
         """
-        if name in (("q_norm",) if self.qk_norm else ("q", "q_bias")):
+        if name in ("q_norm", "wide_q_norm") or (name in ("q", "q_bias") and not self.any_qk_norm):
             if self.query_scalar is not None:
                 return (self.head_dim / self.query_scalar) ** 0.5
             return 1.0 if self.attention_scale is None else self.attention_scale * self.head_dim**0.5
@@ -332,7 +350,7 @@ def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
 def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
     """Tensors of block `layer` that are stored, without those of absent sublayers."""
     shape = config.layers[layer]
-    channels = () if config.rotated is None else tuple(paired_channels(config.head_dim, config.rotated))
+    channels = config.channels
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
     return tuple(
         TensorSpec(

@@ -92,9 +92,7 @@ def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
     """
     rounds, pruning = settings.rounds, settings.pruning
     kept = target_of(config, pruning, settings.sparsity[0]).kept
-    return level_grid(
-        pruning.kinds(config), kept, rounds.levels, rounds.interval, pruning.whole(config.depth)
-    )
+    return level_grid(pruning.kinds(config), kept, rounds.levels, rounds.interval, pruning.whole(config))
 
 
 def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:

@@ -110,7 +110,7 @@ class FoldPlan:
 
     def left_of_ffn(self, layer: int) -> int:
         """Neurons of a layer's FFN that are left to be reconstructed; 0 if the FFN is not reconstructed."""
-        whole = self.settings.whole(self.config.depth)[FFN, layer]
+        whole = self.settings.whole(self.config)[FFN, layer]
         return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
 
 
@@ -208,7 +208,7 @@ def prune_kind(
     metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
     gram, known = hessian.finish(entering.gram), (metric, plan.rank(kind, layer))
     # A site that stays whole keeps its weights.
-    if entering.pull is not None and not settings.whole(plan.config.depth)[kind, layer]:
+    if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
         weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
     made = settings.site(gram, weight, kept, exists, units, *known)
     site = prune_site(made, settings.pruner)

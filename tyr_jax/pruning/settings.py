@@ -14,7 +14,7 @@ from tyr_jax.pruning.hessian import DampingScale
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
 from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
-from tyr_jax.space import Kind
+from tyr_jax.space import ATTENTION, Kind
 
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
@@ -67,13 +67,16 @@ class PruningSettings:
         units = shape.heads if self.attention_unit == "head" else shape.kv_heads
         return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
 
-    def whole(self, depth: int) -> np.ndarray:
+    def whole(self, config: ModelConfig) -> np.ndarray:
         """The sites that stay whole, as a mask `[2, L]`.
 
         Raises:
             UserError: a flag names a layer that the model does not have.
         """
+        depth = config.depth
         sites = np.zeros((2, depth), bool)
+        # A norm over all heads would divide by another number without some of them.
+        sites[ATTENTION] = config.wide_qk_norm
         for row, flag, layers in zip(
             sites, ("--keep-heads", "--keep-neurons"), (self.keep_heads, self.keep_neurons), strict=True
         ):

@@ -57,7 +57,7 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
     Raises:
         UserError: the sparsity would leave nothing, or everything; names what is possible.
     """
-    kinds, whole = settings.kinds(config), settings.whole(config.depth)
+    kinds, whole = settings.kinds(config), settings.whole(config)
     if settings.budget == "units":
         stay = whole.sum(axis=1).tolist()
         budgets = [unit_budget(kind, config.depth, sparsity, n) for kind, n in zip(kinds, stay, strict=True)]
@@ -74,7 +74,7 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
         UserError: nothing fits, or everything does.
     """
     attention, ffn = settings.kinds(config)
-    whole, multiple = settings.whole(config.depth), ffn.multiple
+    whole, multiple = settings.whole(config), ffn.multiple
     heads_each = config.dense_shape.heads // attention.units
     movable, thinned = (int((~stays).sum()) for stays in whole)
 

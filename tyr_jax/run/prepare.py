@@ -89,7 +89,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     check_components(settings, model)
     check_prompt(model, settings.prompt)
     kinds = settings.pruning.kinds(model.config)
-    whole = settings.pruning.whole(model.config.depth)
+    whole = settings.pruning.whole(model.config)
     targets = tuple(target_of(model.config, settings.pruning, each) for each in settings.sparsity)
     check_length("--sequence-length", settings.data.sequence_length, model)
     if settings.rounds.rounds:
