@@ -13,7 +13,7 @@ from io_samples import BAD_VALUES, refusal
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS
 from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf, facts
-from tyr_jax.model.families import FAMILIES, WINDOW, Family
+from tyr_jax.model.families import FAMILIES, MISSING, WINDOW, Family
 from tyr_jax.model.rope import LinearScaling, Llama3Scaling, Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
@@ -149,6 +149,24 @@ def test_smollm2_config_as_published() -> None:
         )
     )
     assert config.layers[0] == LayerShape(4, 2, 48)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "what"),
+    [
+        ("qwen3_moe", "mixtures of experts"),
+        ("gemma2", "soft-caps"),
+        ("mamba2", "state-space"),
+        ("gemma3", "images"),
+    ],
+)
+def test_a_refusal_says_what_is_missing(model_type: str, what: str) -> None:
+    with pytest.raises(UserError, match=rf"'{model_type}' need .*{what}.*take one of llama"):
+        config_from_hf(llama(model_type=model_type))
+
+
+def test_nothing_is_missing_for_what_works() -> None:
+    assert not {one for types in MISSING.values() for one in types.split()} & FAMILIES.keys()
 
 
 def test_what_qwen3_has() -> None:

@@ -16,7 +16,7 @@ from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown,
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
-from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, Family
+from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, Family, missing_for
 from tyr_jax.model.rope import LongRopeScaling
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
@@ -82,7 +82,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise unsupported("model_type", model_type, "one of " + ", ".join(FAMILIES))
+        known = "one of " + ", ".join(FAMILIES)
+        if isinstance(model_type, str) and (what := missing_for(model_type)):
+            raise UserError(
+                f"models with model_type '{model_type}' need {what}, which tyr_jax lacks: take {known}"
+            )
+        raise unsupported("model_type", model_type, known)
     return FAMILIES[model_type]
 
 

@@ -330,6 +330,28 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""
 
 
+MISSING: dict[str, str] = {
+    "mixtures of experts": """mixtral qwen2_moe qwen3_moe gpt_oss olmoe flex_olmo granitemoe granitemoeshared
+        phimoe deepseek_v2 deepseek_v3 glm4_moe ernie4_5_moe llama4_text jetmoe dbrx hunyuan_v1_moe minimax
+        exaone_moe""",
+    "state-space layers or linear attention": """mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1
+        granitemoehybrid nemotron_h qwen3_next qwen3_5_text lfm2 recurrent_gemma rwkv olmo_hybrid""",
+    "images or sound": """gemma3 gemma3n gemma4 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 mistral3
+        mllama llama4 pixtral internvl idefics2 idefics3 smolvlm paligemma phi4_multimodal glm4v
+        qwen2_audio""",
+    "soft-caps of attention scores and logits": "gemma2",
+    "layer norms with a mean": """cohere cohere2 gpt2 gpt_neo gpt_neox gptj opt bloom falcon mpt phi stablelm
+        starcoder2 olmo codegen persimmon nemotron""",
+    "latent attention": "minicpm3 longcat_flash",
+}
+"""What the decoder lacks for families that people may try, by their `model_type`."""
+
+
+def missing_for(model_type: str) -> str | None:
+    """What the decoder lacks for a family; None if it is not known."""
+    return next((what for what, types in MISSING.items() if model_type in types.split()), None)
+
+
 def register_family(family: Family) -> None:
     """Add a family to `FAMILIES`. The same family may be added again.
 
