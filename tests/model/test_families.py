@@ -47,7 +47,10 @@ def test_a_family_may_come_twice() -> None:
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "there is another family with model_type 'llama'"),
-        ({"tensors": {"v_norm": True}}, "has tensors 'v_norm', .* qkv_bias, out_bias, qk_norm, mlp_bias"),
+        (
+            {"tensors": {"v_norm": True}},
+            "has tensors 'v_norm', .* qkv_bias, out_bias, qk_norm, wide_qk_norm, mlp_bias",
+        ),
         ({"defaults": {"logit_scale": 1.0}}, "has a default of 'logit_scale', which nothing reads"),
     ],
 )

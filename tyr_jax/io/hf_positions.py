@@ -108,6 +108,9 @@ def positions_to_hf(config: ModelConfig, family: Family) -> Json:
         written[USE] = window is not None
     if WINDOW in family.defaults and (window is not None or USE not in family.defaults):
         written[WINDOW] = window
+    if not family.global_rotary and window is None and layers[0].theta is None:
+        # A window that no layer has, which says that none has rotary embeddings.
+        written[WINDOW] = config.max_positions
     if family.sliding == "by_pattern" or (window is not None and family.sliding != "all"):
         written[TYPES] = [FULL if layer.window is None else SLIDING for layer in layers]
     return written
@@ -151,7 +154,7 @@ def kinds_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) ->
         return Rotary(theta if first.theta is None else first.theta, first.scaling, share)
 
     if not family.rope_by_kind:
-        return rope_to_hf(rotary(turning, family.rope[0]), base)
+        return rope_to_hf(rotary(turning, family.rope[0]), base, family.rope[1])
     local = family.defaults.get(LOCAL_BASE, family.rope[0])
     full, sliding = (
         rotary([kind for kind in turning if (kind.window is not None) == windows], theta)

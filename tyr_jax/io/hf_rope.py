@@ -165,11 +165,12 @@ def scaling_to_hf(scaling: RopeScaling | None) -> Json:
     return {"rope_type": "yarn"} | written | ({} if scaling.truncate else {"truncate": False})
 
 
-def rope_to_hf(rotary: Rotary, base: Mapping[str, Any]) -> Json:
+def rope_to_hf(rotary: Rotary, base: Mapping[str, Any], default_share: float = 1.0) -> Json:
     """The RoPE keys of a `config.json`, in the style of `base`, or else in the older one, which every tool
-    reads."""
+    reads. The share of channels that turn is left out if it is 1, and so is the family's `default_share`."""
     scaling = scaling_to_hf(rotary.scaling)
-    share = {} if rotary.share == 1 else {"partial_rotary_factor": rotary.share}
+    plain = rotary.share == default_share == 1
+    share = {} if plain else {"partial_rotary_factor": rotary.share}
     if base.get("rope_parameters"):
         return {"rope_parameters": {"rope_type": "default", "rope_theta": rotary.theta, **scaling, **share}}
     return {"rope_theta": rotary.theta, "rope_scaling": scaling or None, **share}

@@ -330,6 +330,9 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""
 
 
+NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms"})
+"""Flags of tensors that `Family.tensors` does not set: they have fields of their own, or none."""
+
 MISSING: dict[str, str] = {
     "mixtures of experts": """mixtral qwen2_moe qwen3_moe gpt_oss olmoe flex_olmo granitemoe granitemoeshared
         phimoe deepseek_v2 deepseek_v3 glm4_moe ernie4_5_moe llama4_text jetmoe dbrx hunyuan_v1_moe minimax
@@ -362,7 +365,7 @@ def register_family(family: Family) -> None:
     name = family.model_type
     if FAMILIES.get(name, family) != family:
         raise UserError(f"there is another family with model_type '{name}': give yours another model_type")
-    flags = list(dict.fromkeys(tensor.flag for tensor in BLOCK_TENSORS if tensor.flag and tensor.key))
+    flags = list(dict.fromkeys(tensor.flag for tensor in BLOCK_TENSORS if tensor.flag not in NOT_FLAGS))
     unknown = [flag for flag in family.tensors if flag not in flags]
     if unknown:
         raise UserError(
