@@ -83,15 +83,16 @@ def number(text: str) -> float:
 
 def headline() -> str:
     """Perplexities of the main results on text that is used neither for calibration nor for training."""
-    record = read_record("main")
-    (table,) = record["tables"]
-    models = [name.partition(":")[0] for name in table[0][3:]]
+    records = [read_record(name) for name in ("quarter", "half")]
+    models = [name.partition(":")[0] for name in records[0]["tables"][0][0][3:]]
     rows = [
         [size.partition(" (")[0], text.removesuffix(".txt"), dense, *(one.partition(",")[0] for one in found)]
-        for size, text, dense, *found in table[1:]
+        for record in records
+        for size, text, dense, *found in record["tables"][0][1:]
         if not text.startswith("builtin")
     ]
-    return f"{markdown([['block parameters left', 'text', 'dense', *models], *rows])}\n\n{origin(record)}"
+    shown = markdown([["block parameters left", "text", "dense", *models], *rows])
+    return "\n\n".join([shown, *map(origin, records)])
 
 
 def speed() -> str:

@@ -14,6 +14,7 @@ from tiny import make_tiny_config
 from tyr_jax import space
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.likelihood import Request, log_likelihoods
+from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
@@ -31,9 +32,17 @@ LAYERS = 24
 """Enough layers that a tensor of all layers is larger than that of one layer at all levels."""
 
 
-def results(number: int) -> dict[str, Any]:
+CONFIGS = {
+    "plain": make_tiny_config(qkv_bias=True),
+    # Layers that treat positions differently, and norms behind the sublayers.
+    "mixed": make_tiny_config(
+        positions=(Positions(window=6), Positions(None), Positions(500.0)), qk_norm=True, post_norms=True
+    ),
+}
+
+
+def results(number: int, config: ModelConfig) -> dict[str, Any]:
     """All results computed on `number` devices, by name."""
-    config = make_tiny_config(qkv_bias=True)
     settings, objective = PruningSettings(), HiddenKL()
     rng = np.random.default_rng(0)
     # Most of these numbers of sequences are not divisible by the number of devices.
@@ -103,7 +112,7 @@ def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: Mod
     dealt = reconstruction.deal([batch, batch], 3)
     every = np.concatenate(devices.fetch([lesson.target[lesson.weights > 0] for lesson in dealt]))
     lesson = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
-    ffn = {name: small[name] for name in ("gate", "up", "down", "mlp_norm")}
+    ffn = {name: small[name] for name in ("gate", "up", "down", "mlp_norm", "mlp_post_norm") if name in small}
     plan = reconstruction.Plan(config, 4, 0.5, (0,))
     learnt = reconstruction.learn_from(ffn, [lesson], metric, plan)
     return learnt, every[np.argsort(every[:, 0])]
@@ -129,5 +138,7 @@ def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
 if __name__ == "__main__":
     with open(sys.argv[1], "wb") as file:
         numbers = [int(number) for number in sys.argv[2:]]
-        found = {number: results(number) for number in numbers}
+        found = {
+            number: {name: results(number, config) for name, config in CONFIGS.items()} for number in numbers
+        }
         pickle.dump((found, {number: largest_collectives(number) for number in numbers if number > 1}), file)
