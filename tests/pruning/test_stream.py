@@ -1,9 +1,14 @@
 """The residual stream at a site: the weights of its tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from tiny import make_tiny_config
 
+from tyr_jax.model.spec import layer_block, random_params
 from tyr_jax.pruning import stream
+from tyr_jax.space import FFN
 
 
 def test_tokens_weigh_by_their_residuals() -> None:
@@ -21,3 +26,34 @@ def test_tokens_without_an_embedding_do_not_rule() -> None:
     x = jnp.asarray(rms[..., None] * np.ones(3), jnp.float32)
     weights = stream.token_weights(x, jnp.int32(2), even=False)
     np.testing.assert_allclose(weights, [[5, 0.5, 0.5, 0.5], [0, 0, 0, 0]], rtol=1e-6)
+
+
+def test_errors_are_measured_behind_a_norm() -> None:
+    """A small change of a site's weight moves what is added to the residual as far as its product moves, with
+    the tokens' weights and the norm's gain, but for the direction in which the norm divides it out."""
+    config = make_tiny_config(layers=1, post_norms=True)
+    block = layer_block(random_params(config, jax.random.key(0), scale=0.2)["blocks"], 0)
+    rng = np.random.default_rng(0)
+    gain = rng.uniform(0.2, 3, config.hidden)
+    block |= {"mlp_post_norm": jnp.asarray(gain, jnp.float32)}
+    # Tokens of very different size.
+    units = rng.standard_normal((1, 200, 48)) * np.exp(2 * rng.standard_normal((1, 200, 1)))
+    weight = np.asarray(block["down"], float)
+    change = 1e-4 * rng.standard_normal(weight.shape)
+
+    def added(weight: np.ndarray) -> np.ndarray:
+        product = units @ weight
+        return gain * product / np.sqrt(np.mean(product**2, axis=-1, keepdims=True) + config.norm_eps)
+
+    exact = np.sum((added(weight + change) - added(weight)) ** 2)
+    weights = stream.behind_norm(FFN, block, jnp.asarray(units, jnp.float32), None, config)
+    assert weights is not None
+    moved = np.asarray(weights)[..., None] * (units @ change)
+    metric = stream.metric_behind(jnp.eye(config.hidden), stream.behind_gain(FFN, block, config))
+    measured = np.sum((moved @ np.asarray(metric)) * moved)
+    assert measured == pytest.approx(exact, rel=3 / config.hidden)
+    doubled = stream.behind_norm(FFN, block, jnp.asarray(units, jnp.float32), 2 * jnp.ones((1, 200)), config)
+    np.testing.assert_allclose(doubled, 2 * weights, rtol=1e-6)
+    plain = make_tiny_config(layers=1)
+    assert stream.behind_norm(FFN, block, jnp.asarray(units), None, plain) is None
+    assert stream.metric_behind(metric, stream.behind_gain(FFN, block, plain)) is metric

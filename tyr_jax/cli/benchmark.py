@@ -45,6 +45,7 @@ class BenchmarkSettings:
     overwrite: bool = False
     """Replace the figures of an earlier benchmark there."""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
 
 
 def run(settings: BenchmarkSettings) -> None:

@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from tyr_jax import process
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
-from tyr_jax.model.families import load_family
+from tyr_jax.model.families import IGNORED_KEYS, load_family
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
@@ -32,7 +32,18 @@ Family = Annotated[
         help_behavior_hint="",
     ),
 ]
-"""The option of every command that reads models."""
+"""An option of every command that reads models."""
+
+IgnoredKeys = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="KEY",
+        help="Keys of the model's config.json that tyr_jax does not know, and that do not change what the "
+        "model computes. Any other unknown key is an error.",
+        help_behavior_hint="",
+    ),
+]
+"""Another one."""
 
 NO_LIMIT = 10_000
 """Width of a terminal, in columns, that is enough for anything."""
@@ -58,20 +69,21 @@ def execute(
 
     def carry_out() -> None:
         parsed = parse(settings, given, prog=prog, description=description or "")
-        register(getattr(parsed, "family", None))
+        register(getattr(parsed, "family", None), getattr(parsed, "ignore_keys", ()))
         run(parsed)
 
     process.run(carry_out)
 
 
-def register(family: str | None) -> None:
-    """Register the model family that `--family` names, if it was given.
+def register(family: str | None, ignore_keys: Iterable[str] = ()) -> None:
+    """Register the model family that `--family` names, if it was given, and the keys to ignore.
 
     Raises:
         UserError: there is no such family.
     """
     if family is not None:
         load_family(family)
+    IGNORED_KEYS.update(ignore_keys)
 
 
 def parse(

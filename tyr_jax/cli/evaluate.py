@@ -66,6 +66,7 @@ class EvaluateSettings:
     json: bool = False
     """Print JSON on stdout in place of the table."""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
 
 
 def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:

@@ -40,6 +40,7 @@ class ExportSettings:
     """Fill FFN widths up with zeros to a multiple of this, beyond what the type itself needs; 256 lets
     llama.cpp's tools quantise the file further."""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
 
 
 def run(settings: ExportSettings) -> None:

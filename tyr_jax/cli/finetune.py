@@ -32,6 +32,7 @@ class FinetuneArguments:
     settings: RecoverySettings
     """Settings"""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
 
 
 def run(settings: RecoverySettings, arguments: list[str]) -> None:

@@ -37,6 +37,7 @@ class GenerateSettings:
     seed: int = 0
     """Seed of the choice, where there is any (--temperature above 0)."""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = dataclasses.field(default_factory=Sampling)
     """Sampling"""
 

@@ -64,6 +64,7 @@ class PruneArguments:
     components: ComponentNames = dataclasses.field(default_factory=ComponentNames)
     """Components"""
     family: command.Family = None
+    ignore_keys: command.IgnoredKeys = ()
 
 
 def parse(arguments: list[str]) -> PruneArguments:
@@ -114,7 +115,7 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: a problem with the model, the data, the output or the settings.
     """
-    command.register(asked.family)
+    command.register(asked.family, asked.ignore_keys)
     if asked.plan.plan:
         command.show(plan(asked).tables())
     else:

@@ -16,7 +16,7 @@ from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown,
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
-from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, Family, missing_for
+from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, IGNORED_KEYS, Family, missing_for
 from tyr_jax.model.rope import LongRopeScaling
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
@@ -95,15 +95,16 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     """Check that every key is known, and that checked keys have a supported value.
 
     Raises:
-        UserError: a key is unknown, or its value is not supported; names the key.
+        UserError: a key is unknown and not ignored, or its value is not supported; names the key.
     """
     checked = {**CHECKED, **family.checked}
-    known = READ | HARMLESS | family.read_keys | family.harmless | checked.keys()
+    known = READ | HARMLESS | IGNORED_KEYS | family.read_keys | family.harmless | checked.keys()
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
     if unknown:
         raise UserError(
             f"config key '{unknown[0]}' (value {shown(config[unknown[0]])}) is unknown for a "
-            f"{config['model_type']} model, so it might change what the model computes; if not, remove it"
+            f"{config['model_type']} model, so it might change what the model computes; if not, name "
+            f"it with --ignore-keys {unknown[0]}"
         )
     for key, allowed in checked.items():
         if key in config and not any(config[key] == value for value in allowed):

@@ -330,6 +330,9 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""
 
 
+IGNORED_KEYS: set[str] = set()
+"""Keys of `config.json` that a user says do not change what a model computes."""
+
 NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms"})
 """Flags of tensors that `Family.tensors` does not set: they have fields of their own, or none."""
 
