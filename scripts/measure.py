@@ -1,7 +1,8 @@
 """Measure and record every figure of the documentation, and write it into its page.
 
   python scripts/fetch_news.py news.txt
-  python scripts/measure.py --news news.txt
+  python scripts/fetch_gemma.py gemma-3-270m.gguf
+  python scripts/measure.py
 
 Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
 measures what has a record. --pages measures nothing, and only writes the tables into their pages.
@@ -34,7 +35,7 @@ from tyr_jax.settings import WIKITEXT
 class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
-    {wikitext} and {news} in the options are replaced by the texts to measure on.
+    {wikitext} and {news} in the options are replaced by the texts to measure on, {gemma} by that model's file.
     """
 
     script: str
@@ -63,6 +64,11 @@ MEASUREMENTS = {
         "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "
         "--results runs/demo_results",
         "runs/demo_results/results.json",
+    ),
+    "gemma": Measurement(
+        "main_results.py --model {gemma} --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} "
+        "{news} --results runs/gemma",
+        "runs/gemma/results.json",
     ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
     "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
@@ -94,6 +100,8 @@ class Measure:
     """Test text of WikiText-2: the hub's, or a local file."""
     news: str = "news.txt"
     """File that `fetch_news.py` has written."""
+    gemma: str = "gemma-3-270m.gguf"
+    """File that `fetch_gemma.py` has written."""
 
 
 def cells_of(line: str) -> list[str]:
@@ -166,12 +174,13 @@ def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
     measurement = MEASUREMENTS[name]
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results
-    given = {"wikitext": str(asked.wikitext), "news": str(Path(asked.news).absolute())}
+    files = {"news": asked.news, "gemma": asked.gemma}
+    given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
     at, start = commit(), time.monotonic()
     tables = find_tables(output_of([part.format(**given) for part in shlex.split(script)]))
-    shown = script.format(wikitext=Path(asked.wikitext).name, news=Path(asked.news).name)
+    shown = script.format(**{name: Path(file).name for name, file in given.items()})
     return {
         "command": f"python {shown}",
         "commit": at,
