@@ -41,7 +41,7 @@ def test_results() -> dict[str, dict[str, set[str]]]:
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        files = ["tests/model/test_parity.py", "tests/run/test_families.py"]
+        files = ["tests/model/test_parity.py", "tests/run/test_every_family.py"]
         chosen = ["-k", " or ".join(TESTS), "-o", "junit_family=xunit1", f"--junitxml={report}"]
         subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:xdist", *chosen, *files], cwd=ROOT, check=False

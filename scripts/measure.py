@@ -35,7 +35,7 @@ from tyr_jax.settings import WIKITEXT
 class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
-    {wikitext} and {news} in the options are replaced by the texts to measure on, {gemma} by that model's file.
+    In the options, {wikitext} and {news} are replaced by the texts to measure on, {gemma} by a model's file.
     """
 
     script: str
@@ -66,8 +66,8 @@ MEASUREMENTS = {
         "runs/demo_results/results.json",
     ),
     "gemma": Measurement(
-        "main_results.py --model {gemma} --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} "
-        "{news} --results runs/gemma",
+        "main_results.py --model {gemma} --sparsities 0.25 --preset quick --reconstruct 0 "
+        "--evaluation {wikitext} {news} --results runs/gemma",
         "runs/gemma/results.json",
     ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
