@@ -55,7 +55,7 @@ def head_outputs64(block: dict[str, Any], x: Array, config: ModelConfig) -> Arra
         q, k, v = q + f64(block["q_bias"]), k + f64(block["k_bias"]), v + f64(block["v_bias"])
     if config.qk_norm:
         q, k = norm64(q, block["q_norm"], config.norm_eps), norm64(k, block["k_norm"], config.norm_eps)
-    positions = config.kinds[int(block.get("kind", 0))]
+    positions = config.layer_types[int(block.get("layer_type", 0))]
     out = np.empty_like(q)
     group = q.shape[2] // k.shape[2]
     for b in range(len(x)):

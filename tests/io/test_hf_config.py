@@ -47,7 +47,7 @@ def layers_positions(draw: st.DrawFn, family: Family, rotary: Positions, depth: 
 
     # Only some families have rotary embeddings of their own for layers with a window.
     nearby = rotary
-    if family.rope_by_kind:
+    if family.rope_by_type:
         nearby = Positions(draw(st.floats(100, 1e7)), draw(st.none() | st.just(LinearScaling(2.0))))
 
     def layer() -> Positions:
@@ -117,7 +117,7 @@ def test_config_round_trip(config: ModelConfig, new_style: bool, data: st.DataOb
     # The older style has one base for all layers, or one more for those with a window.
     both = FAMILIES[config.family]
     assert ("rope_parameters" in written) >= new_style
-    assert new_style or both.rope_by_kind or "rope_parameters" not in written
+    assert new_style or both.rope_by_type or "rope_parameters" not in written
     assert config_from_hf(config_to_hf(config, written)) == config
 
 

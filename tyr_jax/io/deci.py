@@ -156,7 +156,7 @@ def shared_positions(config: ModelConfig) -> Positions:
     Raises:
         UserError: they have different rotary embeddings.
     """
-    first, *others = {dataclasses.replace(kind, window=None) for kind in config.kinds}
+    first, *others = {dataclasses.replace(each, window=None) for each in config.layer_types}
     if others:
         raise UserError(
             f"this {config.family} model cannot be written as a GGUF file: its layers differ in their rotary "
@@ -193,7 +193,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     sizes = {
         "block_count": config.depth,
         # `deci` has no sliding window. In a context no longer than the window, that makes no difference.
-        "context_length": min([config.context, *(kind.window for kind in config.kinds if kind.window)]),
+        "context_length": min([config.context, *(each.window for each in config.layer_types if each.window)]),
         "embedding_length": config.hidden,
         "vocab_size": config.vocab,
         "feed_forward_length": [shape.ffn for shape in config.layers],

@@ -14,7 +14,7 @@ from typing import Any
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
-from tyr_jax.io.hf_positions import kinds_to_hf, positions_from_hf, positions_to_hf, rope_by_kind
+from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_by_type, rotary_to_hf
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
 from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, IGNORED_KEYS, Family, missing_for
 from tyr_jax.model.rope import LongRopeScaling
@@ -195,7 +195,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     kv_heads = _size(values, "num_key_value_heads")
     if heads % kv_heads:
         raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
-    rotary, local = rope_by_kind(values, family)
+    rotary, local = rotary_by_type(values, family)
     head_dim = _head_dim(values, hidden, heads)
     present: dict[str, Any] = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
     return ModelConfig(
@@ -238,7 +238,7 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied,
-        **kinds_to_hf(config, family, base),
+        **rotary_to_hf(config, family, base),
         **positions_to_hf(config, family),
     }
     for field, key in family.multipliers.items():

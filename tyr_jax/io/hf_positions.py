@@ -116,14 +116,14 @@ def positions_to_hf(config: ModelConfig, family: Family) -> Json:
     return written
 
 
-def rope_by_kind(values: Mapping[str, Any], family: Family) -> tuple[Rotary, Rotary]:
+def rotary_by_type(values: Mapping[str, Any], family: Family) -> tuple[Rotary, Rotary]:
     """The rotary embeddings of layers that attend to all positions, and of those that attend to a window.
 
     Raises:
         UserError: they are not supported, or contradict each other; names the key.
     """
     usual = Rotary(family.rope[0], None, family.rope[1])
-    if not family.rope_by_kind:
+    if not family.rope_by_type:
         rotary = rope_from_hf(values, usual)
         return rotary, rotary
     local = Rotary(number(values, LOCAL_BASE)) if LOCAL_BASE in family.defaults else usual
@@ -134,34 +134,34 @@ def rope_by_kind(values: Mapping[str, Any], family: Family) -> tuple[Rotary, Rot
         raise unsupported(PARAMETERS, nested, f"an object with {FULL!r} and {SLIDING!r}")
     limits = {"max_position_embeddings": values["max_position_embeddings"]}
     full, sliding = (
-        rope_from_hf({PARAMETERS: nested[kind]} | limits, default)
-        for kind, default in ((FULL, usual), (SLIDING, local))
+        rope_from_hf({PARAMETERS: nested[name]} | limits, default)
+        for name, default in ((FULL, usual), (SLIDING, local))
     )
     if sliding.share != full.share:
         raise unsupported(f"{PARAMETERS}.{SLIDING}", nested[SLIDING], f"with the share of {FULL!r}")
     return full, sliding
 
 
-def kinds_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) -> Json:
+def rotary_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) -> Json:
     """The keys of rotary embeddings in a `config.json`, in the style of `base`."""
-    turning = [kind for kind in config.kinds if kind.theta is not None]
+    turning = [each for each in config.layer_types if each.theta is not None]
     share = 1.0 if config.rotated is None else config.rotated / config.head_dim
     if config.rotated is not None and int(config.head_dim * share) < config.rotated:
         share = math.nextafter(share, 1)
 
-    def rotary(kinds: list[Positions], theta: float) -> Rotary:
-        first = kinds[0] if kinds else Positions(theta)
+    def rotary(types: list[Positions], theta: float) -> Rotary:
+        first = types[0] if types else Positions(theta)
         return Rotary(theta if first.theta is None else first.theta, first.scaling, share)
 
-    if not family.rope_by_kind:
+    if not family.rope_by_type:
         return rope_to_hf(rotary(turning, family.rope[0]), base, family.rope[1])
     local = family.defaults.get(LOCAL_BASE, family.rope[0])
     full, sliding = (
-        rotary([kind for kind in turning if (kind.window is not None) == windows], theta)
+        rotary([each for each in turning if (each.window is not None) == windows], theta)
         for windows, theta in ((False, family.rope[0]), (True, local))
     )
     if base.get(PARAMETERS) or sliding.scaling is not None or LOCAL_BASE not in family.defaults:
         new = {PARAMETERS: True}
-        kinds = {FULL: full, SLIDING: sliding}
-        return {PARAMETERS: {kind: rope_to_hf(own, new)[PARAMETERS] for kind, own in kinds.items()}}
+        both = {FULL: full, SLIDING: sliding}
+        return {PARAMETERS: {name: rope_to_hf(own, new)[PARAMETERS] for name, own in both.items()}}
     return rope_to_hf(full, base) | {LOCAL_BASE: sliding.theta}

@@ -26,8 +26,8 @@ from tyr_jax.runtime import devices, offload
 
 
 class Rope(NamedTuple):
-    """Rotary tables, `cos` and `sin`, each `[T, H/2]`; with a leading axis of kinds in a model whose layers
-    treat positions differently."""
+    """Rotary tables, `cos` and `sin`, each `[T, H/2]`; with a leading axis of layer types in a model
+    whose layers treat positions differently."""
 
     cos: jax.Array
     sin: jax.Array
@@ -40,30 +40,30 @@ def rope_tables(config: ModelConfig, length: int) -> Rope:
 
 def rope_at(config: ModelConfig, positions: jax.Array) -> Rope:
     """Rotary tables for `positions [T]` (Su et al. 2021, rotate-half layout)."""
-    tables = [_rope_of(config, kind, positions) for kind in config.kinds]
-    return jax.tree.map(lambda *kinds: jnp.stack(kinds), *tables) if config.mixed else tables[0]
+    tables = [_rope_of(config, each, positions) for each in config.layer_types]
+    return jax.tree.map(lambda *each: jnp.stack(each), *tables) if config.mixed else tables[0]
 
 
-def _rope_of(config: ModelConfig, kind: Positions, positions: jax.Array) -> Rope:
-    """Rotary tables `[T, H/2]` of the layers of a kind."""
+def _rope_of(config: ModelConfig, layer_type: Positions, positions: jax.Array) -> Rope:
+    """Rotary tables `[T, H/2]` of the layers of a type."""
     sizes = config.head_dim, config.rotated or config.head_dim
-    angles = positions.astype(jnp.float32)[:, None] * frequencies(kind, *sizes)
-    return Rope(*(amplitudes(kind, *sizes) * wave(angles) for wave in (jnp.cos, jnp.sin)))
+    angles = positions.astype(jnp.float32)[:, None] * frequencies(layer_type, *sizes)
+    return Rope(*(amplitudes(layer_type, *sizes) * wave(angles) for wave in (jnp.cos, jnp.sin)))
 
 
 def rope_of_block(block: Block, rope: Rope, config: ModelConfig) -> Rope:
     """The rotary tables `[T, H/2]` of a block."""
-    return Rope(*(tables[block["kind"]] for tables in rope)) if config.mixed else rope
+    return Rope(*(tables[block["layer_type"]] for tables in rope)) if config.mixed else rope
 
 
 def window_of_block(block: Block, config: ModelConfig) -> Window:
     """How many positions a token of a block attends to, None for all. Where layers differ in it, it is data,
     and the largest integer stands for all."""
-    windows = [kind.window for kind in config.kinds]
+    windows = [each.window for each in config.layer_types]
     if len(set(windows)) == 1:
         return windows[0]
     largest = np.iinfo(np.int32).max
-    return jnp.array([window or largest for window in windows], jnp.int32)[block["kind"]]
+    return jnp.array([window or largest for window in windows], jnp.int32)[block["layer_type"]]
 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:

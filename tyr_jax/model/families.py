@@ -70,7 +70,7 @@ class Family:
     from the common `DEFAULTS`, or of keys in `OPTIONAL`."""
     rope: tuple[float, float] = (10000.0, 1.0)
     """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
-    rope_by_kind: bool = False
+    rope_by_type: bool = False
     """Whether layers with a window have rotary embeddings of their own. Without `rope_parameters` for both
     kinds of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
     sliding: Sliding = "all"
@@ -204,7 +204,7 @@ GEMMA3 = Family(
         LOCAL_BASE: 10000.0,
     },
     rope=(1000000.0, 1.0),
-    rope_by_kind=True,
+    rope_by_type=True,
     sliding="by_pattern",
     checked={
         "hidden_activation": ("gelu_pytorch_tanh",),
@@ -281,7 +281,7 @@ OLMO3 = Family(
         "sliding_window_pattern": 4,
     },
     rope=(500000.0, 1.0),
-    rope_by_kind=True,
+    rope_by_type=True,
     sliding="by_pattern",
 )
 

@@ -55,8 +55,8 @@ class BlockTensor:
     """One tensor of every block, whatever the sizes of the blocks.
 
     `name`, `inputs`, `outputs`, `sublayer` and `rotary` are as in `TensorSpec`. `key` is the part that
-    follows the block's own key; without one, the tensor follows from the configuration (see `layer_kinds`),
-    and is neither stored nor trained.
+    follows the block's own key. Without one, the tensor follows from the configuration (`type_of_layers`), and
+    is neither stored nor trained.
 
     Raises:
         ValueError: the tensor has an axis that tensors of its sublayer cannot have, or has one twice; names
@@ -97,7 +97,7 @@ class BlockTensor:
 
 
 BLOCK_TENSORS = (
-    BlockTensor("kind", "", "", "", "attention", "mixed"),
+    BlockTensor("layer_type", "", "", "", "attention", "mixed"),
     BlockTensor("attn_norm", "input_layernorm.weight", "", "D", "attention", "pre_norms"),
     BlockTensor("q", "self_attn.q_proj.weight", "D", "NH", "attention", rotary=True),
     BlockTensor("k", "self_attn.k_proj.weight", "D", "KH", "attention", rotary=True),
@@ -179,6 +179,10 @@ class ModelConfig:
     activation: Activation = "silu"
     """What gates the neurons."""
 
+    def __post_init__(self) -> None:
+        if len(self.positions) not in (1, self.depth):
+            raise ValueError(f"there are {len(self.positions)} `positions` for {self.depth} layers")
+
     @property
     def tensors(self) -> tuple[BlockTensor, ...]:
         """Tensors of a block that has both sublayers."""
@@ -189,13 +193,13 @@ class ModelConfig:
     @property
     def context(self) -> int:
         """The most tokens of a sequence that the decoder computes rightly."""
-        scalings = (kind.scaling for kind in self.kinds)
+        scalings = (each.scaling for each in self.layer_types)
         shorter = [one.original_max_positions for one in scalings if isinstance(one, LongRopeScaling)]
         return min([self.max_positions, *shorter])
 
     @property
     def mixed(self) -> bool:
-        """Whether layers treat positions differently; each block then has its `kind`."""
+        """Whether layers treat positions differently; each block then has its `layer_type`."""
         return len(self.positions) > 1
 
     @property
@@ -205,7 +209,7 @@ class ModelConfig:
         return () if order == tuple(range(self.head_dim)) else order
 
     @property
-    def kinds(self) -> tuple[Positions, ...]:
+    def layer_types(self) -> tuple[Positions, ...]:
         """The different ways in which layers treat positions."""
         return tuple(dict.fromkeys(self.positions))
 
@@ -389,19 +393,20 @@ def build_params(
         layers = [block_specs(config, layer) for layer in range(config.depth)]
         params["blocks"] = {specs[0].name: stack(specs) for specs in zip(*layers, strict=True)}
         if config.mixed and config.dense_shape.heads:
-            params["blocks"]["kind"] = layer_kinds(config)
+            params["blocks"]["layer_type"] = type_of_layers(config)
     else:
+        types = type_of_layers(config)
         params["blocks"] = tuple(
             {spec.name: jnp.asarray(make(spec)) for spec in block_specs(config, layer)}
-            | ({"kind": layer_kinds(config)[layer]} if config.mixed and config.layers[layer].heads else {})
+            | ({"layer_type": types[layer]} if config.mixed and config.layers[layer].heads else {})
             for layer in range(config.depth)
         )
     return params
 
 
-def layer_kinds(config: ModelConfig) -> jax.Array:
-    """Which of the model's `kinds` of positions each layer has, `[L]`, where layers differ in it."""
-    return jnp.array([config.kinds.index(positions) for positions in config.positions], jnp.int32)
+def type_of_layers(config: ModelConfig) -> jax.Array:
+    """Which of the model's `layer_types` each layer has, `[L]`, where layers differ in it."""
+    return jnp.array([config.layer_types.index(own) for own in config.positions], jnp.int32)
 
 
 Blocks = dict[str, jax.Array] | tuple[Block, ...]
