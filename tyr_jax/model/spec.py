@@ -55,8 +55,8 @@ class BlockTensor:
     """One tensor of every block, whatever the sizes of the blocks.
 
     `name`, `inputs`, `outputs`, `sublayer` and `rotary` are as in `TensorSpec`. `key` is the part that
-    follows the block's own key. Without one, the tensor follows from the configuration (`type_of_layers`), and
-    is neither stored nor trained.
+    follows the block's own key. Without one, the tensor follows from the configuration (`type_of_layers`):
+    it is neither stored nor trained.
 
     Raises:
         ValueError: the tensor has an axis that tensors of its sublayer cannot have, or has one twice; names
