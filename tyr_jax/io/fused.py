@@ -38,7 +38,11 @@ def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 
 class SplitSource:
-    """The tensors of a checkpoint with fused matrices, each under a key of its own."""
+    """The tensors of a checkpoint with fused matrices, each under a key of its own.
+
+    Raises:
+        UserError: a tensor is there both by itself and in a fused matrix; names it.
+    """
 
     def __init__(self, source: TensorSource, config: ModelConfig) -> None:
         self._source = source
@@ -47,6 +51,12 @@ class SplitSource:
             ends = list(itertools.accumulate(spec.checkpoint_shape[0] for spec in specs))
             for spec, start, stop in zip(specs, [0, *ends], ends, strict=False):
                 self._parts[spec.key] = key, start, stop, ends[-1]
+        twice = sorted(name for name in source.keys() & self._parts.keys() if self._parts[name][0] != name)
+        if twice:
+            raise UserError(
+                f"tensor '{twice[0]}' is in the checkpoint, which in a {config.family} model is part of "
+                f"'{self._parts[twice[0]][0]}'"
+            )
 
     def keys(self) -> set[str]:
         """Names of all tensors. A fused matrix that the configuration does not have keeps its own."""

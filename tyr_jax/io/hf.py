@@ -20,7 +20,7 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import check_regular, inside, read_json
 from tyr_jax.io.config_values import shown
 from tyr_jax.io.directory import check_directory
-from tyr_jax.io.fused import SplitSource
+from tyr_jax.io.fused import SplitSource, stored_key
 from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
 from tyr_jax.runtime import devices
@@ -133,7 +133,8 @@ def load_params(
     source = SplitSource(source, config) if config.fused else source
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
-    missing = [key for key in specs if key not in keys]
+    absent = (stored_key(spec, config) for key, spec in specs.items() if key not in keys)
+    missing = list(dict.fromkeys(absent))
     unknown = sorted(key for key in keys - set(specs) if not IGNORED_KEYS.fullmatch(key))
     if config.tied and "lm_head.weight" in unknown:
         _check_tied_head(source)
