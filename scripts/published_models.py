@@ -131,6 +131,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
             "rope_theta": 5000000.0,
             "no_rope_layers": [1, 1, 1, 0] * 9,
             "no_rope_layer_interval": 4,
+            "pretraining_tp": 2,
             "use_sliding_window": False,
             "sliding_window": None,
             "max_window_layers": 28,
@@ -170,6 +171,10 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "sliding_window": 2047,
+            "auto_map": {
+                "AutoConfig": "configuration_phi3.Phi3Config",
+                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            },
             "original_max_position_embeddings": 4096,
             "max_position_embeddings": 4096,
         },

@@ -180,6 +180,18 @@ def test_an_unknown_key_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_to_hf(config, llama(frobnicate=3))["frobnicate"] == 3
 
 
+def test_code_that_a_family_was_published_with() -> None:
+    phi = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
+    code = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    config = config_from_hf(llama(**phi, auto_map=code))
+    assert "auto_map" not in config_to_hf(config, llama(**phi, auto_map=code))
+    for other in (code | {"AutoModel": "modeling_x.Y"}, ["modeling_phi3.Phi3ForCausalLM"]):
+        with pytest.raises(UserError, match="'auto_map'"):
+            config_from_hf(llama(**phi, auto_map=other))
+    with pytest.raises(UserError, match="'auto_map'"):
+        config_from_hf(llama(auto_map=code))
+
+
 def test_nothing_is_missing_for_what_works() -> None:
     assert not {one for types in MISSING.values() for one in types.split()} & FAMILIES.keys()
 

@@ -119,8 +119,11 @@ def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
     Raises:
         UserError: it is not, or has an `auto_map` without `per_layer_config`; names the key.
     """
-    if config.get("auto_map") and not config.get("per_layer_config"):
-        raise unsupported("auto_map", config["auto_map"], "absent: custom modelling code is not run")
+    custom = config.get("auto_map")
+    if custom and not config.get("per_layer_config"):
+        known = isinstance(custom, dict) and family.published_code.issuperset(custom.values())
+        if not known:
+            raise unsupported("auto_map", custom, "absent: custom modelling code is not run")
     names = config.get("architectures")
     if names and not config.get("auto_map") and names != [family.architecture]:
         raise unsupported("architectures", names, repr([family.architecture]))

@@ -95,6 +95,8 @@ class Family:
     """Whether embeddings are multiplied by √D."""
     activation: Activation = "silu"
     """What gates the neurons. `checked` has the key that says so, unless it is `silu`."""
+    published_code: frozenset[str] = frozenset()
+    """Classes that an `auto_map` may name, because their code is that of transformers."""
     checked: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """Keys that must have one of these values when present."""
     harmless: frozenset[str] = frozenset()
@@ -153,7 +155,8 @@ SMOLLM3 = Family(
     },
     rope=(2000000.0, 1.0),
     sliding="without_rotary",
-    # Written by its trainers; the window is off without `use_sliding_window`.
+    # Written by its trainers. Its code uses neither.
+    checked={"pretraining_tp": (1, 2, None)},
     harmless=frozenset({"max_window_layers"}),
 )
 
@@ -176,6 +179,7 @@ PHI3 = Family(
     architecture="Phi3ForCausalLM",
     models="Phi-3, Phi-4",
     fused=("qkv_proj", "gate_up_proj"),
+    published_code=frozenset({"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"}),
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
     checked={"attention_bias": (False,), "mlp_bias": (False,)},
     # It is read with RoPE type `longrope`, and matters for no other.
