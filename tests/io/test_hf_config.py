@@ -185,7 +185,7 @@ def test_code_that_a_family_was_published_with() -> None:
     code = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
     config = config_from_hf(llama(**phi, auto_map=code))
     assert "auto_map" not in config_to_hf(config, llama(**phi, auto_map=code))
-    for other in (code | {"AutoModel": "modeling_x.Y"}, ["modeling_phi3.Phi3ForCausalLM"]):
+    for other in (code | {"AutoModel": "modeling_x.Y"}, ["x"], {"AutoModel": {}}):
         with pytest.raises(UserError, match="'auto_map'"):
             config_from_hf(llama(**phi, auto_map=other))
     with pytest.raises(UserError, match="'auto_map'"):

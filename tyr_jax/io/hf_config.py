@@ -119,13 +119,14 @@ def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
     Raises:
         UserError: it is not, or has an `auto_map` without `per_layer_config`; names the key.
     """
-    custom = config.get("auto_map")
-    if custom and not config.get("per_layer_config"):
-        known = isinstance(custom, dict) and family.published_code.issuperset(custom.values())
-        if not known:
-            raise unsupported("auto_map", custom, "absent: custom modelling code is not run")
+    code = config.get("auto_map")
+    pruned = bool(code and config.get("per_layer_config"))
+    if code and not pruned:
+        classes = [*code.values()] if isinstance(code, dict) else [code]
+        if not all(isinstance(name, str) and name in family.published_code for name in classes):
+            raise unsupported("auto_map", code, "absent: custom modelling code is not run")
     names = config.get("architectures")
-    if names and not config.get("auto_map") and names != [family.architecture]:
+    if names and not pruned and names != [family.architecture]:
         raise unsupported("architectures", names, repr([family.architecture]))
 
 

@@ -179,10 +179,6 @@ class ModelConfig:
     activation: Activation = "silu"
     """What gates the neurons."""
 
-    def __post_init__(self) -> None:
-        if len(self.positions) not in (1, self.depth):
-            raise ValueError(f"there are {len(self.positions)} `positions` for {self.depth} layers")
-
     @property
     def tensors(self) -> tuple[BlockTensor, ...]:
         """Tensors of a block that has both sublayers."""
@@ -405,7 +401,13 @@ def build_params(
 
 
 def type_of_layers(config: ModelConfig) -> jax.Array:
-    """Which of the model's `layer_types` each layer has, `[L]`, where layers differ in it."""
+    """Which of the model's `layer_types` each layer has, `[L]`.
+
+    Raises:
+        ValueError: the configuration has `positions` for another number of layers.
+    """
+    if len(config.positions) not in (1, config.depth):
+        raise ValueError(f"there are {len(config.positions)} `positions` for {config.depth} layers")
     return jnp.array([config.layer_types.index(own) for own in config.positions], jnp.int32)
 
 
