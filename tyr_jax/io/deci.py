@@ -114,8 +114,14 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
     """Names of tensors in the file, by their names in a Hugging Face checkpoint.
 
     Raises:
-        UserError: the architecture has no tensor for one of them; names it.
+        UserError: the architecture has no tensor for one of them, or lacks what the model computes; names it.
     """
+    lacking = {"GELU": config.activation != "silu", "sublayers without a norm before": not config.pre_norms}
+    for what in [what for what, needed in lacking.items() if needed]:
+        raise UserError(
+            f"a {config.family} model cannot be written as a GGUF file: llama.cpp's architecture "
+            f"'{ARCHITECTURE}', which has sizes per layer, has no {what}"
+        )
     stored = {}
     keys = [spec.key for spec in all_specs(config)]
     for key, name in ggml_names(keys, ARCHITECTURE, config.depth).items():
@@ -143,7 +149,7 @@ def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, n
         for spec in block_specs(config, layer):
             array = np.asarray(block[spec.name]) if spec.name in block else None
             # In our order and scale: `deci` knows neither partial rotary embeddings nor multipliers.
-            plain, array = dataclasses.replace(spec, channels=(), scale=1.0), filled(spec, array)
+            plain, array = dataclasses.replace(spec, channels=(), offset=0.0, scale=1.0), filled(spec, array)
             if spec.rotary:
                 array = array * along("H", larger, spec.axes)
             array = plain.to_checkpoint(array)
