@@ -47,9 +47,8 @@ def test_what_is_joined_is_split_again(config: ModelConfig, checkpoint: Arrays) 
     # 4 + 2 + 2 heads of 8 channels, and twice 48 neurons.
     assert checkpoint.read("model.layers.0.self_attn.qkv_proj.weight").shape == (64, 32)
     assert checkpoint.read("model.layers.0.mlp.gate_up_proj.weight").shape == (96, 32)
-    assert not [
-        key for key in checkpoint.keys() if "q_proj" in key or "up_proj" in key.replace("gate_up_proj", "")
-    ]
+    alone = {f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up")}
+    assert not {key.rpartition("self_attn.")[2].rpartition("mlp.")[2] for key in checkpoint.arrays} & alone
     expected = random_params(config, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, load_params(checkpoint, config), expected)
 
