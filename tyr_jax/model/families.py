@@ -72,7 +72,7 @@ class Family:
     """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
     rope_by_type: bool = False
     """Whether layers with a window have rotary embeddings of their own. Without `rope_parameters` for both
-    kinds of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
+    types of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
     sliding: Sliding = "all"
     """Which layers have the sliding window, if the model has one."""
     multipliers: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -448,6 +448,8 @@ def as_stored(tensors: Block, dtype: DTypeLike, config: ModelConfig) -> Block:
 
     def written(name: str, array: jax.Array) -> jax.Array:
         offset, scale = config.offset_of(name), config.scale_of(name)
+        if offset == 0 and scale == 1:
+            return array.astype(dtype).astype(array.dtype)
         stored = to_stored(array.astype(jnp.float32), offset, scale).astype(dtype)
         return from_stored(stored.astype(jnp.float32), offset, scale).astype(array.dtype)
 
