@@ -119,10 +119,11 @@ def test_options_of_commands_are_keywords(
     function: Callable[..., Any], settings: type, apart: set[str]
 ) -> None:
     parameters = inspect.signature(function).parameters
-    # In Python, a user's own family is passed to `load_model`.
-    assert "family" in inspect.signature(tyr_jax.load_model).parameters
+    # In Python, these are passed to `load_model`.
+    of_models = {"family", "ignore_keys"}
+    assert of_models <= inspect.signature(tyr_jax.load_model).parameters.keys()
     for field in dataclasses.fields(settings):
-        if field.name not in apart | {"family"}:
+        if field.name not in apart | of_models:
             parameter = parameters[field.name]
             defaults = parameter.default or None, field.default or None
             assert field.default is dataclasses.MISSING or defaults[0] == defaults[1], field.name

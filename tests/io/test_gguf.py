@@ -196,7 +196,9 @@ def test_metadata_errors(metadata: dict[str, Any], message: str, tmp_path: Path,
 
 def test_other_architecture(tmp_path: Path, gguf_writer: Writer) -> None:
     path = gguf_writer(tmp_path / "m.gguf", SIZES, {}, architecture="gemma2")
-    with pytest.raises(UserError, match=r"m\.gguf has architecture 'gemma2': only llama, qwen2, qwen3 are"):
+    with pytest.raises(
+        UserError, match=r"m\.gguf has architecture 'gemma2': only llama, qwen2, qwen3, gemma3 are"
+    ):
         load_model(str(path))
 
 

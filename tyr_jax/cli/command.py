@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from tyr_jax import process
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
-from tyr_jax.model.families import IGNORED_KEYS, load_family
+from tyr_jax.model.families import register
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.runtime.cache import keep_compiled
@@ -73,17 +73,6 @@ def execute(
         run(parsed)
 
     process.run(carry_out)
-
-
-def register(family: str | None, ignore_keys: Iterable[str] = ()) -> None:
-    """Register the model family that `--family` names, if it was given, and the keys to ignore.
-
-    Raises:
-        UserError: there is no such family.
-    """
-    if family is not None:
-        load_family(family)
-    IGNORED_KEYS.update(ignore_keys)
 
 
 def parse(

@@ -39,6 +39,7 @@ import tyro
 from tyr_jax import api, process
 from tyr_jax.cli import command
 from tyr_jax.data import needs_trust
+from tyr_jax.model.families import register
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
@@ -115,7 +116,7 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: a problem with the model, the data, the output or the settings.
     """
-    command.register(asked.family, asked.ignore_keys)
+    register(asked.family, asked.ignore_keys)
     if asked.plan.plan:
         command.show(plan(asked).tables())
     else:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tyr_jax.io.fused import joined, stored_together
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
-from tyr_jax.model.families import FAMILIES, load_family
+from tyr_jax.model.families import FAMILIES, register
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices
 
@@ -53,7 +53,12 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, dtype: DTypeLike = jnp.float32, *, offload: bool = False, family: str | None = None
+    name: str,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    offload: bool = False,
+    family: str | None = None,
+    ignore_keys: Iterable[str] = (),
 ) -> LoadedModel:
     """Load a model.
 
@@ -62,28 +67,29 @@ def load_model(
         dtype: type of the weights in memory.
         offload: leave the weights of the blocks on disk, and read them whenever they are needed.
         family: a model family of the user's own, `module:ATTRIBUTE`, to register first.
+        ignore_keys: keys of `config.json` that do not change what the model computes.
 
     Raises:
         UserError: there is no such model or family, or something in it is not supported.
     """
-    if family is not None:
-        load_family(family)
+    register(family, ignore_keys)
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
     load = _load_gguf if path.is_file() else _load_directory
     return load(path, name, dtype, offload)
 
 
-def load_config(name: str, *, family: str | None = None) -> tuple[ModelConfig, np.dtype]:
+def load_config(
+    name: str, *, family: str | None = None, ignore_keys: Iterable[str] = ()
+) -> tuple[ModelConfig, np.dtype]:
     """(configuration, dtype of the stored weights) of the model called `name`.
 
     The dtype is the one that the configuration states; float32 if it states none, and for GGUF files. From
-    the hub, only the configuration is downloaded. `family` is as for `load_model`.
+    the hub, only the configuration is downloaded. `family` and `ignore_keys` are as for `load_model`.
 
     Raises:
         UserError: there is no such model or family, or its configuration is not supported.
     """
-    if family is not None:
-        load_family(family)
+    register(family, ignore_keys)
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
         values = gguf.read_hf_config(gguf.open_gguf(path), path)

@@ -13,7 +13,7 @@ are supported, in `harmless` if it does not change the function.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tyr_jax.errors import UserError
@@ -386,6 +386,21 @@ def register_family(family: Family) -> None:
             "`harmless`"
         )
     FAMILIES[name] = family
+
+
+def register(family: str | None, ignore_keys: Iterable[str] = ()) -> None:
+    """Register the family that a user names, if any, and the keys that may be ignored.
+
+    Args:
+        family: `module:ATTRIBUTE`, or None.
+        ignore_keys: keys of `config.json` that the user says do not change what a model computes.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if family is not None:
+        load_family(family)
+    IGNORED_KEYS.update(ignore_keys)
 
 
 def load_family(reference: str) -> Family:
