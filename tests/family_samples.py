@@ -45,6 +45,14 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "head_dim": 12,
+    "intermediate_size": 200,
+    "moe_intermediate_size": 48,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
 CASES: dict[str, dict[str, Any]] = {
     "llama-gqa": {"model_type": "llama"},
     "llama-mha": {"model_type": "llama", "num_key_value_heads": 4},
@@ -137,6 +145,10 @@ CASES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 96,
         },
     },
+    "qwen3-moe": QWEN3_MOE,
+    "qwen3-moe-normed": QWEN3_MOE | {"norm_topk_prob": True, "attention_bias": True},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 7},
+    "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3},
     "phi3-partial": PHI3 | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True},
 }
 """Keys of a `config.json` beyond `SIZES`, by what they are to show."""

@@ -38,6 +38,7 @@ CONFIGS = {
     "mixed": make_tiny_config(
         positions=(Positions(window=6), Positions(None), Positions(500.0)), qk_norm=True, post_norms=True
     ),
+    "experts": make_tiny_config(shape=LayerShape(4, 2, 24), experts=5, routed=2),
 }
 
 
@@ -104,15 +105,17 @@ def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: Mod
     The neurons learn from a lesson that is the same for any number of devices.
     """
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
-    half = block["down"].shape[0] // 2
-    small = block | {"down": block["down"][:half]} | {name: block[name][:, :half] for name in ("gate", "up")}
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
+    half = np.arange(config.dense_shape.ffn // 2)
+    ffn = {
+        name: taken(block[name], half, "F", own) if "F" in own else block[name] for name, own in axes.items()
+    }
     (x,), _ = stream.embedded(params, [text[:16]], 16 * LENGTH)
     aim = reconstruction.target(block, x, x + 0.1, jnp.float32(0.5), config)
     batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=True))
     dealt = reconstruction.deal([batch, batch], 3)
     every = np.concatenate(devices.fetch([lesson.target[lesson.weights > 0] for lesson in dealt]))
     lesson = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
-    ffn = {name: small[name] for name in ("gate", "up", "down", "mlp_norm", "mlp_post_norm") if name in small}
     plan = reconstruction.Plan(config, 4, 0.5, (0,))
     learnt = reconstruction.learn_from(ffn, [lesson], metric, plan)
     return learnt, every[np.argsort(every[:, 0])]

@@ -24,6 +24,9 @@ LIMITS = {
     "head_dim": 2**16,
     "hidden_size": 2**24,
     "intermediate_size": 2**24,
+    "moe_intermediate_size": 2**24,
+    "num_experts": 2**16,
+    "num_local_experts": 2**16,
     "vocab_size": 2**24,
 }
 """Upper limits of sizes, about a hundred times those of the largest models. Memory is allocated for every

@@ -20,6 +20,7 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import check_regular, inside, read_json
 from tyr_jax.io.config_values import shown
 from tyr_jax.io.directory import check_directory
+from tyr_jax.io.experts import ExpertSource, expert_keys
 from tyr_jax.io.fused import SplitSource, stored_key
 from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
@@ -131,9 +132,14 @@ def load_params(
             dtype, or not finite; names it.
     """
     source = SplitSource(source, config) if config.fused else source
+    source = ExpertSource(source, config) if config.experts else source
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
-    absent = (stored_key(spec, config) for key, spec in specs.items() if key not in keys)
+    absent = (
+        [*expert_keys(spec, config), stored_key(spec, config)][0]
+        for key, spec in specs.items()
+        if key not in keys
+    )
     missing = list(dict.fromkeys(absent))
     unknown = sorted(key for key in keys - set(specs) if not IGNORED_KEYS.fullmatch(key))
     if config.tied and "lm_head.weight" in unknown:

@@ -16,7 +16,17 @@ from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown,
 from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_by_type, rotary_to_hf
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
-from tyr_jax.model.families import ACTIVATION_KEYS, DEFAULTS, FAMILIES, IGNORED_KEYS, Family, missing_for
+from tyr_jax.model.families import (
+    ACTIVATION_KEYS,
+    DEFAULTS,
+    EXPERT_COUNTS,
+    EXPERTS_PER_TOKEN,
+    FAMILIES,
+    IGNORED_KEYS,
+    Experts,
+    Family,
+    missing_for,
+)
 from tyr_jax.model.rope import LongRopeScaling
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
@@ -174,6 +184,26 @@ def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return given | ({"embed_scale": _size(values, "hidden_size") ** 0.5} if family.embed_by_width else {})
 
 
+def _experts(values: Mapping[str, Any], experts: Experts | None) -> dict[str, Any]:
+    """The fields of `ModelConfig` of a mixture of experts, if it is one.
+
+    Raises:
+        UserError: a number is missing or impossible; names its key.
+    """
+    if experts is None:
+        return {}
+    given = [key for key in EXPERT_COUNTS if values.get(key) is not None] or [experts.count]
+    count, *same = [_size(values, key) for key in given]
+    if any(other != count for other in same):
+        raise unsupported(given[1], same[0], f"{given[0]}, which is {count}")
+    norm = experts.norm_routing
+    return {
+        "experts": count,
+        "routed": integer(values, EXPERTS_PER_TOKEN, most=count),
+        "norm_routing": norm is True or flag({norm: False} | dict(values), norm),
+    }
+
+
 def facts(family: Family) -> dict[str, Any]:
     """Fields of `ModelConfig` that all models of a family share."""
     same = ("fused", "neighbours", "pre_norms", "post_norms", "norm_offset", "activation")
@@ -190,9 +220,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     _check_keys(config, family)
     _check_architecture(config, family)
     values = {**DEFAULTS, **family.defaults, **config}
-    hidden, depth, ffn = (
-        _size(values, key) for key in ("hidden_size", "num_hidden_layers", "intermediate_size")
-    )
+    hidden, depth, ffn = (_size(values, key) for key in ("hidden_size", "num_hidden_layers", family.width))
     heads = _size(values, "num_attention_heads")
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = heads
@@ -207,7 +235,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         vocab=_size(values, "vocab_size"),
         hidden=hidden,
         head_dim=head_dim,
-        layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth),
+        layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth, family.width),
         norm_eps=number(values, "rms_norm_eps"),
         positions=positions_from_hf(values, family, depth, rotary, local),
         rotated=_rotated(head_dim, rotary),
@@ -216,6 +244,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         **facts(family),
         **present,
         **_factors(values, family),
+        **_experts(values, family.experts),
     )
 
 
@@ -228,13 +257,13 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         ValueError: the family has no keys that express `config`.
     """
     family = FAMILIES[config.family]
-    dense = global_shape(config, base)
+    dense = global_shape(config, base, family.width)
     result = {key: value for key, value in base.items() if key not in ROPE_KEYS | {"per_layer_config"}}
     result |= {
         "model_type": config.family,
         "vocab_size": config.vocab,
         "hidden_size": config.hidden,
-        "intermediate_size": dense.ffn,
+        family.width: dense.ffn,
         "num_hidden_layers": config.depth,
         "num_attention_heads": dense.heads,
         "num_key_value_heads": dense.kv_heads,
@@ -253,7 +282,12 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
     key, value = ACTIVATION_KEYS[family.activation]
     result.setdefault(key, value)
     result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
-    if per_layer := layers_to_hf(config, dense):
+    if family.experts:
+        keys = [key for key in EXPERT_COUNTS if base.get(key) is not None] or [family.experts.count]
+        result |= dict.fromkeys(keys, config.experts) | {EXPERTS_PER_TOKEN: config.routed}
+        if family.experts.norm_routing is not True:
+            result[family.experts.norm_routing] = config.norm_routing
+    if per_layer := layers_to_hf(config, dense, family.width):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}
         result["architectures"] = ["PrunedForCausalLM"]
         # Without it, transformers cannot even read the configuration to choose a tokenizer class.

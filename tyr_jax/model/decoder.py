@@ -6,7 +6,10 @@ projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_outpu
 runs a model (dense, a supernet candidate, a compressed model) goes through these four.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/value heads, `G = N / K`,
-`H` head dim, `F` FFN width, `V` vocabulary, `L` layers.
+`H` head dim, `F` FFN width, `X` experts, `V` vocabulary, `L` layers.
+
+Of a mixture of experts, every expert computes every token, and those that a token is not sent to count zero.
+So its FFN is like one of all experts' width, at the cost of one.
 """
 
 import functools
@@ -133,12 +136,27 @@ def after_attention(block: Block, out: jax.Array, config: ModelConfig) -> jax.Ar
 
 
 def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """Neuron activations `[B, T, F]` that enter the down projection, from the residual `x [B, T, D]`."""
+    """Neuron activations `[B, T, F]` that enter the down projection, from the residual `x [B, T, D]`.
+
+    Those of experts, `[B, T, X, F]`, are multiplied by the token's weight of the expert.
+    """
     normed = before(block, "mlp_norm", x, config)
     gate, up = linear(normed, block["gate"]), linear(normed, block["up"])
     if config.mlp_bias:
         gate, up = gate + block["gate_bias"], up + block["up_bias"]
-    return ACTIVATIONS[config.activation](gate) * up
+    units = ACTIVATIONS[config.activation](gate) * up
+    return units * routing(block, normed, config)[..., None] if config.experts else units
+
+
+def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
+    """How much each expert counts for each token, `[B, T, X]`: zero for all but the token's few most probable
+    (Shazeer et al. 2017). `normed [B, T, D]` is what enters the FFN."""
+    probability = jax.nn.softmax(linear(normed, block["router"]).astype(jnp.float32), axis=-1)
+    weights, chosen = jax.lax.top_k(probability, config.routed)
+    if config.norm_routing:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    spread = jax.nn.one_hot(chosen, config.experts) * weights[..., None]
+    return jnp.sum(spread, axis=-2).astype(normed.dtype)
 
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -148,8 +166,9 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 
 
 def ffn_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
-    """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]`."""
-    return after_ffn(block, linear(units, block["down"]), config)
+    """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]` or, of experts,
+    `[B, T, X, F]`."""
+    return after_ffn(block, linear(units.reshape(*units.shape[:2], -1), block["down"]), config)
 
 
 def after_ffn(block: Block, out: jax.Array, config: ModelConfig) -> jax.Array:

@@ -52,6 +52,30 @@ no `layer_types`: also all, those from layer `max_window_layers` on, those witho
 but every `sliding_window_pattern`-th."""
 
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts")
+"""Keys that give the number of experts. Versions of transformers write one or the other."""
+
+EXPERTS_PER_TOKEN = "num_experts_per_tok"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """How the `config.json` of a family describes its mixture of experts."""
+
+    count: str = "num_experts"
+    """The key with the number of experts, one of `EXPERT_COUNTS`."""
+    width: str = "intermediate_size"
+    """The key with the width of an expert."""
+    norm_routing: Literal[True] | str = True
+    """Whether the weights of a token's experts are divided by their sum: always, or if this key is true."""
+
+    @property
+    def read_keys(self) -> frozenset[str]:
+        """Keys that are read."""
+        norm = set() if self.norm_routing is True else {self.norm_routing}
+        return frozenset({*EXPERT_COUNTS, EXPERTS_PER_TOKEN, self.width} | norm)
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One family of models."""
@@ -77,6 +101,8 @@ class Family:
     """Which layers have the sliding window, if the model has one."""
     multipliers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Keys that give a factor, which is 1 if absent, by the field of `ModelConfig` that has it."""
+    experts: Experts | None = None
+    """How the mixture of experts is described, if layers have one."""
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Tensors of a block that have another key than Llama's, by the tensor's name in `BLOCK_TENSORS`."""
     fused: tuple[str, ...] = ()
@@ -111,7 +137,13 @@ class Family:
             | of_tensors
             | (self.defaults.keys() & OPTIONAL)
             | {*self.multipliers.values()}
+            | (self.experts.read_keys if self.experts else set())
         )
+
+    @property
+    def width(self) -> str:
+        """The key with the width of an FFN."""
+        return self.experts.width if self.experts else "intermediate_size"
 
 
 LLAMA = Family(
@@ -303,7 +335,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    models="Qwen3 (not its mixtures of experts)",
+    models="Qwen3",
     tensors={"qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
     defaults={
         "num_key_value_heads": 32,
@@ -312,6 +344,52 @@ QWEN3 = Family(
         **QWEN_WINDOW,
     },
     sliding="from_max_window_layers",
+)
+
+ROUTER_KEYS = frozenset({"output_router_logits", "router_aux_loss_coef"})
+"""Keys of mixtures of experts that matter in training alone."""
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    models="Qwen3 mixtures of experts (30B-A3B, 235B-A22B)",
+    tensors={"qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
+    defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, **QWEN_WINDOW},
+    experts=Experts(width="moe_intermediate_size", norm_routing="norm_topk_prob"),
+    checked={"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
+    harmless=ROUTER_KEYS,
+)
+
+MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    models="Mixtral",
+    defaults={
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        WINDOW: None,
+    },
+    rope=(1e6, 1.0),
+    experts=Experts(count="num_local_experts"),
+    keys={
+        "router": "block_sparse_moe.gate.weight",
+        "gate": "block_sparse_moe.experts.w1.weight",
+        "up": "block_sparse_moe.experts.w3.weight",
+        "down": "block_sparse_moe.experts.w2.weight",
+    },
+    harmless=ROUTER_KEYS | {"router_jitter_noise"},
+)
+
+OLMOE = Family(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    models="OLMoE",
+    tensors={"wide_qk_norm": True, "qkv_bias": "attention_bias", "out_bias": "attention_bias"},
+    defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+    experts=Experts(norm_routing="norm_topk_prob"),
+    checked={"clip_qkv": (None,)},
+    harmless=ROUTER_KEYS,
 )
 
 BUILT_IN = (
@@ -328,6 +406,9 @@ BUILT_IN = (
     EXAONE4,
     OLMO2,
     OLMO3,
+    QWEN3_MOE,
+    MIXTRAL,
+    OLMOE,
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
@@ -337,11 +418,11 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 IGNORED_KEYS: set[str] = set()
 """Keys of `config.json` that a user says do not change what a model computes."""
 
-NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms"})
+NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms", "one_ffn", "experts"})
 """Flags of tensors that `Family.tensors` does not set: they have fields of their own, or none."""
 
 MISSING: dict[str, str] = {
-    "mixtures of experts": """mixtral qwen2_moe qwen3_moe gpt_oss olmoe flex_olmo granitemoe granitemoeshared
+    "shared experts, or another way to route": """qwen2_moe gpt_oss flex_olmo granitemoe granitemoeshared
         phimoe deepseek_v2 deepseek_v3 glm4_moe ernie4_5_moe llama4_text jetmoe dbrx hunyuan_v1_moe minimax
         exaone_moe""",
     "state-space layers or linear attention": """mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1

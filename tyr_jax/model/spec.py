@@ -9,7 +9,7 @@ stacked on a leading `L`, so that its forward pass is one `lax.scan`. A model wh
 tuple of `L` such dicts. A sublayer without units (no heads, no neurons) has no tensors at all.
 
 Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` head dim, `F` FFN width,
-`V` vocabulary.
+`X` experts, `V` vocabulary.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ Block = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LayerShape:
-    """Sizes of one decoder layer; zero heads or zero neurons mean that the sublayer is absent."""
+    """Sizes of one decoder layer; zero heads or zero neurons mean that the sublayer is absent. In a mixture
+    of experts, `ffn` is the width of every expert."""
 
     heads: int
     kv_heads: int
@@ -43,7 +44,7 @@ Activation = Literal["silu", "gelu_tanh"]
 UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
 """The axis of the units that are pruned, by sublayer. Without any units, the sublayer is absent."""
 
-AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DF"}
+AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DXF"}
 """The axes that tensors of a sublayer can have."""
 
 OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
@@ -113,9 +114,13 @@ BLOCK_TENSORS = (
     BlockTensor("wide_k_norm", "self_attn.k_norm.weight", "", "KH", "attention", "wide_qk_norm", rotary=True),
     BlockTensor("attn_post_norm", "post_attention_layernorm.weight", "", "D", "attention", "post_norms"),
     BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn", "pre_norms"),
-    BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn"),
-    BlockTensor("up", "mlp.up_proj.weight", "D", "F", "ffn"),
-    BlockTensor("down", "mlp.down_proj.weight", "F", "D", "ffn"),
+    BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn", "one_ffn"),
+    BlockTensor("up", "mlp.up_proj.weight", "D", "F", "ffn", "one_ffn"),
+    BlockTensor("down", "mlp.down_proj.weight", "F", "D", "ffn", "one_ffn"),
+    BlockTensor("router", "mlp.gate.weight", "D", "X", "ffn", "experts"),
+    BlockTensor("gate", "mlp.experts.gate_proj.weight", "D", "XF", "ffn", "experts"),
+    BlockTensor("up", "mlp.experts.up_proj.weight", "D", "XF", "ffn", "experts"),
+    BlockTensor("down", "mlp.experts.down_proj.weight", "XF", "D", "ffn", "experts"),
     BlockTensor("gate_bias", "mlp.gate_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("up_bias", "mlp.up_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("down_bias", "mlp.down_proj.bias", "", "D", "ffn", "mlp_bias"),
@@ -178,6 +183,17 @@ class ModelConfig:
     """What is added to the scales of norms in a checkpoint."""
     activation: Activation = "silu"
     """What gates the neurons."""
+    experts: int = 0
+    """`X`, the FFNs of a layer in a mixture of experts; 0 for models that are none."""
+    routed: int = 0
+    """How many experts each token is sent to."""
+    norm_routing: bool = True
+    """Whether the weights of a token's experts are divided by their sum."""
+
+    @property
+    def one_ffn(self) -> bool:
+        """Whether layers have a single FFN instead of experts."""
+        return not self.experts
 
     @property
     def tensors(self) -> tuple[BlockTensor, ...]:
@@ -327,9 +343,21 @@ def to_stored(values: Any, offset: float, scale: float) -> Any:
     return values / np.float32(scale) - np.float32(offset)
 
 
-def along(axis: str, vector: Any, axes: str) -> Any:
-    """`vector`, with one entry per index of `axis`, reshaped to multiply a tensor with these `axes`."""
-    return vector.reshape([-1 if letter == axis else 1 for letter in axes])
+def along(axis: str, entries: Any, axes: str) -> Any:
+    """`entries` by index of `axis`, `[U]`, or by expert too, `[X, U]`, reshaped to multiply a tensor with
+    these `axes`."""
+    sizes = dict(zip(("X" + axis)[-entries.ndim :], entries.shape, strict=True))
+    return entries.reshape([sizes.get(letter, 1) for letter in axes])
+
+
+def taken(array: Any, index: Any, axis: str, axes: str) -> Any:
+    """The entries `index [U']` along `axis` of an array with these `axes`; those of `index [X, U']` if each
+    expert has its own. Indices that are too large count as the last."""
+    place, xp = axes.index(axis), np if isinstance(array, np.ndarray) else jnp
+    if index.ndim == 1:
+        return xp.take(array, index, axis=place, mode="clip")
+    index = xp.minimum(index, array.shape[place] - 1)
+    return xp.take_along_axis(array, along(axis, index, axes), axis=place)
 
 
 def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -352,6 +380,7 @@ def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
     shape = config.layers[layer]
     channels = config.channels
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
+    sizes["X"] = config.experts
     return tuple(
         TensorSpec(
             tensor.name,

@@ -104,13 +104,24 @@ def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
 
 def level_bytes(config: ModelConfig, itemsize: int) -> int:
     """Bytes of one level of all sites: the output projections of attention and FFN of every layer."""
-    return itemsize * config.depth * config.hidden * sum(site_sizes(config))
+    return itemsize * config.depth * config.hidden * sum(site_channels(config))
 
 
 def site_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites: N·H and F."""
+    """Input channels of a layer's two sites: N·H and F, those of one expert."""
     shape = config.dense_shape
     return shape.heads * config.head_dim, shape.ffn
+
+
+def site_counts(config: ModelConfig) -> tuple[int, int]:
+    """How many XᵀX a layer's two sites have: one, or one for each expert."""
+    return 1, max(1, config.experts)
+
+
+def site_channels(config: ModelConfig) -> tuple[int, int]:
+    """Input channels of a layer's two sites, of all experts together."""
+    attention, ffn = np.multiply(site_sizes(config), site_counts(config)).tolist()
+    return attention, ffn
 
 
 def weight_bytes(load: Load) -> float:
@@ -226,7 +237,7 @@ def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: i
 
 def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
     """Bytes of working memory in an FFN on `tokens` tokens."""
-    return tokens * itemsize * (2 * config.hidden + 2 * config.dense_shape.ffn)
+    return tokens * itemsize * (2 * config.hidden + 2 * site_channels(config)[1])
 
 
 def layer_working(tokens: int, length: int, load: Load) -> float:
@@ -261,8 +272,10 @@ def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: i
 def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
     """FLOPs of a fold on `tokens` tokens: forward pass, XᵀX, its inverse, the downdates of that, and
     solutions of all levels."""
-    sizes = site_sizes(config)
-    sites = sum(gram_flops(size, tokens) + 2 * size**2 * (3 * size + config.hidden) for size in sizes)
+    sites = sum(
+        count * (gram_flops(size, tokens) + 2 * size**2 * (3 * size + config.hidden))
+        for count, size in zip(site_counts(config), site_sizes(config), strict=True)
+    )
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
 
 
@@ -270,32 +283,36 @@ def statistics_working(load: Load) -> float:
     """Bytes of working memory when XᵀX of an FFN's site is added up, in place: a device's own XᵀX, and what
     computes the inputs of the site, for which one matrix of the FFN is gathered at a time."""
     config, settings, itemsize, n = load
-    together, size = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), site_sizes(config)[1]
-    entering = gathered(config.hidden * size, load) + UNFUSED * ffn_working(config, together, itemsize)
-    return FLOAT * size**2 + entering
+    together, channels = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), site_channels(config)[1]
+    entering = gathered(config.hidden * channels, load) + UNFUSED * ffn_working(config, together, itemsize)
+    return FLOAT * channels * site_sizes(config)[1] + entering
 
 
 def site_working(load: Load) -> float:
     """Bytes of working memory when an FFN's site is pruned.
 
-    These are a level's weights and a device's columns of XᵀX, of Hs, of Hs⁻¹ and of the updated Hs⁻¹; with a
+    These are a level's weights and a device's columns of XᵀX (of all experts), of Hs, of Hs⁻¹ and of the
+    updated Hs⁻¹; with a
     metric, also its factor and the weights in its coordinates. Before there is an Hs⁻¹, only the columns of
     XᵀX and Hs exist, but the dense weight is gathered. The larger sum counts.
     """
     config, settings, _, n = load
-    size = site_sizes(config)[1]
-    columns, weights = FLOAT * size**2 / n, FLOAT * size * config.hidden / n
+    size, channels = site_sizes(config)[1], site_channels(config)[1]
+    columns, weights = FLOAT * size**2 / n, FLOAT * channels * config.hidden / n
+    statistics = FLOAT * channels * size / n
     metric = 0 if settings.pruning.metric == "none" else weights + FLOAT * config.hidden**2
-    return weights + max(4 * columns + metric, 2 * columns + gathered(size * config.hidden, load))
+    gathering = columns + gathered(channels * config.hidden, load)
+    return weights + statistics + max(3 * columns + metric, gathering)
 
 
 def drift_working(load: Load) -> float:
     """Bytes of working memory when drift at an FFN's site is added up, Xᵀd next to XᵀX; or when it is
     corrected: a device's columns of XᵀX, of Hs and of the swept Hs, and of the weights, and its own Xᵀd."""
     config, _, _, n = load
-    size = site_sizes(config)[1]
-    pull = FLOAT * size * config.hidden
-    return max(statistics_working(load) + pull, 3 * FLOAT * size**2 / n + pull + pull / n)
+    size, channels = site_sizes(config)[1], site_channels(config)[1]
+    pull = FLOAT * channels * config.hidden
+    solving = FLOAT * size * (channels + 2 * size) / n
+    return max(statistics_working(load) + pull, solving + pull + pull / n)
 
 
 def last_pruning_need(load: Load) -> Need:
@@ -308,7 +325,10 @@ def last_pruning_need(load: Load) -> Need:
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     hidden = config.hidden
-    sites = sum(2 * size * (2 * tokens * hidden + size * (size + hidden)) for size in site_sizes(config))
+    sites = sum(
+        2 * count * size * (2 * tokens * hidden + size * (size + hidden))
+        for count, size in zip(site_counts(config), site_sizes(config), strict=True)
+    )
     flops = tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
     return single._replace(
         text=single.text + held * itemsize * hidden / n,
@@ -329,9 +349,12 @@ def fold_need(name: str, levels: int, load: Load) -> Need:
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     supernet = share_held(levels * level_bytes(config, itemsize) / n, load)
     working = max(statistics_working(load), site_working(load))
-    # The residual, and what enters the FFN's site. With offloading, all but a batch is on disk or recomputed.
-    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
-    text = held * itemsize * (config.hidden + site_sizes(config)[1]) / n
+    # The residual, and what enters the FFN's site. With offloading, all but a batch is on disk or recomputed;
+    # what enters experts always is.
+    batch = min(tokens, n * BATCH_TOKENS)
+    held = batch if settings.offload else tokens
+    entering = batch if config.experts else held
+    text = itemsize * (held * config.hidden + entering * site_channels(config)[1]) / n
     weights = weight_bytes(load) + metric_bytes(load)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
@@ -379,7 +402,7 @@ def reconstruction_working(load: Load) -> float:
     state = 5 * FLOAT * ffn / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
     lesson = -(-LESSON_TOKENS // n)
-    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_sizes(config)[1])
+    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
     # Targets of the text that is mixed; residuals and targets concatenated, and in their new order.
     mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
     return lesson_bytes(load) + max(mixing, learning)
@@ -541,8 +564,7 @@ def needs(load: Load) -> list[tuple[Need, int]]:
 def host_bytes(load: Load) -> dict[str, float]:
     """Bytes of host memory in addition to what devices hold, by what they are for."""
     config, settings, itemsize, _ = load
-    shape = config.dense_shape
-    largest = itemsize * config.depth * config.hidden * max(shape.ffn, shape.heads * config.head_dim)
+    largest = itemsize * config.depth * config.hidden * max(site_channels(config))
     stacked = share_held(largest, load)
     residuals = itemsize * calibration_tokens(settings) * config.hidden
     backward = settings.offload and settings.pruning.metric != "none"

@@ -22,7 +22,7 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
-from tyr_jax.pruning.site import prune_site, removal_schedule
+from tyr_jax.pruning.site import prune_experts, prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
@@ -76,13 +76,14 @@ def site_stages(
     weight, static = block[OUTPUTS[KINDS[kind]]], {"kind": kind, "config": config}
     size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
     units = settings.pruning.kinds(config)[kind].units
-    gram = devices.place(ShapeDtypeStruct((devices.count(), size, size), jnp.float32))
+    shape, experts = stream.gram_shape(kind, config), stream.by_expert(kind, config)
+    gram = devices.place(ShapeDtypeStruct((devices.count(), *shape), jnp.float32))
     statistics = Program(f"{KINDS[kind]}: statistics", stream.site_statistics, (block, x, gram, None), static)
     inputs = devices.place(statistics.result()[0])
     total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
     levels = grid.kept[kind, 0], grid.exists[kind, 0]
-    xtx: Any = devices.place(total.result(), axis=1)
+    xtx: Any = devices.place(total.result(), axis=len(shape) - 1)
 
     metric: Any = None
     if settings.pruning.metric != "none":
@@ -96,9 +97,10 @@ def site_stages(
     # Damping is hardly ever raised; panels of removals; blocks of channels, some of which end at a level.
     steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
     panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
-    loops = 0, panels, -(-size // linalg.BLOCK) + len(levels[0])
+    loops = 0, panels, -(-shape[-1] // linalg.BLOCK) + len(levels[0])
     options = {"pruner": settings.pruning.pruner}
-    prune = Program(f"{KINDS[kind]}: pruning", prune_site, (known,), options, loops)
+    pruning = prune_experts if experts else prune_site
+    prune = Program(f"{KINDS[kind]}: pruning", pruning, (known,), options, loops)
     return [
         statistics,
         total,
@@ -124,7 +126,7 @@ def drift_stages(
     follow = block, x, units, weights, x, pull
     static = {"kind": kind, "config": config}
     back = weight, gram, pull, ShapeDtypeStruct((), jnp.float32)
-    blocks = (-(-weight.shape[0] // linalg.BLOCK),)
+    blocks = (-(-gram.shape[-1] // linalg.BLOCK),)
     return [
         Program(f"{KINDS[kind]}: drift", stream.follow_dense, follow, static),
         Program(f"{KINDS[kind]}: drift taken back", stream.drawn_back, back, {}, blocks),
@@ -306,7 +308,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
     ffn = {
         tensor.name: ShapeDtypeStruct(
-            [width if axis == "F" else config.hidden for axis in tensor.axes], jnp.float32
+            [{"F": width, "X": config.experts}.get(axis, config.hidden) for axis in tensor.axes], jnp.float32
         )
         for tensor in config.tensors
         if tensor.sublayer == "ffn"

@@ -22,11 +22,12 @@ from tyr_jax.model.spec import (
     Sublayer,
     along,
     layer_block,
+    taken,
 )
-from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.pruning.supernet import RANK_FIELDS, Supernet
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import on_disk
-from tyr_jax.space import ATTENTION, FFN, values_at
+from tyr_jax.space import values_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,8 @@ def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
 
 
 class Pick(NamedTuple):
-    """One axis of a compressed layer: the dense entries `source [U]`, multiplied by `real [U]`, which is zero
-    for entries that only pad a group."""
+    """One axis of a compressed layer: the dense entries `source [U]` (of each expert its own: `[X, U]`),
+    multiplied by `real [U]`, which is zero for entries that only pad a group."""
 
     source: np.ndarray
     real: np.ndarray | None = None
@@ -98,7 +99,7 @@ def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
 
 
 def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
-    """Pick the neurons `F` of a layer that keeps the neurons `kept` (sorted).
+    """Pick the neurons `F` of a layer that keeps the neurons `kept` (sorted), of each expert its own.
 
     If none is kept, the FFN is removed, unless it has an output bias: then `multiple` neurons carry it.
     """
@@ -114,7 +115,7 @@ def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
 
 def shape_of(picks: Picks) -> LayerShape:
     """The shape of a compressed layer."""
-    return LayerShape(*(len(picks[axis].source) if axis in picks else 0 for axis in "NKF"))
+    return LayerShape(*(picks[axis].source.shape[-1] if axis in picks else 0 for axis in "NKF"))
 
 
 def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
@@ -122,11 +123,11 @@ def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
     tensors = {tensor.name: tensor for tensor in config.tensors}
 
     def cut(array: jax.Array, axes: str) -> jax.Array:
-        for place, axis in enumerate(axes):
+        for axis in axes:
             if axis in picks:
                 source, real = picks[axis]
                 # The neurons that carry a bias can outnumber those of the dense layer.
-                array = jnp.take(array, source, axis=place, mode="clip")
+                array = taken(array, source, axis, axes)
                 array = array if real is None else array * along(axis, real, axes)
         return array
 
@@ -140,10 +141,12 @@ def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
 def kept_masks(
     supernet: Supernet, distribution: np.ndarray, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boolean masks of the heads `[L, N]` and neurons `[L, F]` that levels `[2, L]` keep."""
-    kept = values_at(supernet.kept, distribution)[..., None]
-    heads = devices.fetch(supernet.attn_rank) < kept[ATTENTION]
-    neurons = devices.fetch(supernet.mlp_rank) < kept[FFN]
+    """Boolean masks of the heads `[L, N]` and neurons `[L, F]`, or `[L, X, F]`, that levels `[2, L]` keep."""
+    kept = values_at(supernet.kept, distribution)
+    ranks = (devices.fetch(getattr(supernet, name)) for name in RANK_FIELDS)
+    heads, neurons = (
+        rank < count.reshape(-1, *[1] * (rank.ndim - 1)) for rank, count in zip(ranks, kept, strict=True)
+    )
     # A unit of attention is one head or a whole key/value group of neighbouring heads.
     return np.repeat(heads, config.dense_shape.heads // heads.shape[1], axis=1), neurons
 
@@ -160,7 +163,7 @@ def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer
 
 def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:
     """`block` with zeros for everything that belongs only to removed units. `heads [N]` and `neurons [F]` are
-    true for the units that are kept."""
+    true for the units that are kept; of experts, `neurons` is `[X, F]`."""
     groups = np.any(heads.reshape(config.dense_shape.kv_heads, -1), axis=-1)
     kept, masked = {"N": heads, "K": groups, "F": neurons}, dict(block)
     for tensor in config.tensors:
@@ -203,7 +206,7 @@ def compress(
     blocks, shapes = [], []
     for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):
         picks = pick_heads(np.flatnonzero(heads), config)
-        picks |= pick_neurons(np.flatnonzero(neurons), config, neuron_multiple)
+        picks |= pick_neurons(true_indices(neurons), config, neuron_multiple)
         block = cut_block(layer_at(params, supernet, distribution, layer), picks, config)
         if "down" in block and not neurons.any():
             # These neurons carry the bias and must add nothing else.
@@ -212,6 +215,11 @@ def compress(
         shapes.append(shape_of(picks))
     small = dataclasses.replace(config, layers=tuple(shapes))
     return params | {"blocks": joined(blocks, small)}, small
+
+
+def true_indices(mask: np.ndarray) -> np.ndarray:
+    """The indices, in order, of what is true in `mask [..., U]`, which is as many in every row."""
+    return np.argsort(~mask, axis=-1, kind="stable")[..., : np.count_nonzero(mask, axis=-1).max()]
 
 
 def joined(blocks: list[Block], config: ModelConfig) -> Any:

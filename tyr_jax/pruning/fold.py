@@ -24,7 +24,7 @@ from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
-from tyr_jax.pruning.site import PrunedSite, prune_site
+from tyr_jax.pruning.site import PrunedSite, prune_experts, prune_site
 from tyr_jax.pruning.supernet import (
     RANK_FIELDS,
     WEIGHT_FIELDS,
@@ -151,9 +151,9 @@ def dealt_anew(
 
 
 class Entering(NamedTuple):
-    """What enters a site: the inputs `units` of every batch (of the first only, if residuals are on disk);
-    their XᵀX in the parts `gram [n, d_in, d_in]` of n devices; and Xᵀd in the parts `pull [n, d_in, D]`, if
-    drift is corrected."""
+    """What enters a site: the inputs `units` of every batch (of the first only, if residuals are on disk or
+    there are experts); their XᵀX in the parts `gram [n, d_in, d_in]` of n devices, of experts
+    `[n, X, F, F]`; and Xᵀd in the parts `pull [n, d_in, D]`, if drift is corrected."""
 
     units: list[jax.Array | None]
     gram: jax.Array
@@ -163,7 +163,8 @@ class Entering(NamedTuple):
 def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig) -> tuple[Entering, Fold]:
     """What enters the site of a kind, which has `size` input channels; and the fold. If the fold follows the
     dense model, that model's residuals are now those after the site."""
-    stays, gram = on_disk(fold.residual), devices.copies(hessian.init(size))
+    stays, apart = on_disk(fold.residual), stream.by_expert(kind, config)
+    gram = devices.copies(jnp.zeros(stream.gram_shape(kind, config)))
     dense = None if fold.dense is None else list(fold.dense)
     pull = None if dense is None else devices.copies(jnp.zeros((size, config.hidden)))
     units: list[jax.Array | None] = []
@@ -179,7 +180,7 @@ def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig)
                 dense[index][...] = devices.fetch(after)
             else:
                 dense[index] = after
-        units.append(None if stays and units else unit)
+        units.append(None if (stays or apart) and units else unit)
     return Entering(units, gram, pull), fold._replace(dense=dense)
 
 
@@ -203,15 +204,17 @@ def prune_kind(
         UserError: the site's Hessian is not finite; names the site.
     """
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
+    apart = stream.by_expert(kind, plan.config)
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
     weight = block[OUTPUTS[KINDS[kind]]].reshape(-1, plan.config.hidden)
     metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
     gram, known = hessian.finish(entering.gram), (metric, plan.rank(kind, layer))
     # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
-        weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(plan.drift))
+        share = plan.drift / plan.config.routed if apart else plan.drift
+        weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(share))
     made = settings.site(gram, weight, kept, exists, units, *known)
-    site = prune_site(made, settings.pruner)
+    site = (prune_experts if apart else prune_site)(made, settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
         raise UserError(
             f"the inputs of {site_name(kind, layer)} gave a Hessian that is not finite or cannot be "
@@ -228,7 +231,8 @@ def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: 
     """What the FFN of the next block has learnt once it is reconstructed, in dense shapes; None if it is not
     reconstructed.
 
-    `block` is the dense block, `pruned` the one with pruned weights, and `rank [F]` ranks its neurons.
+    `block` is the dense block, `pruned` the one with pruned weights, and `rank [F]`, of experts `[X, F]`,
+    ranks its neurons.
     """
     layer = fold.done
     if not plan.left_of_ffn(layer):

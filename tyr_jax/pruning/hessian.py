@@ -61,13 +61,19 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
     return accumulator
 
 
+def update_experts(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
+    """`update` for the inputs `[..., X, F]` of every expert by itself, in `accumulator [n, X, F, F]`."""
+    return jax.vmap(update, in_axes=(1, -2), out_axes=1)(accumulator, inputs)
+
+
 @jax.jit
 def finish(parts: jax.Array) -> jax.Array:
-    """The full symmetric XᵀX `[d_in, d_in]` from the upper block triangles of the accumulators
-    `[n, d_in, d_in]` of n devices. Its columns are divided among the devices."""
-    total = devices.total(parts, 1)
+    """The full symmetric XᵀX `[..., d_in, d_in]` from the upper block triangles of the accumulators
+    `[n, ..., d_in, d_in]` of n devices. Its columns are divided among the devices."""
+    columns = parts.ndim - 2
+    total = devices.total(parts, columns)
     # Selecting one of the two triangles by index takes XLA a minute to compile for a CPU.
-    return devices.place(jnp.triu(total) + jnp.triu(total, 1).T, 1)
+    return devices.place(jnp.triu(total) + jnp.triu(total, 1).mT, columns)
 
 
 def damping_diagonal(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, along
+from tyr_jax.model.spec import Block, ModelConfig, along, taken
 from tyr_jax.pruning import linalg, stream
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.buckets import bucket_widths
@@ -159,7 +159,7 @@ def learn(
         return jnp.mean(error(tensors, lesson, metric, config))
 
     slopes = jax.grad(mean)(state.tensors)
-    alive = jnp.any(state.tensors["down"] != 0, axis=1)
+    alive = jnp.any(state.tensors["down"] != 0, axis=-1)
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
     slopes = {
         name: slope * along("F", alive, axes[name]) if "F" in axes[name] else slope
@@ -236,18 +236,24 @@ def reconstructed(
 ) -> Learnt:
     """What the FFN of the `pruned` block has learnt, in dense shapes.
 
-    `block` is the dense one. The `kept` neurons of lowest `rank [F]` are left. `metric [D, D]` is that of the
-    FFN's output.
+    `block` is the dense one. The `kept` neurons of lowest `rank [F]`, of every expert `[X, F]`, are left.
+    `metric [D, D]` is that of the FFN's output.
     """
     config = plan.config
-    ffn = [tensor for tensor in config.tensors if tensor.sublayer == "ffn"]
-    chosen = jnp.argsort(rank)[: width_for(kept, config)]
-    # Each tensor's neurons, along its own axis.
-    index = {
-        tensor.name: tuple(chosen if axis == "F" else slice(None) for axis in tensor.axes) for tensor in ffn
+    chosen = jnp.argsort(rank, axis=-1)[..., : width_for(kept, config)]
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
+    tensors = {
+        name: taken(pruned[name], chosen, "F", own) if "F" in own else pruned[name]
+        for name, own in axes.items()
     }
-    tensors = devices.spread({name: pruned[name][at] for name, at in index.items()}, config.hidden)
     lessons = lessons_of(block, text, metric is not None, plan)
-    learnt = learn_from(tensors, lessons, metric, plan)
-    whole = {name: pruned[name].at[at].set(learnt.tensors[name]) for name, at in index.items()}
-    return learnt._replace(tensors=devices.spread(whole, config.hidden))
+    learnt = learn_from(devices.spread(tensors, config.hidden), lessons, metric, plan)
+
+    def put_back(name: str) -> jax.Array:
+        own, new = axes[name], learnt.tensors[name]
+        if "F" not in own:
+            return new
+        at, place = along("F", chosen, own), own.index("F")
+        return jnp.put_along_axis(pruned[name], at, new, place, inplace=False)
+
+    return learnt._replace(tensors=devices.spread({name: put_back(name) for name in axes}, config.hidden))

@@ -99,9 +99,10 @@ class PruningSettings:
         """A site of `units` units with levels `kept [E]`, of which those in `exists [E]` exist.
 
         `gram [d_in, d_in]` is XᵀX of its inputs, `weight [d_in, D]` its dense weight, and `metric [D, D]`
-        that of its output. `rank [U]` is that of its units, if it is settled. All arrays may be abstract.
+        that of its output. `rank [U]` is that of its units, if it is settled. All arrays may be abstract. A
+        site of experts has `gram [X, F, F]`.
         """
-        unit_size = gram.shape[0] // units
+        unit_size = gram.shape[-1] // units
         chunk = min(self.neuron_chunk, units) if unit_size == 1 else 1
         schedule = removal_schedule(units, chunk, kept, exists)
         counts = jnp.asarray(kept), jnp.asarray(schedule)

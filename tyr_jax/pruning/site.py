@@ -12,7 +12,7 @@ level::
 `--pruner my_module:Magnitude` then prunes every site with it.
 
 Axis letters here: `U` units of a site, `b` input channels of a unit (H for heads, G·H for key/value groups,
-1 for neurons), `d_in = U·b`, `D` outputs, `E` levels, `S` steps.
+1 for neurons), `d_in = U·b`, `D` outputs, `E` levels, `S` steps, `X` experts, `F` their width.
 """
 
 import functools
@@ -98,6 +98,27 @@ def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
     chex.assert_shape(site.weight, (size, None))
     chex.assert_rank([site.kept, site.schedule], 1)
     return pruner(site)
+
+
+@functools.partial(jax.jit, static_argnames="pruner")
+def prune_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
+    """Prune every expert of a site, by itself, to all of the site's levels.
+
+    `gram` is `[X, F, F]` and `weight [X·F, D]`. A level keeps as many neurons of every expert, so `rank` is
+    `[X, F]`. The error is the mean of the experts' errors, weighted by the squares of their outputs.
+    """
+    weight = site.weight.reshape(*site.gram.shape[:2], -1)
+
+    def prune(part: tuple[jax.Array, jax.Array]) -> tuple[PrunedSite, jax.Array]:
+        gram, weight = part
+        counted = weight if site.metric is None else jnp.matmul(weight, site.metric, precision=HIGHEST)
+        energy = jnp.sum(counted * jnp.matmul(gram, weight.astype(gram.dtype), precision=HIGHEST))
+        return prune_site(site.replace(gram=gram, weight=weight), pruner), energy  # type: ignore[attr-defined]
+
+    each, energy = jax.lax.map(prune, (site.gram, weight))
+    weights = jnp.moveaxis(each.weights, 0, 1).reshape(-1, *site.weight.shape)
+    share = energy / jnp.maximum(jnp.sum(energy), jnp.finfo(energy.dtype).tiny)
+    return PrunedSite(weights, each.rank, share @ each.error, jnp.max(each.damping))
 
 
 def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:

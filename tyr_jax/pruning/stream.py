@@ -9,7 +9,11 @@ If a residual is a hundred times as large, the next norm divides it by a hundred
 token counts ten thousand times. Where drift is corrected, tokens therefore weigh 1 / rms(r) in X and d, so
 that such tokens do not dominate the fit.
 
-Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim, `F` FFN width, `n` devices.
+In a mixture of experts, XᵀX is that of every expert by itself. If a token goes to k experts, the square of
+their summed error is at most k times the sum of the squares, so each expert corrects one k-th of the drift.
+
+Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim, `F` FFN width, `X` experts, `n`
+devices.
 """
 
 import functools
@@ -27,7 +31,7 @@ from tyr_jax.pruning import hessian, linalg
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch
-from tyr_jax.space import ATTENTION, KINDS
+from tyr_jax.space import ATTENTION, FFN, KINDS
 
 LEAST_GAIN = 0.1
 """Gain of a norm's channel, relative to the root mean square of all, below which the channel corrects ever
@@ -71,7 +75,7 @@ def embedded(
 
 def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
-    activations `[B, T, F]`."""
+    activations `[B, T, F]`, of experts `[B, T, X, F]`."""
     if kind == ATTENTION:
         return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
     return decoder.ffn_units(block, x, config)
@@ -85,16 +89,31 @@ Statistics = tuple[jax.Array, jax.Array]
 def site_statistics(
     block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None, kind: int, config: ModelConfig
 ) -> Statistics:
-    """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]` with its XᵀX
-    added in place). In XᵀX, tokens weigh `weights [B, T]`, or 1 without them."""
+    """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]`, of experts
+    `[n, X, F, F]`, with its XᵀX added in place). In XᵀX, tokens weigh `weights [B, T]`, or 1 without them."""
 
     def collect(block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None) -> Statistics:
         units = site_units(kind, block, x, config)
         weights = behind_norm(kind, block, units, weights, config)
         # `gram` keeps its first axis: to remove and restore it, the TPU compiler would copy it twice.
-        return units, hessian.update(gram, weighed(units, weights))
+        inputs = weighed(units, weights)
+        if by_expert(kind, config):
+            return units, hessian.update_experts(gram, inputs.reshape(units.shape))
+        return units, hessian.update(gram, inputs)
 
     return devices.divided(collect, whole=1)(block, x, gram, weights)
+
+
+def by_expert(kind: int, config: ModelConfig) -> bool:
+    """Whether the sites of a kind have units of several experts."""
+    return kind == FFN and config.experts > 0
+
+
+def gram_shape(kind: int, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of XᵀX of the sites of a kind in a dense model: `[d_in, d_in]`, of experts `[X, F, F]`."""
+    shape = config.dense_shape
+    size = shape.ffn if kind == FFN else shape.heads * config.head_dim
+    return (config.experts, size, size) if by_expert(kind, config) else (size, size)
 
 
 def behind_norm(
@@ -220,7 +239,14 @@ def _by_token(array: jax.Array) -> jax.Array:
 
 @jax.jit
 def drawn_back(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
-    """A site's `weight [d_in, D]` refitted to correct a `share` of the drift, from XᵀX `gram [d_in, d_in]`
-    and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
-    change = linalg.solve(hessian.damp(gram, DRIFT_DAMPING, "channel"), devices.total(pull, 1))
-    return (weight + share * change).astype(weight.dtype)
+    """A site's `weight [d_in, D]` refitted to correct a `share` of the drift, from XᵀX `gram [d_in, d_in]`,
+    of experts `[X, F, F]`, and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
+
+    def change(gram: jax.Array, pull: jax.Array) -> jax.Array:
+        return linalg.solve(hessian.damp(gram, DRIFT_DAMPING, "channel"), pull)
+
+    total = devices.total(pull, 1)
+    if gram.ndim == 2:
+        return (weight + share * change(gram, total)).astype(weight.dtype)
+    each = jax.lax.map(lambda one: change(*one), (gram, total.reshape(*gram.shape[:2], -1)))
+    return (weight + share * each.reshape(weight.shape)).astype(weight.dtype)

@@ -2,7 +2,8 @@
 
 The fold over the blocks (`tyr_jax.pruning.fold`) fills it a layer at a time.
 
-Axis letters: `L` layers, `E` levels, `N` heads, `H` head dim, `F` FFN width, `D` hidden, `U` units of a site.
+Axis letters: `L` layers, `E` levels, `N` heads, `H` head dim, `F` FFN width, `X` experts, `D` hidden, `U`
+units of a site.
 """
 
 import functools
@@ -27,8 +28,10 @@ class Supernet:
 
     `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections. `attn_rank [L, U]` and
     `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank below
-    k. Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites
-    have a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
+    k. Of experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`.
+
+    Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites have
+    a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
     `damping [2, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
     (None for those that were not).
     """
@@ -79,13 +82,14 @@ def empty_supernet(
     """
     shape, (depth, levels) = config.dense_shape, grid.kept.shape[1:]
     attention, ffn = settings.kinds(config)
+    experts = [config.experts] if config.experts else []
 
     def make() -> Supernet:
         supernet = Supernet(
             attn_out=jnp.zeros((depth, levels, shape.heads, config.head_dim, config.hidden), dtype),
-            mlp_down=jnp.zeros((depth, levels, shape.ffn, config.hidden), dtype),
+            mlp_down=jnp.zeros((depth, levels, *experts, shape.ffn, config.hidden), dtype),
             attn_rank=jnp.zeros((depth, attention.units), jnp.int32),
-            mlp_rank=jnp.zeros((depth, ffn.units), jnp.int32),
+            mlp_rank=jnp.zeros((depth, *experts, ffn.units), jnp.int32),
             kept=jnp.asarray(grid.kept),
             exists=jnp.asarray(grid.exists),
             error=jnp.zeros(grid.kept.shape),

@@ -27,7 +27,7 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer
+from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer, taken
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
@@ -43,7 +43,8 @@ class Nested:
     """A model and its supernet with the units of every site in the order of removal.
 
     `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
-    sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]`;
+    sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]` (of
+    experts `[L, E, X, F, D]`);
     `kept [2, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
     heads and neurons.
     """
@@ -56,27 +57,30 @@ class Nested:
     widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
 
 
-def in_order(stack: jax.Array, order: jax.Array, axis: int) -> jax.Array:
-    """`stack [L, ...]` with the units of each layer along `axis` (counted without L) in the layer's
-    `order [L, U]`. It moves layer by layer, so a program that may overwrite `stack` needs no copy."""
+def in_order(stack: jax.Array, order: jax.Array, axis: str, axes: str) -> jax.Array:
+    """`stack [L, ...]`, whose other axes are `axes`, with the units of each layer along `axis` in the layer's
+    `order [L, U]`, or `[L, X, U]` of experts. It moves layer by layer, so a program that may overwrite
+    `stack` needs no copy."""
 
     def move(layer: jax.Array, stack: jax.Array) -> jax.Array:
-        return stack.at[layer].set(jnp.take(stack[layer], order[layer], axis=axis))
+        return stack.at[layer].set(taken(stack[layer], order[layer], axis, axes))
 
     return jax.lax.fori_loop(0, len(stack), move, stack)
 
 
-overwrite_in_order = jax.jit(in_order, static_argnames="axis", donate_argnames="stack")
+overwrite_in_order = jax.jit(in_order, static_argnames=("axis", "axes"), donate_argnames="stack")
 
 
-def reordered(stack: Any, order: jax.Array, axis: int, scratch: Scratch, *, overwrite: bool = False) -> Any:
+def reordered(
+    stack: Any, order: jax.Array, axis: str, axes: str, scratch: Scratch, *, overwrite: bool = False
+) -> Any:
     """`in_order` of a stack in memory or on disk. `overwrite` reuses its memory or its file; a stack on disk
     is otherwise copied to the disk of `scratch`."""
     if not on_disk(stack):
-        return (overwrite_in_order if overwrite else in_order)(stack, order, axis)
+        return (overwrite_in_order if overwrite else in_order)(stack, order, axis, axes)
 
     def of_layer(layer: int) -> np.ndarray:
-        return np.take(stack[layer], np.asarray(order[layer]), axis=axis)
+        return np.asarray(taken(np.asarray(stack[layer]), np.asarray(order[layer]), axis, axes))
 
     if not overwrite:
         return scratch.stack(len(order), of_layer)
@@ -103,19 +107,19 @@ def nest(
     unit_order = jnp.argsort(supernet.attn_rank, axis=1)
     in_unit = jnp.arange(heads // units)
     head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
-    neuron_order = jnp.argsort(supernet.mlp_rank, axis=1)
+    neuron_order = jnp.argsort(supernet.mlp_rank, axis=-1)
     orders = {"N": head_order, "F": neuron_order}
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
     # The supernet has the output weights of every level.
     blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
     for name in blocks:
-        for place, axis in enumerate(axes[name]):
-            if axis in orders:
-                blocks[name] = reordered(blocks[name], orders[axis], place, scratch)
+        for axis in orders.keys() & set(axes[name]):
+            blocks[name] = reordered(blocks[name], orders[axis], axis, axes[name], scratch)
+    attention, ffn = ("E" + axes[name] for name in OUTPUTS.values())
     net = Nested(
         params | {"blocks": blocks | {"kv_head": head_order // (heads // kv_heads)}},
-        reordered(supernet.attn_out, head_order, 1, scratch, overwrite=consume),
-        reordered(supernet.mlp_down, neuron_order, 1, scratch, overwrite=consume),
+        reordered(supernet.attn_out, head_order, "N", attention, scratch, overwrite=consume),
+        reordered(supernet.mlp_down, neuron_order, "F", ffn, scratch, overwrite=consume),
         supernet.kept,
         len(in_unit),
         (
@@ -141,7 +145,8 @@ def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, con
 
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
     """The output `[S, T, D]` of a site, without bias, from the activations `units [S, T, U, ...]` of the
-    first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`.
+    first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`. Of experts, they
+    are `[S, T, X, U]` and `[L, E, X, U', D]`.
 
     On a CPU, a `vmap` runs candidates one after the other. Each then multiplies with weights in place,
     instead of with a copy of them for every candidate.
@@ -149,7 +154,7 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
 
     def product(*arguments: jax.Array) -> jax.Array:
         stack, layer, level, units = arguments
-        weight = stack[layer, level, : units.shape[2]]
+        weight = stack[layer, level, *map(slice, units.shape[2:])]
         return jnp.tensordot(units, weight, axes=weight.ndim - 1)
 
     in_turn = jax.custom_batching.sequential_vmap(product)
