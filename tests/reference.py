@@ -124,19 +124,23 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
     rng = np.random.default_rng(seed)
     shape, depth, levels = config.dense_shape, config.depth, grid.kept.shape[-1]
 
-    def ranks(units: int) -> np.ndarray:
-        return np.stack([rng.permutation(units) for _ in range(depth)]).astype(np.int32)
+    def ranks(*counts: int) -> np.ndarray:
+        sites = depth * int(np.prod(counts[:-1]))
+        drawn = np.stack([rng.permutation(counts[-1]) for _ in range(sites)]).astype(np.int32)
+        return drawn.reshape(depth, *counts)
 
     def weights(rank: np.ndarray, kept: np.ndarray, *dims: int) -> np.ndarray:
         values = 0.2 * rng.standard_normal((depth, levels, *dims, config.hidden)).astype(np.float32)
-        inside = (rank[:, None] < kept[..., None]).repeat(dims[0] // rank.shape[1], axis=2)
-        return values * inside.reshape(*inside.shape, *[1] * len(dims))
+        inside = rank[:, None] < kept.reshape(depth, levels, *[1] * (rank.ndim - 1))
+        inside = inside.repeat(dims[rank.ndim - 2] // rank.shape[-1], axis=-1)
+        return values * inside.reshape(*inside.shape, *[1] * (values.ndim - inside.ndim))
 
-    attn_rank, mlp_rank = ranks(attention_units), ranks(shape.ffn)
+    experts = [config.experts] if config.experts else []
+    attn_rank, mlp_rank = ranks(attention_units), ranks(*experts, shape.ffn)
     figures = np.zeros((2, depth, levels)), np.zeros((2, depth)), np.zeros((2, depth))
     fields = (
         weights(attn_rank, grid.kept[ATTENTION], shape.heads, config.head_dim),
-        weights(mlp_rank, grid.kept[FFN], shape.ffn),
+        weights(mlp_rank, grid.kept[FFN], *experts, shape.ffn),
         attn_rank,
         mlp_rank,
         grid.kept,

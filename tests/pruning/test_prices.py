@@ -11,15 +11,17 @@ from tiny import make_tiny_config
 from tyr_jax import space
 from tyr_jax.model.spec import LayerShape, count_parameters, random_params
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.prices import dearest_heads, heads_price, level_prices, sublayer_parameters
+from tyr_jax.pruning.prices import blocks_price, dearest_heads, heads_price, level_prices, sublayer_parameters
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.space import ATTENTION
+from tyr_jax.pruning.target import target_of
+from tyr_jax.space import ATTENTION, FFN
 
+EXPERTS = {"experts": 5, "routed": 2}
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 
 
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
-@pytest.mark.parametrize("options", [{}, BIASES, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, BIASES, {"qk_norm": True}, EXPERTS], ids=str)
 def test_a_distribution_costs_what_its_compressed_model_has(
     options: dict[str, Any], unit: Literal["head", "kv_group"]
 ) -> None:
@@ -36,6 +38,21 @@ def test_a_distribution_costs_what_its_compressed_model_has(
         levels = np.array([[rng.choice(site) for site in kind] for kind in present])
         _, small = compress(params, supernet, levels, config)
         assert space.values_at(prices, levels).sum() == count_parameters(small)[0]
+
+
+def test_active_parameters_are_those_of_as_many_experts_as_a_token_uses() -> None:
+    config = make_tiny_config(layers=2, shape=LayerShape(6, 2, 16), **EXPERTS)
+    settings = PruningSettings(budget="active-parameters", neuron_multiple=1)
+    # The router, a norm, and three matrices of two experts.
+    dense = 32 * 5 + 32 + 3 * 2 * 32 * 16
+    assert sublayer_parameters(config, FFN, config.dense_shape, active=True) == dense
+    kept = np.array([[[6, 3]] * 2, [[16, 4]] * 2])
+    prices = level_prices(config, settings, kept, np.tile(np.arange(6), (2, 1)))
+    assert prices[FFN].tolist() == [[dense, dense - 3 * 2 * 32 * 12]] * 2
+    assert blocks_price(config, True) == prices[..., 0].sum()
+    assert blocks_price(config, False) == count_parameters(config)[0]
+    limit = target_of(config, settings, 0.3).limit
+    assert limit == int(0.7 * blocks_price(config, True))
 
 
 def test_heads_of_smollm2_by_hand() -> None:

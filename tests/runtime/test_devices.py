@@ -60,6 +60,8 @@ def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) 
         name = jax.tree_util.keystr(path)
         # Slopes are differences of gradients, so a small slope has the rounding error of larger numbers.
         scale = max(1.0, np.abs(expected).max()) if "slopes" in name else 1.0
+        # Adam divides a small gradient by its own size, and with it the rounding error.
+        scale = 10.0 if "reconstructed" in name else scale
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 

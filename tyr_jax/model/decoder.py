@@ -168,7 +168,8 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 def ffn_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
     """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]` or, of experts,
     `[B, T, X, F]`."""
-    return after_ffn(block, linear(units.reshape(*units.shape[:2], -1), block["down"]), config)
+    lead = units.shape[:-2] if config.experts else units.shape[:-1]
+    return after_ffn(block, linear(units.reshape(*lead, -1), block["down"]), config)
 
 
 def after_ffn(block: Block, out: jax.Array, config: ModelConfig) -> jax.Array:

@@ -512,6 +512,12 @@ def random_params(config: ModelConfig, key: jax.Array, scale: float = 0.02) -> P
     return build_params(config, make)
 
 
+def active_size(spec: TensorSpec, config: ModelConfig) -> int:
+    """How many numbers of a tensor a token uses: of experts, those of as many as it is sent to."""
+    size = math.prod(spec.shape)
+    return size // config.experts * config.routed if "XF" in spec.axes else size
+
+
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
     """(parameters inside the blocks, parameters in all)."""
     outside = sum(math.prod(spec.shape) for spec in model_specs(config))

@@ -14,17 +14,25 @@ import math
 
 import numpy as np
 
-from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
+from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
 from tyr_jax.pruning.compress import pick_heads, pick_neurons, shape_of
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.space import ATTENTION, FFN, KINDS
 
 
 @functools.lru_cache(maxsize=2**16)
-def sublayer_parameters(config: ModelConfig, kind: int, shape: LayerShape) -> int:
-    """Parameters of the sublayer of a kind, in a layer of this `shape`."""
+def sublayer_parameters(config: ModelConfig, kind: int, shape: LayerShape, active: bool = False) -> int:
+    """Parameters of the sublayer of a kind, in a layer of this `shape`. If only `active` ones count, of the
+    experts only as many do as a token is sent to."""
     one = dataclasses.replace(config, layers=(shape,))
-    return sum(math.prod(spec.shape) for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind])
+    specs = [spec for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind]]
+    return sum(active_size(spec, config) if active else math.prod(spec.shape) for spec in specs)
+
+
+def blocks_price(config: ModelConfig, active: bool) -> int:
+    """Parameters of all blocks of a dense model."""
+    layer = (sublayer_parameters(config, kind, config.dense_shape, active) for kind in (ATTENTION, FFN))
+    return config.depth * sum(layer)
 
 
 def heads_price(heads: np.ndarray, config: ModelConfig) -> int:
@@ -32,27 +40,28 @@ def heads_price(heads: np.ndarray, config: ModelConfig) -> int:
     return sublayer_parameters(config, ATTENTION, shape_of(pick_heads(heads, config)))
 
 
-def neurons_price(count: int, config: ModelConfig, multiple: int) -> int:
-    """Parameters of an FFN that keeps `count` neurons."""
-    return sublayer_parameters(config, FFN, shape_of(pick_neurons(np.arange(count), config, multiple)))
+def neurons_price(count: int, config: ModelConfig, multiple: int, active: bool = False) -> int:
+    """Parameters of an FFN that keeps `count` neurons (of every expert), or only the `active` ones."""
+    picks = pick_neurons(np.arange(count), config, multiple)
+    return sublayer_parameters(config, FFN, shape_of(picks), active)
 
 
 def level_prices(
     config: ModelConfig, settings: PruningSettings, kept: np.ndarray, rank: np.ndarray
 ) -> np.ndarray:
-    """Parameters `[2, L, E]` of all sites at levels that keep `kept [2, L, E]` units. `rank [L, U]` numbers
-    the units of attention, last-removed first."""
+    """Parameters `[2, L, E]`, as `settings` count them, of all sites at levels that keep `kept [2, L, E]`
+    units. `rank [L, U]` numbers the units of attention, last-removed first."""
     each = config.dense_shape.heads // rank.shape[1]
 
     def attention(layer: int, count: int) -> int:
         units = np.sort(np.flatnonzero(rank[layer] < count))
         return heads_price((units[:, None] * each + np.arange(each)).ravel(), config)
 
-    multiple = settings.neuron_multiple
+    rest = config, settings.neuron_multiple, settings.counts_active
     return np.array(
         [
             [[attention(layer, count) for count in site] for layer, site in enumerate(kept[ATTENTION])],
-            [[neurons_price(count, config, multiple) for count in site] for site in kept[FFN]],
+            [[neurons_price(count, *rest) for count in site] for site in kept[FFN]],
         ]
     )
 

@@ -253,7 +253,7 @@ def reconstructed(
         own, new = axes[name], learnt.tensors[name]
         if "F" not in own:
             return new
-        at, place = along("F", chosen, own), own.index("F")
-        return jnp.put_along_axis(pruned[name], at, new, place, inplace=False)
+        at = jnp.broadcast_to(along("F", chosen, own), new.shape)
+        return jnp.put_along_axis(pruned[name], at, new, own.index("F"), inplace=False)
 
     return learnt._replace(tensors=devices.spread({name: put_back(name) for name in axes}, config.hidden))

@@ -24,9 +24,10 @@ ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 class PruningSettings:
     """How sites are pruned and errors accumulated."""
 
-    budget: Literal["parameters", "units"] = "parameters"
-    """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for, or
-    `units`, heads and neurons apart (the paper)."""
+    budget: Literal["parameters", "active-parameters", "units"] = "parameters"
+    """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for; in a
+    mixture of experts, `active-parameters`, those that a token uses; or `units`, heads and neurons apart
+    (the paper)."""
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
     mean, a `random` level, the `centre` level, or `none` (the dense output)."""
@@ -60,6 +61,11 @@ class PruningSettings:
     """Layers, counted from 0, whose attention is not pruned; other layers are pruned more to compensate."""
     keep_neurons: tuple[int, ...] = ()
     """Layers, counted from 0, whose FFN is not pruned; other layers are pruned more to compensate."""
+
+    @property
+    def counts_active(self) -> bool:
+        """Whether only the parameters that a token uses count."""
+        return self.budget == "active-parameters"
 
     def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
         """The two kinds of site of a model, with their unit counts."""

@@ -14,9 +14,9 @@ import math
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.compress import has_output_bias
-from tyr_jax.pruning.prices import dearest_heads, neurons_price
+from tyr_jax.pruning.prices import blocks_price, dearest_heads, neurons_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.space import (
     ATTENTION,
@@ -63,7 +63,7 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
         budgets = [unit_budget(kind, config.depth, sparsity, n) for kind, n in zip(kinds, stay, strict=True)]
         return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), None)
     check_multiple(kinds[FFN])
-    limit = math.floor((1 - sparsity) * count_parameters(config)[0])
+    limit = math.floor((1 - sparsity) * blocks_price(config, settings.counts_active))
     return Target(sparsity, _within(limit, sparsity, config, settings), limit)
 
 
@@ -75,14 +75,18 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
     """
     attention, ffn = settings.kinds(config)
     whole, multiple = settings.whole(config), ffn.multiple
+
+    def price(neurons: int) -> int:
+        return neurons_price(neurons, config, multiple, settings.counts_active)
+
     heads_each = config.dense_shape.heads // attention.units
     movable, thinned = (int((~stays).sum()) for stays in whole)
 
     def neurons_left(heads: np.ndarray) -> int:
         """Neurons that all FFNs to be pruned can keep, in multiples, if attention keeps `heads [L]`."""
         spent = sum(dearest_heads(int(count) * heads_each, config) for count in heads)
-        spent += (config.depth - thinned) * neurons_price(ffn.units, config, multiple)
-        one, two = (neurons_price(count * multiple, config, multiple) for count in (1, 2))
+        spent += (config.depth - thinned) * price(ffn.units)
+        one, two = price(multiple), price(2 * multiple)
         fixed = thinned * (2 * one - two)
         return (limit - spent - fixed) // (two - one) * multiple
 
@@ -100,17 +104,17 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
         total -= 1
     heads = heads_of(total)
     neurons, most = neurons_left(heads), thinned * (ffn.units // multiple) * multiple
-    blocks, price = count_parameters(config)[0], neurons_price(multiple, config, multiple)
+    blocks, least_price = blocks_price(config, settings.counts_active), price(multiple)
     if neurons < floor or (total == 0 and neurons == 0):
         raise UserError(
             f"sparsity {sparsity:g} would keep {max(0, limit):,} of {blocks:,} parameters of the blocks, "
             "fewer than a model needs; choose a lower sparsity, or name fewer layers that stay whole"
         )
-    if limit > blocks - price:
+    if limit > blocks - least_price:
         raise UserError(
             f"sparsity {sparsity:g} would leave the model intact: {blocks - limit:,} of the blocks' "
             f"{blocks:,} parameters are to go, fewer than {multiple} neurons have; choose at least "
-            f"{price / blocks:.2g}"
+            f"{least_price / blocks:.2g}"
         )
     kept = np.stack([heads, np.full(config.depth, ffn.units)])
     if thinned:

@@ -46,7 +46,9 @@ def parameter_rows(models: Sequence[Record]) -> list[Row]:
         return f"{count / 1e6:.1f} M" + (f" (−{1 - count / first:.1%})" if count < first else "")
 
     labels = {"parameters": "parameters", "block_parameters": "… in blocks"}
-    return [Row(label, [millions(model, key) for model in models]) for key, label in labels.items()]
+    labels["active_parameters"] = "… used by a token"
+    there = [key for key in labels if all(key in model["size"] for model in models)]
+    return [Row(labels[key], [millions(model, key) for model in models]) for key in there]
 
 
 def size_rows(summary: Record) -> list[Row]:

@@ -305,8 +305,8 @@ def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.nda
     """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as `spare` parameters pay for, each where it
     is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
-    multiple = dense.kinds[space.FFN].multiple
-    one, two = (neurons_price(count * multiple, dense.model.config, multiple) for count in (1, 2))
+    multiple, active = dense.kinds[space.FFN].multiple, settings.pruning.counts_active
+    one, two = (neurons_price(count * multiple, dense.model.config, multiple, active) for count in (1, 2))
     if not settings.rounds.refit:
         return kept
     return surrogate.widened(kept, levels, this.sites, this.grid.kept, spare // (two - one), multiple)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tyr_jax import __version__
 from tyr_jax.data import fingerprint
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import ModelConfig, active_size, all_specs, count_parameters
 from tyr_jax.options import as_json
 from tyr_jax.run.measure import figures
 from tyr_jax.run.pipeline import Outcome, Pruned
@@ -22,9 +22,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors"
 
 
 def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
-    """Parameters inside the blocks, parameters in total, and the bytes that these take in `dtype`."""
+    """Parameters inside the blocks, parameters in total, and the bytes that these take in `dtype`. Of a
+    mixture of experts, also the parameters that a token uses."""
     block, total = count_parameters(config)
-    return {"block_parameters": block, "parameters": total, "bytes": total * dtype.itemsize}
+    used = {"active_parameters": sum(active_size(spec, config) for spec in all_specs(config))}
+    counts = {"block_parameters": block, "parameters": total} | (used if config.experts else {})
+    return counts | {"bytes": total * dtype.itemsize}
 
 
 def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:

@@ -107,6 +107,7 @@ class Size(TypedDict):
     """Size of a model."""
 
     block_parameters: Count
+    active_parameters: NotRequired[Count]
     parameters: Positive
     bytes: Positive
 
@@ -200,7 +201,7 @@ class Sparsity(ByKind[Share]):
     """The sparsity asked for, and the one reached: of each kind's units, and of the blocks' parameters."""
 
     asked: Target
-    budget: NotRequired[Literal["parameters", "units"]]
+    budget: NotRequired[Literal["parameters", "active-parameters", "units"]]
     parameters: NotRequired[Share]
 
 

@@ -1,0 +1,164 @@
+"""Sites of mixtures of experts, beside sums and solutions computed by hand in float64."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import f64, norm64
+
+from tyr_jax import space
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_block, random_params
+from tyr_jax.pruning import fisher, hessian, stream
+from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.site import prune_experts, prune_site
+from tyr_jax.space import FFN
+
+EXPERTS, ROUTED, WIDTH = 5, 2, 24
+
+
+class World(NamedTuple):
+    """A model, its first block, and residuals `[B, T, D]`."""
+
+    config: ModelConfig
+    params: Params
+    block: Block
+    x: jax.Array
+
+
+@pytest.fixture(scope="module")
+def world(tiny_config: Callable[..., ModelConfig]) -> World:
+    config = tiny_config(shape=LayerShape(4, 2, WIDTH), experts=EXPERTS, routed=ROUTED)
+    params = random_params(config, jax.random.key(0), scale=0.3)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((6, 40, config.hidden)), jnp.float32)
+    return World(config, params, jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0)), x)
+
+
+def units64(world: World, normed: bool = True) -> np.ndarray:
+    """Neuron activations `[B, T, X, F]`, token by token and expert by expert."""
+    block = {name: f64(array) for name, array in world.block.items()}
+    entering = norm64(f64(world.x), block["mlp_norm"], world.config.norm_eps)
+    out = np.zeros((*entering.shape[:2], EXPERTS, WIDTH))
+    for at in np.ndindex(entering.shape[:2]):
+        scores = np.exp(entering[at] @ block["router"])
+        scores /= scores.sum()
+        chosen = np.argsort(-scores)[:ROUTED]
+        for expert in chosen:
+            gate, up = (entering[at] @ block[name][:, expert] for name in ("gate", "up"))
+            share = scores[expert] / (scores[chosen].sum() if normed else 1.0)
+            out[(*at, expert)] = share * gate / (1 + np.exp(-gate)) * up
+    return out
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_tokens_go_to_their_experts(normed: bool, world: World) -> None:
+    config = dataclasses.replace(world.config, norm_routing=normed)
+    expected = units64(world, normed)
+    np.testing.assert_allclose(decoder.ffn_units(world.block, world.x, config), expected, atol=1e-4)
+    out = np.einsum("btxf,xfd->btd", expected, f64(world.block["down"]))
+    after = decoder.add_ffn(world.block, world.x, config)
+    np.testing.assert_allclose(after, f64(world.x) + out, atol=1e-4)
+
+
+def test_of_equal_experts_the_first_are_taken(world: World) -> None:
+    """No more experts than asked for, even if all are equally probable."""
+    block = world.block | {"router": jnp.zeros_like(world.block["router"])}
+    routing = decoder.routing(block, world.x, world.config)
+    np.testing.assert_array_equal(routing[0, 0], [0.5, 0.5, 0, 0, 0])
+
+
+def statistics(world: World, weights: jax.Array | None = None) -> jax.Array:
+    gram = jnp.zeros((1, *stream.gram_shape(FFN, world.config)))
+    return hessian.finish(stream.site_statistics(world.block, world.x, gram, weights, FFN, world.config)[1])
+
+
+def test_every_expert_has_the_statistics_of_its_tokens(world: World) -> None:
+    weights = np.random.default_rng(2).random(world.x.shape[:2])
+    units = units64(world)
+    for given, counted in ((None, units), (jnp.asarray(weights), units * weights[..., None, None])):
+        expected = np.einsum("btxf,btxg->xfg", counted, counted)
+        np.testing.assert_allclose(statistics(world, given), expected, rtol=1e-3, atol=1e-3)
+
+
+def site(world: World, gram: jax.Array, metric: jax.Array | None) -> Any:
+    kept, exists = np.array([0, 8, 16, 24]), np.ones(4, bool)
+    weight = world.block["down"].reshape(-1, world.config.hidden)
+    return PruningSettings().site(gram, weight, kept, exists, WIDTH, metric)
+
+
+@pytest.mark.parametrize("with_metric", [True, False])
+def test_experts_are_pruned_one_by_one(with_metric: bool, world: World) -> None:
+    root = np.random.default_rng(3).standard_normal((world.config.hidden, world.config.hidden))
+    metric = jnp.asarray(root @ root.T, jnp.float32) if with_metric else None
+    gram = statistics(world)
+    whole = site(world, gram, metric)
+    pruned = prune_experts(whole, PruningSettings().pruner)
+    levels = pruned.weights.reshape(4, EXPERTS, WIDTH, -1)
+    errors, energies = [], []
+    for expert in range(EXPERTS):
+        alone = whole.replace(gram=gram[expert], weight=world.block["down"][expert])
+        one = prune_site(alone, PruningSettings().pruner)
+        np.testing.assert_allclose(levels[:, expert], one.weights, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(pruned.rank[expert], one.rank)
+        errors.append(one.error)
+        product = f64(gram[expert]) @ f64(alone.weight) @ (np.eye(32) if metric is None else f64(metric))
+        energies.append(np.sum(f64(alone.weight) * product))
+    np.testing.assert_allclose(pruned.error, np.average(errors, axis=0, weights=energies), rtol=1e-3)
+    assert pruned.error[0] > pruned.error[1] > pruned.error[2] > abs(pruned.error[3])
+
+
+def test_an_expert_without_tokens_does_no_harm(world: World) -> None:
+    gram = statistics(world).at[2].set(0.0)
+    pruned = prune_experts(site(world, gram, None), PruningSettings().pruner)
+    for array in pruned:
+        assert np.isfinite(array).all()
+    kept = np.count_nonzero(np.any(pruned.weights.reshape(4, EXPERTS, WIDTH, -1) != 0, axis=-1), axis=-1)
+    np.testing.assert_array_equal(kept, np.repeat([[0], [8], [16], [24]], EXPERTS, axis=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correcting_drift_never_adds_to_it(seed: int, world: World) -> None:
+    """Although every expert is fitted by itself, and tokens go to several of them."""
+    units, rng = units64(world), np.random.default_rng(seed)
+    truth = rng.standard_normal((EXPERTS, WIDTH, world.config.hidden))
+    drift = np.einsum("btxf,xfd->btd", units, truth) + rng.standard_normal(world.x.shape) / 10
+    pull = np.einsum("btxf,btd->xfd", units, drift).reshape(1, EXPERTS * WIDTH, -1)
+    weight = world.block["down"].reshape(-1, world.config.hidden)
+    moved = stream.drawn_back(
+        weight, statistics(world), jnp.asarray(pull, jnp.float32), jnp.float32(1 / ROUTED)
+    )
+    change = (f64(moved) - f64(weight)).reshape(truth.shape)
+    left = drift - np.einsum("btxf,xfd->btd", units, change)
+    assert np.sum(left**2) < 0.7 * np.sum(drift**2)
+
+
+@pytest.mark.parametrize("passes", [0, 8])
+def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
+    """With the metric, drift and, in the second case, reconstruction: experts of a layer are equally wide."""
+    config, params = world.config, world.params
+    text = np.random.default_rng(4).integers(0, config.vocab, (48, 40))
+    settings = PruningSettings(neuron_multiple=1, accumulation="centre")
+    kept = np.array([[3, 4, 2], [11, 24, 7]])
+    grid = space.level_grid(settings.kinds(config), kept, 1, 0.1)
+    metrics = fisher.output_metrics(params, text, config, 0)
+    plan = FoldPlan(config, grid, settings, metrics=metrics, drift=0.5, passes=passes)
+    net = build_supernet(params, [text], plan, batch_tokens=480)
+    levels = np.zeros((2, 3), int)
+    small, shape = compress(params, net, levels, config, 1)
+    assert [layer.ffn for layer in shape.layers] == [11, 24, 7]
+    assert small["blocks"][0]["gate"].shape == (config.hidden, EXPERTS, 11)
+    masked, tokens = mask(params, net, levels, config), jnp.asarray(text[:4])
+    ours, theirs = decoder.forward(small, tokens, shape), decoder.forward(masked, tokens, config)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    if passes:
+        assert net.learnt[0] is not None
+        assert set(net.learnt[0]) == {"router", "gate", "up", "mlp_norm"}
+        router = layer_block(small["blocks"], 0)["router"]
+        assert (np.asarray(router) != np.asarray(world.block["router"])).any()
+        np.testing.assert_array_equal(router, net.learnt[0]["router"])
