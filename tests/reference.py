@@ -135,7 +135,7 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
         inside = inside.repeat(dims[rank.ndim - 2] // rank.shape[-1], axis=-1)
         return values * inside.reshape(*inside.shape, *[1] * (values.ndim - inside.ndim))
 
-    experts = [config.experts] if config.experts else []
+    experts = [shape.experts] if config.experts else []
     attn_rank, mlp_rank = ranks(attention_units), ranks(*experts, shape.ffn)
     figures = np.zeros((2, depth, levels)), np.zeros((2, depth)), np.zeros((2, depth))
     fields = (

@@ -12,7 +12,7 @@ from tyr_jax.io.experts import by_key
 from tyr_jax.io.hf import load_params
 from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, random_params
 
-LAYERS = LayerShape(4, 2, 12), LayerShape(0, 0, 5), LayerShape(3, 1, 0)
+LAYERS = LayerShape(4, 2, 12, 5), LayerShape(0, 0, 5, 5), LayerShape(3, 1, 0)
 THIRD = "model.layers.0.mlp.experts.3.up_proj.weight"
 
 
@@ -34,7 +34,7 @@ class Arrays:
 
 @pytest.fixture
 def config(tiny_config: Callable[..., ModelConfig]) -> ModelConfig:
-    return dataclasses.replace(tiny_config(), layers=LAYERS, experts=5, routed=2)
+    return dataclasses.replace(tiny_config(), layers=LAYERS, routed=2)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def checkpoint(config: ModelConfig) -> Arrays:
     arrays: dict[str, np.ndarray] = {}
     for spec, array in iter_tensors(random_params(config, jax.random.key(0)), config):
         whole = spec.to_checkpoint(np.asarray(array))
-        arrays |= dict(by_key(spec, whole, config)) if "XF" in spec.axes else {spec.key: whole}
+        arrays |= dict(by_key(spec, whole)) if "XF" in spec.axes else {spec.key: whole}
     return Arrays(arrays)
 
 

@@ -11,13 +11,18 @@ import pytest
 from reference import f64, norm64
 
 from tyr_jax import space
+from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_block, random_params
 from tyr_jax.pruning import fisher, hessian, stream
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.site import prune_experts, prune_site
+from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site
+from tyr_jax.scoring import nested, population
+from tyr_jax.scoring.objective import KL
+from tyr_jax.scoring.slopes import pool_slopes
+from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.space import FFN
 
 EXPERTS, ROUTED, WIDTH = 5, 2, 24
@@ -34,7 +39,7 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(tiny_config: Callable[..., ModelConfig]) -> World:
-    config = tiny_config(shape=LayerShape(4, 2, WIDTH), experts=EXPERTS, routed=ROUTED)
+    config = tiny_config(shape=LayerShape(4, 2, WIDTH, EXPERTS), routed=ROUTED)
     params = random_params(config, jax.random.key(0), scale=0.3)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((6, 40, config.hidden)), jnp.float32)
     return World(config, params, jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0)), x)
@@ -162,3 +167,97 @@ def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
         router = layer_block(small["blocks"], 0)["router"]
         assert (np.asarray(router) != np.asarray(world.block["router"])).any()
         np.testing.assert_array_equal(router, net.learnt[0]["router"])
+
+
+WHOLE = PruningSettings(expert_unit="expert")
+
+
+@pytest.mark.parametrize("with_metric", [True, False])
+def test_the_experts_that_put_out_most_are_kept(with_metric: bool, world: World) -> None:
+    root = np.random.default_rng(3).standard_normal((world.config.hidden, world.config.hidden))
+    metric = root @ root.T if with_metric else np.eye(world.config.hidden)
+    out = np.einsum("btxf,xfd->btxd", units64(world), f64(world.block["down"]))
+    energy = np.einsum("btxd,de,btxe->x", out, metric, out)
+    kept, exists = np.array([0, 1, 3, 5]), np.ones(4, bool)
+    weight = world.block["down"].reshape(-1, world.config.hidden)
+    given = jnp.asarray(metric, jnp.float32) if with_metric else None
+    pruned = keep_experts(WHOLE.site(statistics(world), weight, kept, exists, EXPERTS, given))
+    order = np.argsort(-energy)
+    np.testing.assert_array_equal(np.argsort(pruned.rank), order)
+    levels = np.asarray(pruned.weights).reshape(4, EXPERTS, WIDTH, -1)
+    for level, count in enumerate(kept):
+        np.testing.assert_array_equal(levels[level, order[:count]], world.block["down"][order[:count]])
+        assert not levels[level, order[count:]].any()
+        lost = energy[order[count:]].sum() / energy.sum()
+        assert pruned.error[level] == pytest.approx(lost, rel=1e-3, abs=1e-5)
+
+
+class Pruned(NamedTuple):
+    """A supernet whose layers lose whole experts, and levels of it."""
+
+    text: np.ndarray
+    grid: space.LevelGrid
+    net: Any
+    levels: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def pruned(world: World) -> Pruned:
+    text = np.random.default_rng(4).integers(0, world.config.vocab, (48, 40))
+    grid = space.level_grid(WHOLE.kinds(world.config), np.array([[3, 4, 2], [3, 2, 1]]), 5, 0.2)
+    net = build_supernet(world.params, [text], FoldPlan(world.config, grid, WHOLE), batch_tokens=480)
+    experts = (grid.kept[FFN] == np.array([[3], [1], [0]])) & grid.exists[FFN]
+    return Pruned(text, grid, net, np.stack([[1, 2, 3], experts.argmax(axis=-1)]))
+
+
+def test_tokens_go_to_the_experts_that_are_left(world: World, pruned: Pruned) -> None:
+    """In the masked model, in the smaller one, and in the search. A layer may keep fewer experts than a token
+    was sent to, or none."""
+    config, params, (text, grid, net, levels) = world.config, world.params, pruned
+    counts = space.values_at(grid.kept, levels)[FFN]
+    small, shape = compress(params, net, levels, config)
+    assert [layer.experts for layer in shape.layers] == counts.tolist()
+    assert counts.tolist() == [3, 1, 0]
+    tokens = jnp.asarray(text[:4])
+    masked = decoder.forward(mask(params, net, levels, config), tokens, config)
+    np.testing.assert_allclose(decoder.forward(small, tokens, shape), masked, atol=1e-4)
+
+    pool, sequences = teacher_targets(params, text, config, KL()), np.arange(12)
+    candidates = np.stack([levels, space.centre_distribution(grid)]).astype(np.int32)
+    plain = population.score_population(params, net, candidates, pool, sequences, config, KL())
+    sorted_net = nested.nest(params, net, config)
+    sliced = nested.score_population(sorted_net, candidates, pool, sequences, config, KL())
+    np.testing.assert_allclose(sliced, plain, rtol=1e-4)
+    targets = pool, np.arange(48), config, KL()
+    exact = population.score_population(params, net, candidates[:1], *targets)[0]
+    dense = decoder.forward(params, jnp.asarray(text), config)
+    own = decoder.forward(small, jnp.asarray(text), shape)
+    p, q = jax.nn.log_softmax(dense), jax.nn.log_softmax(own)
+    assert exact == pytest.approx(float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))), rel=1e-3)
+    found = pool_slopes(sorted_net, candidates[0], *targets)
+    assert np.isfinite(found).all()
+
+
+def test_the_last_pruning_passes_on_what_the_model_computes(world: World) -> None:
+    """Tokens are sent to the experts that are left before the later layers are fitted."""
+    config = world.config
+    text = np.random.default_rng(4).integers(0, config.vocab, (48, 40))
+    grid = space.level_grid(WHOLE.kinds(config), np.array([[4, 4, 4], [3, 2, 1]]), 1, 0.2)
+    settings = dataclasses.replace(WHOLE, accumulation="centre")
+    plan, seen = FoldPlan(config, grid, settings, drift=0.5), []
+    net = build_supernet(
+        world.params, [text], plan, batch_tokens=480, on_block=lambda fold: seen.append(fold.residual[0])
+    )
+    small, shape = compress(world.params, net, np.zeros((2, 3), int), config)
+    x = decoder.embed(small, jnp.asarray(text[:12]))
+    rope = decoder.rope_tables(config, text.shape[1])
+    for block in small["blocks"]:
+        x = decoder.apply_block(block, x, rope, shape)
+    np.testing.assert_allclose(seen[-1], x, atol=1e-3)
+
+
+def test_whole_experts_where_there_are_none(tiny_config: Callable[..., ModelConfig], world: World) -> None:
+    with pytest.raises(UserError, match="--expert-unit expert needs a mixture of experts"):
+        WHOLE.kinds(tiny_config())
+    with pytest.raises(UserError, match="drop it, or --expert-unit expert"):
+        dataclasses.replace(WHOLE, reconstruct=4).kinds(world.config)

@@ -16,7 +16,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.space import ATTENTION, FFN
 
-EXPERTS = {"experts": 5, "routed": 2}
+EXPERTS = {"routed": 2}
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 
 
@@ -25,7 +25,7 @@ BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 def test_a_distribution_costs_what_its_compressed_model_has(
     options: dict[str, Any], unit: Literal["head", "kv_group"]
 ) -> None:
-    config = make_tiny_config(layers=3, shape=LayerShape(6, 2, 48), **options)
+    config = make_tiny_config(layers=3, shape=LayerShape(6, 2, 48, 5 if options == EXPERTS else 0), **options)
     pruning = PruningSettings(attention_unit=unit)
     attention, ffn = pruning.kinds(config)
     centres = np.array([[attention.units // 2] * 3, [24] * 3])
@@ -41,7 +41,7 @@ def test_a_distribution_costs_what_its_compressed_model_has(
 
 
 def test_active_parameters_are_those_of_as_many_experts_as_a_token_uses() -> None:
-    config = make_tiny_config(layers=2, shape=LayerShape(6, 2, 16), **EXPERTS)
+    config = make_tiny_config(layers=2, shape=LayerShape(6, 2, 16, 5), **EXPERTS)
     settings = PruningSettings(budget="active-parameters", neuron_multiple=1)
     # The router, a norm, and three matrices of two experts.
     dense = 32 * 5 + 32 + 3 * 2 * 32 * 16

@@ -1,5 +1,7 @@
 """Targets: how much the uniform model keeps for a sparsity, in units and in parameters."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from tiny import make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters
-from tyr_jax.pruning.prices import dearest_heads, neurons_price
+from tyr_jax.pruning.prices import dearest_heads, ffn_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.space import ATTENTION, FFN, Budget
@@ -68,7 +70,7 @@ def test_a_uniform_model_is_just_within_its_limit(
     assert target.limit is not None
     kept = target.kept
     spent = sum(dearest_heads(int(count), config) for count in kept[ATTENTION])
-    spent += sum(neurons_price(int(count), config, multiple) for count in kept[FFN])
+    spent += sum(ffn_price(int(count), config, pruning) for count in kept[FFN])
     assert spent <= target.limit
     assert (kept[ATTENTION, list(heads)] == shape[0]).all()
     assert (kept[FFN, list(neurons)] == shape[2]).all()
@@ -76,9 +78,9 @@ def test_a_uniform_model_is_just_within_its_limit(
     assert (movable % multiple == 0).all()
     # One more step would exceed the budget, unless a layer is full, or has lost all neurons and its norm.
     if movable.max() < shape[2] // multiple * multiple and movable.min() > 0:
-        assert spent + neurons_price(2, config, 1) - neurons_price(1, config, 1) > target.limit - (
-            multiple - 1
-        ) * (neurons_price(2, config, 1) - neurons_price(1, config, 1))
+        one = dataclasses.replace(pruning, neuron_multiple=1)
+        neuron = ffn_price(2, config, one) - ffn_price(1, config, one)
+        assert spent + neuron > target.limit - (multiple - 1) * neuron
 
 
 def test_a_budget_of_parameters_serves_all_levels() -> None:

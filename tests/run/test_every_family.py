@@ -21,6 +21,7 @@ from tyr_jax.evaluation import generation
 from tyr_jax.io import deci
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -91,13 +92,20 @@ def test_a_pruned_model_is_the_same_everywhere(
         nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
     )
     np.testing.assert_allclose(sliced, plain, rtol=1e-4)
+    assert_written_is(masked, dense, small, shape, tmp_path / "pruned")
 
-    (tmp_path / "pruned").mkdir()
-    save_model(tmp_path / "pruned", shape, small, dense.hf_config, dense.tokenizer)
-    again = load_model(str(tmp_path / "pruned"))
+
+def assert_written_is(
+    masked: np.ndarray, dense: LoadedModel, small: Params, shape: ModelConfig, directory: Path
+) -> None:
+    """Write a smaller model, and compare it, read by us and by transformers, with the `masked` logits; and
+    greedy text."""
+    directory.mkdir()
+    save_model(directory, shape, small, dense.hf_config, dense.tokenizer)
+    again = load_model(str(directory))
     assert again.config == shape
     assert_close(logits(again), masked)
-    model = family_samples.pruned_in_torch(tmp_path / "pruned")
+    model = family_samples.pruned_in_torch(directory)
     assert_close(family_samples.torch_logits(model, TOKENS), masked)
     # Greedy generation with a cache, beyond any window.
     prompt = TOKENS[:1, :6]
@@ -106,6 +114,26 @@ def test_a_pruned_model_is_the_same_everywhere(
     unstacked = generation.unstack(again.params, again.config)
     ours = np.stack(list(generation.generate(unstacked, again.config, prompt.tolist(), 20)))[:, 0]
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe"])
+def test_models_without_some_experts(
+    name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """A layer has fewer than a token was sent to, and one has none. If all layers have lost as many, no code
+    of ours is needed."""
+    dense = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
+    config, pruning = dense.config, PruningSettings(expert_unit="expert", accumulation="centre")
+    heads, experts = config.dense_shape.heads, config.dense_shape.experts
+    for number, kept in enumerate(([experts - 1, 1, 0], [experts - 2] * 3)):
+        grid = space.level_grid(pruning.kinds(config), np.array([[heads] * 3, kept]), 1, 0.2)
+        net = build_supernet(dense.params, [TOKENS], FoldPlan(config, grid, pruning))
+        levels = np.zeros((2, 3), int)
+        masked = np.asarray(forward(mask(dense.params, net, levels, config), jnp.asarray(TOKENS), config))
+        small, shape = compress(dense.params, net, levels, config)
+        assert [layer.experts for layer in shape.layers] == kept
+        assert_written_is(masked, dense, small, shape, tmp_path / f"pruned{number}")
+    assert not (tmp_path / "pruned1" / "modeling_pruned.py").exists()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -130,16 +158,30 @@ def test_in_llama_cpp_or_refused(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["smollm3-windows", "granite-tied", "phi3-partial", "gemma3-scaled", "olmo3", "qwen3-moe", "mixtral"],
+    ("name", "options"),
+    [
+        ("smollm3-windows", ""),
+        ("granite-tied", ""),
+        ("phi3-partial", ""),
+        ("gemma3-scaled", ""),
+        ("olmo3", ""),
+        ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
+        ("qwen3-moe-normed", "--expert-unit expert --sparsity 0.4"),
+        ("mixtral", ""),
+    ],
 )
 def test_commands(
-    name: str, tiny_tokenizer: PreTrainedTokenizerFast, tiny_arguments: list[str], tmp_path: Path
+    name: str,
+    options: str,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_arguments: list[str],
+    tmp_path: Path,
 ) -> None:
     """Pruned with a search, evaluated as written, and recovered: what is measured is what was written."""
     dense = str(write_dense(name, tmp_path / "dense", tiny_tokenizer))
     output, recovered = str(tmp_path / "out"), str(tmp_path / "recovered")
-    prune.main([*tiny_arguments, "--model", dense, "--dtype", "bfloat16", "--output", output])
+    own = ["--model", dense, "--dtype", "bfloat16", "--output", output, *options.split()]
+    prune.main([*tiny_arguments, *own])
     made = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert made["searched"]["quality"]["words.txt"]["kl"] > 0
     evaluate.main([output, "--trust-record", "--json"])

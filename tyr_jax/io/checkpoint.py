@@ -287,7 +287,7 @@ def _write_weights(
         arrays: dict[str, np.ndarray] = {}
         for key, specs in shard.items():
             whole = joined(_to_checkpoint(*next(tensors), dtype) for _ in specs)
-            arrays |= dict(by_key(specs[0], whole, config)) if "XF" in specs[0].axes else {key: whole}
+            arrays |= dict(by_key(specs[0], whole)) if "XF" in specs[0].axes else {key: whole}
         save_file(arrays, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:

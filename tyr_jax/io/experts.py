@@ -9,11 +9,12 @@ from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, TensorSpec, all_specs
 
 
-def expert_keys(spec: TensorSpec, config: ModelConfig) -> list[str]:
+def expert_keys(spec: TensorSpec) -> list[str]:
     """The keys of every expert's part of a tensor; none if the tensor is not one of experts."""
     if "XF" not in spec.axes:
         return []
-    return [spec.key.replace(".experts.", f".experts.{expert}.") for expert in range(config.experts)]
+    experts = spec.shape[spec.axes.index("X")]
+    return [spec.key.replace(".experts.", f".experts.{expert}.") for expert in range(experts)]
 
 
 def _expert_axis(spec: TensorSpec) -> int:
@@ -21,10 +22,11 @@ def _expert_axis(spec: TensorSpec) -> int:
     return 0 if "X" in spec.outputs else 1
 
 
-def by_key(spec: TensorSpec, array: np.ndarray, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+def by_key(spec: TensorSpec, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """(key, matrix) of every expert, from a tensor in the checkpoint's layout."""
-    parts = np.split(array, config.experts, axis=_expert_axis(spec))
-    yield from zip(expert_keys(spec, config), map(np.ascontiguousarray, parts), strict=True)
+    keys = expert_keys(spec)
+    parts = np.split(array, len(keys), axis=_expert_axis(spec))
+    yield from zip(keys, map(np.ascontiguousarray, parts), strict=True)
 
 
 class ExpertSource:
@@ -36,9 +38,9 @@ class ExpertSource:
 
     def __init__(self, source: TensorSource, config: ModelConfig) -> None:
         self._source = source
-        specs = [spec for spec in all_specs(config) if expert_keys(spec, config)]
+        specs = [spec for spec in all_specs(config) if expert_keys(spec)]
         self._axes = {spec.key: _expert_axis(spec) for spec in specs}
-        self._parts = {spec.key: expert_keys(spec, config) for spec in specs}
+        self._parts = {spec.key: expert_keys(spec) for spec in specs}
         stored = source.keys()
         for parts in self._parts.values():
             absent = [key for key in parts if key not in stored]

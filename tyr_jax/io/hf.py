@@ -136,9 +136,7 @@ def load_params(
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
     absent = (
-        [*expert_keys(spec, config), stored_key(spec, config)][0]
-        for key, spec in specs.items()
-        if key not in keys
+        [*expert_keys(spec), stored_key(spec, config)][0] for key, spec in specs.items() if key not in keys
     )
     missing = list(dict.fromkeys(absent))
     unknown = sorted(key for key in keys - set(specs) if not IGNORED_KEYS.fullmatch(key))

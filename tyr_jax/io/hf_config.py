@@ -13,7 +13,7 @@ from typing import Any
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown, unsupported
-from tyr_jax.io.hf_layers import global_shape, layers_from_hf, layers_to_hf
+from tyr_jax.io.hf_layers import Keys, global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_by_type, rotary_to_hf
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
 from tyr_jax.model.families import (
@@ -184,22 +184,32 @@ def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return given | ({"embed_scale": _size(values, "hidden_size") ** 0.5} if family.embed_by_width else {})
 
 
-def _experts(values: Mapping[str, Any], experts: Experts | None) -> dict[str, Any]:
-    """The fields of `ModelConfig` of a mixture of experts, if it is one.
+def _expert_count(values: Mapping[str, Any], experts: Experts | None) -> int:
+    """The number of experts of a layer, 0 for a model without.
+
+    Raises:
+        UserError: it is missing or impossible, or two keys contradict each other; names the key.
+    """
+    if experts is None:
+        return 0
+    given = [key for key in EXPERT_COUNTS if values.get(key) is not None] or [experts.count]
+    count, *same = [_size(values, key) for key in given]
+    if any(other != count for other in same):
+        raise unsupported(given[1], same[0], f"{given[0]}, which is {count}")
+    return count
+
+
+def _routing(values: Mapping[str, Any], experts: Experts | None) -> dict[str, Any]:
+    """How tokens are sent to experts, by field of `ModelConfig`.
 
     Raises:
         UserError: a number is missing or impossible; names its key.
     """
     if experts is None:
         return {}
-    given = [key for key in EXPERT_COUNTS if values.get(key) is not None] or [experts.count]
-    count, *same = [_size(values, key) for key in given]
-    if any(other != count for other in same):
-        raise unsupported(given[1], same[0], f"{given[0]}, which is {count}")
     norm = experts.norm_routing
     return {
-        "experts": count,
-        "routed": integer(values, EXPERTS_PER_TOKEN, most=count),
+        "routed": integer(values, EXPERTS_PER_TOKEN, most=_expert_count(values, experts)),
         "norm_routing": norm is True or flag({norm: False} | dict(values), norm),
     }
 
@@ -227,6 +237,8 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     kv_heads = _size(values, "num_key_value_heads")
     if heads % kv_heads:
         raise unsupported("num_attention_heads", heads, f"a multiple of num_key_value_heads ({kv_heads})")
+    dense = LayerShape(heads, kv_heads, ffn, _expert_count(values, family.experts))
+    routing = _routing(values, family.experts)
     rotary, local = rotary_by_type(values, family)
     head_dim = _head_dim(values, hidden, heads)
     present: dict[str, Any] = {name: key is True or flag(values, key) for name, key in family.tensors.items()}
@@ -235,7 +247,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         vocab=_size(values, "vocab_size"),
         hidden=hidden,
         head_dim=head_dim,
-        layers=layers_from_hf(config, LayerShape(heads, kv_heads, ffn), depth, family.width),
+        layers=layers_from_hf(config, dense, depth, Keys.of(family, config), routing.get("routed", 0)),
         norm_eps=number(values, "rms_norm_eps"),
         positions=positions_from_hf(values, family, depth, rotary, local),
         rotated=_rotated(head_dim, rotary),
@@ -244,7 +256,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         **facts(family),
         **present,
         **_factors(values, family),
-        **_experts(values, family.experts),
+        **routing,
     )
 
 
@@ -257,7 +269,8 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         ValueError: the family has no keys that express `config`.
     """
     family = FAMILIES[config.family]
-    dense = global_shape(config, base, family.width)
+    keys = Keys.of(family, base)
+    dense = global_shape(config, base, keys)
     result = {key: value for key, value in base.items() if key not in ROPE_KEYS | {"per_layer_config"}}
     result |= {
         "model_type": config.family,
@@ -283,11 +296,12 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
     result.setdefault(key, value)
     result |= {key: getattr(config, name) for name, key in family.tensors.items() if key is not True}
     if family.experts:
-        keys = [key for key in EXPERT_COUNTS if base.get(key) is not None] or [family.experts.count]
-        result |= dict.fromkeys(keys, config.experts) | {EXPERTS_PER_TOKEN: config.routed}
+        counts = [key for key in EXPERT_COUNTS if base.get(key) is not None] or [family.experts.count]
+        result |= dict.fromkeys(counts, dense.experts)
+        result[EXPERTS_PER_TOKEN] = config.routed
         if family.experts.norm_routing is not True:
             result[family.experts.norm_routing] = config.norm_routing
-    if per_layer := layers_to_hf(config, dense, family.width):
+    if per_layer := layers_to_hf(config, dense, keys):
         result |= {"per_layer_config": per_layer, "auto_map": AUTO_MAP}
         result["architectures"] = ["PrunedForCausalLM"]
         # Without it, transformers cannot even read the configuration to choose a tokenizer class.

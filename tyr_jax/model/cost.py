@@ -21,7 +21,7 @@ def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int 
     heads, neurons = units.astype(float)
     kv_heads = np.minimum(heads, [layer.kv_heads for layer in config.layers])
     sizes = {"D": config.hidden, "N": heads, "K": kv_heads, "H": config.head_dim, "F": neurons}
-    sizes["X"] = config.experts
+    sizes["X"] = np.array([layer.experts for layer in config.layers])
     projections = [tensor for tensor in config.tensors if tensor.inputs]
     products = sum(2 * math.prod(sizes[axis] for axis in tensor.axes) for tensor in projections)
     keys = np.mean([min(length, (row // chunk + 1) * chunk) for row in range(length)])

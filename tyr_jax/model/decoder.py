@@ -27,6 +27,9 @@ from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import Activation, Block, ModelConfig, Params
 from tyr_jax.runtime import devices, offload
 
+ABSENT = -1e30
+"""Score of an expert that is not there."""
+
 
 class Rope(NamedTuple):
     """Rotary tables, `cos` and `sin`, each `[T, H/2]`; with a leading axis of layer types in a model
@@ -149,13 +152,21 @@ def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
-    """How much each expert counts for each token, `[B, T, X]`: zero for all but the token's few most probable
-    (Shazeer et al. 2017). `normed [B, T, D]` is what enters the FFN."""
-    probability = jax.nn.softmax(linear(normed, block["router"]).astype(jnp.float32), axis=-1)
-    weights, chosen = jax.lax.top_k(probability, config.routed)
+    """How much each expert counts for each token, `[B, T, X]`: zero for all but the few most probable
+    (Shazeer et al. 2017). `normed [B, T, D]` is what enters the FFN.
+
+    With `block["kept_experts"] [X]`, tokens are sent only to those that are true there.
+    """
+    scores = linear(normed, block["router"]).astype(jnp.float32)
+    if "kept_experts" in block:
+        # Finite, so that the softmax is not NaN where none is kept.
+        scores = jnp.where(block["kept_experts"], scores, ABSENT)
+    probability = jax.nn.softmax(scores, axis=-1)
+    experts = probability.shape[-1]
+    weights, chosen = jax.lax.top_k(probability, min(config.routed, experts))
     if config.norm_routing:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    spread = jax.nn.one_hot(chosen, config.experts) * weights[..., None]
+    spread = jax.nn.one_hot(chosen, experts) * weights[..., None]
     return jnp.sum(spread, axis=-2).astype(normed.dtype)
 
 

@@ -31,11 +31,12 @@ Block = dict[str, jax.Array]
 @dataclasses.dataclass(frozen=True)
 class LayerShape:
     """Sizes of one decoder layer; zero heads or zero neurons mean that the sublayer is absent. In a mixture
-    of experts, `ffn` is the width of every expert."""
+    of experts, `ffn` is the width of every expert; other models have no `experts`."""
 
     heads: int
     kv_heads: int
     ffn: int
+    experts: int = 0
 
 
 Sublayer = Literal["attention", "ffn"]
@@ -183,12 +184,15 @@ class ModelConfig:
     """What is added to the scales of norms in a checkpoint."""
     activation: Activation = "silu"
     """What gates the neurons."""
-    experts: int = 0
-    """`X`, the FFNs of a layer in a mixture of experts; 0 for models that are none."""
     routed: int = 0
-    """How many experts each token is sent to."""
+    """How many experts each token is sent to, or all if a layer has fewer; 0 for models without experts."""
     norm_routing: bool = True
     """Whether the weights of a token's experts are divided by their sum."""
+
+    @property
+    def experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.routed > 0
 
     @property
     def one_ffn(self) -> bool:
@@ -380,7 +384,7 @@ def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
     shape = config.layers[layer]
     channels = config.channels
     sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
-    sizes["X"] = config.experts
+    sizes["X"] = shape.experts
     return tuple(
         TensorSpec(
             tensor.name,
@@ -515,7 +519,10 @@ def random_params(config: ModelConfig, key: jax.Array, scale: float = 0.02) -> P
 def active_size(spec: TensorSpec, config: ModelConfig) -> int:
     """How many numbers of a tensor a token uses: of experts, those of as many as it is sent to."""
     size = math.prod(spec.shape)
-    return size // config.experts * config.routed if "XF" in spec.axes else size
+    if "XF" not in spec.axes:
+        return size
+    experts = spec.shape[spec.axes.index("X")]
+    return size // experts * min(config.routed, experts)
 
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def site_sizes(config: ModelConfig) -> tuple[int, int]:
 
 def site_counts(config: ModelConfig) -> tuple[int, int]:
     """How many XᵀX a layer's two sites have: one, or one for each expert."""
-    return 1, max(1, config.experts)
+    return 1, max(1, config.dense_shape.experts)
 
 
 def site_channels(config: ModelConfig) -> tuple[int, int]:

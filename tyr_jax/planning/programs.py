@@ -22,7 +22,7 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.plan import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
-from tyr_jax.pruning.site import prune_experts, prune_site, removal_schedule
+from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site, removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
@@ -98,9 +98,11 @@ def site_stages(
     steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
     panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
     loops = 0, panels, -(-shape[-1] // linalg.BLOCK) + len(levels[0])
-    options = {"pruner": settings.pruning.pruner}
-    pruning = prune_experts if experts else prune_site
-    prune = Program(f"{KINDS[kind]}: pruning", pruning, (known,), options, loops)
+    if kind == FFN and settings.pruning.drops_experts(config):
+        prune = Program(f"{KINDS[kind]}: pruning", keep_experts, (known,), {})
+    else:
+        pruning, options = prune_experts if experts else prune_site, {"pruner": settings.pruning.pruner}
+        prune = Program(f"{KINDS[kind]}: pruning", pruning, (known,), options, loops)
     return [
         statistics,
         total,
@@ -306,10 +308,9 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     deal = Program("reconstruction: mixing", reconstruction.deal, ([batch] * mixed,), lessons)
     lesson = devices.place(deal.result()[0])
     width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
+    sizes = {"F": width, "X": config.dense_shape.experts, "D": config.hidden}
     ffn = {
-        tensor.name: ShapeDtypeStruct(
-            [{"F": width, "X": config.experts}.get(axis, config.hidden) for axis in tensor.axes], jnp.float32
-        )
+        tensor.name: ShapeDtypeStruct([sizes[axis] for axis in tensor.axes], jnp.float32)
         for tensor in config.tensors
         if tensor.sublayer == "ffn"
     }

@@ -24,7 +24,7 @@ from tyr_jax.model.spec import (
     layer_block,
     taken,
 )
-from tyr_jax.pruning.supernet import RANK_FIELDS, Supernet
+from tyr_jax.pruning.supernet import RANK_FIELDS, Supernet, drops_experts, kept_experts
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import on_disk
 from tyr_jax.space import values_at
@@ -98,6 +98,14 @@ def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
     return {"N": Pick(source, real), "K": Pick(np.array(layout.kv_source))}
 
 
+def pick_experts(kept: np.ndarray, config: ModelConfig) -> Picks:
+    """Pick the experts `X` of a layer that keeps the experts `kept` (sorted). If none is kept, the FFN is
+    removed."""
+    if kept.size == 0:
+        return {}
+    return {"X": Pick(kept), "F": Pick(np.arange(config.dense_shape.ffn))}
+
+
 def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
     """Pick the neurons `F` of a layer that keeps the neurons `kept` (sorted), of each expert its own.
 
@@ -105,7 +113,8 @@ def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
     """
     if kept.size == 0 and not has_output_bias(config, "ffn"):
         return {}
-    return {"F": Pick(kept if kept.size else np.arange(multiple))}
+    neurons = {"F": Pick(kept if kept.size else np.arange(multiple))}
+    return neurons | ({"X": Pick(np.arange(config.dense_shape.experts))} if config.experts else {})
 
 
 def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
@@ -115,11 +124,12 @@ def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
 
 def shape_of(picks: Picks) -> LayerShape:
     """The shape of a compressed layer."""
-    return LayerShape(*(picks[axis].source.shape[-1] if axis in picks else 0 for axis in "NKF"))
+    return LayerShape(*(picks[axis].source.shape[-1] if axis in picks else 0 for axis in "NKFX"))
 
 
 def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
-    """Cut a dense `block` down to the entries in `picks`, and leave out the sublayers that are absent."""
+    """Cut a dense `block` down to the entries in `picks`, and leave out the sublayers that are absent. Which
+    experts it keeps goes without saying then."""
     tensors = {tensor.name: tensor for tensor in config.tensors}
 
     def cut(array: jax.Array, axes: str) -> jax.Array:
@@ -134,14 +144,15 @@ def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
     return {
         name: cut(array, tensors[name].axes)
         for name, array in block.items()
-        if UNIT_AXES[tensors[name].sublayer] in picks
+        if name in tensors and UNIT_AXES[tensors[name].sublayer] in picks
     }
 
 
 def kept_masks(
     supernet: Supernet, distribution: np.ndarray, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boolean masks of the heads `[L, N]` and neurons `[L, F]`, or `[L, X, F]`, that levels `[2, L]` keep."""
+    """Boolean masks of the heads `[L, N]` and of the neurons `[L, F]` or `[L, X, F]`, or experts `[L, X]`,
+    that levels `[2, L]` keep."""
     kept = values_at(supernet.kept, distribution)
     ranks = (devices.fetch(getattr(supernet, name)) for name in RANK_FIELDS)
     heads, neurons = (
@@ -158,14 +169,15 @@ def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer
     learnt = supernet.learnt[layer] if supernet.learnt else None
     block = layer_block(params["blocks"], layer) | (learnt or {})
     pruned = {"o": supernet.attn_out[layer, attention], "down": supernet.mlp_down[layer, ffn]}
-    return jax.tree.map(jnp.asarray, block | pruned)
+    return jax.tree.map(jnp.asarray, block | pruned | kept_experts(supernet, layer, ffn))
 
 
-def mask_block(block: Block, heads: np.ndarray, neurons: np.ndarray, config: ModelConfig) -> Block:
-    """`block` with zeros for everything that belongs only to removed units. `heads [N]` and `neurons [F]` are
-    true for the units that are kept; of experts, `neurons` is `[X, F]`."""
+def mask_block(block: Block, heads: np.ndarray, ffn: np.ndarray, config: ModelConfig) -> Block:
+    """`block` with zeros for everything that belongs only to removed units. `heads [N]` and `ffn` are true
+    for the units that are kept: `ffn` is `[F]`; of experts `[X, F]`, or `[X]` if these are the units."""
     groups = np.any(heads.reshape(config.dense_shape.kv_heads, -1), axis=-1)
-    kept, masked = {"N": heads, "K": groups, "F": neurons}, dict(block)
+    unit = "X" if config.experts and ffn.ndim == 1 else "F"
+    kept, masked = {"N": heads, "K": groups, unit: ffn}, dict(block)
     for tensor in config.tensors:
         for axis in kept.keys() & set(tensor.axes):
             masked[tensor.name] = masked[tensor.name] * along(axis, kept[axis], tensor.axes)
@@ -206,14 +218,19 @@ def compress(
     blocks, shapes = [], []
     for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):
         picks = pick_heads(np.flatnonzero(heads), config)
-        picks |= pick_neurons(true_indices(neurons), config, neuron_multiple)
+        if drops_experts(supernet):
+            picks |= pick_experts(true_indices(neurons), config)
+        else:
+            picks |= pick_neurons(true_indices(neurons), config, neuron_multiple)
         block = cut_block(layer_at(params, supernet, distribution, layer), picks, config)
         if "down" in block and not neurons.any():
             # These neurons carry the bias and must add nothing else.
             block["down"] *= 0
         blocks.append(finish(block))
         shapes.append(shape_of(picks))
-    small = dataclasses.replace(config, layers=tuple(shapes))
+    # Tokens cannot be sent to more experts than any layer has.
+    routed = min(config.routed, max(shape.experts for shape in shapes) or config.routed)
+    small = dataclasses.replace(config, layers=tuple(shapes), routed=routed)
     return params | {"blocks": joined(blocks, small)}, small
 
 

@@ -24,7 +24,7 @@ from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
-from tyr_jax.pruning.site import PrunedSite, prune_experts, prune_site
+from tyr_jax.pruning.site import PrunedSite, keep_experts, prune_experts, prune_site
 from tyr_jax.pruning.supernet import (
     RANK_FIELDS,
     WEIGHT_FIELDS,
@@ -195,10 +195,11 @@ def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: Model
 
 
 def prune_kind(
-    kind: int, layer: int, entering: Entering, block: Block, plan: FoldPlan
+    kind: int, layer: int, entering: Entering, block: Block, plan: FoldPlan, rank: jax.Array | None = None
 ) -> tuple[PrunedSite, jax.Array]:
     """Prune the site of a kind in a layer, whose dense tensors are `block`. Returns the pruned site and the
-    weight `[d_in, D]` under which its output is passed on, W̄ of Eq. 5.
+    weight `[d_in, D]` under which its output is passed on, W̄ of Eq. 5. If the `rank [U]` of its units is
+    given, it is settled.
 
     Raises:
         UserError: the site's Hessian is not finite; names the site.
@@ -208,13 +209,17 @@ def prune_kind(
     kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
     weight = block[OUTPUTS[KINDS[kind]]].reshape(-1, plan.config.hidden)
     metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
-    gram, known = hessian.finish(entering.gram), (metric, plan.rank(kind, layer))
+    rank = plan.rank(kind, layer) if rank is None else rank
+    gram, known = hessian.finish(entering.gram), (metric, rank)
     # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
         share = plan.drift / plan.config.routed if apart else plan.drift
         weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(share))
     made = settings.site(gram, weight, kept, exists, units, *known)
-    site = (prune_experts if apart else prune_site)(made, settings.pruner)
+    if kind == FFN and settings.drops_experts(plan.config):
+        site = keep_experts(made)
+    else:
+        site = (prune_experts if apart else prune_site)(made, settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
         raise UserError(
             f"the inputs of {site_name(kind, layer)} gave a Hessian that is not finite or cannot be "
@@ -225,6 +230,20 @@ def prune_kind(
     rng = np.random.default_rng((plan.seed, layer, kind))
     p = level_probabilities(settings.accumulation, kept, exists, units, rng)
     return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
+
+
+def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax.Array | None]:
+    """(the next `block`, whose tokens are sent only to the experts that its layer keeps; their rank `[X]`).
+
+    With several levels, or unless whole experts are removed, the block stays as it is.
+    """
+    layer, config = fold.done, plan.config
+    if plan.grid.kept.shape[-1] > 1 or not plan.settings.drops_experts(config):
+        return block, None
+    size = block[OUTPUTS["ffn"]].size // config.hidden
+    entering, _ = collect(FFN, block, fold._replace(dense=None), size, config)
+    rank = prune_kind(FFN, layer, entering, block, plan)[0].rank
+    return block | {"kept_experts": rank < int(plan.grid.kept[FFN, layer, 0])}, rank
 
 
 def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: FoldPlan) -> Learnt | None:
@@ -259,11 +278,14 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     block = devices.spread(block, config.hidden)
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
+    rank = None
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
+        if kind == FFN:
+            block, rank = choose_experts(block, fold, plan)
         weight = block[projection]
         entering, fold = collect(kind, block, fold, weight.size // config.hidden, config)
-        site, passed = prune_kind(kind, layer, entering, block, plan)
+        site, passed = prune_kind(kind, layer, entering, block, plan, rank)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
         first, metric = entering.units[0], plan.metric(kind, layer)
         share = stream.output_share(block, fold.residual[0], first, metric, kind, count, config)

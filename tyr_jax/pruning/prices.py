@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
-from tyr_jax.pruning.compress import pick_heads, pick_neurons, shape_of
+from tyr_jax.pruning.compress import pick_experts, pick_heads, pick_neurons, shape_of
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.space import ATTENTION, FFN, KINDS
 
@@ -40,10 +40,15 @@ def heads_price(heads: np.ndarray, config: ModelConfig) -> int:
     return sublayer_parameters(config, ATTENTION, shape_of(pick_heads(heads, config)))
 
 
-def neurons_price(count: int, config: ModelConfig, multiple: int, active: bool = False) -> int:
-    """Parameters of an FFN that keeps `count` neurons (of every expert), or only the `active` ones."""
-    picks = pick_neurons(np.arange(count), config, multiple)
-    return sublayer_parameters(config, FFN, shape_of(picks), active)
+def ffn_price(count: int, config: ModelConfig, settings: PruningSettings) -> int:
+    """Parameters, as `settings` count them, of an FFN that keeps `count` units: neurons, of every expert if
+    there are several, or experts."""
+    units = np.arange(count)
+    if settings.drops_experts(config):
+        picks = pick_experts(units, config)
+    else:
+        picks = pick_neurons(units, config, settings.neuron_multiple)
+    return sublayer_parameters(config, FFN, shape_of(picks), settings.counts_active)
 
 
 def level_prices(
@@ -57,11 +62,10 @@ def level_prices(
         units = np.sort(np.flatnonzero(rank[layer] < count))
         return heads_price((units[:, None] * each + np.arange(each)).ravel(), config)
 
-    rest = config, settings.neuron_multiple, settings.counts_active
     return np.array(
         [
             [[attention(layer, count) for count in site] for layer, site in enumerate(kept[ATTENTION])],
-            [[neurons_price(count, *rest) for count in site] for site in kept[FFN]],
+            [[ffn_price(count, config, settings) for count in site] for site in kept[FFN]],
         ]
     )
 

@@ -55,6 +55,9 @@ class PruningSettings:
     """Neurons removed between two updates of the remaining weights."""
     attention_unit: Literal["head", "kv_group"] = "head"
     """What is removed from attention: single heads (the paper) or whole key/value groups."""
+    expert_unit: Literal["neuron", "expert"] = "neuron"
+    """What is removed from a mixture of experts: neurons, as many of every expert of a layer, or whole
+    experts. Tokens are then sent to the experts that are left."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()
@@ -67,11 +70,34 @@ class PruningSettings:
         """Whether only the parameters that a token uses count."""
         return self.budget == "active-parameters"
 
+    def drops_experts(self, config: ModelConfig) -> bool:
+        """Whether whole experts are removed.
+
+        Raises:
+            UserError: they are to be, but the model has none; or what is left is to be reconstructed.
+        """
+        if self.expert_unit == "neuron":
+            return False
+        if not config.experts:
+            raise UserError(
+                f"--expert-unit expert needs a mixture of experts, which a {config.family} is not"
+            )
+        if self.reconstruct:
+            raise UserError(
+                "--reconstruct trains FFNs that have lost neurons: drop it, or --expert-unit expert"
+            )
+        return True
+
     def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
-        """The two kinds of site of a model, with their unit counts."""
+        """The two kinds of site of a model, with their unit counts.
+
+        Raises:
+            UserError: experts are to be removed from a model without.
+        """
         shape = config.dense_shape
-        units = shape.heads if self.attention_unit == "head" else shape.kv_heads
-        return Kind("attention", units, 1), Kind("ffn", shape.ffn, self.neuron_multiple)
+        heads = shape.heads if self.attention_unit == "head" else shape.kv_heads
+        ffn = (shape.experts, 1) if self.drops_experts(config) else (shape.ffn, self.neuron_multiple)
+        return Kind("attention", heads, 1), Kind("ffn", *ffn)
 
     def whole(self, config: ModelConfig) -> np.ndarray:
         """The sites that stay whole, as a mask `[2, L]`.

@@ -121,6 +121,25 @@ def prune_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
     return PrunedSite(weights, each.rank, share @ each.error, jnp.max(each.damping))
 
 
+@jax.jit
+def keep_experts(site: Site) -> PrunedSite:
+    """The levels of a site that keep whole experts, with their dense weights: those of the largest outputs,
+    in squares weighted by the metric, or those of lowest `site.rank [X]` if that is settled.
+
+    `gram` is `[X, F, F]` and `weight [X·F, D]`. Like the score of REAP (Lasby et al. 2025), outputs are
+    weighted by the router. The error of a level is the share of what the removed experts put out.
+    """
+    weight = site.weight.reshape(*site.gram.shape[:2], -1).astype(site.gram.dtype)
+    counted = weight if site.metric is None else jnp.matmul(weight, site.metric, precision=HIGHEST)
+    energy = jnp.sum(counted * jnp.matmul(site.gram, weight, precision=HIGHEST), axis=(1, 2))
+    rank = rank_by(energy) if site.rank is None else site.rank
+    kept = rank < site.kept[:, None]
+    lost = jnp.sum(jnp.where(kept, 0.0, energy), axis=1)
+    error = lost / jnp.maximum(jnp.sum(energy), jnp.finfo(energy.dtype).tiny)
+    rows = jnp.repeat(kept, site.gram.shape[1], axis=1)
+    return PrunedSite(site.weight * rows[..., None], rank, error, jnp.zeros((), energy.dtype))
+
+
 def removal_schedule(units: int, chunk: int, kept: np.ndarray, exists: np.ndarray) -> np.ndarray:
     """Units to remove at each step `[S]`: chunks of at most `chunk` that end on every level's boundary.
 

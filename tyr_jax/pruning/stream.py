@@ -106,14 +106,14 @@ def site_statistics(
 
 def by_expert(kind: int, config: ModelConfig) -> bool:
     """Whether the sites of a kind have units of several experts."""
-    return kind == FFN and config.experts > 0
+    return kind == FFN and config.experts
 
 
 def gram_shape(kind: int, config: ModelConfig) -> tuple[int, ...]:
     """Shape of XᵀX of the sites of a kind in a dense model: `[d_in, d_in]`, of experts `[X, F, F]`."""
     shape = config.dense_shape
     size = shape.ffn if kind == FFN else shape.heads * config.head_dim
-    return (config.experts, size, size) if by_expert(kind, config) else (size, size)
+    return (shape.experts, size, size) if by_expert(kind, config) else (size, size)
 
 
 def behind_norm(
@@ -213,15 +213,16 @@ def follow_dense(
     """(the dense model's residual after the site of a kind, in place of `dense [B, T, D]` before it;
     `pull [n, d_in, D]` with the batch's Xᵀd added in place).
 
-    `block` has the dense weights. `x [B, T, D]` is the pruned residual before the site, and
-    `units [B, T, ...]` is what enters the site from it. Tokens weigh `weights [B, T]`.
+    `block` has the dense weights, and perhaps which experts are kept. `x [B, T, D]` is the pruned residual
+    before the site, and `units [B, T, ...]` is what enters the site from it. Tokens weigh `weights [B, T]`.
     """
     output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def follow(
         block: Block, x: jax.Array, units: jax.Array, weights: jax.Array, dense: jax.Array, pull: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        after = dense + output(block, site_units(kind, block, dense, config), config)
+        whole = {name: array for name, array in block.items() if name != "kept_experts"}
+        after = dense + output(whole, site_units(kind, whole, dense, config), config)
         drift = after.astype(jnp.float32) - (x + output(block, units, config)).astype(jnp.float32)
         if (gain := behind_gain(kind, block, config)) is not None:
             # A channel of almost no gain cannot correct much.

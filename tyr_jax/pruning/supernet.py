@@ -28,7 +28,8 @@ class Supernet:
 
     `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections. `attn_rank [L, U]` and
     `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank below
-    k. Of experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`.
+    k. Of experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`; if whole experts are
+    removed, `mlp_rank [L, X]`.
 
     Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites have
     a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
@@ -82,14 +83,14 @@ def empty_supernet(
     """
     shape, (depth, levels) = config.dense_shape, grid.kept.shape[1:]
     attention, ffn = settings.kinds(config)
-    experts = [config.experts] if config.experts else []
+    experts, whole = [shape.experts] if config.experts else [], settings.drops_experts(config)
 
     def make() -> Supernet:
         supernet = Supernet(
             attn_out=jnp.zeros((depth, levels, shape.heads, config.head_dim, config.hidden), dtype),
             mlp_down=jnp.zeros((depth, levels, *experts, shape.ffn, config.hidden), dtype),
             attn_rank=jnp.zeros((depth, attention.units), jnp.int32),
-            mlp_rank=jnp.zeros((depth, *experts, ffn.units), jnp.int32),
+            mlp_rank=jnp.zeros((depth, *([] if whole else experts), ffn.units), jnp.int32),
             kept=jnp.asarray(grid.kept),
             exists=jnp.asarray(grid.exists),
             error=jnp.zeros(grid.kept.shape),
@@ -156,10 +157,26 @@ def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
     return jax.vmap(lambda levels, e: levels[e])(stack, index)
 
 
+def drops_experts(supernet: Supernet) -> bool:
+    """Whether the units of FFNs are whole experts."""
+    return supernet.mlp_down.ndim == 5 and supernet.mlp_rank.ndim == 2
+
+
+def kept_experts(supernet: Supernet, layer: Any, level: Any) -> Block:
+    """Which experts a level of a layer keeps, `[X]`, as a tensor of its block; nothing if the units are
+    neurons. `layer` and `level` may also be arrays `[L]`."""
+    if not drops_experts(supernet):
+        return {}
+    count = jnp.asarray(supernet.kept)[FFN, layer, level]
+    return {"kept_experts": jnp.asarray(supernet.mlp_rank)[layer] < count[..., None]}
+
+
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
     """Dense-shaped params with the pruned projections of `distribution`, integer levels `[2, L]`."""
+    every = jnp.arange(distribution.shape[1])
     blocks = params["blocks"] | {
         "o": picked(supernet.attn_out, distribution[ATTENTION], TEMPORARY),
         "down": picked(supernet.mlp_down, distribution[FFN], TEMPORARY),
+        **kept_experts(supernet, every, distribution[FFN]),
     }
     return params | {"blocks": blocks}

@@ -16,7 +16,7 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.compress import has_output_bias
-from tyr_jax.pruning.prices import blocks_price, dearest_heads, neurons_price
+from tyr_jax.pruning.prices import blocks_price, dearest_heads, ffn_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.space import (
     ATTENTION,
@@ -77,7 +77,7 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
     whole, multiple = settings.whole(config), ffn.multiple
 
     def price(neurons: int) -> int:
-        return neurons_price(neurons, config, multiple, settings.counts_active)
+        return ffn_price(neurons, config, settings)
 
     heads_each = config.dense_shape.heads // attention.units
     movable, thinned = (int((~stays).sum()) for stays in whole)

@@ -13,7 +13,7 @@ from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
-from tyr_jax.pruning.prices import level_prices, neurons_price
+from tyr_jax.pruning.prices import ffn_price, level_prices
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
 from tyr_jax.pruning.target import Target
@@ -305,8 +305,8 @@ def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.nda
     """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as `spare` parameters pay for, each where it
     is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
-    multiple, active = dense.kinds[space.FFN].multiple, settings.pruning.counts_active
-    one, two = (neurons_price(count * multiple, dense.model.config, multiple, active) for count in (1, 2))
+    multiple = dense.kinds[space.FFN].multiple
+    one, two = (ffn_price(count * multiple, dense.model.config, settings.pruning) for count in (1, 2))
     if not settings.rounds.refit:
         return kept
     return surrogate.widened(kept, levels, this.sites, this.grid.kept, spare // (two - one), multiple)

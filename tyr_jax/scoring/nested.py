@@ -28,7 +28,7 @@ import numpy as np
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer, taken
-from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.pruning.supernet import Supernet, drops_experts
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
@@ -46,7 +46,7 @@ class Nested:
     sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]` (of
     experts `[L, E, X, F, D]`);
     `kept [2, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
-    heads and neurons.
+    heads and neurons; `ffn_axis`, the axis of an FFN's units: `F`, or `X` if whole experts are removed.
     """
 
     params: Params
@@ -55,6 +55,11 @@ class Nested:
     kept: jax.Array
     heads_per_unit: int = flax.struct.field(pytree_node=False)
     widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
+    ffn_axis: str = flax.struct.field(pytree_node=False, default=UNIT_AXES["ffn"])
+
+    def unit_axis(self, sublayer: Sublayer) -> str:
+        """The axis of a sublayer's units."""
+        return self.ffn_axis if sublayer == "ffn" else UNIT_AXES[sublayer]
 
 
 def in_order(stack: jax.Array, order: jax.Array, axis: str, axes: str) -> jax.Array:
@@ -102,13 +107,15 @@ def nest(
 
     With `consume`, the supernet's weights are overwritten, and it must not be used afterwards.
     """
-    heads, kv_heads = config.dense_shape.heads, config.dense_shape.kv_heads
+    shape = config.dense_shape
+    heads, kv_heads = shape.heads, shape.kv_heads
     units = supernet.attn_rank.shape[1]
     unit_order = jnp.argsort(supernet.attn_rank, axis=1)
     in_unit = jnp.arange(heads // units)
     head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
-    neuron_order = jnp.argsort(supernet.mlp_rank, axis=-1)
-    orders = {"N": head_order, "F": neuron_order}
+    ffn_order = jnp.argsort(supernet.mlp_rank, axis=-1)
+    ffn_axis, count = ("X", shape.experts) if drops_experts(supernet) else ("F", shape.ffn)
+    orders = {"N": head_order, ffn_axis: ffn_order}
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
     # The supernet has the output weights of every level.
     blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
@@ -119,20 +126,22 @@ def nest(
     net = Nested(
         params | {"blocks": blocks | {"kv_head": head_order // (heads // kv_heads)}},
         reordered(supernet.attn_out, head_order, "N", attention, scratch, overwrite=consume),
-        reordered(supernet.mlp_down, neuron_order, "F", ffn, scratch, overwrite=consume),
+        reordered(supernet.mlp_down, ffn_order, ffn_axis, ffn, scratch, overwrite=consume),
         supernet.kept,
         len(in_unit),
         (
             tuple(len(in_unit) * width for width in bucket_widths(units, len(in_unit) * config.head_dim)),
-            bucket_widths(config.dense_shape.ffn),
+            bucket_widths(count),
         ),
+        ffn_axis,
     )
     return devices.spread(net, config.hidden)
 
 
 def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, config: ModelConfig) -> Block:
-    """The weights of the first `units` heads or neurons of a layer's `sublayer`, except output weights."""
-    blocks, unit = nested.params["blocks"], UNIT_AXES[sublayer]
+    """The weights of the first `units` heads, neurons or experts of a layer's `sublayer`, except output
+    weights."""
+    blocks, unit = nested.params["blocks"], nested.unit_axis(sublayer)
     axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == sublayer}
     axes |= {"kv_head": "N"} if sublayer == "attention" else {}
     del axes[OUTPUTS[sublayer]]
@@ -175,10 +184,12 @@ def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
 
 
 class Site(NamedTuple):
-    """A candidate's layer: its index `layer []`, its `levels [2]`, and the width `buckets [2]` it runs at."""
+    """A candidate's layer: its index `layer []`, its `levels [2]`, the units it keeps at them, `kept [2]`,
+    and the width `buckets [2]` it runs at."""
 
     layer: jax.Array
     levels: jax.Array
+    kept: jax.Array
     buckets: jax.Array
 
 
@@ -199,6 +210,8 @@ def apply_layer(
     def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
             block = prefix(nested, site.layer, "ffn", neurons, config)
+            if nested.ffn_axis == "X":
+                block["kept_experts"] = jnp.arange(neurons) < site.kept[FFN]
             units = decoder.ffn_units(block, x, config)
             out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
             return x + decoder.after_ffn(block, out, config)
@@ -211,11 +224,12 @@ def apply_layer(
 
 
 class Chunks(NamedTuple):
-    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the `buckets [n, 2]` of their
-    sites, and, on several devices, the weights of those levels: `attn_out [n · C, N, H, D]` and
-    `mlp_down [n · C, F, D]`."""
+    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the units they keep at them,
+    `kept [n · C, 2]`, the `buckets [n, 2]` of their sites, and, on several devices, the weights of those
+    levels: `attn_out [n · C, N, H, D]` and `mlp_down [n · C, F, D]`."""
 
     levels: jax.Array
+    kept: jax.Array
     buckets: jax.Array
     weights: tuple[jax.Array, ...] = ()
 
@@ -260,12 +274,14 @@ def apply_to_chunks(
             nested = nested.replace(attn_out=attn_out, mlp_down=mlp_down)  # type: ignore[attr-defined]
             levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
 
-        def alone(levels: jax.Array, x: jax.Array) -> jax.Array:
-            return apply_layer(nested, Site(index, levels, chunk.buckets[0]), x, rope, config)
+        def alone(levels: jax.Array, kept: jax.Array, x: jax.Array) -> jax.Array:
+            return apply_layer(nested, Site(index, levels, kept, chunk.buckets[0]), x, rope, config)
 
-        return jax.vmap(alone)(levels, x)
+        return jax.vmap(alone)(levels, chunk.kept, x)
 
-    chunks = Chunks(candidates[..., layer], buckets[..., layer])
+    levels = candidates[..., layer]
+    kept = jnp.asarray(nested.kept)[jnp.arange(len(KINDS)), layer, levels]
+    chunks = Chunks(levels, kept, buckets[..., layer])
     one, index, chunks = of_layer(nested, layer, chunks, config.hidden)
     return devices.divided(own, whole=3)(one, index, rope, chunks, x)
 

@@ -24,7 +24,7 @@ from tyr_jax.scoring.chunking import part_rows
 from tyr_jax.scoring.nested import Nested, Part, parts_of
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import KINDS, Levels
+from tyr_jax.space import FFN, KINDS, Levels
 
 SLOPE_TOKENS = 512
 """Tokens in a part of the text that slopes are computed on: few, so that there are many parts and one sees
@@ -70,15 +70,23 @@ def chosen_layers(
         out, down = (weight[0] for weight in weights)
         return decoder.apply_block(block | {"o": out, "down": down}, x, rope, scoring.config)
 
+    def with_experts(block: Block, kept: jax.Array) -> Block:
+        """The block, whose tokens are sent only to the experts that are kept, if these are the units."""
+        if nested.ffn_axis != "X":
+            return block
+        return block | {"kept_experts": jnp.arange(block["router"].shape[1]) < kept}
+
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
-        block, stacks, levels, shares = layer
+        block, stacks, levels, shares, kept = layer
+        block = with_experts(block, kept)
         chosen = [pick_level(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
         # Picked where the levels are stored, as are their slopes, so that no device gathers all levels.
         weights = devices.place(devices.spread(chosen, scoring.config.hidden))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
     stacks = [nested.attn_out, nested.mlp_down]
-    layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0)
+    kept = jnp.asarray(nested.kept)[FFN, jnp.arange(levels.shape[1]), levels[FFN]]
+    layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0), kept
     return decoder.scan_layers(layers, apply, state, scoring.config, scoring.observed)
 
 
