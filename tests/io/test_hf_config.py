@@ -31,6 +31,12 @@ LLAMA: dict[str, Any] = {
     "rope_theta": 1e5,
     "max_position_embeddings": 256,
 }
+MOE = {key: value for key, value in LLAMA.items() if key != "architectures"} | {
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 8,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
 SLIDING = ["sliding_attention", "full_attention", "full_attention"]
 WINDOW_ON = {"use_sliding_window": True, "sliding_window": 8}
 
@@ -69,7 +75,9 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
 
     def layer() -> LayerShape:
         kv_heads = draw(st.integers(0, 4))
-        return LayerShape(kv_heads * draw(st.integers(1, 3)), kv_heads, draw(st.integers(0, 64)))
+        ffn = draw(st.integers(0, 64))
+        experts = draw(st.integers(1, 6)) if ffn and FAMILIES[family].experts else 0
+        return LayerShape(kv_heads * draw(st.integers(1, 3)), kv_heads, ffn, experts)
 
     depth = draw(st.integers(1, 4))
     layers = [layer() for _ in range(depth)] if draw(st.booleans()) else [layer()] * depth
@@ -79,10 +87,14 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     rotary = Positions(draw(st.floats(100, 1e7)), draw(st.none() | st.just(scaling)))
     known = FAMILIES[family]
     positions = draw(layers_positions(known, rotary, depth))
-    factors = {field: draw(st.floats(0.01, 100)) for field in known.multipliers}
+    factors: dict[str, Any] = {field: draw(st.floats(0.01, 100)) for field in known.multipliers}
     hidden = draw(st.integers(1, 64))
     if known.embed_by_width:
         factors["embed_scale"] = hidden**0.5
+    if known.experts:
+        most = max(layer.experts for layer in layers)
+        factors["routed"] = draw(st.integers(1, max(1, most)))
+        factors["norm_routing"] = known.experts.norm_routing is True or draw(st.booleans())
     said = {key: draw(st.booleans()) for key in FAMILIES[family].tensors.values()}
     tensors = {flag: key is True or said[key] for flag, key in FAMILIES[family].tensors.items()}
     return ModelConfig(
@@ -137,6 +149,9 @@ def test_absent_keys_have_the_defaults_of_transformers() -> None:
         required = {key: defaults.to_dict()[key] for key in ("vocab_size", "hidden_size")}
         required |= {key: getattr(defaults, key) for key in ("intermediate_size", "num_hidden_layers")}
         required["num_attention_heads"] = defaults.num_attention_heads
+        if family.experts:
+            keys = family.experts.count, family.experts.width, "num_experts_per_tok"
+            required |= {key: getattr(defaults, key) for key in keys}
         assert config_from_hf({"model_type": name, **required}) == full
 
 
@@ -160,7 +175,7 @@ def test_smollm2_config_as_published() -> None:
 @pytest.mark.parametrize(
     ("model_type", "what"),
     [
-        ("qwen3_moe", "mixtures of experts"),
+        ("deepseek_v3", "shared experts"),
         ("gemma2", "soft-caps"),
         ("mamba2", "state-space"),
         ("gemma3", "images"),
@@ -293,8 +308,48 @@ def taken_or_refused(values: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize("key", LIMITS)
 def test_sizes_beyond_any_model_are_refused_at_once(key: str) -> None:
     for value in (LIMITS[key] + 1, 10**9, 10**300):
+        base = MOE if "expert" in key or "moe" in key else LLAMA
         with pytest.raises(UserError, match=rf"'{key}' is .*at most {LIMITS[key]}"):
-            config_from_hf(llama(**{key: value}))
+            config_from_hf(base | {key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_local_experts": 5}, "'num_local_experts' is 5.*must be num_experts, which is 6"),
+        ({"num_experts_per_tok": 7}, "'num_experts_per_tok' is 7.*at most 6"),
+        ({"num_experts": None}, "'num_experts' is missing"),
+        ({"mlp_only_layers": [1]}, r"'mlp_only_layers' is \[1\]"),
+        ({"shared_expert_intermediate_size": 8}, "'shared_expert_intermediate_size'.*is unknown"),
+        (
+            {"per_layer_config": {"1": {"num_experts": 1, "num_experts_per_tok": 2}}},
+            r"'per_layer_config\.1\.num_experts_per_tok' is 2.*must be 1",
+        ),
+        (
+            {"per_layer_config": {"1": {"intermediate_size": 8}}},
+            r"per_layer_config\.1\.intermediate_size' is unk",
+        ),
+    ],
+)
+def test_experts_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config_from_hf(MOE | change)
+
+
+def test_experts_by_either_key() -> None:
+    """Of the two keys, the one that a checkpoint came with is written again."""
+    config = config_from_hf(MOE)
+    assert config.layers == (LayerShape(4, 2, 8, 6),) * 3
+    assert (config.routed, config.norm_routing) == (2, False)
+    saved = {key: value for key, value in MOE.items() if key != "num_experts"} | {"num_local_experts": 6}
+    assert config_from_hf(saved | {"norm_topk_prob": True}).norm_routing
+    assert config_from_hf(saved) == config
+    fewer = dataclasses.replace(config, layers=(LayerShape(4, 2, 8, 3),) * 3)
+    for base, key in ((MOE, "num_experts"), (saved, "num_local_experts")):
+        written = config_to_hf(fewer, base)
+        assert written[key] == 3
+        assert {"num_experts", "num_local_experts"} & written.keys() == {key}
+        assert written["intermediate_size"] == 48
 
 
 def test_a_million_layers_of_their_own() -> None:

@@ -128,7 +128,7 @@ def global_shape(config: ModelConfig, base: Mapping[str, Any], keys: Keys = PLAI
     first = config.layers[0]
     if config.uniform and first.heads and first.ffn and config.hidden % first.heads == 0:
         return first
-    if all(base.get(key) for key in ("num_attention_heads", keys.width)):
+    if all(base.get(key) for key in ("num_attention_heads", keys.width, keys.experts) if key):
         heads = int(base["num_attention_heads"])
         experts = int(base[keys.experts]) if keys.experts else 0
         return LayerShape(
@@ -136,7 +136,9 @@ def global_shape(config: ModelConfig, base: Mapping[str, Any], keys: Keys = PLAI
         )
     ffn = max(1, *(layer.ffn for layer in config.layers))
     heads, kv_heads = max((layer.heads, layer.kv_heads) for layer in config.layers)
-    return LayerShape(heads or 1, kv_heads or 1, ffn, max(layer.experts for layer in config.layers))
+    return LayerShape(
+        heads or 1, kv_heads or 1, ffn, max(config.routed, *(layer.experts for layer in config.layers))
+    )
 
 
 def layers_to_hf(config: ModelConfig, dense: LayerShape, keys: Keys = PLAIN) -> Json:
