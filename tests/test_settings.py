@@ -118,6 +118,13 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
         validate(settings)
 
 
+def test_removed_experts_cannot_be_masked() -> None:
+    masked = changed(SETTINGS, "layout", "masked")
+    validate(masked)
+    with pytest.raises(UserError, match="--layout masked keeps the dense model's shapes, where tokens would"):
+        validate(changed(masked, "pruning.expert_unit", "expert"))
+
+
 def test_without_rounds_nothing_about_the_search_matters() -> None:
     settings = changed(changed(SETTINGS, "rounds.rounds", 0), "data.search_tokens", 0)
     validate(changed(settings, "search.generations", 0))

@@ -247,6 +247,11 @@ def validate(settings: Settings) -> None:
             "--offload leaves weights on disk, but to continue a --prompt, models have all weights in "
             "memory; leave --prompt out, and ask the written model with `python -m tyr_jax.generate`"
         )
+    if settings.layout == "masked" and pruning.expert_unit == "expert":
+        raise UserError(
+            "--layout masked keeps the dense model's shapes, where tokens would still be sent to removed "
+            "experts; leave it out, or remove neurons with --expert-unit neuron"
+        )
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
     require(pruning.reconstruct >= 0, "--reconstruct", pruning.reconstruct, "at least 0")
