@@ -53,6 +53,14 @@ QWEN3_MOE = {
     "num_experts": 5,
     "num_experts_per_tok": 2,
 }
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "head_dim": 8,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": 7,
+    "rope_parameters": YARN | {"truncate": False},
+}
 CASES: dict[str, dict[str, Any]] = {
     "llama-gqa": {"model_type": "llama"},
     "llama-mha": {"model_type": "llama", "num_key_value_heads": 4},
@@ -149,6 +157,13 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3-moe-normed": QWEN3_MOE | {"norm_topk_prob": True, "attention_bias": True},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 7},
     "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3},
+    "gpt-oss": GPT_OSS,
+    "gpt-oss-full": GPT_OSS
+    | {
+        "layer_types": ["full_attention"] * 3,
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
     "phi3-partial": PHI3 | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True},
 }
 """Keys of a `config.json` beyond `SIZES`, by what they are to show."""

@@ -127,9 +127,9 @@ def test_config_round_trip(config: ModelConfig, new_style: bool, data: st.DataOb
     assert written["_note"] == "kept"
     assert written["torch_dtype"] == "bfloat16"
     # The older style has one base for all layers, or one more for those with a window.
-    both = FAMILIES[config.family]
+    family = FAMILIES[config.family]
     assert ("rope_parameters" in written) >= new_style
-    assert new_style or both.rope_by_type or "rope_parameters" not in written
+    assert new_style or family.rope_by_type or family.rope_given or "rope_parameters" not in written
     assert config_from_hf(config_to_hf(config, written)) == config
 
 
@@ -152,6 +152,10 @@ def test_absent_keys_have_the_defaults_of_transformers() -> None:
         if family.experts:
             keys = family.experts.count, family.experts.width, "num_experts_per_tok"
             required |= {key: getattr(defaults, key) for key in keys}
+        if family.rope_given:
+            with pytest.raises(UserError, match=r"'rope_parameters' is None, .*given"):
+                config_from_hf({"model_type": name, **required})
+            required["rope_parameters"] = defaults.rope_parameters
         assert config_from_hf({"model_type": name, **required}) == full
 
 

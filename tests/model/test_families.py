@@ -23,7 +23,7 @@ def registry() -> Iterator[None]:
 
 def test_the_entries_are_under_their_names() -> None:
     known = "llama mistral ministral qwen2 qwen3 smollm3 granite phi3 gemma3_text glm4 exaone4 olmo2 olmo3"
-    known += " qwen3_moe mixtral olmoe"
+    known += " qwen3_moe mixtral olmoe gpt_oss"
     assert list(FAMILIES) == known.split()
     for name, family in FAMILIES.items():
         assert family.model_type == name
@@ -50,7 +50,7 @@ def test_a_family_may_come_twice() -> None:
         ({"model_type": "llama"}, "there is another family with model_type 'llama'"),
         (
             {"tensors": {"v_norm": True}},
-            "has tensors 'v_norm', .* qkv_bias, out_bias, qk_norm, wide_qk_norm, mlp_bias",
+            "has tensors 'v_norm', .* qkv_bias, out_bias, qk_norm, wide_qk_norm, sinks, mlp_bias",
         ),
         ({"defaults": {"logit_scale": 1.0}}, "has a default of 'logit_scale', which nothing reads"),
     ],

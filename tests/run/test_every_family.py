@@ -35,7 +35,8 @@ TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
 FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
 FAMILIES += ["smollm3", "smollm3-windows", "granite", "granite-tied", "phi3", "phi3-partial", "phi3-longrope"]
 FAMILIES += ["gemma3", "gemma3-scaled", "glm4", "exaone4", "exaone4-full", "olmo2", "olmo3"]
-FAMILIES += ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe"]
+EXPERTS = ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe", "gpt-oss", "gpt-oss-full"]
+FAMILIES += EXPERTS
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
 
@@ -81,7 +82,8 @@ def test_a_pruned_model_is_the_same_everywhere(
     masked = np.asarray(forward(mask(dense.params, net, levels, config), jnp.asarray(TOKENS), config))
     small, shape = compress(dense.params, net, levels, config)
     first = 4 if config.wide_qk_norm else 1 if config.out_bias else 0
-    assert (shape.layers[0].heads, shape.layers[2].ffn) == (first, 0)
+    last = 8 if config.expert_bias else 0
+    assert (shape.layers[0].heads, shape.layers[2].ffn) == (first, last)
     assert shape.positions == config.positions
 
     # The search scores what is written.
@@ -116,7 +118,7 @@ def assert_written_is(
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe"])
+@pytest.mark.parametrize("name", EXPERTS)
 def test_models_without_some_experts(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -146,7 +148,7 @@ def test_in_llama_cpp_or_refused(
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma3", "glm4", "mixtral")):
+    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma3", "glm4", "mixtral", "gpt-oss")):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         record_property("gguf", "refused")
@@ -168,6 +170,7 @@ def test_in_llama_cpp_or_refused(
         ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
         ("qwen3-moe-normed", "--expert-unit expert --sparsity 0.4"),
         ("mixtral", ""),
+        ("gpt-oss", "--reconstruct 1"),
     ],
 )
 def test_commands(

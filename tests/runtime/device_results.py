@@ -38,7 +38,7 @@ CONFIGS = {
     "mixed": make_tiny_config(
         positions=(Positions(window=6), Positions(None), Positions(500.0)), qk_norm=True, post_norms=True
     ),
-    "experts": make_tiny_config(shape=LayerShape(4, 2, 24, 5), routed=2),
+    "experts": make_tiny_config(shape=LayerShape(4, 2, 24, 5), routed=2, expert_bias=True, sinks=True),
 }
 
 

@@ -115,10 +115,11 @@ def read_prompts(
             keys = jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, empty)))
             values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
             cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
-            units = causal_attention(q, k, v, decoder.window_of_block(block, config))
+            window = decoder.window_of_block(block, config)
+            units = causal_attention(q, k, v, window, block.get("sinks"))
             x = x + decoder.attention_output(block, units, config)
         if "down" in block:
-            x = x + decoder.ffn_output(block, decoder.ffn_units(block, x, config), config)
+            x = decoder.add_ffn(block, x, config)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
     return next_logits(params, last[:, 0], config), cache
 
@@ -155,7 +156,8 @@ def decode_layer(
     if "o" in block and cache is not None:
         q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
         cache, window = remember(cache, k, v, positions), decoder.window_of_block(block, config)
-        x = x + decoder.attention_output(block, attend(q, cache, positions, window)[None], config)
+        units = attend(q, cache, positions, window, block.get("sinks"))
+        x = x + decoder.attention_output(block, units[None], config)
     return decoder.add_ffn(block, x, config), cache
 
 
@@ -169,17 +171,23 @@ def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array
     return KeysValues(keys, values)
 
 
-def attend(q: jax.Array, cache: KeysValues, positions: jax.Array, window: Window) -> jax.Array:
+def attend(
+    q: jax.Array, cache: KeysValues, positions: jax.Array, window: Window, sinks: jax.Array | None = None
+) -> jax.Array:
     """Attention output `[B, N, H]` of queries `q [B, N, H]` at `positions [B]`, over the cache up to there.
 
-    With a `window`, only that many latest positions count.
+    With a `window`, only that many latest positions count. `sinks [N]` are the scores of attention sinks.
     """
     rows, slots, head_dim = cache.values.shape
     queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
     scores = jnp.einsum("rgh,rhs->rgs", queries, cache.keys, preferred_element_type=jnp.float32)
     distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
     visible = (distance >= 0) & (distance < (slots if window is None else window))
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    scores = jnp.where(visible[:, None], scores, -jnp.inf)
+    if sinks is not None:
+        sink = jnp.tile(sinks.reshape(-1, scores.shape[1]), (len(positions), 1))
+        scores = jnp.concatenate([scores, sink[..., None].astype(scores.dtype)], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., :slots]
     return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), cache.values).reshape(q.shape)
 
 

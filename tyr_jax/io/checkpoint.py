@@ -20,7 +20,7 @@ from tyr_jax.files import read_json, write_json
 from tyr_jax.io import gguf, hf
 from tyr_jax.io.builtin import ORIGIN, builtin_model
 from tyr_jax.io.config_values import of_file, read_values, shown
-from tyr_jax.io.experts import by_key
+from tyr_jax.io.experts import by_key, is_packed, pack
 from tyr_jax.io.fused import joined, stored_together
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
@@ -286,8 +286,13 @@ def _write_weights(
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else hf.WEIGHTS
         arrays: dict[str, np.ndarray] = {}
         for key, specs in shard.items():
-            whole = joined(_to_checkpoint(*next(tensors), dtype) for _ in specs)
-            arrays |= dict(by_key(specs[0], whole)) if "XF" in specs[0].axes else {key: whole}
+            parts = [_to_checkpoint(*next(tensors), dtype) for _ in specs]
+            if is_packed(specs[0], config):
+                arrays[key] = pack(specs, parts)
+            elif "XF" in specs[0].axes:
+                arrays |= dict(by_key(specs[0], parts[0]))
+            else:
+                arrays[key] = joined(parts)
         save_file(arrays, directory / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:

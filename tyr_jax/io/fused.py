@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tyr_jax.errors import UserError
+from tyr_jax.io.experts import expert_keys, is_packed, packed_key
 from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, TensorSpec, all_specs
 
@@ -18,7 +19,13 @@ FUSED = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "gate": "gate_up_pro
 
 
 def stored_key(spec: TensorSpec, config: ModelConfig) -> str:
-    """The key under which a checkpoint has a tensor, alone or with others."""
+    """The key under which a checkpoint has a tensor, alone or with others, or has its first expert."""
+    if is_packed(spec, config):
+        return packed_key(spec)
+    if is_packed(spec, config):
+        return packed_key(spec)
+    if keys := expert_keys(spec):
+        return keys[0]
     if FUSED.get(spec.name) not in config.fused:
         return spec.key
     *parents, _, kind = spec.key.split(".")

@@ -20,7 +20,7 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import check_regular, inside, read_json
 from tyr_jax.io.config_values import shown
 from tyr_jax.io.directory import check_directory
-from tyr_jax.io.experts import ExpertSource, expert_keys
+from tyr_jax.io.experts import BLOCKS, SCALES, ExpertSource, PackedSource
 from tyr_jax.io.fused import SplitSource, stored_key
 from tyr_jax.io.source import TensorSource
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
@@ -64,6 +64,8 @@ class SafetensorsSource:
         """
         path = self._where[key]
         dtype = self._files[path].get_slice(key).get_dtype()
+        if dtype == "U8" and key.endswith((BLOCKS, SCALES)):
+            return np.dtype(np.uint8)
         if dtype not in DTYPES:
             raise UserError(
                 f"tensor '{key}' in {path} has dtype {dtype}: it must be float32, bfloat16 or float16"
@@ -132,12 +134,11 @@ def load_params(
             dtype, or not finite; names it.
     """
     source = SplitSource(source, config) if config.fused else source
-    source = ExpertSource(source, config) if config.experts else source
+    if config.experts:
+        source = (PackedSource if config.packed else ExpertSource)(source, config)
     specs = {spec.key: spec for spec in all_specs(config)}
     keys = source.keys()
-    absent = (
-        [*expert_keys(spec), stored_key(spec, config)][0] for key, spec in specs.items() if key not in keys
-    )
+    absent = (stored_key(spec, config) for key, spec in specs.items() if key not in keys)
     missing = list(dict.fromkeys(absent))
     unknown = sorted(key for key in keys - set(specs) if not IGNORED_KEYS.fullmatch(key))
     if config.tied and "lm_head.weight" in unknown:

@@ -116,6 +116,9 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
             f"{config['model_type']} model, so it might change what the model computes; if not, name "
             f"it with --ignore-keys {unknown[0]}"
         )
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict) and quantised.get("quant_method") in family.quantised:
+        del checked["quantization_config"]
     for key, allowed in checked.items():
         if key in config and not any(config[key] == value for value in allowed):
             raise unsupported(key, config[key], " or ".join(repr(value) for value in allowed))
@@ -216,7 +219,7 @@ def _routing(values: Mapping[str, Any], experts: Experts | None) -> dict[str, An
 
 def facts(family: Family) -> dict[str, Any]:
     """Fields of `ModelConfig` that all models of a family share."""
-    same = ("fused", "neighbours", "pre_norms", "post_norms", "norm_offset", "activation")
+    same = ("fused", "neighbours", "pre_norms", "post_norms", "norm_offset", "activation", "packed")
     return {"keys": tuple(family.keys.items()), **{name: getattr(family, name) for name in same}}
 
 
@@ -271,7 +274,9 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
     family = FAMILIES[config.family]
     keys = Keys.of(family, base)
     dense = global_shape(config, base, keys)
-    result = {key: value for key, value in base.items() if key not in ROPE_KEYS | {"per_layer_config"}}
+    # Weights are written as plain numbers.
+    gone = ROPE_KEYS | {"per_layer_config", "quantization_config"}
+    result = {key: value for key, value in base.items() if key not in gone}
     result |= {
         "model_type": config.family,
         "vocab_size": config.vocab,

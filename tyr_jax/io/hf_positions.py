@@ -106,12 +106,15 @@ def positions_to_hf(config: ModelConfig, family: Family) -> Json:
         written[NO_ROPE] = [int(layer.theta is not None) for layer in layers]
     if USE in family.defaults:
         written[USE] = window is not None
-    if WINDOW in family.defaults and (window is not None or USE not in family.defaults):
+    listed = family.sliding == "by_pattern"
+    # Where every layer's type is written, the window of the original stays, even if no layer has it.
+    stays = USE in family.defaults or (listed and family.global_rotary)
+    if WINDOW in family.defaults and (window is not None or not stays):
         written[WINDOW] = window
     if not family.global_rotary and window is None and layers[0].theta is None:
         # A window that no layer has, which says that none has rotary embeddings.
         written[WINDOW] = config.max_positions
-    if family.sliding == "by_pattern" or (window is not None and family.sliding != "all"):
+    if listed or (window is not None and family.sliding != "all"):
         written[TYPES] = [FULL if layer.window is None else SLIDING for layer in layers]
     return written
 
@@ -123,6 +126,8 @@ def rotary_by_type(values: Mapping[str, Any], family: Family) -> tuple[Rotary, R
         UserError: they are not supported, or contradict each other; names the key.
     """
     usual = Rotary(family.rope[0], None, family.rope[1])
+    if family.rope_given and not any(values.get(key) for key in (PARAMETERS, "rope_scaling")):
+        raise unsupported(PARAMETERS, None, "given, as must be `rope_type`")
     if not family.rope_by_type:
         rotary = rope_from_hf(values, usual)
         return rotary, rotary
@@ -154,7 +159,10 @@ def rotary_to_hf(config: ModelConfig, family: Family, base: Mapping[str, Any]) -
         return Rotary(theta if first.theta is None else first.theta, first.scaling, share)
 
     if not family.rope_by_type:
-        return rope_to_hf(rotary(turning, family.rope[0]), base, family.rope[1])
+        own = rotary(turning, family.rope[0])
+        # In the older style, rotary embeddings without scaling are not mentioned.
+        style = {PARAMETERS: True} if family.rope_given and own.scaling is None else base
+        return rope_to_hf(own, style, family.rope[1])
     local = family.defaults.get(LOCAL_BASE, family.rope[0])
     full, sliding = (
         rotary([each for each in turning if (each.window is not None) == windows], theta)

@@ -71,9 +71,10 @@ class NoAttention(nn.Module):
 class NoMLP(nn.Module):
     """Stands in for a removed MLP."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Zeros to add to the residual stream."""
-        return torch.zeros_like(hidden_states)
+    def forward(self, hidden_states: torch.Tensor) -> Any:
+        """Zeros to add to the residual stream, and what the router would say where a layer asks for that."""
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, None) if FAMILY == "GptOss" else nothing
 
 
 class PrunedForCausalLM(Stock):  # type: ignore[misc, valid-type]

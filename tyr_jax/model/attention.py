@@ -9,8 +9,8 @@ sequences run one after the other, so that the square of one stays in cache: 1.9
 Axis letters: `B` sequences, `T` tokens, `N` query heads, `K` key/value heads, `G = N / K`, `H` head dim.
 """
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,12 @@ Window = int | jax.Array | None
 
 Attention = Callable[..., jax.Array]
 """Maps queries, keys and values to what is attended to: of one sequence, `[T, N or K, H]`, or of several,
-`[B, …]`. A window that is an array comes fourth."""
+`[B, …]`. Arrays that all sequences share follow: a window that is data, and sinks."""
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window = None) -> jax.Array:
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window = None, sinks: jax.Array | None = None
+) -> jax.Array:
     """Causal grouped-query attention.
 
     Args:
@@ -38,27 +40,37 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window = 
         v: values `[B, T, K, H]`.
         window: attend to at most this many positions, the query's own and those just before it. A number
             saves the work beyond it, an array does not.
+        sinks: the score `[N]` of an attention sink: a position with a value of zero that every token sees.
 
     Returns:
         `[B, T, N, H]`.
     """
-    run = {
-        name: functools.partial(attend_sequence, chunk=chunk)
-        for name, chunk in (("cpu", QUERY_CHUNK), ("default", LONG_QUERY_CHUNK))
-    }
-    if isinstance(window, jax.Array):
-        many = jax.vmap(run["default"], in_axes=(0, 0, 0, None))
-        return jax.lax.platform_dependent(q, k, v, window, cpu=one_by_one(run["cpu"]), default=many)
-    on_cpu, attend = (functools.partial(run[name], window=window) for name in ("cpu", "default"))
-    return jax.lax.platform_dependent(q, k, v, cpu=one_by_one(on_cpu), default=jax.vmap(attend))
+    given: dict[str, Any] = {"window": window, "sinks": sinks}
+    shared = {name: value for name, value in given.items() if isinstance(value, jax.Array)}
+    static = {name: value for name, value in given.items() if name not in shared}
+
+    def attend(chunk: int) -> Attention:
+        def one(q: jax.Array, k: jax.Array, v: jax.Array, *arrays: jax.Array) -> jax.Array:
+            rest = static | dict(zip(shared, arrays, strict=True))
+            return attend_sequence(q, k, v, chunk=chunk, **rest)
+
+        return one
+
+    together = jax.vmap(attend(LONG_QUERY_CHUNK), in_axes=(0, 0, 0, *[None] * len(shared)))
+    in_turn = one_by_one(attend(QUERY_CHUNK))
+    return jax.lax.platform_dependent(q, k, v, *shared.values(), cpu=in_turn, default=together)
 
 
-def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, chunk: int) -> jax.Array:
+def attend_sequence(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, chunk: int, sinks: jax.Array | None = None
+) -> jax.Array:
     """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`, `chunk` queries at a time."""
     length, heads, head_dim = q.shape
     groups = k.shape[1]
     q = (q * head_dim**-0.5).reshape(length, groups, heads // groups, head_dim).transpose(1, 2, 0, 3)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(groups, heads // groups, 1, 1)
     outputs = []
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
@@ -69,9 +81,13 @@ def attend_sequence(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, ch
         visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         scores = jnp.where(visible, scores, -jnp.inf)
         peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+        if sinks is not None:
+            peak = jnp.maximum(peak, jax.lax.stop_gradient(sink))
         weights = jnp.exp(scores - peak).astype(v.dtype)
         out = jnp.einsum("kgtu,kuh->kgth", weights, values, preferred_element_type=jnp.float32)
         total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        if sinks is not None:
+            total = total + jnp.exp(sink - peak)
         outputs.append((out / total).astype(v.dtype))
     return jnp.concatenate(outputs, axis=2).transpose(2, 0, 1, 3).reshape(length, heads, head_dim)
 
@@ -80,8 +96,8 @@ def one_by_one(attend: Attention) -> Attention:
     """`attend`, which takes one sequence, applied to sequences one after the other. A `vmap` over the result
     adds more of them."""
 
-    def loop(q: jax.Array, k: jax.Array, v: jax.Array, *window: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda qkv: attend(*qkv, *window), (q, k, v))
+    def loop(q: jax.Array, k: jax.Array, v: jax.Array, *shared: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda qkv: attend(*qkv, *shared), (q, k, v))
 
     batchable = jax.custom_batching.sequential_vmap(loop)
     # `sequential_vmap` has no reverse mode.

@@ -27,6 +27,12 @@ from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import Activation, Block, ModelConfig, Params
 from tyr_jax.runtime import devices, offload
 
+LARGEST_GATE = 7.0
+"""Where the gated activation of GPT-OSS clamps both projections."""
+
+SIGMOID_GAIN = 1.702
+"""Factor in the sigmoid of that activation."""
+
 ABSENT = -1e30
 """Score of an expert that is not there."""
 
@@ -123,7 +129,7 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
     q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
-    return causal_attention(q, k, v, window_of_block(block, config))
+    return causal_attention(q, k, v, window_of_block(block, config), block.get("sinks"))
 
 
 def attention_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
@@ -145,9 +151,9 @@ def ffn_units(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """
     normed = before(block, "mlp_norm", x, config)
     gate, up = linear(normed, block["gate"]), linear(normed, block["up"])
-    if config.mlp_bias:
+    if "gate_bias" in block:
         gate, up = gate + block["gate_bias"], up + block["up_bias"]
-    units = ACTIVATIONS[config.activation](gate) * up
+    units = ACTIVATIONS[config.activation](gate, up)
     return units * routing(block, normed, config)[..., None] if config.experts else units
 
 
@@ -157,7 +163,8 @@ def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
 
     With `block["kept_experts"] [X]`, tokens are sent only to those that are true there.
     """
-    scores = linear(normed, block["router"]).astype(jnp.float32)
+    scores = linear(normed, block["router"])
+    scores = (scores + block["router_bias"] if "router_bias" in block else scores).astype(jnp.float32)
     if "kept_experts" in block:
         # Finite, so that the softmax is not NaN where none is kept.
         scores = jnp.where(block["kept_experts"], scores, ABSENT)
@@ -167,26 +174,44 @@ def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
     if config.norm_routing:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     spread = jax.nn.one_hot(chosen, experts) * weights[..., None]
-    return jnp.sum(spread, axis=-2).astype(normed.dtype)
+    weights = jnp.sum(spread, axis=-2).astype(normed.dtype)
+    return weights * block["kept_experts"] if "kept_experts" in block else weights
 
 
-ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+def clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The gated activation of GPT-OSS."""
+    gate, up = jnp.minimum(gate, LARGEST_GATE), jnp.clip(up, -LARGEST_GATE, LARGEST_GATE)
+    return gate * jax.nn.sigmoid(SIGMOID_GAIN * gate) * (up + 1)
+
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "silu": lambda gate, up: jax.nn.silu(gate) * up,
+    "gelu_tanh": lambda gate, up: jax.nn.gelu(gate, approximate=True) * up,
+    "clamped": clamped,
 }
+"""What neurons make of their gate and up projections."""
 
 
-def ffn_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
-    """What the FFN adds to the residual, `[B, T, D]`, from neuron activations `[B, T, F]` or, of experts,
-    `[B, T, X, F]`."""
+def ffn_output(block: Block, x: jax.Array, units: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the FFN adds to the residual `x [B, T, D]` before it, from neuron activations `[B, T, F]` or, of
+    experts, `[B, T, X, F]`."""
     lead = units.shape[:-2] if config.experts else units.shape[:-1]
-    return after_ffn(block, linear(units.reshape(*lead, -1), block["down"]), config)
+    return after_ffn(block, x, linear(units.reshape(*lead, -1), block["down"]), config)
 
 
-def after_ffn(block: Block, out: jax.Array, config: ModelConfig) -> jax.Array:
-    """What the FFN adds to the residual, from the product `[B, T, D]` with its output weights."""
-    out = out + block["down_bias"] if "down_bias" in block else out
+def after_ffn(block: Block, x: jax.Array, out: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the FFN adds to the residual `x [B, T, D]` before it, from the product `out [B, T, D]` with its
+    output weights."""
+    if config.expert_bias:
+        out = out + linear(routing(block, before(block, "mlp_norm", x, config), config), block["down_bias"])
+    elif "down_bias" in block:
+        out = out + block["down_bias"]
     return rms_norm(out, block["mlp_post_norm"], config.norm_eps) if config.post_norms else out
+
+
+def ffn(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the FFN adds to the residual `x [B, T, D]` before it."""
+    return ffn_output(block, x, ffn_units(block, x, config), config)
 
 
 def add_attention(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:
@@ -200,7 +225,7 @@ def add_ffn(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """The residual `[B, T, D]` after a layer's FFN; unchanged if that is absent."""
     if "down" not in block:
         return x
-    return x + ffn_output(block, ffn_units(block, x, config), config)
+    return x + ffn(block, x, config)
 
 
 def apply_block(block: Block, x: jax.Array, rope: Rope, config: ModelConfig) -> jax.Array:

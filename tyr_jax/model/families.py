@@ -43,6 +43,7 @@ OPTIONAL = frozenset(
 ACTIVATION_KEYS: dict[Activation, tuple[str, str]] = {
     "silu": ("hidden_act", "silu"),
     "gelu_tanh": ("hidden_activation", "gelu_pytorch_tanh"),
+    "clamped": ("hidden_act", "silu"),
 }
 """The key that names an activation, and its name there."""
 
@@ -94,6 +95,8 @@ class Family:
     from the common `DEFAULTS`, or of keys in `OPTIONAL`."""
     rope: tuple[float, float] = (10000.0, 1.0)
     """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
+    rope_given: bool = False
+    """Whether `config.json` must describe the rotary embeddings, which have a scaling when it does not."""
     rope_by_type: bool = False
     """Whether layers with a window have rotary embeddings of their own. Without `rope_parameters` for both
     types of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
@@ -121,6 +124,10 @@ class Family:
     """Whether embeddings are multiplied by √D."""
     activation: Activation = "silu"
     """What gates the neurons. `checked` has the key that says so, unless it is `silu`."""
+    packed: bool = False
+    """Whether the matrices of all experts of a layer are stored as one."""
+    quantised: frozenset[str] = frozenset()
+    """What `quantization_config` may name as `quant_method`: weights are then read as plain numbers."""
     published_code: frozenset[str] = frozenset()
     """Classes that an `auto_map` may name, because their code is that of transformers."""
     checked: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -392,6 +399,32 @@ OLMOE = Family(
     harmless=ROUTER_KEYS,
 )
 
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    models="GPT-OSS 20B and 120B",
+    tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "sinks": True, "expert_bias": True},
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "attention_bias": True,
+        WINDOW: 128,
+        "sliding_window_pattern": 2,
+    },
+    rope=(150000.0, 1.0),
+    rope_given=True,
+    sliding="by_pattern",
+    experts=Experts(count="num_local_experts"),
+    keys={"router": "mlp.router.weight"},
+    activation="clamped",
+    packed=True,
+    quantised=frozenset({"mxfp4"}),
+    checked={"swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
+    harmless=ROUTER_KEYS | {"experts_per_token", "initial_context_length"},
+)
+
 BUILT_IN = (
     LLAMA,
     MISTRAL,
@@ -409,6 +442,7 @@ BUILT_IN = (
     QWEN3_MOE,
     MIXTRAL,
     OLMOE,
+    GPT_OSS,
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
@@ -422,7 +456,7 @@ NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms", "one_ffn", "exper
 """Flags of tensors that `Family.tensors` does not set: they have fields of their own, or none."""
 
 MISSING: dict[str, str] = {
-    "shared experts, or another way to route": """qwen2_moe gpt_oss flex_olmo granitemoe granitemoeshared
+    "shared experts, or another way to route": """qwen2_moe flex_olmo granitemoe granitemoeshared
         phimoe deepseek_v2 deepseek_v3 glm4_moe ernie4_5_moe llama4_text jetmoe dbrx hunyuan_v1_moe minimax
         exaone_moe""",
     "state-space layers or linear attention": """mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1

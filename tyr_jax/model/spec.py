@@ -40,7 +40,7 @@ class LayerShape:
 
 
 Sublayer = Literal["attention", "ffn"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "clamped"]
 
 UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
 """The axis of the units that are pruned, by sublayer. Without any units, the sublayer is absent."""
@@ -95,7 +95,7 @@ class BlockTensor:
     @property
     def outlives_units(self) -> bool:
         """Whether it adds to the residual stream even when its sublayer has no units left."""
-        return self.key.endswith(".bias") and self.axes == "D"
+        return self.key.endswith(".bias") and self.outputs == "D"
 
 
 BLOCK_TENSORS = (
@@ -113,6 +113,7 @@ BLOCK_TENSORS = (
     BlockTensor("k_norm", "self_attn.k_norm.weight", "", "H", "attention", "qk_norm", rotary=True),
     BlockTensor("wide_q_norm", "self_attn.q_norm.weight", "", "NH", "attention", "wide_qk_norm", rotary=True),
     BlockTensor("wide_k_norm", "self_attn.k_norm.weight", "", "KH", "attention", "wide_qk_norm", rotary=True),
+    BlockTensor("sinks", "self_attn.sinks", "", "N", "attention", "sinks"),
     BlockTensor("attn_post_norm", "post_attention_layernorm.weight", "", "D", "attention", "post_norms"),
     BlockTensor("mlp_norm", "post_attention_layernorm.weight", "", "D", "ffn", "pre_norms"),
     BlockTensor("gate", "mlp.gate_proj.weight", "D", "F", "ffn", "one_ffn"),
@@ -125,6 +126,10 @@ BLOCK_TENSORS = (
     BlockTensor("gate_bias", "mlp.gate_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("up_bias", "mlp.up_proj.bias", "", "F", "ffn", "mlp_bias"),
     BlockTensor("down_bias", "mlp.down_proj.bias", "", "D", "ffn", "mlp_bias"),
+    BlockTensor("router_bias", "mlp.router.bias", "", "X", "ffn", "expert_bias"),
+    BlockTensor("gate_bias", "mlp.experts.gate_proj.bias", "", "XF", "ffn", "expert_bias"),
+    BlockTensor("up_bias", "mlp.experts.up_proj.bias", "", "XF", "ffn", "expert_bias"),
+    BlockTensor("down_bias", "mlp.experts.down_proj.bias", "X", "D", "ffn", "expert_bias"),
     BlockTensor("mlp_post_norm", "post_feedforward_layernorm.weight", "", "D", "ffn", "post_norms"),
 )
 """All tensors that `tyr_jax.model.decoder` can use, in checkpoint order. Whatever handles tensors (loading,
@@ -173,6 +178,10 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    expert_bias: bool = False
+    """Whether the router and the experts have biases."""
+    sinks: bool = False
+    """Whether each head has an attention sink: a score without a value."""
     qk_norm: bool = False
     wide_qk_norm: bool = False
     """Whether queries and keys are normed over all heads together. Heads must then stay together."""
@@ -186,6 +195,8 @@ class ModelConfig:
     """What gates the neurons."""
     routed: int = 0
     """How many experts each token is sent to, or all if a layer has fewer; 0 for models without experts."""
+    packed: bool = False
+    """Whether a checkpoint has the matrices of all experts as one, those of gate and up together."""
     norm_routing: bool = True
     """Whether the weights of a token's experts are divided by their sum."""
 

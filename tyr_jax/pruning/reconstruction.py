@@ -86,7 +86,7 @@ def target(
     `dense [B, T, D]` is the dense residual after the FFN, if the dense model is followed."""
 
     def own(block: Block, share: jax.Array, x: jax.Array, dense: jax.Array | None) -> jax.Array:
-        out = decoder.ffn_output(block, decoder.ffn_units(block, x, config), config)
+        out = decoder.ffn(block, x, config)
         if dense is None:
             return out
         drift = dense.astype(jnp.float32) - (x + out).astype(jnp.float32)
@@ -128,7 +128,7 @@ def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: Mode
     target."""
 
     def own(tensors: Block, metric: jax.Array | None, lesson: Lesson) -> jax.Array:
-        out = decoder.ffn_output(tensors, decoder.ffn_units(tensors, lesson.x, config), config)
+        out = decoder.ffn(tensors, lesson.x, config)
         off = lesson.weights[:, None] * (out.astype(jnp.float32) - lesson.target.astype(jnp.float32))
         counted = off if metric is None else linalg.matmul(off, metric)
         return jnp.sum(counted * off, axis=1) / 2

@@ -81,6 +81,13 @@ def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> ja
     return decoder.ffn_units(block, x, config)
 
 
+def site_output(kind: int, block: Block, x: jax.Array, units: jax.Array, config: ModelConfig) -> jax.Array:
+    """What the site of a kind adds to the residual `x [B, T, D]` before it, from what enters it."""
+    if kind == ATTENTION:
+        return decoder.attention_output(block, units, config)
+    return decoder.ffn_output(block, x, units, config)
+
+
 Statistics = tuple[jax.Array, jax.Array]
 """What enters a site for every sequence of a batch, and the XᵀX of everything so far, one per device."""
 
@@ -166,10 +173,10 @@ def add_output(
 ) -> jax.Array:
     """The residual after the site of a kind, in place of `x [B, T, D]` before it, with the output projection
     of `block`. `units` is what enters the site; without it, that is computed from `x`."""
-    output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
-        return x + output(block, site_units(kind, block, x, config) if units is None else units, config)
+        units = site_units(kind, block, x, config) if units is None else units
+        return x + site_output(kind, block, x, units, config)
 
     return devices.divided(add, whole=1)(block, x, units)
 
@@ -216,14 +223,15 @@ def follow_dense(
     `block` has the dense weights, and perhaps which experts are kept. `x [B, T, D]` is the pruned residual
     before the site, and `units [B, T, ...]` is what enters the site from it. Tokens weigh `weights [B, T]`.
     """
-    output = (decoder.attention_output, decoder.ffn_output)[kind]
 
     def follow(
         block: Block, x: jax.Array, units: jax.Array, weights: jax.Array, dense: jax.Array, pull: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         whole = {name: array for name, array in block.items() if name != "kept_experts"}
-        after = dense + output(whole, site_units(kind, whole, dense, config), config)
-        drift = after.astype(jnp.float32) - (x + output(block, units, config)).astype(jnp.float32)
+        entering = site_units(kind, whole, dense, config)
+        after = dense + site_output(kind, whole, dense, entering, config)
+        own = x + site_output(kind, block, x, units, config)
+        drift = after.astype(jnp.float32) - own.astype(jnp.float32)
         if (gain := behind_gain(kind, block, config)) is not None:
             # A channel of almost no gain cannot correct much.
             drift = drift * gain / (gain**2 + LEAST_GAIN**2 * jnp.mean(gain**2))

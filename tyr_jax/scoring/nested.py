@@ -214,7 +214,7 @@ def apply_layer(
                 block["kept_experts"] = jnp.arange(neurons) < site.kept[FFN]
             units = decoder.ffn_units(block, x, config)
             out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
-            return x + decoder.after_ffn(block, out, config)
+            return x + decoder.after_ffn(block, x, out, config)
 
         return run
 
