@@ -32,7 +32,7 @@ import jax
 import pytest
 from tiny import EXTRA_TENSORS, make_tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
@@ -84,6 +84,15 @@ def own_programs() -> Iterator[None]:
 def extra_tensors(own_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give all models extra tensors, which the decoder does not use."""
     monkeypatch.setattr(spec, "BLOCK_TENSORS", (*spec.BLOCK_TENSORS, *EXTRA_TENSORS))
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make transformers copy modelling files to a temporary directory, not to the user's."""
+    cache = tmp_path / "modules"
+    cache.mkdir()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(cache)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import torch
 from quick_code import quick_code
 from reference import random_supernet
 from smollm2_run import ARGUMENTS, Found, prune
-from transformers import AutoModelForCausalLM, dynamic_module_utils
+from transformers import AutoModelForCausalLM
 
 from tyr_jax import space
 from tyr_jax.evaluation import generation
@@ -37,7 +37,7 @@ from tyr_jax.run.pipeline import Pruned
 from tyr_jax.run.summary import summarise
 from tyr_jax.space import ATTENTION
 
-pytestmark = [pytest.mark.slow, pytest.mark.longest, pytest.mark.smollm2]
+pytestmark = [pytest.mark.slow, pytest.mark.longest, pytest.mark.smollm2, pytest.mark.usefixtures("modules")]
 
 RUNNING = Path(__file__).parents[1] / "docs" / "running.md"
 PROMPT = "The capital of France is"
@@ -175,15 +175,6 @@ def model(
     path = tmp_path_factory.mktemp("exact") / "model"
     error = rounding(made.dense_config, made.masked, smollm2, tokens, path)
     return made._replace(off=max(2e-3, 2 * error))
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make transformers copy modelling files to a temporary directory, not to the user's."""
-    cache = tmp_path / "modules"
-    cache.mkdir()
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    monkeypatch.syspath_prepend(cache)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
 from tyr_jax.cli import evaluate, prune
@@ -32,13 +32,9 @@ SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def surroundings(modules: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make the repository the current directory, and forget families and modelling files afterwards."""
     monkeypatch.chdir(Path(__file__).parents[2])
-    cache = tmp_path / "modules"
-    cache.mkdir()
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    monkeypatch.syspath_prepend(cache)
     before = dict(FAMILIES)
     yield
     FAMILIES.clear()

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, dynamic_module_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+
+pytestmark = pytest.mark.usefixtures("modules")
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (2, 40))
 WHOLE, SMALL, NOTHING = LayerShape(4, 2, 48), LayerShape(2, 2, 16), LayerShape(0, 0, 0)
@@ -41,15 +43,6 @@ CASES: list[dict[str, Any]] = [
 ]
 
 Save = Callable[..., tuple[Path, ModelConfig, Params]]
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make transformers copy modelling files to a temporary directory, not to the user's."""
-    cache = tmp_path / "modules"
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    cache.mkdir()
-    monkeypatch.syspath_prepend(cache)
 
 
 @pytest.fixture

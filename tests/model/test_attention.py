@@ -62,3 +62,27 @@ def test_gradients() -> None:
         ours = jax.jit(jax.grad(functools.partial(loss, causal_attention), argnums=i))(q, k, v)
         expected = jax.grad(functools.partial(loss, together(None)), argnums=i)(q, k, v)
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_sink_is_a_position_without_a_value(window: int | None) -> None:
+    """Every token sees it, also beyond the window. The window may be data."""
+    q, k, v = random_qkv(QUERY_CHUNK + 9, 2)
+    sinks = np.random.default_rng(1).standard_normal(6).astype(np.float32)
+    exact = np.empty(q.shape)
+    for b, n in np.ndindex(2, 6):
+        query, key, value = (a.astype(float) for a in (q[b, :, n], k[b, :, n // 2], v[b, :, n // 2]))
+        behind = np.arange(len(query))[:, None] - np.arange(len(query))
+        visible = (behind >= 0) & (behind < (window or len(query)))
+        terms = np.where(visible, np.exp(query @ key.T / 2), 0)
+        exact[b, :, n] = terms @ value / (terms.sum(axis=1) + np.exp(sinks[n]))[:, None]
+    for given in (window, jnp.int32(window or 10**6)):
+        ours = jax.jit(causal_attention, static_argnums=() if isinstance(given, jax.Array) else 3)
+        np.testing.assert_allclose(ours(q, k, v, given, jnp.asarray(sinks)), exact, rtol=1e-4, atol=1e-5)
+
+    def loss(sinks: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(causal_attention(q, k, v, window, sinks)))
+
+    step = 1e-2 * np.eye(6, dtype=np.float32)[0]
+    slope = (loss(jnp.asarray(sinks + step)) - loss(jnp.asarray(sinks - step))) / 2e-2
+    assert jax.grad(loss)(jnp.asarray(sinks))[0] == pytest.approx(float(slope), rel=2e-2)

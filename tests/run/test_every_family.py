@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import CASES
-from transformers import PreTrainedTokenizerFast, dynamic_module_utils
+from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
 from tyr_jax.cli import evaluate, finetune, prune
@@ -29,7 +29,7 @@ from tyr_jax.scoring import nested, population
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules")]
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
 FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
@@ -39,15 +39,6 @@ EXPERTS = ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe", "gpt-oss", "gpt-
 FAMILIES += EXPERTS
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make transformers copy modelling files to a temporary directory, not to the user's."""
-    cache = tmp_path / "modules"
-    cache.mkdir()
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    monkeypatch.syspath_prepend(cache)
 
 
 def write_dense(name: str, directory: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
