@@ -63,17 +63,18 @@ def main(bench: Bench) -> None:
     hidden = decoder.hidden_states(params, tokens, config)
     scale = bench.noise * jnp.sqrt(jnp.mean(hidden**2))
     noisy = hidden + scale * jax.random.normal(jax.random.key(0), hidden.shape)
-    head = np.asarray(decoder.head(params), np.float64)
-    dense, sparse = (log_softmax(np.asarray(states[0], np.float64) @ head.T) for states in (hidden, noisy))
+    head = decoder.head(params)
+    rows = np.asarray(decoder.rows_of(head), np.float64)
+    dense, sparse = (log_softmax(np.asarray(states[0], np.float64) @ rows.T) for states in (hidden, noisy))
     best = np.argsort(-dense, axis=-1)[:, : bench.kept]
-    answers = predict(decoder.head(params), hidden)
+    answers = predict(head, hidden)
     exact = divergence(dense, sparse)
     per_token = sum(array.nbytes for array in answers) / bench.tokens
     forms = {
         "logits": (config.vocab * 4, exact),
         "hidden states, expected row, normaliser": (
             per_token,
-            np.asarray(kl_divergence(answers, noisy, log_normaliser(decoder.head(params), noisy)))[0],
+            np.asarray(kl_divergence(head, answers, noisy, log_normaliser(head, noisy)))[0],
         ),
         f"{bench.kept} best and the rest lumped": (
             bench.kept * 8 + 4,

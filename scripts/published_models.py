@@ -222,6 +222,27 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         },
         999_885_952,
     ),
+    "gemma-2-2b": (
+        {
+            "model_type": "gemma2",
+            "vocab_size": 256000,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 8192,
+        },
+        2_614_341_888,
+    ),
     "GLM-4-9B-0414": (
         {
             "model_type": "glm4",

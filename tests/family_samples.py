@@ -34,6 +34,7 @@ GEMMA3 = {
     "sliding_window": 7,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+GEMMA2 = {"model_type": "gemma2", "head_dim": 12, "sliding_window": 7}
 PHI3 = {"model_type": "phi3", "pad_token_id": 0}
 SMOLLM3 = {"model_type": "smollm3", "pad_token_id": 0}
 SIZES: dict[str, Any] = {
@@ -116,6 +117,8 @@ CASES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
         },
     },
+    "gemma2": GEMMA2,
+    "gemma2-caps": GEMMA2 | {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
     "glm4": {"model_type": "glm4", "head_dim": 16, "pad_token_id": 0},
     "exaone4": {
         "model_type": "exaone4",

@@ -153,12 +153,14 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
 HIDDEN, VOCAB = 16, 50
 
 
-def head(tied: bool, scale: float = 1.0) -> dict[str, jax.Array]:
-    """Params of a model that only has a head, [VOCAB, HIDDEN]."""
+def head(tied: bool, scale: float = 1.0, cap: float | None = None) -> dict[str, jax.Array]:
+    """Params of a model that only has a head, [VOCAB, HIDDEN], perhaps with a soft-cap."""
     rng = np.random.default_rng(5)
     params = {"embed": scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
     if not tied:
         params["unembed"] = scale * rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
+    if cap is not None:
+        params["logit_cap"] = np.float32(cap)
     return {name: jnp.asarray(array) for name, array in params.items()}
 
 
@@ -170,4 +172,6 @@ def states(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def logits(params: dict[str, jax.Array], hidden: np.ndarray) -> np.ndarray:
     """Logits in float64."""
     matrix = params.get("unembed", params["embed"])
-    return hidden.astype(np.float64) @ np.asarray(matrix, np.float64).T
+    plain = hidden.astype(np.float64) @ np.asarray(matrix, np.float64).T
+    cap = params.get("logit_cap")
+    return plain if cap is None else float(cap) * np.tanh(plain / float(cap))

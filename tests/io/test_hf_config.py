@@ -180,7 +180,7 @@ def test_smollm2_config_as_published() -> None:
     ("model_type", "what"),
     [
         ("deepseek_v3", "shared experts"),
-        ("gemma2", "soft-caps"),
+        ("cohere2", "layer norms with a mean"),
         ("mamba2", "state-space"),
         ("gemma3", "images"),
     ],

@@ -22,7 +22,9 @@ def registry() -> Iterator[None]:
 
 
 def test_the_entries_are_under_their_names() -> None:
-    known = "llama mistral ministral qwen2 qwen3 smollm3 granite phi3 gemma3_text glm4 exaone4 olmo2 olmo3"
+    known = (
+        "llama mistral ministral qwen2 qwen3 smollm3 granite phi3 gemma3_text gemma2 glm4 exaone4 olmo2 olmo3"
+    )
     known += " qwen3_moe mixtral olmoe gpt_oss"
     assert list(FAMILIES) == known.split()
     for name, family in FAMILIES.items():

@@ -23,16 +23,20 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def kl(params: Params, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
     """KL between the predictions of two arrays of hidden states."""
-    normaliser = prediction.log_normaliser(decoder.head(params), jnp.asarray(sparse))
-    answers = prediction.predict(decoder.head(params), jnp.asarray(dense))
-    return np.asarray(prediction.kl_divergence(answers, jnp.asarray(sparse), normaliser))
+    head, student = decoder.head(params), jnp.asarray(sparse)
+    answers, normaliser = (
+        prediction.predict(head, jnp.asarray(dense)),
+        prediction.log_normaliser(head, student),
+    )
+    return np.asarray(prediction.kl_divergence(head, answers, student, normaliser))
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("chunk")
-def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool) -> None:
-    params, dense, sparse = head(tied), states(shape, 0), states(shape, 1)
+def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool, cap: float | None) -> None:
+    params, dense, sparse = head(tied, cap=cap), states(shape, 0), states(shape, 1)
     ours = kl(params, dense, sparse)
     assert ours.shape == shape
     expected = kl64(logits(params, dense), logits(params, sparse))
@@ -67,10 +71,11 @@ def test_extreme_logits_stay_finite() -> None:
     np.testing.assert_allclose(kl(params, dense, sparse), expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("chunk")
-def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int]) -> None:
-    params, hidden = head(False), states(shape, 2)
+def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int], cap: float | None) -> None:
+    params, hidden = head(False, cap=cap), states(shape, 2)
     tokens = np.random.default_rng(3).integers(0, VOCAB, shape)
     normaliser = prediction.log_normaliser(decoder.head(params), jnp.asarray(hidden))
     ours = prediction.negative_log_likelihood(
@@ -108,3 +113,39 @@ def test_tokens_are_drawn_as_predicted() -> None:
         # Pearson's statistic has about as many degrees of freedom as entries: its mean, and its deviation.
         statistic = np.sum((counts - wanted) ** 2 / wanted)
         assert abs(statistic - len(counts)) < 5 * np.sqrt(2 * len(counts))
+
+
+@pytest.mark.usefixtures("chunk")
+def test_soft_capped_predictions() -> None:
+    """Surprise is the gradient of some token's log-likelihood. Capped, every token is less certain."""
+    params, hidden = head(True, cap=2.0), states((3, 5), 4)
+    keys = jax.random.split(jax.random.key(1), 3)
+    found = np.asarray(prediction.surprise(decoder.head(params), jnp.asarray(hidden), keys), float)
+    capped = logits(params, hidden)
+    chances = np.exp(capped) / np.exp(capped).sum(axis=-1, keepdims=True)
+    slopes = (1 - (capped / 2) ** 2)[..., None] * np.asarray(params["embed"], float)
+    every = slopes - np.einsum("btv,btvd->btd", chances, slopes)[..., None, :]
+    off = np.abs(every - found[..., None, :]).max(axis=-1)
+    assert off.min(axis=-1).max() < 1e-4
+    best = jnp.argmax(jnp.asarray(capped), axis=-1).reshape(-1)
+    nats, likeliest = prediction.answers(decoder.head(params), jnp.asarray(hidden.reshape(15, -1)), best)
+    np.testing.assert_allclose(nats, np.log(chances.max(axis=-1)).reshape(-1), rtol=1e-4)
+    assert likeliest.all()
+
+
+def test_kl_of_capped_logits_is_differentiable() -> None:
+    params, dense = head(False, cap=3.0), states((2, 4), 0)
+    own = decoder.head(params)
+    answers = prediction.predict(own, jnp.asarray(dense))
+
+    def loss(hidden: jax.Array) -> jax.Array:
+        return jnp.sum(prediction.kl_divergence(own, answers, hidden, prediction.log_normaliser(own, hidden)))
+
+    def exact(hidden: jax.Array) -> jax.Array:
+        p, q = (
+            jax.nn.log_softmax(3 * jnp.tanh(state @ params["unembed"].T / 3)) for state in (dense, hidden)
+        )
+        return jnp.sum(jnp.exp(p) * (p - q))
+
+    sparse = jnp.asarray(states((2, 4), 1))
+    np.testing.assert_allclose(jax.grad(loss)(sparse), jax.grad(exact)(sparse), rtol=1e-3, atol=1e-4)

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules")]
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
 FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
 FAMILIES += ["smollm3", "smollm3-windows", "granite", "granite-tied", "phi3", "phi3-partial", "phi3-longrope"]
-FAMILIES += ["gemma3", "gemma3-scaled", "glm4", "exaone4", "exaone4-full", "olmo2", "olmo3"]
+FAMILIES += ["gemma3", "gemma3-scaled", "gemma2-caps", "glm4", "exaone4", "exaone4-full", "olmo2", "olmo3"]
 EXPERTS = ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe", "gpt-oss", "gpt-oss-full"]
 FAMILIES += EXPERTS
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
@@ -139,7 +139,7 @@ def test_in_llama_cpp_or_refused(
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma3", "glm4", "mixtral", "gpt-oss")):
+    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma", "glm4", "mixtral", "gpt-oss")):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         record_property("gguf", "refused")
@@ -158,6 +158,7 @@ def test_in_llama_cpp_or_refused(
         ("phi3-partial", ""),
         ("gemma3-scaled", ""),
         ("olmo3", ""),
+        ("gemma2-caps", "--reconstruct 1"),
         ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
         ("qwen3-moe-normed", "--expert-unit expert --sparsity 0.4"),
         ("mixtral", ""),

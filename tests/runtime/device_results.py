@@ -34,9 +34,13 @@ LAYERS = 24
 
 CONFIGS = {
     "plain": make_tiny_config(qkv_bias=True),
-    # Layers that treat positions differently, and norms behind the sublayers.
+    # Layers that treat positions differently, norms behind the sublayers, and soft-caps.
     "mixed": make_tiny_config(
-        positions=(Positions(window=6), Positions(None), Positions(500.0)), qk_norm=True, post_norms=True
+        positions=(Positions(window=6), Positions(None), Positions(500.0)),
+        qk_norm=True,
+        post_norms=True,
+        score_cap=3.0,
+        logit_cap=4.0,
     ),
     "experts": make_tiny_config(shape=LayerShape(4, 2, 24, 5), routed=2, expert_bias=True, sinks=True),
 }

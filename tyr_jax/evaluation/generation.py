@@ -19,7 +19,7 @@ import numpy as np
 
 from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
-from tyr_jax.model.attention import Window, causal_attention
+from tyr_jax.model.attention import Window, causal_attention, soft_cap
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.runtime import devices
 
@@ -116,7 +116,7 @@ def read_prompts(
             values = jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, empty), (0, 0)))
             cache[layer] = KeysValues(*(array.reshape(-1, *array.shape[2:]) for array in (keys, values)))
             window = decoder.window_of_block(block, config)
-            units = causal_attention(q, k, v, window, block.get("sinks"))
+            units = causal_attention(q, k, v, window, block.get("sinks"), config.score_cap)
             x = x + decoder.attention_output(block, units, config)
         if "down" in block:
             x = decoder.add_ffn(block, x, config)
@@ -156,7 +156,7 @@ def decode_layer(
     if "o" in block and cache is not None:
         q, k, v = (array[0] for array in decoder.queries_keys_values(block, x, rope, config))
         cache, window = remember(cache, k, v, positions), decoder.window_of_block(block, config)
-        units = attend(q, cache, positions, window, block.get("sinks"))
+        units = attend(q, cache, positions, window, block.get("sinks"), config.score_cap)
         x = x + decoder.attention_output(block, units[None], config)
     return decoder.add_ffn(block, x, config), cache
 
@@ -172,18 +172,24 @@ def remember(cache: KeysValues, k: jax.Array, v: jax.Array, positions: jax.Array
 
 
 def attend(
-    q: jax.Array, cache: KeysValues, positions: jax.Array, window: Window, sinks: jax.Array | None = None
+    q: jax.Array,
+    cache: KeysValues,
+    positions: jax.Array,
+    window: Window,
+    sinks: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Attention output `[B, N, H]` of queries `q [B, N, H]` at `positions [B]`, over the cache up to there.
 
-    With a `window`, only that many latest positions count. `sinks [N]` are the scores of attention sinks.
+    With a `window`, only that many latest positions count. `sinks [N]` are the scores of attention sinks, and
+    `cap` is the soft-cap of scores.
     """
     rows, slots, head_dim = cache.values.shape
     queries = (q * head_dim**-0.5).reshape(rows, -1, head_dim)
     scores = jnp.einsum("rgh,rhs->rgs", queries, cache.keys, preferred_element_type=jnp.float32)
     distance = jnp.repeat(positions, rows // len(positions))[:, None] - jnp.arange(slots)
     visible = (distance >= 0) & (distance < (slots if window is None else window))
-    scores = jnp.where(visible[:, None], scores, -jnp.inf)
+    scores = jnp.where(visible[:, None], soft_cap(scores, cap), -jnp.inf)
     if sinks is not None:
         sink = jnp.tile(sinks.reshape(-1, scores.shape[1]), (len(positions), 1))
         scores = jnp.concatenate([scores, sink[..., None].astype(scores.dtype)], axis=-1)
@@ -196,8 +202,9 @@ def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:
     # For a few tokens, a CPU reads the head a third faster if its rows are the rows of the product. The
     # barriers keep XLA from transposing the product again.
     hidden = jax.lax.optimization_barrier(decoder.final_hidden(params, x, config).T)
-    logits = jnp.matmul(decoder.head(params), hidden, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(logits).T
+    head = decoder.head(params)
+    logits = jnp.matmul(decoder.rows_of(head), hidden, preferred_element_type=jnp.float32)
+    return soft_cap(jax.lax.optimization_barrier(logits).T, decoder.cap_of(head))
 
 
 @functools.partial(jax.jit, static_argnames="sampling")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
+from tyr_jax.model.decoder import Head
 from tyr_jax.model.prediction import (
     Prediction,
     kl_divergence,
@@ -52,7 +53,7 @@ def predict_windows(
     """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL), from the `residual [S, T, D]`
     after the last layer. `params` has what lies outside the blocks."""
 
-    def answer(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
+    def answer(head: Head, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
         dense = predict(head, hidden)
         return dense, jnp.sum(negative_log_likelihood(head, hidden, dense.normaliser, tokens), axis=1)
 
@@ -71,13 +72,13 @@ def window_sums(
     """
 
     def compare(
-        head: jax.Array, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
+        head: Head, hidden: jax.Array, tokens: jax.Array, dense: Prediction | None
     ) -> tuple[jax.Array, jax.Array]:
         normaliser = log_normaliser(head, hidden)
         nll = jnp.sum(negative_log_likelihood(head, hidden, normaliser, tokens), axis=1)
         if dense is None:
             return nll, jnp.full_like(nll, jnp.nan)
-        return nll, jnp.sum(kl_divergence(dense, hidden, normaliser), axis=1)
+        return nll, jnp.sum(kl_divergence(head, dense, hidden, normaliser), axis=1)
 
     hidden = decoder.final_hidden(params, residual, config)
     return devices.divided(compare, whole=1)(decoder.head(params), hidden, tokens, dense)

@@ -87,7 +87,7 @@ def write(
         return x.swapaxes(0, 1), cache if seen is None else seen
 
     def answer(
-        norm: jax.Array, head: jax.Array, position: jax.Array, x: jax.Array, keys: jax.Array
+        norm: jax.Array, head: decoder.Head, position: jax.Array, x: jax.Array, keys: jax.Array
     ) -> jax.Array:
         hidden = decoder.rms_norm(x[:, 0], norm, config.norm_eps)
         typed = jax.vmap(lambda key: jax.random.fold_in(key, position))(jax.random.wrap_key_data(keys))

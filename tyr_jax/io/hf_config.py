@@ -178,12 +178,13 @@ def _rotated(head_dim: int, rotary: Rotary) -> int | None:
 
 
 def _factors(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The multipliers of a model, by field of `ModelConfig`.
+    """The multipliers and soft-caps of a model, by field of `ModelConfig`.
 
     Raises:
         UserError: one is not a positive number; names its key.
     """
     given = {field: number({key: 1.0} | dict(values), key) for field, key in family.multipliers.items()}
+    given |= {field: number(values, key) for field, key in family.caps.items() if values.get(key) is not None}
     return given | ({"embed_scale": _size(values, "hidden_size") ** 0.5} if family.embed_by_width else {})
 
 
@@ -296,6 +297,7 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         # Some of them must be integers.
         value = getattr(config, field)
         result[key] = int(value) if value == int(value) else value
+    result |= {key: getattr(config, field) for field, key in family.caps.items()}
     result.setdefault("architectures", [family.architecture])
     key, value = ACTIVATION_KEYS[family.activation]
     result.setdefault(key, value)

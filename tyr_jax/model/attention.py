@@ -29,8 +29,18 @@ Attention = Callable[..., jax.Array]
 `[B, …]`. Arrays that all sequences share follow: a window that is data, and sinks."""
 
 
+def soft_cap(values: jax.Array, cap: jax.Array | float | None) -> jax.Array:
+    """`cap · tanh(values / cap)`, or the values if there is no cap (Gemma Team 2024, Gemma 2, §2)."""
+    return values if cap is None else cap * jnp.tanh(values / cap)
+
+
 def causal_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, window: Window = None, sinks: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    window: Window = None,
+    sinks: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Causal grouped-query attention.
 
@@ -41,6 +51,7 @@ def causal_attention(
         window: attend to at most this many positions, the query's own and those just before it. A number
             saves the work beyond it, an array does not.
         sinks: the score `[N]` of an attention sink: a position with a value of zero that every token sees.
+        cap: the c of scores c · tanh(s / c).
 
     Returns:
         `[B, T, N, H]`.
@@ -52,7 +63,7 @@ def causal_attention(
     def attend(chunk: int) -> Attention:
         def one(q: jax.Array, k: jax.Array, v: jax.Array, *arrays: jax.Array) -> jax.Array:
             rest = static | dict(zip(shared, arrays, strict=True))
-            return attend_sequence(q, k, v, chunk=chunk, **rest)
+            return attend_sequence(q, k, v, chunk=chunk, cap=cap, **rest)
 
         return one
 
@@ -62,7 +73,13 @@ def causal_attention(
 
 
 def attend_sequence(
-    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, chunk: int, sinks: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    window: Window,
+    chunk: int,
+    sinks: jax.Array | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """`causal_attention` of one sequence: `q [T, N, H]`, `k` and `v [T, K, H]`, `chunk` queries at a time."""
     length, heads, head_dim = q.shape
@@ -77,6 +94,7 @@ def attend_sequence(
         first = max(0, start - window + 1) if isinstance(window, int) else 0
         queries, keys, values = q[:, :, start:stop], k[:, first:stop], v[:, first:stop]
         scores = jnp.einsum("kgth,kuh->kgtu", queries, keys, preferred_element_type=jnp.float32)
+        scores = soft_cap(scores, cap)
         distance = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
         visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         scores = jnp.where(visible, scores, -jnp.inf)

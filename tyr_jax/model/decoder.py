@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.attention import Window, causal_attention
+from tyr_jax.model.attention import Window, causal_attention, soft_cap
 from tyr_jax.model.linear import linear
 from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import Activation, Block, ModelConfig, Params
@@ -129,7 +129,8 @@ def attention_units(block: Block, x: jax.Array, rope: Rope, config: ModelConfig)
     q, k, v = queries_keys_values(block, x, rope, config)
     if "kv_head" in block:
         k, v = k[:, :, block["kv_head"]], v[:, :, block["kv_head"]]
-    return causal_attention(q, k, v, window_of_block(block, config), block.get("sinks"))
+    window = window_of_block(block, config)
+    return causal_attention(q, k, v, window, block.get("sinks"), config.score_cap)
 
 
 def attention_output(block: Block, units: jax.Array, config: ModelConfig) -> jax.Array:
@@ -344,13 +345,36 @@ def final_hidden(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array
     return norm(params["final_norm"], x)
 
 
-def head(params: Params) -> jax.Array:
+class Capped(NamedTuple):
+    """A head whose logits are soft-capped: its `rows [V, D]`, and the `cap []`."""
+
+    rows: jax.Array
+    cap: jax.Array
+
+
+Head = jax.Array | Capped
+"""What turns hidden states into logits: rows `[V, D]`, or capped ones."""
+
+
+def head(params: Params) -> Head:
     """The output embedding `[V, D]`, which is the input embedding if the two are tied."""
-    return params["unembed"] if "unembed" in params else params["embed"]
+    rows = params["unembed"] if "unembed" in params else params["embed"]
+    return Capped(rows, params["logit_cap"]) if "logit_cap" in params else rows
+
+
+def rows_of(head: Head) -> jax.Array:
+    """The rows `[V, D]` of a head."""
+    return head.rows if isinstance(head, Capped) else head
+
+
+def cap_of(head: Head) -> jax.Array | None:
+    """The soft-cap of a head's logits, if it has one."""
+    return head.cap if isinstance(head, Capped) else None
 
 
 def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
-    """Logits `[..., v]` in float32 for `rows [v, D]` of the head, from normed hidden states `[..., D]`."""
+    """Logits `[..., v]` in float32, before any soft-cap, for `rows [v, D]` of the head, from normed hidden
+    states `[..., D]`."""
     return jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
 
 
@@ -363,4 +387,5 @@ def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax
 
 def forward(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Logits `[B, T, V]` in float32 of `tokens [B, T]`."""
-    return logits(head(params), hidden_states(params, tokens, config))
+    own = head(params)
+    return soft_cap(logits(rows_of(own), hidden_states(params, tokens, config)), cap_of(own))

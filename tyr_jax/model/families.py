@@ -106,6 +106,8 @@ class Family:
     """Keys that give a factor, which is 1 if absent, by the field of `ModelConfig` that has it."""
     experts: Experts | None = None
     """How the mixture of experts is described, if layers have one."""
+    caps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Keys that give a soft-cap, which is absent if null, by the field of `ModelConfig` that has it."""
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Tensors of a block that have another key than Llama's, by the tensor's name in `BLOCK_TENSORS`."""
     fused: tuple[str, ...] = ()
@@ -143,7 +145,7 @@ class Family:
             frozenset(DEFAULTS)
             | of_tensors
             | (self.defaults.keys() & OPTIONAL)
-            | {*self.multipliers.values()}
+            | {*self.multipliers.values(), *self.caps.values()}
             | (self.experts.read_keys if self.experts else set())
         )
 
@@ -255,6 +257,36 @@ GEMMA3 = Family(
         "attention_bias": (False,),
         "attn_logit_softcapping": (None,),
         "final_logit_softcapping": (None,),
+        "use_bidirectional_attention": (False, None),
+    },
+    harmless=frozenset({"cache_implementation"}),
+)
+
+GEMMA2 = dataclasses.replace(
+    GEMMA3,
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    models="Gemma 2",
+    tensors={},
+    caps={"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"},
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+    },
+    rope=(10000.0, 1.0),
+    rope_by_type=False,
+    checked={
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        # Early files have this name here, which did not count.
+        "hidden_act": ("gelu_pytorch_tanh", "gelu"),
+        "attention_bias": (False,),
         "use_bidirectional_attention": (False, None),
     },
     harmless=frozenset({"cache_implementation"}),
@@ -435,6 +467,7 @@ BUILT_IN = (
     GRANITE,
     PHI3,
     GEMMA3,
+    GEMMA2,
     GLM4,
     EXAONE4,
     OLMO2,
@@ -464,7 +497,6 @@ MISSING: dict[str, str] = {
     "images or sound": """gemma3 gemma3n gemma4 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 mistral3
         mllama llama4 pixtral internvl idefics2 idefics3 smolvlm paligemma phi4_multimodal glm4v
         qwen2_audio""",
-    "soft-caps of attention scores and logits": "gemma2",
     "layer norms with a mean": """cohere cohere2 gpt2 gpt_neo gpt_neox gptj opt bloom falcon mpt phi stablelm
         starcoder2 olmo codegen persimmon nemotron""",
     "latent attention": "minicpm3 longcat_flash",

@@ -9,6 +9,9 @@ instead of V. With p the dense model's probabilities, y its logits and z the spa
 Both logits are linear in the hidden states, y = W h and z = W h', so the first sum is (h − h') · Wᵀp. Of a
 sparse model, only the normaliser is left to compute.
 
+Soft-capped logits (Gemma 2) are not linear. There, y is computed from h again whenever a sparse model is
+compared, next to z: the head's products take twice the time, and of the 2·D + 1 numbers D + 1 count.
+
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `V` vocabulary.
 """
 
@@ -20,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
+from tyr_jax.model.attention import soft_cap
+from tyr_jax.model.decoder import Capped, Head
 
 State = TypeVar("State")
 
@@ -50,21 +55,22 @@ class Entries(NamedTuple):
 
 
 def over_vocabulary(
-    head: jax.Array, step: Callable[[State, Entries], State], start: State, hidden: jax.Array
+    head: Head, step: Callable[[State, Entries], State], start: State, hidden: jax.Array
 ) -> State:
     """Fold `state = step(state, entries)` over the vocabulary of `head [V, D]`, `VOCABULARY_CHUNK` entries at
     a time, with the logits of normed states `hidden [n, D]`.
 
     The last chunk ends where the vocabulary ends. Entries in it that an earlier chunk had are `ABSENT`.
     """
-    vocab = head.shape[0]
+    every, cap = decoder.rows_of(head), decoder.cap_of(head)
+    vocab = len(every)
     size = min(VOCABULARY_CHUNK, vocab)
 
     def fold(state: State, first: jax.Array) -> tuple[State, None]:
         offset = jnp.minimum(first, vocab - size)
-        rows = jax.lax.dynamic_slice_in_dim(head, offset, size)
+        rows = jax.lax.dynamic_slice_in_dim(every, offset, size)
         fresh = offset + jnp.arange(size) >= first
-        logits = jnp.where(fresh, decoder.logits(rows, hidden), ABSENT)
+        logits = jnp.where(fresh, soft_cap(decoder.logits(rows, hidden), cap), ABSENT)
         return step(state, Entries(offset, rows, logits)), None
 
     return jax.lax.scan(jax.checkpoint(fold), start, jnp.arange(0, vocab, size))[0]
@@ -92,7 +98,7 @@ class SoftmaxSum(NamedTuple):
         return self.peak + jnp.log(self.total)
 
 
-def predict(head: jax.Array, hidden: jax.Array) -> Prediction:
+def predict(head: Head, hidden: jax.Array) -> Prediction:
     """The predictions, through `head [V, D]`, of normed hidden states `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
 
@@ -150,41 +156,50 @@ def uniform_numbers(keys: jax.Array, length: int, first: jax.Array) -> jax.Array
     return jax.vmap(of_sequence)(keys).reshape(-1)
 
 
-def draw(head: jax.Array, hidden: jax.Array, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
+def draw(head: Head, hidden: jax.Array, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
     """Draw tokens `[B]` from the predictions of normed hidden states `hidden [B, D]` through `head [V, D]`.
 
     Each has its own key in `keys [B]`. Logits are divided by `temperature`.
     """
 
     def step(state: Draw, entries: Entries) -> Draw:
-        return state.add(entries, uniform_numbers(keys, 1, entries.first))[0]
+        cooled = entries._replace(logits=entries.logits / temperature)
+        return state.add(cooled, uniform_numbers(keys, 1, entries.first))[0]
 
-    # Logits are linear in hidden states, so dividing these is the same.
-    cooled = (hidden / temperature).astype(hidden.dtype)
-    return over_vocabulary(head, step, Draw.empty(len(hidden)), cooled).token
+    return over_vocabulary(head, step, Draw.empty(len(hidden)), hidden).token
 
 
-def surprise(head: jax.Array, hidden: jax.Array, keys: jax.Array) -> jax.Array:
+def surprise(head: Head, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     """Gradient `[B, T, D]`, with respect to normed hidden states `hidden [B, T, D]`, of the log-likelihood of
-    tokens drawn from the predictions through `head [V, D]`: the drawn token's row minus the expected row.
+    tokens drawn from the predictions through `head [V, D]`: the drawn token's row minus the expected row,
+    each times the slope of its soft-cap, if there is one.
 
     Each sequence has its own key in `keys [B]`.
     """
-    states = hidden.reshape(-1, hidden.shape[-1])
+    states, cap = hidden.reshape(-1, hidden.shape[-1]), decoder.cap_of(head)
+
+    def slope(logits: jax.Array) -> jax.Array:
+        return jnp.ones(()) if cap is None else 1 - (logits / cap) ** 2
 
     def step(state: tuple[Draw, jax.Array], entries: Entries) -> tuple[Draw, jax.Array]:
         uniform = uniform_numbers(keys, hidden.shape[1], entries.first)
         draw, terms, rescale = state[0].add(entries, uniform)
+        # Entries that do not count have a term of zero, and a slope that is not infinite.
+        terms = terms if cap is None else terms * slope(jnp.maximum(entries.logits, -cap))
         fresh = jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
         return draw, state[1] * rescale[:, None] + fresh
 
     start = Draw.empty(len(states)), jnp.zeros(states.shape)
     draw, weighted = over_vocabulary(head, step, start, states)
     expected = weighted / draw.softmax.total[:, None]
-    return (head[draw.token] - expected).reshape(hidden.shape)
+    drawn = decoder.rows_of(head)[draw.token]
+    if cap is not None:
+        logits = jnp.einsum("nd,nd->n", states, drawn, preferred_element_type=jnp.float32)
+        drawn = drawn * slope(soft_cap(logits, cap))[:, None]
+    return (drawn - expected).reshape(hidden.shape)
 
 
-def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
+def log_normaliser(head: Head, hidden: jax.Array) -> jax.Array:
     """log Σ exp z `[B, T]` over the whole vocabulary, from `head [V, D]` and normed hidden states
     `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
@@ -193,7 +208,7 @@ def log_normaliser(head: jax.Array, hidden: jax.Array) -> jax.Array:
     return softmax.log().reshape(hidden.shape[:-1])
 
 
-def answers(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def answers(head: Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(log-likelihood in nats `[n]` of `tokens [n]`, whether each is the likeliest one `[n]`), from
     `head [V, D]` and the normed hidden states `[n, D]` that predict them."""
 
@@ -205,22 +220,40 @@ def answers(head: jax.Array, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.
 
     count = len(hidden)
     softmax, best = over_vocabulary(head, step, (SoftmaxSum.empty(count), jnp.zeros(count, int)), hidden)
-    logits = jnp.einsum("nd,nd->n", hidden, head[tokens], preferred_element_type=jnp.float32)
-    return logits - softmax.log(), best == tokens
+    rows = decoder.rows_of(head)[tokens]
+    logits = jnp.einsum("nd,nd->n", hidden, rows, preferred_element_type=jnp.float32)
+    return soft_cap(logits, decoder.cap_of(head)) - softmax.log(), best == tokens
 
 
-def kl_divergence(dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -> jax.Array:
+def kl_divergence(head: Head, dense: Prediction, hidden: jax.Array, normaliser: jax.Array) -> jax.Array:
     """KL(dense ‖ sparse) `[B, T]` in nats, from the sparse model's normed hidden states `[B, T, D]` and
-    `normaliser [B, T]`. Both models have the same head."""
+    `normaliser [B, T]`. Both models have the same `head [V, D]`."""
+    if isinstance(head, Capped):
+        return _expected_change(head, dense, hidden) - dense.normaliser + normaliser
     change = dense.hidden.astype(jnp.float32) - hidden.astype(jnp.float32)
     return jnp.einsum("btd,btd->bt", change, dense.expected) - dense.normaliser + normaliser
 
 
+def _expected_change(head: Capped, dense: Prediction, hidden: jax.Array) -> jax.Array:
+    """How far the sparse model's logits lie below the dense one's `[B, T]`, on average over the dense model's
+    predictions."""
+    before, states = (x.reshape(-1, x.shape[-1]) for x in (dense.hidden, hidden))
+    normaliser = dense.normaliser.reshape(-1, 1)
+
+    def step(total: jax.Array, entries: Entries) -> jax.Array:
+        logits = soft_cap(decoder.logits(entries.rows, before), head.cap)
+        change = jnp.exp(logits - normaliser) * (logits - entries.logits)
+        return total + jnp.sum(jnp.where(entries.logits > ABSENT, change, 0), axis=-1)
+
+    total = over_vocabulary(head, step, jnp.zeros(len(states)), states)
+    return total.reshape(hidden.shape[:-1])
+
+
 def negative_log_likelihood(
-    head: jax.Array, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
+    head: Head, hidden: jax.Array, normaliser: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     """Next-token NLL in nats `[B, T-1]` of `tokens [B, T]`, from `head [V, D]`, normed hidden states
     `[B, T, D]` and the logits' `normaliser [B, T]`."""
-    rows = head[tokens[:, 1:]]
+    rows = decoder.rows_of(head)[tokens[:, 1:]]
     label_logits = jnp.einsum("btd,btd->bt", hidden[:, :-1], rows, preferred_element_type=jnp.float32)
-    return normaliser[:, :-1] - label_logits
+    return normaliser[:, :-1] - soft_cap(label_logits, decoder.cap_of(head))

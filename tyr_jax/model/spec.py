@@ -4,9 +4,10 @@
 
     {"embed": [V, D], "blocks": blocks, "final_norm": [D], "unembed": [V, D]}   # unembed: untied models only
 
-where `blocks` maps a tensor's name to an array. A model whose layers all have the same shape keeps them
-stacked on a leading `L`, so that its forward pass is one `lax.scan`. A model whose layers differ keeps a
-tuple of `L` such dicts. A sublayer without units (no heads, no neurons) has no tensors at all.
+(and `logit_cap []`, if the model has one), where `blocks` maps a tensor's name to an array. A model whose
+layers all have the same shape keeps them stacked on a leading `L`, so that its forward pass is one
+`lax.scan`. A model whose layers differ keeps a tuple of `L` such dicts. A sublayer without units (no heads,
+no neurons) has no tensors at all.
 
 Axis letters: `L` layers, `D` hidden, `N` query heads, `K` key/value heads, `H` head dim, `F` FFN width,
 `X` experts, `V` vocabulary.
@@ -139,8 +140,8 @@ saving, pruning, compressing) depends only on their axes. So a new one needs a r
 POST_NORMS: dict[Sublayer, str] = {"attention": "attn_post_norm", "ffn": "mlp_post_norm"}
 """The norm behind each sublayer, in models that have them."""
 
-DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key)
-"""Tensors of a block that follow from the configuration."""
+DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key) | {"logit_cap"}
+"""Tensors that follow from the configuration: of a block, and the soft-cap of the logits outside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,10 @@ class ModelConfig:
     """What the outputs of sublayers are multiplied by."""
     logit_divisor: float = 1.0
     """What logits are divided by."""
+    logit_cap: float | None = None
+    """The c of logits c · tanh(z / c); None for none."""
+    score_cap: float | None = None
+    """The same for attention scores."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -429,6 +434,8 @@ def build_params(
     allow, by `stack(specs of all layers)` if given."""
     stack = stack or (lambda specs: jnp.stack([make(spec) for spec in specs]))
     params: Params = {spec.name: jnp.asarray(make(spec)) for spec in model_specs(config)}
+    if config.logit_cap is not None:
+        params["logit_cap"] = jnp.float32(config.logit_cap)
     if config.uniform:
         layers = [block_specs(config, layer) for layer in range(config.depth)]
         params["blocks"] = {specs[0].name: stack(specs) for specs in zip(*layers, strict=True)}

@@ -79,7 +79,7 @@ def sums(
             surprise = negative_log_likelihood(head, final, normaliser, rows.tokens)
             total += jnp.sum(surprise * learn, axis=1)
         if dense is not None:
-            divergence = kl_divergence(dense.dense, final, normaliser)[:, :-1]
+            divergence = kl_divergence(head, dense.dense, final, normaliser)[:, :-1]
             total += jnp.sum(divergence * learn, axis=1)
             if observed:
                 teacher, student = (array.astype(jnp.float32) for array in (dense.hidden, state.outputs))

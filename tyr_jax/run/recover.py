@@ -112,7 +112,8 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
                 "load that with --trust-record, or name the dense model with --teacher"
             )
     teacher = load(named, settings.compute_dtype)
-    ours, theirs = (np.asarray(decoder.head(one.params), np.float32) for one in (model, teacher))
+    heads = (decoder.rows_of(decoder.head(one.params)) for one in (model, teacher))
+    ours, theirs = (np.asarray(rows, np.float32) for rows in heads)
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
         raise UserError(
             f"{named.name} has another head than {settings.model}: the teacher must be the model that was "

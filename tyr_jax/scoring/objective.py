@@ -55,7 +55,7 @@ class Student(NamedTuple):
     `hidden [B, O, T, D]`.
     """
 
-    head: jax.Array
+    head: decoder.Head
     final: jax.Array
     normaliser: jax.Array
     hidden: jax.Array
@@ -91,7 +91,7 @@ def hidden_distance(teacher: jax.Array, student: jax.Array, axes: tuple[int, ...
 
 def mean_kl(teacher: TeacherBatch, student: Student) -> jax.Array:
     """KL(dense ‖ sparse) in nats, averaged over all tokens."""
-    return jnp.mean(kl_divergence(teacher.dense, student.final, student.normaliser))
+    return jnp.mean(kl_divergence(student.head, teacher.dense, student.final, student.normaliser))
 
 
 def check_weights(**weights: float) -> None:
