@@ -48,6 +48,13 @@ def test_bench_forward(table: Callable[..., Rows], tiny_model: Path) -> None:
     assert all(float(row[3]) > 0 for row in rows)
 
 
+def test_bench_commits(table: Callable[..., Rows], tiny_model: Path) -> None:
+    sizes = ["--processes", 1, "--repeats", 1, "--tokens", 64, "--length", 16, "--candidates", 2]
+    _, *rows = table("bench_commits.py", ["--model", tiny_model, "--before", "HEAD", *sizes])
+    assert [row[0] for row in rows] == ["forward", "fold", "scoring"]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 def test_plan_table(table: Callable[..., Rows]) -> None:
     _, *rows = table("plan_table.py", ["--devices", 1, 8])
     assert [row[:2] for row in rows] == [
