@@ -97,22 +97,32 @@ def headline() -> str:
 
 
 def speed() -> str:
-    """How many times faster each part is than the alternative that it is compared with."""
-    forward, search, pipeline = (read_record(name)["tables"][0] for name in ("forward", "search", "pipeline"))
-    ours, torch = (
-        number(rows_of(forward, "2048", program)[0]["tokens/s"]) for program in ("blocks and", "torch")
-    )
-    scoring = rows_of(search, "50", "kept")[0]["ratio"]
-    supernet, whole = (rows_of(pipeline, stage)[0]["ratio"] for stage in ("supernet", "all"))
-    rows = [
-        ["", "compared with", ""],
-        ["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.1f}×"],
-        ["supernet of nine levels", "every level pruned by itself", f"{supernet}×"],
-        ["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"],
-        ["the whole job at 50 %", "both of these", f"{whole}×"],
-        ["candidate-tokens to an answer as good", "the paper's search", f"{fewer_tokens():.0f}× fewer"],
-    ]
-    return markdown(rows)
+    """How many times faster each part is than the alternative that it is compared with, for parts that have
+    been measured."""
+    there = {name: read_record(name) for name in SPEEDS if (RECORDS / f"{name}.json").is_file()}
+    tables = {name: record["tables"][0] for name, record in there.items()}
+    rows = [["", "compared with", ""]]
+    if "forward" in tables:
+        ours, torch = (
+            number(rows_of(tables["forward"], "2048", program)[0]["tokens/s"])
+            for program in ("blocks and", "torch")
+        )
+        rows.append(["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.1f}×"])
+    if "search" in tables:
+        scoring = rows_of(tables["search"], "50", "kept")[0]["ratio"]
+        rows.append(["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"])
+    if "pipeline" in tables:
+        supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
+        rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
+        rows.append(["the whole job at 50 %", "both of these", f"{whole}×"])
+    if "convergence" in tables:
+        fewer = f"{fewer_tokens():.0f}× fewer"
+        rows.append(["candidate-tokens to an answer as good", "the paper's search", fewer])
+    return "\n\n".join([markdown(rows), *map(origin, there.values())])
+
+
+SPEEDS = "forward", "search", "pipeline", "convergence"
+"""Measurements that compare this project's speed."""
 
 
 def fewer_tokens() -> float:
