@@ -102,6 +102,21 @@ def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
     assert "| searched |" not in card.render(plain, False)
 
 
+def test_a_card_of_experts(summary: dict[str, Any]) -> None:
+    """The units of FFNs have their name, and llama.cpp is named only if it can run the model."""
+    plain = card.render(summary, False)
+    assert "FFN neurons are physically gone" in plain
+    assert "llama-cli" in plain
+    assert "llama" not in card.render(summary, False, gguf=False).partition("## Run it")[2]
+    size = summary["dense"]["size"] | {"active_parameters": 9}
+    mixture = summary | {"dense": summary["dense"] | {"size": size}}
+    assert "neurons of every expert are physically gone" in card.render(mixture, False)
+    pruning = summary["settings"]["pruning"] | {"expert_unit": "expert"}
+    mixture |= {"settings": summary["settings"] | {"pruning": pruning}}
+    assert "experts are physically gone" in card.render(mixture, False)
+    assert "Experts that each layer keeps" in page.render(mixture)
+
+
 def test_what_a_name_may_hold_is_escaped(summary: dict[str, Any]) -> None:
     settings = summary["settings"] | {"model": "<script>alert(1)</script>"}
     base = summary["base_model"] | {"name": "<script>alert(2)</script>"}

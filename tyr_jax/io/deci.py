@@ -135,6 +135,16 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
     return stored
 
 
+def check(config: ModelConfig) -> None:
+    """Check that a model of this configuration can be written as a GGUF file.
+
+    Raises:
+        UserError: the architecture has no tensor for one of its tensors, or lacks what it computes; names it.
+    """
+    stored_names(config)
+    shared_positions(config)
+
+
 def stored_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float32 array) of every tensor of the file, with the sizes of `config` (see `stored_config`).
 

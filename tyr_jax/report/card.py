@@ -5,7 +5,15 @@ import importlib.resources
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from tyr_jax.report.identity import base_model, command_of, datasets_of, gain_of, portable_values, title_of
+from tyr_jax.report.identity import (
+    base_model,
+    command_of,
+    datasets_of,
+    ffn_units,
+    gain_of,
+    portable_values,
+    title_of,
+)
 from tyr_jax.report.page import fate_of
 from tyr_jax.report.render import fenced, grid, markdown, markdown_table
 from tyr_jax.report.tables import Record, quality_table, recovery_table
@@ -42,11 +50,11 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
     return data.to_yaml(line_break="\n")
 
 
-def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
+def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: bool = True) -> str:
     """The card of the model of `summary`.
 
-    `trust` says whether the model comes with a modelling file. `recovery` is the record of its training, if
-    it was trained.
+    `trust` says whether the model comes with a modelling file, and `gguf` whether it can be written as a GGUF
+    file. `recovery` is the record of its training, if it was trained.
     """
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -59,6 +67,8 @@ def render(summary: Record, trust: bool, recovery: Record | None = None) -> str:
         else markdown(dense["name"]),
         heads=f"{units['attention']['removed']:,} of {units['attention']['total']:,}",
         neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
+        noun=ffn_units(summary),
+        gguf=gguf,
         choice="in every other" if written_name(summary) == "uniform" else "a search found best",
         gain=markdown(gain_of(summary)),
         figures=markdown_table(grid(quality_table(summary))),

@@ -5,6 +5,8 @@ from pathlib import Path
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.files import write_text
+from tyr_jax.io import deci
+from tyr_jax.io.checkpoint import load_config
 from tyr_jax.report import card, page, tables
 from tyr_jax.report.identity import gain_of
 from tyr_jax.report.render import Table
@@ -23,7 +25,7 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
     trust = (directory / "modeling_pruned.py").is_file()
     files = {
         "report.html": page.render(summary, read_speed(directory), recovery),
-        "README.md": card.render(summary, trust, recovery),
+        "README.md": card.render(summary, trust, recovery, runs_in_llama_cpp(directory)),
     }
     try:
         for name, content in files.items():
@@ -31,6 +33,15 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     return [directory / name for name in files]
+
+
+def runs_in_llama_cpp(directory: Path) -> bool:
+    """Whether the model in a directory can be written as a GGUF file."""
+    try:
+        deci.check(load_config(str(directory))[0])
+    except UserError:
+        return False
+    return True
 
 
 def renew_report(directory: Path) -> list[Path]:

@@ -60,6 +60,14 @@ def datasets_of(summary: Record) -> list[str]:
     return list(dict.fromkeys(source.name for source in sources if source.kind == "hub"))
 
 
+def ffn_units(summary: Record) -> str:
+    """What the units of FFNs are called."""
+    pruning = summary["settings"].get("pruning")
+    if isinstance(pruning, dict) and pruning.get("expert_unit") == "expert":
+        return "experts"
+    return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
+
+
 def mean_kl(model: Record) -> float | None:
     """KL divergence from the dense model, averaged over texts; None if it is not known for all of them."""
     values = [quality["kl"] for quality in model["quality"].values()]

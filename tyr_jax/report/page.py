@@ -14,6 +14,7 @@ from tyr_jax.formatting import duration
 from tyr_jax.report import figures
 from tyr_jax.report.identity import (
     command_of,
+    ffn_units,
     gain_of,
     portable,
     portable_values,
@@ -38,8 +39,6 @@ MOST_ROUNDS = 32
 
 MOST_STEPS = 1000
 """About this many generations of all rounds are listed one by one, at most."""
-
-NOUNS = {"attention": "heads", "ffn": "neurons"}
 
 
 class Figure(NamedTuple):
@@ -68,7 +67,8 @@ def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
 
 def layer_section(summary: Record, kind: str) -> Section:
     """What each layer keeps of one kind of unit, and how that changed from round to round."""
-    noun, units = NOUNS[kind], written_model(summary)["units"][kind]
+    noun = "heads" if kind == "attention" else ffn_units(summary).removeprefix("FFN ")
+    units = written_model(summary)["units"][kind]
     uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
     per_layer = units["total"] // len(kept)
     rounds = summary["rounds"][-MOST_ROUNDS:]
@@ -238,7 +238,7 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
         .get_template("fragment.html")
         .render(
             title=title_of(summary),
-            subtitle=f"{gain_of(summary)} Attention heads and FFN neurons are {fate_of(summary)}.",
+            subtitle=f"{gain_of(summary)} Attention heads and {ffn_units(summary)} are {fate_of(summary)}.",
             tiles=tiles(summary),
             sections=sections(summary, speed, recovery),
             table=html_table,
