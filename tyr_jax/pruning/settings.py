@@ -57,8 +57,7 @@ class PruningSettings:
     """What is removed from attention: single heads (the paper) or whole key/value groups."""
     expert_unit: Literal["neuron", "expert"] = "neuron"
     """What is removed from a mixture of experts: neurons, as many of every expert of a layer, or whole
-    experts, those that put out least, whatever the `--pruner`. Tokens are then sent to the experts that are
-    left."""
+    experts, those that put out least (whatever the `--pruner`), so that tokens go to others."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()
