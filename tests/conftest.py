@@ -60,16 +60,28 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+def forget_many() -> None:
+    """Drop compiled programs if their memory maps are many. Linux allows a process 65,530 by default."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled() -> Iterator[None]:
-    """Drop compiled programs before their memory maps reach Linux's limit, by default 65,530 per process.
+    """Drop compiled programs before there are too many.
 
     All tests together need more. Below `MOST_MAPS`, a module can use the programs of earlier ones.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
+    forget_many()
+
+
+@pytest.fixture
+def forget_often() -> Iterator[None]:
+    """Drop compiled programs before there are too many, in a module that alone would have them."""
+    yield
+    forget_many()
 
 
 @pytest.fixture(scope="module")

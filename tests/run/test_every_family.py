@@ -29,7 +29,7 @@ from tyr_jax.scoring import nested, population
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules", "forget_often")]
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
 FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
