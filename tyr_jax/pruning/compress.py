@@ -144,7 +144,7 @@ def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
     return {
         name: cut(array, tensors[name].axes)
         for name, array in block.items()
-        if name in tensors and UNIT_AXES[tensors[name].sublayer] in picks
+        if name != "kept_experts" and UNIT_AXES[tensors[name].sublayer] in picks
     }
 
 
