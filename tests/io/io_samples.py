@@ -3,7 +3,7 @@
 import functools
 import pydoc_data.topics
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,22 @@ GGML_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+class Arrays:
+    """A checkpoint in memory."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = dict(arrays)
+
+    def keys(self) -> set[str]:
+        return set(self.arrays)
+
+    def read(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def dtype(self, key: str) -> np.dtype:
+        return self.arrays[key].dtype
 
 
 def ggml_name(key: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from family_samples import CASES, torch_model
+from io_samples import Arrays
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -22,22 +23,6 @@ from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, layer_bloc
 
 LAYERS = LayerShape(4, 2, 12, 5), LayerShape(0, 0, 5, 5), LayerShape(3, 1, 0)
 THIRD = "model.layers.0.mlp.experts.3.up_proj.weight"
-
-
-class Arrays:
-    """A checkpoint in memory."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = dict(arrays)
-
-    def keys(self) -> set[str]:
-        return set(self.arrays)
-
-    def read(self, key: str) -> np.ndarray:
-        return self.arrays[key]
-
-    def dtype(self, key: str) -> np.dtype:
-        return self.arrays[key].dtype
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Checkpoints that store several of our tensors as one matrix."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
+from io_samples import Arrays
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.fused import joined, stored_together
@@ -13,22 +14,6 @@ from tyr_jax.io.hf import load_params
 from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, random_params
 
 LAYERS = LayerShape(4, 2, 48), LayerShape(0, 0, 8), LayerShape(3, 1, 0)
-
-
-class Arrays:
-    """A checkpoint in memory."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = dict(arrays)
-
-    def keys(self) -> set[str]:
-        return set(self.arrays)
-
-    def read(self, key: str) -> np.ndarray:
-        return self.arrays[key]
-
-    def dtype(self, key: str) -> np.dtype:
-        return self.arrays[key].dtype
 
 
 @pytest.fixture
