@@ -22,8 +22,6 @@ def stored_key(spec: TensorSpec, config: ModelConfig) -> str:
     """The key under which a checkpoint has a tensor, alone or with others, or has its first expert."""
     if is_packed(spec, config):
         return packed_key(spec)
-    if is_packed(spec, config):
-        return packed_key(spec)
     if keys := expert_keys(spec):
         return keys[0]
     if FUSED.get(spec.name) not in config.fused:

@@ -8,8 +8,8 @@ runs a model (dense, a supernet candidate, a compressed model) goes through thes
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/value heads, `G = N / K`,
 `H` head dim, `F` FFN width, `X` experts, `V` vocabulary, `L` layers.
 
-Of a mixture of experts, every expert computes every token, and those that a token is not sent to count zero.
-So its FFN is like one of all experts' width, at the cost of one.
+In a mixture of experts, every expert computes every token, and the router's weight is zero for those that the
+token is not sent to. So such an FFN costs as much as a single one as wide as all experts together.
 """
 
 import functools
@@ -34,7 +34,8 @@ SIGMOID_GAIN = 1.702
 """Factor in the sigmoid of that activation."""
 
 ABSENT = -1e30
-"""Score of an expert that is not there."""
+"""Logit of an entry, or score of an expert, that does not count. It is finite, so that the difference of two,
+and the softmax of none, is not NaN."""
 
 
 class Rope(NamedTuple):
@@ -167,7 +168,6 @@ def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
     scores = linear(normed, block["router"])
     scores = (scores + block["router_bias"] if "router_bias" in block else scores).astype(jnp.float32)
     if "kept_experts" in block:
-        # Finite, so that the softmax is not NaN where none is kept.
         scores = jnp.where(block["kept_experts"], scores, ABSENT)
     probability = jax.nn.softmax(scores, axis=-1)
     experts = probability.shape[-1]

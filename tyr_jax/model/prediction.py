@@ -24,16 +24,13 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import soft_cap
-from tyr_jax.model.decoder import Capped, Head
+from tyr_jax.model.decoder import ABSENT, Capped, Head
 
 State = TypeVar("State")
 
 VOCABULARY_CHUNK = 1024
 """Entries of the vocabulary whose logits exist at a time. Their rows of the head stay in cache while all
 positions are multiplied with them."""
-
-ABSENT = -1e30
-"""Logit of an entry that does not count. It is finite, so the difference of two is not NaN."""
 
 
 class Prediction(NamedTuple):

@@ -128,8 +128,8 @@ def shape_of(picks: Picks) -> LayerShape:
 
 
 def cut_block(block: Block, picks: Picks, config: ModelConfig) -> Block:
-    """Cut a dense `block` down to the entries in `picks`, and leave out the sublayers that are absent. Which
-    experts it keeps goes without saying then."""
+    """Cut a dense `block` down to the entries in `picks`, and leave out the sublayers that are absent. The
+    mask of the experts that are kept is left out too, because the others are gone."""
     tensors = {tensor.name: tensor for tensor in config.tensors}
 
     def cut(array: jax.Array, axes: str) -> jax.Array:
