@@ -7,7 +7,7 @@ import pytest
 from tiny import make_tiny_config
 
 from tyr_jax.model.spec import layer_block, random_params
-from tyr_jax.pruning import stream
+from tyr_jax.pruning import linalg, stream
 from tyr_jax.space import FFN
 
 
@@ -57,3 +57,14 @@ def test_errors_are_measured_behind_a_norm() -> None:
     plain = make_tiny_config(layers=1)
     assert stream.behind_norm(FFN, block, jnp.asarray(units), None, plain) is None
     assert stream.metric_behind(metric, stream.behind_gain(FFN, block, plain)) is metric
+
+
+def test_the_metric_behind_gains_of_zero_has_a_cholesky_factor() -> None:
+    config = make_tiny_config(layers=1)
+    gain = jnp.linspace(-1.0, 600.0, config.hidden).at[jnp.array([0, 3])].set(0.0)
+    root = np.random.default_rng(0).standard_normal((config.hidden, config.hidden))
+    metric = jnp.asarray(root @ root.T + 0.1 * np.eye(config.hidden), jnp.float32)
+    behind = stream.metric_behind(metric, gain)
+    assert np.isfinite(linalg.factor(behind)).all()
+    exact = np.asarray(metric) * np.asarray(gain) * np.asarray(gain)[:, None]
+    np.testing.assert_allclose(behind, exact, atol=1e-5 * np.diagonal(exact).mean(), rtol=1e-5)

@@ -37,6 +37,9 @@ LEAST_GAIN = 0.1
 """Gain of a norm's channel, relative to the root mean square of all, below which the channel corrects ever
 less of the drift."""
 
+LEAST_WORTH = 1e-6
+"""What an output behind a gain of zero weighs in the metric, relative to the mean of all."""
+
 SHARE_TOKENS = 4096
 """Tokens of the first batch that are used to measure how much a site's output counts."""
 
@@ -142,8 +145,15 @@ def behind_gain(kind: int, block: Block, config: ModelConfig) -> jax.Array | Non
 
 def metric_behind(metric: jax.Array | None, gain: jax.Array | None) -> jax.Array | None:
     """The metric `[D, D]` of a site's product, from that of what it adds to the residual, and the `gain [D]`
-    of a norm between the two. The norm's division is in the weights of the tokens."""
-    return metric if metric is None or gain is None else metric * gain * gain[:, None]
+    of a norm between the two. The norm's division is in the weights of the tokens.
+
+    Published models have gains of exactly zero. Their outputs weigh next to nothing, not nothing, so that the
+    metric still has a Cholesky factor.
+    """
+    if metric is None or gain is None:
+        return metric
+    behind = metric * gain * gain[:, None]
+    return behind + jnp.diag(jnp.full_like(gain, LEAST_WORTH * jnp.mean(jnp.diagonal(behind))))
 
 
 def weighed(units: jax.Array, weights: jax.Array | None) -> jax.Array:
