@@ -28,7 +28,7 @@ from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
-from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.contract import SearchSpace, Sites
 from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.space import Fitness
 from tyr_jax.workspace.progress import Progress
@@ -72,7 +72,7 @@ class World(NamedTuple):
     config: ModelConfig
     grid: space.LevelGrid
     net: nested.Nested
-    sites: surrogate.Sites
+    sites: Sites
     budget: space.Budget
     pool: TeacherBatch
     held_out: TeacherBatch
@@ -114,7 +114,7 @@ def make_world(bench: Bench, sparsity: float) -> World:
         teacher_targets(model.params, tokens, config, OBJECTIVE)
         for tokens in (splits.search[held_out:], splits.search[:held_out])
     )
-    sites = surrogate.Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
+    sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
     centre = space.centre_distribution(grid)
     budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
     return World(config, grid, net, sites, budget, *pools)
@@ -129,11 +129,15 @@ def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spe
     schedule = dataclasses.replace(
         schedule, stage_tokens=tuple(min(tokens, most) for tokens in schedule.stage_tokens)
     )
-    choice = SearchSpace(world.grid.kept, world.grid.exists, world.budget, len(world.pool.tokens), length)
+    choice = SearchSpace(
+        world.grid.kept, world.grid.exists, world.budget, world.sites, len(world.pool.tokens), length
+    )
 
     def record(step: int, state: EvolutionState, _: Fitness) -> None:
         if not state.stage:
-            trace.append((trace[-1][0] + generation_tokens(schedule, length), schedule.best(state)))
+            trace.append(
+                (trace[-1][0] + generation_tokens(schedule, length), np.asarray(schedule.best(state)))
+            )
 
     begun = loop.begin(schedule, jax.random.key(seed), start, choice)
     loop.run(schedule, begun, choice, world.score, on_step=record)

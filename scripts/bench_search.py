@@ -33,7 +33,8 @@ from tyr_jax.runtime.timing import matmul_rate, medians
 from tyr_jax.scoring import nested, population
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.search.evolution import offspring_of
+from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.draws import neighbours
 from tyr_jax.space import LevelGrid
 
 
@@ -73,9 +74,9 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
 def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:
     """Offspring `[C, 2, L]` of the uniform distribution."""
     centre = space.centre_distribution(grid)
-    budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
-    known = jnp.asarray(centre), jnp.asarray(grid.exists), budget
-    return np.asarray(offspring_of(jax.random.key(0), *known, count, 4))
+    choice = SearchSpace.around(grid, centre, 1, 1)
+    draw = functools.partial(neighbours, space=choice, count=count, max_shifts=4)
+    return np.asarray(jax.jit(draw)(jax.random.key(0), jnp.asarray(centre)))
 
 
 def main(bench: Bench) -> None:

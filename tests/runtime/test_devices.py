@@ -134,3 +134,29 @@ def test_where_there_is_no_mesh_nothing_is_divided() -> None:
     assert devices.divided(len) is len
     with devices.in_use():
         assert devices.count() == 1
+
+
+SEARCHES = """
+import jax, numpy as np
+from tyr_jax.problems import stack_problems, synthetic_problem
+from tyr_jax.runtime import devices
+from tyr_jax.search.device import search_many, search_on_device
+from tyr_jax.search.evolution import Evolution
+
+search = Evolution(generations=3, offspring=8, survivors=(2, 1), stage_tokens=(16, 32))
+small = {"depth": 4, "levels": 5, "noise": 0.1, "sequences": 4, "length": 16}
+problems = [synthetic_problem(seed, **small) for seed in range(16)]
+keys = jax.random.split(jax.random.key(0), 16)
+alone = [search_on_device(search, *one).levels for one in zip(keys[:3], problems[:3])]
+with devices.in_use():
+    arguments = keys, stack_problems(problems)
+    found = search_many(search, *arguments)
+    text = search_many.lower(search, *arguments).compile().as_text()
+assert len(found.levels.sharding.device_set) == 8
+np.testing.assert_array_equal(found.levels[:3], alone)
+assert not any(name in text for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
+"""
+
+
+def test_searches_side_by_side_are_divided_and_need_no_communication() -> None:
+    run("-c", SEARCHES)

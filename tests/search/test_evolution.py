@@ -6,13 +6,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from tyr_jax import space
-from tyr_jax.search import evolution, loop
+from tyr_jax.run.resume import like_key, plain_key
+from tyr_jax.search import contract, loop
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.space import Fitness, Kind
@@ -68,11 +68,11 @@ def select(
     schedule = Evolution(1, len(offspring), tuple(survivors), tuple(count * LENGTH for count in counts))
     state = schedule.init(jax.random.key(0), parent, SPACE)
     candidates, first = np.concatenate([parent[None], offspring]), 0
-    for added, _ in schedule.stages(LENGTH):
+    for added, _ in schedule.schedule(LENGTH):
         fitness = score(candidates, np.arange(first, first + added))
         state = schedule.tell(state, candidates, np.where(np.isfinite(fitness), fitness, np.inf))
-        candidates, first = state.pool, first + added
-    return schedule.best(state), float(state.fitness), float(state.beaten)
+        candidates, first = np.asarray(state.pool), first + added
+    return np.asarray(schedule.best(state)), float(state.fitness), float(state.beaten)
 
 
 def every_candidate() -> np.ndarray:
@@ -219,9 +219,9 @@ def test_a_saved_search_continues_to_the_same_end(before: int) -> None:
         on_step=lambda step, state, _: states.append(state),
     )
     # Convert the state to plain arrays and back, as for a file. The step may be within a generation.
+    saved = [np.array(plain_key(leaf)) for leaf in jax.tree.leaves(states[before])]
     leaves, structure = jax.tree.flatten(states[before])
-    key = jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(leaves[0]))))
-    restored = jax.tree.unflatten(structure, [key, *(np.array(leaf) for leaf in leaves[1:])])
+    restored = jax.tree.unflatten(structure, [*map(like_key, saved, leaves)])
     resumed = run(Recorder(noise=1.0), state=restored, done=before)
     assert int(resumed.generation) == SCHEDULE.generations
     assert (SCHEDULE.best(resumed) == whole).all()
@@ -259,9 +259,9 @@ def test_generations_draw_other_offspring_and_other_sequences() -> None:
 
 def test_asking_compiles_once() -> None:
     run(Recorder(), changed(generations=1))
-    before = evolution.offspring_of._cache_size()
-    run(Recorder(), SCHEDULE, initial(5))
-    assert evolution.offspring_of._cache_size() == before
+    before = contract.traced_ask._cache_size(), contract.traced_tell._cache_size()
+    run(Recorder(), changed(generations=1), initial(5))
+    assert (contract.traced_ask._cache_size(), contract.traced_tell._cache_size()) == before
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_asking_compiles_once() -> None:
     ids=["paper", "one stage", "short"],
 )
 def test_cost_of_a_generation(schedule: Evolution, sizes: tuple[int, ...], tokens: int) -> None:
-    choice = SPACE._replace(length=2048)
+    choice = SPACE.replace(length=2048)
     queries = schedule.queries(choice)
     assert tuple(candidates for candidates, _, _ in queries) == sizes
     assert {times for _, _, times in queries} == {schedule.generations}

@@ -97,7 +97,7 @@ SHAPE = r"asks for candidates of shape \(2, 3\) and type int32: they must be int
         ({"ask": lambda self, state: Query(START, np.arange(2))}, SHAPE),
         ({"ask": lambda self, state: Query(START[None] * 1.0, np.arange(2))}, "type float64"),
         ({"ask": lambda self, state: Query(START[None][:0], np.arange(2))}, r"shape \(0, 2, 3\)"),
-        ({"ask": lambda self, state: START}, "does not ask for a pair of candidates and sequences"),
+        ({"ask": lambda self, state: START}, "asks for a ndarray: return a Query"),
         ({"ask": lambda self, state: Query(START[None] + 7, np.arange(2))}, "level 9 at site 0 of layer 0"),
         ({"ask": lambda self, state: Query(START[None] - 3, np.arange(2))}, "level -1 at site 0 of layer 0"),
         (

@@ -26,9 +26,8 @@ from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
-from tyr_jax.search.contract import SearchSpace
-from tyr_jax.search.surrogate import Sites
-from tyr_jax.space import Budget, Fitness, LevelGrid, Levels
+from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
+from tyr_jax.space import Budget, LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]
@@ -169,7 +168,7 @@ class Round:
 
     def space(self) -> SearchSpace:
         """What a search may choose from."""
-        return SearchSpace(self.grid.kept, self.grid.exists, self.budget, *self.pool.tokens.shape)
+        return SearchSpace(self.grid.kept, self.grid.exists, self.budget, self.sites, *self.pool.tokens.shape)
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
@@ -225,13 +224,13 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
             spent += tokens
             stage.advance(tokens)
 
-        def on_step(step: int, state: Any, fitness: Fitness) -> None:
+        def on_step(step: int, state: Any, answer: np.ndarray) -> None:
             with guarded(search, "record"):
                 record = search.record(state)
             if record is None:
                 return
             noted = loop.checked_record(search, record)
-            entry = as_json({"generation": step, "objective": float(fitness.min()), **noted})
+            entry = as_json({"generation": step, "objective": float(answer.min()), **noted})
             history.append(entry | {"candidate_tokens": spent})
             best = entry["objective"]
             told = "not finite" if best is None else f"{best:.4f}"
@@ -240,7 +239,8 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
             run.events.write("generation", round=this.number, **history[-1])
 
         score = functools.partial(this.score, on_tokens=spend)
-        return loop.run(search, state, space, score, done, on_step), history
+        slopes = functools.partial(this.slopes, on_tokens=lambda tokens: spend(SLOPE_COST * tokens))
+        return loop.run(search, state, space, score, done, on_step, slopes), history
 
 
 def work_of(run: Run, number: int) -> Store:

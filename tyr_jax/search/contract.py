@@ -14,60 +14,101 @@ better, and a fitness that is not finite arrives as infinity::
         def best(self, state): ...
 
 `--search my_module:RandomSearch --generations 50` then searches by it. The caller checks every candidate's
-budget, scores it, shows progress, and resumes an interrupted search from the state of the last step. So all
-random draws must come from the key.
+budget, scores it, shows progress, and resumes an interrupted search from the state of the last generation. So
+all random draws must come from the key.
 
-Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences.
+A search whose methods are JAX functions says `traceable = True`. They are then compiled, and a whole search
+can run as one program on the device, thousands of them side by side (`tyr_jax.search.device`).
+
+Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences, `P` parts of a text.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.components import Component
-from tyr_jax.space import Budget, Candidates, Fitness, LevelGrid, Levels, kept_units
+from tyr_jax.space import Budget, LevelGrid, Levels, kept_units
+
+Array = Any
+"""An array: of numpy, or of JAX in a traceable search."""
 
 State = Any
 """State of a search: a pytree of arrays."""
 
+SLOPE_COST = 4
+"""Candidate-tokens that a token of slopes counts as: a forward pass, the same once more in the backward pass,
+and two passes of as many FLOPs for the derivatives."""
 
-class SearchSpace(NamedTuple):
+
+class Sites(NamedTuple):
+    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`, the `share [2, L]` of
+    the residual stream that the dense output has, and which levels exist, `exists [2, L, E]`."""
+
+    error: np.ndarray
+    share: np.ndarray
+    exists: np.ndarray
+
+
+@flax.struct.dataclass
+class SearchSpace:
     """What a search may choose from.
 
     Units `kept [2, L, E]` at the levels of every site; which of these levels exist, `exists [2, L, E]`; the
-    `budget` of every candidate; and the search text, `sequences` sequences of `length` tokens.
+    `budget` of every candidate; what the fold has measured at the `sites`; and the search text, `sequences`
+    sequences of `length` tokens.
     """
 
     kept: np.ndarray
     exists: np.ndarray
     budget: Budget
-    sequences: int
-    length: int
+    sites: Sites
+    sequences: int = flax.struct.field(pytree_node=False)
+    length: int = flax.struct.field(pytree_node=False)
 
     @classmethod
     def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
         """The levels of `grid`, with as many units of each kind as `start [2, L]` has, and a search text of
-        `sequences` sequences of `length` tokens."""
+        `sequences` sequences of `length` tokens. All that is known of its sites is what share they lose."""
         budget = Budget.of_units(grid.kept, kept_units(grid, start).sum(axis=-1))
-        return cls(grid.kept, grid.exists, budget, sequences, length)
+        most = grid.kept.max(axis=-1, keepdims=True)
+        sites = Sites(1 - grid.kept / np.maximum(most, 1), np.ones(most.shape[:-1]), grid.exists)
+        return cls(grid.kept, grid.exists, budget, sites, sequences, length)
 
 
-class Query(NamedTuple):
-    """Candidates to score, `[C, 2, L]`, and the sequences `[S]` of the search text to score them on."""
+@flax.struct.dataclass
+class Query:
+    """Candidates to score, `[C, 2, L]`, and the sequences `[s]` of the search text to score them on.
 
-    candidates: Candidates
-    sequences: np.ndarray
+    Its `purpose` is one of three. Candidates that `compete` must keep the budget. Those that only `probe`, to
+    learn what single changes cost, need not. With `slopes`, `tell` gets the slopes `[C, P, 2, L, E]` of the
+    objective from each candidate towards every level, on parts of the text, in place of its fitness.
+    """
+
+    candidates: Array
+    sequences: Array
+    purpose: Literal["compete", "probe", "slopes"] = flax.struct.field(pytree_node=False, default="compete")
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that answering it counts as, for each candidate."""
+        return SLOPE_COST if self.purpose == "slopes" else 1
 
 
 class Search(Component):
     """Base of all searches."""
 
     role: ClassVar[str] = "search"
+    traceable: ClassVar[bool] = False
+    """Whether `ask`, `tell` and `best` are JAX functions, of static shapes in every stage."""
 
     generations: int
-    """Steps of a round, unless `steps` says otherwise."""
+    """Generations of a round."""
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> State:
         """The state before the first step; `start [2, L]` are the levels to start from."""
@@ -77,17 +118,21 @@ class Search(Component):
         """What to score next."""
         raise NotImplementedError
 
-    def tell(self, state: State, candidates: Candidates, fitness: Fitness) -> State:
+    def tell(self, state: State, candidates: Array, fitness: Array) -> State:
         """The state once the candidates asked for, `candidates [C, 2, L]`, have their `fitness [C]`."""
         raise NotImplementedError
 
-    def best(self, state: State) -> Levels:
+    def best(self, state: State) -> Array:
         """The best levels `[2, L]` found so far."""
         raise NotImplementedError
 
+    def stages(self, space: SearchSpace) -> int:
+        """Pairs of `ask` and `tell` in a generation."""
+        return 1
+
     def steps(self, space: SearchSpace) -> int:
         """Pairs of `ask` and `tell` in a round."""
-        return self.generations
+        return self.generations * self.stages(space)
 
     def record(self, state: State) -> Mapping[str, float] | None:
         """What to record of the step that led to `state`, besides its best fitness; None if there is nothing,
@@ -102,12 +147,27 @@ class Search(Component):
         """
 
     def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
-        """(candidates, sequences, times) of all queries of a round, to predict its cost. By default, all are
-        as large as the first."""
-        levels = space.kept.shape[-1]
-        centre = np.full(space.kept.shape[:2], levels // 2, np.int32)
-        candidates, sequences = self.ask(self.init(jax.random.key(0), centre, space))
-        return [(len(candidates), len(sequences), self.steps(space))]
+        """(candidates, sequences, times) of all queries of a round, to predict its cost; slopes count
+        `SLOPE_COST` times. By default, all generations are as large as the first."""
+        generations = self.steps(space) // self.stages(space)
+        sizes = [
+            (len(query.candidates), len(query.sequences), query.passes) for query in self.first_queries(space)
+        ]
+        return [(candidates, sequences, passes * generations) for candidates, sequences, passes in sizes]
+
+    def first_queries(self, space: SearchSpace) -> list[Query]:
+        """The queries of a first generation, as they would be if every candidate had a fitness of 0."""
+        depth, levels = space.kept.shape[1:]
+        state = self.init(jax.random.key(0), np.full((2, depth), levels // 2, np.int32), space)
+        queries = []
+        for stage in range(stages := self.stages(space)):
+            query = self.ask(state)
+            queries.append(query)
+            if stage + 1 < stages:
+                shape = (1, *space.kept.shape) if query.purpose == "slopes" else ()
+                answer = np.zeros((len(query.candidates), *shape))
+                state = self.tell(state, query.candidates, answer)
+        return queries
 
     def candidate_tokens(self, space: SearchSpace) -> int:
         """Candidate-tokens of a round."""
@@ -115,3 +175,22 @@ class Search(Component):
             candidates * sequences * times * space.length
             for candidates, sequences, times in self.queries(space)
         )
+
+
+@functools.partial(jax.jit, static_argnames="search")
+def traced_ask(search: Search, state: State) -> Query:
+    """`search.ask`, compiled once for each stage."""
+    return search.ask(state)
+
+
+@functools.partial(jax.jit, static_argnames="search")
+def traced_tell(search: Search, state: State, candidates: jax.Array, answer: jax.Array) -> State:
+    """`search.tell`, compiled once for each stage."""
+    return search.tell(state, candidates, answer)
+
+
+def told(query: Query, answer: Array) -> Array:
+    """The answer to a query as a search gets it: a fitness that is not finite as infinity, such a slope as
+    zero."""
+    array = jnp if isinstance(answer, jax.Array) else np
+    return array.where(array.isfinite(answer), answer, 0.0 if query.purpose == "slopes" else np.inf)

@@ -8,7 +8,6 @@ Axis letters: `C` candidates, `L` layers, `E` levels.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping
 from typing import ClassVar
@@ -20,43 +19,29 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search.contract import Query, Search, SearchSpace
-from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
-
-SEQUENCE_DRAW = 1 << 20
-"""Folded into a generation's key to draw the order of the text."""
+from tyr_jax.search.draws import drawn_order, neighbours
+from tyr_jax.space import Levels
 
 
 @flax.struct.dataclass
 class EvolutionState:
     """Where the search stands.
 
-    Key; finished generations; the `parent [2, L]`, with its `fitness` in the last generation, and the fitness
-    there of the parent it had to beat, `beaten`; which levels exist, `[2, L, E]`, and the budget; the `stage`
-    of the present generation, with the remaining candidates `pool [P, 2, L]`, the parent first, and the
-    `sums [P]` of their fitness over the sequences so far.
+    Key; what may be chosen, `space`; finished generations; the `parent [2, L]`, with its `fitness` in the
+    last generation, and the fitness there of the parent it had to beat, `beaten`; the `stage` of the present
+    generation, with the remaining candidates `pool [P, 2, L]`, the parent first, and the `sums [P]` of their
+    fitness over the sequences so far.
     """
 
     key: jax.Array
+    space: SearchSpace
     generation: jax.Array
     parent: jax.Array
-    fitness: np.ndarray | np.float64
-    beaten: np.ndarray | np.float64
-    exists: np.ndarray
-    budget: Budget
-    stage: np.ndarray | np.int32
-    pool: np.ndarray
-    sums: np.ndarray
-    sequences: int = flax.struct.field(pytree_node=False)
-    length: int = flax.struct.field(pytree_node=False)
-
-
-@functools.partial(jax.jit, static_argnames=("count", "max_shifts"))
-def offspring_of(
-    key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget, count: int, max_shifts: int
-) -> jax.Array:
-    """Offspring `[C, 2, L]` of `parent [2, L]`, each by independent sparsity shifts; `exists [2, L, E]`."""
-    keys = jax.random.split(key, count)
-    return jax.vmap(lambda key: mutate(key, parent, exists, budget, max_shifts))(keys)
+    fitness: jax.Array
+    beaten: jax.Array
+    pool: jax.Array
+    sums: jax.Array
+    stage: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +52,7 @@ class Evolution(Search):
     """
 
     name: ClassVar[str] = "evolution"
+    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Generations of a round."""
@@ -102,7 +88,7 @@ class Evolution(Search):
         """Sequences of `length` tokens that candidates have been scored on after each stage, at least one."""
         return tuple(max(1, tokens // length) for tokens in self.stage_tokens)
 
-    def stages(self, length: int) -> list[tuple[int, int]]:
+    def schedule(self, length: int) -> list[tuple[int, int]]:
         """(sequences that it adds, offspring left after it) of every stage that adds any. A stage that adds
         none only reduces what is left after the one before."""
         counts = self.stage_sequences(length)
@@ -113,12 +99,12 @@ class Evolution(Search):
 
     def generation_queries(self, length: int) -> list[tuple[int, int]]:
         """(candidates, sequences) of every query of a generation, the parent among the candidates."""
-        added, left = zip(*self.stages(length), strict=True)
+        added, left = zip(*self.schedule(length), strict=True)
         return list(zip((1 + size for size in (self.offspring, *left[:-1])), added, strict=True))
 
-    def steps(self, space: SearchSpace) -> int:
-        """One step per stage."""
-        return self.generations * len(self.stages(space.length))
+    def stages(self, space: SearchSpace) -> int:
+        """Stages that add text."""
+        return len(self.schedule(space.length))
 
     def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
         """(candidates, sequences, times) of all queries of a round."""
@@ -126,59 +112,45 @@ class Evolution(Search):
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
         """A search whose first parent is `start [2, L]`."""
-        parent = jnp.asarray(start, jnp.int32)
+        parent, unknown = jnp.asarray(start, jnp.int32), jnp.float32(jnp.inf)
         return EvolutionState(
-            key=key,
-            generation=jnp.int32(0),
-            parent=parent,
-            fitness=np.float64(np.inf),
-            beaten=np.float64(np.inf),
-            exists=np.asarray(space.exists),
-            budget=space.budget,
-            stage=np.int32(0),
-            pool=np.asarray(parent)[None],
-            sums=np.zeros(1),
-            sequences=space.sequences,
-            length=space.length,
+            key, space, jnp.int32(0), parent, unknown, unknown, parent[None], jnp.zeros(1), stage=0
         )
 
     def ask(self, state: EvolutionState) -> Query:
         """The parent and its offspring, or those of them that remain, on the text that the stage adds."""
         key = jax.random.fold_in(state.key, state.generation)
-        ends = np.cumsum([added for added, _ in self.stages(state.length)])
-        order = jax.random.permutation(jax.random.fold_in(key, SEQUENCE_DRAW), state.sequences)
-        sequences = np.split(np.asarray(order)[: ends[-1]], ends[:-1])[int(state.stage)]
+        ends = np.cumsum([added for added, _ in self.schedule(state.space.length)])
+        sequences = jnp.split(drawn_order(key, state.space)[: ends[-1]], ends[:-1])[state.stage]
         if state.stage:
             return Query(state.pool, sequences)
-        offspring = offspring_of(
-            key, state.parent, jnp.asarray(state.exists), state.budget, self.offspring, self.max_shifts
-        )
-        return Query(np.concatenate([np.asarray(state.parent)[None], np.asarray(offspring)]), sequences)
+        offspring = neighbours(key, state.parent, state.space, self.offspring, self.max_shifts)
+        return Query(jnp.concatenate([state.parent[None], offspring]), sequences)
 
-    def tell(self, state: EvolutionState, candidates: Candidates, fitness: Fitness) -> EvolutionState:
+    def tell(self, state: EvolutionState, candidates: jax.Array, fitness: jax.Array) -> EvolutionState:
         """The next stage, with the best offspring and the parent; or the next generation, whose parent is the
         best of them. An offspring must beat the parent to replace it."""
-        stages = self.stages(state.length)
-        added, survivors = stages[int(state.stage)]
-        sums = added * fitness + (state.sums if state.stage else 0)
-        left = [0, *(1 + np.argsort(sums[1:], kind="stable")[:survivors])]
-        pool, sums = candidates[left], sums[left]
+        stages = self.schedule(state.space.length)
+        added, survivors = stages[state.stage]
+        sums = added * jnp.asarray(fitness, jnp.float32) + (state.sums if state.stage else 0)
+        left = jnp.concatenate([jnp.zeros(1, int), 1 + jnp.argsort(sums[1:])[:survivors]])
+        pool, sums = jnp.asarray(candidates, jnp.int32)[left], sums[left]
         if state.stage + 1 < len(stages):
             return state.replace(stage=state.stage + 1, pool=pool, sums=sums)  # type: ignore[attr-defined]
-        total, best = sum(added for added, _ in stages), int(np.argmin(sums))
+        total, best = sum(added for added, _ in stages), jnp.argmin(sums)
         return state.replace(  # type: ignore[attr-defined]
             generation=state.generation + 1,
-            parent=jnp.asarray(pool[best], jnp.int32),
-            fitness=np.float64(sums[best] / total),
-            beaten=np.float64(sums[0] / total),
-            stage=np.int32(0),
+            parent=pool[best],
+            fitness=sums[best] / total,
+            beaten=sums[0] / total,
+            stage=0,
             pool=pool[best][None],
-            sums=np.zeros(1),
+            sums=jnp.zeros(1),
         )
 
-    def best(self, state: EvolutionState) -> Levels:
+    def best(self, state: EvolutionState) -> jax.Array:
         """The parent."""
-        return np.asarray(state.parent)
+        return state.parent
 
     def record(self, state: EvolutionState) -> Mapping[str, float] | None:
         """At the end of a generation: its number, its winner's fitness, and that of the parent to beat."""

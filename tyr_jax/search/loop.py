@@ -6,14 +6,29 @@ Axis letters: `C` candidates, `L` layers, `S` sequences.
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.components import broken, guarded
-from tyr_jax.search.contract import Query, Search, SearchSpace, State
+from tyr_jax.errors import UserError
+from tyr_jax.search.contract import Query, Search, SearchSpace, State, told, traced_ask, traced_tell
 from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
 """`(candidates [C, 2, L], sequences [S]) -> objective [C]`, lower is better."""
+
+SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
+the sequences."""
+
+
+def no_slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+    """Slopes of an objective that has none.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError("this objective gives no slopes; choose a search that asks for none")
 
 
 def begin(search: Search, key: jax.Array, start: Levels, space: SearchSpace) -> State:
@@ -33,6 +48,7 @@ def run(
     score: Scorer,
     done: int = 0,
     on_step: Callable[[int, State, Fitness], None] = lambda step, state, fitness: None,
+    slopes: SlopesFunction = no_slopes,
 ) -> Levels:
     """Run the steps that a search still lacks.
 
@@ -42,7 +58,9 @@ def run(
         space: what it chooses from.
         score: the objective of candidates on given sequences of the search text.
         done: steps that led to `state`.
-        on_step: called after each step with its number, the state after it, and the fitness `[C]`.
+        on_step: called after each step with its number, the state after it, and the answer: the fitness
+            `[C]`, or slopes `[C, P, 2, L, E]`.
+        slopes: the objective's slopes, for a search that asks for them.
 
     Returns:
         The levels `[2, L]` found.
@@ -54,16 +72,27 @@ def run(
         steps = search.steps(space)
     for step in range(done, steps):
         with guarded(search, "ask"):
-            query = checked_query(search, search.ask(state), space)
-        fitness = np.asarray(score(query.candidates, query.sequences), float)
-        fitness = np.where(np.isfinite(fitness), fitness, np.inf)
+            asked = traced_ask(search, state) if search.traceable else search.ask(state)
+        query = checked_query(search, asked, space)
+        answer = answer_to(query, score, slopes)
         with guarded(search, "tell"):
-            state = checked_state(search, search.tell(state, query.candidates, fitness))
-        on_step(step + 1, state, fitness)
+            if search.traceable:
+                state = traced_tell(search, state, jnp.asarray(query.candidates), jnp.asarray(answer))
+            else:
+                state = search.tell(state, query.candidates, answer)
+        on_step(step + 1, checked_state(search, state), answer)
     with guarded(search, "best"):
         levels = np.asarray(search.best(state))
     check_candidates(search, levels[None], space, "best gives")
     return levels.astype(np.int32)
+
+
+def answer_to(query: Query, score: Scorer, slopes: SlopesFunction) -> np.ndarray:
+    """The answer to a query: the fitness `[C]`, or slopes `[C, P, 2, L, E]`. None of it is NaN."""
+    if query.purpose == "slopes":
+        of_each = [slopes(levels, query.sequences) for levels in query.candidates]
+        return told(query, np.asarray(np.stack(of_each), float))
+    return told(query, np.asarray(score(query.candidates, query.sequences), float))
 
 
 def checked_state(search: Search, state: State) -> State:
@@ -81,15 +110,16 @@ def checked_state(search: Search, state: State) -> State:
 
 
 def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
-    """`query`, checked: candidates within the budget, and sequences that exist.
+    """`query`, checked: candidates that exist, within the budget unless they only probe, and sequences that
+    exist.
 
     Raises:
         UserError: it is something else; names the search and what is wrong.
     """
-    if not (isinstance(query, tuple) and len(query) == 2):
-        raise broken(search, "does not ask for a pair of candidates and sequences: return a Query")
-    candidates, sequences = (np.asarray(part) for part in query)
-    check_candidates(search, candidates, space, "asks for")
+    if not isinstance(query, Query):
+        raise broken(search, f"asks for a {type(query).__name__}: return a Query")
+    candidates, sequences = np.asarray(query.candidates), np.asarray(query.sequences)
+    check_candidates(search, candidates, space, "asks for", query.purpose == "compete")
     numbers = sequences.ndim == 1 and sequences.size and np.issubdtype(sequences.dtype, np.integer)
     if not numbers or sequences.min() < 0 or sequences.max() >= space.sequences:
         raise broken(
@@ -97,7 +127,7 @@ def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
             f"asks for sequences {sequences.tolist()}: they must be numbers from 0 to {space.sequences - 1}, "
             "at least one",
         )
-    return Query(candidates.astype(np.int32), sequences)
+    return query.replace(candidates=candidates.astype(np.int32), sequences=sequences)  # type: ignore[attr-defined]
 
 
 def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, float]:
@@ -116,8 +146,10 @@ def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, flo
     return {name: np.asarray(value).item() for name, value in record.items()}
 
 
-def check_candidates(search: Search, candidates: Candidates, space: SearchSpace, verb: str) -> None:
-    """Check that candidates are levels that exist, and keep the budget.
+def check_candidates(
+    search: Search, candidates: Candidates, space: SearchSpace, verb: str, budgeted: bool = True
+) -> None:
+    """Check that candidates are levels that exist, and, if `budgeted`, that they keep the budget.
 
     Raises:
         UserError: they are not; names the search, and what is wrong with the first such candidate.
@@ -140,7 +172,7 @@ def check_candidates(search: Search, candidates: Candidates, space: SearchSpace,
             "look at the space's `exists`",
         )
     wrong = candidates[~space.budget.allows(candidates)]
-    if len(wrong):
+    if budgeted and len(wrong):
         raise broken(
             search,
             f"{verb} a candidate that costs {space.budget.spent(wrong[0]).tolist()}, but the budget is "

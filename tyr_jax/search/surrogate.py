@@ -24,18 +24,12 @@ are scored before they are accepted.
 Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.search.loop import Scorer
+from tyr_jax.search.contract import Sites
+from tyr_jax.search.loop import Scorer, SlopesFunction
 from tyr_jax.space import FFN, Budget, Candidates, Levels, values_at
-
-SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
-the sequences."""
 
 CAUTIONS = (0.8, 1.25)
 """Factors on the curvature, one for each proposal of a descent. How far the sum over sites can be trusted
@@ -46,15 +40,6 @@ BINS = 2**17
 
 LEAST_RATIO = 0.05
 """Lower bound of the ratio between a site's measured and its expected sensitivity."""
-
-
-class Sites(NamedTuple):
-    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`, the `share [2, L]` of
-    the residual stream that the dense output has, and which levels exist, `exists [2, L, E]`."""
-
-    error: np.ndarray
-    share: np.ndarray
-    exists: np.ndarray
 
 
 def disturbance(sites: Sites) -> np.ndarray:

@@ -23,6 +23,7 @@ from tyr_jax.space.levels import (
     values_at,
     worthwhile_grid,
 )
+from tyr_jax.space.repair import allowed, picked, relaxed, repaired
 from tyr_jax.space.shifts import mutate, sparsity_shift
 from tyr_jax.space.units import check_multiple, uniform_centres, uniform_split, unit_budget
 
@@ -36,6 +37,7 @@ __all__ = [
     "Kind",
     "LevelGrid",
     "Levels",
+    "allowed",
     "centre_distribution",
     "check_multiple",
     "joint_grid",
@@ -43,6 +45,9 @@ __all__ = [
     "level_grid",
     "levels_of",
     "mutate",
+    "picked",
+    "relaxed",
+    "repaired",
     "sparsity_shift",
     "step_units",
     "uniform_centres",

@@ -1,0 +1,98 @@
+"""A tabulated problem: what every level of every site costs, alone and together with others.
+
+The objective of levels on sequence `s` of the search text is
+
+    link(base_s + Σ_i alone_s[i, l_i] + ½ Σ_ij pairs[i, j] · feature[i, l_i] · feature[j, l_j])
+
+over the sites `i`; `link` is the identity or the exponential. Interactions have rank one for each pair of
+sites: a feature says how far a level is from the dense site. The objective on held-out text has a `base` and
+an `alone` of its own.
+
+Tables are float32. Everything is a JAX function, so that whole searches run on the device.
+
+Axis letters: `S` sequences, `C` candidates, `L` layers, `E` levels; `i`, `j` sites, `2·L` of them.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError
+from tyr_jax.search.contract import Query, SearchSpace
+
+
+@flax.struct.dataclass
+class Problem:
+    """A tabulated objective, and the space that it is defined on.
+
+    What may be chosen, `space`; the levels to start from, `start [2, L]`; `base [S]`; `alone [S, 2, L, E]`;
+    `feature [2, L, E]`; `pairs [2·L, 2·L]`, symmetric with a zero diagonal; and of the held-out text,
+    `held_out_base []` and `held_out_alone [2, L, E]`. The least objective on held-out text is `optimum []`,
+    NaN where it is unknown.
+    """
+
+    space: SearchSpace
+    start: jax.Array
+    base: jax.Array
+    alone: jax.Array
+    feature: jax.Array
+    pairs: jax.Array
+    held_out_base: jax.Array
+    held_out_alone: jax.Array
+    optimum: jax.Array
+    link: Literal["identity", "exp"] = flax.struct.field(pytree_node=False, default="identity")
+
+    def answer(self, query: Query) -> jax.Array:
+        """The fitness `[C]` of the query's candidates, or slopes `[C, P, 2, L, E]`, of one sequence each."""
+        sequences = jnp.asarray(query.sequences)
+        tables = self.base[sequences], self.alone[sequences]
+        chosen = self.chosen(query.candidates)
+
+        def on_text(shares: jax.Array) -> jax.Array:
+            return jax.vmap(lambda base, alone: self.value(shares, base, alone))(*tables)
+
+        if query.purpose != "slopes":
+            return jax.vmap(lambda shares: on_text(shares).mean())(chosen)
+        slopes = jax.vmap(jax.jacrev(on_text))(chosen)
+        now = jnp.sum(slopes * chosen[:, None], axis=-1, keepdims=True)
+        return slopes - now
+
+    def held_out(self, levels: jax.Array) -> jax.Array:
+        """The objective `[...]` of `levels [..., 2, L]` on held-out text."""
+        levels = jnp.asarray(levels)
+        flat = self.chosen(levels.reshape(-1, *levels.shape[-2:]))
+        values = jax.vmap(lambda shares: self.value(shares, self.held_out_base, self.held_out_alone))(flat)
+        return values.reshape(levels.shape[:-2])
+
+    def chosen(self, levels: jax.Array | np.ndarray) -> jax.Array:
+        """`levels [C, 2, L]` as shares of every level, one or zero: `[C, 2, L, E]`."""
+        return jax.nn.one_hot(jnp.asarray(levels), self.feature.shape[-1])
+
+    def value(self, shares: jax.Array, base: jax.Array, alone: jax.Array) -> jax.Array:
+        """The objective of `shares [2, L, E]` of the levels, each the sum over levels by its share."""
+        feature = jnp.sum(shares * self.feature, axis=-1).reshape(-1)
+        sum_ = base + jnp.sum(shares * alone) + feature @ self.pairs @ feature / 2
+        return jnp.exp(sum_) if self.link == "exp" else sum_
+
+    def with_noise(self, key: jax.Array, size: float) -> Self:
+        """The problem with sequences that differ more: to every entry of `alone`, a normal draw of standard
+        deviation `size` is added, different for each sequence, and zero on average over all."""
+        draws = size * jax.random.normal(key, self.alone.shape)
+        draws -= draws.mean(axis=0)
+        return self.replace(alone=self.alone + draws)  # type: ignore[attr-defined]
+
+
+def stack_problems(problems: Sequence[Problem]) -> Problem:
+    """Problems of one shape, stacked on a leading axis, as `search_many` takes them.
+
+    Raises:
+        UserError: they differ in shape.
+    """
+    shapes = {str(jax.tree.map(np.shape, problem)) for problem in problems}
+    if len(shapes) != 1:
+        raise UserError("problems that run side by side must have as many layers, levels and sequences")
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *problems)

@@ -1,0 +1,176 @@
+"""The additive model: probe what each change costs alone, and find the best sum that keeps the budget.
+
+In a generation, every site alone is moved to each level near its own, the changes of the objective are taken
+as costs that add up, and two solvers find the levels of least total cost under the budget:
+
+- `DynamicProgramme`, exactly. Dynamic programming over sites and budget; with probes of single blocks it is
+  what Puzzle solves as an integer programme (Bercovich et al., "Puzzle: Distillation-Based NAS for
+  Inference-Optimized LLMs", ICML 2025).
+- `Lagrangian`, by a multiplier for each resource (Everett, "Generalized Lagrange Multiplier Method for
+  Solving Problems of Optimum Allocation of Resources", Operations Research 1963).
+
+A second stage scores the solution beside the levels that it started from, and the better one stays. Probes
+may break the budget: they only inform.
+
+Axis letters: `L` layers, `E` levels, `W` levels probed at a site.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import require
+from tyr_jax.search import surrogate
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.space import Budget, Levels, relaxed
+
+
+@flax.struct.dataclass
+class Probed(Incumbent):
+    """The best so far; the solution to score beside it, `solution [2, L]`, in the second stage."""
+
+    solution: jax.Array
+    probing: bool = flax.struct.field(pytree_node=False)
+
+
+class Additive(Search):
+    """Base of the searches that solve an additive model."""
+
+    traceable: ClassVar[bool] = True
+
+    reach: int
+    probe_tokens: int
+    score_tokens: int
+
+    def check(self) -> None:
+        """Refuse a reach of nothing."""
+        require(self.generations >= 1, "--generations", self.generations, "at least 1")
+        require(self.reach >= 1, "--reach", self.reach, "at least 1")
+
+    def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
+        """The levels `[2, L]` of least total `cost [2, L, E]`, +inf where a level is out of reach."""
+        raise NotImplementedError
+
+    def stages(self, space: SearchSpace) -> int:
+        """Probes, then the solution."""
+        return 2
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Probed:
+        """At the start."""
+        plain = Incumbent.at(key, start, space)
+        return Probed(**vars(plain), solution=plain.levels, probing=True)
+
+    def offsets(self, space: SearchSpace) -> np.ndarray:
+        """The level steps `[W]` that are probed at each site."""
+        reach = min(self.reach, space.exists.shape[-1] - 1)
+        steps = np.arange(-reach, reach + 1)
+        return steps[steps != 0]
+
+    def ask(self, state: Probed) -> Query:
+        """The present levels, and every site alone moved by every step; or these levels and the solution."""
+        if not self.solving(state):
+            text = drawn_text(state.draw, state.space, self.probe_tokens)
+            moved = state.levels + self.single_steps(state)
+            return Query(jnp.concatenate([state.levels[None], moved]), text, "probe")
+        text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
+        return Query(jnp.stack([state.levels, state.solution]), text)
+
+    def solving(self, state: Probed) -> bool:
+        """Whether the solution is to be scored next."""
+        return not state.probing
+
+    def single_steps(self, state: Probed) -> jax.Array:
+        """Every site alone moved by every step, `[W·2·L, 2, L]`; zero where there is no such level."""
+        exists = jnp.asarray(state.space.exists)
+        site = jnp.eye(state.levels.size, dtype=int).reshape(-1, *state.levels.shape)
+        steps = (jnp.asarray(self.offsets(state.space))[:, None, None, None] * site).reshape(
+            -1, *site.shape[1:]
+        )
+        there = jax.vmap(lambda step: reachable(exists, state.levels + step))(steps)
+        return jnp.where(there[:, None, None], steps, 0)
+
+    def tell(self, state: Probed, candidates: jax.Array, fitness: jax.Array) -> Probed:
+        """The solution of what was probed; or the better of it and the levels before."""
+        if self.solving(state):
+            return state.after(candidates, fitness).replace(probing=True)  # type: ignore[attr-defined]
+        values = jnp.asarray(fitness, jnp.float32)
+        exists, levels = jnp.asarray(state.space.exists), state.levels
+        offsets = self.offsets(state.space)
+        changes = (values[1:] - values[0]).reshape(len(offsets), *levels.shape)
+        cost = jnp.where(jnp.arange(exists.shape[-1]) == levels[..., None], 0.0, jnp.inf)
+        for offset, change in zip(offsets, changes, strict=True):
+            here = jnp.arange(exists.shape[-1]) == (levels + offset)[..., None]
+            cost = jnp.where(here & exists & jnp.isfinite(change)[..., None], change[..., None], cost)
+        return state.replace(solution=self.solve(cost, state), probing=False)  # type: ignore[attr-defined]
+
+    def record(self, state: Probed) -> dict[str, float] | None:
+        """After the second stage: the fitness of the better one."""
+        if not state.probing:
+            return None
+        return {"generation": int(state.generation), "objective": float(state.fitness)}
+
+    def best(self, state: Probed) -> jax.Array:
+        """The best so far."""
+        return state.levels
+
+
+def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
+    """Whether every level of `levels [2, L]` exists."""
+    inside = jnp.clip(levels, 0, exists.shape[-1] - 1)
+    there = jnp.take_along_axis(exists, inside[..., None], axis=-1)[..., 0]
+    return jnp.all((inside == levels) & there)
+
+
+def cheapest(cost: np.ndarray, budget: Budget, around: np.ndarray) -> np.ndarray:
+    """`surrogate.cheapest` over all levels of finite `cost [2, L, E]`; `around [2, L]` if there are none."""
+    cost, budget, around = jax.tree.map(np.asarray, (cost, budget, around))
+    found = surrogate.cheapest(cost, budget, around, cost.shape[-1])
+    return np.asarray(around if found is None else found, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicProgramme(Additive):
+    """The additive model, solved exactly by dynamic programming."""
+
+    name: ClassVar[str] = "additive"
+
+    generations: int = 4
+    """Times that all sites are probed in a round."""
+    reach: int = 2
+    """Levels that a site is moved at most, by itself and in a solution."""
+    probe_tokens: int = 1024
+    """Tokens that probes are scored on."""
+    score_tokens: int = 8192
+    """Tokens that a solution is scored on, beside the levels before."""
+
+    def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
+        """The exact solution, found on the host."""
+        result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
+        arguments = cost, state.space.budget, state.levels
+        return jax.pure_callback(cheapest, result, *arguments, vmap_method="sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lagrangian(Additive):
+    """The additive model, solved by Lagrangian relaxation."""
+
+    name: ClassVar[str] = "lagrangian"
+
+    generations: int = 4
+    """Times that all sites are probed in a round."""
+    reach: int = 2
+    """Levels that a site is moved at most, by itself and in a solution."""
+    probe_tokens: int = 1024
+    """Tokens that probes are scored on."""
+    score_tokens: int = 8192
+    """Tokens that a solution is scored on, beside the levels before."""
+
+    def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
+        """The relaxed solution, moved back onto the budget."""
+        return relaxed(cost, jnp.isfinite(cost), state.space.budget, state.levels)

@@ -1,0 +1,101 @@
+"""Estimation of distribution: sample every site's level from its own distribution, and learn from the best.
+
+Baluja, "Population-Based Incremental Learning", CMU 1994; with several levels per site, the univariate
+marginal distribution algorithm (Mühlenbein, "The Equation for Response to Selection and Its Use for
+Prediction", Evolutionary Computation 1997).
+
+Axis letters: `C` candidates, `L` layers, `E` levels.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.errors import require
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.space import Levels, repaired
+
+
+@flax.struct.dataclass
+class Marginals(Incumbent):
+    """The best so far, and the probability of each level, `chance [2, L, E]`."""
+
+    chance: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution(Search):
+    """Estimation of distribution with independent sites."""
+
+    name: ClassVar[str] = "distribution"
+    traceable: ClassVar[bool] = True
+
+    generations: int = 50
+    """Generations of a round."""
+    samples: int = 64
+    """Candidates sampled in a generation."""
+    elite: int = 8
+    """Best candidates that the probabilities learn from."""
+    learning: float = 0.2
+    """Share by which the probabilities move towards the levels of the best."""
+    spread: float = 0.8
+    """Levels by which a sample's sites first differ from the start, as a standard deviation."""
+    least_chance: float = 0.01
+    """Probability that a level never falls below."""
+    score_tokens: int = 2048
+    """Tokens that a generation is scored on, drawn anew for each."""
+
+    def check(self) -> None:
+        """Refuse rates that are not shares."""
+        require(self.samples >= 1, "--samples", self.samples, "at least 1")
+        require(1 <= self.elite <= self.samples, "--elite", self.elite, f"1 to --samples ({self.samples})")
+        require(0 < self.learning <= 1, "--learning", self.learning, "above 0, and at most 1")
+        require(self.spread > 0, "--spread", self.spread, "above 0")
+        require(0 <= self.least_chance < 1, "--least-chance", self.least_chance, "from 0 to below 1")
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Marginals:
+        """Probabilities of a normal distribution around the start."""
+        plain, exists = Incumbent.at(key, start, space), jnp.asarray(space.exists)
+        away = (jnp.arange(exists.shape[-1]) - plain.levels[..., None]) / self.spread
+        return Marginals(**vars(plain), chance=self.bounded(jnp.exp(-(away**2) / 2), exists))
+
+    def bounded(self, chance: jax.Array, exists: jax.Array) -> jax.Array:
+        """`chance [2, L, E]` as probabilities of the levels that exist, none of them below the least."""
+        share = chance / jnp.sum(jnp.where(exists, chance, 0), axis=-1, keepdims=True)
+        raised = jnp.where(exists, jnp.maximum(share, self.least_chance), 0)
+        return raised / raised.sum(axis=-1, keepdims=True)
+
+    def ask(self, state: Marginals) -> Query:
+        """The best so far and samples, moved back onto the budget over the most probable levels."""
+        exists, budget = jnp.asarray(state.space.exists), state.space.budget
+        logits = jnp.log(jnp.maximum(state.chance, 1e-30))
+        cost = jnp.where(exists, -logits, 0)
+
+        def sample(key: jax.Array) -> jax.Array:
+            drawn = jax.random.categorical(key, jnp.where(exists, logits, -jnp.inf))
+            return repaired(cost, drawn, exists, budget, state.levels)
+
+        samples = jax.vmap(sample)(jax.random.split(state.draw, self.samples))
+        text = drawn_text(state.draw, state.space, self.score_tokens)
+        return Query(jnp.concatenate([state.levels[None], samples]), text)
+
+    def tell(self, state: Marginals, candidates: jax.Array, fitness: jax.Array) -> Marginals:
+        """Move the probabilities towards the levels of the best candidates."""
+        exists = jnp.asarray(state.space.exists)
+        values = jnp.asarray(fitness, jnp.float32)
+        best = jnp.argsort(values)[: self.elite]
+        counted = jnp.isfinite(values[best])
+        levels = jax.nn.one_hot(jnp.asarray(candidates)[best], exists.shape[-1])
+        seen = jnp.einsum("c,ckle->kle", counted / jnp.maximum(counted.sum(), 1), levels)
+        moved = jnp.where(counted.any(), state.chance + self.learning * (seen - state.chance), state.chance)
+        chance = self.bounded(moved, exists)
+        return state.after(candidates, fitness).replace(chance=chance)  # type: ignore[attr-defined]
+
+    def best(self, state: Marginals) -> jax.Array:
+        """The best so far."""
+        return state.levels

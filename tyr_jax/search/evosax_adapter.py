@@ -1,0 +1,141 @@
+"""Algorithms of evosax, which search real vectors, on levels.
+
+A vector has a number for every site: the level that it would like, relative to the start and in units of
+`scale` levels. It is rounded to the levels that keep the budget and lie nearest in the least squares. Needs
+the extra `tyr-jax[search]`.
+
+Lange, "evosax: JAX-based Evolution Strategies", 2022.
+
+Axis letters: `C` candidates, `L` layers, `E` levels.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.errors import UserError, require
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.incumbent import Incumbent, best_of
+from tyr_jax.space import Levels, relaxed
+
+
+@flax.struct.dataclass
+class Strategy(Incumbent):
+    """The best so far; the levels to start from, `start [2, L]`; and the strategy's own state, `inner`."""
+
+    start: jax.Array
+    inner: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Evosax(Search):
+    """An algorithm of evosax by the name of its class, such as CMA_ES, SNES or DifferentialEvolution."""
+
+    name: ClassVar[str] = "evosax"
+    traceable: ClassVar[bool] = True
+
+    generations: int = 50
+    """Generations of a round."""
+    strategy: str = "CMA_ES"
+    """Name of the algorithm's class in evosax.algorithms."""
+    population: int = 64
+    """Candidates of a generation."""
+    scale: float = 1.0
+    """Levels that one unit of a vector stands for."""
+    score_tokens: int = 2048
+    """Tokens that a generation is scored on, drawn anew for each."""
+
+    def check(self) -> None:
+        """Refuse an algorithm that evosax does not have."""
+        require(self.population >= 2, "--population", self.population, "at least 2")
+        require(self.scale > 0, "--scale", self.scale, "above 0")
+        algorithm_of(self.strategy, self.population, (2, 1))
+
+    def algorithm(self, space: SearchSpace) -> Any:
+        """The algorithm for this many sites."""
+        return algorithm_of(self.strategy, self.population, space.exists.shape[:2])
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Strategy:
+        """A strategy around the start."""
+        plain, algorithm = Incumbent.at(key, start, space), self.algorithm(space)
+        shape = plain.levels.shape
+        if has_population(self.strategy):
+            drawn = jax.random.normal(key, (self.population, *shape)).at[0].set(0.0)
+            begun = drawn, jnp.full(self.population, jnp.inf)
+        else:
+            begun = (jnp.zeros(shape),)  # type: ignore[assignment]
+        inner = algorithm.init(key, *begun, algorithm.default_params)
+        # Of the types that later states have, so that nothing compiles twice.
+        inner = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), inner)
+        return Strategy(**vars(plain), start=plain.levels, inner=inner)
+
+    def ask(self, state: Strategy) -> Query:
+        """The best so far, and the strategy's vectors as levels."""
+        vectors, _ = self.vectors(state)
+        levels = jax.vmap(lambda vector: self.rounded(vector, state))(vectors)
+        text = drawn_text(state.draw, state.space, self.score_tokens)
+        return Query(jnp.concatenate([state.levels[None], levels]), text)
+
+    def vectors(self, state: Strategy) -> tuple[jax.Array, Any]:
+        """What the strategy asks for in this generation, `[C, 2, L]`, and its state after that."""
+        algorithm = self.algorithm(state.space)
+        return algorithm.ask(state.draw, state.inner, algorithm.default_params)
+
+    def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
+        """The levels `[2, L]` nearest to a `vector [2, L]` that keep the budget."""
+        exists = jnp.asarray(state.space.exists)
+        wanted = state.start + self.scale * jnp.nan_to_num(vector)
+        away = (jnp.arange(exists.shape[-1]) - wanted[..., None]) ** 2
+        return relaxed(away, exists, state.space.budget, state.start)
+
+    def tell(self, state: Strategy, candidates: jax.Array, fitness: jax.Array) -> Strategy:
+        """Tell the strategy; keep the best."""
+        algorithm, (vectors, inner) = self.algorithm(state.space), self.vectors(state)
+        values = jnp.asarray(fitness, jnp.float32)
+        # Strategies weigh by fitness, which infinity would make NaN.
+        worst = jnp.max(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+        known = jnp.where(jnp.isfinite(values), values, jnp.where(jnp.isfinite(worst), worst + 1, 0))[1:]
+        inner, _ = algorithm.tell(state.draw, vectors, known, inner, algorithm.default_params)
+        levels, value = best_of(candidates, values)
+        return state.replace(  # type: ignore[attr-defined]
+            generation=state.generation + 1, levels=levels, fitness=value, inner=inner
+        )
+
+    def best(self, state: Strategy) -> jax.Array:
+        """The best so far."""
+        return state.levels
+
+
+@functools.cache
+def algorithm_of(name: str, population: int, shape: tuple[int, ...]) -> Any:
+    """The algorithm `name` of evosax for vectors of this shape.
+
+    Raises:
+        UserError: evosax is not installed, or has no such algorithm.
+    """
+    known = {name: kind for kinds in known_algorithms() for name, kind in kinds.items()}
+    require(name in known, "--strategy", name, f"an algorithm of evosax: {', '.join(sorted(known))}")
+    return known[name](population_size=population, solution=jnp.zeros(shape))
+
+
+def has_population(name: str) -> bool:
+    """Whether an algorithm of evosax begins with a population; others begin with a mean."""
+    return name in known_algorithms()[1]
+
+
+def known_algorithms() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The classes of evosax that have a distribution, and those that have a population, by name.
+
+    Raises:
+        UserError: evosax is not installed.
+    """
+    try:
+        from evosax import algorithms
+    except ImportError as error:
+        raise UserError("--search evosax needs evosax: pip install 'tyr-jax[search]'") from error
+    return algorithms.distribution_based_algorithms, algorithms.population_based_algorithms

@@ -1,0 +1,105 @@
+"""Successive halving: many candidates on little text, the better half on twice as much, and so on.
+
+Karnin, Koren and Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013; Jamieson and
+Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016. A
+generation is one bracket: it begins with the best so far and mutants of it, and its rungs share their text,
+so that a rung scores only on what it adds.
+
+Axis letters: `C` candidates, `L` layers.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.errors import require
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.draws import drawn_order, neighbours
+from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.space import Levels
+
+
+@flax.struct.dataclass
+class Bracket(Incumbent):
+    """The best so far, the candidates that remain before the present `rung`, `pool [P, 2, L]`, and the `sums
+    [P]` of their fitness over the sequences so far."""
+
+    pool: jax.Array
+    sums: jax.Array
+    rung: int = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving(Search):
+    """Brackets of successive halving around the best so far."""
+
+    name: ClassVar[str] = "halving"
+    traceable: ClassVar[bool] = True
+
+    generations: int = 20
+    """Brackets of a round."""
+    candidates: int = 128
+    """Candidates that a bracket begins with."""
+    rungs: int = 6
+    """Rungs of a bracket; each halves the candidates and doubles the text."""
+    score_tokens: int = 512
+    """Tokens of the first rung."""
+    max_shifts: int = 8
+    """A candidate differs from the best so far by the smaller of two draws from 1 … this many shifts."""
+
+    def check(self) -> None:
+        """Refuse a bracket that halves more often than it can."""
+        enough = self.rungs >= 1 and self.candidates >= 2 ** (self.rungs - 1)
+        require(enough, "--rungs", self.rungs, f"at least 1, and 2 ** (rungs - 1) at most --candidates "
+                f"({self.candidates})")  # fmt: skip
+        require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
+
+    def ends(self, space: SearchSpace) -> list[int]:
+        """Sequences that candidates have been scored on after each rung. A rung that finds no more text ends
+        the bracket."""
+        first = max(1, self.score_tokens // space.length)
+        wanted = [first * 2**rung for rung in range(self.rungs)]
+        return sorted({min(count, space.sequences) for count in wanted})
+
+    def stages(self, space: SearchSpace) -> int:
+        """Rungs that add text."""
+        return len(self.ends(space))
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Bracket:
+        """Before the first bracket."""
+        plain = Incumbent.at(key, start, space)
+        return Bracket(**vars(plain), pool=plain.levels[None], sums=jnp.zeros(1), rung=0)
+
+    def ask(self, state: Bracket) -> Query:
+        """The candidates that remain, on the text that the rung adds."""
+        start, end = ([0, *self.ends(state.space)][state.rung + at] for at in (0, 1))
+        text = drawn_order(state.draw, state.space)[start:end]
+        if state.rung:
+            return Query(state.pool, text)
+        mutants = neighbours(state.draw, state.levels, state.space, self.candidates - 1, self.max_shifts)
+        return Query(jnp.concatenate([state.levels[None], mutants]), text)
+
+    def tell(self, state: Bracket, candidates: jax.Array, fitness: jax.Array) -> Bracket:
+        """The next rung with the better half; or the next bracket around the best."""
+        ends = [0, *self.ends(state.space)]
+        added = ends[state.rung + 1] - ends[state.rung]
+        sums = added * jnp.asarray(fitness, jnp.float32) + (state.sums if state.rung else 0)
+        if state.rung + 1 == self.stages(state.space):
+            ended = state.after(candidates, sums / ends[-1])
+            return ended.replace(rung=0, pool=ended.levels[None], sums=jnp.zeros(1))  # type: ignore[attr-defined]
+        left = jnp.argsort(sums)[: max(1, len(sums) // 2)]
+        pool = jnp.asarray(candidates, jnp.int32)[left]
+        return state.replace(rung=state.rung + 1, pool=pool, sums=sums[left])  # type: ignore[attr-defined]
+
+    def record(self, state: Bracket) -> dict[str, float] | None:
+        """At the end of a bracket: the fitness of its winner."""
+        if state.rung:
+            return None
+        return {"generation": int(state.generation), "objective": float(state.fitness)}
+
+    def best(self, state: Bracket) -> jax.Array:
+        """The best so far."""
+        return state.levels

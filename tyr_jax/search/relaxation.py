@@ -1,0 +1,106 @@
+"""Continuous relaxation: a softmax over the levels of every site, trained by slopes, rounded onto the budget.
+
+Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, with one level at a time in
+the model: the slopes are taken at the rounded levels and passed to the probabilities as they are (Bengio,
+Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013).
+
+A generation has two stages: slopes at the rounded levels, then a score of the newly rounded levels beside the
+best so far.
+
+Axis letters: `P` parts of a text, `L` layers, `E` levels.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from tyr_jax.errors import require
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.space import Levels, relaxed
+
+
+@flax.struct.dataclass
+class Relaxed(Incumbent):
+    """The best so far; the `logits [2, L, E]` of the levels, with the moments of their optimiser; and the
+    levels that they are rounded to, `rounded [2, L]`."""
+
+    logits: jax.Array
+    moments: optax.OptState
+    rounded: jax.Array
+    sloping: bool = flax.struct.field(pytree_node=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaxation(Search):
+    """Gradient descent on the probabilities of levels."""
+
+    name: ClassVar[str] = "relaxation"
+    traceable: ClassVar[bool] = True
+
+    generations: int = 40
+    """Steps of a round."""
+    rate: float = 0.1
+    """Learning rate of Adam on the logits."""
+    confidence: float = 2.0
+    """First logit of a level of the start, relative to those of its neighbours."""
+    slope_tokens: int = 2048
+    """Tokens that slopes are computed on."""
+    score_tokens: int = 2048
+    """Tokens that rounded levels are scored on."""
+
+    def check(self) -> None:
+        """Refuse a rate of nothing."""
+        require(self.rate > 0, "--rate", self.rate, "above 0")
+
+    def stages(self, space: SearchSpace) -> int:
+        """Slopes, then scores."""
+        return 2
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Relaxed:
+        """Logits that fall with the distance from the start."""
+        plain, levels = Incumbent.at(key, start, space), space.exists.shape[-1]
+        logits = -self.confidence * jnp.abs(jnp.arange(levels) - plain.levels[..., None]).astype(float)
+        moments = optax.adam(self.rate).init(logits)
+        return Relaxed(**vars(plain), logits=logits, moments=moments, rounded=plain.levels, sloping=True)
+
+    def ask(self, state: Relaxed) -> Query:
+        """Slopes at the rounded levels; or scores of the best so far and of these."""
+        if state.sloping:
+            text = drawn_text(state.draw, state.space, self.slope_tokens)
+            return Query(state.rounded[None], text, "slopes")
+        text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
+        return Query(jnp.stack([state.levels, state.rounded]), text)
+
+    def tell(self, state: Relaxed, candidates: jax.Array, fitness: jax.Array) -> Relaxed:
+        """A step of the logits along the slopes, and its rounding; or the better of the two."""
+        if not state.sloping:
+            return state.after(candidates, fitness).replace(sloping=True)  # type: ignore[attr-defined]
+        slopes, exists = jnp.asarray(fitness, jnp.float32)[0].mean(axis=0), jnp.asarray(state.space.exists)
+
+        def chances(logits: jax.Array) -> jax.Array:
+            return jax.nn.softmax(jnp.where(exists, logits, -jnp.inf), axis=-1)
+
+        gradient = jax.grad(lambda logits: jnp.sum(jnp.where(exists, slopes, 0) * chances(logits)))(
+            state.logits
+        )
+        updates, moments = optax.adam(self.rate).update(gradient, state.moments)
+        logits = optax.apply_updates(state.logits, updates)
+        cost = jnp.where(exists, -jnp.log(jnp.maximum(chances(logits), 1e-30)), 0)
+        rounded = relaxed(cost, exists, state.space.budget, state.levels)
+        return state.replace(logits=logits, moments=moments, rounded=rounded, sloping=False)  # type: ignore[attr-defined]
+
+    def record(self, state: Relaxed) -> dict[str, float] | None:
+        """After the second stage: the fitness of the better one."""
+        if not state.sloping:
+            return None
+        return {"generation": int(state.generation), "objective": float(state.fitness)}
+
+    def best(self, state: Relaxed) -> jax.Array:
+        """The best so far."""
+        return state.levels

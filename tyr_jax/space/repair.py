@@ -1,0 +1,111 @@
+"""Levels moved back onto a budget, and dealt out by a Lagrange multiplier.
+
+Algorithms that build a candidate site by site, by sampling, crossing or rounding, end beside the budget. One
+repair serves them all: what a level costs the algorithm decides which sites give way.
+
+Axis letters: `L` layers, `E` levels, `R` resources of a budget.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.space.budgets import Budget
+
+BISECTIONS = 40
+"""Halvings of the interval of a Lagrange multiplier: float32 has fewer digits."""
+
+
+def picked(values: jax.Array, levels: jax.Array) -> jax.Array:
+    """`values [..., 2, L, E]` at `levels [2, L]`: `[..., 2, L]`."""
+    index = jnp.broadcast_to(levels[..., None], (*values.shape[:-1], 1))
+    return jnp.take_along_axis(values, index, axis=-1)[..., 0]
+
+
+def allowed(levels: jax.Array, budget: Budget) -> jax.Array:
+    """Whether `levels [2, L]` keep the budget; as `Budget.allows`, traceable."""
+    spent = picked(jnp.asarray(budget.price), levels).sum(axis=(-1, -2))
+    limit = jnp.asarray(budget.limit)
+    return jnp.where(budget.exact, jnp.all(spent == limit), jnp.all(spent <= limit))
+
+
+def repaired(
+    cost: jax.Array, levels: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array
+) -> jax.Array:
+    """Levels that keep the budget, near `levels [2, L]`, of little total `cost [2, L, E]`.
+
+    While a resource is overdrawn, the site becomes sparser that saves most of it for the cost. Then, while
+    there is room, the site becomes denser that gains most for what it takes; without `exact`, only sites that
+    gain something do.
+
+    Args:
+        cost: cost of every level, finite wherever it exists.
+        levels: levels to begin with.
+        exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
+        budget: what all sites may cost.
+        fallback: levels `[2, L]` that keep the budget, returned if the moves end beside it.
+    """
+    price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
+    count = exists.shape[-1]
+    first, last = jnp.argmax(exists, axis=-1), count - 1 - jnp.argmax(exists[..., ::-1], axis=-1)
+
+    def moved(levels: jax.Array, by: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Which sites can move `[2, L]`, how their cost rises `[2, L]` and what they then take
+        `[R, 2, L]`."""
+        target = jnp.clip(levels + by, first, last)
+        rise = picked(cost, target) - picked(cost, levels)
+        return target != levels, rise, picked(price, target) - picked(price, levels)
+
+    def room(levels: jax.Array) -> jax.Array:
+        return limit - picked(price, levels).sum(axis=(-1, -2))
+
+    def sparser(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        can, rise, taken = moved(levels, -1)
+        over = jnp.maximum(-room(levels), 0)[:, None, None]
+        saved = jnp.sum(jnp.minimum(-taken, over) / jnp.maximum(over, 1), axis=0)
+        return can & (saved > 0), jnp.where(rise > 0, rise / jnp.maximum(saved, 1e-9), rise * saved)
+
+    def denser(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        can, rise, taken = moved(levels, 1)
+        fits = can & jnp.all(taken <= room(levels)[:, None, None], axis=0)
+        share = jnp.max(taken / jnp.maximum(limit, 1)[:, None, None], axis=0)
+        wanted = budget.exact | (rise < 0)
+        return fits & wanted, jnp.where(rise < 0, rise / jnp.maximum(share, 1e-9), rise * share)
+
+    def stepped(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        over = jnp.any(room(levels) < 0)
+        down, up = sparser(levels), denser(levels)
+        can, rank = (jnp.where(over, *both) for both in zip(down, up, strict=True))
+        site = jnp.argmin(jnp.where(can, rank, jnp.inf))
+        chosen = (jnp.arange(can.size) == site).reshape(can.shape) & jnp.any(can)
+        return levels + jnp.where(over, -1, 1) * chosen, jnp.any(can)
+
+    start = jnp.clip(levels, first, last), jnp.bool_(True)
+    found, _ = jax.lax.while_loop(lambda carry: carry[1], lambda carry: stepped(carry[0]), start)
+    return jnp.where(allowed(found, budget), found, fallback)
+
+
+def relaxed(cost: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array) -> jax.Array:
+    """Levels `[2, L]` of least `cost [2, L, E]` plus a price for each resource, the least at which the budget
+    is kept; then `repaired`.
+
+    The multiplier of each resource is found by bisection. With several resources that share sites, all are
+    raised together.
+    """
+    price, limit = jnp.asarray(budget.price, jnp.float32), jnp.asarray(budget.limit)
+    known, barred = jnp.where(exists, cost, 0.0), jnp.where(exists, cost, jnp.inf)
+    # Prices are integers, so that no level is worth a larger multiplier.
+    most = jnp.full(len(price), jnp.ptp(known) + 1e-6)
+
+    def chosen(multiplier: jax.Array) -> jax.Array:
+        return jnp.argmin(barred + jnp.einsum("r,rkle->kle", multiplier, price), axis=-1)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        spent = picked(jnp.asarray(budget.price), chosen(middle)).sum(axis=(-1, -2))
+        over = spent > limit
+        return jnp.where(over, middle, low), jnp.where(over, high, middle)
+
+    least = jnp.where(budget.exact, -most, 0.0)
+    _, high = jax.lax.fori_loop(0, BISECTIONS, halve, (least, most))
+    return repaired(known, chosen(high), exists, budget, fallback)
