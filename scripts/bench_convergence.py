@@ -11,49 +11,31 @@ descends first. Slopes count as the candidate-tokens that take the same time, me
 import dataclasses
 import functools
 import statistics
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
-from on_model import OnText
+from world import OnSupernet, World, make_world
 
 from tyr_jax import space
-from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.timing import medians
-from tyr_jax.scoring import nested, slopes
-from tyr_jax.scoring.objective import KL, TeacherBatch
-from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
-from tyr_jax.search.contract import SearchSpace, Sites
 from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.space import Fitness
 from tyr_jax.workspace.progress import Progress
-
-OBJECTIVE = KL()
 
 PAPER = Evolution(generations=25, offspring=32, survivors=(8, 2, 1), stage_tokens=(256, 1024, 4096))
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench(OnText):
+class Bench(OnSupernet):
     """What to measure."""
 
     sparsities: tuple[float, ...] = (0.25, 0.5)
     """Targets."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the searches."""
-    sequence_length: int = 256
-    """Tokens of a sequence."""
-    calibration_tokens: int = 16384
-    """Tokens that the supernet is built on."""
-    search_tokens: int = 32768
-    """Tokens that the searches draw from."""
-    held_out_tokens: int = 16384
-    """Tokens that the results are scored on."""
     descent_tokens: int = 2048
     """Tokens for the slopes of each descent step, and as many for scoring its proposals."""
     descent_steps: int = 6
@@ -66,58 +48,8 @@ class Bench(OnText):
     """Our search stops when it has spent this share of the paper's candidate-tokens."""
 
 
-class World(NamedTuple):
-    """A nested supernet, what its fold measured at its sites, and the texts to search on and to judge on."""
-
-    config: ModelConfig
-    grid: space.LevelGrid
-    net: nested.Nested
-    sites: Sites
-    budget: space.Budget
-    pool: TeacherBatch
-    held_out: TeacherBatch
-
-    def score(self, candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """Objective `[C]` on sequences of the search text."""
-        return nested.score_population(self.net, candidates, self.pool, sequences, self.config, OBJECTIVE)
-
-    def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """Slopes `[P, 2, L, E]` on parts of sequences of the search text."""
-        return slopes.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
-
-    def judge(self, candidates: np.ndarray) -> np.ndarray:
-        """Objective `[C]` on the held-out text."""
-        everything = np.arange(len(self.held_out.tokens))
-        return nested.score_population(
-            self.net, candidates, self.held_out, everything, self.config, OBJECTIVE
-        )
-
-
 Trace = list[tuple[int, np.ndarray]]
 """(candidate-tokens spent, levels `[2, L]`) in the course of a search."""
-
-
-def make_world(bench: Bench, sparsity: float) -> World:
-    """The supernet and the texts for one sparsity."""
-    model = bench.load()
-    search_tokens = bench.search_tokens + bench.held_out_tokens
-    amounts = {"calibration_tokens": bench.calibration_tokens, "search_tokens": search_tokens}
-    splits = bench.splits(model, bench.sequence_length, **amounts)
-    settings, config = PruningSettings(), model.config
-    kinds = settings.kinds(config)
-    grid = space.uniform_grid(kinds, config.depth, sparsity, 9, 0.125)
-    texts = (splits.calibration, splits.openings)
-    supernet = build_supernet(model.params, texts, FoldPlan(config, grid, settings))
-    net = nested.nest(model.params, supernet, config)
-    held_out = bench.held_out_tokens // bench.sequence_length
-    pools = (
-        teacher_targets(model.params, tokens, config, OBJECTIVE)
-        for tokens in (splits.search[held_out:], splits.search[:held_out])
-    )
-    sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
-    centre = space.centre_distribution(grid)
-    budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
-    return World(config, grid, net, sites, budget, *pools)
 
 
 def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spent: int = 0) -> Trace:
@@ -129,9 +61,7 @@ def evolved(world: World, start: np.ndarray, schedule: Evolution, seed: int, spe
     schedule = dataclasses.replace(
         schedule, stage_tokens=tuple(min(tokens, most) for tokens in schedule.stage_tokens)
     )
-    choice = SearchSpace(
-        world.grid.kept, world.grid.exists, world.budget, world.sites, len(world.pool.tokens), length
-    )
+    choice = world.space()
 
     def record(step: int, state: EvolutionState, _: Fitness) -> None:
         if not state.stage:

@@ -61,7 +61,7 @@ class Problem:
         now = jnp.sum(slopes * chosen[:, None], axis=-1, keepdims=True)
         return slopes - now
 
-    def held_out(self, levels: jax.Array) -> jax.Array:
+    def held_out(self, levels: jax.Array | np.ndarray) -> jax.Array:
         """The objective `[...]` of `levels [..., 2, L]` on held-out text."""
         levels = jnp.asarray(levels)
         flat = self.chosen(levels.reshape(-1, *levels.shape[-2:]))

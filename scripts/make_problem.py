@@ -1,0 +1,183 @@
+"""Measure a tabulated problem on a model: score candidates of a supernet, and fit tables to them. Rerun:
+
+  python scripts/make_problem.py --sparsity 0.5 --name smollm2-50
+
+A first set of candidates spreads over the space: every site alone at every level, and random shifts from the
+start. Then searches run on the fitted tables, and what they find, with neighbours, is really scored and
+added, so that the tables hold where searches go. The error that the datasheet states is that of the last such
+set before it was added. Scores are kept in a directory of their own; an interrupted run continues.
+"""
+
+import dataclasses
+import datetime
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measure import commit, machine
+from world import OBJECTIVE, OnSupernet, World, make_world
+
+from tyr_jax import space
+from tyr_jax.cli import command
+from tyr_jax.problems import Problem, save_problem
+from tyr_jax.problems.fit import Scores, errors_of, fit_problem
+from tyr_jax.scoring import nested
+from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.descent import Descent
+from tyr_jax.search.device import search_many
+from tyr_jax.search.draws import neighbours
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.space import mutate
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(OnSupernet):
+    """What to measure."""
+
+    sparsity: float = 0.5
+    """Target, in units of each kind."""
+    name: str = "smollm2-50"
+    """Name of the problem."""
+    output: Path = Path("tyr_jax/problems/data")
+    """Directory of the file."""
+    scores: Path = Path("runs/problems")
+    """Directory of the scores."""
+    walks: int = 500
+    """Candidates by random shifts from the start."""
+    rounds: int = 3
+    """Times that the finds of searches on the tables are scored and added."""
+    finds: int = 160
+    """Candidates added in each of these rounds."""
+    sequence_length: int = 128
+    """Tokens of a sequence."""
+    search_tokens: int = 1024
+    """Tokens of the search text."""
+    held_out_tokens: int = 512
+    """Tokens of the held-out text."""
+    calibration_tokens: int = 16384
+    """Tokens to prune on."""
+
+
+Scorer = Callable[[np.ndarray], Scores]
+
+
+def scorer(world: World) -> Scorer:
+    """Scores of candidates on each sequence of the search text, and on the held-out text."""
+
+    def score(levels: np.ndarray) -> Scores:
+        each = functools.partial(
+            nested.score_population, world.net, levels, world.pool, config=world.config, objective=OBJECTIVE
+        )
+        search = [each(sequences=np.array([s])) for s in range(len(world.pool.tokens))]
+        return Scores(levels, np.column_stack(search), world.judge(levels))
+
+    return score
+
+
+def kept(file: Path, levels: np.ndarray, score: Scorer, batch: int = 64) -> Scores:
+    """Scores of candidates `levels [n, 2, L]`, a batch at a time, kept in `file`."""
+    parts = []
+    for number, start in enumerate(range(0, len(levels), batch)):
+        part, began = file.with_name(f"{file.name}-{number}.npz"), time.monotonic()
+        if not part.is_file():
+            np.savez(part, *score(levels[start : start + batch]))
+        with np.load(part) as stored:
+            parts.append(Scores(*(stored[name] for name in stored.files)))
+        left = (time.monotonic() - began) * (len(levels) - start - batch) / batch
+        print(
+            f"{file.name}: {min(start + batch, len(levels))}/{len(levels)}, {max(0, left):.0f} s left",
+            flush=True,
+        )
+    return functools.reduce(Scores.joined, parts)
+
+
+def spread(choice: SearchSpace, start: np.ndarray, asked: Measured) -> np.ndarray:
+    """The first candidates: the start, every site alone at every level, and random walks of many lengths."""
+    singles = [start]
+    for site in np.argwhere(np.asarray(choice.exists)):
+        if site[2] != start[site[0], site[1]]:
+            alone = start.copy()
+            alone[site[0], site[1]] = site[2]
+            singles.append(alone)
+    keys = jax.random.split(jax.random.key(1), asked.walks)
+    exists = jnp.asarray(choice.exists)
+
+    def walk(key: jax.Array, steps: jax.Array) -> jax.Array:
+        def step(number: int, levels: jax.Array) -> jax.Array:
+            return mutate(jax.random.fold_in(key, number), levels, exists, choice.budget, 1)
+
+        return jax.lax.fori_loop(0, steps, step, jnp.asarray(start))
+
+    steps = jnp.asarray(np.geomspace(1, start.size, asked.walks).round().astype(int))
+    return np.concatenate([np.stack(singles), np.asarray(jax.jit(jax.vmap(walk))(keys, steps))])
+
+
+def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
+    """What searches on the tables find, on their way too, with neighbours: `[n, 2, L]`, no two alike."""
+    searches = Descent(generations=20), Evolution(20, 32, (4, 1), (256, 1024))
+    runs = 4
+    keys = jax.random.split(jax.random.key(100 + number), runs)
+    many = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * runs), problem)
+    on_way = np.concatenate(
+        [
+            np.asarray(search_many(each, keys, many).levels).reshape(-1, *problem.start.shape)
+            for each in searches
+        ]
+    )
+    on_way = np.unique(on_way, axis=0)
+    rng = np.random.default_rng(number)
+    chosen = on_way[rng.permutation(len(on_way))[: asked.finds // 2]]
+    best = on_way[int(np.argmin(np.asarray(problem.held_out(on_way))))]
+    around = neighbours(keys[0], jnp.asarray(best), problem.space, asked.finds - len(chosen), 8)
+    return np.concatenate([chosen, np.asarray(around)])
+
+
+def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, Scores, dict[str, float]]]:
+    """(problem, all scores, errors on the last candidates before they were added), round by round."""
+    start = space.centre_distribution(world.grid)
+    choice = world.space()
+    score, file = scorer(world), asked.scores / asked.name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scores = kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)
+    problem = fit_problem(choice, start, scores)
+    yield problem, scores, {}
+    for number in range(1, asked.rounds + 1):
+        fresh = kept(file.with_name(f"{asked.name}-finds{number}"), finds(problem, asked, number), score)
+        errors = errors_of(problem, fresh)
+        scores = scores.joined(fresh)
+        problem = fit_problem(choice, start, scores)
+        yield problem, scores, errors
+
+
+def main(asked: Measured) -> None:
+    """Measure, fit and write the problem."""
+    world = make_world(asked, asked.sparsity)
+    for problem, scores, errors in measured(asked, world):  # noqa: B007
+        told = {name: round(value, 4) for name, value in errors.items()}
+        print(f"{len(scores.levels)} candidates:", told, flush=True)
+    datasheet = {
+        "model": asked.model,
+        "sparsity": asked.sparsity,
+        "calibration": list(asked.calibration),
+        "calibration tokens": asked.calibration_tokens,
+        "search tokens": asked.search_tokens,
+        "held-out tokens": asked.held_out_tokens,
+        "candidates scored": len(scores.levels),
+        "objective": "KL to the dense model's predictions, per token",
+        "best held-out objective scored": float(scores.held_out.min()),
+        "held-out objective of the start": float(scores.held_out[0]),
+        "errors": errors,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(),
+    }
+    save_problem(problem, asked.output / f"{asked.name}.npz", datasheet)
+    print(f"written to {asked.output / asked.name}.npz")
+
+
+if __name__ == "__main__":
+    command.execute(main, Measured, None, prog="python scripts/make_problem.py", description=__doc__)
