@@ -13,6 +13,7 @@ from tyr_jax.run.resume import like_key, plain_key
 from tyr_jax.search import contract, loop
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import generation_tokens, search_on_device
+from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import Budget, values_at
 
@@ -151,6 +152,14 @@ def test_what_is_not_a_number_never_wins(search: Search) -> None:
 
     found, _, _ = steps_of(search, answer=answer)
     assert found[0, 0] == PROBLEM.start[0, 0]
+
+
+def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
+    algorithm_of.cache_clear()
+    search = Evosax(generations=1, population=4, score_tokens=16)
+    for seed in range(2):
+        again = jax.jit(search_on_device, static_argnums=0)
+        again(dataclasses.replace(search, scale=1.0 + seed), jax.random.key(0), PROBLEM)
 
 
 @pytest.mark.parametrize("search", ALL)

@@ -120,7 +120,9 @@ def algorithm_of(name: str, population: int, shape: tuple[int, ...]) -> Any:
     """
     known = {name: kind for kinds in known_algorithms() for name, kind in kinds.items()}
     require(name in known, "--strategy", name, f"an algorithm of evosax: {', '.join(sorted(known))}")
-    return known[name](population_size=population, solution=jnp.zeros(shape))
+    # It holds arrays, which must not belong to the trace that is the first to ask for it.
+    with jax.ensure_compile_time_eval():
+        return known[name](population_size=population, solution=jnp.zeros(shape))
 
 
 def has_population(name: str) -> bool:

@@ -15,10 +15,13 @@ STEPS = 8
 
 
 class _Shift(NamedTuple):
-    """A shift in progress: levels `[2, L]`, and the direction in which each site has moved, `[2, L]`."""
+    """A shift in progress: the number of steps, levels `[2, L]`, the direction in which each site has moved,
+    `[2, L]`, and whether the last step moved any."""
 
+    number: jax.Array
     levels: jax.Array
     moved: jax.Array
+    goes_on: jax.Array
 
 
 def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, budget: Budget) -> jax.Array:
@@ -44,8 +47,8 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         index = jnp.clip(at, 0, levels - 1)[None, ..., None]
         return jnp.take_along_axis(price, index, axis=-1)[..., 0]
 
-    def step(number: int, shift: _Shift) -> _Shift:
-        now = price_at(shift.levels)
+    def step(shift: _Shift) -> _Shift:
+        number, now = shift.number, price_at(shift.levels)
         room = limit - now.sum(axis=(1, 2))
 
         def change(by: int) -> tuple[jax.Array, jax.Array]:
@@ -66,15 +69,22 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         by = jnp.where((number > 0) & jnp.any(room < 0), -1, 1)
         begins = up & jnp.all(dearer <= room[:, None, None] + others, axis=0)
         pool = jnp.where(number == 0, begins, jnp.where(by < 0, helps, fits))
-        chances = jnp.where(pool, 0.0, -jnp.inf).reshape(-1)
-        drawn = jax.random.categorical(jax.random.fold_in(key, number), chances)
-        move = by * (jnp.arange(pool.size) == drawn).reshape(pool.shape) * jnp.any(pool)
-        return _Shift(shift.levels + move, jnp.where(move != 0, move, shift.moved))
+        move = by * drawn_from(jax.random.fold_in(key, number), pool)
+        moved = jnp.where(move != 0, move, shift.moved)
+        # A step that moves nothing would do so for ever.
+        return _Shift(number + 1, shift.levels + move, moved, jnp.any(pool))
 
-    start = _Shift(distribution, jnp.zeros_like(distribution))
-    found = jax.lax.fori_loop(0, STEPS, step, start).levels
+    start = _Shift(jnp.int32(0), distribution, jnp.zeros_like(distribution), jnp.bool_(True))
+    found = jax.lax.while_loop(lambda shift: shift.goes_on & (shift.number < STEPS), step, start).levels
     kept = jnp.all(price_at(found).sum(axis=(1, 2)) <= limit)
     return jnp.where(kept, found, distribution)
+
+
+def drawn_from(key: jax.Array, pool: jax.Array) -> jax.Array:
+    """A mask `[2, L]` of one site, drawn from those in `pool [2, L]` with equal chances; empty if that is."""
+    place = jnp.cumsum(pool.reshape(-1)).reshape(pool.shape)
+    drawn = jax.random.randint(key, (), 0, jnp.maximum(pool.sum(), 1))
+    return pool & (place == drawn + 1)
 
 
 def mutate(

@@ -1,0 +1,110 @@
+"""How many searches a second: one program on the device, the host's loop, and an algorithm of evosax. Rerun:
+
+  python scripts/bench_searches.py
+
+Each search runs a number of generations of 32 candidates on a synthetic problem of SmolLM2's size. On the
+device, 1 to 256 searches run side by side. The host's loop runs one, with compiled steps and the same
+compiled fitness. evosax's CMA-ES runs by itself, without budget and levels, on a sphere of as many
+dimensions, as one program too. Times leave the compiler out, and are medians of interleaved repeats. The
+FLOPs are those of the fitness: for every candidate and sequence, a product of its features with the table of
+pairs, and its costs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from markdown_table import print_header, print_row
+
+from tyr_jax.cli import command
+from tyr_jax.problems import Problem, stack_problems, synthetic_problem
+from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.search import loop
+from tyr_jax.search.contract import Query, Search
+from tyr_jax.search.device import search_many
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
+
+DEPTH, SEQUENCES, CANDIDATES = 30, 8, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure."""
+
+    generations: int = 50
+    """Generations of each search."""
+    together: tuple[int, ...] = (1, 16, 256)
+    """Searches side by side."""
+    repeats: int = 3
+    """Timings of each, interleaved."""
+
+
+answered = jax.jit(lambda problem, query: problem.answer(query))
+
+
+def on_host(search: Search, problem: Problem) -> np.ndarray:
+    """What the host's loop finds."""
+
+    def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        return np.asarray(answered(problem, Query(candidates, sequences)))
+
+    begun = loop.begin(search, jax.random.key(0), np.asarray(problem.start), problem.space)
+    return loop.run(search, begun, problem.space, score)
+
+
+@functools.partial(jax.jit, static_argnames="generations")
+def evosax_alone(keys: jax.Array, generations: int) -> jax.Array:
+    """The best fitness of evosax's CMA-ES on a sphere, for each of `keys`."""
+    algorithm = algorithm_of("CMA_ES", CANDIDATES, (2, DEPTH))
+    parameters = algorithm.default_params
+
+    def one(key: jax.Array) -> jax.Array:
+        def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+            asked, state = algorithm.ask(key, state, parameters)
+            fitness = jnp.sum((asked - 1.0) ** 2, axis=(1, 2))
+            return algorithm.tell(key, asked, fitness, state, parameters)[0], None
+
+        begun = algorithm.init(key, jnp.zeros((2, DEPTH)), parameters)
+        return jax.lax.scan(step, begun, jax.random.split(key, generations))[0].best_fitness
+
+    return jax.vmap(one)(keys)
+
+
+def main(bench: Bench) -> None:
+    """Print a row for each way to run and number of searches."""
+    problem = synthetic_problem(depth=DEPTH, sequences=SEQUENCES, length=128, noise=0.5)
+    text = SEQUENCES * 128
+    searches: dict[str, Search] = {
+        "evolution": Evolution(bench.generations, CANDIDATES, (1,), (text,)),
+        "CMA-ES on levels": Evosax(bench.generations, "CMA_ES", CANDIDATES, 1.0, text),
+    }
+    runs: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    for count in bench.together:
+        many = stack_problems([problem] * count)
+        keys = jax.random.split(jax.random.key(0), count)
+        for name, search in searches.items():
+            runs[name, "one program", count] = functools.partial(search_many, search, keys, many)
+        alone = functools.partial(evosax_alone, keys, bench.generations)
+        runs["evosax's CMA-ES on a sphere", "one program", count] = alone
+    for name, search in searches.items():
+        runs[name, "the host's loop", 1] = functools.partial(on_host, search, problem)
+    times = medians({str(what): run for what, run in runs.items()}, bench.repeats)
+    sites = 2 * DEPTH
+    flops = bench.generations * (CANDIDATES + 1) * SEQUENCES * (2 * sites * sites + 2 * sites * 9)
+    rate = matmul_rate()
+    print_header("search", "how", "side by side", "searches/s", "candidates/s", "of the matmul rate")
+    for what in sorted(runs):
+        name, how, count = what
+        speed = count / times[str(what)]
+        candidates = f"{speed * bench.generations * CANDIDATES:,.0f}"
+        share = "–" if "sphere" in name else f"{speed * flops / rate:.1%}"
+        print_row(name, how, count, f"{speed:,.1f}", candidates, share)
+
+
+if __name__ == "__main__":
+    command.execute(main, Bench, None, prog="python scripts/bench_searches.py", description=__doc__)
