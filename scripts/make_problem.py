@@ -118,7 +118,8 @@ def spread(choice: SearchSpace, start: np.ndarray, asked: Measured) -> np.ndarra
 
 def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
     """What searches on the tables find, on their way too, with neighbours: `[n, 2, L]`, no two alike."""
-    searches = Descent(generations=20), Evolution(20, 32, (4, 1), (256, 1024))
+    text = problem.space.sequences * problem.space.length
+    searches = Descent(generations=20), Evolution(20, 32, (4, 1), (text // 4, text))
     runs = 4
     keys = jax.random.split(jax.random.key(100 + number), runs)
     many = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * runs), problem)

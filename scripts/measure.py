@@ -82,6 +82,8 @@ MEASUREMENTS = {
     "stages": Measurement("profile_stages.py"),
     "plan": Measurement("plan_table.py"),
     "recovery": Measurement("bench_recovery.py"),
+    "searches": Measurement("bench_searches.py"),
+    "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
 }
 """The measurements that the pages quote, by name."""
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import numpy as np
+
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
 from tyr_jax.report import figures
@@ -166,6 +168,43 @@ def kept_picture(results: dict[str, Any]) -> str:
     return "\n".join([head, *parts, "</svg>\n"])
 
 
+CURVES = RECORDS / "comparison.svg"
+
+
+def draw_curves(results: dict[str, Any]) -> None:
+    """Write the picture of a comparison: for each group of problems, the excess that is left of every search
+    against candidate-tokens, as the median over seeds and the quartiles around it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    groups = results["groups"]
+    plain = {"svg.hashsalt": "tyr_jax", "font.size": 8, "text.color": "#777", "axes.edgecolor": "#999"}
+    plain |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#777")
+    names = sorted({name for curves in groups.values() for name in curves})
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
+    with plt.rc_context(plain):
+        rows = -(-len(groups) // 2)
+        figure, panels = plt.subplots(rows, 2, figsize=(9, 3 * rows), layout="constrained", squeeze=False)
+        for panel in panels.flat[len(groups) :]:
+            panel.set_axis_off()
+        for panel, (group, curves) in zip(panels.flat, groups.items(), strict=False):
+            for name, each in curves.items():
+                left = np.clip(np.asarray(each["excess"]), 1e-3, None)
+                low, middle, high = np.percentile(left, (25, 50, 75), axis=0)
+                panel.plot(each["tokens"], middle, color=colours[name], label=name)
+                panel.fill_between(each["tokens"], low, high, color=colours[name], alpha=0.15, linewidth=0)
+            panel.set(xscale="log", yscale="log", title=group)
+            panel.set(xlabel="candidate-tokens", ylabel="excess left")
+            panel.patch.set_alpha(0)
+        handles, labels = panels.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        figure.patch.set_alpha(0)
+        figure.savefig(CURVES, metadata={"Date": None})
+        plt.close(figure)
+
+
 def filled(text: str) -> str:
     """The text of a page with its tables filled in.
 
@@ -190,6 +229,8 @@ def fill_pages() -> None:
     """Write every table into its page, and write the picture."""
     if (RECORDS / "demo.json").is_file():
         PICTURE.write_text(kept_picture(read_record("demo")["results"]), encoding="utf-8")
+    if (RECORDS / "comparison.json").is_file():
+        draw_curves(read_record("comparison")["results"])
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

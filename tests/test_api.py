@@ -28,6 +28,7 @@ from tyr_jax.report.render import as_text
 from tyr_jax.report.tables import perplexity_table
 from tyr_jax.results import PruneResult, RecoverResult
 from tyr_jax.run import resume
+from tyr_jax.search.contract import Query
 from tyr_jax.settings import PRESETS
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.output import work_paths
@@ -475,8 +476,8 @@ class Standing(tyr_jax.Search):
     def init(self, key: jax.Array, start: np.ndarray, space: Any) -> Any:
         return np.repeat(start[None], self.asked, axis=0)
 
-    def ask(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        return state, np.arange(1)
+    def ask(self, state: Any) -> Query:
+        return Query(state, np.arange(1))
 
     def tell(self, state: Any, candidates: np.ndarray, fitness: np.ndarray) -> Any:
         return state

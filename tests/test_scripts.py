@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import record_samples
 from datasets import Dataset, load_dataset
 
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
+from tyr_jax.problems import load_problem
+from tyr_jax.problems.fit import Scores, errors_of
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +115,66 @@ def test_bench_search(table: Callable[..., Rows], tiny_model: Path) -> None:
         for formulation in ("full width", "kept units")
     ]
     assert [row[-1] for row in rows[::2]] == ["1.00", "1.00"]
+
+
+def test_bench_searches(table: Callable[..., Rows]) -> None:
+    _, *rows = table("bench_searches.py", ["--generations", 2, "--together", 1, 2, "--repeats", 1])
+    assert [row[:3] for row in rows] == [
+        ["CMA-ES on levels", "one program", "1"],
+        ["CMA-ES on levels", "one program", "2"],
+        ["CMA-ES on levels", "the host's loop", "1"],
+        ["evolution", "one program", "1"],
+        ["evolution", "one program", "2"],
+        ["evolution", "the host's loop", "1"],
+        ["evosax's CMA-ES on a sphere", "one program", "1"],
+        ["evosax's CMA-ES on a sphere", "one program", "2"],
+    ]
+    assert all(float(row[3].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_measured_problem_is_compared_and_drawn(
+    table: Callable[..., Rows],
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = {"--walks": 12, "--rounds": 1, "--finds": 6, "--sequence-length": 16, "--calibration-tokens": 128}
+    few |= {"--search-tokens": 64, "--held-out-tokens": 32, "--model": tiny_model, "--calibration": tiny_text}
+    few |= {"--output": tmp_path, "--scores": tmp_path / "scores", "--name": "tiny"}
+    table("make_problem.py", [word for pair in few.items() for word in pair])
+    problem, datasheet = load_problem(tmp_path / "tiny.npz")
+    scored = Scores(*np.load(tmp_path / "scores" / "tiny-spread-0.npz").values())
+    assert datasheet["candidates scored"] == 6 + len(scored.levels)
+    assert datasheet["errors"].keys() >= {"held-out rank correlation"}
+    # Candidates that it was fitted to are predicted well, of a tiny model of random weights too.
+    assert errors_of(problem, scored)["search rank correlation"] > 0.9
+    results = tmp_path / "comparison.json"
+    options = ["--searches", "evolution", "random", "--problems", "smooth", tmp_path / "tiny.npz"]
+    options += ["--seeds", 2, "--passes", 16, "--results", results]
+    header, *rows = table("compare_searches.py", options)
+    assert header[:3] == ["problems", "search", "excess left, median"]
+    assert {tuple(row[:2]) for row in rows} == {
+        (group, name) for group in ("smooth", str(tmp_path / "tiny.npz")) for name in ("evolution", "random")
+    }
+    assert {row[4] for row in rows} >= {"1.000"}
+    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
+    monkeypatch.setitem(pages["draw_curves"].__globals__, "CURVES", tmp_path / "curves.svg")
+    pages["draw_curves"](json.loads(results.read_text()))
+    assert "smooth" in (tmp_path / "curves.svg").read_text()
+
+
+def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six pairs, all of one sign: the exact probability is 2/64. Holm doubles the least of two."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    adjusted = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["adjusted"]
+    best, rising = np.zeros(6), np.arange(1.0, 7.0)
+    worse = {"best": best, "worse": best + rising, "mixed": best + rising * np.array([1, -1, 1, -1, 1, 1])}
+    found = adjusted(worse)
+    assert found["best"] == 1
+    assert found["worse"] == pytest.approx(2 * 2 / 64)
+    assert 0.1 < found["mixed"] <= 1
+    assert adjusted({"one": best, "same": best}) == {"one": 1, "same": 1}
 
 
 def test_bench_teacher(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:

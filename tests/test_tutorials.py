@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -19,11 +20,13 @@ from tyr_jax.settings import PRESETS, Rounds
 pytestmark = pytest.mark.slow
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALLER = {
     "finetune": ["--sequence-length", "32", "--step-tokens", "256", "--tokens", "1024"],
     "generate": ["--max-tokens", "8"],
+    "compare_searches.py": ["--searches", "random", "--seeds", "2", "--passes", "8", "--problems", "rugged"],
 }
-"""Further options of commands, for the tiny model."""
+"""Further options of commands and scripts, for the tiny model."""
 INSTALLS = ("pip ", "python -m venv", "python3 -m venv")
 
 
@@ -54,11 +57,20 @@ def run_command(line: str) -> None:
     if line.startswith(INSTALLS):
         return
     words = shlex.split(line)
+    if words[1].startswith("scripts/"):
+        run_script(Path(words[1]).name, words[2:])
+        return
     assert words[:2] == ["python", "-m"], line
     name = words[2].removeprefix("tyr_jax.")
     arguments = words[3:]
     arguments += SMALLER.get(name, [])
     importlib.import_module(f"tyr_jax.cli.{name}").main(arguments)
+
+
+def run_script(name: str, arguments: list[str]) -> None:
+    """Run a script of the repository, with fewer runs."""
+    sys.argv = [name, *arguments, *SMALLER[name]]
+    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 
 
 def run_python(block: str, names: dict[str, Any]) -> None:
@@ -73,7 +85,9 @@ def run_python(block: str, names: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["first", "own-text", "own-search"])
 def test_what_the_tutorial_says_can_be_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "annealing", raising=False)
+    monkeypatch.delitem(sys.modules, "threshold", raising=False)
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(sys, "argv", [])
     text, names = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), {}
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert blocks

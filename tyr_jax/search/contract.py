@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.components import Component
+from tyr_jax.components import Component, broken
 from tyr_jax.space import Budget, LevelGrid, Levels, kept_units
 
 Array = Any
@@ -161,7 +161,7 @@ class Search(Component):
         state = self.init(jax.random.key(0), np.full((2, depth), levels // 2, np.int32), space)
         queries = []
         for stage in range(stages := self.stages(space)):
-            query = self.ask(state)
+            query = checked(self, self.ask(state))
             queries.append(query)
             if stage + 1 < stages:
                 shape = (1, *space.kept.shape) if query.purpose == "slopes" else ()
@@ -175,6 +175,17 @@ class Search(Component):
             candidates * sequences * times * space.length
             for candidates, sequences, times in self.queries(space)
         )
+
+
+def checked(search: Search, asked: Any) -> Query:
+    """What a search asks for, if it is a query.
+
+    Raises:
+        UserError: it is something else; names the search and what that is.
+    """
+    if not isinstance(asked, Query):
+        raise broken(search, f"asks for a {type(asked).__name__}: return a Query")
+    return asked
 
 
 @functools.partial(jax.jit, static_argnames="search")

@@ -44,13 +44,14 @@ def search_on_device(search: Search, key: jax.Array, landscape: Landscape) -> Tr
     """Run a whole search; to be compiled or mapped by the caller.
 
     Raises:
-        UserError: the search is not traceable.
+        UserError: the search is not traceable, or its stages need more text than there is.
     """
     if not search.traceable:
         raise UserError(
             f"--search {search.name} cannot run on the device: it does not say `traceable = True`"
         )
     space = landscape.space
+    search.check_text(space.sequences, space.length)
     stages = search.stages(space)
 
     def generation(state: Any, _: None) -> tuple[Any, Trace]:

@@ -11,7 +11,16 @@ import numpy as np
 
 from tyr_jax.components import broken, guarded
 from tyr_jax.errors import UserError
-from tyr_jax.search.contract import Query, Search, SearchSpace, State, told, traced_ask, traced_tell
+from tyr_jax.search.contract import (
+    Query,
+    Search,
+    SearchSpace,
+    State,
+    checked,
+    told,
+    traced_ask,
+    traced_tell,
+)
 from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
@@ -73,7 +82,7 @@ def run(
     for step in range(done, steps):
         with guarded(search, "ask"):
             asked = traced_ask(search, state) if search.traceable else search.ask(state)
-        query = checked_query(search, asked, space)
+        query = checked_query(search, checked(search, asked), space)
         answer = answer_to(query, score, slopes)
         with guarded(search, "tell"):
             if search.traceable:
@@ -116,8 +125,6 @@ def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
     Raises:
         UserError: it is something else; names the search and what is wrong.
     """
-    if not isinstance(query, Query):
-        raise broken(search, f"asks for a {type(query).__name__}: return a Query")
     candidates, sequences = np.asarray(query.candidates), np.asarray(query.sequences)
     check_candidates(search, candidates, space, "asks for", query.purpose == "compete")
     numbers = sequences.ndim == 1 and sequences.size and np.issubdtype(sequences.dtype, np.integer)
