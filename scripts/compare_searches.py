@@ -59,6 +59,7 @@ SETTINGS: dict[str, list[Options]] = {
         {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
         {"offspring": 64, "survivors": (8, 1), "stage_tokens": (1 / 16, 1 / 2)},
     ],
+    "blocks": [{}],
     "random": [{"candidates": 64, "score_tokens": 1 / 16}, {"candidates": 16, "score_tokens": 1 / 4}],
     "evopress": [
         {"offspring": 32, "survivors": (8, 2, 1), "stage_tokens": (1 / 16, 1 / 4, 1.0)},

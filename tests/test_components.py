@@ -12,7 +12,8 @@ from tyr_jax.cli.prune import parse
 from tyr_jax.components import find
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.saliency import SALIENCIES, Saliency, SiteStatistics, TaylorSaliency, check_saliency
+from tyr_jax.pruning.registry import SALIENCIES
+from tyr_jax.pruning.saliency import Saliency, SiteStatistics, TaylorSaliency, check_saliency
 from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, check_pruner, keep_rows, rank_by
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective, check_objective
 from tyr_jax.search.contract import Search
@@ -80,7 +81,7 @@ def test_by_name_and_by_reference(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "sentence"),
     [
-        ("evolve", "--search is evolve, but must be evolution, or MODULE:NAME of your own"),
+        ("evolve", "--search is evolve, but must be evolution, random, .*, or MODULE:NAME of your own"),
         ("own_search:Missing", "has no 'Missing'"),
         ("no_such_module:Search", "no module 'no_such_module'"),
         ("own_search:NUMBER", "own_search:NUMBER is no Search: derive the class from Search"),

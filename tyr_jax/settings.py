@@ -14,8 +14,9 @@ import tyro
 from tyr_jax.components import Component, find, guarded
 from tyr_jax.data import DataSpec, check_sizes, parse_source
 from tyr_jax.errors import UserError, require
-from tyr_jax.pruning.obs import OBS, PRUNERS
-from tyr_jax.pruning.saliency import PAPER_SALIENCY, SALIENCIES, Saliency, TaylorSaliency
+from tyr_jax.pruning.obs import OBS
+from tyr_jax.pruning.registry import PRUNERS, SALIENCIES
+from tyr_jax.pruning.saliency import PAPER_SALIENCY, Saliency, TaylorSaliency
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import LocalPruner
 from tyr_jax.scoring.objective import KL, OBJECTIVES, Objective
@@ -131,14 +132,18 @@ class ComponentNames:
     help; `--search my_module:MySearch --help` shows that search's."""
 
     search: str = Evolution.name
-    """Search algorithm."""
+    """Search algorithm: `evolution` is the paper's; its rivals are `random`, `blocks`, `evopress`, `genetic`,
+    `annealing`, `exchange`, `distribution`, `halving`, `additive`, `lagrangian`, `relaxation`, `descent` and
+    `evosax`."""
     objective: str = KL.name
     """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
     the first, median and last layer, `perplexity` is that of the search text itself."""
     saliency: str = TaylorSaliency.name
-    """Order in which units are removed: `taylor` is the expansion of Eq. 4."""
+    """Order in which units are removed: `taylor` is the expansion of Eq. 4; its rivals are `magnitude`,
+    `wanda-sp` and `obd`."""
     pruner: str = OBS.name
-    """How a site is pruned to its levels: `obs` is Algorithm 1."""
+    """How a site is pruned to its levels: `obs` is Algorithm 1, `osscar` then exchanges units where that
+    helps, and `keep` changes no weight."""
 
 
 COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {

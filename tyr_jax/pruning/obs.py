@@ -257,5 +257,4 @@ class OBS(LocalPruner):
         return PrunedSite(weights, rank, error, used)
 
 
-PRUNERS: dict[str, type[LocalPruner]] = {each.name: each for each in (OBS,)}
 """Local pruners by their `--pruner` name."""

@@ -103,9 +103,6 @@ class TaylorSaliency(Saliency):
 
 PAPER_SALIENCY = TaylorSaliency("abs", "channel")
 
-SALIENCIES: dict[str, type[Saliency]] = {each.name: each for each in (TaylorSaliency,)}
-"""Saliencies by their `--saliency` name."""
-
 
 def check_saliency(saliency: Saliency) -> None:
     """Try a saliency on abstract arrays.

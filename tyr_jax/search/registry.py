@@ -2,6 +2,7 @@
 
 from tyr_jax.search.additive import DynamicProgramme, Lagrangian
 from tyr_jax.search.annealing import Annealing
+from tyr_jax.search.blocks import Blocks
 from tyr_jax.search.contract import Search
 from tyr_jax.search.descent import Descent
 from tyr_jax.search.distribution import Distribution
@@ -19,6 +20,7 @@ SEARCHES: dict[str, type[Search]] = {
     for each in (
         Evolution,
         RandomSearch,
+        Blocks,
         EvoPress,
         Genetic,
         Annealing,

@@ -1,0 +1,53 @@
+"""Whole blocks: the layers that change the residual stream least are removed, as far as the budget goes.
+
+Men, Xu, Zhang, Wang, Wang and Jing, "ShortGPT: Layers in Large Language Models are More Redundant Than You
+Expect", 2024. Their block influence is 1 − the cosine of a block's input and output; here it is the share of
+the residual stream that the outputs of the layer's two sites have, which the fold has measured. There is
+nothing to score: a rival that no search should lose to.
+
+Axis letters: `L` layers, `E` levels.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.space import Levels, relaxed
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks(Search):
+    """The sparsest level for the layers of least influence, the densest for the others."""
+
+    name: ClassVar[str] = "blocks"
+    traceable: ClassVar[bool] = True
+
+    generations: int = 1
+    """Times that the one distribution is scored."""
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Incumbent:
+        """The distribution; the start if it does not keep the budget."""
+        plain, exists = Incumbent.at(key, start, space), jnp.asarray(space.exists)
+        share = jnp.where(exists, jnp.asarray(space.kept, jnp.float32), jnp.inf)
+        least = share.min(axis=-1, keepdims=True)
+        most = jnp.max(jnp.where(exists, share, -jnp.inf), axis=-1, keepdims=True)
+        lost = (most - jnp.where(exists, share, most)) / jnp.maximum(most - least, 1)
+        influence = jnp.asarray(space.sites.share, jnp.float32).sum(axis=0)
+        cost = influence[:, None] * lost
+        return plain.replace(levels=relaxed(cost, exists, space.budget, plain.levels))  # type: ignore[attr-defined]
+
+    def ask(self, state: Incumbent) -> Query:
+        """The distribution, on one sequence."""
+        return Query(state.levels[None], jnp.zeros(1, int))
+
+    def tell(self, state: Incumbent, candidates: jax.Array, fitness: jax.Array) -> Incumbent:
+        """Note its fitness."""
+        return state.after(candidates, fitness)
+
+    def best(self, state: Incumbent) -> jax.Array:
+        """The distribution."""
+        return state.levels
