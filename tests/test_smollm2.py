@@ -100,7 +100,8 @@ def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Fou
 def test_budgets_are_exact(smollm2_found: Found) -> None:
     outcome = smollm2_found.outcome
     half = count_parameters(outcome.dense.model.config)[0] // 2
-    assert outcome.target.limit == half == 53_101_440
+    assert outcome.target.limits == {"parameters": 53_101_440}
+    assert half == 53_101_440
     for pruned in (outcome.uniform, outcome.final):
         assert pruned.block_parameters == count_parameters(pruned.config)[0]
         # From below, within eight neurons.

@@ -122,6 +122,24 @@ def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
     assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
 
 
+def test_several_limits_are_kept_at_once(run: Prune) -> None:
+    limits = "--at-most", "kv-cache=0.7", "flops=0.75"
+    output = run("--attention-unit", "kv_group", *limits)
+    summary = summary_of(output)
+    caches = sum(layer.kv_heads for layer in load_model(str(output)).config.layers)
+    groups = summary["uniform"]["units"]["attention"]["total"]
+    assert caches <= 0.7 * groups
+    left = summary["sparsity"]["left"]
+    assert left.keys() == {"parameters", "kv-cache", "flops"}
+    assert left["kv-cache"] == pytest.approx(caches / groups)
+    assert left["parameters"] <= 0.75
+    assert left["flops"] <= 0.75
+    # The tightest of them is used up, to a step of neurons.
+    assert max(left["parameters"], left["flops"]) > 0.75 - 8 * NEURON / PARAMETERS
+    assert sum(summary["uniform"]["kept"]["attention"]) <= 0.7 * groups
+    assert summary["settings"]["pruning"]["at_most"] == ["kv-cache=0.7", "flops=0.75"]
+
+
 def test_budgets_of_units_are_met_exactly(run: Prune) -> None:
     summary = summary_of(run("--budget", "units"))
     for name in ("uniform", "searched"):

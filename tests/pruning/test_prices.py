@@ -1,5 +1,7 @@
 """Prices of levels against the parameter counts of compressed models."""
 
+import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -9,9 +11,10 @@ from reference import random_supernet
 from tiny import make_tiny_config
 
 from tyr_jax import space
-from tyr_jax.model.spec import LayerShape, count_parameters, random_params
+from tyr_jax.model.cost import block_flops, unit_counts
+from tyr_jax.model.spec import LayerShape, Positions, count_parameters, random_params
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.prices import blocks_price, dearest_heads, heads_price, level_prices, sublayer_parameters
+from tyr_jax.pruning.prices import blocks_take, dearest_heads, heads_price, level_prices, sublayer_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.space import ATTENTION, FFN
@@ -31,7 +34,7 @@ def test_a_distribution_costs_what_its_compressed_model_has(
     centres = np.array([[attention.units // 2] * 3, [24] * 3])
     grid = space.level_grid((attention, ffn), centres, 7, 1 / 6)
     supernet = random_supernet(config, grid, attention.units)
-    prices = level_prices(config, pruning, grid.kept, np.asarray(supernet.attn_rank))
+    (prices,) = level_prices(config, pruning, grid.kept, np.asarray(supernet.attn_rank))
     params, rng = random_params(config, jax.random.key(0)), np.random.default_rng(0)
     for _ in range(20):
         present = [[np.flatnonzero(site) for site in kind] for kind in grid.exists]
@@ -45,14 +48,36 @@ def test_active_parameters_are_those_of_as_many_experts_as_a_token_uses() -> Non
     settings = PruningSettings(budget="active-parameters", neuron_multiple=1)
     # The router, a norm, and three matrices of two experts.
     dense = 32 * 5 + 32 + 3 * 2 * 32 * 16
-    assert sublayer_parameters(config, FFN, config.dense_shape, active=True) == dense
+    assert sublayer_price(config, FFN, config.dense_shape, "active-parameters") == dense
     kept = np.array([[[6, 3]] * 2, [[16, 4]] * 2])
-    prices = level_prices(config, settings, kept, np.tile(np.arange(6), (2, 1)))
+    (prices,) = level_prices(config, settings, kept, np.tile(np.arange(6), (2, 1)), ["active-parameters"])
     assert prices[FFN].tolist() == [[dense, dense - 3 * 2 * 32 * 12]] * 2
-    assert blocks_price(config, True) == prices[..., 0].sum()
-    assert blocks_price(config, False) == count_parameters(config)[0]
-    limit = target_of(config, settings, 0.3).limit
-    assert limit == int(0.7 * blocks_price(config, True))
+    assert blocks_take(config, "active-parameters") == prices[..., 0].sum()
+    assert blocks_take(config, "parameters") == count_parameters(config)[0]
+    limits = target_of(config, settings, 0.3).limits
+    assert limits == {"active-parameters": int(0.7 * blocks_take(config, "active-parameters"))}
+
+
+def test_flops_and_cache_by_hand() -> None:
+    config = make_tiny_config(layers=2, shape=LayerShape(6, 2, 48), hidden=32, head_dim=8)
+    windowed = dataclasses.replace(config, positions=(Positions(1e4, None, 16), Positions(1e4, None, None)))
+    tokens = 2048
+    # Products with q, o of six heads, k, v of two, and three matrices of 32 × 48.
+    attention, ffn = 2 * 32 * 8 * (6 + 6 + 2 + 2), 2 * 3 * 32 * 48
+    scores = 2 * 2 * 6 * 8  # of a query with a key, and of the weighted sum
+    everything = sum(range(1, tokens + 1))
+    near = sum(min(row + 1, 16) for row in range(tokens))
+    price = functools.partial(sublayer_price, windowed, shape=windowed.dense_shape)
+    assert price(FFN, resource="flops") == tokens * ffn
+    assert price(ATTENTION, resource="flops", layer=1) == tokens * attention + scores * everything
+    assert price(ATTENTION, resource="flops", layer=0) == tokens * attention + scores * near
+    assert price(ATTENTION, resource="kv-cache", layer=1) == 2 * 2 * 8 * tokens
+    assert price(ATTENTION, resource="kv-cache", layer=0) == 2 * 2 * 8 * 16
+    assert price(FFN, resource="kv-cache") == 0
+    assert blocks_take(windowed, "kv-cache") == 2 * 2 * 8 * (tokens + 16)
+    # As the cost model counts them.
+    flops = block_flops(config, unit_counts(config), tokens) * tokens
+    assert blocks_take(config, "flops") == pytest.approx(flops, rel=1e-9)
 
 
 def test_heads_of_smollm2_by_hand() -> None:
@@ -68,4 +93,4 @@ def test_heads_of_smollm2_by_hand() -> None:
     assert dearest_heads(4, config) == 16 * matrix + 576
     assert dearest_heads(8, config) == dearest_heads(9, config) == 24 * matrix + 576
     assert dearest_heads(0, config) == 0
-    assert sublayer_parameters(config, ATTENTION, config.dense_shape) == 24 * matrix + 576
+    assert sublayer_price(config, ATTENTION, config.dense_shape) == 24 * matrix + 576

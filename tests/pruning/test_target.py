@@ -1,6 +1,8 @@
 """Targets: how much the uniform model keeps for a sparsity, in units and in parameters."""
 
 import dataclasses
+import math
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,7 +12,7 @@ from tiny import make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters
-from tyr_jax.pruning.prices import dearest_heads, ffn_price
+from tyr_jax.pruning.prices import blocks_take, dearest_heads, ffn_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.space import ATTENTION, FFN, Budget
@@ -20,7 +22,7 @@ SMOLLM2 = ModelConfig("llama", 49152, 576, 64, (LayerShape(9, 3, 1536),) * 30)
 
 def test_smollm2_in_parameters_keeps_attention_whole() -> None:
     target = target_of(SMOLLM2, PruningSettings(), 0.5)
-    assert target.limit == 53_101_440
+    assert target.limits == {"parameters": 53_101_440}
     assert target.name == "0.5"
     assert (target.kept[ATTENTION] == 9).all()
     # 53,101,440 less attention, 26,559,360 - 17,280 of it norms: 26,559,360, 1,728 a neuron, in eights.
@@ -30,7 +32,7 @@ def test_smollm2_in_parameters_keeps_attention_whole() -> None:
 
 def test_smollm2_in_units_loses_the_same_share_of_both() -> None:
     target = target_of(SMOLLM2, PruningSettings(budget="units"), 0.5)
-    assert target.limit is None
+    assert target.limits == {}
     assert target.kept.sum(axis=1).tolist() == [135, 23040]
     budget = target.budget(np.full((2, 30, 3), 9), np.zeros((2, 30, 3), int))
     assert budget.limit.tolist() == [135, 23040]
@@ -67,11 +69,10 @@ def test_a_uniform_model_is_just_within_its_limit(
         target = target_of(config, pruning, sparsity)
     except UserError:
         return
-    assert target.limit is not None
-    kept = target.kept
+    limit, kept = target.limits["parameters"], target.kept
     spent = sum(dearest_heads(int(count), config) for count in kept[ATTENTION])
     spent += sum(ffn_price(int(count), config, pruning) for count in kept[FFN])
-    assert spent <= target.limit
+    assert spent <= limit
     assert (kept[ATTENTION, list(heads)] == shape[0]).all()
     assert (kept[FFN, list(neurons)] == shape[2]).all()
     movable = np.delete(kept[FFN], neurons)
@@ -80,12 +81,52 @@ def test_a_uniform_model_is_just_within_its_limit(
     if movable.max() < shape[2] // multiple * multiple and movable.min() > 0:
         one = dataclasses.replace(pruning, neuron_multiple=1)
         neuron = ffn_price(2, config, one) - ffn_price(1, config, one)
-        assert spent + neuron > target.limit - (multiple - 1) * neuron
+        assert spent + neuron > limit - (multiple - 1) * neuron
+
+
+def test_a_further_limit_takes_heads_from_the_uniform_model() -> None:
+    """Half of the cache of multi-head attention is half of the heads; neurons then fill up the budget."""
+    config = ModelConfig("llama", 1000, 64, 16, (LayerShape(4, 4, 256),) * 2)
+    free = target_of(config, PruningSettings(), 0.3)
+    target = target_of(config, PruningSettings(at_most=("kv-cache=0.5",)), 0.3)
+    assert free.kept[ATTENTION].tolist() == [4, 4]
+    assert target.kept[ATTENTION].tolist() == [2, 2]
+    assert list(target.limits) == ["parameters", "kv-cache"]
+    assert (target.kept[FFN] > free.kept[FFN]).all()
+    flops = target_of(config, PruningSettings(budget="flops"), 0.3)
+    # Scores count too, so that a share of the FLOPs is not that of the parameters.
+    assert flops.limits["flops"] == math.floor(0.7 * blocks_take(config, "flops"))
+    assert flops.kept[FFN].sum() < free.kept[FFN].sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"at_most": ("cache=0.5",)},
+            r"--at-most is cache=0\.5, but must be RESOURCE=SHARE",
+        ),
+        ({"at_most": ("kv-cache",)}, "--at-most is kv-cache, but must be RESOURCE=SHARE"),
+        ({"at_most": ("kv-cache=1.5",)}, "--at-most is kv-cache=1.5, but must be RESOURCE=SHARE"),
+        ({"at_most": ("kv-cache=0.5", "kv-cache=0.4")}, "--at-most is kv-cache=0.4, but must be one limit"),
+        ({"at_most": ("parameters=0.5",)}, "and none for that of --budget"),
+        ({"at_most": ("kv-cache=0.5",), "budget": "units"}, "left out with --budget units"),
+        (
+            {"at_most": ("kv-cache=0.001",)},
+            r"--at-most kv-cache would keep [\d,]+ of [\d,]+ numbers in the",
+        ),
+    ],
+)
+def test_a_limit_that_is_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pruning = PruningSettings(**options, keep_heads=(0,))
+        assert pruning.resources
+        target_of(SMOLLM2, pruning, 0.5)
 
 
 def test_a_budget_of_parameters_serves_all_levels() -> None:
     target = target_of(SMOLLM2, PruningSettings(), 0.5)
-    prices = np.broadcast_to(np.array([0, 576_000, 1_152_000]), (2, 30, 3))
+    prices = np.broadcast_to(np.array([0, 576_000, 1_152_000]), (1, 2, 30, 3))
     budget = target.budget(np.zeros((2, 30, 3), int), prices)
     assert isinstance(budget, Budget)
     assert budget.limit.tolist() == [53_101_440 // 576_000]

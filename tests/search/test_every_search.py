@@ -47,7 +47,7 @@ def in_parameters(problem: Problem) -> Problem:
     """The problem with one budget of parameters for both kinds, in which a head costs 50 neurons."""
     prices = np.asarray(problem.space.kept) * np.array([50, 1])[:, None, None]
     limit = int(values_at(prices, np.asarray(problem.start)).sum())
-    space = problem.space.replace(budget=Budget.of_parameters(prices, limit))  # type: ignore[attr-defined]
+    space = problem.space.replace(budget=Budget.of_prices(prices[None], [limit]))  # type: ignore[attr-defined]
     return problem.replace(space=space)  # type: ignore[attr-defined,no-any-return]
 
 

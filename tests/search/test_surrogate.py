@@ -72,12 +72,12 @@ def test_kinds_compete_for_parameters() -> None:
         np.full((2, 2), 2),
     )
     parameters = np.broadcast_to(1000 * np.arange(5), (2, 2, 5))
-    start = surrogate.estimated_start(sites, Budget.of_parameters(parameters, 8300), centre, limit=2)
+    start = surrogate.estimated_start(sites, Budget.of_prices(parameters[None], [8300]), centre, limit=2)
     assert start.tolist() == [[4, 4], [0, 0]]
-    again = surrogate.nearest(Budget.of_parameters(parameters, 6999), sites.exists, start)
+    again = surrogate.nearest(Budget.of_prices(parameters[None], [6999]), sites.exists, start)
     assert again.sum() == 6
     assert np.abs(again - start).sum() == 2
-    assert surrogate.nearest(Budget.of_parameters(parameters + 1000, 3999), sites.exists, start) is None
+    assert surrogate.nearest(Budget.of_prices(parameters[None] + 1000, [3999]), sites.exists, start) is None
 
 
 def test_what_is_left_of_a_budget_becomes_neurons_where_they_are_worth_most() -> None:
@@ -225,3 +225,26 @@ def balanced(sites: int, levels: int, total: int) -> list[np.ndarray]:
     return [
         np.array(choice) for choice in itertools.product(range(levels), repeat=sites) if sum(choice) == total
     ]
+
+
+def test_several_resources_are_kept_at_little_cost_by_brute_force() -> None:
+    """Among the best fiftieth of all that keep both limits, and never beyond a limit."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        cost = np.sort(rng.exponential(size=(2, 3, 4)))[..., ::-1]
+        prices = np.cumsum(rng.integers(1, 20, (2, 2, 3, 4)), axis=-1)
+        everything = np.array(list(itertools.product(range(4), repeat=6))).reshape(-1, 2, 3)
+        limits = [int(values_at(price, np.full((2, 3), 2)).sum() * 0.8) for price in prices]
+        budget = Budget.of_prices(prices, limits)
+        found = surrogate.cheapest(cost, budget, np.full((2, 3), 1), 4)
+        assert found is not None
+        assert budget.allows(found)
+        allowed = everything[budget.allows(everything)]
+        totals = values_at(cost, allowed).sum(axis=(1, 2))
+        assert values_at(cost, found).sum() <= np.quantile(totals, 0.02)
+
+
+def test_limits_that_cannot_be_kept_together() -> None:
+    prices = np.ones((2, 2, 3, 4), int) * np.arange(1, 5)
+    budget = Budget.of_prices(prices, [100, 5])
+    assert surrogate.cheapest(np.zeros((2, 3, 4)), budget, np.full((2, 3), 1), 4) is None

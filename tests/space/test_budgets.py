@@ -21,7 +21,7 @@ def test_units_of_each_kind_are_counted_apart_and_exactly() -> None:
 
 def test_parameters_of_both_kinds_are_one_sum_from_below() -> None:
     parameters = np.stack([np.tile([0, 600, 900], (2, 1)), np.tile([300, 1200, 2400], (2, 1))])
-    budget = Budget.of_parameters(parameters, 3899)
+    budget = Budget.of_prices(parameters[None], [3899])
     # 300 divides them all.
     assert budget.price[0, 0, 0].tolist() == [0, 2, 3]
     assert budget.limit.tolist() == [12]
@@ -33,7 +33,7 @@ def test_parameters_of_both_kinds_are_one_sum_from_below() -> None:
 def test_parameters_of_a_large_model_are_never_counted_short() -> None:
     rng = np.random.default_rng(0)
     parameters = np.sort(rng.integers(0, 2**40, (2, 80, 9)), axis=-1)
-    budget = Budget.of_parameters(parameters, int(parameters[..., 4].sum()))
+    budget = Budget.of_prices(parameters[None], [int(parameters[..., 4].sum())])
     assert budget.price.dtype == np.int32
     assert budget.price.max(axis=-1).sum(dtype=np.int64) < 2**31
     levels = rng.integers(0, 9, (500, 2, 80))
@@ -59,7 +59,7 @@ def test_shifts_exchange_heads_and_neurons_within_the_budget(seed: int, slack: i
     limit = int(space.values_at(parameters, parent).sum()) + slack
     # One price is made 1, so that the budget does not rescale the prices.
     parameters[0, 0, 0] += 1 - parameters[0, 0, 0]
-    budget = Budget.of_parameters(parameters, limit)
+    budget = Budget.of_prices(parameters[None], [limit])
     children = np.asarray(offspring(jax.random.key(seed), jnp.asarray(parent), jnp.asarray(exists), budget))
     assert budget.allows(children).all()
     assert np.take_along_axis(exists[None], children[..., None], axis=-1).all()
@@ -74,13 +74,16 @@ def test_levels_that_cost_as_much_as_denser_ones_are_left_out() -> None:
     kept = np.broadcast_to(np.arange(4), (2, 2, 4)).astype(np.int32)
     grid = LevelGrid(kept, np.ones((2, 2, 4), bool), np.array([1, 1]))
     price = np.array([[[0, 2, 2, 2], [0, 1, 2, 3]], [[0, 1, 2, 3], [0, 1, 1, 3]]])
-    worthwhile = space.worthwhile_grid(grid, price)
+    worthwhile = space.worthwhile_grid(grid, price[None])
     rows = [
         [int(units) for units, there in zip(site, exists, strict=True) if there]
         for site, exists in zip(worthwhile.kept.reshape(4, -1), worthwhile.exists.reshape(4, -1), strict=True)
     ]
     assert rows == [[0, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
-    assert space.worthwhile_grid(grid, np.broadcast_to(np.arange(4), (2, 2, 4))) is grid
+    assert space.worthwhile_grid(grid, np.broadcast_to(np.arange(4), (1, 2, 2, 4))) is grid
+    # A level that saves another resource is worth having.
+    other = np.broadcast_to(np.arange(4), (2, 2, 4))
+    assert space.worthwhile_grid(grid, np.stack([price, other])) is grid
     # The existing levels are next to each other, as shifts require.
     for exists in worthwhile.exists.reshape(4, -1):
         assert set(np.diff(np.flatnonzero(exists))) <= {1}

@@ -15,7 +15,10 @@ KINDS = Kind("attention", 8, 1), Kind("ffn", 64, 8)
 GRID = level_grid(KINDS, np.array([[4] * DEPTH, [32] * DEPTH]), LEVELS, 1 / 8)
 START = np.full((2, DEPTH), LEVELS // 2)
 UNITS = Budget.of_units(GRID.kept, values_at(GRID.kept, START).sum(axis=-1))
-PARAMETERS = Budget.of_parameters(GRID.kept * np.array([30, 4])[:, None, None], 3 * (4 * 30 + 32 * 4))
+PRICES = GRID.kept * np.array([30, 4])[:, None, None]
+PARAMETERS = Budget.of_prices(PRICES[None], [3 * (4 * 30 + 32 * 4)])
+HEADS = np.where(np.arange(2)[:, None, None] == 0, GRID.kept, 0)
+SEVERAL = Budget.of_prices(np.stack([PRICES, HEADS]), [3 * (4 * 30 + 32 * 4), 3 * 4 - 1])
 EVERYTHING = np.array(list(itertools.product(range(LEVELS), repeat=2 * DEPTH))).reshape(-1, 2, DEPTH)
 
 move = jax.jit(repaired)
@@ -24,15 +27,16 @@ check = jax.jit(jax.vmap(allowed, in_axes=(0, None)))
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), exact=st.booleans())
-def test_any_levels_are_moved_onto_the_budget(seed: int, exact: bool) -> None:
-    rng, budget = np.random.default_rng(seed), UNITS if exact else PARAMETERS
+@given(seed=st.integers(0, 10**6), number=st.integers(0, 2))
+def test_any_levels_are_moved_onto_the_budget(seed: int, number: int) -> None:
+    rng, budget = np.random.default_rng(seed), (UNITS, PARAMETERS, SEVERAL)[number]
+    fallback = START - (number == 2) * np.array([[1], [0]])
     levels, cost = rng.integers(-1, LEVELS + 1, (2, DEPTH)), rng.standard_normal((2, DEPTH, LEVELS))
-    found = np.asarray(move(jnp.asarray(cost), levels, GRID.exists, budget, START))
+    found = np.asarray(move(jnp.asarray(cost), levels, GRID.exists, budget, fallback))
     assert budget.allows(found)
     assert values_at(GRID.exists, found).all()
     within = np.clip(levels, 0, LEVELS - 1)
-    if exact and budget.allows(within):
+    if number == 0 and budget.allows(within):
         assert (found == within).all()
 
 
@@ -65,16 +69,16 @@ def test_relaxation_finds_the_optimum_of_convex_costs() -> None:
 
 
 def test_relaxation_is_near_the_optimum_under_a_budget_of_parameters() -> None:
-    for seed in range(5):
+    for seed, budget in itertools.product(range(5), (PARAMETERS, SEVERAL)):
         rng = np.random.default_rng(seed)
         cost = np.sort(rng.uniform(0, 1, (2, DEPTH, LEVELS)))[..., ::-1].copy()
-        found = np.asarray(relax(jnp.asarray(cost), GRID.exists, PARAMETERS, START))
-        assert PARAMETERS.allows(found)
-        totals = values_at(cost, EVERYTHING).sum(axis=(1, 2))[PARAMETERS.allows(EVERYTHING)]
+        found = np.asarray(relax(jnp.asarray(cost), GRID.exists, budget, START - np.array([[1], [0]])))
+        assert budget.allows(found)
+        totals = values_at(cost, EVERYTHING).sum(axis=(1, 2))[budget.allows(EVERYTHING)]
         # Among the best twentieth of all that keep the budget.
         assert values_at(cost, found).sum() <= np.quantile(totals, 0.05)
 
 
 def test_allowed_is_that_of_the_budget() -> None:
-    for budget in (UNITS, PARAMETERS):
+    for budget in (UNITS, PARAMETERS, SEVERAL):
         assert (np.asarray(check(EVERYTHING, budget)) == budget.allows(EVERYTHING)).all()

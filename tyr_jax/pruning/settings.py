@@ -1,20 +1,25 @@
 """How sites are pruned, and what a pruned site passes on to the next."""
 
 import dataclasses
-from typing import Annotated, Literal, get_args
+import math
+from typing import Annotated, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.hessian import DampingScale
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
 from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
 from tyr_jax.space import ATTENTION, Kind
+
+Resource = Literal["parameters", "active-parameters", "flops", "kv-cache"]
+RESOURCES: tuple[str, ...] = get_args(Resource)
+"""What the blocks of a model take, and a budget can limit."""
 
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
 ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
@@ -24,10 +29,15 @@ ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 class PruningSettings:
     """How sites are pruned and errors accumulated."""
 
-    budget: Literal["parameters", "active-parameters", "units"] = "parameters"
+    budget: Literal["parameters", "active-parameters", "flops", "units"] = "parameters"
     """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for; in a
-    mixture of experts, `active-parameters`, those that a token uses; or `units`, heads and neurons apart
-    (the paper)."""
+    mixture of experts, `active-parameters`, those that a token uses; `flops` of a sequence of 2,048 tokens;
+    or `units`, heads and neurons apart (the paper)."""
+    at_most: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RESOURCE=SHARE")] = ()
+    """Further limits that the pruned model keeps, as shares of what the dense model's blocks take:
+    `kv-cache=0.5` halves the cache of keys and values, `flops=0.6` leaves 60 % of the FLOPs; also
+    `parameters` and `active-parameters`. In a model of grouped queries, a cache shrinks with whole groups of
+    heads: `--attention-unit kv_group` removes these."""
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
     mean, a `random` level, the `centre` level, or `none` (the dense output)."""
@@ -66,9 +76,34 @@ class PruningSettings:
     """Layers, counted from 0, whose FFN is not pruned; other layers are pruned more to compensate."""
 
     @property
-    def counts_active(self) -> bool:
-        """Whether only the parameters that a token uses count."""
-        return self.budget == "active-parameters"
+    def shares(self) -> dict[Resource, float]:
+        """The limits of `--at-most`: shares of the dense model's blocks, by resource.
+
+        Raises:
+            UserError: one is no limit; names it and says what is wanted.
+        """
+        found: dict[Resource, float] = {}
+        for limit in self.at_most:
+            name, _, share = limit.partition("=")
+            try:
+                value = float(share)
+            except ValueError:
+                value = math.nan
+            wanted = f"RESOURCE=SHARE, such as kv-cache=0.5, with a resource of {', '.join(RESOURCES)}"
+            require(name in RESOURCES and 0 < value <= 1, "--at-most", limit, wanted)
+            wanted = "one limit for each resource, and none for that of --budget, which --sparsity limits"
+            require(name not in found and name != self.budget, "--at-most", limit, wanted)
+            found[cast(Resource, name)] = value
+        require(not found or self.budget != "units", "--at-most", " ".join(self.at_most),
+                "left out with --budget units, which counts heads and neurons apart")  # fmt: skip
+        return found
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is limited: that of `--budget` first, then those of `--at-most`; nothing with a budget of
+        units."""
+        further = self.shares
+        return () if self.budget == "units" else (self.budget, *further)
 
     def drops_experts(self, config: ModelConfig) -> bool:
         """Whether whole experts are removed.

@@ -1,9 +1,10 @@
 """A target: how much a pruned model may keep, and the uniform model that keeps as much.
 
 With a budget of units, the uniform model loses the same share of heads and of neurons in every layer. With a
-budget of parameters, it keeps attention whole, because heads matter much and cost little, and all FFNs have
-one width. Whatever loads the dense model can then load it too. Heads are removed as well only if FFNs would
-otherwise keep less than half of the share asked for.
+budget of parameters or of another resource, it keeps attention whole, because heads matter much and cost
+little, and all FFNs have one width. Whatever loads the dense model can then load it too. Heads are removed as
+well only if FFNs would otherwise keep less than half of the share asked for, or if a further limit is not
+kept.
 
 Axis letters: `L` layers, `E` levels.
 """
@@ -16,8 +17,8 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.compress import has_output_bias
-from tyr_jax.pruning.prices import blocks_price, dearest_heads, ffn_price
-from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.prices import blocks_take, dearest_heads, ffn_price
+from tyr_jax.pruning.settings import PruningSettings, Resource
 from tyr_jax.space import (
     ATTENTION,
     FFN,
@@ -28,15 +29,23 @@ from tyr_jax.space import (
     unit_budget,
 )
 
+NOUNS: dict[Resource, str] = {
+    "parameters": "parameters",
+    "active-parameters": "parameters that a token uses",
+    "flops": "FLOPs",
+    "kv-cache": "numbers in the cache",
+}
+"""What messages call the resources."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
     """One of the sparsities asked for: the units `kept [2, L]` that the uniform model keeps for it, and the
-    `limit` of parameters that blocks may have, None with a budget of units."""
+    `limits` of what its blocks may take, by resource; none with a budget of units."""
 
     sparsity: float
     kept: np.ndarray
-    limit: int | None
+    limits: dict[Resource, int]
 
     @property
     def name(self) -> str:
@@ -44,11 +53,11 @@ class Target:
         return f"{self.sparsity:g}"
 
     def budget(self, kept: np.ndarray, prices: np.ndarray) -> Budget:
-        """The budget of distributions whose levels keep `kept [2, L, E]` units and cost `prices [2, L, E]`
-        parameters."""
-        if self.limit is None:
+        """The budget of distributions whose levels keep `kept [2, L, E]` units and take `prices
+        [R, 2, L, E]` of the limited resources."""
+        if not self.limits:
             return Budget.of_units(kept, self.kept.sum(axis=-1))
-        return Budget.of_parameters(prices, self.limit)
+        return Budget.of_prices(prices, list(self.limits.values()))
 
 
 def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -> Target:
@@ -61,34 +70,46 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
     if settings.budget == "units":
         stay = whole.sum(axis=1).tolist()
         budgets = [unit_budget(kind, config.depth, sparsity, n) for kind, n in zip(kinds, stay, strict=True)]
-        return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), None)
+        return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), {})
     check_multiple(kinds[FFN])
-    limit = math.floor((1 - sparsity) * blocks_price(config, settings.counts_active))
-    return Target(sparsity, _within(limit, sparsity, config, settings), limit)
+    shares = {settings.budget: 1 - sparsity, **settings.shares}
+    limits = {name: math.floor(share * blocks_take(config, name)) for name, share in shares.items()}
+    return Target(sparsity, _within(limits, sparsity, config, settings), limits)
 
 
-def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningSettings) -> np.ndarray:
-    """Units `[2, L]` that the uniform model keeps within `limit` parameters.
+def _within(
+    limits: dict[Resource, int], sparsity: float, config: ModelConfig, settings: PruningSettings
+) -> np.ndarray:
+    """Units `[2, L]` that the uniform model keeps within the `limits` of all resources.
 
     Raises:
         UserError: nothing fits, or everything does.
     """
     attention, ffn = settings.kinds(config)
-    whole, multiple = settings.whole(config), ffn.multiple
-
-    def price(neurons: int) -> int:
-        return ffn_price(neurons, config, settings)
-
+    whole, multiple, first = settings.whole(config), ffn.multiple, next(iter(limits))
     heads_each = config.dense_shape.heads // attention.units
     movable, thinned = (int((~stays).sum()) for stays in whole)
 
+    def price(neurons: int, resource: Resource = first) -> int:
+        return ffn_price(neurons, config, settings, resource)
+
+    def room(heads: np.ndarray, resource: Resource) -> int:
+        """Neurons that a resource leaves all FFNs to be pruned, in multiples, with `heads [L]`; below 0 if it
+        does not even leave the heads."""
+        spent = sum(
+            dearest_heads(int(count) * heads_each, config, resource, layer)
+            for layer, count in enumerate(heads)
+        )
+        spent += (config.depth - thinned) * price(ffn.units, resource)
+        one, two = price(multiple, resource), price(2 * multiple, resource)
+        left = limits[resource] - spent - thinned * (2 * one - two)
+        if two == one:
+            return thinned * ffn.units if left >= 0 else -1
+        return left // (two - one) * multiple
+
     def neurons_left(heads: np.ndarray) -> int:
-        """Neurons that all FFNs to be pruned can keep, in multiples, if attention keeps `heads [L]`."""
-        spent = sum(dearest_heads(int(count) * heads_each, config) for count in heads)
-        spent += (config.depth - thinned) * price(ffn.units)
-        one, two = price(multiple), price(2 * multiple)
-        fixed = thinned * (2 * one - two)
-        return (limit - spent - fixed) // (two - one) * multiple
+        """Neurons that all FFNs to be pruned can keep if attention keeps `heads [L]`."""
+        return min(room(heads, resource) for resource in limits)
 
     def heads_of(total: int) -> np.ndarray:
         """Heads `[L]` if the layers that can lose some keep `total` of them."""
@@ -104,16 +125,20 @@ def _within(limit: int, sparsity: float, config: ModelConfig, settings: PruningS
         total -= 1
     heads = heads_of(total)
     neurons, most = neurons_left(heads), thinned * (ffn.units // multiple) * multiple
-    blocks, least_price = blocks_price(config, settings.counts_active), price(multiple)
     if neurons < floor or (total == 0 and neurons == 0):
+        tightest = min(limits, key=lambda resource: room(heads, resource))
+        asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
         raise UserError(
-            f"sparsity {sparsity:g} would keep {max(0, limit):,} of {blocks:,} parameters of the blocks, "
-            "fewer than a model needs; choose a lower sparsity, or name fewer layers that stay whole"
+            f"{asked} would keep {max(0, limits[tightest]):,} of {blocks_take(config, tightest):,} "
+            f"{NOUNS[tightest]} of the blocks, fewer than a model needs; choose a "
+            f"{'lower sparsity' if tightest == first else 'larger share'}, or name fewer layers that stay "
+            "whole"
         )
-    if limit > blocks - least_price:
+    blocks, least_price = blocks_take(config, first), price(multiple)
+    if limits[first] > blocks - least_price:
         raise UserError(
-            f"sparsity {sparsity:g} would leave the model intact: {blocks - limit:,} of the blocks' "
-            f"{blocks:,} parameters are to go, fewer than {multiple} neurons have; choose at least "
+            f"sparsity {sparsity:g} would leave the model intact: {blocks - limits[first]:,} of the blocks' "
+            f"{blocks:,} {NOUNS[first]} are to go, fewer than {multiple} neurons have; choose at least "
             f"{least_price / blocks:.2g}"
         )
     kept = np.stack([heads, np.full(config.depth, ffn.units)])

@@ -14,7 +14,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
 from tyr_jax.pruning.prices import ffn_price, level_prices
-from tyr_jax.pruning.settings import PruningSettings
+from tyr_jax.pruning.settings import PruningSettings, Resource
 from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
 from tyr_jax.pruning.target import Target
 from tyr_jax.run import resume
@@ -119,8 +119,7 @@ def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Le
         found = surrogate.nearest(budget, sites.exists, centre)
     if found is None:
         raise UserError(
-            "no levels around the last round's answer keep the budget of parameters; raise --levels or "
-            "--interval"
+            "no levels around the last round's answer keep the budget; raise --levels or --interval"
         )
     return found
 
@@ -274,12 +273,13 @@ def search_round(
     else:
         supernet = at_levels(shared, grid, scratch)
     ranks = devices.fetch(supernet.attn_rank)
-    built, prices = grid, level_prices(model.config, settings.pruning, grid.kept, ranks)
-    if target.limit is not None:
+    priced = functools.partial(level_prices, model.config, settings.pruning, rank=ranks)
+    built, prices = grid, priced(grid.kept, resources=tuple(target.limits))
+    if target.limits:
         grid = space.worthwhile_grid(grid, prices)
     if grid is not built:
         supernet = at_levels(supernet, grid, scratch)
-        prices = level_prices(model.config, settings.pruning, grid.kept, ranks)
+        prices = priced(grid.kept, resources=tuple(target.limits))
     budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     centre = space.levels_of(grid, progress.kept)
@@ -289,8 +289,10 @@ def search_round(
     start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
     levels, history = run_search(this, start)
     kept, heads = space.kept_units(grid, levels), None
-    if target.limit is not None:
-        spare = target.limit - int(space.values_at(prices, levels).sum())
+    if target.limits:
+        spent = space.values_at(prices, levels).sum(axis=(1, 2))
+        pairs = zip(target.limits.items(), spent, strict=True)
+        spare = {resource: limit - int(taken) for (resource, limit), taken in pairs}
         kept, heads = widened(kept, spare, levels, this), ranks
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
@@ -301,15 +303,20 @@ def search_round(
     return progress
 
 
-def widened(kept: np.ndarray, spare: int, levels: Levels, this: Round) -> np.ndarray:
-    """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as `spare` parameters pay for, each where it
-    is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
+def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
+    """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as what is `spare` of all resources pays for,
+    each where it is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
-    multiple = dense.kinds[space.FFN].multiple
-    one, two = (ffn_price(count * multiple, dense.model.config, settings.pruning) for count in (1, 2))
     if not settings.rounds.refit:
         return kept
-    return surrogate.widened(kept, levels, this.sites, this.grid.kept, spare // (two - one), multiple)
+    multiple, counts = dense.kinds[space.FFN].multiple, []
+    for resource, left in spare.items():
+        price = functools.partial(
+            ffn_price, config=dense.model.config, settings=settings.pruning, resource=resource
+        )
+        if each := price(2 * multiple) - price(multiple):
+            counts.append(left // each)
+    return surrogate.widened(kept, levels, this.sites, this.grid.kept, min(counts), multiple)
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:

@@ -12,6 +12,7 @@ from tyr_jax import __version__
 from tyr_jax.data import fingerprint
 from tyr_jax.model.spec import ModelConfig, active_size, all_specs, count_parameters
 from tyr_jax.options import as_json
+from tyr_jax.pruning.prices import blocks_take
 from tyr_jax.run.measure import figures
 from tyr_jax.run.pipeline import Outcome, Pruned
 from tyr_jax.run.rounds import kept_by_kind
@@ -49,6 +50,13 @@ def parameters_removed(outcome: Outcome) -> float:
     """Share of the blocks' parameters that the final model lacks, or that are zero in the masked layout."""
     dense = count_parameters(outcome.dense.model.config)[0]
     return 1 - outcome.final.block_parameters / dense
+
+
+def resources_left(outcome: Outcome) -> dict[str, float]:
+    """The share that the final model's blocks take of every limited resource, relative to the dense model's.
+    In the masked layout they take all of it."""
+    dense, final = outcome.dense.model.config, outcome.final.config
+    return {name: blocks_take(final, name) / blocks_take(dense, name) for name in outcome.target.limits}
 
 
 def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
@@ -103,6 +111,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
             "asked": outcome.target.sparsity,
             "budget": outcome.run.settings.pruning.budget,
             "parameters": parameters_removed(outcome),
+            "left": resources_left(outcome),
             **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
         },
         "base_model": as_json(dense.model.origin),

@@ -38,6 +38,12 @@ differs from step to step, and scoring the proposals tells."""
 BINS = 2**17
 """Maximum number of bins that a parameter budget is divided into when it is dealt to sites."""
 
+LEAST_MULTIPLIER = 1e-9
+"""Least multiplier of a resource that is tried, relative to the largest."""
+
+PRICE_STEPS = 32
+"""Halvings of the logarithm of a resource's multiplier."""
+
 LEAST_RATIO = 0.05
 """Lower bound of the ratio between a site's measured and its expected sensitivity."""
 
@@ -147,6 +153,8 @@ def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Le
     most `limit` levels from its level in `around [2, L]`; None if there is none."""
     near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= limit
     cost, found = np.where(near, cost, np.inf), np.array(around, np.int32)
+    if not budget.exact and len(budget.limit) > 1:
+        return cheapest_of_several(cost, budget)
     # A resource is dealt only to sites that cost some of it.
     for price, most in zip(budget.price, budget.limit, strict=True):
         sites = price.any(axis=-1)
@@ -155,6 +163,43 @@ def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Le
             return None
         found[sites] = levels
     return found
+
+
+def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
+    """Levels `[2, L]` of little total `cost [2, L, E]` that keep a budget of several resources, which sites
+    share; None if none are found.
+
+    The first resource is dealt exactly. Every other one has a price, which is raised, one resource after the
+    other, until the cheapest levels keep it; of these the cheapest are returned.
+    """
+    flat = cost.reshape(-1, cost.shape[-1])
+    prices = np.asarray(budget.price).reshape(len(budget.limit), *flat.shape)
+    multipliers, found = np.zeros(len(budget.limit)), []
+
+    def solve(resource: int, multiplier: float) -> bool:
+        """Whether the cheapest levels keep the limit of a resource, whose multiplier is set."""
+        multipliers[resource] = multiplier
+        priced = flat + np.einsum("r,rse->se", multipliers, prices)
+        levels = cheapest_levels(priced, prices[0], int(budget.limit[0]))
+        if levels is None:
+            return False
+        levels = levels.reshape(cost.shape[:2])
+        if budget.allows(levels):
+            found.append(levels)
+        return bool(budget.spent(levels)[resource] <= budget.limit[resource])
+
+    # Prices are integers, so that no level is worth more than all costs together for each.
+    most = len(flat) * float(np.ptp(cost[np.isfinite(cost)])) + 1e-9
+    for resource in range(1, len(multipliers)):
+        if solve(resource, 0.0):
+            continue
+        low, high = most * LEAST_MULTIPLIER, most
+        for _ in range(PRICE_STEPS):
+            middle = float(np.sqrt(low * high))
+            low, high = (low, middle) if solve(resource, middle) else (middle, high)
+        solve(resource, high)
+    totals = [float(values_at(cost, levels).sum()) for levels in found]
+    return found[int(np.argmin(totals))] if found else None
 
 
 def nearest(budget: Budget, exists: np.ndarray, around: Levels) -> Levels | None:

@@ -1,8 +1,9 @@
-"""What a distribution may cost, in units of each kind (the paper) or in parameters.
+"""What a distribution may cost, in units of each kind (the paper) or in resources such as parameters.
 
 Axis letters: `L` layers, `E` levels, `R` resources.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -34,16 +35,22 @@ class Budget(NamedTuple):
         return cls(price.astype(np.int32), np.asarray(total, np.int32), np.bool_(True))
 
     @classmethod
-    def of_parameters(cls, parameters: np.ndarray, limit: int) -> Self:
-        """Both kinds together keep at most `limit` parameters; levels have `parameters [2, L, E]`.
+    def of_prices(cls, prices: np.ndarray, limits: Sequence[int]) -> Self:
+        """Both kinds together take at most `limits [R]` of each resource; levels cost `prices [R, 2, L, E]`.
 
-        Prices are in units of their greatest common divisor. Where they would still be too large, the unit is
-        larger, and prices are rounded up.
+        The prices of a resource are in units of their greatest common divisor. Where they would still be too
+        large, the unit is larger, and prices are rounded up.
         """
-        most = int(parameters.max(axis=-1).sum())
-        quantum = max(int(np.gcd.reduce(parameters, axis=None)), -(-most // MOST), 1)
-        price = -(-parameters // quantum)
-        return cls(price[None].astype(np.int32), np.array([limit // quantum], np.int32), np.bool_(False))
+        most = [int(price.max(axis=-1).sum()) for price in prices]
+        quanta = np.array(
+            [
+                max(int(np.gcd.reduce(price, axis=None)), -(-total // MOST), 1)
+                for price, total in zip(prices, most, strict=True)
+            ]
+        )
+        scaled = -(-prices // quanta[:, None, None, None])
+        limit = np.asarray(limits) // quanta
+        return cls(scaled.astype(np.int32), np.minimum(limit, MOST).astype(np.int32), np.bool_(False))
 
     def spent(self, levels: ArrayLike) -> np.ndarray:
         """What levels `[..., 2, L]` cost, `[..., R]`."""

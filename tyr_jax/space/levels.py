@@ -100,9 +100,10 @@ def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
 
 
 def worthwhile_grid(grid: LevelGrid, price: np.ndarray) -> LevelGrid:
-    """`grid` without levels that cost as much, by `price [2, L, E]`, as the next denser one."""
+    """`grid` without levels that cost as much, by `price [R, 2, L, E]`, as the next denser one."""
     denser = np.minimum(np.arange(price.shape[-1]) + 1, price.shape[-1] - 1)
-    same = (price[..., denser] == price) & grid.exists[..., denser] & (denser > np.arange(len(denser)))
+    equal = np.all(price[..., denser] == price, axis=0)
+    same = equal & grid.exists[..., denser] & (denser > np.arange(len(denser)))
     wanted = grid.exists & ~same
     if (wanted == grid.exists).all():
         return grid

@@ -201,8 +201,9 @@ class Sparsity(ByKind[Share]):
     """The sparsity asked for, and the one reached: of each kind's units, and of the blocks' parameters."""
 
     asked: Target
-    budget: NotRequired[Literal["parameters", "active-parameters", "units"]]
+    budget: NotRequired[Literal["parameters", "active-parameters", "flops", "units"]]
     parameters: NotRequired[Share]
+    left: NotRequired[dict[str, Share]]
 
 
 class BaseModel(TypedDict):
