@@ -17,6 +17,7 @@ from datasets import Dataset, load_dataset
 
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import load_model
 from tyr_jax.problems import load_problem
 from tyr_jax.problems.fit import Scores, errors_of
 
@@ -175,6 +176,30 @@ def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["worse"] == pytest.approx(2 * 2 / 64)
     assert 0.1 < found["mixed"] <= 1
     assert adjusted({"one": best, "same": best}) == {"one": 1, "same": 1}
+
+
+def test_latencies_are_measured_and_limit_a_model(
+    table: Callable[..., Rows], tiny_model: Path, tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "latencies.json"
+    options = ["--model", tiny_model, "--output", file, "--tokens", 16, "--repeats", 1, "--widths", 4]
+    _, *rows = table("measure_latencies.py", options)
+    assert [row[:2] for row in rows if row[0] != "–"] == [["1", "1"], ["2", "1"], ["2", "2"], ["4", "2"]]
+    assert [row[2] for row in rows if row[2] != "–"] == ["12", "24", "36", "48"]
+    # Times of microseconds say little. What counts is that the model keeps to the table.
+    known = json.loads(file.read_text())
+    known["attention"] = [[heads, groups, 1e-3 * heads] for heads, groups, _ in known["attention"]]
+    known["ffn"] = [[width, 1e-4 * width] for width, _ in known["ffn"]]
+    file.write_text(json.dumps(known))
+    output = tmp_path / "pruned"
+    limits = ["--budget", "latency", "--latencies", str(file), "--sparsity", "0.3"]
+    prune.main([*tiny_arguments, *limits, "--output", str(output)])
+    summary = json.loads((output / "summary.json").read_text())
+    seconds = sum(1e-3 * layer.heads + 1e-4 * layer.ffn for layer in load_model(str(output)).config.layers)
+    whole = 3 * (4e-3 + 4.8e-3)
+    assert summary["sparsity"]["left"] == {"latency": pytest.approx(seconds / whole)}
+    # Met from below, within a step of eight neurons.
+    assert 0.7 - 8e-4 / whole < seconds / whole <= 0.7
 
 
 def test_bench_teacher(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
 from tyr_jax.pruning.compress import pick_experts, pick_heads, pick_neurons, shape_of
+from tyr_jax.pruning.latency import read_latencies
 from tyr_jax.pruning.settings import PruningSettings, Resource
 from tyr_jax.space import ATTENTION, FFN, KINDS
 
@@ -27,16 +28,27 @@ CONTEXT = 2048
 
 @functools.lru_cache(maxsize=2**16)
 def sublayer_price(
-    config: ModelConfig, kind: int, shape: LayerShape, resource: Resource = "parameters", layer: int = 0
+    config: ModelConfig,
+    kind: int,
+    shape: LayerShape,
+    resource: Resource = "parameters",
+    layer: int = 0,
+    latencies: str = "",
 ) -> int:
     """What the sublayer of a kind takes of a resource, in a layer of this `shape`.
 
     `parameters`; `active-parameters`, of the experts only as many as a token is sent to; `flops`, those of
     the matrix products for a sequence of `CONTEXT` tokens; `kv-cache`, the numbers in the cache of keys and
-    values of such a sequence. The last two depend on the window of the `layer`.
+    values of such a sequence; `latency`, nanoseconds by the table in the file `latencies`. FLOPs and cache
+    depend on the window of the `layer`.
+
+    Raises:
+        UserError: there is no such table, or this shape is not in it.
     """
     one = dataclasses.replace(config, layers=(shape,))
     specs = [spec for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind]]
+    if resource == "latency":
+        return read_latencies(latencies).nanoseconds(kind, shape)
     if resource == "parameters":
         return sum(math.prod(spec.shape) for spec in specs)
     if resource == "active-parameters":
@@ -51,20 +63,25 @@ def sublayer_price(
     return products + (4 * config.head_dim * shape.heads * pairs if kind == ATTENTION else 0)
 
 
-def blocks_take(config: ModelConfig, resource: Resource) -> int:
+def blocks_take(config: ModelConfig, resource: Resource, latencies: str = "") -> int:
     """What the blocks of a model, dense or compressed, take of a resource."""
     return sum(
-        sublayer_price(config, kind, shape, resource, layer)
+        sublayer_price(config, kind, shape, resource, layer, latencies)
         for kind in (ATTENTION, FFN)
         for layer, shape in enumerate(config.layers)
     )
 
 
 def heads_price(
-    heads: np.ndarray, config: ModelConfig, resource: Resource = "parameters", layer: int = 0
+    heads: np.ndarray,
+    config: ModelConfig,
+    resource: Resource = "parameters",
+    layer: int = 0,
+    latencies: str = "",
 ) -> int:
     """What attention that keeps `heads` (sorted) takes of a resource."""
-    return sublayer_price(config, ATTENTION, shape_of(pick_heads(heads, config)), resource, layer)
+    shape = shape_of(pick_heads(heads, config))
+    return sublayer_price(config, ATTENTION, shape, resource, layer, latencies)
 
 
 def ffn_price(
@@ -77,7 +94,7 @@ def ffn_price(
         picks = pick_experts(units, config)
     else:
         picks = pick_neurons(units, config, settings.neuron_multiple)
-    return sublayer_price(config, FFN, shape_of(picks), resource)
+    return sublayer_price(config, FFN, shape_of(picks), resource, latencies=settings.latencies)
 
 
 def level_prices(
@@ -94,7 +111,7 @@ def level_prices(
     def attention(layer: int, count: int, resource: Resource) -> int:
         units = np.sort(np.flatnonzero(rank[layer] < count))
         heads = (units[:, None] * each + np.arange(each)).ravel()
-        return heads_price(heads, config, resource, layer)
+        return heads_price(heads, config, resource, layer, settings.latencies)
 
     return np.array(
         [
@@ -112,7 +129,13 @@ def level_prices(
 
 
 @functools.lru_cache(maxsize=2**16)
-def dearest_heads(count: int, config: ModelConfig, resource: Resource = "parameters", layer: int = 0) -> int:
+def dearest_heads(
+    count: int,
+    config: ModelConfig,
+    resource: Resource = "parameters",
+    layer: int = 0,
+    latencies: str = "",
+) -> int:
     """The most that attention with `count` heads can take of a resource, whichever heads they are."""
     groups, size = config.dense_shape.kv_heads, config.dense_shape.heads // config.dense_shape.kv_heads
     chosen = itertools.combinations_with_replacement(range(size + 1), groups)
@@ -121,4 +144,4 @@ def dearest_heads(count: int, config: ModelConfig, resource: Resource = "paramet
         for choice in chosen
         if sum(choice) == count
     )
-    return max(heads_price(heads, config, resource, layer) for heads in spread)
+    return max(heads_price(heads, config, resource, layer, latencies) for heads in spread)

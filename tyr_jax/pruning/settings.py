@@ -17,7 +17,7 @@ from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
 from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
 from tyr_jax.space import ATTENTION, Kind
 
-Resource = Literal["parameters", "active-parameters", "flops", "kv-cache"]
+Resource = Literal["parameters", "active-parameters", "flops", "kv-cache", "latency"]
 RESOURCES: tuple[str, ...] = get_args(Resource)
 """What the blocks of a model take, and a budget can limit."""
 
@@ -29,15 +29,19 @@ ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 class PruningSettings:
     """How sites are pruned and errors accumulated."""
 
-    budget: Literal["parameters", "active-parameters", "flops", "units"] = "parameters"
+    budget: Literal["parameters", "active-parameters", "flops", "latency", "units"] = "parameters"
     """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for; in a
     mixture of experts, `active-parameters`, those that a token uses; `flops` of a sequence of 2,048 tokens;
-    or `units`, heads and neurons apart (the paper)."""
+    the `latency` of the blocks, by the table of `--latencies`; or `units`, heads and neurons apart (the
+    paper)."""
     at_most: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RESOURCE=SHARE")] = ()
     """Further limits that the pruned model keeps, as shares of what the dense model's blocks take:
     `kv-cache=0.5` halves the cache of keys and values, `flops=0.6` leaves 60 % of the FLOPs; also
-    `parameters` and `active-parameters`. In a model of grouped queries, a cache shrinks with whole groups of
-    heads: `--attention-unit kv_group` removes these."""
+    `parameters`, `active-parameters` and `latency`. In a model of grouped queries, a cache shrinks with whole
+    groups of heads: `--attention-unit kv_group` removes these."""
+    latencies: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """Table of latencies that `scripts/measure_latencies.py` has written, for the device that the pruned
+    model is to be fast on."""
     accumulation: Accumulation = "expectation"
     """What a pruned site passes on to the next: the expectation over its levels (Eq. 5), their `uniform`
     mean, a `random` level, the `centre` level, or `none` (the dense output)."""

@@ -34,6 +34,7 @@ NOUNS: dict[Resource, str] = {
     "active-parameters": "parameters that a token uses",
     "flops": "FLOPs",
     "kv-cache": "numbers in the cache",
+    "latency": "nanoseconds",
 }
 """What messages call the resources."""
 
@@ -73,7 +74,8 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
         return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), {})
     check_multiple(kinds[FFN])
     shares = {settings.budget: 1 - sparsity, **settings.shares}
-    limits = {name: math.floor(share * blocks_take(config, name)) for name, share in shares.items()}
+    dense = {name: blocks_take(config, name, settings.latencies) for name in shares}
+    limits = {name: math.floor(share * dense[name]) for name, share in shares.items()}
     return Target(sparsity, _within(limits, sparsity, config, settings), limits)
 
 
@@ -90,6 +92,9 @@ def _within(
     heads_each = config.dense_shape.heads // attention.units
     movable, thinned = (int((~stays).sum()) for stays in whole)
 
+    def take(resource: Resource) -> int:
+        return blocks_take(config, resource, settings.latencies)
+
     def price(neurons: int, resource: Resource = first) -> int:
         return ffn_price(neurons, config, settings, resource)
 
@@ -97,7 +102,7 @@ def _within(
         """Neurons that a resource leaves all FFNs to be pruned, in multiples, with `heads [L]`; below 0 if it
         does not even leave the heads."""
         spent = sum(
-            dearest_heads(int(count) * heads_each, config, resource, layer)
+            dearest_heads(int(count) * heads_each, config, resource, layer, settings.latencies)
             for layer, count in enumerate(heads)
         )
         spent += (config.depth - thinned) * price(ffn.units, resource)
@@ -129,12 +134,12 @@ def _within(
         tightest = min(limits, key=lambda resource: room(heads, resource))
         asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
         raise UserError(
-            f"{asked} would keep {max(0, limits[tightest]):,} of {blocks_take(config, tightest):,} "
+            f"{asked} would keep {max(0, limits[tightest]):,} of {take(tightest):,} "
             f"{NOUNS[tightest]} of the blocks, fewer than a model needs; choose a "
             f"{'lower sparsity' if tightest == first else 'larger share'}, or name fewer layers that stay "
             "whole"
         )
-    blocks, least_price = blocks_take(config, first), price(multiple)
+    blocks, least_price = take(first), price(multiple)
     if limits[first] > blocks - least_price:
         raise UserError(
             f"sparsity {sparsity:g} would leave the model intact: {blocks - limits[first]:,} of the blocks' "

@@ -201,7 +201,7 @@ class Sparsity(ByKind[Share]):
     """The sparsity asked for, and the one reached: of each kind's units, and of the blocks' parameters."""
 
     asked: Target
-    budget: NotRequired[Literal["parameters", "active-parameters", "flops", "units"]]
+    budget: NotRequired[Literal["parameters", "active-parameters", "flops", "latency", "units"]]
     parameters: NotRequired[Share]
     left: NotRequired[dict[str, Share]]
 

@@ -1,0 +1,88 @@
+"""Latencies of sublayers, measured on some device, as a resource that a budget can limit.
+
+A table has the seconds of attention with every number of key/value heads and of heads for each, and of FFNs
+of several widths, between which it is interpolated. `scripts/measure_latencies.py` measures one on the device
+at hand, which may be another than the one that prunes.
+"""
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pydantic
+
+from tyr_jax.errors import UserError, first_line
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.space import ATTENTION
+
+NANOSECONDS = 1e9
+
+Count = Annotated[int, pydantic.Field(ge=0)]
+Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+
+
+class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """A table of latencies: the `device`, the `tokens` of the sequence, `attention` as (heads, key/value
+    heads, seconds), and `ffn` as (width, seconds)."""
+
+    device: str
+    tokens: Count
+    attention: Annotated[tuple[tuple[Count, Count, Seconds], ...], pydantic.Field(min_length=1)]
+    ffn: Annotated[tuple[tuple[Count, Seconds], ...], pydantic.Field(min_length=1)]
+
+    def nanoseconds(self, kind: int, shape: LayerShape) -> int:
+        """Those of the sublayer of a kind, in a layer of this `shape`. More units never take less, as noise
+        may have it.
+
+        Raises:
+            UserError: attention of this shape was not measured.
+        """
+        return self._attention(shape) if kind == ATTENTION else self._ffn(shape.ffn)
+
+    def _attention(self, shape: LayerShape) -> int:
+        """Nanoseconds of attention."""
+        if not shape.heads:
+            return 0
+        if (shape.heads, shape.kv_heads) not in {(heads, groups) for heads, groups, _ in self.attention}:
+            raise UserError(
+                f"--latencies has no attention of {shape.heads} heads and {shape.kv_heads} key/value heads: "
+                "measure a table for this model"
+            )
+        smaller = [
+            seconds
+            for heads, groups, seconds in self.attention
+            if heads <= shape.heads and groups <= shape.kv_heads
+        ]
+        return round(max(smaller) * NANOSECONDS)
+
+    def _ffn(self, width: int) -> int:
+        """Nanoseconds of an FFN."""
+        widths, seconds = (np.array(column) for column in zip(*sorted(self.ffn), strict=True))
+        if width > widths[-1]:
+            raise UserError(
+                f"--latencies has no FFN of {width} neurons, only up to {widths[-1]}: measure a table for "
+                "this model"
+            )
+        each = np.maximum.accumulate(seconds)
+        return round(float(np.interp(width, widths, each)) * NANOSECONDS) if width else 0
+
+
+@functools.lru_cache(maxsize=8)
+def read_latencies(file: str) -> Latencies:
+    """The table in a JSON file.
+
+    Raises:
+        UserError: there is no such file, or it is no table.
+    """
+    if not file:
+        raise UserError(
+            "a budget of latency needs --latencies FILE, as scripts/measure_latencies.py writes it"
+        )
+    try:
+        return Latencies.model_validate_json(Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--latencies {file} is no table that can be read ({first_line(error)}); measure it again with "
+            "scripts/measure_latencies.py"
+        ) from error
