@@ -149,6 +149,7 @@ def test_budgets_of_units_are_met_exactly(run: Prune) -> None:
         assert units["ffn"]["kept"] == sum(summary[name]["kept"]["ffn"]) == 112
     blocks = summary["searched"]["size"]["block_parameters"]
     assert summary["sparsity"] == {
+        "left": {},
         "asked": 0.25,
         "budget": "units",
         "parameters": pytest.approx(1 - blocks / PARAMETERS),

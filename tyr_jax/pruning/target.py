@@ -9,8 +9,10 @@ kept.
 Axis letters: `L` layers, `E` levels.
 """
 
+import bisect
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -98,23 +100,12 @@ def _within(
     def price(neurons: int, resource: Resource = first) -> int:
         return ffn_price(neurons, config, settings, resource)
 
-    def room(heads: np.ndarray, resource: Resource) -> int:
-        """Neurons that a resource leaves all FFNs to be pruned, in multiples, with `heads [L]`; below 0 if it
-        does not even leave the heads."""
-        spent = sum(
-            dearest_heads(int(count) * heads_each, config, resource, layer, settings.latencies)
-            for layer, count in enumerate(heads)
-        )
-        spent += (config.depth - thinned) * price(ffn.units, resource)
-        one, two = price(multiple, resource), price(2 * multiple, resource)
-        left = limits[resource] - spent - thinned * (2 * one - two)
-        if two == one:
-            return thinned * ffn.units if left >= 0 else -1
-        return left // (two - one) * multiple
-
-    def neurons_left(heads: np.ndarray) -> int:
-        """Neurons that all FFNs to be pruned can keep if attention keeps `heads [L]`."""
-        return min(room(heads, resource) for resource in limits)
+    def widths_of(neurons: int) -> np.ndarray:
+        """Widths `[L]` if all FFNs to be pruned keep so many neurons together."""
+        widths = np.full(config.depth, ffn.units)
+        if thinned:
+            widths[~whole[FFN]] = uniform_split(ffn, thinned, neurons)
+        return widths
 
     def heads_of(total: int) -> np.ndarray:
         """Heads `[L]` if the layers that can lose some keep `total` of them."""
@@ -122,16 +113,29 @@ def _within(
         heads[~whole[ATTENTION]] = uniform_split(attention, movable, total) if movable else 0
         return heads
 
-    total = movable * attention.units
+    def broken(total: int, neurons: int) -> list[Resource]:
+        """The limits that do not hold with so many heads, whichever they are, and neurons."""
+
+        def spent(resource: Resource) -> int:
+            return sum(
+                dearest_heads(int(count) * heads_each, config, resource, layer, settings.latencies)
+                for layer, count in enumerate(heads_of(total))
+            ) + sum(price(int(width), resource) for width in widths_of(neurons))
+
+        return [resource for resource, limit in limits.items() if limit < spent(resource)]
+
+    def largest(count: int, breaks: Callable[[int], object]) -> int:
+        """The largest of 0 … `count` that does not break a limit, -1 if there is none."""
+        return bisect.bisect_left(range(count + 1), True, key=lambda number: bool(breaks(number))) - 1
+
     # An FFN whose output bias must stay keeps some neurons to carry it.
     floor = thinned * multiple if has_output_bias(config, "ffn") else 0
     least = max(floor, math.floor((1 - sparsity) / 2 * thinned * ffn.units / multiple) * multiple)
-    while total and neurons_left(heads_of(total)) < least:
-        total -= 1
-    heads = heads_of(total)
-    neurons, most = neurons_left(heads), thinned * (ffn.units // multiple) * multiple
+    total = max(0, largest(movable * attention.units, lambda total: broken(total, least)))
+    steps = largest(thinned * (ffn.units // multiple), lambda steps: broken(total, steps * multiple))
+    neurons = steps * multiple
     if neurons < floor or (total == 0 and neurons == 0):
-        tightest = min(limits, key=lambda resource: room(heads, resource))
+        tightest = next(iter(broken(total, max(floor, multiple))), first)
         asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
         raise UserError(
             f"{asked} would keep {max(0, limits[tightest]):,} of {take(tightest):,} "
@@ -146,7 +150,4 @@ def _within(
             f"{blocks:,} {NOUNS[first]} are to go, fewer than {multiple} neurons have; choose at least "
             f"{least_price / blocks:.2g}"
         )
-    kept = np.stack([heads, np.full(config.depth, ffn.units)])
-    if thinned:
-        kept[FFN, ~whole[FFN]] = uniform_split(ffn, thinned, min(neurons, most))
-    return kept
+    return np.stack([heads_of(total), widths_of(neurons)])

@@ -1,5 +1,6 @@
 """Rounds of supernet and search, each around the distribution that the last one found (Algorithm 4)."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -309,14 +310,26 @@ def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: 
     dense, settings = this.dense, this.run.settings
     if not settings.rounds.refit:
         return kept
-    multiple, counts = dense.kinds[space.FFN].multiple, []
-    for resource, left in spare.items():
-        price = functools.partial(
-            ffn_price, config=dense.model.config, settings=settings.pruning, resource=resource
+    multiple, config = dense.kinds[space.FFN].multiple, dense.model.config
+
+    def with_more(count: int) -> np.ndarray:
+        return surrogate.widened(kept, levels, this.sites, this.grid.kept, count, multiple)
+
+    def too_many(count: int) -> bool:
+        """Whether so many steps of neurons more take more than is spare of some resource."""
+        before, after = kept[space.FFN], with_more(count)[space.FFN]
+        return any(
+            sum(
+                ffn_price(int(units), config, settings.pruning, resource) * sign
+                for widths, sign in ((after, 1), (before, -1))
+                for units in widths
+            )
+            > left
+            for resource, left in spare.items()
         )
-        if each := price(2 * multiple) - price(multiple):
-            counts.append(left // each)
-    return surrogate.widened(kept, levels, this.sites, this.grid.kept, min(counts), multiple)
+
+    most = config.depth * dense.kinds[space.FFN].units // multiple
+    return with_more(bisect.bisect_left(range(most + 1), True, key=too_many) - 1)
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:
