@@ -165,6 +165,24 @@ def test_a_measured_problem_is_compared_and_drawn(
     assert "smooth" in (tmp_path / "curves.svg").read_text()
 
 
+def test_searches_are_compared_on_a_model(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    few = {"--passes": 32, "--sequence-length": 16, "--calibration-tokens": 128, "--search-tokens": 64}
+    few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
+    few |= {"--results": tmp_path / "kept.json"}
+    options = [word for pair in few.items() for word in pair]
+    options += ["--searches", "random", "descent", "--seeds", 0, 1]
+    _, start, *rows = table("compare_on_model.py", options)
+    assert start[0] == "the start"
+    assert {row[0] for row in rows} == {"random", "descent"}
+    assert all(0 < float(row[3].replace(",", "")) <= 32 * 64 for row in rows)
+    before = json.loads((tmp_path / "kept.json").read_text())
+    _, *again = table("compare_on_model.py", options)
+    assert again == [start, *rows]
+    assert json.loads((tmp_path / "kept.json").read_text()) == before
+
+
 def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six pairs, all of one sign: the exact probability is 2/64. Holm doubles the least of two."""
     monkeypatch.syspath_prepend(SCRIPTS)

@@ -1,0 +1,122 @@
+"""Compare searches on a model itself, at equal candidate-tokens. Rerun:
+
+  python scripts/compare_on_model.py --settings docs/measurements/comparison.json
+
+All searches choose from the same supernet and draw from the same text; what they find is scored on held-out
+text that none of them saw. With --settings, each search has the settings that it chose on synthetic problems
+in the record of `compare_searches.py`. Searches that have been run are kept in --results and not run again.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from compare_searches import SETTINGS, Options, configured
+from markdown_table import print_header, print_row
+from world import OnSupernet, World, make_world
+
+from tyr_jax import space
+from tyr_jax.cli import command
+from tyr_jax.files import write_json
+from tyr_jax.search import loop
+from tyr_jax.search.contract import SLOPE_COST, Search
+from tyr_jax.search.registry import SEARCHES
+from tyr_jax.workspace.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(OnSupernet):
+    """What to compare."""
+
+    sparsity: float = 0.5
+    """Target, in units of each kind."""
+    searches: tuple[str, ...] = tuple(SETTINGS)
+    """Searches to run."""
+    settings: Path | None = None
+    """Record of `compare_searches.py`; without one, each search has the first of its settings."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each search."""
+    passes: int = 48
+    """Budget of a run, in candidate-tokens per token of the search text."""
+    sequence_length: int = 128
+    """Tokens of a sequence."""
+    search_tokens: int = 2048
+    """Tokens of the search text."""
+    held_out_tokens: int = 4096
+    """Tokens of the held-out text."""
+    results: Path = Path("runs/compare_on_model.json")
+    """File of the results."""
+
+
+def chosen(asked: Comparison) -> dict[str, Options]:
+    """The settings of each search."""
+    if asked.settings is None:
+        return {name: SETTINGS[name][0] for name in asked.searches}
+    written = json.loads(asked.settings.read_text())["results"]["settings"]
+    return {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        for name, options in written.items()
+    }
+
+
+def run(world: World, search: Search, seed: int, progress: Progress) -> dict[str, Any]:
+    """What a search finds: its objective on held-out text, the candidate-tokens spent, and the seconds."""
+    choice, began = world.space(), time.monotonic()
+    start = space.centre_distribution(world.grid)
+    length, spent = choice.length, 0
+    total = search.candidate_tokens(choice)
+    with progress.stage(f"{search.name}, seed {seed}", total, "candidate-tokens") as stage:
+
+        def spend(tokens: int) -> None:
+            nonlocal spent
+            spent += tokens
+            stage.advance(tokens)
+
+        def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+            values = world.score(candidates, sequences)
+            spend(len(candidates) * len(sequences) * length)
+            return values
+
+        def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+            values = world.slopes(levels, sequences)
+            spend(SLOPE_COST * len(sequences) * length)
+            return values
+
+        begun = loop.begin(search, jax.random.key(seed), start, choice)
+        found = loop.run(search, begun, choice, score, slopes=slopes)
+    seconds = time.monotonic() - began
+    return {"objective": float(world.judge(found[None])[0]), "tokens": spent, "seconds": seconds}
+
+
+def main(asked: Comparison) -> None:
+    """Run what is missing, then print a row per search."""
+    kept = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
+    settings, world = chosen(asked), make_world(asked, asked.sparsity)
+    start = float(world.judge(space.centre_distribution(world.grid)[None])[0])
+    budget = asked.passes * world.pool.tokens.size
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        for seed in asked.seeds:
+            for name in asked.searches:
+                search = configured(SEARCHES[name], settings[name], world.space(), budget)
+                if (key := f"{name}, seed {seed}") not in kept:
+                    kept[key] = run(world, search, seed, progress)
+                    write_json(asked.results, kept)
+    print_header("search", "held-out KL, median", "by seed", "candidate-tokens", "minutes")
+    print_row("the start", f"{start:.4f}", "", 0, "")
+    each = {name: [kept[f"{name}, seed {seed}"] for seed in asked.seeds] for name in asked.searches}
+    for name in sorted(each, key=lambda name: statistics.median(run["objective"] for run in each[name])):
+        values = [run["objective"] for run in each[name]]
+        cells = f"{statistics.median(values):.4f}", " / ".join(f"{value:.4f}" for value in values)
+        tokens = statistics.median(run["tokens"] for run in each[name])
+        minutes = statistics.median(run["seconds"] for run in each[name]) / 60
+        print_row(name, *cells, f"{tokens:,.0f}", f"{minutes:.1f}")
+
+
+if __name__ == "__main__":
+    command.execute(main, Comparison, None, prog="python scripts/compare_on_model.py", description=__doc__)
