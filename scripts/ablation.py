@@ -1,7 +1,9 @@
 """How much single choices of local pruning matter: uniform pruning with each of them, over several seeds.
 
-The variants are the modes of error accumulation (paper, Table 4), other saliencies, and another damping. For
-each, the script builds a nine-level supernet and measures its centre, the uniform distribution. Rerun:
+The variants are the modes of error accumulation (paper, Table 4), the saliency without one of its terms or
+with others, removal in one step for each level (paper, Table 6), another damping, and rivals of the local
+pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its centre, the
+uniform distribution. Rerun:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """
@@ -23,7 +25,10 @@ from tyr_jax.evaluation import quality
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.options import as_json
+from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.keep import Keep
+from tyr_jax.pruning.osscar import OSSCAR
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
@@ -33,8 +38,16 @@ from tyr_jax.workspace.progress import Progress
 VARIANTS: dict[str, dict[str, Any]] = {
     **{mode: {"accumulation": mode} for mode in ACCUMULATIONS},
     "paper's saliency": {"saliency": PAPER_SALIENCY},
+    "without the second-order term": {"saliency": TaylorSaliency("abs", "none")},
+    "without the first-order term": {"saliency": TaylorSaliency("none", "channel")},
     "signed saliency": {"saliency": TaylorSaliency("signed", "block")},
+    "joint second-order term (ZipLM)": {"saliency": TaylorSaliency("none", "block")},
+    "a level at a time": {"neuron_chunk": 10**6},
     "mean damping": {"damping_scale": "mean"},
+    "OSSCAR": {"pruner": OSSCAR()},
+    "magnitude, dense rows": {"saliency": Magnitude(), "pruner": Keep()},
+    "Wanda-sp, dense rows": {"saliency": WandaSP(), "pruner": Keep()},
+    "optimal brain damage, dense rows": {"saliency": BrainDamage(), "pruner": Keep()},
 }
 """Changes of each variant to the preset's local pruning."""
 

@@ -118,10 +118,14 @@ def test_a_further_limit_takes_heads_from_the_uniform_model() -> None:
     ],
 )
 def test_a_limit_that_is_none(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        pruning = PruningSettings(**options, keep_heads=(0,))
+    pruning = PruningSettings(**options, keep_heads=(0,))
+
+    def target() -> None:
         assert pruning.resources
         target_of(SMOLLM2, pruning, 0.5)
+
+    with pytest.raises(UserError, match=message):
+        target()
 
 
 def test_a_budget_of_parameters_serves_all_levels() -> None:
