@@ -25,9 +25,9 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels, relaxed
 
 
@@ -36,17 +36,20 @@ class Probed(Incumbent):
     """The best so far; the solution to score beside it, `solution [2, L]`, in the second stage."""
 
     solution: jax.Array
-    probing: bool = flax.struct.field(pytree_node=False)
 
 
-class Additive(Search):
+@dataclasses.dataclass(frozen=True)
+class Additive(Improving):
     """Base of the searches that solve an additive model."""
 
-    traceable: ClassVar[bool] = True
-
-    reach: int
-    probe_tokens: int
-    score_tokens: int
+    generations: int = 4
+    """Times that all sites are probed in a round."""
+    reach: int = 2
+    """Levels that a site is moved at most, by itself and in a solution."""
+    probe_tokens: int = 1024
+    """Tokens that probes are scored on."""
+    score_tokens: int = 8192
+    """Tokens that a solution is scored on, beside the levels before."""
 
     def check(self) -> None:
         """Refuse a reach of nothing."""
@@ -64,7 +67,7 @@ class Additive(Search):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Probed:
         """At the start."""
         plain = Incumbent.at(key, start, space)
-        return Probed(**vars(plain), solution=plain.levels, probing=True)
+        return Probed(**vars(plain), solution=plain.levels)
 
     def offsets(self, space: SearchSpace) -> np.ndarray:
         """The level steps `[W]` that are probed at each site."""
@@ -74,16 +77,12 @@ class Additive(Search):
 
     def ask(self, state: Probed) -> Query:
         """The present levels, and every site alone moved by every step; or these levels and the solution."""
-        if not self.solving(state):
+        if state.stage == 0:
             text = drawn_text(state.draw, state.space, self.probe_tokens)
             moved = state.levels + self.single_steps(state)
             return Query(jnp.concatenate([state.levels[None], moved]), text, "probe")
         text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
         return Query(jnp.stack([state.levels, state.solution]), text)
-
-    def solving(self, state: Probed) -> bool:
-        """Whether the solution is to be scored next."""
-        return not state.probing
 
     def single_steps(self, state: Probed) -> jax.Array:
         """Every site alone moved by every step, `[W·2·L, 2, L]`; zero where there is no such level."""
@@ -97,8 +96,8 @@ class Additive(Search):
 
     def tell(self, state: Probed, candidates: jax.Array, fitness: jax.Array) -> Probed:
         """The solution of what was probed; or the better of it and the levels before."""
-        if self.solving(state):
-            return state.after(candidates, fitness).replace(probing=True)  # type: ignore[attr-defined]
+        if state.stage == 1:
+            return state.after(candidates, fitness)
         values = jnp.asarray(fitness, jnp.float32)
         exists, levels = jnp.asarray(state.space.exists), state.levels
         offsets = self.offsets(state.space)
@@ -107,17 +106,7 @@ class Additive(Search):
         for offset, change in zip(offsets, changes, strict=True):
             here = jnp.arange(exists.shape[-1]) == (levels + offset)[..., None]
             cost = jnp.where(here & exists & jnp.isfinite(change)[..., None], change[..., None], cost)
-        return state.replace(solution=self.solve(cost, state), probing=False)  # type: ignore[attr-defined]
-
-    def record(self, state: Probed) -> dict[str, float] | None:
-        """After the second stage: the fitness of the better one."""
-        if not state.probing:
-            return None
-        return {"generation": int(state.generation), "objective": float(state.fitness)}
-
-    def best(self, state: Probed) -> jax.Array:
-        """The best so far."""
-        return state.levels
+        return state.replace(solution=self.solve(cost, state), stage=1)  # type: ignore[attr-defined]
 
 
 def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
@@ -140,15 +129,6 @@ class DynamicProgramme(Additive):
 
     name: ClassVar[str] = "additive"
 
-    generations: int = 4
-    """Times that all sites are probed in a round."""
-    reach: int = 2
-    """Levels that a site is moved at most, by itself and in a solution."""
-    probe_tokens: int = 1024
-    """Tokens that probes are scored on."""
-    score_tokens: int = 8192
-    """Tokens that a solution is scored on, beside the levels before."""
-
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
         """The exact solution, found on the host."""
         result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
@@ -161,15 +141,6 @@ class Lagrangian(Additive):
     """The additive model, solved by Lagrangian relaxation."""
 
     name: ClassVar[str] = "lagrangian"
-
-    generations: int = 4
-    """Times that all sites are probed in a round."""
-    reach: int = 2
-    """Levels that a site is moved at most, by itself and in a solution."""
-    probe_tokens: int = 1024
-    """Tokens that probes are scored on."""
-    score_tokens: int = 8192
-    """Tokens that a solution is scored on, beside the levels before."""
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
         """The relaxed solution, moved back onto the budget."""

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, mutate
 
 
@@ -29,11 +29,10 @@ class Chains(Incumbent):
 
 
 @dataclasses.dataclass(frozen=True)
-class Annealing(Search):
+class Annealing(Improving):
     """Simulated annealing: a worse neighbour is accepted with a probability that falls."""
 
     name: ClassVar[str] = "annealing"
-    traceable: ClassVar[bool] = True
 
     generations: int = 100
     """Steps of each chain in a round."""
@@ -77,7 +76,3 @@ class Annealing(Search):
         goes = (then <= now) | (jnp.isfinite(then) & (now - then > luck * temperature))
         chains = jnp.where(goes[:, None, None], at[1], at[0])
         return state.after(candidates, fitness).replace(chains=chains)  # type: ignore[attr-defined]
-
-    def best(self, state: Chains) -> jax.Array:
-        """The best of the last generation: its temperature is low."""
-        return state.levels

@@ -14,17 +14,16 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from tyr_jax.search.contract import Query, Search, SearchSpace
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.contract import Query, SearchSpace
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks(Search):
+class Blocks(Improving):
     """The sparsest level for the layers of least influence, the densest for the others."""
 
     name: ClassVar[str] = "blocks"
-    traceable: ClassVar[bool] = True
 
     generations: int = 1
     """Times that the one distribution is scored."""
@@ -43,11 +42,3 @@ class Blocks(Search):
     def ask(self, state: Incumbent) -> Query:
         """The distribution, on one sequence."""
         return Query(state.levels[None], jnp.zeros(1, int))
-
-    def tell(self, state: Incumbent, candidates: jax.Array, fitness: jax.Array) -> Incumbent:
-        """Note its fitness."""
-        return state.after(candidates, fitness)
-
-    def best(self, state: Incumbent) -> jax.Array:
-        """The distribution."""
-        return state.levels

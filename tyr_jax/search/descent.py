@@ -17,9 +17,9 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Query, Search, SearchSpace, Sites
+from tyr_jax.search.contract import Query, SearchSpace, Sites
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels
 
 
@@ -28,15 +28,13 @@ class Proposed(Incumbent):
     """The best so far, and what is proposed to replace it, `proposals [Q, 2, L]`."""
 
     proposals: jax.Array
-    sloping: bool = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent(Search):
+class Descent(Improving):
     """Descent along the objective's slopes, one level at a time."""
 
     name: ClassVar[str] = "descent"
-    traceable: ClassVar[bool] = True
 
     generations: int = 20
     """Steps of a round."""
@@ -64,11 +62,11 @@ class Descent(Search):
             found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
             plain = plain.replace(levels=found)  # type: ignore[attr-defined]
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
-        return Proposed(**vars(plain), proposals=proposals, sloping=True)
+        return Proposed(**vars(plain), proposals=proposals)
 
     def ask(self, state: Proposed) -> Query:
         """Slopes at the present levels; or scores of these and of the proposals."""
-        if state.sloping:
+        if state.stage == 0:
             text = drawn_text(state.draw, state.space, self.slope_tokens)
             return Query(state.levels[None], text, "slopes")
         text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
@@ -76,22 +74,12 @@ class Descent(Search):
 
     def tell(self, state: Proposed, candidates: jax.Array, fitness: jax.Array) -> Proposed:
         """Proposals from the slopes; or the best of them and the levels before."""
-        if not state.sloping:
-            return state.after(candidates, fitness).replace(sloping=True)  # type: ignore[attr-defined]
+        if state.stage == 1:
+            return state.after(candidates, fitness)
         slopes, known = jnp.asarray(fitness, jnp.float32)[0], (state.space.sites, state.space.budget)
         reach = jnp.int32(self.reach)
         found = on_host(proposals, state.proposals.shape, slopes, *known, state.levels, reach)
-        return state.replace(proposals=found, sloping=False)  # type: ignore[attr-defined]
-
-    def record(self, state: Proposed) -> dict[str, float] | None:
-        """After the second stage: the fitness of the best."""
-        if not state.sloping:
-            return None
-        return {"generation": int(state.generation), "objective": float(state.fitness)}
-
-    def best(self, state: Proposed) -> jax.Array:
-        """The best so far."""
-        return state.levels
+        return state.replace(proposals=found, stage=1)  # type: ignore[attr-defined]
 
 
 def on_host(function: object, shape: tuple[int, ...], *arguments: object) -> jax.Array:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, repaired
 
 
@@ -29,11 +29,10 @@ class Marginals(Incumbent):
 
 
 @dataclasses.dataclass(frozen=True)
-class Distribution(Search):
+class Distribution(Improving):
     """Estimation of distribution with independent sites."""
 
     name: ClassVar[str] = "distribution"
-    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Generations of a round."""
@@ -71,13 +70,14 @@ class Distribution(Search):
         return raised / raised.sum(axis=-1, keepdims=True)
 
     def ask(self, state: Marginals) -> Query:
-        """The best so far and samples, moved back onto the budget over the most probable levels."""
+        """The best so far and samples. With Gumbel noise on the logarithms, the largest is a sample; a sample
+        that breaks the budget moves on to the next largest."""
         exists, budget = jnp.asarray(state.space.exists), state.space.budget
         logits = jnp.log(jnp.maximum(state.chance, 1e-30))
-        cost = jnp.where(exists, -logits, 0)
 
         def sample(key: jax.Array) -> jax.Array:
-            drawn = jax.random.categorical(key, jnp.where(exists, logits, -jnp.inf))
+            cost = jnp.where(exists, -logits - jax.random.gumbel(key, exists.shape), 0)
+            drawn = jnp.argmin(jnp.where(exists, cost, jnp.inf), axis=-1)
             return repaired(cost, drawn, exists, budget, state.levels)
 
         samples = jax.vmap(sample)(jax.random.split(state.draw, self.samples))
@@ -95,7 +95,3 @@ class Distribution(Search):
         moved = jnp.where(counted.any(), state.chance + self.learning * (seen - state.chance), state.chance)
         chance = self.bounded(moved, exists)
         return state.after(candidates, fitness).replace(chance=chance)  # type: ignore[attr-defined]
-
-    def best(self, state: Marginals) -> jax.Array:
-        """The best so far."""
-        return state.levels

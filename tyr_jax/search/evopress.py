@@ -18,27 +18,25 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text, neighbours, scattered
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
 @flax.struct.dataclass
 class Selection(Incumbent):
-    """An incumbent, and the offspring that remain before the present `stage`, `pool [P, 2, L]`."""
+    """An incumbent, and the offspring that remain before the present stage, `pool [P, 2, L]`."""
 
     pool: jax.Array
-    stage: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvoPress(Search):
+class EvoPress(Improving):
     """(1 + λ) evolution: stage i scores the offspring that remain on `stage_tokens[i]` of new text, and keeps
     `survivors[i]`."""
 
     name: ClassVar[str] = "evopress"
-    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Generations of a round. The first has random candidates in place of offspring."""
@@ -68,7 +66,7 @@ class EvoPress(Search):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Selection:
         """A search whose first parent is the start, unless a random candidate is better."""
         plain = Incumbent.at(key, start, space)
-        return Selection(**vars(plain), pool=plain.levels[None], stage=0)
+        return Selection(**vars(plain), pool=plain.levels[None])
 
     def ask(self, state: Selection) -> Query:
         """The offspring that remain, on new text; in the last stage, with the parent before them."""
@@ -87,17 +85,7 @@ class EvoPress(Search):
         """The next stage, with the best offspring; or the next generation, with the best of all."""
         if state.stage + 1 == len(self.survivors):
             ended = state.after(candidates, fitness)
-            return ended.replace(stage=0, pool=ended.levels[None])  # type: ignore[attr-defined]
+            return ended.replace(pool=ended.levels[None])  # type: ignore[attr-defined]
         left = jnp.argsort(jnp.asarray(fitness))[: self.survivors[state.stage]]
         pool = jnp.asarray(candidates, jnp.int32)[left]
         return state.replace(stage=state.stage + 1, pool=pool)  # type: ignore[attr-defined]
-
-    def record(self, state: Selection) -> dict[str, float] | None:
-        """At the end of a generation: the fitness of its winner."""
-        if state.stage:
-            return None
-        return {"generation": int(state.generation), "objective": float(state.fitness)}
-
-    def best(self, state: Selection) -> jax.Array:
-        """The parent."""
-        return state.levels

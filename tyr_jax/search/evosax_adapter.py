@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import UserError, require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent, best_of
+from tyr_jax.search.incumbent import Improving, Incumbent, best_of
 from tyr_jax.space import Levels, relaxed
 
 
@@ -33,11 +33,10 @@ class Strategy(Incumbent):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evosax(Search):
+class Evosax(Improving):
     """An algorithm of evosax by the name of its class, such as CMA_ES, SNES or DifferentialEvolution."""
 
     name: ClassVar[str] = "evosax"
-    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Generations of a round."""
@@ -105,10 +104,6 @@ class Evosax(Search):
         return state.replace(  # type: ignore[attr-defined]
             generation=state.generation + 1, levels=levels, fitness=value, inner=inner
         )
-
-    def best(self, state: Strategy) -> jax.Array:
-        """The best so far."""
-        return state.levels
 
 
 @functools.cache

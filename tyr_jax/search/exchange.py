@@ -15,18 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
-from tyr_jax.space import Levels, allowed, picked
+from tyr_jax.search.incumbent import Improving, Incumbent
+from tyr_jax.space import allowed, picked
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange(Search):
+class Exchange(Improving):
     """The best single swap of a batch, again and again."""
 
     name: ClassVar[str] = "exchange"
-    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Batches of a round."""
@@ -38,10 +37,6 @@ class Exchange(Search):
     def check(self) -> None:
         """Refuse an empty batch."""
         require(self.swaps >= 1, "--swaps", self.swaps, "at least 1")
-
-    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Incumbent:
-        """At the start."""
-        return Incumbent.at(key, start, space)
 
     def ask(self, state: Incumbent) -> Query:
         """The present levels and the next swaps of them. A swap that the budget or the levels forbid leaves
@@ -55,14 +50,6 @@ class Exchange(Search):
         swapped = jax.vmap(lambda up, down: swap(state.levels, up, down, state.space))(up, down)
         text = drawn_text(state.draw, state.space, self.score_tokens)
         return Query(jnp.concatenate([state.levels[None], swapped]), text)
-
-    def tell(self, state: Incumbent, candidates: jax.Array, fitness: jax.Array) -> Incumbent:
-        """Make the best swap, if it helps."""
-        return state.after(candidates, fitness)
-
-    def best(self, state: Incumbent) -> jax.Array:
-        """The present levels."""
-        return state.levels
 
 
 def swap(levels: jax.Array, up: jax.Array, down: jax.Array, space: SearchSpace) -> jax.Array:

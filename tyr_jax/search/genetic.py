@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import SEQUENCE_DRAW, drawn_text, neighbours
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, mutate, repaired
 
 
@@ -28,11 +28,10 @@ class Population(Incumbent):
 
 
 @dataclasses.dataclass(frozen=True)
-class Genetic(Search):
+class Genetic(Improving):
     """(μ + λ) evolution with uniform crossover. Parents are scored again with each generation."""
 
     name: ClassVar[str] = "genetic"
-    traceable: ClassVar[bool] = True
 
     generations: int = 50
     """Generations of a round."""
@@ -85,7 +84,3 @@ class Genetic(Search):
         order = jnp.argsort(jnp.asarray(fitness))[: self.parents]
         parents = jnp.asarray(candidates, jnp.int32)[order]
         return state.after(candidates, fitness).replace(parents=parents)  # type: ignore[attr-defined]
-
-    def best(self, state: Population) -> jax.Array:
-        """The best parent."""
-        return state.levels

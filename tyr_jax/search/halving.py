@@ -16,28 +16,26 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_order, neighbours
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
 @flax.struct.dataclass
 class Bracket(Incumbent):
-    """The best so far, the candidates that remain before the present `rung`, `pool [P, 2, L]`, and the `sums
-    [P]` of their fitness over the sequences so far."""
+    """The best so far, the candidates that remain before the present stage, which is a rung, `pool
+    [P, 2, L]`, and the `sums [P]` of their fitness over the sequences so far."""
 
     pool: jax.Array
     sums: jax.Array
-    rung: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Halving(Search):
+class Halving(Improving):
     """Brackets of successive halving around the best so far."""
 
     name: ClassVar[str] = "halving"
-    traceable: ClassVar[bool] = True
 
     generations: int = 20
     """Brackets of a round."""
@@ -71,13 +69,13 @@ class Halving(Search):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Bracket:
         """Before the first bracket."""
         plain = Incumbent.at(key, start, space)
-        return Bracket(**vars(plain), pool=plain.levels[None], sums=jnp.zeros(1), rung=0)
+        return Bracket(**vars(plain), pool=plain.levels[None], sums=jnp.zeros(1))
 
     def ask(self, state: Bracket) -> Query:
         """The candidates that remain, on the text that the rung adds."""
-        start, end = ([0, *self.ends(state.space)][state.rung + at] for at in (0, 1))
+        start, end = ([0, *self.ends(state.space)][state.stage + at] for at in (0, 1))
         text = drawn_order(state.draw, state.space)[start:end]
-        if state.rung:
+        if state.stage:
             return Query(state.pool, text)
         mutants = neighbours(state.draw, state.levels, state.space, self.candidates - 1, self.max_shifts)
         return Query(jnp.concatenate([state.levels[None], mutants]), text)
@@ -85,21 +83,11 @@ class Halving(Search):
     def tell(self, state: Bracket, candidates: jax.Array, fitness: jax.Array) -> Bracket:
         """The next rung with the better half; or the next bracket around the best."""
         ends = [0, *self.ends(state.space)]
-        added = ends[state.rung + 1] - ends[state.rung]
-        sums = added * jnp.asarray(fitness, jnp.float32) + (state.sums if state.rung else 0)
-        if state.rung + 1 == self.stages(state.space):
+        added = ends[state.stage + 1] - ends[state.stage]
+        sums = added * jnp.asarray(fitness, jnp.float32) + (state.sums if state.stage else 0)
+        if state.stage + 1 == self.stages(state.space):
             ended = state.after(candidates, sums / ends[-1])
-            return ended.replace(rung=0, pool=ended.levels[None], sums=jnp.zeros(1))  # type: ignore[attr-defined]
+            return ended.replace(pool=ended.levels[None], sums=jnp.zeros(1))  # type: ignore[attr-defined]
         left = jnp.argsort(sums)[: max(1, len(sums) // 2)]
         pool = jnp.asarray(candidates, jnp.int32)[left]
-        return state.replace(rung=state.rung + 1, pool=pool, sums=sums[left])  # type: ignore[attr-defined]
-
-    def record(self, state: Bracket) -> dict[str, float] | None:
-        """At the end of a bracket: the fitness of its winner."""
-        if state.rung:
-            return None
-        return {"generation": int(state.generation), "objective": float(state.fitness)}
-
-    def best(self, state: Bracket) -> jax.Array:
-        """The best so far."""
-        return state.levels
+        return state.replace(stage=state.stage + 1, pool=pool, sums=sums[left])  # type: ignore[attr-defined]

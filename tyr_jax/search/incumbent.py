@@ -6,31 +6,34 @@ the same text as its rivals.
 Axis letters: `C` candidates, `L` layers.
 """
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.contract import Search, SearchSpace
 from tyr_jax.space import Levels
 
 
 @flax.struct.dataclass
 class Incumbent:
     """Key; what may be chosen, `space`; finished generations; the best levels so far, `levels [2, L]`, and
-    their `fitness` in the last generation."""
+    their `fitness` in the last generation; and the `stage` of the present one, which is static, because every
+    stage has shapes of its own."""
 
     key: jax.Array
     space: SearchSpace
     generation: jax.Array
     levels: jax.Array
     fitness: jax.Array
+    stage: int = flax.struct.field(pytree_node=False)
 
     @classmethod
     def at(cls, key: jax.Array, start: Levels, space: SearchSpace) -> Self:
         """Before the first generation."""
-        return cls(key, space, jnp.int32(0), jnp.asarray(start, jnp.int32), jnp.float32(jnp.inf))
+        return cls(key, space, jnp.int32(0), jnp.asarray(start, jnp.int32), jnp.float32(jnp.inf), 0)
 
     @property
     def draw(self) -> jax.Array:
@@ -38,9 +41,35 @@ class Incumbent:
         return jax.random.fold_in(self.key, self.generation)
 
     def after(self, candidates: jax.Array, fitness: jax.Array) -> Self:
-        """After a generation: the best of `candidates [C, 2, L]`, of which the first is the incumbent."""
+        """After a generation: the best of `candidates [C, 2, L]`, the first of equals."""
         levels, value = best_of(candidates, fitness)
-        return self.replace(generation=self.generation + 1, levels=levels, fitness=value)  # type: ignore[attr-defined]
+        return self.replace(  # type: ignore[attr-defined]
+            generation=self.generation + 1, levels=levels, fitness=value, stage=0
+        )
+
+
+class Improving(Search):
+    """Base of the searches whose state is an incumbent."""
+
+    traceable: ClassVar[bool] = True
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Any:
+        """The start is the best so far."""
+        return Incumbent.at(key, start, space)
+
+    def tell(self, state: Any, candidates: jax.Array, fitness: jax.Array) -> Any:
+        """The best of all."""
+        return state.after(candidates, fitness)
+
+    def best(self, state: Any) -> jax.Array:
+        """The best so far."""
+        return state.levels
+
+    def record(self, state: Any) -> Mapping[str, float] | None:
+        """At the end of a generation: its number, and the fitness of the best."""
+        if state.stage:
+            return None
+        return {"generation": int(state.generation), "objective": float(state.fitness)}
 
 
 def best_of(candidates: jax.Array, fitness: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Incumbent
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
 
@@ -33,15 +33,13 @@ class Relaxed(Incumbent):
     logits: jax.Array
     moments: optax.OptState
     rounded: jax.Array
-    sloping: bool = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Relaxation(Search):
+class Relaxation(Improving):
     """Gradient descent on the probabilities of levels."""
 
     name: ClassVar[str] = "relaxation"
-    traceable: ClassVar[bool] = True
 
     generations: int = 40
     """Steps of a round."""
@@ -67,11 +65,11 @@ class Relaxation(Search):
         plain, levels = Incumbent.at(key, start, space), space.exists.shape[-1]
         logits = -self.confidence * jnp.abs(jnp.arange(levels) - plain.levels[..., None]).astype(float)
         moments = optax.adam(self.rate).init(logits)
-        return Relaxed(**vars(plain), logits=logits, moments=moments, rounded=plain.levels, sloping=True)
+        return Relaxed(**vars(plain), logits=logits, moments=moments, rounded=plain.levels)
 
     def ask(self, state: Relaxed) -> Query:
         """Slopes at the rounded levels; or scores of the best so far and of these."""
-        if state.sloping:
+        if state.stage == 0:
             text = drawn_text(state.draw, state.space, self.slope_tokens)
             return Query(state.rounded[None], text, "slopes")
         text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
@@ -79,8 +77,8 @@ class Relaxation(Search):
 
     def tell(self, state: Relaxed, candidates: jax.Array, fitness: jax.Array) -> Relaxed:
         """A step of the logits along the slopes, and its rounding; or the better of the two."""
-        if not state.sloping:
-            return state.after(candidates, fitness).replace(sloping=True)  # type: ignore[attr-defined]
+        if state.stage == 1:
+            return state.after(candidates, fitness)
         slopes, exists = jnp.asarray(fitness, jnp.float32)[0].mean(axis=0), jnp.asarray(state.space.exists)
 
         def chances(logits: jax.Array) -> jax.Array:
@@ -93,14 +91,4 @@ class Relaxation(Search):
         logits = optax.apply_updates(state.logits, updates)
         cost = jnp.where(exists, -jnp.log(jnp.maximum(chances(logits), 1e-30)), 0)
         rounded = relaxed(cost, exists, state.space.budget, state.levels)
-        return state.replace(logits=logits, moments=moments, rounded=rounded, sloping=False)  # type: ignore[attr-defined]
-
-    def record(self, state: Relaxed) -> dict[str, float] | None:
-        """After the second stage: the fitness of the better one."""
-        if not state.sloping:
-            return None
-        return {"generation": int(state.generation), "objective": float(state.fitness)}
-
-    def best(self, state: Relaxed) -> jax.Array:
-        """The best so far."""
-        return state.levels
+        return state.replace(logits=logits, moments=moments, rounded=rounded, stage=1)  # type: ignore[attr-defined]
