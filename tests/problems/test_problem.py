@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.problems import Problem, load_problem, save_problem, stack_problems, synthetic_problem
+from tyr_jax.problems import (
+    Problem,
+    load_problem,
+    problem_names,
+    save_problem,
+    stack_problems,
+    synthetic_problem,
+)
 from tyr_jax.search.contract import Query
+from tyr_jax.search.device import search_on_device
+from tyr_jax.search.evolution import Evolution
 from tyr_jax.space import values_at
 
 SMALL: dict[str, Any] = {"depth": 3, "levels": 5, "sequences": 4, "length": 8, "shifts": 6}
@@ -116,3 +125,23 @@ def test_problems_of_different_shape_do_not_run_side_by_side() -> None:
 def test_a_knob_out_of_range_is_refused(knob: str, value: float) -> None:
     with pytest.raises(UserError, match=knob):
         synthetic_problem(**SMALL | {knob: value})
+
+
+@pytest.mark.parametrize("name", problem_names())
+def test_the_problems_of_the_package(name: str) -> None:
+    problem, datasheet = load_problem(name)
+    start = np.asarray(problem.start)
+    assert problem.space.budget.allows(start)
+    assert values_at(np.asarray(problem.space.exists), start).all()
+    # The tables give the start, which was scored as well, about the objective that it had.
+    measured = datasheet["held-out objective of the start"]
+    assert float(problem.held_out(start)) == pytest.approx(measured, rel=0.1)
+    assert datasheet["candidates scored"] >= 1000
+    assert datasheet["errors"]["search rank correlation"] > 0.5
+    search = Evolution(10, 32, (4, 1), (256, 1024))
+    found = search_on_device(search, jax.random.key(0), problem).levels[-1]
+    assert float(problem.held_out(found)) < float(problem.held_out(start))
+
+
+def test_there_is_a_problem_of_a_real_model() -> None:
+    assert "smollm2-50" in problem_names()
