@@ -136,7 +136,33 @@ def fewer_tokens() -> float:
     return number(paper[-1]["candidate-tokens"]) / number(first["candidate-tokens"])
 
 
-VIEWS: dict[str, Callable[[], str]] = {"headline": headline, "speed": speed}
+def searches_by_problem() -> str:
+    """What every search leaves of the excess on every group of problems, the best by its mean over groups
+    first. Those that do not differ from the best of a group are bold."""
+    record = read_record("comparison")
+    (table,) = record["tables"]
+    groups = list(dict.fromkeys(row[0] for row in table[1:]))
+    cells: dict[str, list[str]] = {}
+    left: dict[str, float] = {}
+    for group in groups:
+        for row in rows_of(table, group):
+            name, median = row["search"], row["excess left, median"]
+            same = number(row["p against the best"]) > SIGNIFICANT
+            cells.setdefault(name, []).append(f"**{median}**" if same else median)
+            left[name] = left.get(name, 0.0) + number(median.removesuffix("%"))
+    rows = [[f"`{name}`", *cells[name]] for name in sorted(cells, key=left.__getitem__)]
+    return "\n\n".join([markdown([["search", *groups], *rows]), origin(record)])
+
+
+SIGNIFICANT = 0.05
+"""Searches with a larger probability of being equal to the best one count as equally good."""
+
+
+VIEWS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "speed": speed,
+    "searches-by-problem": searches_by_problem,
+}
 """Tables that combine figures from records, by name."""
 
 

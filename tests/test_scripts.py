@@ -183,6 +183,24 @@ def test_searches_are_compared_on_a_model(
     assert json.loads((tmp_path / "kept.json").read_text()) == before
 
 
+def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best by its mean first; bold where a search does not differ from the best of a group."""
+    header = ["problems", "search", "excess left, median", "quartiles", "p against the best", "s per run"]
+    figures = [("smooth", "one", "5.00%", "1.000"), ("smooth", "two", "7.00%", "0.200")]
+    figures += [("noisy", "two", "1.00%", "1.000"), ("noisy", "one", "9.00%", "0.010")]
+    rows = [[group, name, left, "", chance, ""] for group, name, left, chance in figures]
+    facts = {"command": "c", "commit": "d", "date": "e", "machine": "f", "minutes": 0.0, "results": {}}
+    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
+    view = pages["searches_by_problem"]
+    monkeypatch.setitem(view.__globals__, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
+    assert view().splitlines()[:4] == [
+        "| search | smooth | noisy |",
+        "|---|---|---|",
+        "| `two` | **7.00%** | **1.00%** |",
+        "| `one` | **5.00%** | 9.00% |",
+    ]
+
+
 def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six pairs, all of one sign: the exact probability is 2/64. Holm doubles the least of two."""
     monkeypatch.syspath_prepend(SCRIPTS)
