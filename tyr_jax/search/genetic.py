@@ -70,14 +70,14 @@ class Genetic(Improving):
 
     def child(self, key: jax.Array, state: Population) -> jax.Array:
         """A child `[2, L]` of two parents, or of one."""
-        draws = jax.random.split(key, 4)
+        draws = jax.random.split(key, 5)
         one, other = state.parents[jax.random.randint(draws[0], (2,), 0, self.parents)]
         exists, budget = jnp.asarray(state.space.exists), state.space.budget
         crossed = jnp.where(jax.random.bernoulli(draws[1], shape=one.shape), one, other)
         cost = jax.random.uniform(draws[2], exists.shape)
         both = repaired(cost, crossed, exists, budget, one)
         from_two = jax.random.uniform(draws[3]) < self.crossed
-        return mutate(key, jnp.where(from_two, both, one), exists, budget, self.max_shifts)
+        return mutate(draws[4], jnp.where(from_two, both, one), exists, budget, self.max_shifts)
 
     def tell(self, state: Population, candidates: jax.Array, fitness: jax.Array) -> Population:
         """The best of parents and children are the next parents."""
