@@ -168,6 +168,14 @@ def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
         again(dataclasses.replace(search, scale=1.0 + seed), jax.random.key(0), PROBLEM)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
+def test_a_strategy_may_go_off_to_infinity(value: float) -> None:
+    search = Evosax(generations=1, population=4, score_tokens=16)
+    state = search.init(jax.random.key(0), PROBLEM.start, PROBLEM.space)
+    levels = search.rounded(jnp.full((2, 4), value).at[0, 1].set(-value), state)
+    assert PROBLEM.space.budget.allows(np.asarray(levels))
+
+
 @pytest.mark.parametrize("search", ALL)
 def test_its_options_are_checked(search: Search) -> None:
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(search))  # type: ignore[arg-type]

@@ -82,3 +82,14 @@ def test_relaxation_is_near_the_optimum_under_a_budget_of_parameters() -> None:
 def test_allowed_is_that_of_the_budget() -> None:
     for budget in (UNITS, PARAMETERS, SEVERAL):
         assert (np.asarray(check(EVERYTHING, budget)) == budget.allows(EVERYTHING)).all()
+
+
+def test_costs_that_are_no_numbers_end_within_the_budget() -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        cost = np.zeros((2, DEPTH, LEVELS))
+        cost[0, 1, 2:] = cost[1, 0] = value
+        for budget in (UNITS, PARAMETERS):
+            for levels in (np.full((2, DEPTH), LEVELS - 1), np.zeros((2, DEPTH), int)):
+                found = np.asarray(move(jnp.asarray(cost), levels, GRID.exists, budget, START))
+                assert budget.allows(found)
+            assert budget.allows(np.asarray(relax(jnp.asarray(cost), GRID.exists, budget, START)))

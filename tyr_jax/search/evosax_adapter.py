@@ -88,7 +88,8 @@ class Evosax(Improving):
     def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
         """The levels `[2, L]` nearest to a `vector [2, L]` that keep the budget."""
         exists = jnp.asarray(state.space.exists)
-        wanted = state.start + self.scale * jnp.nan_to_num(vector)
+        # Beyond the last level nothing changes any more, so that a strategy may go off to infinity.
+        wanted = jnp.clip(state.start + self.scale * jnp.nan_to_num(vector), 0, exists.shape[-1] - 1)
         away = (jnp.arange(exists.shape[-1]) - wanted[..., None]) ** 2
         return relaxed(away, exists, state.space.budget, state.start)
 

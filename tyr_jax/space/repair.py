@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from tyr_jax.space.budgets import Budget
 
+LARGE = 1e30
+"""Larger than any cost."""
+
 BISECTIONS = 40
 """Halvings of the interval of a Lagrange multiplier: float32 has fewer digits."""
 
@@ -38,7 +41,7 @@ def repaired(
     gain something do.
 
     Args:
-        cost: cost of every level, finite wherever it exists.
+        cost: cost of every level that exists.
         levels: levels to begin with.
         exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
         budget: what all sites may cost.
@@ -75,7 +78,9 @@ def repaired(
         over = jnp.any(room(levels) < 0)
         down, up = sparser(levels), denser(levels)
         can, rank = (jnp.where(over, *both) for both in zip(down, up, strict=True))
-        site = jnp.argmin(jnp.where(can, rank, jnp.inf))
+        # A cost that is no number ranks last, but before the sites that cannot move.
+        known = jnp.clip(jnp.nan_to_num(rank, nan=LARGE), -LARGE, LARGE)
+        site = jnp.argmin(jnp.where(can, known, jnp.inf))
         chosen = (jnp.arange(can.size) == site).reshape(can.shape) & jnp.any(can)
         return levels + jnp.where(over, -1, 1) * chosen, jnp.any(can)
 
