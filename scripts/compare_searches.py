@@ -179,9 +179,9 @@ def run(search: Search, problems: Problem, key: int, budget: int) -> Curves:
     """Run a search on stacked problems, each with a key of its own."""
     runs = len(problems.start)
     keys = jax.random.split(jax.random.key(key), runs)
-    search_many.lower(search, keys, problems).compile()
+    compiled = search_many.lower(search, keys, problems).compile()
     began = time.monotonic()
-    levels = jax.block_until_ready(search_many(search, keys, problems).levels)
+    levels = jax.block_until_ready(compiled(keys, problems).levels)
     seconds = (time.monotonic() - began) / runs
     held_out = jax.jit(jax.vmap(lambda problem, levels: problem.held_out(levels)))
     values = np.asarray(held_out(problems, levels))

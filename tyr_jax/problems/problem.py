@@ -5,8 +5,8 @@ The objective of levels on sequence `s` of the search text is
     link(base_s + Σ_i alone_s[i, l_i] + ½ Σ_ij pairs[i, j] · feature[i, l_i] · feature[j, l_j])
 
 over the sites `i`; `link` is the identity or the exponential. Interactions have rank one for each pair of
-sites: a feature says how far a level is from the dense site. The objective on held-out text has a `base` and
-an `alone` of its own.
+sites: a feature says how far a level is from a level of reference, where it is zero. The objective on
+held-out text has a `base` and an `alone` of its own.
 
 Tables are float32. Everything is a JAX function, so that whole searches run on the device.
 

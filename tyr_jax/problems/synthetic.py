@@ -71,12 +71,11 @@ def synthetic_problem(
     weight = np.exp(rng.normal(size=(2, depth))) / (2 * depth)
     alone = weight[..., None] * (away**2 + ruggedness * (1 - np.cos(np.pi * away)))
     drawn = rng.normal(size=(2 * depth, 2 * depth))
-    scaled = np.sqrt(np.outer(weight, weight)) * (drawn + drawn.T)
-    np.fill_diagonal(scaled, 0)
-    # Σ w d² + ½ dᵀMd ≥ 0 if the least eigenvalue of the matrix, scaled by the weights, is at least −2.
-    root = np.sqrt(weight.ravel())
-    least = np.linalg.eigvalsh(scaled / np.outer(root, root))[0]
-    pairs = interaction * 2 * scaled / max(-least, 1e-12)
+    symmetric = drawn + drawn.T
+    np.fill_diagonal(symmetric, 0)
+    # Σ w d² + ½ dᵀMd ≥ 0 if the least eigenvalue of M, divided by the roots of the weights, is at least −2.
+    scaled = 2 * symmetric / max(-np.linalg.eigvalsh(symmetric)[0], 1e-12)
+    pairs = interaction * np.sqrt(np.outer(weight, weight)) * scaled
     table = jnp.asarray(alone, jnp.float32)
     problem = Problem(
         space=space,

@@ -51,9 +51,8 @@ class WandaSP(Saliency):
 class BrainDamage(Saliency):
     """What a channel puts out by itself: ‖X_p‖² ‖W_p‖², a mean over a unit's channels.
 
-    It is the error of removing the channel alone if no other weight changes (Hassibi and Stork, "Second Order
-    Derivatives for Network Pruning: Optimal Brain Surgeon", NeurIPS 1992, with the diagonal of the Hessian,
-    as LeCun, Denker and Solla, "Optimal Brain Damage", NeurIPS 1989).
+    It is the error of removing the channel alone if no other weight changes: only the diagonal of the Hessian
+    counts (LeCun, Denker and Solla, "Optimal Brain Damage", NeurIPS 1989).
     """
 
     name: ClassVar[str] = "obd"
