@@ -19,7 +19,7 @@ FLOORS = (
     {"report"},
     {"planning", "recovery"},
     {"evaluation"},
-    {"settings"},
+    {"settings", "problems"},
     {"io", "search", "scoring"},
     {"pruning", "workspace"},
     {"model", "space", "data"},
