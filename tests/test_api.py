@@ -509,7 +509,7 @@ def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: 
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ({"search": "evolve"}, "--search is evolve, but must be evolution, random, .*, or MODULE:NAME of your own"),
+        ({"search": "evolve"}, "--search is evolve, but must be evolution, random, .*, or MODULE:NAME"),
         ({"search": 3}, "search is 3, but must be a name, MODULE:NAME, or an instance of Search"),
         ({"objective": Standing()}, "but must be a name, MODULE:NAME, or an instance of Objective"),
         ({"search": Standing(), "offspring": 3}, "there is no option 'offspring'"),
