@@ -25,6 +25,7 @@ from tyr_jax.evaluation import quality
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.options import as_json
+from tyr_jax.pruning import flap
 from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.keep import Keep
@@ -33,6 +34,7 @@ from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset
+from tyr_jax.space import ATTENTION, FFN
 from tyr_jax.workspace.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "optimal brain damage, dense rows": {"saliency": BrainDamage(), "pruner": Keep()},
 }
 """Changes of each variant to the preset's local pruning."""
+
+FLAP = "FLAP, dense rows and biases"
+"""The variant that is no change to local pruning: it also chooses what each layer keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Ablation:
     """WikiText-2 test set: the hub's, or a local file."""
     windows: int = 10
     """Windows of 2048 tokens to measure on."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = (*VARIANTS, FLAP)
     """Variants to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Calibration seeds."""
@@ -96,17 +101,22 @@ def measure(
         evaluation_windows=ablation.windows,
     )
     splits = load_splits(data, model.tokenizer, seed)
-    pruning = dataclasses.replace(PRESETS[ablation.preset].pruning, **VARIANTS[variant])
+    pruning = dataclasses.replace(PRESETS[ablation.preset].pruning, **VARIANTS.get(variant, {}))
     kinds, depth = pruning.kinds(model.config), model.config.depth
     grid = space.uniform_grid(kinds, depth, ablation.sparsity, 9, 0.125)
-    with progress.stage(f"{variant}, seed {seed}: supernet", 2 * depth, "sites") as stage:
-        supernet = build_supernet(
-            model.params,
-            (splits.calibration, splits.openings),
-            FoldPlan(model.config, grid, pruning, seed),
-            on_site=lambda name, _: stage.advance(note=name),
-        )
-    masked = select(model.params, supernet, jnp.asarray(space.centre_distribution(grid)))
+    centre, texts = space.centre_distribution(grid), (splits.calibration, splits.openings)
+    with progress.stage(f"{variant}, seed {seed}", 2 * depth, "sites") as stage:
+        if variant == FLAP:
+            heads, neurons = (int(kept) for kept in space.kept_units(grid, centre).sum(axis=-1))
+            units = kinds[ATTENTION].units, kinds[FFN].units
+            masked = flap.prune(model.params, texts, model.config, units, (heads, neurons))
+            stage.advance(2 * depth)
+        else:
+            plan = FoldPlan(model.config, grid, pruning, seed)
+            supernet = build_supernet(
+                model.params, texts, plan, on_site=lambda name, _: stage.advance(note=name)
+            )
+            masked = select(model.params, supernet, jnp.asarray(centre))
     return {
         name: quality.measure(masked, windows, model.config).perplexity
         for name, windows in splits.evaluation.items()
@@ -129,9 +139,9 @@ def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> 
 
 def main(ablation: Ablation) -> None:
     """Compute what is missing, then print the table."""
-    unknown = set(ablation.variants) - set(VARIANTS)
+    unknown = set(ablation.variants) - {*VARIANTS, FLAP}
     if unknown:
-        raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join(VARIANTS)}")
+        raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join((*VARIANTS, FLAP))}")
     common = dataclasses.replace(ablation, variants=(), seeds=(), results=Path())
     kept = {"settings": json.loads(json.dumps(as_json(common))), "perplexity": {}}
     if ablation.results.is_file():

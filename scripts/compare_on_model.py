@@ -4,11 +4,13 @@
 
 All searches choose from the same supernet and draw from the same text; what they find is scored on held-out
 text that none of them saw. With --settings, each search has the settings that it chose on synthetic problems
-in the record of `compare_searches.py`. Searches that have been run are kept in --results and not run again.
+in the record of `compare_searches.py`. With several --objectives, each search minimises each of them (paper,
+Table 5). Searches that have been run are kept in --results and not run again.
 """
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -18,11 +20,13 @@ import jax
 import numpy as np
 from compare_searches import SETTINGS, Options, configured
 from markdown_table import print_header, print_row
-from world import OnSupernet, World, make_world
+from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
 from tyr_jax.cli import command
+from tyr_jax.components import find
 from tyr_jax.files import write_json
+from tyr_jax.scoring.objective import OBJECTIVES, Objective, Perplexity
 from tyr_jax.search import loop
 from tyr_jax.search.contract import SLOPE_COST, Search
 from tyr_jax.search.registry import SEARCHES
@@ -37,6 +41,8 @@ class Comparison(OnSupernet):
     """Target, in units of each kind."""
     searches: tuple[str, ...] = tuple(SETTINGS)
     """Searches to run."""
+    objectives: tuple[str, ...] = ("kl",)
+    """Objectives that the searches minimise."""
     settings: Path | None = None
     """Record of `compare_searches.py`; without one, each search has the first of its settings."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -65,7 +71,8 @@ def chosen(asked: Comparison) -> dict[str, Options]:
 
 
 def run(world: World, search: Search, seed: int, progress: Progress) -> dict[str, Any]:
-    """What a search finds: its objective on held-out text, the candidate-tokens spent, and the seconds."""
+    """What a search finds: its KL and log-perplexity on held-out text, the candidate-tokens spent, and the
+    seconds."""
     choice, began = world.space(), time.monotonic()
     start = space.centre_distribution(world.grid)
     length, spent = choice.length, 0
@@ -90,32 +97,50 @@ def run(world: World, search: Search, seed: int, progress: Progress) -> dict[str
         begun = loop.begin(search, jax.random.key(seed), start, choice)
         found = loop.run(search, begun, choice, score, slopes=slopes)
     seconds = time.monotonic() - began
-    return {"objective": float(world.judge(found[None])[0]), "tokens": spent, "seconds": seconds}
+    return judged(world, found) | {"tokens": spent, "seconds": seconds}
+
+
+def judged(world: World, levels: np.ndarray) -> dict[str, float]:
+    """KL and log-perplexity on held-out text of `levels [2, L]`."""
+    objectives = {"kl": OBJECTIVE, "log_perplexity": Perplexity()}
+    return {name: float(world.judge(levels[None], each)[0]) for name, each in objectives.items()}
 
 
 def main(asked: Comparison) -> None:
     """Run what is missing, then print a row per search."""
     kept = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
     settings, world = chosen(asked), make_world(asked, asked.sparsity)
-    start = float(world.judge(space.centre_distribution(world.grid)[None])[0])
+    start = judged(world, space.centre_distribution(world.grid))
     budget = asked.passes * world.pool.tokens.size
     asked.results.parent.mkdir(parents=True, exist_ok=True)
+    each = {}
     with Progress() as progress:
-        for seed in asked.seeds:
+        for objective in asked.objectives:
+            scored = world.scored_by(find(OBJECTIVES, objective, Objective)())
             for name in asked.searches:
-                search = configured(SEARCHES[name], settings[name], world.space(), budget)
-                if (key := f"{name}, seed {seed}") not in kept:
-                    kept[key] = run(world, search, seed, progress)
-                    write_json(asked.results, kept)
-    print_header("search", "held-out KL, median", "by seed", "candidate-tokens", "minutes")
-    print_row("the start", f"{start:.4f}", "", 0, "")
-    each = {name: [kept[f"{name}, seed {seed}"] for seed in asked.seeds] for name in asked.searches}
-    for name in sorted(each, key=lambda name: statistics.median(run["objective"] for run in each[name])):
-        values = [run["objective"] for run in each[name]]
-        cells = f"{statistics.median(values):.4f}", " / ".join(f"{value:.4f}" for value in values)
-        tokens = statistics.median(run["tokens"] for run in each[name])
-        minutes = statistics.median(run["seconds"] for run in each[name]) / 60
-        print_row(name, *cells, f"{tokens:,.0f}", f"{minutes:.1f}")
+                search = configured(SEARCHES[name], settings[name], scored.space(), budget)
+                for seed in asked.seeds:
+                    if (key := f"{name} by {objective}, seed {seed}") not in kept:
+                        kept[key] = run(scored, search, seed, progress)
+                        write_json(asked.results, kept)
+                each[name, objective] = [kept[f"{name} by {objective}, seed {seed}"] for seed in asked.seeds]
+    print_table(start, each)
+
+
+def print_table(start: dict[str, float], each: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    """Print a row for the start, and one per search and objective, those of the least KL first."""
+
+    def median(runs: list[dict[str, Any]], what: str) -> float:
+        return statistics.median(run[what] for run in runs)
+
+    columns = "held-out KL, median", "by seed", "held-out perplexity", "candidate-tokens", "minutes"
+    print_header("search", "objective", *columns)
+    print_row("the start", "", f"{start['kl']:.4f}", "", f"{math.exp(start['log_perplexity']):.2f}", 0, "")
+    for (name, objective), runs in sorted(each.items(), key=lambda item: median(item[1], "kl")):
+        by_seed = " / ".join(f"{run['kl']:.4f}" for run in runs)
+        perplexity = math.exp(median(runs, "log_perplexity"))
+        cells = f"{median(runs, 'kl'):.4f}", by_seed, f"{perplexity:.2f}", f"{median(runs, 'tokens'):,.0f}"
+        print_row(name, objective, *cells, f"{median(runs, 'seconds') / 60:.1f}")
 
 
 if __name__ == "__main__":

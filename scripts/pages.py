@@ -174,8 +174,6 @@ svg { color-scheme: light dark; } text { fill: #5c5b57; font: 12px system-ui, sa
   .reference { stroke: #ebeae6; } }
 """
 
-PICTURE = RECORDS / "kept.svg"
-
 
 def kept_picture(results: dict[str, Any]) -> str:
     """SVG of what each layer keeps, next to the uniform share, for the first model of some main results."""
@@ -193,6 +191,9 @@ def kept_picture(results: dict[str, Any]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {top:g}"><style>{STYLE}</style>'
     return "\n".join([head, *parts, "</svg>\n"])
 
+
+KEPT = {"kept.svg": "demo", "kept-half.svg": "half"}
+"""The records that these pictures of what is kept show."""
 
 CURVES = RECORDS / "comparison.svg"
 
@@ -252,9 +253,11 @@ def pages() -> list[Path]:
 
 
 def fill_pages() -> None:
-    """Write every table into its page, and write the picture."""
-    if (RECORDS / "demo.json").is_file():
-        PICTURE.write_text(kept_picture(read_record("demo")["results"]), encoding="utf-8")
+    """Write every table into its page, and draw the pictures."""
+    for name, shown in KEPT.items():
+        if (RECORDS / f"{shown}.json").is_file():
+            drawn = kept_picture(read_record(shown)["results"])
+            (RECORDS / name).write_text(drawn, encoding="utf-8")
     if (RECORDS / "comparison.json").is_file():
         draw_curves(read_record("comparison")["results"])
     for page in pages():

@@ -1,17 +1,17 @@
 """A nested supernet of a model, and text to search on and to judge on: what studies of searches share."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from on_model import OnText
 
 from tyr_jax import space
-from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.scoring import nested, slopes
-from tyr_jax.scoring.objective import KL, TeacherBatch
+from tyr_jax.scoring.objective import KL, Objective, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search.contract import SearchSpace, Sites
 
@@ -36,12 +36,19 @@ class World(NamedTuple):
     """A nested supernet, what its fold measured at its sites, and the texts to search on and to judge on."""
 
     config: ModelConfig
+    params: Params
     grid: space.LevelGrid
     net: nested.Nested
     sites: Sites
     budget: space.Budget
     pool: TeacherBatch
     held_out: TeacherBatch
+    objective: Objective = OBJECTIVE
+
+    def scored_by(self, objective: Objective) -> Self:
+        """The same, with candidates scored by another objective."""
+        pool = teacher_targets(self.params, np.asarray(self.pool.tokens), self.config, objective)
+        return self._replace(pool=pool, objective=objective)
 
     def space(self) -> SearchSpace:
         """What a search may choose from."""
@@ -49,17 +56,19 @@ class World(NamedTuple):
 
     def score(self, candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """Objective `[C]` on sequences of the search text."""
-        return nested.score_population(self.net, candidates, self.pool, sequences, self.config, OBJECTIVE)
+        return nested.score_population(
+            self.net, candidates, self.pool, sequences, self.config, self.objective
+        )
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """Slopes `[P, 2, L, E]` on parts of sequences of the search text."""
-        return slopes.pool_slopes(self.net, levels, self.pool, sequences, self.config, OBJECTIVE)
+        return slopes.pool_slopes(self.net, levels, self.pool, sequences, self.config, self.objective)
 
-    def judge(self, candidates: np.ndarray) -> np.ndarray:
-        """Objective `[C]` on the held-out text."""
+    def judge(self, candidates: np.ndarray, objective: Objective = OBJECTIVE) -> np.ndarray:
+        """KL divergence `[C]` on the held-out text, or another objective that needs no hidden states."""
         everything = np.arange(len(self.held_out.tokens))
         return nested.score_population(
-            self.net, candidates, self.held_out, everything, self.config, OBJECTIVE
+            self.net, candidates, self.held_out, everything, self.config, objective
         )
 
 
@@ -76,11 +85,11 @@ def make_world(bench: OnSupernet, sparsity: float) -> World:
     supernet = build_supernet(model.params, texts, FoldPlan(config, grid, settings))
     net = nested.nest(model.params, supernet, config)
     held_out = bench.held_out_tokens // bench.sequence_length
-    pools = (
+    pool, judged = (
         teacher_targets(model.params, tokens, config, OBJECTIVE)
         for tokens in (splits.search[held_out:], splits.search[:held_out])
     )
     sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
     centre = space.centre_distribution(grid)
     budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
-    return World(config, grid, net, sites, budget, *pools)
+    return World(config, model.params, grid, net, sites, budget, pool, judged)

@@ -172,11 +172,13 @@ def test_searches_are_compared_on_a_model(
     few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
     few |= {"--results": tmp_path / "kept.json"}
     options = [word for pair in few.items() for word in pair]
-    options += ["--searches", "random", "descent", "--seeds", 0, 1]
+    options += ["--searches", "random", "descent", "--seeds", 0, 1, "--objectives", "kl", "hidden+kl"]
     _, start, *rows = table("compare_on_model.py", options)
     assert start[0] == "the start"
-    assert {row[0] for row in rows} == {"random", "descent"}
-    assert all(0 < float(row[3].replace(",", "")) <= 32 * 64 for row in rows)
+    pairs = [(search, objective) for search in ("descent", "random") for objective in ("hidden+kl", "kl")]
+    assert sorted(tuple(row[:2]) for row in rows) == pairs
+    assert all(0 < float(row[5].replace(",", "")) <= 32 * 64 for row in rows)
+    assert all(math.log(float(row[4])) > float(row[2]) for row in [start, *rows])
     before = json.loads((tmp_path / "kept.json").read_text())
     _, *again = table("compare_on_model.py", options)
     assert again == [start, *rows]
@@ -323,6 +325,26 @@ def test_main_results_makes_no_run_twice(
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+def test_rounds_are_compared_at_equal_generations(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --descent-steps 0 --offspring 4"
+    few += " --sequence-length 32 --search-length 32 --evaluation-length 32 --evaluation-windows 2"
+    few += (
+        f" --survivors 1 --stage-tokens 32 --metric-tokens 256 --neuron-multiple 2 --calibration {tiny_text}"
+    )
+    arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--rounds", 2, 1, "--generations", 4]
+    arguments += ["--seeds", 0, f"--options={few}", "--results", tmp_path / "results"]
+    header, *rows = table("ablation_rounds.py", arguments)
+    assert header[:2] == ["rounds", "finest step: heads, neurons"]
+    assert [row[0] for row in rows] == ["uniform", "1", "2"]
+    once, twice = (int(row[1].split(", ")[1]) for row in rows[1:])
+    assert twice < once
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    for rounds, (summary,) in found.items():
+        assert [len(each["history"]) for each in summary["rounds"]] == [4 // int(rounds)] * int(rounds)
+
+
 def test_recovery_curve(
     table: Callable[..., Rows], tiny_arguments: list[str], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
@@ -356,10 +378,35 @@ def test_recovery_curve(
 def test_ablation_has_a_row_per_variant(
     table: Callable[..., Rows], inputs: list[object], tmp_path: Path
 ) -> None:
-    few = ["--calibration-tokens", 2048, "--windows", 1, "--variants", "none", "centre", "--seeds", 0, 1]
+    variants = ["none", "centre", "FLAP, dense rows and biases"]
+    few = ["--calibration-tokens", 2048, "--windows", 1, "--seeds", 0, 1, "--variants", *variants]
     rows = table("ablation.py", [*inputs, *few, "--results", tmp_path / "ablation.json"])
-    assert [row[0] for row in rows] == ["variant", "none", "centre"]
-    assert rows[1] != rows[2]
+    assert [row[0] for row in rows] == ["variant", *variants]
+    assert len({row[1] for row in rows}) == 4
+
+
+def test_combinations_have_a_row_per_way(
+    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+) -> None:
+    _, model, *texts = inputs
+    few = ["--calibration-tokens", 1024, "--windows", 1, "--length", 256]
+    arguments = [model, *texts, *few, "--results", tmp_path / "combinations.json"]
+    header, *rows = table("combinations.py", arguments)
+    assert header == ["values", "how", "model: MB, perplexity, KL"]
+    assert [row[0] for row in rows] == [
+        "16 bits",
+        *["8 bits"] * 2,
+        *["4 bits in groups of 64"] * 2,
+        *["2:4 zeros"] * 2,
+    ]
+    sizes, _, kl = (
+        list(map(float, cells)) for cells in zip(*(row[2].split(", ") for row in rows), strict=True)
+    )
+    assert kl[0] == pytest.approx(0, abs=1e-3)
+    assert kl[1] < kl[3] < kl[5]
+    assert sizes[0] >= sizes[5] >= sizes[1] >= sizes[3]
+    # What has been computed is printed again.
+    assert table("combinations.py", arguments) == [header, *rows]
 
 
 def test_profile_stages(table: Callable[..., Rows], tiny_model: Path) -> None:

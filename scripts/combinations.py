@@ -1,0 +1,142 @@
+"""Fewer bits and 2:4 zeros on top of pruning: what each costs a dense and a pruned model (paper, Table 11).
+
+  python scripts/combinations.py builtin runs/main_results/seed0/0.2109 --wikitext wikitext-2-raw-test.txt
+
+Every matrix of the blocks is changed, each on the inputs that those before it then give on calibration text.
+Embeddings and output head stay as they are. Sizes are of the blocks, in MB: integers with a scale of 16 bits
+for every group, 2:4 zeros with two bits of place for every value that is kept, and 16 bits for other values.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from markdown_table import print_header, print_row
+
+from tyr_jax.cli import command
+from tyr_jax.data import DataSpec, load_splits
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation import quality
+from tyr_jax.files import write_json
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.model.spec import count_parameters
+from tyr_jax.options import as_json
+from tyr_jax.pruning.quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
+from tyr_jax.run.models import GivenModel, load_shown
+from tyr_jax.runtime import devices
+from tyr_jax.settings import WIKITEXT
+from tyr_jax.workspace.progress import Progress
+
+INTEGERS = Integers(bits=8), Integers(bits=4, group=64)
+
+
+class Way(NamedTuple):
+    """A way to store matrices: what of, how it is found, and the bits of a value."""
+
+    values: str
+    how: str
+    bits: float
+    change: Change | None = None
+
+
+def ways() -> Iterator[Way]:
+    """All ways, the matrices as they are first."""
+    yield Way("16 bits", "as it is", 16)
+    for rule in INTEGERS:
+        groups = f" in groups of {rule.group}" if rule.group else ""
+        bits = rule.bits + (16 / rule.group if rule.group else 0)
+        yield Way(f"{rule.bits} bits{groups}", "round to nearest", bits, to_nearest(rule))
+        yield Way(f"{rule.bits} bits{groups}", "GPTQ", bits, functools.partial(compensated, rule=rule))
+    zeros, bits = Zeros(), (16 + 2) / 2
+    yield Way("2:4 zeros", "largest", bits, to_nearest(zeros))
+    yield Way("2:4 zeros", "SparseGPT", bits, functools.partial(compensated, rule=zeros))
+
+
+def to_nearest(rule: Rule) -> Change:
+    """The change to the nearest allowed matrix, whatever the inputs."""
+    return lambda weight, gram: rounded(weight, rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Combinations:
+    """What to combine, and on what."""
+
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")]
+    """Models, the dense one first."""
+    calibration: tuple[str, ...] = ("builtin",)
+    """Calibration text."""
+    calibration_tokens: int = 16384
+    """Tokens of the calibration text."""
+    wikitext: str = WIKITEXT
+    """Text to measure on."""
+    windows: int = 10
+    """Windows of that text."""
+    length: int = 1024
+    """Tokens of a window."""
+    results: Path = Path("runs/combinations.json")
+    """File of the results."""
+
+
+def measure(
+    asked: Combinations, name: str, dense: Prediction | None, progress: Progress
+) -> tuple[dict[str, dict[str, float]], Prediction]:
+    """(results of a model by way, the dense model's predictions on the text)."""
+    model = load_shown(GivenModel(name), progress)
+    data = DataSpec(
+        calibration=asked.calibration,
+        evaluation=(asked.wikitext,),
+        calibration_tokens=asked.calibration_tokens,
+        search_tokens=0,
+        evaluation_windows=asked.windows,
+        evaluation_length=asked.length,
+    )
+    splits, config = load_splits(data, model.tokenizer, 0), model.config
+    windows = splits.evaluation[Path(asked.wikitext).name]
+    if dense is None:
+        dense, _ = quality.measure_dense(model.params, windows, config)
+    found = {}
+    with progress.stage(name, len(list(ways())), "ways") as stage:
+        for way in ways():
+            params = model.params
+            if way.change is not None:
+                params = change_matrices(params, [splits.calibration], config, way.change)
+            reached = quality.measure(params, windows, config, dense)
+            megabytes = count_parameters(config)[0] * way.bits / 8e6
+            found[key(way)] = {"perplexity": reached.perplexity, "kl": reached.kl, "MB": megabytes}
+            stage.advance(note=key(way))
+    return found, dense
+
+
+def key(way: Way) -> str:
+    """The name of a way's results."""
+    return f"{way.values}, {way.how}"
+
+
+def main(asked: Combinations) -> None:
+    """Compute what is missing, then print a row for each way and columns for each model."""
+    common = json.loads(json.dumps(as_json(dataclasses.replace(asked, models=(), results=Path()))))
+    kept: dict[str, Any] = {"settings": common, "models": {}}
+    if asked.results.is_file():
+        kept = json.loads(asked.results.read_text())
+        if kept["settings"] != common:
+            raise UserError(f"{asked.results} was made with other settings; name another with --results")
+    found, dense = kept["models"], None
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    if not all(name in found for name in asked.models):
+        with devices.in_use(), Progress() as progress:
+            for name in asked.models:
+                found[name], dense = measure(asked, name, dense, progress)
+                write_json(asked.results, kept)
+    print_header("values", "how", *(f"{Path(name).name}: MB, perplexity, KL" for name in asked.models))
+    for way in ways():
+        cells = [found[name][key(way)] for name in asked.models]
+        shown = (f"{cell['MB']:.0f}, {cell['perplexity']:.1f}, {cell['kl']:.3f}" for cell in cells)
+        print_row(way.values, way.how, *shown)
+
+
+if __name__ == "__main__":
+    command.execute(main, Combinations, None, prog="python scripts/combinations.py", description=__doc__)

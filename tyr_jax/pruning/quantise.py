@@ -1,0 +1,219 @@
+"""Fewer bits, or 2:4 zeros, for the matrices of a model, on top of pruning (paper, Table 11).
+
+A `Rule` says which values a matrix may have. `rounded` takes the nearest ones: round-to-nearest, or the
+largest two of every four. `compensated` goes through the input channels in order and lets the later ones
+make up for the error of each: the optimal brain surgeon's update in a fixed order, with the same Hessian
+`Hs = XᵀX + λI` as pruning. For integers, that is GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, ICLR 2023);
+for zeros, SparseGPT (Frantar and Alistarh, ICML 2023).
+
+Axis letters here: `d_in` input channels, `D` outputs, `g` channels decided on together; `B` sequences,
+`T` tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tyr_jax.errors import UserError, require
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.pruning import hessian, linalg
+from tyr_jax.pruning.linalg import HIGHEST
+from tyr_jax.pruning.stream import embedded
+
+DAMPING = 0.01
+"""λ as a fraction of the mean diagonal of XᵀX, as in GPTQ and SparseGPT."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Base of all rules."""
+
+    group: int = 0
+    """Input channels that are decided on together; 0 for all."""
+
+    def decide(self, rows: jax.Array, spread: jax.Array) -> jax.Array:
+        """What holds for a group, from its `rows [g, D]`; an error in row i counts as 1 / `spread [g]`²."""
+        raise NotImplementedError
+
+    def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
+        """The allowed row `[D]` nearest to `row [D]`, which is row `index` of the group."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Integers(Rule):
+    """Integers of `bits`, symmetric around zero, times a scale for every output and group of channels."""
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        require(2 <= self.bits <= 16, "bits", self.bits, "between 2 and 16")
+        require(self.group >= 0, "group", self.group, "at least 0")
+
+    @property
+    def largest(self) -> int:
+        """The largest integer."""
+        return 2 ** (self.bits - 1) - 1
+
+    def decide(self, rows: jax.Array, spread: jax.Array) -> jax.Array:
+        """The scale of every output `[D]`."""
+        scale = jnp.max(jnp.abs(rows), axis=0) / self.largest
+        return jnp.where(scale > 0, scale, 1.0)
+
+    def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
+        """The row as integers times their scale."""
+        return jnp.clip(jnp.round(row / decision), -self.largest, self.largest) * decision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Zeros(Rule):
+    """At most `kept` values that are not zero in every `group` of consecutive input channels of an output."""
+
+    kept: int = 2
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse to keep none, or more than there are."""
+        require(0 < self.kept <= self.group, "kept", self.kept, f"between 1 and the group's {self.group}")
+
+    def decide(self, rows: jax.Array, spread: jax.Array) -> jax.Array:
+        """Which values stay, `[g, D]`: those whose removal would cost most."""
+        cost = (rows / spread[:, None]) ** 2
+        return jnp.argsort(jnp.argsort(-cost, axis=0), axis=0) < self.kept
+
+    def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
+        """The row with zeros where its values leave."""
+        return row * decision[index]
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def rounded(weight: jax.Array, rule: Rule) -> jax.Array:
+    """The allowed matrix nearest to `weight [d_in, D]`, every value by itself."""
+    groups = _in_groups(weight.astype(jnp.float32), rule)
+
+    def fix(rows: jax.Array) -> jax.Array:
+        decision = rule.decide(rows, jnp.ones(len(rows)))
+        return jax.vmap(lambda row, index: rule.apply(decision, row, index))(rows, jnp.arange(len(rows)))
+
+    fixed = jax.lax.map(fix, groups)
+    return fixed.reshape(-1, weight.shape[1])[: len(weight)].astype(weight.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def compensated(weight: jax.Array, gram: jax.Array, rule: Rule) -> jax.Array:
+    """An allowed matrix whose outputs are close to those of `weight [d_in, D]` on inputs of the XᵀX
+    `gram [d_in, d_in]`.
+
+    With `Hs⁻¹ = UᵀU`, U upper triangular, fixing channel p adds the error `(W_p − Q_p) / U_pp` times
+    `U_p,later` to the later channels. A channel without any input is only rounded.
+    """
+    root = linalg.factor(linalg.inverse(hessian.damp(gram, DAMPING, "mean"))).T
+    groups = _in_groups(weight.astype(jnp.float32), rule)
+    count, group, outputs = groups.shape
+    padding = count * group - len(weight)
+    # The identity, so that the padding neither gives nor takes.
+    root = jnp.pad(root, ((0, padding), (0, padding)))
+    root += jnp.diag((jnp.arange(count * group) >= len(weight)).astype(root.dtype))
+
+    def fix_group(weight: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        rows = jax.lax.dynamic_slice_in_dim(weight, start, group)
+        across = jax.lax.dynamic_slice_in_dim(root, start, group)
+        own = jax.lax.dynamic_slice_in_dim(across, start, group, axis=1)
+        decision = rule.decide(rows, jnp.diagonal(own))
+
+        def fix(index: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            rows, errors = state
+            fixed = rule.apply(decision, rows[index], index)
+            error = (rows[index] - fixed) / own[index, index]
+            rows = (rows - own[index][:, None] * error).at[index].set(fixed)
+            return rows, errors.at[index].set(error)
+
+        rows, errors = jax.lax.fori_loop(0, group, fix, (rows, jnp.zeros_like(rows)))
+        later = across * (jnp.arange(len(weight)) >= start + group)
+        weight -= jnp.matmul(later.T, errors, precision=HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(weight, rows, start, 0), None
+
+    flat = groups.reshape(-1, outputs)
+    fixed = jax.lax.scan(fix_group, flat, jnp.arange(count) * group)[0]
+    return fixed[: len(weight)].astype(weight.dtype)
+
+
+def _in_groups(weight: jax.Array, rule: Rule) -> jax.Array:
+    """`weight [d_in, D]` in the groups of a rule, `[n, g, D]`, the last one padded with zeros."""
+    group = rule.group or len(weight)
+    return jnp.pad(weight, ((0, -len(weight) % group), (0, 0))).reshape(-1, group, weight.shape[1])
+
+
+STAGES: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""The matrices of a block that have the same inputs, in the order in which they are used."""
+
+
+@functools.partial(jax.jit, static_argnames=("stage", "config"), donate_argnames="gram")
+def _with_inputs(block: Block, x: jax.Array, gram: jax.Array, stage: int, config: ModelConfig) -> jax.Array:
+    """`gram [d_in, d_in]` with XᵀX of what enters the matrices of a stage, from the residual `x [B, T, D]`
+    before the block."""
+    rope = decoder.rope_tables(config, x.shape[1])
+    after = x if stage < 2 else decoder.add_attention(block, x, rope, config)
+    inputs = (
+        lambda: decoder.before(block, "attn_norm", x, config),
+        lambda: decoder.attention_units(block, x, rope, config),
+        lambda: decoder.before(block, "mlp_norm", after, config),
+        lambda: decoder.ffn_units(block, after, config),
+    )[stage]()
+    return hessian.update(gram, inputs.reshape(*inputs.shape[:2], -1))
+
+
+Change = Callable[[jax.Array, jax.Array], jax.Array]
+"""From a matrix `[d_in, D]` and the XᵀX `[d_in, d_in]` of its inputs, the matrix in its place."""
+
+
+def change_matrices(
+    params: Params, texts: Sequence[np.ndarray], config: ModelConfig, change: Change
+) -> Params:
+    """The model with every matrix of its blocks changed in turn, on the inputs that those before it now give.
+    `texts` are arrays of tokens `[B, T]`. Embeddings and output head stay as they are.
+
+    Raises:
+        UserError: The model is a mixture of experts.
+    """
+    if config.experts:
+        raise UserError("the matrices of experts cannot be quantised here; choose a model without experts")
+    stream = [x[:real] for x, real in zip(*embedded(params, texts), strict=True)]
+    changed = []
+    for layer in range(config.depth):
+        block = layer_block(params["blocks"], layer)
+        for stage, names in enumerate(STAGES):
+            # Where a sublayer is removed, its matrices are absent.
+            if names[0] in block:
+                block = block | _changed(block, stream, stage, config, change)
+        stream = [_after(block, x, config) for x in stream]
+        changed.append(block)
+    return params | {"blocks": tuple(changed)}
+
+
+def _changed(
+    block: Block, stream: Sequence[jax.Array], stage: int, config: ModelConfig, change: Change
+) -> dict[str, Any]:
+    """The matrices of a stage of a block, changed."""
+    inner = STAGES[stage] in (("o",), ("down",))
+    first = block[STAGES[stage][0]]
+    size = first.size // config.hidden if inner else config.hidden
+    gram = hessian.init(size)
+    for x in stream:
+        gram = _with_inputs(block, x, gram, stage, config)
+    gram = hessian.finish(gram[None])
+    return {
+        name: change(block[name].reshape(size, -1), gram).reshape(block[name].shape) for name in STAGES[stage]
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _after(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    return decoder.apply_block(block, x, decoder.rope_tables(config, x.shape[1]), config)
