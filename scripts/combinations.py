@@ -35,12 +35,13 @@ INTEGERS = Integers(bits=8), Integers(bits=4, group=64)
 
 
 class Way(NamedTuple):
-    """A way to store matrices: what of, how it is found, and the bits of a value."""
+    """A way to store matrices: what of, how it is found, the bits of a value, and whether it reads text."""
 
     values: str
     how: str
     bits: float
     change: Change | None = None
+    reads: bool = False
 
 
 def ways() -> Iterator[Way]:
@@ -50,10 +51,10 @@ def ways() -> Iterator[Way]:
         groups = f" in groups of {rule.group}" if rule.group else ""
         bits = rule.bits + (16 / rule.group if rule.group else 0)
         yield Way(f"{rule.bits} bits{groups}", "round to nearest", bits, to_nearest(rule))
-        yield Way(f"{rule.bits} bits{groups}", "GPTQ", bits, functools.partial(compensated, rule=rule))
+        yield Way(f"{rule.bits} bits{groups}", "GPTQ", bits, functools.partial(compensated, rule=rule), True)
     zeros, bits = Zeros(), (16 + 2) / 2
     yield Way("2:4 zeros", "largest", bits, to_nearest(zeros))
-    yield Way("2:4 zeros", "SparseGPT", bits, functools.partial(compensated, rule=zeros))
+    yield Way("2:4 zeros", "SparseGPT", bits, functools.partial(compensated, rule=zeros), True)
 
 
 def to_nearest(rule: Rule) -> Change:
@@ -103,7 +104,8 @@ def measure(
         for way in ways():
             params = model.params
             if way.change is not None:
-                params = change_matrices(params, [splits.calibration], config, way.change)
+                texts = [splits.calibration] if way.reads else []
+                params = change_matrices(params, texts, config, way.change)
             reached = quality.measure(params, windows, config, dense)
             megabytes = count_parameters(config)[0] * way.bits / 8e6
             found[key(way)] = {"perplexity": reached.perplexity, "kl": reached.kl, "MB": megabytes}

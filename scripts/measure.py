@@ -84,6 +84,20 @@ MEASUREMENTS = {
     "recovery": Measurement("bench_recovery.py"),
     "searches": Measurement("bench_searches.py"),
     "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
+    "on-model": Measurement("compare_on_model.py --settings docs/measurements/comparison.json"),
+    "objectives": Measurement(
+        "compare_on_model.py --settings docs/measurements/comparison.json --searches evolution "
+        "--objectives kl hidden+kl perplexity"
+    ),
+    "ablation": Measurement(
+        "ablation.py --preset paper --calibration-tokens 16384 --windows 4 --wikitext {wikitext}"
+    ),
+    "rounds": Measurement(
+        "ablation_rounds.py --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
+    ),
+    "combinations": Measurement(
+        "combinations.py builtin runs/half/seed0 --calibration-tokens 4096 --wikitext {wikitext}"
+    ),
 }
 """The measurements that the pages quote, by name."""
 

@@ -1,5 +1,6 @@
 """Tables of latencies: interpolation by hand, and files that are none."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no table that can be read"):
         read_latencies(str(broken))
     broken.with_name("good.json").write_text(TABLE.model_dump_json())
-    assert read_latencies(str(broken.with_name("good.json"))) == TABLE
+    good = broken.with_name("good.json")
+    assert read_latencies(str(good)) == TABLE
+    # A file that has been measured again is read again.
+    again = TABLE.model_copy(update={"device": "another"})
+    good.write_text(again.model_dump_json())
+    os.utime(good, ns=(0, 0))
+    assert read_latencies(str(good)) == again

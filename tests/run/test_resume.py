@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from commands import main_job
@@ -23,6 +24,7 @@ from interrupted import Died, result
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax.cli import prune
+from tyr_jax.errors import UserError
 from tyr_jax.run import resume
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
@@ -256,6 +258,16 @@ def test_another_text_is_refused(
         assert "the text of the interrupted run changed since it began" in refused(command, capsys)
     finally:
         tiny_text.write_text(before)
+
+
+def test_other_inputs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    store = Store(tmp_path / "work")
+    tables = [{"latencies": np.full(3, number)} for number in (1.0, 2.0)]
+    for others in (tables[0], tables[0]):
+        resume.check_inputs(store, {}, [], print, others=others)
+    with pytest.raises(UserError, match="the latencies of the interrupted run changed since it began"):
+        resume.check_inputs(store, {}, [], print, others=tables[1])
 
 
 def test_another_model_is_refused(

@@ -68,7 +68,6 @@ class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
         return round(float(np.interp(width, widths, each)) * NANOSECONDS) if width else 0
 
 
-@functools.lru_cache(maxsize=8)
 def read_latencies(file: str) -> Latencies:
     """The table in a JSON file.
 
@@ -80,9 +79,15 @@ def read_latencies(file: str) -> Latencies:
             "a budget of latency needs --latencies FILE, as scripts/measure_latencies.py writes it"
         )
     try:
-        return Latencies.model_validate_json(Path(file).read_bytes())
+        return _read(file, Path(file).stat().st_mtime_ns)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--latencies {file} is no table that can be read ({first_line(error)}); measure it again with "
             "scripts/measure_latencies.py"
         ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _read(file: str, changed: int) -> Latencies:
+    """The table in a file that was last changed at this time, in nanoseconds."""
+    return Latencies.model_validate_json(Path(file).read_bytes())

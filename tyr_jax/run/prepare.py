@@ -12,6 +12,7 @@ from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.planning import plan
 from tyr_jax.pruning import fisher
+from tyr_jax.pruning.latency import read_latencies
 from tyr_jax.pruning.saliency import check_saliency
 from tyr_jax.pruning.site import check_pruner
 from tyr_jax.pruning.target import Target, target_of
@@ -111,7 +112,10 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
         splits = load_splits(settings.data, model.tokenizer, settings.seed, written)
         stage.advance()
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
-    resume.check_inputs(run.store, model.params, text, run.progress.log)
+    others = {}
+    if file := settings.pruning.latencies:
+        others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
+    resume.check_inputs(run.store, model.params, text, run.progress.log, others=others)
     texts, measured = measure_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
     sample = sample_of("dense", model, settings.prompt, run.progress)

@@ -69,15 +69,17 @@ def check_inputs(
     text: Any,
     tell: Callable[[str], None],
     notes: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to continue with another model or `text` (a pytree of arrays) than the run began with, or than
-    other hosts have. Calls `tell` if the run continues on another number of devices. `notes` are saved for
-    `begun_with`.
+    """Refuse to continue with another model, `text` (a pytree of arrays), or one of the `others`, such
+    pytrees by name, than the run began with, or than other hosts have. Calls `tell` if the run continues on
+    another number of devices. `notes` are saved for `begun_with`.
 
     Raises:
         UserError: they have changed, or hosts differ in them or in their number of devices.
     """
     now = {"model": checksum(jax.tree.map(sample, params)), "text": checksum(text)}
+    now |= {name: checksum(arrays) for name, arrays in (others or {}).items()}
     for what, number in {**now, "number of devices": devices.count()}.items():
         hosts.check_agreed(what, number)
     begun = begun_with(store)

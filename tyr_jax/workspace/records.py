@@ -342,6 +342,7 @@ class InputFacts(TypedDict):
 
     model: Count
     text: Count
+    latencies: NotRequired[Count]
     devices: Positive
     step_rows: NotRequired[Positive]
 
