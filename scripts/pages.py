@@ -109,7 +109,7 @@ def speed() -> str:
             number(rows_of(tables["forward"], "2048", program)[0]["tokens/s"])
             for program in ("blocks and", "torch")
         )
-        rows.append(["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.1f}×"])
+        rows.append(["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.2f}×"])
     if "search" in tables:
         scoring = rows_of(tables["search"], "50", "kept")[0]["ratio"]
         rows.append(["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"])

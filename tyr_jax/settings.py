@@ -132,18 +132,19 @@ class ComponentNames:
     help; `--search my_module:MySearch --help` shows that search's."""
 
     search: str = Evolution.name
-    """Search algorithm: `evolution` is the paper's; its rivals are `random`, `blocks`, `evopress`, `genetic`,
-    `annealing`, `exchange`, `distribution`, `halving`, `additive`, `lagrangian`, `relaxation`, `descent` and
-    `evosax`."""
+    """Search algorithm: `evolution` (the paper's), `random`, `blocks`, `evopress`, `genetic`, `annealing`,
+    `exchange`, `distribution`, `halving`, `additive`, `lagrangian`, `relaxation`, `descent`, `evosax`, or
+    MODULE:NAME of your own."""
     objective: str = KL.name
     """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
-    the first, median and last layer, `perplexity` is that of the search text itself."""
+    the first, median and last layer, `perplexity` is that of the search text itself; or MODULE:NAME of your
+    own."""
     saliency: str = TaylorSaliency.name
-    """Order in which units are removed: `taylor` is the expansion of Eq. 4; its rivals are `magnitude`,
-    `wanda-sp` and `obd`."""
+    """Order in which units are removed: `taylor` (the expansion of Eq. 4), `magnitude`, `wanda-sp`, `obd`, or
+    MODULE:NAME of your own."""
     pruner: str = OBS.name
     """How a site is pruned to its levels: `obs` is Algorithm 1, `osscar` then exchanges units where that
-    helps, and `keep` changes no weight."""
+    helps, and `keep` changes no weight; or MODULE:NAME of your own."""
 
 
 COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {

@@ -2,8 +2,8 @@
 
 By default, this measures perplexity. A directory that `python -m tyr_jax.prune`
 or `finetune` wrote is measured on the same windows of text as when it was made,
-and the figures are compared with those of then (--trust-record, if the texts
-are other than the embedded ones). Any other model, or other text, works too; of
+and the figures are compared with those recorded then (--trust-record, if the
+texts are other than `builtin`). Any other model, or other text, works too; of
 text that the model has learnt from, only what was held out is read.
 
 With --tasks, lm-evaluation-harness measures the model (pip install

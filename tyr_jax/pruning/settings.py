@@ -71,7 +71,8 @@ class PruningSettings:
     """What is removed from attention: single heads (the paper) or whole key/value groups."""
     expert_unit: Literal["neuron", "expert"] = "neuron"
     """What is removed from a mixture of experts: neurons, as many of every expert of a layer, or whole
-    experts, those that put out least (whatever the `--pruner`), so that tokens go to others."""
+    experts. Those with the smallest outputs are removed, whatever the `--pruner`, and their tokens go to the
+    others."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()

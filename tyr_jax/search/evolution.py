@@ -63,7 +63,7 @@ class Evolution(Search):
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
     """Tokens on which candidates have been scored by the end of each stage."""
     max_shifts: int = 4
-    """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
+    """The number of sparsity shifts in an offspring is the smaller of two draws from 1 to this."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""
