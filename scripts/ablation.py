@@ -1,9 +1,9 @@
 """How much single choices of local pruning matter: uniform pruning with each of them, over several seeds.
 
 The variants are the modes of error accumulation (paper, Table 4), the saliency without one of its terms or
-with others, removal in one step for each level (paper, Table 6), another damping, and rivals of the local
-pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its centre, the
-uniform distribution. Rerun:
+with others, removal of neurons in one step for each level (paper, Table 6), another damping, and rivals of
+the local pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its centre,
+the uniform distribution. Rerun:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """
@@ -69,8 +69,9 @@ class Ablation:
     """Calibration text."""
     calibration_tokens: int = 32768
     """Tokens of the calibration text."""
-    preset: Preset = "standard"
-    """Preset for all other settings of local pruning, including noise in the calibration text."""
+    preset: Preset = "paper"
+    """Preset for all other settings of local pruning, including noise in the calibration text. Without
+    effect are the metric of outputs, drift and reconstruction, which `ablation_steps.py` measures."""
     sequence_length: int = 512
     """Tokens in a sequence."""
     wikitext: str = WIKITEXT
@@ -89,7 +90,7 @@ class Ablation:
 def measure(
     ablation: Ablation, model: LoadedModel, variant: str, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Perplexity, by text, of the uniform distribution in a supernet built with `variant`."""
+    """Perplexity, by text, of the uniform distribution in a supernet built with `variant`, or of FLAP's."""
     data = DataSpec(
         calibration=(ablation.calibration,),
         evaluation=(ablation.wikitext,),
@@ -105,11 +106,12 @@ def measure(
     kinds, depth = pruning.kinds(model.config), model.config.depth
     grid = space.uniform_grid(kinds, depth, ablation.sparsity, 9, 0.125)
     centre, texts = space.centre_distribution(grid), (splits.calibration, splits.openings)
+    config = model.config
     with progress.stage(f"{variant}, seed {seed}", 2 * depth, "sites") as stage:
         if variant == FLAP:
             heads, neurons = (int(kept) for kept in space.kept_units(grid, centre).sum(axis=-1))
             units = kinds[ATTENTION].units, kinds[FFN].units
-            masked = flap.prune(model.params, texts, model.config, units, (heads, neurons))
+            masked, config = flap.prune(model.params, texts, model.config, units, (heads, neurons))
             stage.advance(2 * depth)
         else:
             plan = FoldPlan(model.config, grid, pruning, seed)
@@ -118,7 +120,7 @@ def measure(
             )
             masked = select(model.params, supernet, jnp.asarray(centre))
     return {
-        name: quality.measure(masked, windows, model.config).perplexity
+        name: quality.measure(masked, windows, config).perplexity
         for name, windows in splits.evaluation.items()
     }
 

@@ -4,12 +4,14 @@
 
 Every matrix of the blocks is changed, each on the inputs that those before it then give on calibration text.
 Embeddings and output head stay as they are. Sizes are of the blocks, in MB: integers with a scale of 16 bits
-for every group, 2:4 zeros with two bits of place for every value that is kept, and 16 bits for other values.
+for every group (8 bits: for every output), 2:4 zeros with two bits of place for every value that is kept, and
+16 bits for everything else.
 """
 
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,7 +25,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.files import write_json
 from tyr_jax.model.prediction import Prediction
-from tyr_jax.model.spec import count_parameters
+from tyr_jax.model.spec import ModelConfig, block_specs
 from tyr_jax.options import as_json
 from tyr_jax.pruning.quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
 from tyr_jax.run.models import GivenModel, load_shown
@@ -31,30 +33,30 @@ from tyr_jax.runtime import devices
 from tyr_jax.settings import WIKITEXT
 from tyr_jax.workspace.progress import Progress
 
-INTEGERS = Integers(bits=8), Integers(bits=4, group=64)
+INTEGERS: tuple[Integers, ...] = Integers(bits=8), Integers(bits=4, group=64)
 
 
 class Way(NamedTuple):
-    """A way to store matrices: what of, how it is found, the bits of a value, and whether it reads text."""
+    """A way to store matrices: of what values, how these are found, their rule, and whether text is read."""
 
     values: str
     how: str
-    bits: float
+    rule: Rule | None = None
     change: Change | None = None
     reads: bool = False
 
 
 def ways() -> Iterator[Way]:
     """All ways, the matrices as they are first."""
-    yield Way("16 bits", "as it is", 16)
-    for rule in INTEGERS:
-        groups = f" in groups of {rule.group}" if rule.group else ""
-        bits = rule.bits + (16 / rule.group if rule.group else 0)
-        yield Way(f"{rule.bits} bits{groups}", "round to nearest", bits, to_nearest(rule))
-        yield Way(f"{rule.bits} bits{groups}", "GPTQ", bits, functools.partial(compensated, rule=rule), True)
-    zeros, bits = Zeros(), (16 + 2) / 2
-    yield Way("2:4 zeros", "largest", bits, to_nearest(zeros))
-    yield Way("2:4 zeros", "SparseGPT", bits, functools.partial(compensated, rule=zeros), True)
+    yield Way("16 bits", "as it is")
+    named: list[tuple[str, Rule, str, str]] = []
+    for integers in INTEGERS:
+        groups = f" in groups of {integers.group}" if integers.group else ""
+        named.append((f"{integers.bits} bits{groups}", integers, "round to nearest", "GPTQ"))
+    named.append(("2:4 zeros", Zeros(), "largest", "SparseGPT"))
+    for values, rule, nearest, better in named:
+        yield Way(values, nearest, rule, to_nearest(rule))
+        yield Way(values, better, rule, functools.partial(compensated, rule=rule), True)
 
 
 def to_nearest(rule: Rule) -> Change:
@@ -82,6 +84,18 @@ class Combinations:
     """File of the results."""
 
 
+def megabytes(config: ModelConfig, rule: Rule | None) -> float:
+    """Size of the blocks of a model in MB: matrices by the rule, everything else in 16 bits."""
+    total = 0.0
+    for layer in range(config.depth):
+        for spec in block_specs(config, layer):
+            count = math.prod(spec.shape)
+            inputs = math.prod(spec.shape[: len(spec.inputs)])
+            plain = rule is None or not spec.inputs
+            total += 16 * count if plain else rule.bits_of(inputs, count // inputs)  # type: ignore[union-attr]
+    return total / 8e6
+
+
 def measure(
     asked: Combinations, name: str, dense: Prediction | None, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], Prediction]:
@@ -107,8 +121,8 @@ def measure(
                 texts = [splits.calibration] if way.reads else []
                 params = change_matrices(params, texts, config, way.change)
             reached = quality.measure(params, windows, config, dense)
-            megabytes = count_parameters(config)[0] * way.bits / 8e6
-            found[key(way)] = {"perplexity": reached.perplexity, "kl": reached.kl, "MB": megabytes}
+            size = megabytes(config, way.rule)
+            found[key(way)] = {"perplexity": reached.perplexity, "kl": reached.kl, "MB": size}
             stage.advance(note=key(way))
     return found, dense
 

@@ -89,9 +89,7 @@ MEASUREMENTS = {
         "compare_on_model.py --settings docs/measurements/comparison.json --searches evolution "
         "--objectives kl hidden+kl perplexity"
     ),
-    "ablation": Measurement(
-        "ablation.py --preset paper --calibration-tokens 16384 --windows 4 --wikitext {wikitext}"
-    ),
+    "ablation": Measurement("ablation.py --calibration-tokens 16384 --windows 4 --wikitext {wikitext}"),
     "rounds": Measurement(
         "ablation_rounds.py --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
     ),

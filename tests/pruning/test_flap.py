@@ -10,7 +10,7 @@ from tiny import make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, random_params
+from tyr_jax.model.spec import LayerShape, iter_tensors, random_params
 from tyr_jax.pruning import flap
 
 
@@ -51,15 +51,36 @@ def test_constant_units_leave_without_a_trace() -> None:
         np.random.default_rng(0).integers(0, 96, (3, 16)),
         np.random.default_rng(1).integers(0, 96, (2, 9)),
     ]
-    pruned = flap.prune(params, texts, config, (4, 48), (4, 48 - 6))
+    pruned, biased = flap.prune(params, texts, config, (4, 48), (4, 48 - 6))
     gone = ~np.any(np.asarray(pruned["blocks"]["down"]), axis=-1)
     np.testing.assert_array_equal(gone, constant)
     np.testing.assert_array_equal(pruned["blocks"]["o"], blocks["o"])
     (before,), (after,) = (
-        [state.residual for state in decoder.run_model(each, [jnp.asarray(texts[0])], config)]
-        for each in (params, pruned)
+        [state.residual for state in decoder.run_model(each, [jnp.asarray(texts[0])], own)]
+        for each, own in ((params, config), (pruned, biased))
     )
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
+    # What is written has all biases.
+    written = {spec.name for spec, _ in iter_tensors(pruned, biased)}
+    assert written >= {"o_bias", "down_bias", "q_bias", "gate_bias"}
+
+
+def test_channels_that_hardly_vary_are_told_from_constant_ones() -> None:
+    """A standard deviation of a ten-thousandth of the mean, which plain sums of squares would lose."""
+    config = make_tiny_config(layers=1, mlp_bias=True)
+    params = random_params(config, jax.random.key(0), scale=0.3)
+    blocks = dict(params["blocks"])
+    small = np.full(48, 1e-5)
+    blocks["gate"], blocks["gate_bias"] = blocks["gate"] * 0, jnp.full((1, 48), 100.0)
+    blocks["up"], blocks["up_bias"] = blocks["up"] * small, jnp.ones((1, 48))
+    texts = [np.random.default_rng(0).integers(0, 96, (8, 16))]
+    ((_, found),) = flap.measure(params | {"blocks": blocks}, texts, config)
+    x = decoder.embed(params, jnp.asarray(texts[0]))
+    block = jax.tree.map(lambda array: array[0], blocks)
+    x = decoder.add_attention(block, x, decoder.rope_tables(config, 16), config)
+    units = np.asarray(decoder.ffn_units(block, x, config), np.float64).reshape(-1, 48)
+    np.testing.assert_allclose(found.mean, units.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.variance, units.var(axis=0), rtol=1e-2)
 
 
 def test_statistics_are_those_of_the_dense_model() -> None:
@@ -85,9 +106,10 @@ def test_statistics_are_those_of_the_dense_model() -> None:
     [
         make_tiny_config(post_norms=True),
         dataclasses.replace(make_tiny_config(), layers=(LayerShape(4, 2, 16, experts=4),) * 3, routed=2),
+        make_tiny_config(family="mistral"),
     ],
-    ids=["norms", "experts"],
+    ids=["norms", "experts", "family"],
 )
 def test_models_without_a_place_for_biases(config: object) -> None:
-    with pytest.raises(UserError, match="FLAP needs a model without experts and without norms"):
+    with pytest.raises(UserError, match="FLAP needs biases behind all sublayers"):
         flap.prune({}, [], config, (4, 48), (4, 48))  # type: ignore[arg-type]

@@ -48,8 +48,9 @@ def test_the_error_is_at_most_half_a_step(bits: int) -> None:
     found = np.asarray(rounded(jnp.asarray(weight), Integers(bits=bits, group=32)))
     for first in range(0, 70, 32):
         part, other = weight[first : first + 32], found[first : first + 32]
-        step = np.abs(part).max(axis=0) / (2 ** (bits - 1) - 1)
-        assert np.all(np.abs(part - other) <= step * 0.5001)
+        step = (np.abs(part).max(axis=0) / (2 ** (bits - 1) - 1)).astype(np.float16).astype(np.float32)
+        # The largest value is cut off where the scale is rounded down, by a tenth of a step at most.
+        assert np.all(np.abs(part - other) <= step * 0.6)
         np.testing.assert_allclose(other / step, np.round(other / step), atol=1e-3)
 
 
@@ -66,7 +67,7 @@ def test_every_four_keep_two(compensate: bool) -> None:
 def by_steps(weight: np.ndarray, gram: np.ndarray, rule: Rule) -> np.ndarray:
     """`compensated`, channel by channel, with the explicit inverse of what is left, in float64."""
     damped = gram + DAMPING * np.diag(gram).mean() * np.eye(len(gram))
-    inverse, weight, group = np.linalg.inv(damped), weight.copy(), rule.group or len(weight)
+    weight, group = weight.copy(), rule.group or len(weight)
     for first in range(0, len(weight), group):
         rest = np.linalg.inv(damped[first:, first:])
         # The diagonal of the inverse of what is left when each channel's turn comes.
@@ -99,7 +100,7 @@ def test_later_channels_make_up_for_errors(rule: Rule) -> None:
     def error(other: np.ndarray) -> float:
         return float(np.sum((x @ (weight - np.asarray(other, np.float64))) ** 2))
 
-    assert error(found) < 0.7 * error(rounded(jnp.asarray(weight, jnp.float32), rule))
+    assert error(found) < 0.8 * error(rounded(jnp.asarray(weight, jnp.float32), rule))
     assert error(found) == pytest.approx(error(expected), rel=0.05)
 
 
@@ -140,6 +141,7 @@ def test_every_matrix_of_a_model_has_its_own_inputs() -> None:
 
     halved = change_matrices(params, texts, config, halve)
     assert len(seen) == 7 + 3 + 7
+    assert isinstance(halved["blocks"], tuple)
     for layer in range(3):
         block, other = layer_block(params["blocks"], layer), layer_block(halved["blocks"], layer)
         for name in block:
@@ -152,6 +154,19 @@ def test_every_matrix_of_a_model_has_its_own_inputs() -> None:
     shape, gram = seen[9]
     assert shape == (24, config.hidden)
     np.testing.assert_allclose(gram, sum(np.asarray(part).T @ part for part in units), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_like_layers_stays_stacked() -> None:
+    config = make_tiny_config(layers=2)
+    params = random_params(config, jax.random.key(0))
+    same = change_matrices(params, [], config, lambda weight, _: weight)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_bits_by_hand() -> None:
+    assert Integers(bits=8).bits_of(100, 10) == 10 * (100 * 8 + 16)
+    assert Integers(bits=4, group=64).bits_of(100, 10) == 10 * (100 * 4 + 2 * 16)
+    assert Zeros().bits_of(100, 10) == 10 * 50 * 18
 
 
 def test_experts_are_refused() -> None:

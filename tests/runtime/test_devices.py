@@ -158,5 +158,40 @@ assert not any(name in text for name in ("all-reduce", "all-gather", "all-to-all
 """
 
 
+MATRICES = """
+import jax, numpy as np
+from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.pruning import flap
+from tyr_jax.pruning.quantise import Integers, Zeros, change_matrices, compensated
+from tyr_jax.runtime import devices
+
+config = ModelConfig("llama", 96, 32, 8, (LayerShape(4, 2, 48),) * 2)
+params = random_params(config, jax.random.key(0), scale=0.3)
+texts = [np.random.default_rng(0).integers(0, 96, (11, 12))]  # not divided by the devices
+
+def results():
+    _, found = flap.measure(params, texts, config)
+    yield from found
+    for rule in (Integers(bits=4, group=16), Zeros()):
+        change = lambda weight, gram: compensated(weight, gram, rule)
+        yield devices.fetch(change_matrices(params, texts, config, change)["blocks"])
+
+alone = list(results())
+with devices.in_use():
+    assert devices.count() == 8
+    for one, eight in zip(alone[:2], results()):
+        np.testing.assert_allclose(eight.mean, one.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(eight.variance, one.variance, rtol=1e-3, atol=1e-6)
+    for one, eight in zip(alone[2:], list(results())[2:]):
+        for name in one:
+            # A value in the middle between two allowed ones may go either way.
+            assert np.isclose(eight[name], one[name], atol=1e-3).mean() > 0.97, name
+"""
+
+
+def test_matrices_are_changed_alike() -> None:
+    run("-c", MATRICES)
+
+
 def test_searches_side_by_side_are_divided_and_need_no_communication() -> None:
     run("-c", SEARCHES)

@@ -11,6 +11,7 @@ Axis letters here: `U` units of a site, `d_in` its input channels, `D` outputs; 
 `L` layers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
-from tyr_jax.pruning.stream import add_output, embedded, site_units
+from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, block_specs, layer_block
+from tyr_jax.pruning.stream import add_output, embedded, site_units, token_weights
+from tyr_jax.runtime import devices
 from tyr_jax.space import KINDS
 
 BIASES = "o_bias", "down_bias"
@@ -58,27 +61,53 @@ def compensation(weight: np.ndarray, mean: np.ndarray, stays: np.ndarray) -> np.
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"))
-def _sums(block: Block, x: jax.Array, kind: int, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Sums over tokens of the inputs of the site of a kind, and of their squares, `[d_in]` each."""
-    units = site_units(kind, block, x, config).astype(jnp.float32)
-    inputs = units.reshape(x.shape[0] * x.shape[1], -1)
-    return jnp.sum(inputs, axis=0), jnp.sum(inputs**2, axis=0)
+def _sums(
+    block: Block, x: jax.Array, weights: jax.Array, centre: jax.Array, kind: int, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over tokens of how far the inputs of the site of a kind are from `centre [d_in]`, and of the
+    squares of that, `[d_in]` each. Tokens count as `weights [B, T]`."""
+
+    def add(block: Block, centre: jax.Array, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        units = site_units(kind, block, x, config).astype(jnp.float32)
+        away = (units.reshape(*x.shape[:2], -1) - centre) * weights[..., None]
+        return jnp.sum(away, axis=(0, 1))[None], jnp.sum(away**2, axis=(0, 1))[None]
+
+    first, second = devices.divided(add, whole=2)(block, centre, x, weights)
+    return jnp.sum(first, axis=0), jnp.sum(second, axis=0)
 
 
 def measure(params: Params, texts: Sequence[np.ndarray], config: ModelConfig) -> list[list[Moments]]:
     """The moments of every site of a dense model on `texts`, arrays of tokens `[B, T]`, by layer and kind."""
-    stream = [x[:real] for x, real in zip(*embedded(params, texts), strict=True)]
-    tokens = sum(x.shape[0] * x.shape[1] for x in stream)
+    stream, real = embedded(params, texts)
+    # Sequences that only fill up a batch do not count.
+    weights = [token_weights(x, jnp.int32(count), even=True) for x, count in zip(stream, real, strict=True)]
     found = []
     for layer in range(config.depth):
         block, of_layer = layer_block(params["blocks"], layer), []
         for kind in range(len(KINDS)):
-            sums = [jax.tree.map(np.float64, _sums(block, x, kind, config)) for x in stream]
-            mean, square = (np.sum(each, axis=0) / tokens for each in zip(*sums, strict=True))
-            of_layer.append(Moments(mean, np.maximum(square - mean**2, 0)))
+            of_layer.append(moments_of(kind, block, stream, weights, config))
             stream = [add_output(block, x, None, kind, config) for x in stream]
         found.append(of_layer)
     return found
+
+
+def moments_of(
+    kind: int, block: Block, stream: Sequence[jax.Array], weights: Sequence[jax.Array], config: ModelConfig
+) -> Moments:
+    """The moments of the site of a kind, from the residuals before it, `stream [B, T, D]`, whose tokens count
+    as `weights [B, T]`.
+
+    Sums are of differences from the mean of the first batch: those of a channel that is nearly constant would
+    otherwise cancel.
+    """
+    size = block[OUTPUTS[KINDS[kind]]].size // config.hidden
+    first, _ = _sums(block, stream[0], weights[0], jnp.zeros(size), kind, config)
+    centre = first / jnp.sum(weights[0])
+    pairs = zip(stream, weights, strict=True)
+    sums = [jax.tree.map(np.float64, _sums(block, x, each, centre, kind, config)) for x, each in pairs]
+    tokens = sum(float(each.sum()) for each in weights)
+    mean, square = (np.sum(each, axis=0) / tokens for each in zip(*sums, strict=True))
+    return Moments(np.float64(centre) + mean, np.maximum(square - mean**2, 0))
 
 
 def prune(
@@ -87,19 +116,22 @@ def prune(
     config: ModelConfig,
     units: tuple[int, int],
     kept: tuple[int, int],
-) -> Params:
-    """The model in dense shapes, with zero rows for units that leave, and biases in their place.
+) -> tuple[Params, ModelConfig]:
+    """The model in dense shapes, with zero rows for units that leave and biases in their place, and its
+    configuration, which has biases.
 
     Sites have `units` units of each kind, of which `kept` stay over all layers. `texts` are arrays of tokens
     `[B, T]`.
 
     Raises:
-        UserError: The model is a mixture of experts, or has norms behind its sites.
+        UserError: The model's family has no biases behind its sublayers.
     """
-    if config.experts or config.post_norms:
-        raise UserError("FLAP needs a model without experts and without norms behind its sublayers")
+    named = FAMILIES[config.family].tensors
+    if config.experts or config.post_norms or not {"out_bias", "mlp_bias"} <= named.keys():
+        raise UserError(f"FLAP needs biases behind all sublayers, which {config.family} models do not have")
     moments = measure(params, texts, config)
-    blocks = dict(params["blocks"])
+    biased = dataclasses.replace(config, qkv_bias=True, out_bias=True, mlp_bias=True)
+    blocks = without_effect(biased) | dict(params["blocks"])
     for kind, bias in enumerate(BIASES):
         name = OUTPUTS[KINDS[kind]]
         stack = np.asarray(blocks[name], np.float64)
@@ -112,5 +144,11 @@ def prune(
         moved = [compensation(*each) for each in zip(weights, means, stays, strict=True)]
         dtype = blocks[name].dtype
         blocks[name] = jnp.asarray((weights * stays[..., None]).reshape(stack.shape), dtype)
-        blocks[bias] = blocks.get(bias, 0) + jnp.asarray(np.stack(moved), dtype)
-    return params | {"blocks": blocks}
+        blocks[bias] = (blocks[bias] + jnp.asarray(np.stack(moved))).astype(dtype)
+    return params | {"blocks": blocks}, biased
+
+
+def without_effect(config: ModelConfig) -> Block:
+    """Biases of zero for all layers of a model whose layers are alike, by name."""
+    biases = (spec for spec in block_specs(config, 0) if spec.name.endswith("_bias"))
+    return {spec.name: jnp.zeros((config.depth, *spec.shape)) for spec in biases}

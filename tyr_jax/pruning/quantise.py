@@ -12,6 +12,7 @@ Axis letters here: `d_in` input channels, `D` outputs, `g` channels decided on t
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ from tyr_jax.errors import UserError, require
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, linalg
+from tyr_jax.pruning.compress import joined
 from tyr_jax.pruning.linalg import HIGHEST
-from tyr_jax.pruning.stream import embedded
+from tyr_jax.pruning.stream import embedded, token_weights, weighed
+from tyr_jax.runtime import devices
 
 DAMPING = 0.01
 """λ as a fraction of the mean diagonal of XᵀX, as in GPTQ and SparseGPT."""
@@ -45,10 +48,15 @@ class Rule:
         """The allowed row `[D]` nearest to `row [D]`, which is row `index` of the group."""
         raise NotImplementedError
 
+    def bits_of(self, channels: int, outputs: int) -> float:
+        """Bits that a matrix `[d_in, D]` of these sizes takes."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Integers(Rule):
-    """Integers of `bits`, symmetric around zero, times a scale for every output and group of channels."""
+    """Integers of `bits`, symmetric around zero, times a scale in float16 for every output and group of
+    channels."""
 
     bits: int = 8
 
@@ -64,12 +72,17 @@ class Integers(Rule):
 
     def decide(self, rows: jax.Array, spread: jax.Array) -> jax.Array:
         """The scale of every output `[D]`."""
-        scale = jnp.max(jnp.abs(rows), axis=0) / self.largest
+        scale = (jnp.max(jnp.abs(rows), axis=0) / self.largest).astype(jnp.float16).astype(rows.dtype)
         return jnp.where(scale > 0, scale, 1.0)
 
     def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
         """The row as integers times their scale."""
         return jnp.clip(jnp.round(row / decision), -self.largest, self.largest) * decision
+
+    def bits_of(self, channels: int, outputs: int) -> float:
+        """The integers, and the scales."""
+        groups = -(-channels // self.group) if self.group else 1
+        return outputs * (channels * self.bits + 16 * groups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +104,11 @@ class Zeros(Rule):
     def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
         """The row with zeros where its values leave."""
         return row * decision[index]
+
+    def bits_of(self, channels: int, outputs: int) -> float:
+        """Values of 16 bits, each with its place in the group."""
+        place = math.ceil(math.log2(self.group))
+        return outputs * channels * (self.kept / self.group) * (16 + place)
 
 
 @functools.partial(jax.jit, static_argnames="rule")
@@ -156,18 +174,24 @@ STAGES: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), 
 
 
 @functools.partial(jax.jit, static_argnames=("stage", "config"), donate_argnames="gram")
-def _with_inputs(block: Block, x: jax.Array, gram: jax.Array, stage: int, config: ModelConfig) -> jax.Array:
-    """`gram [d_in, d_in]` with XᵀX of what enters the matrices of a stage, from the residual `x [B, T, D]`
-    before the block."""
-    rope = decoder.rope_tables(config, x.shape[1])
-    after = x if stage < 2 else decoder.add_attention(block, x, rope, config)
-    inputs = (
-        lambda: decoder.before(block, "attn_norm", x, config),
-        lambda: decoder.attention_units(block, x, rope, config),
-        lambda: decoder.before(block, "mlp_norm", after, config),
-        lambda: decoder.ffn_units(block, after, config),
-    )[stage]()
-    return hessian.update(gram, inputs.reshape(*inputs.shape[:2], -1))
+def _with_inputs(
+    block: Block, x: jax.Array, weights: jax.Array, gram: jax.Array, stage: int, config: ModelConfig
+) -> jax.Array:
+    """`gram [n, d_in, d_in]` of n devices, with XᵀX of what enters the matrices of a stage added, from the
+    residual `x [B, T, D]` before the block. Tokens weigh `weights [B, T]`."""
+
+    def collect(block: Block, x: jax.Array, weights: jax.Array, gram: jax.Array) -> jax.Array:
+        rope = decoder.rope_tables(config, x.shape[1])
+        after = x if stage < 2 else decoder.add_attention(block, x, rope, config)
+        inputs = (
+            lambda: decoder.before(block, "attn_norm", x, config),
+            lambda: decoder.attention_units(block, x, rope, config),
+            lambda: decoder.before(block, "mlp_norm", after, config),
+            lambda: decoder.ffn_units(block, after, config),
+        )[stage]()
+        return hessian.update(gram, weighed(inputs, weights))
+
+    return devices.divided(collect, whole=1)(block, x, weights, gram)
 
 
 Change = Callable[[jax.Array, jax.Array], jax.Array]
@@ -185,35 +209,45 @@ def change_matrices(
     """
     if config.experts:
         raise UserError("the matrices of experts cannot be quantised here; choose a model without experts")
-    stream = [x[:real] for x, real in zip(*embedded(params, texts), strict=True)]
+    stream, real = embedded(params, texts)
+    # Sequences that only fill up a batch weigh nothing.
+    weights = [token_weights(x, jnp.int32(count), even=True) for x, count in zip(stream, real, strict=True)]
     changed = []
     for layer in range(config.depth):
         block = layer_block(params["blocks"], layer)
         for stage, names in enumerate(STAGES):
             # Where a sublayer is removed, its matrices are absent.
             if names[0] in block:
-                block = block | _changed(block, stream, stage, config, change)
+                block = block | _changed(block, stream, weights, stage, config, change)
         stream = [_after(block, x, config) for x in stream]
         changed.append(block)
-    return params | {"blocks": tuple(changed)}
+    return params | {"blocks": joined(changed, config)}
 
 
 def _changed(
-    block: Block, stream: Sequence[jax.Array], stage: int, config: ModelConfig, change: Change
+    block: Block,
+    stream: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    stage: int,
+    config: ModelConfig,
+    change: Change,
 ) -> dict[str, Any]:
     """The matrices of a stage of a block, changed."""
-    inner = STAGES[stage] in (("o",), ("down",))
     first = block[STAGES[stage][0]]
-    size = first.size // config.hidden if inner else config.hidden
-    gram = hessian.init(size)
-    for x in stream:
-        gram = _with_inputs(block, x, gram, stage, config)
-    gram = hessian.finish(gram[None])
+    size = first.size // config.hidden if STAGES[stage] in (("o",), ("down",)) else config.hidden
+    gram = devices.copies(hessian.init(size))
+    for x, each in zip(stream, weights, strict=True):
+        gram = _with_inputs(block, x, each, gram, stage, config)
+    whole = hessian.finish(gram)
     return {
-        name: change(block[name].reshape(size, -1), gram).reshape(block[name].shape) for name in STAGES[stage]
+        name: change(block[name].reshape(size, -1), whole).reshape(block[name].shape)
+        for name in STAGES[stage]
     }
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _after(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    return decoder.apply_block(block, x, decoder.rope_tables(config, x.shape[1]), config)
+    def run(block: Block, x: jax.Array) -> jax.Array:
+        return decoder.apply_block(block, x, decoder.rope_tables(config, x.shape[1]), config)
+
+    return devices.divided(run, whole=1)(block, x)
