@@ -9,12 +9,13 @@ the uniform distribution. Rerun:
 """
 
 import dataclasses
-import json
+import functools
 import statistics
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jobs import Results
 from markdown_table import print_header, print_row
 
 from tyr_jax import space
@@ -22,9 +23,7 @@ from tyr_jax.cli import command
 from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
-from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.options import as_json
 from tyr_jax.pruning import flap
 from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
@@ -145,21 +144,13 @@ def main(ablation: Ablation) -> None:
     if unknown:
         raise UserError(f"there is no variant '{min(unknown)}'; choose from {', '.join((*VARIANTS, FLAP))}")
     common = dataclasses.replace(ablation, variants=(), seeds=(), results=Path())
-    kept = {"settings": json.loads(json.dumps(as_json(common))), "perplexity": {}}
-    if ablation.results.is_file():
-        settings, kept = kept["settings"], json.loads(ablation.results.read_text())
-        if kept["settings"] != settings:
-            raise UserError(f"{ablation.results} was made with other settings; name another with --results")
-    results = kept["perplexity"]
-    ablation.results.parent.mkdir(parents=True, exist_ok=True)
-    model = load_model(ablation.model)
+    results, model = Results.of(ablation.results, common), load_model(ablation.model)
     with Progress() as progress:
         for seed in ablation.seeds:
             for variant in ablation.variants:
-                if (name := f"{variant}, seed {seed}") not in results:
-                    results[name] = measure(ablation, model, variant, seed, progress)
-                    write_json(ablation.results, kept)
-    print_markdown(results, ablation)
+                compute = functools.partial(measure, ablation, model, variant, seed, progress)
+                results.get(f"{variant}, seed {seed}", compute)
+    print_markdown(results.found, ablation)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
   python scripts/ablation_rounds.py --evaluation wikitext-2-raw-test.txt news.txt
 
 Each row is a run of the main job. After every round, layers are pruned again around what the search found, to
-levels half as far apart; the generations are shared out so that all rows search equally long. Rerun: the
-command above. Runs that exist are not repeated.
+levels half as far apart; the generations are shared out so that all rows search equally long. Descent is
+left out, because it would come once in every round. Rerun: the command above. Runs that exist are not
+repeated.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from jobs import make
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command, prune
+from tyr_jax.errors import require
 from tyr_jax.files import write_json
 from tyr_jax.settings import WIKITEXT, Preset
 
@@ -50,7 +52,8 @@ def run(asked: Ablation, rounds: int, seed: int) -> dict[str, Any]:
     output = asked.results / f"{rounds}-rounds-seed{seed}"
     share = asked.generations // rounds
     options = ["--model", asked.model, "--preset", asked.preset, "--sparsity", str(asked.sparsity)]
-    options += ["--rounds", str(rounds), "--generations", str(share), "--seed", str(seed)]
+    options += ["--rounds", str(rounds), "--generations", str(share), "--descent-steps", "0"]
+    options += ["--seed", str(seed)]
     options += ["--evaluation", *asked.evaluation, *asked.options.split()]
     make(prune.main, options, output, [output / "summary.json"])
     return json.loads((output / "summary.json").read_text())
@@ -69,6 +72,9 @@ def row_of(label: str, step: str, models: list[dict[str, Any]]) -> None:
 
 def main(asked: Ablation) -> None:
     """Make the missing runs, write what they found to `results.json`, and print the table."""
+    for rounds in asked.rounds:
+        divides = rounds >= 1 and asked.generations >= 1 and asked.generations % rounds == 0
+        require(divides, "--rounds", rounds, f"a divisor of --generations ({asked.generations})")
     asked.results.mkdir(parents=True, exist_ok=True)
     found = {rounds: [run(asked, rounds, seed) for seed in asked.seeds] for rounds in sorted(asked.rounds)}
     kept = {

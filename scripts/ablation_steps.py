@@ -7,19 +7,17 @@ sparsity. The texts are from the domains that layers were pruned on, and from ot
 """
 
 import dataclasses
-import json
+import functools
 import statistics
 from pathlib import Path
 from typing import Any
 
+from jobs import Results
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
-from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig, count_parameters
-from tyr_jax.options import as_json
 from tyr_jax.run import pipeline, prepare
 from tyr_jax.settings import PRESETS, WIKITEXT, Settings
 from tyr_jax.workspace.events import EventLog
@@ -143,27 +141,17 @@ def print_markdown(results: dict[str, Any], ablation: Ablation) -> None:
 def main(ablation: Ablation) -> None:
     """Compute what is missing, then print the tables."""
     common = dataclasses.replace(ablation, seeds=(), results=Path())
-    settings = json.loads(json.dumps(as_json(common)))
-    kept: dict[str, Any] = {"settings": settings, "results": {}}
-    if ablation.results.is_file():
-        kept = json.loads(ablation.results.read_text())
-        if kept["settings"] != settings:
-            raise UserError(f"{ablation.results} was made with other settings; name another with --results")
-    results = kept["results"]
-    ablation.results.parent.mkdir(parents=True, exist_ok=True)
-    config = load_model(ablation.model).config
+    results, config = Results.of(ablation.results, common), load_model(ablation.model).config
     with Progress() as progress:
         for seed in ablation.seeds:
             for variant, changes in variants().items():
-                if (name := f"{variant}, seed {seed}") not in results:
-                    progress.log(name)
-                    sparsity = ablation.sparsities
-                    if changes["budget"] == "parameters":
-                        sparsity = as_parameters(results[f"before, seed {seed}"], config)
-                    asked = settings_of(ablation, sparsity, changes, seed)
-                    results[name] = measure(asked, ablation.sparsities, progress)
-                    write_json(ablation.results, kept)
-    print_markdown(results, ablation)
+                sparsity = ablation.sparsities
+                if changes["budget"] == "parameters":
+                    sparsity = as_parameters(results.found[f"before, seed {seed}"], config)
+                asked = settings_of(ablation, sparsity, changes, seed)
+                progress.log(name := f"{variant}, seed {seed}")
+                results.get(name, functools.partial(measure, asked, ablation.sparsities, progress))
+    print_markdown(results.found, ablation)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,22 @@ for every group (8 bits: for every output), 2:4 zeros with two bits of place for
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
+import numpy as np
 import tyro
+from jobs import Results
 from markdown_table import print_header, print_row
 
 from tyr_jax.cli import command
-from tyr_jax.data import DataSpec, load_splits
-from tyr_jax.errors import UserError
+from tyr_jax.data import DataSpec, load_evaluation, load_splits
 from tyr_jax.evaluation import quality
-from tyr_jax.files import write_json
+from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import ModelConfig, block_specs
-from tyr_jax.options import as_json
 from tyr_jax.pruning.quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices
@@ -96,62 +95,66 @@ def megabytes(config: ModelConfig, rule: Rule | None) -> float:
     return total / 8e6
 
 
-def measure(
-    asked: Combinations, name: str, dense: Prediction | None, progress: Progress
-) -> tuple[dict[str, dict[str, float]], Prediction]:
-    """(results of a model by way, the dense model's predictions on the text)."""
-    model = load_shown(GivenModel(name), progress)
-    data = DataSpec(
-        calibration=asked.calibration,
-        evaluation=(asked.wikitext,),
-        calibration_tokens=asked.calibration_tokens,
-        search_tokens=0,
-        evaluation_windows=asked.windows,
-        evaluation_length=asked.length,
-    )
-    splits, config = load_splits(data, model.tokenizer, 0), model.config
-    windows = splits.evaluation[Path(asked.wikitext).name]
-    if dense is None:
-        dense, _ = quality.measure_dense(model.params, windows, config)
-    found = {}
-    with progress.stage(name, len(list(ways())), "ways") as stage:
-        for way in ways():
-            params = model.params
-            if way.change is not None:
-                texts = [splits.calibration] if way.reads else []
-                params = change_matrices(params, texts, config, way.change)
-            reached = quality.measure(params, windows, config, dense)
-            size = megabytes(config, way.rule)
-            found[key(way)] = {"perplexity": reached.perplexity, "kl": reached.kl, "MB": size}
-            stage.advance(note=key(way))
-    return found, dense
+class Measured(NamedTuple):
+    """A model, the text to measure on, and the text to change its matrices by."""
 
+    model: LoadedModel
+    windows: np.ndarray
+    calibration: np.ndarray
 
-def key(way: Way) -> str:
-    """The name of a way's results."""
-    return f"{way.values}, {way.how}"
+    @classmethod
+    def load(cls, asked: Combinations, name: str, progress: Progress) -> Self:
+        """The model of a name, with its texts."""
+        model = load_shown(GivenModel(name), progress)
+        data = DataSpec(
+            calibration=asked.calibration,
+            evaluation=(asked.wikitext,),
+            calibration_tokens=asked.calibration_tokens,
+            search_tokens=0,
+            evaluation_windows=asked.windows,
+            evaluation_length=asked.length,
+        )
+        only = dataclasses.replace(data, calibration=())
+        (windows,) = load_evaluation(only, model.tokenizer).values()
+        return cls(model, windows, load_splits(data, model.tokenizer, 0).calibration)
+
+    def store(self, way: Way, dense: Prediction) -> dict[str, float]:
+        """Perplexity, KL to the `dense` model, and size of the blocks, once the matrices are stored in a
+        way."""
+        config, params = self.model.config, self.model.params
+        if way.change is not None:
+            texts = [self.calibration] if way.reads else []
+            params = change_matrices(params, texts, config, way.change)
+        reached = quality.measure(params, self.windows, config, dense)
+        return {"perplexity": reached.perplexity, "kl": reached.kl, "MB": megabytes(config, way.rule)}
 
 
 def main(asked: Combinations) -> None:
     """Compute what is missing, then print a row for each way and columns for each model."""
-    common = json.loads(json.dumps(as_json(dataclasses.replace(asked, models=(), results=Path()))))
-    kept: dict[str, Any] = {"settings": common, "models": {}}
-    if asked.results.is_file():
-        kept = json.loads(asked.results.read_text())
-        if kept["settings"] != common:
-            raise UserError(f"{asked.results} was made with other settings; name another with --results")
-    found, dense = kept["models"], None
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    if not all(name in found for name in asked.models):
-        with devices.in_use(), Progress() as progress:
-            for name in asked.models:
-                found[name], dense = measure(asked, name, dense, progress)
-                write_json(asked.results, kept)
+    # The KL divergence is to the first model.
+    common = dataclasses.replace(asked, models=asked.models[:1], results=Path())
+    results = Results.of(asked.results, common)
+    missing = [name for name in asked.models if any(key(name, way) not in results.found for way in ways())]
+    with devices.in_use(), Progress() as progress:
+        if missing:
+            first = Measured.load(asked, asked.models[0], progress)
+            dense, _ = quality.measure_dense(first.model.params, first.windows, first.model.config)
+        for name in missing:
+            measured = first if name == asked.models[0] else Measured.load(asked, name, progress)
+            with progress.stage(name, len(list(ways())), "ways") as stage:
+                for way in ways():
+                    results.get(key(name, way), functools.partial(measured.store, way, dense))
+                    stage.advance(note=f"{way.values}, {way.how}")
     print_header("values", "how", *(f"{Path(name).name}: MB, perplexity, KL" for name in asked.models))
     for way in ways():
-        cells = [found[name][key(way)] for name in asked.models]
+        cells = [results.found[key(name, way)] for name in asked.models]
         shown = (f"{cell['MB']:.0f}, {cell['perplexity']:.1f}, {cell['kl']:.3f}" for cell in cells)
         print_row(way.values, way.how, *shown)
+
+
+def key(model: str, way: Way) -> str:
+    """The name of a result."""
+    return f"{model}: {way.values}, {way.how}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Table 5). Searches that have been run are kept in --results and not run again.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -19,13 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 from compare_searches import SETTINGS, Options, configured
+from jobs import Results
 from markdown_table import print_header, print_row
 from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
 from tyr_jax.cli import command
 from tyr_jax.components import find
-from tyr_jax.files import write_json
 from tyr_jax.scoring.objective import OBJECTIVES, Objective, Perplexity
 from tyr_jax.search import loop
 from tyr_jax.search.contract import SLOPE_COST, Search
@@ -44,7 +45,8 @@ class Comparison(OnSupernet):
     objectives: tuple[str, ...] = ("kl",)
     """Objectives that the searches minimise."""
     settings: Path | None = None
-    """Record of `compare_searches.py`; without one, each search has the first of its settings."""
+    """What `compare_searches.py` has written, or its record; without one, each search has the first of its
+    settings."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each search."""
     passes: int = 48
@@ -61,10 +63,13 @@ class Comparison(OnSupernet):
 
 def chosen(asked: Comparison) -> dict[str, Options]:
     """The settings of each search."""
+    found = {name: SETTINGS.get(name, [{}])[0] for name in asked.searches}
     if asked.settings is None:
-        return {name: SETTINGS[name][0] for name in asked.searches}
-    written = json.loads(asked.settings.read_text())["results"]["settings"]
-    return {
+        return found
+    written = json.loads(asked.settings.read_text())
+    # The script writes them by themselves, and measure.py within its record.
+    written = written.get("results", written)["settings"]
+    return found | {
         name: {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         for name, options in written.items()
     }
@@ -108,22 +113,25 @@ def judged(world: World, levels: np.ndarray) -> dict[str, float]:
 
 def main(asked: Comparison) -> None:
     """Run what is missing, then print a row per search."""
-    kept = json.loads(asked.results.read_text()) if asked.results.is_file() else {}
-    settings, world = chosen(asked), make_world(asked, asked.sparsity)
+    settings = chosen(asked)
+    common = dataclasses.replace(asked, searches=(), objectives=(), seeds=(), settings=None, results=Path())
+    results = Results.of(asked.results, common)
+    world = make_world(asked, asked.sparsity)
     start = judged(world, space.centre_distribution(world.grid))
     budget = asked.passes * world.pool.tokens.size
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
     each = {}
     with Progress() as progress:
         for objective in asked.objectives:
             scored = world.scored_by(find(OBJECTIVES, objective, Objective)())
             for name in asked.searches:
-                search = configured(SEARCHES[name], settings[name], scored.space(), budget)
-                for seed in asked.seeds:
-                    if (key := f"{name} by {objective}, seed {seed}") not in kept:
-                        kept[key] = run(scored, search, seed, progress)
-                        write_json(asked.results, kept)
-                each[name, objective] = [kept[f"{name} by {objective}, seed {seed}"] for seed in asked.seeds]
+                search = configured(find(SEARCHES, name, Search), settings[name], scored.space(), budget)
+                each[name, objective] = [
+                    results.get(
+                        f"{search} by {objective}, seed {seed}",
+                        functools.partial(run, scored, search, seed, progress),
+                    )
+                    for seed in asked.seeds
+                ]
     print_table(start, each)
 
 

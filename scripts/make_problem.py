@@ -18,11 +18,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jobs import Results
 from measure import commit, machine
 from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
 from tyr_jax.cli import command
+from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, save_problem
 from tyr_jax.problems.fit import Scores, errors_of, fit_problem
 from tyr_jax.scoring import nested
@@ -45,7 +47,7 @@ class Measured(OnSupernet):
     output: Path = Path("tyr_jax/problems/data")
     """Directory of the file."""
     scores: Path = Path("runs/problems")
-    """Directory of the scores."""
+    """Directory of the scores. Scores of another model, target or text need another one."""
     walks: int = 500
     """Candidates by random shifts from the start."""
     rounds: int = 3
@@ -79,14 +81,22 @@ def scorer(world: World) -> Scorer:
 
 
 def kept(file: Path, levels: np.ndarray, score: Scorer, batch: int = 64) -> Scores:
-    """Scores of candidates `levels [n, 2, L]`, a batch at a time, kept in `file`."""
+    """Scores of candidates `levels [n, 2, L]`, a batch at a time, kept in `file`.
+
+    Raises:
+        UserError: Scores are kept of other candidates.
+    """
     parts = []
     for number, start in enumerate(range(0, len(levels), batch)):
         part, began = file.with_name(f"{file.name}-{number}.npz"), time.monotonic()
         if not part.is_file():
-            np.savez(part, *score(levels[start : start + batch]))
+            unfinished = part.with_name(f"unfinished-{part.name}")
+            np.savez(unfinished, *score(levels[start : start + batch]))
+            unfinished.replace(part)
         with np.load(part) as stored:
             parts.append(Scores(*(stored[name] for name in stored.files)))
+        if not np.array_equal(parts[-1].levels, levels[start : start + batch]):
+            raise UserError(f"{part} has scores of other candidates; name another directory with --scores")
         left = (time.monotonic() - began) * (len(levels) - start - batch) / batch
         print(
             f"{file.name}: {min(start + batch, len(levels))}/{len(levels)}, {max(0, left):.0f} s left",
@@ -134,7 +144,7 @@ def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
     chosen = on_way[rng.permutation(len(on_way))[: asked.finds // 2]]
     best = on_way[int(np.argmin(np.asarray(problem.held_out(on_way))))]
     around = neighbours(keys[0], jnp.asarray(best), problem.space, asked.finds - len(chosen), 8)
-    return np.concatenate([chosen, np.asarray(around)])
+    return np.unique(np.concatenate([chosen, np.asarray(around)]), axis=0)
 
 
 def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, Scores, dict[str, float]]]:
@@ -142,7 +152,8 @@ def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, Scores, d
     start = space.centre_distribution(world.grid)
     choice = world.space()
     score, file = scorer(world), asked.scores / asked.name
-    file.parent.mkdir(parents=True, exist_ok=True)
+    measured_on = dataclasses.replace(asked, output=Path(), scores=Path(), walks=0, rounds=0, finds=0)
+    Results.of(asked.scores / f"{asked.name}.json", measured_on).get("measured", lambda: True)
     scores = kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)
     problem = fit_problem(choice, start, scores)
     yield problem, scores, {}

@@ -2,10 +2,11 @@
 
   python scripts/measure_latencies.py --model builtin --output latencies.json
 
-The table is what `python -m tyr_jax.prune --budget latency --latencies latencies.json` counts in. It has
-attention of every number of key/value heads, with as many heads for each, and FFNs of several widths. Each is
-a layer of random weights, whose time is that of a compiled forward pass of --tokens tokens, a median of
---repeats, all sizes in turn. With a short --tokens, such as 1, the table is one of decoding without a cache.
+The table is what `python -m tyr_jax.prune --budget latency --latencies latencies.json` counts in. It has FFNs
+of several widths, and attention of every number of heads and key/value heads that a pruned layer can have.
+(Where groups of heads differ, some key/value heads are there twice.) Each is a layer of random weights, whose
+time is that of a compiled forward pass of --tokens tokens, a median of --repeats, all sizes in turn. With a
+short --tokens, such as 1, the table is one of decoding without a cache.
 """
 
 import dataclasses
@@ -59,8 +60,10 @@ def attention_runs(config: ModelConfig, x: jax.Array) -> Sizes:
     """Forward passes of attention, by heads and key/value heads."""
     runs: Sizes = {}
     dense = config.dense_shape
-    for groups in range(1, dense.kv_heads + 1):
-        for size in range(1, dense.heads // dense.kv_heads + 1):
+    most = dense.heads // dense.kv_heads
+    for size in range(1, most + 1):
+        # `tyr_jax.pruning.compress.head_layout` groups heads at no greater cost than the dense model's.
+        for groups in range(1, dense.kv_heads * (most + 1) // (size + 1) + 1):
             shape = dataclasses.replace(dense, heads=groups * size, kv_heads=groups)
             one, block = layer_of(config, shape)
             rope = decoder.rope_tables(one, x.shape[1])

@@ -7,6 +7,7 @@ import numpy as np
 from on_model import OnText
 
 from tyr_jax import space
+from tyr_jax.errors import require
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -73,7 +74,14 @@ class World(NamedTuple):
 
 
 def make_world(bench: OnSupernet, sparsity: float) -> World:
-    """The supernet and the texts for one sparsity."""
+    """The supernet and the texts for one sparsity.
+
+    Raises:
+        UserError: The search text or the held-out text is shorter than a sequence.
+    """
+    for name in ("search_tokens", "held_out_tokens"):
+        flag, least = f"--{name.replace('_', '-')}", bench.sequence_length
+        require(getattr(bench, name) >= least, flag, getattr(bench, name), f"at least a sequence of {least}")
     model = bench.load()
     search_tokens = bench.search_tokens + bench.held_out_tokens
     amounts = {"calibration_tokens": bench.calibration_tokens, "search_tokens": search_tokens}

@@ -118,6 +118,15 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
         validate(settings)
 
 
+def test_removed_experts_have_no_latencies() -> None:
+    timed = changed(SETTINGS, "pruning.budget", "latency")
+    validate(timed)
+    with pytest.raises(
+        UserError, match="--expert-unit is expert, but must be neuron where latency is limited"
+    ):
+        validate(changed(timed, "pruning.expert_unit", "expert"))
+
+
 def test_removed_experts_cannot_be_masked() -> None:
     masked = changed(SETTINGS, "layout", "masked")
     validate(masked)

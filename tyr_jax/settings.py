@@ -264,7 +264,9 @@ def validate(settings: Settings) -> None:
     require(0 <= pruning.drift <= 1, "--drift", pruning.drift, "between 0 and 1")
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
     require(pruning.metric_tokens >= 1, "--metric-tokens", pruning.metric_tokens, "at least 1")
-    pruning.resources  # noqa: B018
+    timed = "latency" in pruning.resources and pruning.expert_unit == "expert"
+    require(not timed, "--expert-unit", "expert", "neuron where latency is limited, because tables have no "
+            "times of fewer experts")  # fmt: skip
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     for component in (pruning.pruner, pruning.saliency):

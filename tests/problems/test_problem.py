@@ -112,6 +112,18 @@ def test_a_file_that_is_no_problem_is_refused(tmp_path: Path) -> None:
     np.savez(file, facts="{}")
     with pytest.raises(UserError, match="is no problem that can be read"):
         load_problem(file)
+    save_problem(synthetic_problem(**SMALL), file, {})
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    for place in range(100, len(whole) // 2, 50):
+        damaged[place] ^= 255
+    for content in (whole[: len(whole) // 2], bytes(damaged)):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="is no problem that can be read"):
+            load_problem(file)
+    save_problem(synthetic_problem(**SMALL).replace(link="log"), file, {})
+    with pytest.raises(UserError, match="has the link 'log', but must have one of identity, exp"):
+        load_problem(file)
 
 
 def test_problems_of_different_shape_do_not_run_side_by_side() -> None:

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
 from tyr_jax.run.resume import like_key, plain_key
 from tyr_jax.search import contract, loop
+from tyr_jax.search.additive import connected
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import generation_tokens, search_many, search_on_device
 from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
+from tyr_jax.search.exchange import Exchange
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import Budget, values_at
 
@@ -177,7 +180,99 @@ def test_a_strategy_may_go_off_to_infinity(value: float) -> None:
 
 
 @pytest.mark.parametrize("search", ALL)
-def test_its_options_are_checked(search: Search) -> None:
+def test_a_round_needs_generations(search: Search) -> None:
+    search.check()
+    for generations in (0, -3):
+        with pytest.raises(UserError, match=f"--generations is {generations}, but must be at least 1"):
+            dataclasses.replace(search, generations=generations).check()  # type: ignore[type-var]
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("evolution", {"max_shifts": 0}, "--max-shifts is 0"),
+    ("random", {"candidates": 0}, "--candidates is 0"),
+    ("evopress", {"survivors": (4, 2)}, "--survivors is"),
+    ("genetic", {"crossed": 1.5}, "--crossed is 1.5"),
+    ("annealing", {"cooled": 0.0}, "--cooled is 0.0"),
+    ("exchange", {"swaps": 0}, "--swaps is 0"),
+    ("distribution", {"elite": 100}, "--elite is 100"),
+    ("halving", {"rungs": 20}, "--rungs is 20"),
+    ("additive", {"reach": 0}, "--reach is 0"),
+    ("relaxation", {"rate": 0.0}, "--rate is 0.0"),
+    ("descent", {"reach": 0}, "--reach is 0"),
+    ("evosax", {"strategy": "CMA"}, "--strategy is CMA, but must be an algorithm of evosax"),
+    ("evosax", {"strategy": "Open_ES", "population": 5}, "--population is 5, but Open_ES does not allow it"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "sentence"), REFUSED, ids=lambda x: str(x)[:30])
+def test_options_out_of_range(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        SEARCHES[name](**options).check()
+
+
+def test_blocks_go_whole_in_the_order_of_their_influence() -> None:
+    """Where FFNs cost four times as much as attention, both sites of a layer still go together."""
+    problem = synthetic_problem(seed=0, depth=4, levels=5, sequences=2, length=16)
+    exists = np.ones((2, 4, 5), bool)
+    price = np.arange(5) * np.array([100, 400])[:, None, None] * np.ones((2, 4, 1), int)
+    share = np.array([[3.0, 1.0, 2.0, 4.0], [0.3, 0.1, 0.2, 0.4]])
+    space = problem.space.replace(  # type: ignore[attr-defined]
+        exists=exists,
+        budget=Budget.of_prices(price[None], [price[..., -1].sum() // 2]),
+        sites=problem.space.sites._replace(share=share, exists=exists),
+    )
+    search = SEARCHES["blocks"]()
+    levels = search.best(search.init(jax.random.key(0), problem.start, space))
+    np.testing.assert_array_equal(levels, [[4, 0, 0, 4], [4, 0, 0, 4]])
+
+
+@pytest.mark.parametrize("budget", ["units", "parameters"])
+def test_exchange_tries_only_what_may_be_done(budget: str) -> None:
+    problem = PROBLEM if budget == "units" else in_parameters(PROBLEM)
+    search = Exchange(generations=1, swaps=10**4, score_tokens=16)
+    start = np.asarray(problem.start)
+    found = {
+        candidate.tobytes()
+        for candidate in np.asarray(
+            search.ask(search.init(jax.random.key(0), start, problem.space)).candidates
+        )
+    }
+    allowed = {start.astype(np.int32).tobytes()}
+    for up in np.ndindex(start.shape):
+        for down in np.ndindex(start.shape):
+            moved = start.astype(np.int32)
+            moved[up] += 1
+            moved[down] -= 1
+            inside = np.clip(moved, 0, PROBLEM.space.exists.shape[-1] - 1)
+            there = np.take_along_axis(np.asarray(PROBLEM.space.exists), inside[..., None], -1)
+            if (inside == moved).all() and there.all() and problem.space.budget.allows(moved):
+                allowed.add(moved.tobytes())
+    assert found == allowed
+    assert len(found) > 8
+
+
+def test_a_bracket_never_loses_the_best_so_far() -> None:
+    """On the first text, it looks worst of all; on the whole text, it is best."""
+    search = SEARCHES["halving"](generations=1, candidates=8, rungs=4, score_tokens=16, max_shifts=3)
+    state = search.init(jax.random.key(0), PROBLEM.start, PROBLEM.space)
+    for stage in range(search.stages(PROBLEM.space)):
+        asked = search.ask(state)
+        np.testing.assert_array_equal(asked.candidates[0], PROBLEM.start)
+        fitness = np.arange(1.0, 1 + len(asked.candidates))
+        fitness[0] = 100.0 if stage == 0 else -100.0
+        state = search.tell(state, asked.candidates, fitness)
+    np.testing.assert_array_equal(search.best(state), PROBLEM.start)
+
+
+def test_what_cannot_be_probed_bars_what_lies_behind_it() -> None:
+    known = jnp.array([[True, False, True, True, True, False, True]])[None]
+    for level, expected in ((3, [0, 0, 1, 1, 1, 0, 0]), (0, [1, 0, 0, 0, 0, 0, 0]), (6, [0] * 6 + [1])):
+        found = connected(known, jnp.array([[level]]))
+        assert found[0, 0].astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize("search", ALL)
+def test_defaults_and_shapes(search: Search) -> None:
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(search))  # type: ignore[arg-type]
     assert search.candidate_tokens(PROBLEM.space) > 0
     assert jnp.shape(search.best(search.init(jax.random.key(0), PROBLEM.start, PROBLEM.space))) == (2, 4)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from tyr_jax.errors import UserError
 from tyr_jax.problems.problem import Problem
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.space import values_at
@@ -134,8 +135,16 @@ def best_ridges(columns: Columns, levels: np.ndarray, logs: np.ndarray) -> tuple
 
 
 def logs_of(scores: Scores) -> np.ndarray:
-    """Logarithms of the objective `[n, S + 1]`: on each sequence of the search text, and on held-out text."""
-    return np.log(np.column_stack([scores.search, scores.held_out]))
+    """Logarithms of the objective `[n, S + 1]`: on each sequence of the search text, and on held-out text.
+
+    Raises:
+        UserError: a score has no logarithm.
+    """
+    every = np.column_stack([scores.search, scores.held_out])
+    bad = int(np.sum(~(np.isfinite(every) & (every > 0)).all(axis=1)))
+    if bad:
+        raise UserError(f"{bad} of {len(every)} candidates have scores that are not finite and above zero")
+    return np.log(every)
 
 
 def fit_problem(space: SearchSpace, start: np.ndarray, scores: Scores) -> Problem:
@@ -157,9 +166,9 @@ def fit_problem(space: SearchSpace, start: np.ndarray, scores: Scores) -> Proble
 
 
 def errors_of(problem: Problem, scores: Scores) -> dict[str, float]:
-    """How well a problem predicts candidates that it was not fitted to, on the search and on the held-out
-    text: the root mean square error of the logarithm of the objective, the share of its variance that is
-    explained, and the rank correlation."""
+    """How well a problem predicts candidates that it was not fitted to: the root mean square error of the
+    logarithm of the objective, the share of its variance that is explained, and the rank correlation. On the
+    search text, it is the mean of the sequences' logarithms that is predicted."""
     search = np.log(np.asarray(problem.replace(  # type: ignore[attr-defined]
         held_out_base=problem.base.mean(), held_out_alone=problem.alone.mean(axis=0)
     ).held_out(scores.levels)))  # fmt: skip

@@ -13,8 +13,9 @@ Tables are float32. Everything is a JAX function, so that whole searches run on 
 Axis letters: `S` sequences, `C` candidates, `L` layers, `E` levels; `i`, `j` sites, `2·L` of them.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import flax.struct
 import jax
@@ -23,6 +24,9 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.search.contract import Query, SearchSpace
+
+Link = Literal["identity", "exp"]
+LINKS: tuple[str, ...] = get_args(Link)
 
 
 @flax.struct.dataclass
@@ -44,7 +48,7 @@ class Problem:
     held_out_base: jax.Array
     held_out_alone: jax.Array
     optimum: jax.Array
-    link: Literal["identity", "exp"] = flax.struct.field(pytree_node=False, default="identity")
+    link: Link = flax.struct.field(pytree_node=False, default="identity")
 
     def answer(self, query: Query) -> jax.Array:
         """The fitness `[C]` of the query's candidates, or slopes `[C, P, 2, L, E]`, of one sequence each."""
@@ -75,7 +79,9 @@ class Problem:
     def value(self, shares: jax.Array, base: jax.Array, alone: jax.Array) -> jax.Array:
         """The objective of `shares [2, L, E]` of the levels, each the sum over levels by its share."""
         feature = jnp.sum(shares * self.feature, axis=-1).reshape(-1)
-        sum_ = base + jnp.sum(shares * alone) + feature @ self.pairs @ feature / 2
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        both = product(feature, product(self.pairs, feature))
+        sum_ = base + jnp.sum(shares * alone) + both / 2
         return jnp.exp(sum_) if self.link == "exp" else sum_
 
     def with_noise(self, key: jax.Array, size: float) -> Self:

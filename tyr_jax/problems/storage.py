@@ -4,6 +4,8 @@ A name without a suffix is a problem that the package ships.
 """
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.problems.problem import Problem
+from tyr_jax.problems.problem import LINKS, Problem
 from tyr_jax.search.contract import SearchSpace, Sites
 from tyr_jax.space import Budget
 
@@ -68,9 +70,11 @@ def load_problem(name: str | Path) -> tuple[Problem, dict[str, Any]]:
         sites = Sites(arrays["error"], arrays["share"], exists)
         space = SearchSpace(arrays["kept"], exists, budget, sites, facts["sequences"], facts["length"])
         tables = {name: jnp.asarray(arrays[name]) for name in TABLES}
-        problem = Problem(space=space, link=facts["link"], **tables)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        if facts["link"] not in LINKS:
+            raise UserError(f"{file} has the link {facts['link']!r}, but must have one of {', '.join(LINKS)}")
+        problem, datasheet = Problem(space=space, link=facts["link"], **tables), facts["datasheet"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{file} is no problem that can be read ({type(error).__name__}); write it again"
         ) from error
-    return jax.tree.map(jnp.asarray, problem), facts["datasheet"]
+    return jax.tree.map(jnp.asarray, problem), datasheet

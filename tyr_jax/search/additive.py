@@ -3,9 +3,9 @@
 In a generation, every site alone is moved to each level near its own, the changes of the objective are taken
 as costs that add up, and two solvers find the levels of least total cost under the budget:
 
-- `DynamicProgramme`, exactly. Dynamic programming over sites and budget; with probes of single blocks it is
-  what Puzzle solves as an integer programme (Bercovich et al., "Puzzle: Distillation-Based NAS for
-  Inference-Optimized LLMs", ICML 2025).
+- `DynamicProgramme`, by dynamic programming over sites and budget: exactly, if the budget has one resource.
+  With probes of single blocks it is what Puzzle solves as an integer programme (Bercovich et al., "Puzzle:
+  Distillation-Based NAS for Inference-Optimized LLMs", ICML 2025).
 - `Lagrangian`, by a multiplier for each resource (Everett, "Generalized Lagrange Multiplier Method for
   Solving Problems of Optimum Allocation of Resources", Operations Research 1963).
 
@@ -53,7 +53,7 @@ class Additive(Improving):
 
     def check(self) -> None:
         """Refuse a reach of nothing."""
-        require(self.generations >= 1, "--generations", self.generations, "at least 1")
+        super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
@@ -101,7 +101,10 @@ class Additive(Improving):
         values = jnp.asarray(fitness, jnp.float32)
         exists, levels = jnp.asarray(state.space.exists), state.levels
         offsets = self.offsets(state.space)
-        changes = (values[1:] - values[0]).reshape(len(offsets), *levels.shape)
+        # From levels whose objective is not finite, every probe that has one leads away.
+        worst = jnp.max(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+        base = jnp.where(jnp.isfinite(values[0]), values[0], worst)
+        changes = (values[1:] - base).reshape(len(offsets), *levels.shape)
         cost = jnp.where(jnp.arange(exists.shape[-1]) == levels[..., None], 0.0, jnp.inf)
         for offset, change in zip(offsets, changes, strict=True):
             here = jnp.arange(exists.shape[-1]) == (levels + offset)[..., None]
@@ -125,12 +128,12 @@ def cheapest(cost: np.ndarray, budget: Budget, around: np.ndarray) -> np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class DynamicProgramme(Additive):
-    """The additive model, solved exactly by dynamic programming."""
+    """The additive model, solved by dynamic programming."""
 
     name: ClassVar[str] = "additive"
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
-        """The exact solution, found on the host."""
+        """The solution, found on the host."""
         result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
         arguments = cost, state.space.budget, state.levels
         return jax.pure_callback(cheapest, result, *arguments, vmap_method="sequential")
@@ -144,4 +147,13 @@ class Lagrangian(Additive):
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
         """The relaxed solution, moved back onto the budget."""
-        return relaxed(cost, jnp.isfinite(cost), state.space.budget, state.levels)
+        known = connected(jnp.isfinite(cost), state.levels)
+        return relaxed(jnp.where(known, cost, jnp.inf), known, state.space.budget, state.levels)
+
+
+def connected(known: jax.Array, levels: jax.Array) -> jax.Array:
+    """The levels `[2, L, E]` that can be reached from `levels [2, L]` step by step over those `known`."""
+    level = jnp.arange(known.shape[-1])
+    above = jnp.cumprod(jnp.where(level >= levels[..., None], known, True), axis=-1)
+    below = jnp.cumprod(jnp.where(level <= levels[..., None], known, True)[..., ::-1], axis=-1)[..., ::-1]
+    return (above & below).astype(bool)

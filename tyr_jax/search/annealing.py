@@ -49,6 +49,7 @@ class Annealing(Improving):
 
     def check(self) -> None:
         """Refuse a schedule that does not cool."""
+        super().check()
         require(self.chains >= 1, "--chains", self.chains, "at least 1")
         require(self.heat >= 0, "--heat", self.heat, "at least 0")
         require(0 < self.cooled <= 1, "--cooled", self.cooled, "above 0, and at most 1")

@@ -21,7 +21,8 @@ from tyr_jax.space import Levels, relaxed
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Improving):
-    """The sparsest level for the layers of least influence, the densest for the others."""
+    """The sparsest level for the layers of least influence, the densest for the others, and one in between
+    where the budget ends within a layer."""
 
     name: ClassVar[str] = "blocks"
 
@@ -31,12 +32,12 @@ class Blocks(Improving):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Incumbent:
         """The distribution; the start if it does not keep the budget."""
         plain, exists = Incumbent.at(key, start, space), jnp.asarray(space.exists)
-        share = jnp.where(exists, jnp.asarray(space.kept, jnp.float32), jnp.inf)
-        least = share.min(axis=-1, keepdims=True)
-        most = jnp.max(jnp.where(exists, share, -jnp.inf), axis=-1, keepdims=True)
-        lost = (most - jnp.where(exists, share, most)) / jnp.maximum(most - least, 1)
+        price, limit = (jnp.asarray(array, jnp.float32) for array in (space.budget.price, space.budget.limit))
+        taken = jnp.einsum("rkle,r->kle", price, 1 / jnp.maximum(limit, 1))
+        most = jnp.max(jnp.where(exists, taken, -jnp.inf), axis=-1, keepdims=True)
         influence = jnp.asarray(space.sites.share, jnp.float32).sum(axis=0)
-        cost = influence[:, None] * lost
+        # In proportion to what it saves, so that both sites of a layer go at the same multiplier.
+        cost = influence[:, None] * (most - jnp.where(exists, taken, most))
         return plain.replace(levels=relaxed(cost, exists, space.budget, plain.levels))  # type: ignore[attr-defined]
 
     def ask(self, state: Incumbent) -> Query:

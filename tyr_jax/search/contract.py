@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.components import Component, broken
+from tyr_jax.errors import require
 from tyr_jax.space import Budget, LevelGrid, Levels, kept_units
 
 Array = Any
@@ -110,6 +111,10 @@ class Search(Component):
     generations: int
     """Generations of a round."""
 
+    def check(self) -> None:
+        """Refuse a round without generations. A search that checks more calls this too."""
+        require(self.generations >= 1, "--generations", self.generations, "at least 1 (or --rounds 0)")
+
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> State:
         """The state before the first step; `start [2, L]` are the levels to start from."""
         raise NotImplementedError
@@ -123,7 +128,7 @@ class Search(Component):
         raise NotImplementedError
 
     def best(self, state: State) -> Array:
-        """The best levels `[2, L]` found so far."""
+        """The levels `[2, L]` that are the result if the search ends now."""
         raise NotImplementedError
 
     def stages(self, space: SearchSpace) -> int:

@@ -49,6 +49,7 @@ class Descent(Improving):
 
     def check(self) -> None:
         """Refuse a reach of nothing."""
+        super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
 
     def stages(self, space: SearchSpace) -> int:

@@ -45,12 +45,13 @@ class Distribution(Improving):
     spread: float = 0.8
     """Levels by which a sample's sites first differ from the start, as a standard deviation."""
     least_chance: float = 0.01
-    """Probability that a level never falls below."""
+    """Least probability of a level, before those of a site are scaled to a sum of one."""
     score_tokens: int = 2048
     """Tokens that a generation is scored on, drawn anew for each."""
 
     def check(self) -> None:
         """Refuse rates that are not shares."""
+        super().check()
         require(self.samples >= 1, "--samples", self.samples, "at least 1")
         require(1 <= self.elite <= self.samples, "--elite", self.elite, f"1 to --samples ({self.samples})")
         require(0 < self.learning <= 1, "--learning", self.learning, "above 0, and at most 1")
@@ -64,14 +65,14 @@ class Distribution(Improving):
         return Marginals(**vars(plain), chance=self.bounded(jnp.exp(-(away**2) / 2), exists))
 
     def bounded(self, chance: jax.Array, exists: jax.Array) -> jax.Array:
-        """`chance [2, L, E]` as probabilities of the levels that exist, none of them below the least."""
+        """`chance [2, L, E]` as probabilities of the levels that exist, raised to the least and scaled."""
         share = chance / jnp.sum(jnp.where(exists, chance, 0), axis=-1, keepdims=True)
         raised = jnp.where(exists, jnp.maximum(share, self.least_chance), 0)
         return raised / raised.sum(axis=-1, keepdims=True)
 
     def ask(self, state: Marginals) -> Query:
-        """The best so far and samples. With Gumbel noise on the logarithms, the largest is a sample; a sample
-        that breaks the budget moves on to the next largest."""
+        """The best so far and samples. With Gumbel noise on the logarithms, the largest is a sample. A sample
+        that breaks the budget is moved onto it where that costs least of these sums."""
         exists, budget = jnp.asarray(state.space.exists), state.space.budget
         logits = jnp.log(jnp.maximum(state.chance, 1e-30))
 

@@ -67,7 +67,7 @@ class Evolution(Search):
 
     def check(self) -> None:
         """Refuse an invalid schedule."""
-        require(self.generations >= 1, "--generations", self.generations, "at least 1 (or --rounds 0)")
+        super().check()
         require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
         same = len(self.survivors) == len(self.stage_tokens) >= 1
         require(same, "--survivors", self.survivors, "as many numbers as --stage-tokens has")

@@ -51,6 +51,7 @@ class EvoPress(Improving):
 
     def check(self) -> None:
         """Refuse an invalid schedule."""
+        super().check()
         same = len(self.survivors) == len(self.stage_tokens) >= 1
         require(same, "--survivors", self.survivors, "as many numbers as --stage-tokens has")
         falls = all(a >= b >= 1 for a, b in itertools.pairwise([self.offspring, *self.survivors]))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from tyr_jax.errors import UserError, require
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
-from tyr_jax.search.incumbent import Improving, Incumbent, best_of
+from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
 
@@ -51,6 +51,7 @@ class Evosax(Improving):
 
     def check(self) -> None:
         """Refuse an algorithm that evosax does not have."""
+        super().check()
         require(self.population >= 2, "--population", self.population, "at least 2")
         require(self.scale > 0, "--scale", self.scale, "above 0")
         algorithm_of(self.strategy, self.population, (2, 1))
@@ -101,10 +102,7 @@ class Evosax(Improving):
         worst = jnp.max(jnp.where(jnp.isfinite(values), values, -jnp.inf))
         known = jnp.where(jnp.isfinite(values), values, jnp.where(jnp.isfinite(worst), worst + 1, 0))[1:]
         inner, _ = algorithm.tell(state.draw, vectors, known, inner, algorithm.default_params)
-        levels, value = best_of(candidates, values)
-        return state.replace(  # type: ignore[attr-defined]
-            generation=state.generation + 1, levels=levels, fitness=value, inner=inner
-        )
+        return state.after(candidates, values).replace(inner=inner)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -112,13 +110,17 @@ def algorithm_of(name: str, population: int, shape: tuple[int, ...]) -> Any:
     """The algorithm `name` of evosax for vectors of this shape.
 
     Raises:
-        UserError: evosax is not installed, or has no such algorithm.
+        UserError: evosax is not installed, has no such algorithm, or not for this population.
     """
     known = {name: kind for kinds in known_algorithms() for name, kind in kinds.items()}
     require(name in known, "--strategy", name, f"an algorithm of evosax: {', '.join(sorted(known))}")
     # It holds arrays, which must not belong to the trace that is the first to ask for it.
     with jax.ensure_compile_time_eval():
-        return known[name](population_size=population, solution=jnp.zeros(shape))
+        try:
+            return known[name](population_size=population, solution=jnp.zeros(shape))
+        except AssertionError as error:
+            why = str(error) or "some need an even number, or more candidates"
+            raise UserError(f"--population is {population}, but {name} does not allow it: {why}") from error
 
 
 def has_population(name: str) -> bool:

@@ -1,9 +1,8 @@
 """Local exchange: one site becomes denser, another sparser, as long as some such pair helps.
 
 Teitz and Bart, "Heuristic Methods for Estimating the Generalized Vertex Median of a Weighted Graph",
-Operations Research 1968. All pairs are tried in a random order without repetition, a batch in each
-generation. The best pair of a batch is made if it helps. When a pass over all pairs has ended, a new one
-begins in another order.
+Operations Research 1968. Each generation tries some of the pairs that the budget allows, drawn at random
+without repetition, and exchanges the best one if that helps.
 
 Axis letters: `C` candidates, `L` layers.
 """
@@ -18,7 +17,7 @@ from tyr_jax.errors import require
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
-from tyr_jax.space import allowed, picked
+from tyr_jax.space import picked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +35,37 @@ class Exchange(Improving):
 
     def check(self) -> None:
         """Refuse an empty batch."""
+        super().check()
         require(self.swaps >= 1, "--swaps", self.swaps, "at least 1")
 
     def ask(self, state: Incumbent) -> Query:
-        """The present levels and the next swaps of them. A swap that the budget or the levels forbid leaves
-        them as they are."""
-        sites = state.levels.size
-        pairs = sites * sites
-        batches = -(-pairs // self.swaps)
-        order = jax.random.permutation(jax.random.fold_in(state.key, state.generation // batches), pairs)
-        place = (state.generation % batches) * self.swaps + jnp.arange(self.swaps)
-        up, down = jnp.divmod(order[place % pairs], sites)
-        swapped = jax.vmap(lambda up, down: swap(state.levels, up, down, state.space))(up, down)
+        """The present levels and swaps of them; these levels again where fewer swaps are allowed."""
+        fits = allowed_swaps(state.levels, state.space)
+        drawn = jnp.where(fits, jax.random.uniform(jax.random.fold_in(state.draw, 1), fits.shape), -1.0)
+        chance, pair = jax.lax.top_k(drawn.reshape(-1), min(self.swaps, drawn.size))
+        place = jnp.arange(state.levels.size)
+        up, down = (place == site[:, None] for site in jnp.divmod(pair, len(fits)))
+        change = jnp.where(chance[:, None] >= 0, up.astype(int) - down, 0)
+        swapped = state.levels + change.reshape(-1, *state.levels.shape)
         text = drawn_text(state.draw, state.space, self.score_tokens)
         return Query(jnp.concatenate([state.levels[None], swapped]), text)
 
 
-def swap(levels: jax.Array, up: jax.Array, down: jax.Array, space: SearchSpace) -> jax.Array:
-    """`levels [2, L]` with site `up` one level denser and site `down` one level sparser, both counted over
-    the two kinds; unchanged if that is not allowed."""
-    place = jnp.arange(levels.size).reshape(levels.shape)
-    moved = levels + (place == up) - (place == down)
-    exists = jnp.asarray(space.exists)
-    inside = jnp.clip(moved, 0, exists.shape[-1] - 1)
-    fits = jnp.all((inside == moved) & picked(exists, inside)) & allowed(inside, space.budget)
-    return jnp.where(fits, inside, levels)
+def allowed_swaps(levels: jax.Array, space: SearchSpace) -> jax.Array:
+    """Whether the budget allows site i to be one level denser than in `levels [2, L]` and site j one level
+    sparser: `[2·L, 2·L]`, sites counted over both kinds."""
+    exists, price = jnp.asarray(space.exists), jnp.asarray(space.budget.price)
+
+    def moved(by: int) -> tuple[jax.Array, jax.Array]:
+        """Which sites can move `[2·L]`, and what more they then take `[R, 2·L]`."""
+        target = jnp.clip(levels + by, 0, exists.shape[-1] - 1)
+        can = (target == levels + by) & picked(exists, target)
+        taken = picked(price, target) - picked(price, levels)
+        return can.reshape(-1), taken.reshape(len(price), -1)
+
+    (up, more), (down, less) = moved(1), moved(-1)
+    now = picked(price, levels).sum(axis=(-1, -2))
+    spent = now[:, None, None] + more[:, :, None] + less[:, None, :]
+    limit = jnp.asarray(space.budget.limit)[:, None, None]
+    within = jnp.where(space.budget.exact, jnp.all(spent == limit, axis=0), jnp.all(spent <= limit, axis=0))
+    return within & up[:, None] & down & ~jnp.eye(len(up), dtype=bool)

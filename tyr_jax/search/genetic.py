@@ -48,6 +48,7 @@ class Genetic(Improving):
 
     def check(self) -> None:
         """Refuse an empty population."""
+        super().check()
         require(self.parents >= 1, "--parents", self.parents, "at least 1")
         require(self.children >= 1, "--children", self.children, "at least 1")
         require(0 <= self.crossed <= 1, "--crossed", self.crossed, "a share, from 0 to 1")

@@ -3,7 +3,8 @@
 Karnin, Koren and Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013; Jamieson and
 Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016. A
 generation is one bracket: it begins with the best so far and mutants of it, and its rungs share their text,
-so that a rung scores only on what it adds.
+so that a rung scores only on what it adds. The best so far stays until the last rung, because little text can
+mistake it for a bad one.
 
 Axis letters: `C` candidates, `L` layers.
 """
@@ -24,8 +25,9 @@ from tyr_jax.space import Levels
 
 @flax.struct.dataclass
 class Bracket(Incumbent):
-    """The best so far, the candidates that remain before the present stage, which is a rung, `pool
-    [P, 2, L]`, and the `sums [P]` of their fitness over the sequences so far."""
+    """The best so far; the candidates that remain before the present stage, which is a rung, `pool
+    [P, 2, L]` with the best so far in front; and the `sums [P]` of their fitness over the sequences so
+    far."""
 
     pool: jax.Array
     sums: jax.Array
@@ -46,10 +48,11 @@ class Halving(Improving):
     score_tokens: int = 512
     """Tokens of the first rung."""
     max_shifts: int = 8
-    """A candidate differs from the best so far by the smaller of two draws from 1 … this many shifts."""
+    """A candidate differs from the best so far by the smaller of two draws from 1 to this many shifts."""
 
     def check(self) -> None:
         """Refuse a bracket that halves more often than it can."""
+        super().check()
         enough = self.rungs >= 1 and self.candidates >= 2 ** (self.rungs - 1)
         require(enough, "--rungs", self.rungs, f"at least 1, and 2 ** (rungs - 1) at most --candidates "
                 f"({self.candidates})")  # fmt: skip
@@ -88,6 +91,6 @@ class Halving(Improving):
         if state.stage + 1 == self.stages(state.space):
             ended = state.after(candidates, sums / ends[-1])
             return ended.replace(pool=ended.levels[None], sums=jnp.zeros(1))  # type: ignore[attr-defined]
-        left = jnp.argsort(sums)[: max(1, len(sums) // 2)]
+        left = jnp.argsort(sums.at[0].set(-jnp.inf))[: max(2, len(sums) // 2)]
         pool = jnp.asarray(candidates, jnp.int32)[left]
         return state.replace(stage=state.stage + 1, pool=pool, sums=sums[left])  # type: ignore[attr-defined]

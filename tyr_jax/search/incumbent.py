@@ -1,4 +1,4 @@
-"""The state of searches that keep one distribution, the best so far, from generation to generation.
+"""The state of searches that keep one distribution, the incumbent, from generation to generation.
 
 Fitness on other text is not comparable. So these searches score the incumbent again in every generation, on
 the same text as its rivals.
@@ -19,7 +19,7 @@ from tyr_jax.space import Levels
 
 @flax.struct.dataclass
 class Incumbent:
-    """Key; what may be chosen, `space`; finished generations; the best levels so far, `levels [2, L]`, and
+    """Key; what may be chosen, `space`; finished generations; the incumbent's `levels [2, L]`, and
     their `fitness` in the last generation; and the `stage` of the present one, which is static, because every
     stage has shapes of its own."""
 
@@ -54,7 +54,7 @@ class Improving(Search):
     traceable: ClassVar[bool] = True
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Any:
-        """The start is the best so far."""
+        """The start is the incumbent."""
         return Incumbent.at(key, start, space)
 
     def tell(self, state: Any, candidates: jax.Array, fitness: jax.Array) -> Any:
@@ -62,11 +62,11 @@ class Improving(Search):
         return state.after(candidates, fitness)
 
     def best(self, state: Any) -> jax.Array:
-        """The best so far."""
+        """The incumbent."""
         return state.levels
 
     def record(self, state: Any) -> Mapping[str, float] | None:
-        """At the end of a generation: its number, and the fitness of the best."""
+        """At the end of a generation: its number, and the fitness of the incumbent."""
         if state.stage:
             return None
         return {"generation": int(state.generation), "objective": float(state.fitness)}

@@ -31,6 +31,7 @@ class RandomSearch(Improving):
 
     def check(self) -> None:
         """Refuse a search without candidates."""
+        super().check()
         require(self.candidates >= 1, "--candidates", self.candidates, "at least 1")
 
     def ask(self, state: Incumbent) -> Query:

@@ -54,6 +54,7 @@ class Relaxation(Improving):
 
     def check(self) -> None:
         """Refuse a rate of nothing."""
+        super().check()
         require(self.rate > 0, "--rate", self.rate, "above 0")
 
     def stages(self, space: SearchSpace) -> int:
