@@ -11,7 +11,7 @@ Axis letters here: `U` units of a site, `b` input channels of a unit (H for head
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +228,33 @@ def by_outputs(array: jax.Array, matrix: jax.Array) -> jax.Array:
     return devices.place(linalg.matmul(devices.place(array, 0), devices.everywhere(matrix)), 0)
 
 
+class Known(NamedTuple):
+    """What is computed once of a site: the `dense` weight W and `gradient` G = Hs·W, `[d_in, D]`; Hs and its
+    inverse, `[d_in, d_in]`; and the `damping` used."""
+
+    dense: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    inverse: jax.Array
+    damping: jax.Array
+
+    @classmethod
+    def of(cls, site: Site) -> Self:
+        """That of a site."""
+        dense = site.weight.astype(site.gram.dtype)
+        hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
+        # Hs is symmetric and divided by columns, so each device has rows of its transpose.
+        gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
+        return cls(dense, gradient, hessian, inverse, used)
+
+    def turned(self, metric: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """(W, G) in output coordinates in which every change counts alike."""
+        if metric is None:
+            return self.dense, self.gradient
+        root = linalg.factor(metric)
+        return by_outputs(self.dense, root), by_outputs(self.gradient, root)
+
+
 @dataclasses.dataclass(frozen=True)
 class OBS(LocalPruner):
     """Progressive removal with the optimal brain surgeon's update, all levels in one pass (Algorithm 1).
@@ -237,24 +264,18 @@ class OBS(LocalPruner):
 
     name: ClassVar[str] = "obs"
 
+    def order(self, site: Site, known: Known) -> tuple[jax.Array, jax.Array]:
+        """(rank of every unit `[U]`, whether all numbers stayed finite)."""
+        return removal_rank(site, *known.turned(site.metric), known.inverse)
+
     def __call__(self, site: Site) -> PrunedSite:
         """The site at every level: least-squares weights, relative errors, and the damping used."""
-        dense = site.weight.astype(site.gram.dtype)
-        hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
-        # Hs is symmetric and divided by columns, so each device has rows of its transpose.
-        gradient = devices.place(jnp.matmul(hessian.T, dense, precision=HIGHEST), 0)
+        known = Known.of(site)
         if site.rank is None:
-            # In these output coordinates every change counts alike.
-            root = None if site.metric is None else linalg.factor(site.metric)
-            turned = [x if root is None else by_outputs(x, root) for x in (dense, gradient)]
-            rank, sound = removal_rank(site, turned[0], turned[1], inverse)
+            rank, sound = self.order(site, known)
         else:
-            rank, sound = site.rank, jnp.isfinite(inverse).all()
-        worth = gradient if site.metric is None else by_outputs(gradient, site.metric)
-        gradient, worth = devices.place(gradient, 1), devices.place(worth, 1)
-        weights, error = solve_levels(hessian, gradient, worth, site.weight, rank, site.kept)
-        error = jnp.where(sound, error, jnp.nan)
-        return PrunedSite(weights, rank, error, used)
-
-
-"""Local pruners by their `--pruner` name."""
+            rank, sound = site.rank, jnp.isfinite(known.inverse).all()
+        worth = known.gradient if site.metric is None else by_outputs(known.gradient, site.metric)
+        gradient, worth = devices.place(known.gradient, 1), devices.place(worth, 1)
+        weights, error = solve_levels(known.hessian, gradient, worth, site.weight, rank, site.kept)
+        return PrunedSite(weights, rank, jnp.where(sound, error, jnp.nan), known.damping)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from tyr_jax.errors import require
 from tyr_jax.pruning import linalg
 from tyr_jax.pruning.linalg import HIGHEST
-from tyr_jax.pruning.obs import OBS, by_outputs, factorise, solve_levels
-from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, unit_blocks
+from tyr_jax.pruning.obs import OBS, Known
+from tyr_jax.pruning.site import Site, unit_blocks
 
 TRIES = 4
 """Removed units whose return is tried for each exchange."""
@@ -32,7 +32,7 @@ class Support(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class OSSCAR(LocalPruner):
+class OSSCAR(OBS):
     """The greedy pass, then exchanges of single units for as long as they help."""
 
     name: ClassVar[str] = "osscar"
@@ -44,22 +44,12 @@ class OSSCAR(LocalPruner):
         """Refuse a negative number of exchanges."""
         require(self.exchanges >= 0, "--exchanges", self.exchanges, "at least 0")
 
-    def __call__(self, site: Site) -> PrunedSite:
-        """The site at every level."""
-        greedy = OBS()(site)
-        if site.rank is not None:
-            return greedy
-        hessian, _, _ = factorise(site.gram, site.damping, site.damping_scale)
-        dense = site.weight.astype(site.gram.dtype)
-        gradient = jnp.matmul(hessian, dense, precision=HIGHEST)
-        root = None if site.metric is None else linalg.factor(site.metric)
-        turned = gradient if root is None else by_outputs(gradient, root)
+    def order(self, site: Site, known: Known) -> tuple[jax.Array, jax.Array]:
+        """The greedy order, with exchanges across the middle level."""
+        rank, sound = super().order(site, known)
+        _, gradient = known.turned(site.metric)
         count = site.kept[len(site.kept) // 2]
-        rank = exchanged(hessian, turned, greedy.rank, count, self.exchanges)
-        worth = gradient if site.metric is None else by_outputs(gradient, site.metric)
-        weights, error = solve_levels(hessian, gradient, worth, site.weight, rank, site.kept)
-        sound = jnp.isfinite(greedy.error).all()
-        return PrunedSite(weights, rank, jnp.where(sound, error, jnp.nan), greedy.damping)
+        return exchanged(known.hessian, gradient, rank, count, self.exchanges), sound
 
 
 def exchanged(
