@@ -1,4 +1,4 @@
-"""Fixtures for all tests: tiny models of any shape, and the embedded SmolLM2."""
+"""Fixtures for all tests: tiny models of any shape, and `builtin`, SmolLM2."""
 
 import gc
 import json

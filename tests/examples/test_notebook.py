@@ -1,4 +1,4 @@
-"""The example of the Python API runs unchanged, with a tiny model in place of the embedded one."""
+"""The example of the Python API runs unchanged, with a tiny model in place of `builtin`."""
 
 import functools
 import runpy

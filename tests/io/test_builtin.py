@@ -105,7 +105,7 @@ def test_wheel_without_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TYR_JAX_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"cannot keep the embedded model in .*TYR_JAX_CACHE"):
+    with pytest.raises(UserError, match=r"cannot keep the builtin model in .*TYR_JAX_CACHE"):
         builtin.builtin_model()
 
 

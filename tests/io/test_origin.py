@@ -45,6 +45,6 @@ def test_of_a_gguf_file() -> None:
 
 
 @pytest.mark.smollm2
-def test_of_the_embedded_model() -> None:
+def test_of_the_builtin_model() -> None:
     expected = Origin("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
     assert load_model("builtin").origin == expected
