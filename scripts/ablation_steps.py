@@ -28,7 +28,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "errors in nats": {"metric": "fisher"},
     "drift taken back": {"drift": PRESETS["standard"].pruning.drift},
     "own text": {"calibration": PRESETS["standard"].data.calibration},
-    "reconstruction": {"reconstruct": 8},
+    "reconstruction": {"reconstruct": 4},
 }
 """The settings that each step changes, in the order in which the steps are combined."""
 
@@ -63,8 +63,10 @@ class Ablation:
     """Shares of heads and neurons removed from every layer. Budgets of parameters keep as many parameters."""
     evaluation: tuple[str, ...] = (WIKITEXT,)
     """Texts to measure on, in addition to the held-out part of the calibration text."""
-    calibration_tokens: int = 16384
+    calibration_tokens: int = 8192
     """Tokens that layers are pruned on."""
+    metric_tokens: int = 4096
+    """Tokens that errors in nats are computed from."""
     windows: int = 4
     """Windows of 1024 tokens of each text to measure on."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -95,7 +97,7 @@ def settings_of(
         sparsity=sparsity,
         seed=seed,
         data=data,
-        pruning=dataclasses.replace(base.pruning, **changes),
+        pruning=dataclasses.replace(base.pruning, metric_tokens=ablation.metric_tokens, **changes),
         rounds=dataclasses.replace(base.rounds, rounds=0),
     )
 
