@@ -406,6 +406,24 @@ def test_ablation_has_a_row_per_variant(
     assert len({row[1] for row in rows}) == 4
 
 
+def test_steps_are_measured_alone_and_together(
+    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+) -> None:
+    _, model, *_, text = inputs
+    few = ["--calibration-tokens", 512, "--metric-tokens", 512, "--windows", 1, "--seeds", 0]
+    few += ["--sparsities", 0.5, "--evaluation", text, "--results", tmp_path / "steps.json"]
+    header, *rows = table("ablation_steps.py", ["--model", model, *few])
+    assert header[0] == "at 0.5"
+    assert [row[0] for row in rows[:4]] == [
+        "before", "+ budget of parameters", "errors in nats alone", "+ errors in nats"
+    ]  # fmt: skip
+    assert len(rows) == 10
+    # All models are as large, within what a step of neurons is worth.
+    sizes = [float(row[1]) for row in rows]
+    assert max(sizes) - min(sizes) < 0.01
+    assert len({tuple(row[2:]) for row in rows}) >= 8
+
+
 def test_combinations_have_a_row_per_way(
     table: Callable[..., Rows], inputs: list[object], tmp_path: Path
 ) -> None:
