@@ -26,9 +26,11 @@ from tyr_jax.space import Levels, relaxed
 
 @flax.struct.dataclass
 class Strategy(Incumbent):
-    """The best so far; the levels to start from, `start [2, L]`; and the strategy's own state, `inner`."""
+    """The best so far; the levels to start from, `start [2, L]`; what the strategy asks for next, `vectors
+    [C, 2, L]`; and its own state after that, `inner`."""
 
     start: jax.Array
+    vectors: jax.Array
     inner: Any
 
 
@@ -72,19 +74,14 @@ class Evosax(Improving):
         inner = algorithm.init(key, *begun, algorithm.default_params)
         # Of the types that later states have, so that nothing compiles twice.
         inner = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), inner)
-        return Strategy(**vars(plain), start=plain.levels, inner=inner)
+        vectors, inner = algorithm.ask(plain.draw, inner, algorithm.default_params)
+        return Strategy(**vars(plain), start=plain.levels, vectors=vectors, inner=inner)
 
     def ask(self, state: Strategy) -> Query:
         """The best so far, and the strategy's vectors as levels."""
-        vectors, _ = self.vectors(state)
-        levels = jax.vmap(lambda vector: self.rounded(vector, state))(vectors)
+        levels = jax.vmap(lambda vector: self.rounded(vector, state))(state.vectors)
         text = drawn_text(state.draw, state.space, self.score_tokens)
         return Query(jnp.concatenate([state.levels[None], levels]), text)
-
-    def vectors(self, state: Strategy) -> tuple[jax.Array, Any]:
-        """What the strategy asks for in this generation, `[C, 2, L]`, and its state after that."""
-        algorithm = self.algorithm(state.space)
-        return algorithm.ask(state.draw, state.inner, algorithm.default_params)
 
     def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
         """The levels `[2, L]` nearest to a `vector [2, L]` that keep the budget."""
@@ -95,14 +92,21 @@ class Evosax(Improving):
         return relaxed(away, exists, state.space.budget, state.start)
 
     def tell(self, state: Strategy, candidates: jax.Array, fitness: jax.Array) -> Strategy:
-        """Tell the strategy; keep the best."""
-        algorithm, (vectors, inner) = self.algorithm(state.space), self.vectors(state)
+        """Tell the strategy, and let it ask; keep the best.
+
+        Both factorise matrices, and XLA's CPU client can block forever if two threads do that at once. So the
+        strategy asks only after it was told.
+        """
+        algorithm = self.algorithm(state.space)
         values = jnp.asarray(fitness, jnp.float32)
         # Strategies weigh by fitness, which infinity would make NaN.
         worst = jnp.max(jnp.where(jnp.isfinite(values), values, -jnp.inf))
         known = jnp.where(jnp.isfinite(values), values, jnp.where(jnp.isfinite(worst), worst + 1, 0))[1:]
-        inner, _ = algorithm.tell(state.draw, vectors, known, inner, algorithm.default_params)
-        return state.after(candidates, values).replace(inner=inner)  # type: ignore[attr-defined]
+        told = state.draw, state.vectors, known, state.inner, algorithm.default_params
+        inner, _ = algorithm.tell(*told)
+        after = state.after(candidates, values)
+        vectors, inner = algorithm.ask(after.draw, inner, algorithm.default_params)
+        return after.replace(vectors=vectors, inner=inner)  # type: ignore[attr-defined]
 
 
 @functools.cache
