@@ -129,8 +129,8 @@ def compensated(weight: jax.Array, gram: jax.Array, rule: Rule) -> jax.Array:
     """An allowed matrix whose outputs are close to those of `weight [d_in, D]` on inputs of the XᵀX
     `gram [d_in, d_in]`.
 
-    With `Hs⁻¹ = UᵀU`, U upper triangular, fixing channel p adds the error `(W_p − Q_p) / U_pp` times
-    `U_p,later` to the later channels. A channel without any input is only rounded.
+    With `Hs⁻¹ = UᵀU`, U upper triangular, fixing channel p at `Q_p` takes `U_p,later (W_p − Q_p) / U_pp` from
+    the later channels. A channel without any input is only rounded.
     """
     root = linalg.factor(linalg.inverse(hessian.damp(gram, DAMPING, "mean"))).T
     groups = _in_groups(weight.astype(jnp.float32), rule)
