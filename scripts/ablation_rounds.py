@@ -10,12 +10,11 @@ repeated.
 
 import dataclasses
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from jobs import make
-from markdown_table import print_header, print_row
+from markdown_table import kl_cell, print_header, print_row
 
 from tyr_jax.cli import command, prune
 from tyr_jax.errors import require
@@ -61,12 +60,7 @@ def run(asked: Ablation, rounds: int, seed: int) -> dict[str, Any]:
 
 def row_of(label: str, step: str, models: list[dict[str, Any]]) -> None:
     """Print the medians of KL and perplexity over seeds, and the span of KL, of models on every text."""
-    cells = []
-    for text in models[0]["quality"]:
-        qualities = [model["quality"][text] for model in models]
-        kl = [each["kl"] for each in qualities]
-        perplexity = statistics.median(each["perplexity"] for each in qualities)
-        cells.append(f"{statistics.median(kl):.3f} ({min(kl):.3f}–{max(kl):.3f}), {perplexity:.1f}")
+    cells = [kl_cell([model["quality"][text] for model in models]) for text in models[0]["quality"]]
     print_row(label, step, *cells)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import Results
-from markdown_table import print_header, print_row
+from markdown_table import kl_cell, print_header, print_row
 
 from tyr_jax.cli import command
 from tyr_jax.io.checkpoint import load_model
@@ -130,12 +130,7 @@ def print_markdown(results: dict[str, Any], ablation: Ablation) -> None:
         print_header(f"at {sparsity}", "parameters, M", *(f"{text}: KL (span), perplexity" for text in texts))
         for variant in variants():
             rows = [results[f"{variant}, seed {seed}"][sparsity] for seed in ablation.seeds]
-            cells = []
-            for text in texts:
-                kl = [row["texts"][text]["kl"] for row in rows]
-                perplexity = statistics.median(row["texts"][text]["perplexity"] for row in rows)
-                span = f"{min(kl):.3f}–{max(kl):.3f}"
-                cells.append(f"{statistics.median(kl):.3f} ({span}), {perplexity:.1f}")
+            cells = [kl_cell([row["texts"][text] for row in rows]) for text in texts]
             size = statistics.median(row["parameters"] for row in rows) / 1e6
             print_row(variant, f"{size:.1f}", *cells)
 

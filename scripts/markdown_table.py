@@ -1,5 +1,8 @@
 """Print Markdown tables, one row at a time."""
 
+import statistics
+from collections.abc import Mapping, Sequence
+
 
 def print_row(*cells: object) -> None:
     """Print a row."""
@@ -10,3 +13,10 @@ def print_header(*columns: str) -> None:
     """Print the header of a table."""
     print_row(*columns)
     print("|---" * len(columns) + "|")
+
+
+def kl_cell(qualities: Sequence[Mapping[str, float]]) -> str:
+    """The medians of KL and perplexity over seeds, and the span of KL."""
+    kl = [quality["kl"] for quality in qualities]
+    perplexity = statistics.median(quality["perplexity"] for quality in qualities)
+    return f"{statistics.median(kl):.3f} ({min(kl):.3f}–{max(kl):.3f}), {perplexity:.1f}"
