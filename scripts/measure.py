@@ -2,6 +2,8 @@
 
   python scripts/fetch_news.py news.txt
   python scripts/fetch_gemma.py gemma-3-270m.gguf
+  python scripts/fetch_tasks.py tasks
+  pip install peft
   python scripts/measure.py
 
 Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
@@ -35,7 +37,8 @@ from tyr_jax.settings import WIKITEXT
 class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
-    In the options, {wikitext} and {news} are replaced by the texts to measure on, {gemma} by a model's file.
+    In the options, {wikitext} and {news} are replaced by the texts to measure on, {gemma} by a model's file,
+    and {tasks} by the directory of the tasks' data.
     """
 
     script: str
@@ -70,18 +73,34 @@ MEASUREMENTS = {
         "--evaluation {wikitext} {news} --results runs/gemma",
         "runs/gemma/results.json",
     ),
+    "bfloat16": Measurement(
+        "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "
+        "--options='--compute-dtype bfloat16' --results runs/bfloat16",
+        "runs/bfloat16/results.json",
+    ),
+    "spread": Measurement("spread.py --evaluation {wikitext} {news}", "runs/spread/results.json"),
+    "tasks": Measurement(
+        "paper_table.py builtin runs/quarter/seed0 runs/quarter/seed0-0.2109-recovered runs/half/seed0 "
+        "runs/half/seed0-0.4463-recovered --data-dir {tasks} --wikitext {wikitext} --windows 20 --limit 200 "
+        "--mmlu-limit 2 --kept runs/paper_table.json",
+        "runs/paper_table.json",
+    ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
     "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
     "forward": Measurement("bench_forward.py"),
     "search": Measurement("bench_search.py"),
     "pipeline": Measurement("bench_pipeline.py"),
-    "convergence": Measurement("bench_convergence.py --our-share 0.2"),
     "fold": Measurement("bench_fold.py"),
     "gram": Measurement("bench_gram.py"),
     "teacher": Measurement("bench_teacher.py"),
     "stages": Measurement("profile_stages.py"),
     "plan": Measurement("plan_table.py"),
     "recovery": Measurement("bench_recovery.py"),
+    "recovery-ways": Measurement(
+        "recovery_curve.py runs/half/seed0 --tokens 25000 100000 --evaluation {wikitext} {news} "
+        "--options='--evaluation-windows 4'",
+        "runs/recovery_curve/results.json",
+    ),
     "searches": Measurement("bench_searches.py"),
     "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
     "on-model": Measurement("compare_on_model.py --settings docs/measurements/comparison.json"),
@@ -116,6 +135,8 @@ class Measure:
     """File that `fetch_news.py` has written."""
     gemma: str = "gemma-3-270m.gguf"
     """File that `fetch_gemma.py` has written."""
+    tasks: str = "tasks"
+    """Directory that `fetch_tasks.py` has written."""
 
 
 def cells_of(line: str) -> list[str]:
@@ -188,7 +209,7 @@ def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
     measurement = MEASUREMENTS[name]
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results
-    files = {"news": asked.news, "gemma": asked.gemma}
+    files = {"news": asked.news, "gemma": asked.gemma, "tasks": asked.tasks}
     given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()

@@ -117,23 +117,11 @@ def speed() -> str:
         supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
         rows.append(["the whole job at 50 %", "both of these", f"{whole}×"])
-    if "convergence" in tables:
-        fewer = f"{fewer_tokens():.0f}× fewer"
-        rows.append(["candidate-tokens to an answer as good", "the paper's search", fewer])
     return "\n\n".join([markdown(rows), *map(origin, there.values())])
 
 
-SPEEDS = "forward", "search", "pipeline", "convergence"
+SPEEDS = "forward", "search", "pipeline"
 """Measurements that compare this project's speed."""
-
-
-def fewer_tokens() -> float:
-    """How many times fewer candidate-tokens our search needs than the paper's, for the same KL at 50 %."""
-    (table,) = read_record("convergence")["tables"]
-    paper, ours = (rows_of(table, "50", name) for name in ("the paper's", "ours"))
-    aim = number(paper[-1]["held-out KL, median"])
-    first = next(row for row in ours if number(row["held-out KL, median"]) <= aim)
-    return number(paper[-1]["candidate-tokens"]) / number(first["candidate-tokens"])
 
 
 def searches_by_problem() -> str:

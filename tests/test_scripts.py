@@ -272,29 +272,6 @@ def test_bench_teacher(table: Callable[..., Rows], tiny_model: Path, tiny_text: 
     assert float(lumped[1]) < float(ours[1])
 
 
-def test_bench_convergence(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:
-    text = ["--calibration", tiny_text, "--sequence-length", 32, "--calibration-tokens", 512]
-    text += ["--search-tokens", 512, "--held-out-tokens", 128]
-    few = [
-        "--sparsities",
-        0.5,
-        "--seeds",
-        0,
-        "--descent-tokens",
-        64,
-        "--descent-steps",
-        1,
-        "--generations",
-        1,
-    ]
-    _, uniform, *rows = table("bench_convergence.py", ["--model", tiny_model, *text, *few])
-    assert uniform[1] == "none (uniform)"
-    assert [row[1] for row in rows] == ["the paper's"] * 4 + ["ours"] * 3
-    # A budget below its first generation leaves the paper's search at its start.
-    assert rows[0][3] == uniform[3]
-    assert all(float(row[3]) > 0 for row in rows)
-
-
 def test_bench_pipeline(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path) -> None:
     text = ["--calibration", tiny_text, "--length", 32, "--calibration-tokens", 256]
     few = ["--levels", 3, "--generations", 2, "--offspring", 8, "--stage-tokens", 32, 64, 96]
@@ -364,6 +341,29 @@ def test_rounds_are_compared_at_equal_generations(
     found = json.loads((tmp_path / "results" / "results.json").read_text())
     for rounds, (summary,) in found.items():
         assert [len(each["history"]) for each in summary["rounds"]] == [4 // int(rounds)] * int(rounds)
+
+
+def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
+    few = (
+        "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
+    )
+    few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
+    few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
+    arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, 1, "--devices", 1, 2]
+    arguments += [f"--options={few} --calibration {tiny_text}", "--results", tmp_path / "results"]
+    _, *rows = table("spread.py", arguments)
+    assert [row[:2] for row in rows] == [["words.txt", "uniform"], ["words.txt", "searched"]]
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    one, two = (found["devices"][count]["uniform"] for count in ("1", "2"))
+    other = found["seeds"]["1"]["uniform"]
+    for text, quality in found["seeds"]["0"]["uniform"].items():
+        # Devices change nothing but rounding, seeds the text.
+        assert quality == one[text]
+        assert one[text]["kl"] == pytest.approx(two[text]["kl"], rel=1e-2)
+        assert quality["kl"] != other[text]["kl"]
+    # A run that exists is not repeated.
+    (tmp_path / "results" / "seed0-2-devices" / "model.safetensors").unlink()
+    assert table("spread.py", arguments)[1:] == rows
 
 
 def test_recovery_curve(
