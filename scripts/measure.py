@@ -112,6 +112,7 @@ MEASUREMENTS = {
     "rounds": Measurement(
         "ablation_rounds.py --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
     ),
+    "gradual": Measurement("ablation_gradual.py --evaluation {wikitext} {news}"),
     "combinations": Measurement(
         "combinations.py builtin runs/half/seed0 --calibration-tokens 4096 --wikitext {wikitext}"
     ),

@@ -31,6 +31,21 @@ def start(code: str, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **streams)
 
 
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_factorisations_leave_a_core_free_unless_asked(asked: str | None) -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "OPENBLAS_NUM_THREADS"}
+    if asked:
+        environment["OPENBLAS_NUM_THREADS"] = asked
+    # JAX loads OpenBLAS with SciPy, when it first factorises: the variable is set by then.
+    code = (
+        "import jax, tyr_jax, os, sys;"
+        "print('scipy.linalg' in sys.modules, os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert found.split() == ["False", asked or str(max(1, cores - 1))]
+
+
 def test_a_command_that_succeeds_just_returns(capsys: pytest.CaptureFixture[str]) -> None:
     process.run(lambda: print("done"))
     assert capsys.readouterr() == ("done\n", "")

@@ -366,6 +366,40 @@ def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, t
     assert table("spread.py", arguments)[1:] == rows
 
 
+def test_pruning_in_several_steps(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "--model",
+        tiny_model,
+        "--evaluation",
+        tiny_text,
+        "--calibration",
+        tiny_text,
+        "--seeds",
+        0,
+        1,
+    ]
+    arguments += ["--calibration-tokens", 512, "--metric-tokens", 256, "--sequence-length", 32]
+    arguments += [
+        "--neuron-multiple",
+        2,
+        "--reconstruct",
+        1,
+        "--length",
+        32,
+        "--windows",
+        2,
+        "--results",
+        tmp_path / "results.json",
+    ]
+    _, *rows = table("ablation_gradual.py", arguments)
+    assert [row[0] for row in rows] == ["0.5", "0.25, then 0.5", "0.25, then 0.375, then 0.5"]
+    assert len({row[1] for row in rows}) == 3
+    # What is known is not computed again.
+    assert table("ablation_gradual.py", arguments)[1:] == rows
+
+
 def test_recovery_curve(
     table: Callable[..., Rows], tiny_arguments: list[str], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:

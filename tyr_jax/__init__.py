@@ -90,6 +90,12 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 # Without torch, Transformers prints advice to install it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+# On a CPU, JAX factorises with OpenBLAS, whose threads wait for each other in busy loops. If one of them
+# shares its core with another program, a factorisation takes up to a hundred times as long. So a core stays
+# free.
+_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, _cores - 1)))
+
 
 def __getattr__(name: str) -> Any:
     """Import a name of the Python API when it is first used: the import takes seconds, which `--help` avoids.
