@@ -85,8 +85,7 @@ def number(text: str) -> float:
 
 def headline() -> str:
     """Perplexities of the main results on text that is used neither for calibration nor for training."""
-    names = [name for name in ("quarter", "half") if (RECORDS / f"{name}.json").is_file()]
-    records = [read_record(name) for name in names or ["half"]]
+    records = [read_record(name) for name in ("quarter-recovered", "half-recovered")]
     models = [name.partition(":")[0] for name in records[0]["tables"][0][0][3:]]
     rows = [
         [size.partition(" (")[0], text.removesuffix(".txt"), dense, *(one.partition(",")[0] for one in found)]
