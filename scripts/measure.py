@@ -54,7 +54,7 @@ MEASUREMENTS = {
     "quarter": Measurement(RESULTS.format(sparsity="0.2109", name="quarter"), "runs/quarter/results.json"),
     "half": Measurement(RESULTS.format(sparsity="0.4463", name="half"), "runs/half/results.json"),
     "exact-half": Measurement(
-        RESULTS.format(sparsity="0.5", name="exact-half"), "runs/exact-half/results.json"
+        RESULTS.format(sparsity="0.5", name="exact-half") + " --reconstruct 0", "runs/exact-half/results.json"
     ),
     "quarter-recovered": Measurement(
         RESULTS.format(sparsity="0.2109", name="quarter") + RECOVERY, "runs/quarter/results.json"
@@ -97,7 +97,7 @@ MEASUREMENTS = {
     "plan": Measurement("plan_table.py"),
     "recovery": Measurement("bench_recovery.py"),
     "recovery-ways": Measurement(
-        "recovery_curve.py runs/half/seed0 --tokens 25000 100000 --evaluation {wikitext} {news} "
+        "recovery_curve.py runs/half/seed0 --tokens 12500 50000 --evaluation {wikitext} {news} "
         "--options='--evaluation-windows 4'",
         "runs/recovery_curve/results.json",
     ),
@@ -110,9 +110,9 @@ MEASUREMENTS = {
     ),
     "ablation": Measurement("ablation.py --calibration-tokens 16384 --windows 4 --wikitext {wikitext}"),
     "rounds": Measurement(
-        "ablation_rounds.py --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
+        "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
     ),
-    "gradual": Measurement("ablation_gradual.py --evaluation {wikitext} {news}"),
+    "gradual": Measurement("ablation_gradual.py --seeds 0 --evaluation {wikitext} {news}"),
     "combinations": Measurement(
         "combinations.py builtin runs/half/seed0 --calibration-tokens 4096 --wikitext {wikitext}"
     ),
