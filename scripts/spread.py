@@ -1,4 +1,4 @@
-"""How much a result hangs on chance: the same run with several seeds, and with several orders of summation.
+"""How much a result depends on chance: the same run with several seeds, and with several orders of summation.
 
 A seed draws other text for calibration and search. On another number of devices, sums are taken in another
 order, so that only rounding differs. On a CPU, the devices are virtual. Rerun:
