@@ -1,9 +1,9 @@
 """How much single choices of local pruning matter: uniform pruning with each of them, over several seeds.
 
 The variants are the modes of error accumulation (paper, Table 4), the saliency without one of its terms or
-with others, removal of neurons in one step for each level (paper, Table 6), another damping, and rivals of
-the local pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its centre,
-the uniform distribution; only FLAP chooses by itself how many units each layer keeps. Rerun:
+with others, removal of neurons in one step for each level (paper, Table 6), another damping, and alternatives
+to the local pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its
+centre, the uniform distribution; only FLAP chooses by itself how many units each layer keeps. Rerun:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """
@@ -69,8 +69,8 @@ class Ablation:
     calibration_tokens: int = 32768
     """Tokens of the calibration text."""
     preset: Preset = "paper"
-    """Preset for all other settings of local pruning, including noise in the calibration text. Without
-    effect are the metric of outputs, drift and reconstruction, which `ablation_steps.py` measures."""
+    """Preset for all other settings of local pruning, including noise in the calibration text. The metric
+    of outputs, drift and reconstruction have no effect here; `ablation_steps.py` measures them."""
     sequence_length: int = 512
     """Tokens in a sequence."""
     wikitext: str = WIKITEXT

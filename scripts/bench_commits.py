@@ -100,7 +100,7 @@ def measured(root: Path, bench: Bench) -> dict[str, float]:
         ours, env=os.environ | {"PYTHONPATH": path}, cwd=root, stdout=subprocess.PIPE, text=True, check=False
     )
     if run.returncode:
-        raise UserError(f"the benchmark failed with the code in {root}; what it says is above")
+        raise UserError(f"the benchmark failed with the code in {root}; see its output above")
     found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return found
 
@@ -117,7 +117,7 @@ def main(bench: Bench) -> None:
             ["-C", str(clone), "checkout", "-q", bench.before],
         ):
             if subprocess.run(["git", *command], check=False).returncode:
-                raise UserError(f"git cannot check out {bench.before}; what it says is above")
+                raise UserError(f"git cannot check out {bench.before}; see its output above")
         found: dict[Path, list[dict[str, float]]] = {clone: [], ROOT: []}
         for _ in range(bench.processes):
             for root, each in found.items():

@@ -146,7 +146,7 @@ def main(bench: Bench) -> None:
     plain_fold, our_fold, one_level = time_folds(world, bench)
     plain_search, our_search, differ = time_searches(world, pool, bench)
     rows = {
-        "dense model's answers": (answering, answering),
+        "dense model's predictions": (answering, answering),
         "supernet": (plain_fold, our_fold),
         "search": (plain_search, our_search),
         "pruning to the answer": (one_level, one_level),

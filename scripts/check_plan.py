@@ -84,8 +84,8 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     held = fold.weights + fold.supernet
     working = max(row.compiled for row in rows)
     rows.append(Working(f"first supernet, {HELD}", fold.memory - fold.text, held + working))
-    if plan.takes_back(settings):
-        drift, back = memory("ffn: drift"), memory("ffn: drift taken back")
+    if plan.corrects_drift(settings):
+        drift, back = memory("ffn: drift"), memory("ffn: drift corrected")
         pull = plan.FLOAT * plan.site_sizes(config)[1] * config.hidden
         added = gram + pull + drift.temp_size_in_bytes
         taken = back.argument_size_in_bytes + back.temp_size_in_bytes

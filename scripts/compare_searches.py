@@ -239,8 +239,8 @@ def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, di
 
 
 def adjusted(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """For each search, the probability that it equals the best one (by mean), corrected by Holm; 1 for the
-    best itself. `values [R]` are paired by run."""
+    """The p-value of each search against the best one (by mean), corrected by Holm; 1 for the best itself.
+    `values [R]` are paired by run."""
     best = min(values, key=lambda name: float(values[name].mean()))
     others = {name: other for name, other in values.items() if not np.allclose(other, values[best])}
     raw = {name: float(wilcoxon(other, values[best]).pvalue) for name, other in others.items()}

@@ -47,7 +47,7 @@ def test_results() -> dict[str, dict[str, set[str]]]:
             [sys.executable, "-m", "pytest", "-p", "no:xdist", *chosen, *files], cwd=ROOT, check=False
         )
         if not report.is_file():
-            raise UserError("the tests did not run; what they say is above")
+            raise UserError("the tests did not run; see their output above")
         results = list(ElementTree.parse(report).iter("testcase"))
     for case in results:
         test, _, name = str(case.get("name")).partition("[")
@@ -71,7 +71,7 @@ def summary(outcomes: set[str]) -> str:
 def main(_: Table) -> None:
     """Run the tests and print a row per family in Markdown."""
     found = test_results()
-    columns = "logits as in transformers", "pruned: the same in transformers", "pruned: the same in llama.cpp"
+    columns = "logits as in transformers", "pruned model: as in transformers", "pruned model: as in llama.cpp"
     print_header("models", "`model_type`", *columns)
     for family in BUILT_IN:
         shown = found[family.model_type]

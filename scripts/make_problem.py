@@ -51,7 +51,7 @@ class Measured(OnSupernet):
     walks: int = 500
     """Candidates by random shifts from the start."""
     rounds: int = 3
-    """Times that the finds of searches on the tables are scored and added."""
+    """Rounds in which candidates found by searching the tables are scored and added."""
     finds: int = 160
     """Candidates added in each of these rounds."""
     sequence_length: int = 128

@@ -191,7 +191,7 @@ def output_of(arguments: list[str]) -> str:
             print(line, end="", flush=True)
             lines.append(line)
     if running.returncode:
-        raise UserError(f"`python {shlex.join(arguments)}` failed; what it says is above")
+        raise UserError(f"`python {shlex.join(arguments)}` failed; see its output above")
     return "".join(lines)
 
 

@@ -57,9 +57,9 @@ def markdown(table: Table) -> str:
     return "\n".join([header, "|---" * len(table[0]) + "|", *rows])
 
 
-def origin(record: Record) -> str:
-    """A line that says where the figures of a record come from."""
-    minutes = f", {record['minutes']:.0f} min" if record["minutes"] >= 1 else ""
+def origin(record: Record, timed: bool = True) -> str:
+    """A line that says where the figures of a record come from and, if `timed`, how long they took."""
+    minutes = f", {record['minutes']:.0f} min" if timed and record["minutes"] >= 1 else ""
     return (
         f"*`{record['command']}`, commit {record['commit']}, {record['date']}{minutes}, on "
         f"{record['machine']}.*"
@@ -94,7 +94,7 @@ def headline() -> str:
         if not text.startswith("builtin")
     ]
     shown = markdown([["block parameters left", "text", "dense", *models], *rows])
-    return "\n\n".join([shown, *map(origin, records)])
+    return "\n\n".join([shown, *dict.fromkeys(origin(record, timed=False) for record in records)])
 
 
 def speed() -> str:
@@ -102,7 +102,7 @@ def speed() -> str:
     been measured."""
     there = {name: read_record(name) for name in SPEEDS if (RECORDS / f"{name}.json").is_file()}
     tables = {name: record["tables"][0] for name, record in there.items()}
-    rows = [["", "compared with", ""]]
+    rows = [["part", "compared with", "speed-up"]]
     if "forward" in tables:
         ours, torch = (
             number(rows_of(tables["forward"], "2048", program)[0]["tokens/s"])
@@ -115,7 +115,7 @@ def speed() -> str:
     if "pipeline" in tables:
         supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
-        rows.append(["the whole job at 50 %", "both of these", f"{whole}×"])
+        rows.append(["the whole job at 50 %", "the two plain versions above", f"{whole}×"])
     return "\n\n".join([markdown(rows), *map(origin, there.values())])
 
 
@@ -142,7 +142,7 @@ def searches_by_problem() -> str:
 
 
 SIGNIFICANT = 0.05
-"""Searches with a larger probability of being equal to the best one count as equally good."""
+"""Searches whose p-value against the best one is larger than this count as equally good."""
 
 
 VIEWS: dict[str, Callable[[], str]] = {

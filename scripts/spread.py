@@ -57,7 +57,7 @@ def prune(devices: int, arguments: list[str]) -> None:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     command_line = [sys.executable, "-m", "tyr_jax.prune", *arguments]
     if subprocess.run(command_line, env={**os.environ, "XLA_FLAGS": flags.strip()}).returncode:
-        raise UserError("a run failed; what it says is above")
+        raise UserError("a run failed; see its output above")
 
 
 def run(asked: Spread, seed: int, devices: int) -> dict[str, Any]:

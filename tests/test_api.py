@@ -182,7 +182,7 @@ def test_what_is_there_is_only_replaced_where_asked(result: PruneResult, tmp_pat
         assert "summary.json" in names_of(tmp_path)
     finished = work_paths(tmp_path / "other").finished
     (finished / "piece").mkdir(parents=True)
-    with pytest.raises(UserError, match="was interrupted and can still go on"):
+    with pytest.raises(UserError, match="can still be continued"):
         result.save(tmp_path / "other")
     assert (finished / "piece").is_dir()
 
@@ -213,7 +213,7 @@ def test_in_a_directory_it_works_as_the_command(
         raise Died
 
     with monkeypatch.context() as patch, contextlib.suppress(Died):
-        patch.setattr(resume, "keep_round", die)
+        patch.setattr(resume, "save_round", die)
         tyr_jax.prune_model(tiny_model, **asked)
     assert names_of(tmp_path) == {".pruned.unfinished"}
     with pytest.raises(UserError, match="used a different --seed"):
@@ -278,7 +278,7 @@ def test_weights_on_disk(
         for one in (whole, stored)
     ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)
-    with pytest.raises(UserError, match=r"--offload leaves weights where they are, but .* is loaded already"):
+    with pytest.raises(UserError, match=r"--offload reads weights from disk, but .* is loaded already"):
         tyr_jax.prune_model(whole.model, offload=True, **options)
     assert names_of(tmp_path) == set()
 

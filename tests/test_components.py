@@ -84,9 +84,9 @@ def test_by_name_and_by_reference(folder: Path) -> None:
         ("evolve", "--search is evolve, but must be evolution, random, .*, or MODULE:NAME of your own"),
         ("own_search:Missing", "has no 'Missing'"),
         ("no_such_module:Search", "no module 'no_such_module'"),
-        ("own_search:NUMBER", "own_search:NUMBER is no Search: derive the class from Search"),
-        ("own_search:Plain", "is no frozen dataclass: add @dataclasses.dataclass"),
-        ("own_search:Changeable", "is no frozen dataclass"),
+        ("own_search:NUMBER", "own_search:NUMBER is not a Search: derive the class from Search"),
+        ("own_search:Plain", "is not a frozen dataclass: add @dataclasses.dataclass"),
+        ("own_search:Changeable", "is not a frozen dataclass"),
         ("own_search:Wanting", "has no default for 'generations'"),
     ],
 )

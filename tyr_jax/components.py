@@ -53,9 +53,11 @@ def find(registry: Mapping[str, type[T]], reference: str, base: type[T]) -> type
         raise UserError(f"{flag} is {reference}, but must be {names}, or MODULE:NAME of your own")
     found = load_object(reference, base.role)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{flag} {reference} is no {base.__name__}: derive the class from {base.__name__}")
+        raise UserError(f"{flag} {reference} is not a {base.__name__}: derive the class from {base.__name__}")
     if not dataclasses.is_dataclass(found) or found.__hash__ is None:
-        raise UserError(f"{flag} {reference} is no frozen dataclass: add @dataclasses.dataclass(frozen=True)")
+        raise UserError(
+            f"{flag} {reference} is not a frozen dataclass: add @dataclasses.dataclass(frozen=True)"
+        )
     required = [
         field.name
         for field in dataclasses.fields(found)

@@ -32,7 +32,7 @@ def check_regular(path: Path, what: str = "") -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {name}: {_reason(error)}") from None
     if not stat.S_ISREG(mode):
-        raise UserError(f"cannot read {name}: it is no regular file")
+        raise UserError(f"cannot read {name}: it is not a regular file")
     if not os.access(path, os.R_OK):
         raise UserError(f"cannot read {name}: Permission denied")
 
@@ -48,7 +48,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
         with path.open("rb") as file:
             content = file.read(limit + 1)
         if len(content) > limit:
-            raise UserError(f"{path} has more than {limit} bytes, which is too long for what it should be")
+            raise UserError(f"{path} has more than {limit} bytes, far more than such a file needs; check it")
         return content.decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read '{path}': {_reason(error)}") from error
@@ -97,7 +97,7 @@ def inside(directory: Path, name: str, where: str) -> Path:
     """
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
-        raise UserError(f"{where} names '{name}', which is no file in its directory")
+        raise UserError(f"{where} names '{name}', which is not a file in its directory")
     return directory / name
 
 

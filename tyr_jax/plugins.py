@@ -26,7 +26,8 @@ def load_object(reference: str, what: str, kind: type | tuple[type, ...] = objec
     name, colon, attribute = reference.partition(":")
     if not colon or not all(part.isidentifier() for part in (*name.split("."), attribute)):
         raise UserError(
-            f"{what} '{reference}' is no reference: write module:ATTRIBUTE, such as my_module:{what.upper()}"
+            f"{what} '{reference}' is not a reference: write module:ATTRIBUTE, such as "
+            f"my_module:{what.upper()}"
         )
     module = _import(name, f"{what} '{reference}'")
     if not hasattr(module, attribute):

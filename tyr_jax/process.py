@@ -191,7 +191,7 @@ def _sentence(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError):
         what = f"use '{error.filename}'" if error.filename else "read or write"
-        return f"cannot {what}: {error.strerror or first_line(error)}; mend that and try again"
+        return f"cannot {what}: {error.strerror or first_line(error)}; fix that and try again"
     return None
 
 

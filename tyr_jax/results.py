@@ -288,7 +288,7 @@ def _is_reported(benchmark: Path) -> bool:
     return benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
 
 
-def reports_of(benchmark: Path) -> list[Path]:
+def update_reports(benchmark: Path) -> list[Path]:
     """Update the report of a pruned model after its benchmark was written.
 
     Returns:
@@ -336,7 +336,7 @@ class Benchmark(Shown):
         path = Path(output)
         with claimed_benchmark(path, overwrite) as staged:
             write_json(staged, self.as_json())
-        return [path, *reports_of(path)]
+        return [path, *update_reports(path)]
 
     def tables(self) -> list[Table]:
         """Times and sizes."""

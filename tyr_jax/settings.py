@@ -43,20 +43,21 @@ class Rounds:
     levels: int = 9
     """Sparsity levels of a site, an odd number: the centre and as many on either side."""
     interval: float = 0.125
-    """Distance of two levels in the first round, as a fraction of a layer's units; halved every round."""
+    """Distance between neighbouring levels in the first round, as a fraction of a layer's units; halved every
+    round."""
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
-    candidate, or at the uniform one (the paper). Later rounds start at the last round's answer."""
+    candidate, or at the uniform one (as in the paper). Later rounds start at the last round's answer."""
     descent_steps: int = 4
     """Gradient-guided steps before evolution in each round: one backward pass estimates the effect of every
     change of one site, the best combinations under the budget are scored, and the next step starts at the
-    best of them, if it improves on the current distribution. 0 skips them (the paper)."""
+    best of them, if it improves on the current distribution. 0 skips them (as in the paper)."""
     descent_tokens: int = 4096
     """Tokens that a step's gradients are computed on, in whole sequences and at most half of the search text;
     its proposals are scored on as many other tokens."""
     refit: bool = True
     """Prune every site once more to the distribution found, with the inputs that the chosen layers before it
-    really produce. Without it, the weights are those of the last supernet (the paper)."""
+    really produce. Without it, the weights are those of the last supernet (as in the paper)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,11 @@ class Settings:
     """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
     directory in it, such as pruned/0.25."""
     overwrite: bool = False
-    """Replace an output directory that is not empty, once the new model is complete; only one in which
-    everything was written by these commands."""
+    """Replace an output directory that is not empty, once the new model is complete. Refused if it holds a
+    file that these commands did not write."""
     restart: bool = False
-    """Start over, although an interrupted run left finished work. Without it, the same command continues that
-    run, and a different command is refused."""
+    """Discard the finished work of an interrupted run and start over. Without it, the same command continues
+    that run, and a different command is refused."""
     dtype: WeightType = "as-stored"
     """Type of the written weights, with which the pruned models are measured; `as-stored` is the dense
     model's (float32 if that is quantised)."""
@@ -128,8 +129,8 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class ComponentNames:
     """Parts of the method that can be replaced by your own: a name, or MODULE:NAME of a class in a module
-    that is installed or lies in the current directory. The options of the one chosen are those of this
-    help; `--search my_module:MySearch --help` shows that search's."""
+    that is installed or lies in the current directory. This help lists the options of the
+    components that this command line chooses: add `--search my_module:MySearch` to see those of yours."""
 
     search: str = Evolution.name
     """Search algorithm: `evolution` (the paper's), `random`, `blocks`, `evopress`, `genetic`, `annealing`,
@@ -244,14 +245,13 @@ def validate(settings: Settings) -> None:
     check_sizes(data)
     if settings.offload and "self" in (parse_source(text).kind for text in data.calibration):
         raise UserError(
-            "--offload leaves weights on disk, but for --calibration self, which is part of the default, the "
-            "model writes a token at a time, with all weights in memory; name other text alone, such as "
-            "--calibration builtin"
+            "--offload cannot be combined with --calibration self, which is part of the default: to write "
+            "text, the model needs all weights in memory; name other text, such as --calibration builtin"
         )
     if settings.offload and settings.prompt:
         raise UserError(
-            "--offload leaves weights on disk, but to continue a --prompt, models have all weights in "
-            "memory; leave --prompt out, and ask the written model with `python -m tyr_jax.generate`"
+            "--offload cannot be combined with --prompt: to continue it, models need all weights in memory; "
+            "leave --prompt out, and ask the written model with `python -m tyr_jax.generate`"
         )
     if settings.layout == "masked" and pruning.expert_unit == "expert":
         raise UserError(
@@ -292,7 +292,7 @@ def _validate_rounds(settings: Settings) -> None:
     """Check the settings of the rounds of supernet and search."""
     rounds, data = settings.rounds, settings.data
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
-    require(odd, "--levels", rounds.levels, "an odd number from 3 on")
+    require(odd, "--levels", rounds.levels, "an odd number of at least 3")
     require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
     require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
     two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length

@@ -373,7 +373,10 @@ def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.C
         np.testing.assert_array_equal(*(m[f"model.layers.2.mlp.{name}.weight"] for m in (pruned, dense)))
     for arguments, message in (
         (["--keep-heads", "3"], "--keep-heads names layer 3, but the model has layers 0 to 2"),
-        (["--sparsity=0.5", "--keep-neurons", "0", "1", "2"], "or name fewer layers that stay whole"),
+        (
+            ["--sparsity=0.5", "--keep-neurons", "0", "1", "2"],
+            "or list fewer layers in --keep-heads and --keep-neurons",
+        ),
         (
             ["--budget=units", "--keep-neurons", "0", "1", "2"],
             "3 of 3 layers are to keep all of theirs, which are 144",

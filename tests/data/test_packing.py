@@ -111,7 +111,7 @@ def test_parts_of_a_stream_are_disjoint_and_whole(
     if lengths[0] == lengths[1]:
         left, few, short = left + most - sum(needs), 0, 1
     if left < 0 or left * (long // short) < few:
-        with pytest.raises(UserError, match="tokens beside its evaluation part"):
+        with pytest.raises(UserError, match="tokens outside its evaluation part"):
             deal(rest, lengths, needs, np.random.default_rng(0), "x")
         return
     parts = deal(rest, lengths, needs, np.random.default_rng(0), "x")
@@ -247,7 +247,7 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
         ({"calibration": ("self",)}, "'self' holds nothing out to measure on; name a text"),
         ({"evaluation": ("self",)}, "--evaluation self: nothing is measured on what a model writes itself"),
         ({"calibration": ("self:topics", "builtin")}, "'self:topics' names a part of the text"),
-        ({"calibration": ("self", "builtin")}, "'self' is what the model that is pruned writes"),
+        ({"calibration": ("self", "builtin")}, "'self' is text that the dense model writes"),
         ({"self_temperature": 0.0}, "--self-temperature is 0.0, but must be above 0 and finite"),
     ],
     ids=str,
@@ -259,9 +259,7 @@ def test_own_text_that_cannot_be(options: dict[str, Any], message: str, tmp_path
 
 
 def test_own_text_is_nothing_to_read() -> None:
-    with pytest.raises(
-        UserError, match="'self' is what the model that is pruned writes: nothing can be read"
-    ):
+    with pytest.raises(UserError, match="'self' is text that the dense model writes, not a text to read"):
         read_tokens(parse_source("self"), Numbers(), 10)
 
 
@@ -319,11 +317,11 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
     [
         (
             {"calibration_tokens": 4000},
-            "'.*corpus.txt' has 3496 tokens beside its evaluation part, 4040 are needed; lower --calib",
+            "'.*corpus.txt' has 3496 tokens outside its evaluation part, but 4040 are needed; lower --calib",
         ),
         (
             {"evaluation_length": 4001},
-            "has 4000 tokens, one evaluation window needs 4001; lower --evaluation-le",
+            "has 4000 tokens, but an evaluation window takes 4001; lower --evaluation-le",
         ),
         ({"calibration_tokens": 7}, "--calibration-tokens 7 is less than one sequence of 8 tokens; raise it"),
         ({"calibration_noise": 1.5}, "--calibration-noise is 1.5, but must be between 0 and 1"),
@@ -349,7 +347,7 @@ def test_other_requests_that_cannot_be_met(corpus: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="tokenizer has no BOS token; leave out --bos"):
         load_splits(spec_of(corpus, bos=True), tokenizer, 0)
     short = write(tmp_path / "short.txt", numbers(5))
-    with pytest.raises(UserError, match=r"'.*short.txt' has 5 tokens, one evaluation window needs 8"):
+    with pytest.raises(UserError, match=r"'.*short.txt' has 5 tokens, but an evaluation window takes 8"):
         load_evaluation(spec_of(corpus, evaluation=(str(short),)), Numbers())
 
 

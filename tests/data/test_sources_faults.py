@@ -106,11 +106,11 @@ def test_lines_that_are_no_rows(content: str | bytes, message: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
 def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}': it is no regular file"):
+    with pytest.raises(UserError, match=rf"{name}': it is not a regular file"):
         documents(tmp_path / name)
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=rf"{name}': it is no regular file"):
+    with pytest.raises(UserError, match=rf"{name}': it is not a regular file"):
         documents(tmp_path / name)
     with pytest.raises(UserError, match="cannot read text"):
         documents(tmp_path / ("x" * 5000 + name))

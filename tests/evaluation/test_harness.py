@@ -189,7 +189,7 @@ def test_what_is_not_there(
     command = [str(tiny_model), "--tasks", "arc_easy", "--data-dir", str(questions)]
     with pytest.raises(SystemExit):
         evaluate.main([*command[:-1], "gone"])
-    assert "--data-dir gone is no directory" in capsys.readouterr().err
+    assert "--data-dir gone is not a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--num-fewshot", "2"])
     assert "no examples" in capsys.readouterr().err

@@ -75,17 +75,17 @@ def test_a_search(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest
             3 * 2 * 32 * n for n in (1, 2, 3)
         ]
     # A state of any kind survives an interruption.
-    keep = resume.keep_search
+    keep = resume.save_search
 
     def die(store: Store, step: int, *rest: Any) -> None:
         keep(store, step, *rest)
         if step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume, "keep_search", die)
+    monkeypatch.setattr(resume, "save_search", die)
     with pytest.raises(SystemExit):
         prune.main([*arguments, str(tmp_path / "resumed")])
-    monkeypatch.setattr(resume, "keep_search", keep)
+    monkeypatch.setattr(resume, "save_search", keep)
     prune.main([*arguments, str(tmp_path / "resumed")])
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
     assert weights[0] == weights[1]

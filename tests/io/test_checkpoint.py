@@ -167,7 +167,7 @@ def test_vocabulary_larger_than_the_embeddings(
 ) -> None:
     count = len(tiny_tokenizer)
     directory = save(tiny_config(vocab=count - 1))
-    with pytest.raises(UserError, match=f"number {count - 1}, but the model only {count - 1} embeddings"):
+    with pytest.raises(UserError, match=f"id {count - 1}, but the model has only {count - 1} embeddings"):
         load_model(str(directory))
 
 
@@ -179,7 +179,7 @@ def test_a_token_around_a_text_that_has_no_embedding(save: Callable[..., Path], 
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     kind = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
     (directory / "tokenizer.json").write_text(json.dumps(values | {"post_processor": kind}))
-    with pytest.raises(UserError, match="token '<s>' with number 300, but the model only 300 embeddings"):
+    with pytest.raises(UserError, match="token '<s>' with id 300, but the model has only 300 embeddings"):
         load_model(str(directory))
 
 

@@ -35,11 +35,11 @@ def test_a_text_that_leads_out(name: str, model: Path) -> None:
 def test_texts_that_are_none(name: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model / name
     os.mkfifo(path)
-    with pytest.raises(UserError, match=f"{name}': it is no regular file"):
+    with pytest.raises(UserError, match=f"{name}': it is not a regular file"):
         check_directory(model)
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=f"{name}': it is no regular file"):
+    with pytest.raises(UserError, match=f"{name}': it is not a regular file"):
         check_directory(model)
     path.rmdir()
     path.symlink_to(path)

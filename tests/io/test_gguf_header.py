@@ -189,7 +189,7 @@ def test_every_key_with_every_kind_of_value(model: str, small: Path, gguf_writer
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
-    with pytest.raises(UserError, match=r"m\.gguf': it is no regular file"):
+    with pytest.raises(UserError, match=r"m\.gguf': it is not a regular file"):
         load_model(str(tmp_path / "m.gguf"))
 
 

@@ -254,7 +254,7 @@ def test_names_that_no_file_can_have(name: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "m.gguf"])
 def test_pipes_are_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}': it is no regular file"):
+    with pytest.raises(UserError, match=rf"{name}': it is not a regular file"):
         resolve(str(tmp_path / name if name == "m.gguf" else tmp_path))
 
 

@@ -168,7 +168,7 @@ DOUBLINGS = {
 def test_steps_that_double_a_text_again_and_again(part: str, model: Path) -> None:
     (model / "tokenizer.json").write_text(json.dumps(description() | {part: DOUBLINGS[part]}))
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"has a {part} that makes more than 64 letters of one"):
+    with pytest.raises(UserError, match=f"has a {part} that turns one character into more than 64"):
         tokenizer_from_directory(model)
     assert time.monotonic() - start < 5
 

@@ -135,7 +135,7 @@ def test_models_other_than_bpe() -> None:
             [("a b", "c")],
             r"merge \['a b', 'c'\] has a space within",
         ),
-        ({"a": 0, "b": 9, "ab": 2}, [("a", "b")], "a token with number 9, but the model only 3 embeddings"),
+        ({"a": 0, "b": 9, "ab": 2}, [("a", "b")], "a token with id 9, but the model has only 3 embeddings"),
     ],
 )
 def test_vocabularies_that_cannot_be(vocab: Any, merges: Any, message: str | None) -> None:

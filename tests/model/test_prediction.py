@@ -99,7 +99,7 @@ def test_tokens_are_drawn_as_predicted() -> None:
     params, hidden, draws = head(False), states((1, 2), 0), 4000
     many = jnp.asarray(np.repeat(hidden, draws, axis=0))
     keys = jax.random.split(jax.random.key(0), draws)
-    gradients = np.asarray(prediction.surprise(decoder.head(params), many, keys), float)
+    gradients = np.asarray(prediction.sampled_score(decoder.head(params), many, keys), float)
     rows = np.asarray(params["unembed"], float)
     chances = np.exp(logits(params, hidden))[0]
     chances /= chances.sum(axis=-1, keepdims=True)
@@ -120,7 +120,7 @@ def test_soft_capped_predictions() -> None:
     """Surprise is the gradient of some token's log-likelihood. Capped, every token is less certain."""
     params, hidden = head(True, cap=2.0), states((3, 5), 4)
     keys = jax.random.split(jax.random.key(1), 3)
-    found = np.asarray(prediction.surprise(decoder.head(params), jnp.asarray(hidden), keys), float)
+    found = np.asarray(prediction.sampled_score(decoder.head(params), jnp.asarray(hidden), keys), float)
     capped = logits(params, hidden)
     chances = np.exp(capped) / np.exp(capped).sum(axis=-1, keepdims=True)
     slopes = (1 - (capped / 2) ** 2)[..., None] * np.asarray(params["embed"], float)

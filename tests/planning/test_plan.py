@@ -74,7 +74,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(plan.Load(LLAMA_8B, uniform, 4, 1))] == [
-        "own text", "dense answers", "Fisher metric", "last pruning", "evaluation",
+        "own text", "dense predictions", "Fisher metric", "last pruning", "evaluation",
     ]  # fmt: skip
     pruning = dataclasses.replace(HALF.pruning, metric="none")
     without = plan.Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
@@ -82,7 +82,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     # Two matrices of 4096 × 4096 in each of 32 layers.
     for need, _ in plan.needs(without):
         (other,) = (each for each in stages if each.stage == need.stage)
-        before = ("own text", "dense answers")
+        before = ("own text", "dense predictions")
         more = 0 if need.stage in before else 4 * 2 * 32 * 4096**2
         assert other.weights == pytest.approx(need.weights + more)
 

@@ -107,10 +107,10 @@ def test_a_file_that_is_no_problem_is_refused(tmp_path: Path) -> None:
         load_problem("nothing")
     file = tmp_path / "broken.npz"
     file.write_bytes(b"PK nothing")
-    with pytest.raises(UserError, match="is no problem that can be read"):
+    with pytest.raises(UserError, match="is not a readable problem"):
         load_problem(file)
     np.savez(file, facts="{}")
-    with pytest.raises(UserError, match="is no problem that can be read"):
+    with pytest.raises(UserError, match="is not a readable problem"):
         load_problem(file)
     save_problem(synthetic_problem(**SMALL), file, {})
     whole = file.read_bytes()
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_problem_is_refused(tmp_path: Path) -> None:
         damaged[place] ^= 255
     for content in (whole[: len(whole) // 2], bytes(damaged)):
         file.write_bytes(content)
-        with pytest.raises(UserError, match="is no problem that can be read"):
+        with pytest.raises(UserError, match="is not a readable problem"):
             load_problem(file)
     save_problem(synthetic_problem(**SMALL).replace(link="log"), file, {})
     with pytest.raises(UserError, match="has the link 'log', but must have one of identity, exp"):

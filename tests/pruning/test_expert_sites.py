@@ -135,7 +135,7 @@ def test_correcting_drift_never_adds_to_it(seed: int, world: World) -> None:
     drift = np.einsum("btxf,xfd->btd", units, truth) + rng.standard_normal(world.x.shape) / 10
     pull = np.einsum("btxf,btd->xfd", units, drift).reshape(1, EXPERTS * WIDTH, -1)
     weight = world.block["down"].reshape(-1, world.config.hidden)
-    moved = stream.drawn_back(
+    moved = stream.corrected_weight(
         weight, statistics(world), jnp.asarray(pull, jnp.float32), jnp.float32(1 / ROUTED)
     )
     change = (f64(moved) - f64(weight)).reshape(truth.shape)

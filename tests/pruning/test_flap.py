@@ -111,5 +111,5 @@ def test_statistics_are_those_of_the_dense_model() -> None:
     ids=["norms", "experts", "family"],
 )
 def test_models_without_a_place_for_biases(config: object) -> None:
-    with pytest.raises(UserError, match="FLAP needs biases behind all sublayers"):
+    with pytest.raises(UserError, match="FLAP needs an output bias in every sublayer"):
         flap.prune({}, [], config, (4, 48), (4, 48))  # type: ignore[arg-type]

@@ -43,11 +43,11 @@ def test_sizes_that_were_not_measured() -> None:
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a budget of latency needs --latencies FILE"):
         read_latencies("")
-    with pytest.raises(UserError, match="no table that can be read"):
+    with pytest.raises(UserError, match="not a readable table"):
         read_latencies(str(tmp_path / "missing.json"))
     broken = tmp_path / "broken.json"
     broken.write_text('{"device": "x", "tokens": 1, "attention": [[1, 1, -2]], "ffn": [[1, 1]]}')
-    with pytest.raises(UserError, match="no table that can be read"):
+    with pytest.raises(UserError, match="not a readable table"):
         read_latencies(str(broken))
     broken.with_name("good.json").write_text(TABLE.model_dump_json())
     good = broken.with_name("good.json")

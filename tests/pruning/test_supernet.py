@@ -74,7 +74,7 @@ def naive_probabilities(
     return weights
 
 
-def naive_drawn_back(
+def naive_corrected_weight(
     weight: np.ndarray, inputs: np.ndarray, x: np.ndarray, drift: np.ndarray, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(inputs with tokens weighted by 1 / rms(r), the weight that corrects a share of drift)."""
@@ -108,7 +108,7 @@ def naive_supernet(
             weight = f64(block[name]).reshape(flat.shape[1], -1)
             dense = add(block, dense, run(block, dense, config))
             if drift:
-                flat, weight = naive_drawn_back(weight, flat, x, dense - add(block, x, units), drift)
+                flat, weight = naive_corrected_weight(weight, flat, x, dense - add(block, x, units), drift)
             kept, exists = grid.kept[kind, layer], grid.exists[kind, layer]
             chunk = 1 if kind == ATTENTION else settings.neuron_chunk
             with jax.enable_x64(True):

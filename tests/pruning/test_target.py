@@ -152,7 +152,7 @@ def test_a_budget_of_parameters_serves_all_levels() -> None:
         (
             0.5,
             {"keep_neurons": tuple(range(30))},
-            "fewer than a model needs; choose a lower sparsity, or name",
+            "fewer than a model needs; choose a lower sparsity, or list",
         ),
         (0.5, {"neuron_multiple": 2000}, "1536 ffn units, fewer than the multiple of 2000"),
         (0.5, {"keep_heads": (30,)}, "--keep-heads names layer 30"),

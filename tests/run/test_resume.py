@@ -211,7 +211,7 @@ def interrupted(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: P
         raise Died
 
     with monkeypatch.context() as patch, contextlib.suppress(Died):
-        patch.setattr(resume, "keep_round", die)
+        patch.setattr(resume, "save_round", die)
         prune.main(command)
     return tmp_path / ".pruned.unfinished" / "finished"
 
@@ -384,5 +384,5 @@ def test_too_small_a_disk_is_refused_before_anything_is_done(
 ) -> None:
     monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10_000))
     sentence = refused(command, capsys)
-    assert re.search(r"has 10 kB left, but this run may take [\d.]+ [kM]B while it lasts", sentence)
+    assert re.search(r"has 10 kB left, but this run may need [\d.]+ [kM]B more", sentence)
     assert list(tmp_path.iterdir()) == []

@@ -148,7 +148,7 @@ def test_bench_pipeline(table: Callable[..., Rows], tiny_model: Path, tiny_text:
     text = ["--calibration", tiny_text, "--length", 32, "--calibration-tokens", 256]
     few = ["--levels", 3, "--generations", 2, "--offspring", 8, "--stage-tokens", 32, 64, 96]
     _, *rows = table("bench_pipeline.py", ["--model", tiny_model, *text, *few])
-    stages = ["dense model's answers", "supernet", "search", "pruning to the answer"]
+    stages = ["dense model's predictions", "supernet", "search", "pruning to the answer"]
     assert [row[0] for row in rows] == [*stages, "all"]
     for column in (1, 2):
         assert abs(sum(float(row[column]) for row in rows[:-1]) - float(rows[-1][column])) < 0.3

@@ -143,7 +143,7 @@ def test_what_a_search_may_record() -> None:
         ({"more": [1, 2]}, "records a list as 'more'"),
         ({3: 1.0}, "records a float as 3"),
         ({"generation": 0.5}, "records a float as 'generation': it must be a whole number"),
-        ({"generation": -1}, "records a int as 'generation': it must be a whole number from 0 on"),
+        ({"generation": -1}, "records a int as 'generation': it must be a whole number of at least 0"),
     ],
 )
 def test_what_a_search_may_not_record(record: Any, sentence: str) -> None:

@@ -60,7 +60,7 @@ def test_a_site_that_matters_gains_what_one_that_does_not_gives() -> None:
     error = np.tile([1.0, 0.5, 0.2, 0.1, 0.0], (2, 3, 1))
     share = np.array([[0.1, 5.0, 1.0], [1.0, 1.0, 1.0]])
     sites, centre = Sites(error, share, np.ones((2, 3, 5), bool)), np.full((2, 3), 2)
-    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, limit=1)
+    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, reach=1)
     assert start[0].tolist() == [1, 3, 2]
     assert start.sum(axis=1).tolist() == [6, 6]
 
@@ -72,7 +72,7 @@ def test_kinds_compete_for_parameters() -> None:
         np.full((2, 2), 2),
     )
     parameters = np.broadcast_to(1000 * np.arange(5), (2, 2, 5))
-    start = surrogate.estimated_start(sites, Budget.of_prices(parameters[None], [8300]), centre, limit=2)
+    start = surrogate.estimated_start(sites, Budget.of_prices(parameters[None], [8300]), centre, reach=2)
     assert start.tolist() == [[4, 4], [0, 0]]
     again = surrogate.nearest(Budget.of_prices(parameters[None], [6999]), sites.exists, start)
     assert again.sum() == 6
@@ -96,7 +96,7 @@ def test_levels_that_do_not_exist_are_never_chosen() -> None:
     exists = np.ones((2, 2, 5), bool)
     exists[0, 0, 3:] = False
     sites, centre = Sites(error, np.array([[9.0, 1.0], [9.0, 1.0]]), exists), np.full((2, 2), 2)
-    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, limit=1)
+    start = surrogate.estimated_start(sites, level_units(centre, 5), centre, reach=1)
     assert start[0].tolist() == [2, 2]
     assert start[1].tolist() == [3, 1]
 

@@ -41,7 +41,7 @@ def test_any_levels_are_moved_onto_the_budget(seed: int, number: int) -> None:
 
 
 def test_the_cheapest_sites_give_way() -> None:
-    """By hand: two heads too many; those of layer 1 cost least. The FFN keeps the budget, so it stays."""
+    """By hand: two heads too many; those of layer 1 cost least. The FFN meets the budget, so it stays."""
     cost = np.zeros((2, DEPTH, LEVELS))
     cost[0] = [[9.0, 6.0, 3.0, 0.0], [0.9, 0.6, 0.3, 0.0], [90.0, 60.0, 30.0, 0.0]]
     levels = np.array([[3, 3, 2], [1, 2, 3]])
@@ -75,7 +75,7 @@ def test_relaxation_is_near_the_optimum_under_a_budget_of_parameters() -> None:
         found = np.asarray(relax(jnp.asarray(cost), GRID.exists, budget, START - np.array([[1], [0]])))
         assert budget.allows(found)
         totals = values_at(cost, EVERYTHING).sum(axis=(1, 2))[budget.allows(EVERYTHING)]
-        # Among the best twentieth of all that keep the budget.
+        # Among the best twentieth of all that meet the budget.
         assert values_at(cost, found).sum() <= np.quantile(totals, 0.05)
 
 

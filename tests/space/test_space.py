@@ -125,7 +125,9 @@ def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() 
     for seed in range(20):
         child = space.mutate(jax.random.key(seed), parent, jnp.asarray(grid.exists), in_units(grid, parent))
         assert np.asarray(child)[whole].tolist() == [1, 1]
-    message = r"would keep 2 of 16 attention units, but 1 of 4 layers are to keep all of theirs, which are 4"
+    message = (
+        r"would keep only 2 of 16 attention units, but the layers that stay whole have 4; list fewer layers"
+    )
     with pytest.raises(UserError, match=message):
         space.unit_budget(kinds[0], 4, 0.875, 1)
 

@@ -138,7 +138,7 @@ def test_planted_links_are_not_followed(name: str, tmp_path: Path) -> None:
 def test_a_directory_that_another_user_put_there_is_not_worked_in(tmp_path: Path) -> None:
     (tmp_path / ".new.unfinished").mkdir()
     os.chown(tmp_path / ".new.unfinished", 12345, 12345)
-    with pytest.raises(UserError, match="it is no directory of yours"):
+    with pytest.raises(UserError, match="it is not a directory of yours"):
         write(tmp_path / "new")
     os.chown(tmp_path, 12345, 12345)
     write(tmp_path / "new")

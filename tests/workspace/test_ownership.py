@@ -90,9 +90,9 @@ def test_only_regular_files_are_replaced(
     make: Callable[[Path], None], overwrite: bool, tmp_path: Path
 ) -> None:
     make(tmp_path / "x")
-    with pytest.raises(UserError, match=r"is no regular file|is a directory"):
+    with pytest.raises(UserError, match=r"is not a regular file|is a directory"):
         check_file(tmp_path / "x", overwrite, lambda path: True)
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         check_file(Path("/dev/null"), overwrite, lambda path: True)
 
 

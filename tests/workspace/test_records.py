@@ -142,11 +142,14 @@ def test_what_is_no_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (None, "has no format_version: it is of an earlier tyr_jax"),
-        (0, "has format_version 0: it is of an earlier tyr_jax"),
-        (-1, "has format_version -1: it is of an earlier tyr_jax"),
-        (2, "has format_version 2, of a later tyr_jax than this one, which reads 1: update tyr_jax, or "),
-        (10**30, "of a later tyr_jax"),
+        (None, "has no format_version: an earlier tyr_jax"),
+        (0, "has format_version 0: an earlier tyr_jax"),
+        (-1, "has format_version -1: an earlier tyr_jax"),
+        (
+            2,
+            "has format_version 2, written by a later tyr_jax; this one reads 1: update tyr_jax, or ",
+        ),
+        (10**30, "written by a later tyr_jax"),
         (True, "format_version is true, but must be 1"),
         ("1", 'format_version is "1", but must be 1'),
         (1.0, "format_version is 1.0, but must be 1"),
@@ -243,7 +246,7 @@ def test_a_huge_record_is_refused_at_once(tmp_path: Path) -> None:
         tmp_path, "summary.json"
     )
     write(tmp_path / "summary.json", summary() | {"note": "x" * 2**24})
-    assert "is too long for what it should be" in refused(tmp_path, "summary.json")
+    assert "far more than such a file needs" in refused(tmp_path, "summary.json")
 
 
 def test_text_that_can_be_asked_for_can_be_read_again() -> None:

@@ -119,7 +119,7 @@ def test_damage_is_found_or_does_no_harm(damage: str, tmp_path: Path) -> None:
     assert found >= 2
 
 
-@pytest.mark.parametrize(("version", "said"), [(0, "of an earlier tyr_jax"), (2, "of a later tyr_jax")])
+@pytest.mark.parametrize(("version", "said"), [(0, "an earlier tyr_jax"), (2, "a later tyr_jax")])
 def test_work_of_another_version_is_told(
     version: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,13 +134,13 @@ def test_work_of_another_version_is_told(
 @pytest.mark.parametrize(
     ("read", "name"),
     [
-        (resume.kept_answers, "dense"),
-        (resume.kept_pool, "pool"),
-        (resume.kept_round, "round-1"),
-        (resume.kept_descent, "descent-1"),
-        (lambda store: resume.kept_search(store, np.zeros(2)), "search-1"),
-        (lambda store: resume.kept_qualities(store, "uniform"), "uniform"),
-        (lambda store: recover.kept_state(store, np.zeros(2)), "step-1"),  # type: ignore[arg-type]
+        (resume.load_answers, "dense"),
+        (resume.load_pool, "pool"),
+        (resume.load_round, "round-1"),
+        (resume.load_descent, "descent-1"),
+        (lambda store: resume.load_search(store, np.zeros(2)), "search-1"),
+        (lambda store: resume.load_qualities(store, "uniform"), "uniform"),
+        (lambda store: recover.load_state(store, np.zeros(2)), "step-1"),  # type: ignore[arg-type]
         (lambda store: resume.check_inputs(store, {}, {}, print), "inputs"),
     ],
 )
@@ -169,8 +169,8 @@ def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Pa
 
 def test_what_is_not_finite_is_kept_as_none(tmp_path: Path) -> None:
     store, measured = Store(tmp_path), {"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.inf)}
-    resume.keep_qualities(store, "uniform", measured)
-    found = resume.kept_qualities(store, "uniform")
+    resume.save_qualities(store, "uniform", measured)
+    found = resume.load_qualities(store, "uniform")
     assert str(found) == str({"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.nan)})
 
 

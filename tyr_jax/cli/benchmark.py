@@ -1,8 +1,8 @@
 """Is it faster? `python -m tyr_jax.benchmark DENSE PRUNED`.
 
-Time to the first token and time of each token after it, of a dense and a pruned
-model in turn, in JAX and (with --llama-cpp) in llama.cpp; beside each ratio
-stands the one that FLOPs or bytes would allow.
+Measures the time to the first token and the time of each token after it, of a
+dense and a pruned model in turn, in JAX and (with --llama-cpp) in llama.cpp. Each
+speed-up is shown next to the one that FLOPs or bytes would allow.
 
 Example:
 
@@ -19,7 +19,7 @@ from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
-from tyr_jax.results import Benchmark, claimed_benchmark, reports_of
+from tyr_jax.results import Benchmark, claimed_benchmark, update_reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(settings: BenchmarkSettings) -> None:
         with claimed_benchmark(output, settings.overwrite) as staged:
             found = measure(settings)
             write_json(staged, found.as_json())
-        written = [output, *reports_of(output)]
+        written = [output, *update_reports(output)]
     finally:
         # Results take long to measure, so they are written before they are shown, and shown even if the write
         # fails.

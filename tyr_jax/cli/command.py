@@ -43,7 +43,7 @@ IgnoredKeys = Annotated[
         help_behavior_hint="",
     ),
 ]
-"""Another one."""
+"""The option for configuration keys to ignore, also of every command that reads models."""
 
 NO_LIMIT = 10_000
 """Width of a terminal, in columns, that is enough for anything."""

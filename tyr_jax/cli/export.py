@@ -33,7 +33,7 @@ class ExportSettings:
     overwrite: bool = False
     """Replace a file that this command wrote, once the new one is complete."""
     format: Literal["gguf"] = "gguf"
-    """Its format."""
+    """Format of the file."""
     quantize: Quantize = "f16"
     """Type of the matrices; those with a `k` are made by llama.cpp's own quantiser, in `tyr-jax[llama]`."""
     neuron_multiple: int = 1

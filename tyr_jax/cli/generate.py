@@ -35,7 +35,7 @@ class GenerateSettings:
     max_tokens: int = 128
     """Tokens to generate at most, for each prompt."""
     seed: int = 0
-    """Seed of the choice, where there is any (--temperature above 0)."""
+    """Seed of the sampling; it has no effect at --temperature 0."""
     family: command.Family = None
     ignore_keys: command.IgnoredKeys = ()
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = dataclasses.field(default_factory=Sampling)

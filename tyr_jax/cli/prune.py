@@ -10,13 +10,13 @@ directory holds a smaller model.
 Examples:
 
   python -m tyr_jax.prune --preset quick --output pruned
-      the `builtin` model to 25 %, in minutes
+      the `builtin` model at 25 % sparsity, in minutes
 
   python -m tyr_jax.prune --model HuggingFaceTB/SmolLM2-135M --sparsity 0.5 \\
       --calibration builtin my-text.jsonl@2 \\
       --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
       --output smollm2-50
-      a hub model to 50 %, two calibration sources (the second with twice the
+      a hub model at 50 % sparsity, two calibration sources (the second with twice the
       weight), and a further text to measure on
 
   python -m tyr_jax.prune --sparsity 0.125 0.25 0.5 --output pruned

@@ -37,7 +37,8 @@ REPEAT_LENGTH = 80
 def builtin_documents(domain: str) -> Iterator[str]:
     """Documents of one of `DOMAINS`, always in the same order for one Python version.
 
-    Raises `UserError` if this Python was installed without them.
+    Raises:
+        UserError: this Python was installed without them.
     """
     found = False
     for document in _without_repeats(_topics() if domain == "topics" else _docstrings()):

@@ -47,7 +47,9 @@ def template_of(tokenizer: Templated) -> str:
     try:
         return tokenizer.get_chat_template()
     except ValueError:
-        raise UserError("the model has no chat template, or none that is meant; give plain text") from None
+        raise UserError(
+            "the model has no chat template, or several without a default; give plain text"
+        ) from None
 
 
 def written(

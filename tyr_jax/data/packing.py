@@ -82,7 +82,7 @@ class DataSpec:
     evaluation: tuple[str, ...] = ()
     """Further sources to evaluate on, written the same way."""
     sequence_length: int = 1024
-    """Tokens in a calibration sequence. Short ones bring more different text for as many tokens."""
+    """Tokens in a calibration sequence. Short ones bring more varied text for the same number of tokens."""
     search_length: int = 1024
     """Tokens in a search sequence. Long ones show which layers matter in long contexts."""
     calibration_tokens: int = 65536
@@ -93,7 +93,7 @@ class DataSpec:
     calibration_openings: int = 512
     """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. The
     first token of any text is an attention sink. Sequences contain few first tokens, and where pruned layers
-    lose the sink, every later token suffers. 0 leaves them out (the paper)."""
+    lose the sink, every later token suffers. 0 leaves them out (as in the paper)."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048
@@ -124,8 +124,10 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
 
     The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
     proportion to their weights, interleaved so that every prefix is mixed. `written [S, T]`, with the sizes
-    from `to_write`, is the text that the model has written itself, for the source `self`. Raises `UserError`
-    for unreadable sources, and for sources too small for what is asked.
+    from `to_write`, is the text that the model has written itself, for the source `self`.
+
+    Raises:
+        UserError: a source cannot be read, or is too small for what is asked.
     """
     _check(spec, tokenizer)
     held, extra = _sources(spec)
@@ -137,7 +139,9 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
         if source.kind == "self":
             if written is None:
-                raise UserError("'self' is what the model that is pruned writes: nothing can be read there")
+                raise UserError(
+                    "'self' is text that the dense model writes, not a text to read: name another source"
+                )
             rest = written.reshape(-1)
         else:
             count = tokens_to_read(spec, int(np.dot(needs, lengths)))
@@ -185,7 +189,10 @@ def load_evaluation(spec: DataSpec, tokenizer: Tokenizer) -> dict[str, np.ndarra
     """The same `evaluation` windows that `load_splits` gives for any seed, `{name: [W, T]}`.
 
     `sequence_length` and the token budgets of `spec` do not matter; without calibration sources, every
-    evaluation source is taken from its start. Raises `UserError` as `load_splits` does.
+    evaluation source is taken from its start.
+
+    Raises:
+        UserError: as `load_splits`.
     """
     _check(spec, tokenizer)
     held, extra = _sources(spec)
@@ -303,8 +310,10 @@ def read_tokens(
 ) -> np.ndarray:
     """The first `limit` tokens of a source, int32 `[tokens]`; fewer if it has no more.
 
-    A larger `limit` only ever adds tokens at the end. Raises `UserError` for a source that cannot be read,
-    and for conversations without `chat_template`.
+    A larger `limit` only ever adds tokens at the end.
+
+    Raises:
+        UserError: the source cannot be read, or holds conversations and `chat_template` is false.
     """
     if limit is None:
         return tokenize(_texts(source, tokenizer, chat_template), tokenizer)
@@ -348,7 +357,8 @@ def _texts(
 def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **options: Any) -> str:
     """Render a conversation with the model's own chat template and its `options`.
 
-    Raises `UserError` if the template fails.
+    Raises:
+        UserError: the template fails.
     """
     template = chat.template_of(tokenizer)
     if "strftime_now" in template:
@@ -385,7 +395,8 @@ def deal(
 
     The longer sequences are dealt first, whole. What they leave is cut into the shorter ones.
 
-    Raises `UserError` if the stream has too few sequences.
+    Raises:
+        UserError: the stream has too few sequences.
     """
     long = int(lengths[1] > lengths[0])
     short = 1 - long
@@ -395,8 +406,8 @@ def deal(
     pieces = rest[:, : lengths[long] // lengths[short] * lengths[short]].reshape(-1, lengths[short])
     if len(blocks) < needs[long] or len(pieces) < needs[short]:
         raise UserError(
-            f"'{label}' has {len(stream)} tokens beside its evaluation part, {np.dot(needs, lengths)} are "
-            "needed; lower --calibration-tokens, --search-tokens or its weight, or add a source"
+            f"'{label}' has {len(stream)} tokens outside its evaluation part, but {np.dot(needs, lengths)} "
+            "are needed; lower --calibration-tokens, --search-tokens or its weight, or add a source"
         )
     drawn = {long: blocks[order[: needs[long]]], short: pieces[rng.permutation(len(pieces))[: needs[short]]]}
     return drawn[0], drawn[1]
@@ -424,7 +435,8 @@ def with_noise(
     """Sequences `[S, T]` with noise in a `share` of them: about half of their tokens, at random places, are
     replaced by random tokens that are not special.
 
-    Raises `UserError` if the tokenizer has only special tokens.
+    Raises:
+        UserError: the tokenizer has only special tokens.
     """
     if not share:
         return sequences
@@ -474,7 +486,7 @@ def _evaluation_windows(
     """The first `evaluation_windows` of `windows`, with BOS if `spec` has it."""
     if not len(windows):
         raise UserError(
-            f"'{source.label}' has {tokens} tokens, one evaluation window needs {spec.evaluation_length}; "
+            f"'{source.label}' has {tokens} tokens, but an evaluation window takes {spec.evaluation_length}; "
             "lower --evaluation-length or give more text"
         )
     return with_bos(windows[: spec.evaluation_windows], _bos(spec, tokenizer))

@@ -74,8 +74,9 @@ class Source:
 def parse_source(text: str) -> Source:
     """The source that `SOURCE[@WEIGHT]` names; nothing is opened yet.
 
-    Raises `UserError` for an empty source, a weight that is not a positive number, an unknown builtin
-    text, too many fields, or a local file of an unknown kind.
+    Raises:
+        UserError: the source is empty or an unknown builtin text, its weight is not a positive number, it has
+            too many fields, or a local file is of an unknown kind.
     """
     name, weight = _split_weight(text.strip())
     head, _, tail = name.partition(":")
@@ -115,7 +116,8 @@ def needs_trust(text: str) -> bool:
 def anchored(text: str) -> str:
     """`SOURCE[@WEIGHT]` in a form that is valid in any folder: a file gets its whole path.
 
-    Raises `UserError` as `parse_source` does.
+    Raises:
+        UserError: as `parse_source`.
     """
     return str(Path.cwd() / text.strip()) if parse_source(text).kind == "file" else text
 
@@ -137,7 +139,8 @@ def _split_weight(text: str) -> tuple[str, float]:
 def leaves(sources: Iterable[Source]) -> tuple[Source, ...]:
     """Sources with `builtin` replaced by its domains, and repeats merged: the first gets their weights too.
 
-    Raises `UserError` for a missing file (files are compared by content).
+    Raises:
+        UserError: a file is missing (files are compared by content).
     """
     merged: dict[tuple[str, ...], Source] = {}
     for source in itertools.chain.from_iterable(_domains(source) for source in sources):
@@ -223,10 +226,12 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
     A `.txt` file is one document (its first `max_chars` characters). A row of any other source is one
     document: text, or a conversation. Rows may also be lines of one text, as in WikiText. An empty row among
     the first few shows this, as no document is empty; such rows are joined by blank lines into one document.
-    Raises `UserError` for whatever cannot be read as text.
+
+    Raises:
+        UserError: something cannot be read as text.
     """
     if source.kind == "self":
-        raise UserError("'self' is what the model that is pruned writes: nothing can be read there")
+        raise UserError("'self' is text that the dense model writes, not a text to read: name another source")
     if source.kind == "builtin":
         documents: Iterator[Document] = iter(builtin_documents(source.name))
     elif source.name.lower().endswith(".txt") and source.kind == "file":

@@ -57,7 +57,7 @@ def validate(cases: Cases) -> None:
         UserError: names the flag and what is wanted.
     """
     for flag, values in (("--prompts", cases.prompts), ("--batches", cases.batches)):
-        require(min(values, default=0) >= 1, flag, values, "numbers from 1 on")
+        require(min(values, default=0) >= 1, flag, values, "numbers of at least 1")
     for flag, value in (("--tokens", cases.tokens), ("--repeats", cases.repeats)):
         require(value >= 1, flag, value, "at least 1")
     if cases.llama_cpp:

@@ -40,10 +40,11 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
     for prompt in prompts:
         if not encoding.is_unicode(prompt):
             raise UserError(f"the prompt {prompt[:40]!r} is not Unicode text; give it in UTF-8")
+    if not prompts:
+        raise UserError("give at least one prompt")
     checks = (
-        (bool(prompts), "PROMPT", "nothing", "given"),
         (settings.max_tokens >= 1, "--max-tokens", settings.max_tokens, "at least 1"),
-        (warm or not sampling.temperature, "--temperature", sampling.temperature, "0, or from 0.0001 on"),
+        (warm or not sampling.temperature, "--temperature", sampling.temperature, "0, or at least 0.0001"),
         (sampling.top_k >= 0, "--top-k", sampling.top_k, "0 or more"),
         (0 < sampling.top_p <= 1, "--top-p", sampling.top_p, "above 0 and at most 1"),
         (0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295"),
@@ -90,7 +91,7 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < model.config.vocab:
             raise UserError(
                 f"'eos_token_id' in the generation_config.json of {model.source} is {shown(index)}, but must "
-                f"be the number of a token, from 0 to {model.config.vocab - 1}, or a list of them"
+                f"be the id of a token, from 0 to {model.config.vocab - 1}, or a list of them"
             )
     own = model.tokenizer.eos_token_id
     return frozenset(ids if own is None else (*ids, own))

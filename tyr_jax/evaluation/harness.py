@@ -195,7 +195,7 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
         UserError: a task or its data is not there.
     """
     if data_dir and not data_dir.is_dir():
-        raise UserError(f"--data-dir {data_dir} is no directory; name the one that holds the tasks' data")
+        raise UserError(f"--data-dir {data_dir} is not a directory; name the one that holds the tasks' data")
     with tempfile.TemporaryDirectory(prefix="tyr-jax-tasks-", ignore_cleanup_errors=True) as place:
         own, empty = Path(place, "built"), Path(place, "empty")
         empty.mkdir()

@@ -51,8 +51,8 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
     strange = [name for name in named if needs_trust(name)]
     if strange and not choice.trust_record:
         raise UserError(
-            f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust it, read "
-            "that with --trust-record, or name texts with --evaluation"
+            f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust the "
+            "record, read those texts with --trust-record, or name others with --evaluation"
         )
     if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
         raise UserError(

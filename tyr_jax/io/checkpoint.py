@@ -166,8 +166,8 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, n
     )
     if index >= config.vocab:
         raise UserError(
-            f"the tokenizer of {name} has token {shown(token)} with number {index}, but the model only "
-            f"{config.vocab} embeddings (vocab_size)"
+            f"the tokenizer of {name} has token {shown(token)} with id {index}, but the model has only "
+            f"{config.vocab} embeddings (vocab_size): use the tokenizer that it came with"
         )
 
 

@@ -116,7 +116,7 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
     Raises:
         UserError: the architecture has no tensor for one of them, or lacks what the model computes; names it.
     """
-    lacking = {"GELU": config.activation != "silu", "sublayers without a norm before": not config.pre_norms}
+    lacking = {"GELU": config.activation != "silu", "sublayers without a pre-norm": not config.pre_norms}
     lacking |= {"experts": config.experts, "soft-caps": bool(config.score_cap or config.logit_cap)}
     for what in [what for what, needed in lacking.items() if needed]:
         raise UserError(

@@ -72,7 +72,7 @@ def _check_text(path: Path, directory: Path) -> None:
     check_regular(path)
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise UserError(
-            f"{path} has more than {MAX_TEXT_BYTES} bytes, which is too long for what it should be"
+            f"{path} has more than {MAX_TEXT_BYTES} bytes, far more than such a file needs; check it"
         )
 
 

@@ -86,8 +86,8 @@ def unpack(spec: TensorSpec, packed: np.ndarray) -> np.ndarray:
 
 def dequantised(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """The numbers `[X, O, I]`, in bfloat16, of MXFP4 `blocks [X, O, I/32, 16]` of two numbers a byte, the
-    lower four bits first, and the exponents `scales [X, O, I/32]` of blocks, 127 too large (Open Compute
-    Project, Microscaling Formats 1.0)."""
+    lower four bits first, and the exponents `scales [X, O, I/32]` of blocks, with a bias of 127 (Open
+    Compute Project, Microscaling Formats 1.0)."""
     pairs = np.stack([FP4[blocks & 15], FP4[blocks >> 4]], axis=-1)
     numbers = np.ldexp(pairs.reshape(*blocks.shape[:-1], -1), scales.astype(np.int32)[..., None] - 127)
     return numbers.reshape(*blocks.shape[:2], -1).astype(ml_dtypes.bfloat16)

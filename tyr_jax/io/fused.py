@@ -1,5 +1,4 @@
-"""Matrices that some families store as one: q, k and v, or gate and up, with the outputs of one behind those
-of the other.
+"""Matrices that some families store as one, concatenated along the output axis: q, k and v, or gate and up.
 
 Everywhere else they are separate tensors, under the keys that other families give them.
 """
@@ -59,8 +58,8 @@ class SplitSource:
         twice = sorted(name for name in source.keys() & self._parts.keys() if self._parts[name][0] != name)
         if twice:
             raise UserError(
-                f"tensor '{twice[0]}' is in the checkpoint, which in a {config.family} model is part of "
-                f"'{self._parts[twice[0]][0]}'"
+                f"the checkpoint has tensor '{twice[0]}' by itself, but in a {config.family} model it is "
+                f"part of '{self._parts[twice[0]][0]}': check model_type, or download the model again"
             )
 
     def keys(self) -> set[str]:

@@ -320,7 +320,7 @@ def _embedding_rows(reader: GGUFReader, path: Path) -> int:
     for tensor in reader.tensors:
         if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
             return int(tensor.shape[-1])
-    raise UserError(f"tensor 'token_embd.weight' is missing from {path}, or no matrix")
+    raise UserError(f"tensor 'token_embd.weight' is missing from {path}, or is not a matrix")
 
 
 def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:

@@ -151,7 +151,7 @@ def _check_metadata(cursor: Cursor, count: int) -> int:
             raise ValueError(f"metadata key '{key}': {error}") from error
         if key == "general.alignment":
             if kind != GGUFValueType.UINT32 or not value or value & (value - 1):
-                raise ValueError(f"metadata key '{key}' is {value}, which is no power of two")
+                raise ValueError(f"metadata key '{key}' is {value}, which is not a power of two")
             alignment = value
     return alignment
 

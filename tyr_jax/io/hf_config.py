@@ -95,7 +95,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         known = "one of " + ", ".join(FAMILIES)
         if isinstance(model_type, str) and (what := missing_for(model_type)):
             raise UserError(
-                f"models with model_type '{model_type}' need {what}, which tyr_jax lacks: take {known}"
+                f"models with model_type '{model_type}' need {what}, which tyr_jax does not support: choose "
+                f"{known}"
             )
         raise unsupported("model_type", model_type, known)
     return FAMILIES[model_type]

@@ -127,7 +127,7 @@ def rotary_by_type(values: Mapping[str, Any], family: Family) -> tuple[Rotary, R
     """
     usual = Rotary(family.rope[0], None, family.rope[1])
     if family.rope_given and not any(values.get(key) for key in (PARAMETERS, "rope_scaling")):
-        raise unsupported(PARAMETERS, None, "given, as must be `rope_type`")
+        raise unsupported(PARAMETERS, None, "an object with a `rope_type`")
     if not family.rope_by_type:
         rotary = rope_from_hf(values, usual)
         return rotary, rotary

@@ -167,7 +167,7 @@ def scaling_to_hf(scaling: RopeScaling | None) -> Json:
 
 def rope_to_hf(rotary: Rotary, base: Mapping[str, Any], default_share: float = 1.0) -> Json:
     """The RoPE keys of a `config.json`, in the style of `base`, or else in the older one, which every tool
-    reads. The share of channels that turn is left out if it is 1, and so is the family's `default_share`."""
+    reads. The share of channels that turn is left out only if it and the family's `default_share` are 1."""
     scaling = scaling_to_hf(rotary.scaling)
     plain = rotary.share == default_share == 1
     share = {} if plain else {"partial_rotary_factor": rotary.share}

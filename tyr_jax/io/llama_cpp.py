@@ -41,8 +41,8 @@ def bindings() -> tuple[Any, Any]:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
         raise UserError(
-            f"llama.cpp is not installed, which alone writes {', '.join(TYPES)} and runs GGUF files: "
-            "pip install 'tyr-jax[llama]'"
+            f"to write {', '.join(TYPES)} and to run GGUF files, llama.cpp is needed, which is not "
+            "installed: pip install 'tyr-jax[llama]'"
         ) from None
     ffi, lib = get_ffi(), get_lib()
     lib.llama_log_set(_silence(ffi), ffi.NULL)

@@ -98,11 +98,11 @@ MOST_CUTS = 2**31
 largest vocabularies it is in the tens of millions."""
 
 MOST_GROWTH = 64
-"""The most letters that a step of a tokenizer may make of one letter. Several steps in a row could otherwise
-double a text again and again."""
+"""The most characters that a step of a tokenizer may make of one character. Several steps in a row could
+otherwise double a text again and again."""
 
 GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
-"""How many letters some kinds of steps make of one letter, at most or nearly so."""
+"""How many characters some kinds of steps make of one, at most or nearly so."""
 
 PROBE = "It's 12 naïve cats:\n\n  日本 <s>"
 """A text that every tokenizer can read."""
@@ -243,7 +243,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
         # The parts of a step are visible only in its serialised form.
         if part is not None and growth(json.loads(part.__getstate__())) > MOST_GROWTH:
             raise UserError(
-                f"the tokenizer of {where} has a {name} that makes more than {MOST_GROWTH} letters of one"
+                f"the tokenizer of {where} has a {name} that turns one character into more than {MOST_GROWTH}"
             )
     with refusing(f"the tokenizer of {where} does not work"), _unheard():
         ids = backend.encode(PROBE).ids
@@ -256,11 +256,11 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
         ]
     for index in (*named, *tokenizer.all_special_ids):
         if index is not None and not isinstance(index, int):
-            raise UserError(f"the tokenizer of {where} has a special token with number {shown(index)}")
+            raise UserError(f"the tokenizer of {where} has a special token with id {shown(index)}")
 
 
 def growth(part: Any) -> int:
-    """The most letters, or tokens, that a tokenizer's step makes of one.
+    """The most characters, or tokens, that a tokenizer's step makes of one.
 
     Args:
         part: the step, as `tokenizers` serialises it.
@@ -350,7 +350,7 @@ def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
     for name in NAMED.values():
         index = values.get(key := f"ggml.{name}_token_id", 0)
         whole = isinstance(index, int) and not isinstance(index, bool)
-        check(key, key not in values or (whole and 0 <= index < len(tokens)), "the number of a token")
+        check(key, key not in values or (whole and 0 <= index < len(tokens)), "the id of a token")
 
 
 def _require(values: Mapping[str, Any], path: Path, *keys: str) -> None:
@@ -403,7 +403,7 @@ def pre_tokenizer(split: Split, prefix: bool = False) -> pre_tokenizers.PreToken
 def _sentencepiece(values: Mapping[str, Any], path: Path) -> tuple[Tokenizer, bool]:
     """(SentencePiece BPE tokenizer as Llama 2's, whether its texts begin with bos by default).
 
-    Merges are recovered from the scores. Unknown letters become bytes.
+    Merges are recovered from the scores. Unknown characters become bytes.
     """
     _require(values, path, "ggml.scores")
     tokens = values["ggml.tokens"]

@@ -78,7 +78,7 @@ def _tokens(description: dict[str, Any], size: int) -> tuple[list[str], list[int
     model = description["model"]
     last = max(*model["vocab"].values(), *(added["id"] for added in description["added_tokens"]), 0)
     if last >= size:
-        raise UserError(f"the tokenizer has a token with number {last}, but the model only {size} embeddings")
+        raise UserError(f"the tokenizer has a token with id {last}, but the model has only {size} embeddings")
     for token, index in model["vocab"].items():
         byte = model["byte_fallback"] and BYTE.fullmatch(token)
         tokens[index], types[index] = token, int(TokenType.BYTE if byte else TokenType.NORMAL)

@@ -94,7 +94,8 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def before(block: Block, norm: str, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """What enters a sublayer from the residual `x [B, T, D]`, with the name of its `norm`, if it has one."""
+    """A sublayer's input: the residual `x [B, T, D]` normed with `block[norm]`, or `x` itself in models
+    without pre-norms."""
     return rms_norm(x, block[norm], config.norm_eps) if config.pre_norms else x
 
 
@@ -357,7 +358,8 @@ Head = jax.Array | Capped
 
 
 def head(params: Params) -> Head:
-    """The output embedding `[V, D]`, which is the input embedding if the two are tied."""
+    """The output head: the output embedding `[V, D]`, which is the input embedding if the two are tied, or
+    `Capped` if logits are soft-capped."""
     rows = params["unembed"] if "unembed" in params else params["embed"]
     return Capped(rows, params["logit_cap"]) if "logit_cap" in params else rows
 

@@ -96,7 +96,8 @@ class Family:
     rope: tuple[float, float] = (10000.0, 1.0)
     """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
     rope_given: bool = False
-    """Whether `config.json` must describe the rotary embeddings, which have a scaling when it does not."""
+    """Whether `config.json` must describe the rotary embeddings: transformers' default has a scaling, which
+    is not assumed here."""
     rope_by_type: bool = False
     """Whether layers with a window have rotary embeddings of their own. Without `rope_parameters` for both
     types of layer, these are plain, with the base `rope_local_base_freq` or that of `rope`."""
@@ -284,7 +285,7 @@ GEMMA2 = dataclasses.replace(
     rope_by_type=False,
     checked={
         "hidden_activation": ("gelu_pytorch_tanh",),
-        # Early files have this name here, which did not count.
+        # Early files say `gelu` here, which transformers ignored.
         "hidden_act": ("gelu_pytorch_tanh", "gelu"),
         "attention_bias": (False,),
         "use_bidirectional_attention": (False, None),
@@ -494,12 +495,12 @@ MISSING: dict[str, str] = {
         exaone_moe""",
     "state-space layers or linear attention": """mamba mamba2 falcon_mamba jamba bamba zamba zamba2 falcon_h1
         granitemoehybrid nemotron_h qwen3_next qwen3_5_text lfm2 recurrent_gemma rwkv olmo_hybrid""",
-    "images or sound": """gemma3 gemma3n gemma4 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_5 mistral3
-        mllama llama4 pixtral internvl idefics2 idefics3 smolvlm paligemma phi4_multimodal glm4v
+    "image or audio input": """gemma3 gemma3n gemma4 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl qwen3_5
+        mistral3 mllama llama4 pixtral internvl idefics2 idefics3 smolvlm paligemma phi4_multimodal glm4v
         qwen2_audio""",
-    "layer norms with a mean": """cohere cohere2 gpt2 gpt_neo gpt_neox gptj opt bloom falcon mpt phi stablelm
+    "LayerNorm (not RMSNorm)": """cohere cohere2 gpt2 gpt_neo gpt_neox gptj opt bloom falcon mpt phi stablelm
         starcoder2 olmo codegen persimmon nemotron""",
-    "latent attention": "minicpm3 longcat_flash",
+    "multi-head latent attention": "minicpm3 longcat_flash",
 }
 """What the decoder lacks for families that people may try, by their `model_type`."""
 

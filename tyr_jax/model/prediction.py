@@ -166,7 +166,7 @@ def draw(head: Head, hidden: jax.Array, keys: jax.Array, temperature: float = 1.
     return over_vocabulary(head, step, Draw.empty(len(hidden)), hidden).token
 
 
-def surprise(head: Head, hidden: jax.Array, keys: jax.Array) -> jax.Array:
+def sampled_score(head: Head, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     """Gradient `[B, T, D]`, with respect to normed hidden states `hidden [B, T, D]`, of the log-likelihood of
     tokens drawn from the predictions through `head [V, D]`: the drawn token's row minus the expected row,
     each times the slope of its soft-cap, if there is one.

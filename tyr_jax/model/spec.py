@@ -138,7 +138,7 @@ saving, pruning, compressing) depends only on their axes. So a new one needs a r
 `ModelConfig` and its use in the decoder."""
 
 POST_NORMS: dict[Sublayer, str] = {"attention": "attn_post_norm", "ffn": "mlp_post_norm"}
-"""The norm behind each sublayer, in models that have them."""
+"""The norm after each sublayer, in models that have them."""
 
 DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key) | {"logit_cap"}
 """Tensors that follow from the configuration: of a block, and the soft-cap of the logits outside."""
@@ -193,7 +193,7 @@ class ModelConfig:
     pre_norms: bool = True
     """Whether what enters a sublayer is normed."""
     post_norms: bool = False
-    """Whether what a sublayer adds to the residual stream is normed before."""
+    """Whether a sublayer's output is normed before it is added to the residual stream."""
     norm_offset: float = 0.0
     """What is added to the scales of norms in a checkpoint."""
     activation: Activation = "silu"
@@ -224,7 +224,7 @@ class ModelConfig:
 
     @property
     def context(self) -> int:
-        """The most tokens of a sequence that the decoder computes rightly."""
+        """The longest sequence, in tokens, that the decoder computes correctly."""
         scalings = (each.scaling for each in self.layer_types)
         shorter = [one.original_max_positions for one in scalings if isinstance(one, LongRopeScaling)]
         return min([self.max_positions, *shorter])
@@ -251,10 +251,11 @@ class ModelConfig:
         return self.qk_norm or self.wide_qk_norm
 
     def scale_of(self, name: str) -> float:
-        """How many times the values of tensor `name` in a checkpoint ours are.
+        """The factor that turns a checkpoint's values of tensor `name` into ours.
 
-        The factors above are part of the weights, so that the decoder need not know them. Ours divides
-        scores by √H. Tied embeddings take `embed_scale` to the head, and the last norm takes it back.
+        The model's multipliers become part of the weights, so that the decoder needs none; it always divides
+        scores by √H. With tied embeddings, `embed_scale` also reaches the head, and the last norm divides it
+        out.
         """
         if name in ("q_norm", "wide_q_norm") or (name in ("q", "q_bias") and not self.any_qk_norm):
             if self.query_scalar is not None:

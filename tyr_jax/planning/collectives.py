@@ -65,7 +65,9 @@ def received_bytes(program: str, loops: tuple[int, ...] = ()) -> dict[str, float
                 trips = _trips(line, computations[loop[1]])
                 trips = next(data, None) if trips is None else trips
                 if trips is None:
-                    raise ValueError("there are more loops whose number of iterations is data than were told")
+                    raise ValueError(
+                        "the program has more loops with data-dependent trip counts than `loops` has counts"
+                    )
                 visit(loop[2], times * trips)
             elif called := CALLED.search(line):
                 for each in re.findall(r"[\w.\-]+", called[1]):

@@ -181,11 +181,11 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
     refits = level if settings.rounds.refit or not searching else level * levels
     whole = load._replace(n=1, settings=dataclasses.replace(settings, offload=False))
     # The streams that are kept, those that will replace them, and those in use.
-    streams = (3 if settings.offload else 2) * (2 if takes_back(settings) else 1)
+    streams = (3 if settings.offload else 2) * (2 if corrects_drift(settings) else 1)
     return {
         "supernet": levels * level,
         "residuals": streams * itemsize * calibration_tokens(settings) * config.hidden,
-        "dense answers": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
+        "dense predictions": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
         "models": targets * written * count_parameters(config)[1],
         "Fisher metric": round(metric_bytes(whole)) * (2 if settings.offload else 1),
@@ -292,9 +292,8 @@ def site_working(load: Load) -> float:
     """Bytes of working memory when an FFN's site is pruned.
 
     These are a level's weights and a device's columns of XᵀX (of all experts), of Hs, of Hs⁻¹ and of the
-    updated Hs⁻¹; with a
-    metric, also its factor and the weights in its coordinates. Before there is an Hs⁻¹, only the columns of
-    XᵀX and Hs exist, but the dense weight is gathered. The larger sum counts.
+    updated Hs⁻¹; with a metric, also its factor and the weights in its coordinates. Before there is an Hs⁻¹,
+    only the columns of XᵀX and Hs exist, but the dense weight is gathered. The larger sum counts.
     """
     config, settings, _, n = load
     size, channels = site_sizes(config)[1], site_channels(config)[1]
@@ -320,7 +319,7 @@ def last_pruning_need(load: Load) -> Need:
     corrected."""
     config, settings, itemsize, n = load
     single = fold_need("last pruning", 1, load)
-    if not takes_back(settings):
+    if not corrects_drift(settings):
         return single
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
@@ -337,7 +336,7 @@ def last_pruning_need(load: Load) -> Need:
     )
 
 
-def takes_back(settings: Settings) -> bool:
+def corrects_drift(settings: Settings) -> bool:
     """Whether the last pruning corrects drift."""
     pruning, rounds = settings.pruning, settings.rounds
     return pruning.drift > 0 and bool(rounds.refit or not rounds.rounds or pruning.reconstruct)
@@ -454,7 +453,7 @@ def answers_need(load: Load) -> Need:
     # The head runs once more, for its expected row.
     flops = sum(model_flops(config, units, *text) + text[0] * head_flops(config) for text in texts)
     weights = weight_bytes(load)
-    return Need("dense answers", weights, 0, pool_bytes(load), working, flops)
+    return Need("dense predictions", weights, 0, pool_bytes(load), working, flops)
 
 
 def pool_bytes(load: Load) -> float:
@@ -572,6 +571,6 @@ def host_bytes(load: Load) -> dict[str, float]:
     return {
         "reading weights": 2 * max(stacked, itemsize * config.vocab * config.hidden),
         "writing residuals": residuals,
-        "dense answers": evaluation_tokens(settings) * FLOAT * (2 * config.hidden + 1),
+        "dense predictions": evaluation_tokens(settings) * FLOAT * (2 * config.hidden + 1),
         "residuals before layers": before,
     }

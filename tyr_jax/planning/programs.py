@@ -131,7 +131,7 @@ def drift_stages(
     blocks = (-(-gram.shape[-1] // linalg.BLOCK),)
     return [
         Program(f"{KINDS[kind]}: drift", stream.follow_dense, follow, static),
-        Program(f"{KINDS[kind]}: drift taken back", stream.drawn_back, back, {}, blocks),
+        Program(f"{KINDS[kind]}: drift corrected", stream.corrected_weight, back, {}, blocks),
     ]
 
 
@@ -237,7 +237,7 @@ def dense_stages(
     observed = objective.observed_layers(config.depth)
     blocks, state = blocks_stage("search: dense blocks", params, tokens, config, observed)
     arguments = decoder.outside(params), state, tokens
-    return [blocks, Program("search: dense answers", teacher_answer, arguments, {"config": config})]
+    return [blocks, Program("search: dense predictions", teacher_answer, arguments, {"config": config})]
 
 
 def search_stages(
@@ -333,7 +333,9 @@ def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> I
     blocks, state = blocks_stage("quality: blocks", params, tokens, config)
     yield blocks
     residual = state.residual
-    dense = Program("quality: dense answers", quality.predict_windows, (outside, residual, tokens), static)
+    dense = Program(
+        "quality: dense predictions", quality.predict_windows, (outside, residual, tokens), static
+    )
     yield dense
     answer = devices.place(dense.result()[0])
     yield Program("quality: of a model", quality.window_sums, (outside, residual, tokens, answer), static)

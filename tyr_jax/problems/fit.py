@@ -2,7 +2,7 @@
 
 The logarithm of the objective is linear in the tables of a `Problem`: in what every level costs alone, and in
 the products of the features of two sites. Ridge regression fits it, first to the mean over sequences, then,
-more cautiously, what each sequence adds. How strong the ridge is, candidates that were left out decide.
+with a stronger penalty, to each sequence's deviation from it. Cross-validation chooses the penalties.
 
 Axis letters: `n` candidates, `S` sequences, `L` layers, `E` levels, `p` columns.
 """
@@ -24,7 +24,7 @@ SEQUENCE_RIDGE = 10.0
 """How much stronger the ridge is on what one sequence adds than on the mean."""
 
 FOLDS = 5
-"""Every fold of the candidates is left out once when ridges are compared."""
+"""Folds of that cross-validation."""
 
 
 class Scores(NamedTuple):

@@ -75,6 +75,6 @@ def load_problem(name: str | Path) -> tuple[Problem, dict[str, Any]]:
         problem, datasheet = Problem(space=space, link=facts["link"], **tables), facts["datasheet"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{file} is no problem that can be read ({type(error).__name__}); write it again"
+            f"{file} is not a readable problem ({type(error).__name__}); write it again"
         ) from error
     return jax.tree.map(jnp.asarray, problem), datasheet

@@ -34,7 +34,7 @@ def synthetic_problem(
         Σ_i w_i d_i² + ½ Σ_{i≠j} M_ij d_i d_j + ruggedness · Σ_i w_i (1 − cos π d_i)
 
     where M is drawn so that the first two terms are not negative either. The optimum is the start after many
-    random shifts, so it keeps the budget.
+    random shifts, so it meets the budget.
 
     Args:
         seed: of all draws.

@@ -235,7 +235,7 @@ def compress(
 
 
 def true_indices(mask: np.ndarray) -> np.ndarray:
-    """The indices, in order, of what is true in `mask [..., U]`, which is as many in every row."""
+    """Indices of the true entries of each row of `mask [..., U]`, in order; every row has equally many."""
     return np.argsort(~mask, axis=-1, kind="stable")[..., : np.count_nonzero(mask, axis=-1).max()]
 
 

@@ -1,4 +1,4 @@
-"""Rivals of the paper's saliency, each by the statistics of a site alone.
+"""Alternatives to the paper's saliency, each by the statistics of a site alone.
 
 With `--pruner keep`, units leave in this order and no weight changes, as in the papers that these come from.
 With the default pruner, the remaining weights are refitted after every removal.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
-from tyr_jax.model.prediction import sequence_keys, surprise
+from tyr_jax.model.prediction import sampled_score, sequence_keys
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning import hessian
 from tyr_jax.runtime import devices, offload
@@ -61,7 +61,7 @@ def answer_gradient(
     def own(params: Params, x: jax.Array, keys: jax.Array, real: jax.Array) -> jax.Array:
         hidden, back = jax.vjp(lambda x: decoder.rms_norm(x, params["final_norm"], config.norm_eps), x)
         typed = jax.random.wrap_key_data(keys)
-        gradient = surprise(decoder.head(params), hidden, typed) * real[:, None, None]
+        gradient = sampled_score(decoder.head(params), hidden, typed) * real[:, None, None]
         return back(gradient.astype(hidden.dtype))[0]
 
     return devices.divided(own, whole=1)(params, x, keys, real)

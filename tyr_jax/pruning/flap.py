@@ -1,4 +1,4 @@
-"""FLAP, a rival of the whole of local pruning: units whose inputs hardly vary leave, and a bias takes their
+"""FLAP, an alternative to all of local pruning: units whose inputs hardly vary leave, and a bias takes their
 place.
 
 An, Zhao, Yu, Tang and Wang, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI
@@ -28,7 +28,7 @@ from tyr_jax.runtime import devices
 from tyr_jax.space import KINDS
 
 BIASES = "o_bias", "down_bias"
-"""The biases behind the sites of each kind."""
+"""The output biases of the sites of each kind."""
 
 
 class Moments(NamedTuple):
@@ -124,11 +124,11 @@ def prune(
     `[B, T]`.
 
     Raises:
-        UserError: The model's family has no biases behind its sublayers.
+        UserError: The model's family has no output biases.
     """
     named = FAMILIES[config.family].tensors
     if config.experts or config.post_norms or not {"out_bias", "mlp_bias"} <= named.keys():
-        raise UserError(f"FLAP needs biases behind all sublayers, which {config.family} models do not have")
+        raise UserError(f"FLAP needs an output bias in every sublayer, which {config.family} models lack")
     moments = measure(params, texts, config)
     biased = dataclasses.replace(config, qkv_bias=True, out_bias=True, mlp_bias=True)
     blocks = without_effect(biased) | dict(params["blocks"])

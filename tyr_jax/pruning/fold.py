@@ -82,8 +82,9 @@ class FoldPlan:
 
     `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, 2, D, D]` are
     those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
-    are settled. Every site corrects a share `drift` of the drift. Where sites have one level, what is left of
-    each FFN is reconstructed in `passes` over the text. With `scratch`, weights and residuals are on disk.
+    are settled. Every site corrects a fraction `drift` of the gap to the dense residual stream. Where sites
+    have one level, what is left of each FFN is reconstructed in `passes` over the text. With `scratch`,
+    weights and residuals are on disk.
     """
 
     config: ModelConfig
@@ -214,7 +215,7 @@ def prune_kind(
     # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
         share = plan.drift / plan.config.routed if apart else plan.drift
-        weight = stream.drawn_back(weight, gram, entering.pull, jnp.float32(share))
+        weight = stream.corrected_weight(weight, gram, entering.pull, jnp.float32(share))
     made = settings.site(gram, weight, kept, exists, units, *known)
     if kind == FFN and settings.drops_experts(plan.config):
         site = keep_experts(made)

@@ -79,9 +79,9 @@ def finish(parts: jax.Array) -> jax.Array:
 def damping_diagonal(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
     """The diagonal `[d_in]` of Λ.
 
-    With scale `mean` (the paper), this is `damping` times the mean diagonal of `gram`. With `channel`, it is
-    `damping` times the sum of each channel's own diagonal entry and a thousandth of the mean. The mean counts
-    as 1 where the inputs are all zero.
+    With scale `mean` (as in the paper), this is `damping` times the mean diagonal of `gram`. With `channel`,
+    it is `damping` times the sum of each channel's own diagonal entry and a thousandth of the mean. The mean
+    counts as 1 where the inputs are all zero.
 
     A few channels with massive activations can dominate the mean. Then `mean` keeps all others from being
     refitted at all, while `channel` treats every channel alike, whatever its scale.

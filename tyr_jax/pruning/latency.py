@@ -1,8 +1,8 @@
 """Latencies of sublayers, measured on some device, as a resource that a budget can limit.
 
-A table has the seconds of attention with every number of key/value heads and of heads for each, and of FFNs
-of several widths, between which it is interpolated. `scripts/measure_latencies.py` measures one on the device
-at hand, which may be another than the one that prunes.
+A table lists the seconds of attention for each pair of head and key/value head counts, and of FFNs at
+several widths; other widths are interpolated. `scripts/measure_latencies.py` measures one on the device at
+hand, which need not be the one that prunes.
 """
 
 import functools
@@ -23,7 +23,7 @@ Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
 
 class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """A table of latencies: the `device`, the `tokens` of the sequence, `attention` as (heads, key/value
+    """A table of latencies: the `device`, the `tokens` of a timed pass, `attention` as (heads, key/value
     heads, seconds), and `ffn` as (width, seconds)."""
 
     device: str
@@ -32,11 +32,12 @@ class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
     ffn: Annotated[tuple[tuple[Count, Seconds], ...], pydantic.Field(min_length=1)]
 
     def nanoseconds(self, kind: int, shape: LayerShape) -> int:
-        """Those of the sublayer of a kind, in a layer of this `shape`. More units never take less, as noise
-        may have it.
+        """Nanoseconds of the sublayer of a kind in a layer of this `shape`.
+
+        Times are made monotonic, because noise can make a larger sublayer seem faster.
 
         Raises:
-            UserError: attention of this shape was not measured.
+            UserError: this shape is not in the table.
         """
         return self._attention(shape) if kind == ATTENTION else self._ffn(shape.ffn)
 
@@ -82,7 +83,7 @@ def read_latencies(file: str) -> Latencies:
         return _read(file, Path(file).stat().st_mtime_ns)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--latencies {file} is no table that can be read ({first_line(error)}); measure it again with "
+            f"--latencies {file} is not a readable table ({first_line(error)}); measure it again with "
             "scripts/measure_latencies.py"
         ) from error
 

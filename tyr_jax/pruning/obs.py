@@ -188,8 +188,8 @@ def solve_levels(
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(damped Hs, its inverse, the damping used). The damping is raised tenfold until the inverse is not just
-    rounding error."""
+    """(damped Hs, its inverse, the damping used). The damping is raised tenfold, at most `MAX_DAMPING_RAISES`
+    times, until the inverse is not just rounding error; the last try is returned either way."""
 
     def attempt(factor: jax.Array) -> jax.Array:
         return linalg.inverse(damp(gram, factor, scale))
@@ -240,7 +240,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, site: Site) -> Self:
-        """That of a site."""
+        """Factorise a site's Hessian and compute its gradient."""
         dense = site.weight.astype(site.gram.dtype)
         hessian, inverse, used = factorise(site.gram, site.damping, site.damping_scale)
         # Hs is symmetric and divided by columns, so each device has rows of its transpose.

@@ -38,7 +38,7 @@ class OSSCAR(OBS):
     name: ClassVar[str] = "osscar"
 
     exchanges: int = 8
-    """Most exchanges at a site."""
+    """Maximum number of exchanges at a site."""
 
     def check(self) -> None:
         """Refuse a negative number of exchanges."""
@@ -66,7 +66,7 @@ def exchanged(
         leaves, enters = best_pair(hessian, gradient, now.rank, count)
         swapped = now.rank.at[leaves].set(now.rank[enters]).at[enters].set(now.rank[leaves])
         then = Support(swapped, energy_of(hessian, gradient, swapped, count))
-        # Not by rounding alone.
+        # A gain within rounding error does not count.
         helps = (leaves != enters) & (then.energy > now.energy * (1 + 1e-6))
         return jax.tree.map(lambda old, new: jnp.where(helps, new, old), now, then), done + 1, helps
 
@@ -80,9 +80,9 @@ def exchanged(
 def best_pair(
     hessian: jax.Array, gradient: jax.Array, rank: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(the unit that leaves, the one that enters) whose exchange keeps most energy, if one of the `TRIES`
-    removed units that gain most enters first, and then the unit leaves that is missed least. They are the
-    same if nothing else helps."""
+    """The best exchange: (the unit that leaves, the one that enters). Each of the `TRIES` removed units of
+    largest gain is tried: it enters, then the unit that loses least energy leaves. Both are the same if
+    nothing helps."""
     inside, size = rank < count, len(hessian) // len(rank)
     gains = jnp.where(inside, -jnp.inf, gained(hessian, gradient, inside))
     found, entering = jax.lax.top_k(gains, min(TRIES, len(rank)))
@@ -100,7 +100,7 @@ def best_pair(
 
 
 def gained(hessian: jax.Array, gradient: jax.Array, inside: jax.Array) -> jax.Array:
-    """How much more energy the support `inside [U]` keeps with each unit more, `[U]`."""
+    """How much energy the support `inside [U]` gains from adding each unit outside it, `[U]`."""
     units, size = len(inside), len(hessian) // len(inside)
     kept = jnp.repeat(inside, size).astype(hessian.dtype)
     inverse, weights = solution(hessian, gradient, inside)

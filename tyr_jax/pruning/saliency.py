@@ -1,4 +1,4 @@
-"""How little a unit of a site is missed (Eq. 4): the units of least saliency are removed first (method §1).
+"""How much a unit of a site would be missed (Eq. 4). The units of least saliency are removed first.
 
 Your own saliency is a frozen dataclass that maps the statistics of a site to a number for every unit::
 
@@ -62,11 +62,11 @@ class TaylorSaliency(Saliency):
     name: ClassVar[str] = "taylor"
 
     first_order: Literal["abs", "signed", "none"] = "none"
-    """First-order term: `abs` is |G_p · W_p| per channel (the paper), `signed` the sum over a unit's
+    """First-order term: `abs` is |G_p · W_p| per channel (as in the paper), `signed` the sum over a unit's
     channels without the modulus (the public code)."""
     second_order: Literal["channel", "block", "none"] = "block"
-    """Second-order term: `channel` is ‖W_p‖² / 2[Hs⁻¹]_pp per channel (the paper), `block` the joint form
-    ½ tr(W_uᵀ ([Hs⁻¹]_uu)⁻¹ W_u) of a unit, the exact rise of the layer's error."""
+    """Second-order term: `channel` is ‖W_p‖² / 2[Hs⁻¹]_pp per channel (as in the paper), `block` the joint
+    form ½ tr(W_uᵀ ([Hs⁻¹]_uu)⁻¹ W_u) of a unit, the exact rise of the layer's error."""
 
     def check(self) -> None:
         """Refuse a saliency without any term."""

@@ -32,13 +32,13 @@ class PruningSettings:
     budget: Literal["parameters", "active-parameters", "flops", "latency", "units"] = "parameters"
     """What the sparsity is a share of: `parameters` of the blocks, which heads and neurons compete for; in a
     mixture of experts, `active-parameters`, those that a token uses; `flops` of a sequence of 2,048 tokens;
-    the `latency` of the blocks, by the table of `--latencies`; or `units`, heads and neurons apart (the
-    paper)."""
+    the `latency` of the blocks, by the table of `--latencies`; or `units`, heads and neurons
+    separately (as in the paper)."""
     at_most: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RESOURCE=SHARE")] = ()
-    """Further limits that the pruned model keeps, as shares of what the dense model's blocks take:
+    """Further limits that the pruned model meets, as shares of what the dense model's blocks take:
     `kv-cache=0.5` halves the cache of keys and values, `flops=0.6` leaves 60 % of the FLOPs; also
-    `parameters`, `active-parameters` and `latency`. In a model of grouped queries, a cache shrinks with whole
-    groups of heads: `--attention-unit kv_group` removes these."""
+    `parameters`, `active-parameters` and `latency`. With grouped-query attention, the cache shrinks only when
+    whole key/value groups go: use `--attention-unit kv_group`."""
     latencies: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Table of latencies that `scripts/measure_latencies.py` has written, for the device that the pruned
     model is to be fast on."""
@@ -52,27 +52,27 @@ class PruningSettings:
     metric: Literal["fisher", "none"] = "fisher"
     """How a change of a site's output counts: `fisher` by how much it changes the model's predictions, from
     one backward pass of the dense model, so that the errors of all sites are in nats; `none` by its squared
-    size (the paper)."""
+    size (as in the paper)."""
     metric_tokens: int = 16384
     """Tokens of the calibration text that `--metric fisher` is computed on."""
     drift: float = 0.5
-    """Share of the drift that the last pruning corrects: how far all earlier pruned sites have moved the
-    residual stream from the dense model's. 0 corrects none of it (the paper)."""
+    """Share of the drift that the last pruning corrects. Drift is how far the earlier pruned sites have moved
+    the residual stream away from the dense model's. 0 corrects none of it (as in the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
-    """Passes over the calibration text in which what is left of each FFN is trained, as soon as it is pruned
-    to the distribution found. The first 4 win back most of what can be won; 0 leaves it out (the paper)."""
+    """Passes over the calibration text that train the remaining weights of each FFN, as soon as it is pruned
+    to the distribution found. The first 4 bring most of the gain; 0 skips this (as in the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
     damping_scale: DampingScale = "channel"
-    """Damping relative to the `mean` of the diagonal (the paper), or to each `channel`'s own entry."""
+    """Damping relative to the `mean` of the diagonal (as in the paper), or to each `channel`'s own entry."""
     neuron_chunk: int = 16
     """Neurons removed between two updates of the remaining weights."""
     attention_unit: Literal["head", "kv_group"] = "head"
-    """What is removed from attention: single heads (the paper) or whole key/value groups."""
+    """What is removed from attention: single heads (as in the paper) or whole key/value groups."""
     expert_unit: Literal["neuron", "expert"] = "neuron"
-    """What is removed from a mixture of experts: neurons, as many of every expert of a layer, or whole
-    experts. Those with the smallest outputs are removed, whatever the `--pruner`, and their tokens go to the
-    others."""
+    """What is removed from a mixture of experts: the same number of neurons from every expert of a layer, or
+    whole experts. Whole experts are removed in the order of their outputs, smallest first, whatever the
+    `--pruner`, and their tokens go to the remaining ones."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()
@@ -85,7 +85,7 @@ class PruningSettings:
         """The limits of `--at-most`: shares of the dense model's blocks, by resource.
 
         Raises:
-            UserError: one is no limit; names it and says what is wanted.
+            UserError: one is not a limit; names it and says what is wanted.
         """
         found: dict[Resource, float] = {}
         for limit in self.at_most:

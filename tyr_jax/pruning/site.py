@@ -86,7 +86,8 @@ class LocalPruner(Component):
     role: ClassVar[str] = "pruner"
 
     def __call__(self, site: Site) -> PrunedSite:
-        """Prune the site to every level; pure and traceable by JAX."""
+        """Prune the site to every level; pure and traceable by JAX. If `site.rank` is given, levels keep the
+        units of lowest rank."""
         raise NotImplementedError
 
 
@@ -104,8 +105,9 @@ def prune_site(site: Site, pruner: LocalPruner) -> PrunedSite:
 def prune_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
     """Prune every expert of a site, by itself, to all of the site's levels.
 
-    `gram` is `[X, F, F]` and `weight [X·F, D]`. A level keeps as many neurons of every expert, so `rank` is
-    `[X, F]`. The error is the mean of the experts' errors, weighted by the squares of their outputs.
+    `gram` is `[X, F, F]` and `weight [X·F, D]`. A level keeps the same number of neurons of
+    every expert, so `rank` is `[X, F]`. The error is the mean of the experts' errors, weighted by the squares
+    of their outputs.
     """
     weight = site.weight.reshape(*site.gram.shape[:2], -1)
 

@@ -1,9 +1,9 @@
 """The residual stream at a site, of one batch: what enters the site, its statistics, and the stream after it.
 
-If a site only does on the pruned stream what it did before, the errors of all earlier sites remain. The
-stream of the dense model, followed next to the pruned one, shows what these errors add up to after a site:
-the drift `d = r_dense − r_pruned`. A site fitted to its old output plus a share of the drift has the weights
-`W + (Hs + Λ)⁻¹ Xᵀd · share`, and is pruned from those.
+A site that is fitted only to its own dense output on the pruned stream leaves the errors of all earlier sites
+in place. The stream of the dense model, followed next to the pruned one, shows what these errors add up to
+after a site: the drift `d = r_dense − r_pruned`. A site fitted to its old output plus a share of the drift
+has the weights `W + (Hs + Λ)⁻¹ Xᵀd · share`, and is pruned from those.
 
 If a residual is a hundred times as large, the next norm divides it by a hundred, yet in a sum of squares its
 token counts ten thousand times. Where drift is corrected, tokens therefore weigh 1 / rms(r) in X and d, so
@@ -38,7 +38,7 @@ LEAST_GAIN = 0.1
 less of the drift."""
 
 LEAST_WORTH = 1e-6
-"""What an output behind a gain of zero weighs in the metric, relative to the mean of all."""
+"""What an output with a gain of zero weighs in the metric, relative to the mean of all."""
 
 SHARE_TOKENS = 4096
 """Tokens of the first batch that are used to measure how much a site's output counts."""
@@ -129,8 +129,8 @@ def gram_shape(kind: int, config: ModelConfig) -> tuple[int, ...]:
 def behind_norm(
     kind: int, block: Block, units: jax.Array, weights: jax.Array | None, config: ModelConfig
 ) -> jax.Array | None:
-    """Weights `[B, T]` of tokens, from their `weights [B, T]`, if any. A norm behind the site divides
-    a token's output by its root mean square, and so any error in it."""
+    """Weights `[B, T]` of tokens: their `weights [B, T]`, if any, divided by the output's root mean square if
+    a norm follows the site, because that norm divides any error by it too."""
     if not config.post_norms:
         return weights
     out = linear(units.reshape(*units.shape[:2], -1), block[OUTPUTS[KINDS[kind]]]).astype(jnp.float32)
@@ -139,7 +139,7 @@ def behind_norm(
 
 
 def behind_gain(kind: int, block: Block, config: ModelConfig) -> jax.Array | None:
-    """The gain `[D]` of the norm behind a site, in float32; None if there is no norm."""
+    """The gain `[D]` of the norm that follows a site, in float32; None if there is none."""
     return block[POST_NORMS[KINDS[kind]]].astype(jnp.float32) if config.post_norms else None
 
 
@@ -202,7 +202,7 @@ def output_share(
     config: ModelConfig,
 ) -> jax.Array:
     """How much the output y of the site of a kind counts, from the first `count` sequences of `x [B, T, D]`
-    and of the `units` that enter it. Biases are left out; a norm behind the site belongs to y.
+    and of the `units` that enter it. Biases are left out; a norm that follows the site belongs to y.
 
     With the `metric [D, D]`, this is the mean over tokens of ½ yᵀ·metric·y, in nats. Without one, it is the
     mean of ‖y‖² / ‖residual‖².
@@ -257,7 +257,7 @@ def _by_token(array: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def drawn_back(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
+def corrected_weight(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
     """A site's `weight [d_in, D]` refitted to correct a `share` of the drift, from XᵀX `gram [d_in, d_in]`,
     of experts `[X, F, F]`, and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
 

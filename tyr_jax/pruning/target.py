@@ -140,8 +140,8 @@ def _within(
         raise UserError(
             f"{asked} would keep {max(0, limits[tightest]):,} of {take(tightest):,} "
             f"{NOUNS[tightest]} of the blocks, fewer than a model needs; choose a "
-            f"{'lower sparsity' if tightest == first else 'larger share'}, or name fewer layers that stay "
-            "whole"
+            f"{'lower sparsity' if tightest == first else 'larger share'}, or list fewer layers in "
+            "--keep-heads and --keep-neurons"
         )
     blocks, least_price = take(first), price(multiple)
     if limits[first] > blocks - least_price:

@@ -83,13 +83,13 @@ def load(
         whole = len(found.tokens) // length
         if not whole:
             raise UserError(
-                f"'{source.label}' has {len(found.tokens)} tokens to train on, a row takes {length}; lower "
-                "--sequence-length, or give another text"
+                f"'{source.label}' has {len(found.tokens)} tokens to train on, but a row takes {length}; "
+                "lower --sequence-length, or give another text"
             )
         if need > MOST_PASSES * whole:
             raise UserError(
-                f"'{source.label}' has {whole} rows of {length} tokens, which --tokens would have read "
-                f"{need / whole:.0f} times; lower it to {MOST_PASSES} times at most, or give more text"
+                f"'{source.label}' has only {whole} rows of {length} tokens, which --tokens would repeat "
+                f"{need / whole:.0f} times (at most {MOST_PASSES}); lower --tokens, or give more text"
             )
         rng = np.random.default_rng([seed, index])
         drawn = np.concatenate([rng.permutation(whole) for _ in range(-(-need // whole))])[:need]
@@ -145,7 +145,7 @@ def pieces(conversation: Conversation, source: Source, tokenizer: Tokenizer) -> 
         if not (whole.startswith(question) and question.startswith(done)):
             raise UserError(
                 f"the model's chat template does not write a conversation of '{source.label}' turn by turn, "
-                "so that its answers cannot be told from the rest; give plain text"
+                "so its answers cannot be told apart; give plain text"
             )
         yield question[len(done) :], False
         yield whole[len(question) :], True

@@ -28,7 +28,7 @@ class Loss:
     text itself."""
     hidden: float = 0.0
     """Weight of the hidden states after the first, the median and the last layer, each as the squared
-    distance relative to the dense model's squared norm; beside `kd`."""
+    distance relative to the dense model's squared norm, in addition to `kd`."""
 
     @property
     def taught(self) -> bool:
@@ -76,8 +76,8 @@ def sums(
         normaliser = log_normaliser(head, final)
         total = jnp.zeros(len(learn))
         if "next-token" in loss.goal:
-            surprise = negative_log_likelihood(head, final, normaliser, rows.tokens)
-            total += jnp.sum(surprise * learn, axis=1)
+            nll = negative_log_likelihood(head, final, normaliser, rows.tokens)
+            total += jnp.sum(nll * learn, axis=1)
         if dense is not None:
             divergence = kl_divergence(head, dense.dense, final, normaliser)[:, :-1]
             total += jnp.sum(divergence * learn, axis=1)

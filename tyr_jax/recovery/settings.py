@@ -43,19 +43,19 @@ class RecoverySettings:
     output: Path = Path("recovered")
     """Directory for the recovered model; must not exist yet, or be empty."""
     overwrite: bool = False
-    """Replace an output directory that is not empty, once the new model is complete; only one in which
-    everything was written by these commands."""
+    """Replace an output directory that is not empty, once the new model is complete. Refused if it holds a
+    file that these commands did not write."""
     restart: bool = False
-    """Start over, although an interrupted run left finished steps. Without it, the same command continues
+    """Discard the finished steps of an interrupted run and start over. Without it, the same command continues
     that run, and a different command is refused."""
     tokens: int = 300_000
-    """Tokens to train on, in whole steps; of a text that has fewer, rows are read again."""
+    """Tokens to train on, in whole steps; a shorter text is repeated."""
     sequence_length: int = 512
     """Tokens of a row."""
     step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens of a step (default: 2048, or as many more as give every device the same rows)."""
     save_every: int = 20
-    """Steps between two savings of finished work, which an interruption costs at most."""
+    """Save finished work every this many steps; an interruption loses at most these."""
     evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
     evaluation_windows: int = 20
@@ -101,7 +101,7 @@ def validate(settings: RecoverySettings) -> None:
         require(0 <= value < math.inf, flag, value, "0 or more, and finite")
     require(0 <= training.warmup <= 1, "--warmup", training.warmup, "between 0 and 1")
     if settings.loss.hidden and not settings.loss.taught:
-        raise UserError("--hidden compares with the dense model's hidden states; give --goal kd beside it")
+        raise UserError("--hidden compares with the dense model's hidden states: train with --goal kd")
 
 
 def step_rows(settings: RecoverySettings) -> int:
@@ -122,8 +122,8 @@ def step_shape(settings: RecoverySettings, together: int) -> tuple[int, int, int
     count, n = settings.tokens // length, devices.count()
     if together % n:
         raise UserError(
-            f"a step has {together} rows of {length} tokens, no multiple of the {n} devices: choose another "
-            "--step-tokens, or use a number of devices that divides it"
+            f"a step has {together} rows of {length} tokens, not a multiple of the {n} devices: choose "
+            "another --step-tokens, or use a number of devices that divides it"
         )
     if count < together:
         raise UserError(

@@ -127,7 +127,7 @@ def speed_section(summary: Record, speed: Speed | None) -> Section:
     if speed is None:
         model = shlex.quote(portable(summary["settings"]["model"]))
         line = f"python -m tyr_jax.benchmark {model} DIR"
-        return Section("Speed", f"Not measured yet. {line} does, and adds it here.")
+        return Section("Speed", f"Not measured yet. Run {line} to measure it and add it here.")
     pictures = []
     for measure, time, resource in zip(
         MEASURES, ("Time to the first token", "Time of each token after"), ("FLOPs", "bytes"), strict=True
@@ -156,10 +156,11 @@ def recovery_section(recovery: Record) -> Section:
         "next-token": "the text",
         "kd+next-token": "the dense model's predictions and the text",
     }
-    what = "low-rank changes" if settings["training"]["method"] == "lora" else "all of the blocks"
+    what = "low-rank changes" if settings["training"]["method"] == "lora" else "all weights of the blocks"
     text = (
-        f"Then {what} learnt {learnt[settings['loss']['goal']]} on {tokens:,} tokens of "
-        f"{', '.join(portable_values(recovery['sources']))}. The figures above are those before."
+        f"After pruning, {what} were trained on {tokens:,} tokens of "
+        f"{', '.join(portable_values(recovery['sources']))} to learn {learnt[settings['loss']['goal']]}. The "
+        "figures above are from before this training."
     )
     picture = Figure(figures.loss_line(recovery["losses"], tokens), "The loss of every step.", ())
     return Section("Recovery", text, [picture], grid(recovery_table(recovery, digits=2)))

@@ -58,7 +58,7 @@ def measure_dense(
     """
     count = sum(map(len, windows.values()))
     with job.progress.stage("evaluate dense", count, "windows") as stage:
-        answers = resume.kept_answers(job.store)
+        answers = resume.load_answers(job.store)
         if answers is not None:
             stage.advance(count, note=resume.KEPT)
             return EvaluationTexts(windows, answers[0]), answers[1]
@@ -69,7 +69,7 @@ def measure_dense(
             )
             if not np.isfinite(dense[name].normaliser).all():
                 raise overflow(f"{model.source} on {name}")
-    resume.keep_answers(job.store, (dense, measured))
+    resume.save_answers(job.store, (dense, measured))
     log_quality(job, "dense", measured)
     return EvaluationTexts(windows, dense), measured
 
@@ -77,7 +77,7 @@ def measure_dense(
 def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
     """Quality of the model called `name` on every text; its KL divergence is NaN without a dense model."""
     with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
-        measured = resume.kept_qualities(job.store, name)
+        measured = resume.load_qualities(job.store, name)
         if measured is not None:
             stage.advance(texts.number, note=resume.KEPT)
             return measured
@@ -85,7 +85,7 @@ def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: Eva
             text: quality.measure(params, windows, config, texts.dense.get(text), stage.advance)
             for text, windows in texts.windows.items()
         }
-    resume.keep_qualities(job.store, name, measured)
+    resume.save_qualities(job.store, name, measured)
     log_quality(job, name, measured)
     return measured
 

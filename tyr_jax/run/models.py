@@ -104,7 +104,8 @@ def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedMode
     same = model.params["embed"].dtype == dtype
     if on_disk and not (kept_on_disk and same):
         raise UserError(
-            f"--offload leaves weights where they are, but {model.source} is loaded already; give its name"
+            f"--offload reads weights from disk, but {model.source} is loaded already; give its directory or "
+            "hub id instead"
         )
     if same and on_disk == kept_on_disk:
         return model

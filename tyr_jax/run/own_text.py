@@ -51,6 +51,6 @@ def separator_of(model: LoadedModel) -> int:
         if token is not None:
             return int(token)
     raise UserError(
-        f"the tokenizer of {model.source} has neither BOS nor EOS, which text of its own would begin with; "
-        "name other text than self"
+        f"the tokenizer of {model.source} has no BOS or EOS token for the model's own text to begin with; "
+        "name a text other than self"
     )

@@ -101,7 +101,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     load = plan.Load(model.config, settings, itemsize, devices.count())
     disk = sum(plan.disk_bytes(load, dtype.itemsize).values())
     if run.store.directory:
-        run.progress.log(f"this will take up to {formatting.in_words(disk)} on disk while it lasts")
+        run.progress.log(f"this run will need up to {formatting.in_words(disk)} of disk space")
     resume.check_space(run.store, disk)
     written = (
         None
@@ -134,7 +134,7 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
         return None
     text = calibration[: max(1, settings.metric_tokens // calibration.shape[1])]
     with run.progress.stage("Fisher metric", text.size, "tokens") as stage:
-        metrics = resume.kept_metrics(run.store, model.config.depth, run.scratch)
+        metrics = resume.load_metrics(run.store, model.config.depth, run.scratch)
         if metrics is not None:
             stage.advance(text.size, note=resume.KEPT)
             return metrics
@@ -143,7 +143,7 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
         )
         if not all(np.isfinite(devices.fetch(metrics[layer])).all() for layer in range(model.config.depth)):
             raise overflow(f"{model.source} on the calibration text")
-    resume.keep_metrics(run.store, metrics)
+    resume.save_metrics(run.store, metrics)
     return metrics
 
 

@@ -108,16 +108,16 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
         named = GivenModel(str(summary["settings"]["model"]))
         if named.name != BUILTIN and not settings.trust_record:
             raise UserError(
-                f"the record of {settings.model} says that it was pruned from {named.name}: if you trust it, "
-                "load that with --trust-record, or name the dense model with --teacher"
+                f"the record of {settings.model} says that it was pruned from {named.name}: if you trust the "
+                "record, load that model with --trust-record, or name the dense model with --teacher"
             )
     teacher = load(named, settings.compute_dtype)
     heads = (decoder.rows_of(decoder.head(one.params)) for one in (model, teacher))
     ours, theirs = (np.asarray(rows, np.float32) for rows in heads)
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-2, atol=1e-3):
         raise UserError(
-            f"{named.name} has another head than {settings.model}: the teacher must be the model that was "
-            "pruned"
+            f"the output head of {named.name} differs from that of {settings.model}; name the model that was "
+            "pruned with --teacher"
         )
     return teacher
 
@@ -133,8 +133,8 @@ def taught_text(
     if not rows:
         return None
     if teacher is None:
-        raise UserError("--data self is text that the dense model writes: give --goal kd beside it")
-    # Not the text that was pruned on with the same seed.
+        raise UserError("--data self needs the dense model, which writes that text: train with --goal kd")
+    # Another seed, because pruning with this one used the same text.
     seed = int(np.random.SeedSequence([settings.seed, OWN_TEXT]).generate_state(1)[0])
     shape = rows, settings.sequence_length
     return own_text(teacher, shape, seed, 1.0, workspace.progress, workspace.store)
@@ -170,7 +170,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     made = provenance_of(summary, recovery)
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
-    rows_of_step = kept_rows(workspace.store, settings)
+    rows_of_step = load_step_rows(workspace.store, settings)
     spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
     sources = list(leaves(map(parse_source, settings.data)))
     written = taught_text(settings, teacher, examples.rows_to_write(sources, math.prod(shape)), workspace)
@@ -189,13 +189,13 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
 
 
-def kept_rows(store: Store, settings: RecoverySettings) -> int:
+def load_step_rows(store: Store, settings: RecoverySettings) -> int:
     """Rows of a step: as many as when training began, even if the number of devices has changed since."""
     begun = resume.begun_with(store)
     return step_rows(settings) if begun is None else int(begun["step_rows"])
 
 
-def kept_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
+def load_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
     """(steps done, the state after them, their losses) as saved; `(0, begun, [])` if nothing is saved."""
     last = store.last_step("step", TRAINING_FACTS)
     if last is None:
@@ -214,7 +214,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
         UserError: the loss is not finite.
     """
     begun = train.begin(task.model.params, task.plan, settings.seed)
-    done, state, losses = kept_state(workspace.store, begun)
+    done, state, losses = load_state(workspace.store, begun)
     models = Models(
         adapters.frozen(task.model.params, settings.training.method),
         None if task.teacher is None else task.teacher.params,

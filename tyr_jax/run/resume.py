@@ -51,8 +51,8 @@ def check_space(store: Store, needed: int) -> None:
     free = shutil.disk_usage(store.directory).free
     if needed > kept + free:
         raise UserError(
-            f"the disk of {store.directory} has {in_words(free)} left, but this run may take "
-            f"{in_words(needed - kept)} while it lasts; choose another --output, or fewer --levels or "
+            f"the disk of {store.directory} has {in_words(free)} left, but this run may need "
+            f"{in_words(needed - kept)} more; choose another --output, or fewer --levels or "
             "--calibration-tokens"
         )
 
@@ -71,9 +71,15 @@ def check_inputs(
     notes: Mapping[str, Any] | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to continue with another model, `text` (a pytree of arrays), or one of the `others`, such
-    pytrees by name, than the run began with, or than other hosts have. Calls `tell` if the run continues on
-    another number of devices. `notes` are saved for `begun_with`.
+    """Refuse to continue if the model or a text differs from what the run began with, or between hosts.
+
+    Args:
+        store: where the run keeps its work.
+        params: the model.
+        text: the text, a pytree of arrays.
+        tell: called with a sentence if the run continues on another number of devices.
+        notes: saved for `begun_with`.
+        others: further pytrees of arrays that must not differ, by name.
 
     Raises:
         UserError: they have changed, or hosts differ in them or in their number of devices.
@@ -106,7 +112,7 @@ def sample(leaf: Any) -> np.ndarray:
     return devices.fetch(leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)])
 
 
-def keep_block(store: Store, depth: int, fold: Fold) -> None:
+def save_block(store: Store, depth: int, fold: Fold) -> None:
     """Save the block that a fold over `depth` blocks has just finished, and the residuals after it in place
     of the previous ones. Residuals after the last block are not needed."""
     layer = fold.done - 1
@@ -115,15 +121,15 @@ def keep_block(store: Store, depth: int, fold: Fold) -> None:
         store.save(f"learnt-{layer}", learnt.tensors, {"before": learnt.before, "after": learnt.after})
     # The dense model's come after the pruned one's.
     residual = [*fold.residual, *(fold.dense or [])] if fold.done < depth else None
-    keep_residual(store, layer, residual, fold.real)
+    save_residual(store, layer, residual, fold.real)
 
 
-def keep_residual(store: Store, layer: int, residual: list[Any] | None, real: list[int]) -> None:
+def save_residual(store: Store, layer: int, residual: list[Any] | None, real: list[int]) -> None:
     """Save the residuals after `layer`, of one stream or several, in place of the previous ones."""
     store.save_step("residual", layer, residual, {"real": real, "devices": devices.count()})
 
 
-def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list[Any]], list[int]] | None:
+def load_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list[Any]], list[int]] | None:
     """(the layer, the streams, how many sequences of each batch are real) of the saved residuals; None if
     there are none. If the number of devices has changed, the sequences are batched again. With `scratch`, the
     streams are on disk."""
@@ -144,12 +150,12 @@ def kept_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list
     return layer, [placed(stream) for stream in streams], real
 
 
-def kept_fold(
+def load_fold(
     store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
 ) -> Fold | None:
     """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
     With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt."""
-    kept = kept_residual(store, scratch)
+    kept = load_residual(store, scratch)
     if kept is None:
         return None
     layer, streams, real = kept
@@ -162,11 +168,11 @@ def kept_fold(
             supernet = with_layer(supernet, index, saved.arrays)
     # After the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
-    learnt = tuple(kept_learnt(store, index, scratch) for index in range(layer + 1)) if learns else ()
+    learnt = tuple(load_learnt(store, index, scratch) for index in range(layer + 1)) if learns else ()
     return Fold(supernet, layer + 1, pruned or [], real, dense, learnt)
 
 
-def kept_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:
+def load_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:
     """What the FFN of a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
     saved = store.load(f"learnt-{layer}", records.LEARNT_FACTS)
     if saved is None:
@@ -179,14 +185,14 @@ Answers = tuple[dict[str, Prediction], dict[str, Quality]]
 """The dense model's predictions on the evaluation texts, by name, and its quality there."""
 
 
-def keep_answers(store: Store, answers: Answers) -> None:
+def save_answers(store: Store, answers: Answers) -> None:
     """Save the dense model's predictions on the evaluation texts, and its quality there."""
     predictions, qualities = answers
-    keep_qualities(store, "dense", qualities, [prediction._asdict() for prediction in predictions.values()])
+    save_qualities(store, "dense", qualities, [prediction._asdict() for prediction in predictions.values()])
 
 
-def kept_answers(store: Store) -> Answers | None:
-    """What `keep_answers` saved; None if nothing is saved."""
+def load_answers(store: Store) -> Answers | None:
+    """What `save_answers` saved; None if nothing is saved."""
     saved = store.load("dense", records.QUALITY_FACTS)
     if saved is None:
         return None
@@ -196,12 +202,12 @@ def kept_answers(store: Store) -> Answers | None:
         return dict(zip(qualities, predictions, strict=True)), qualities
 
 
-def keep_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
+def save_qualities(store: Store, name: str, qualities: Mapping[str, Quality], arrays: Any = None) -> None:
     """Save the quality of a model on every evaluation text, and `arrays` with it."""
     store.save(name, arrays, {text: quality.as_json() for text, quality in qualities.items()})
 
 
-def kept_qualities(store: Store, name: str) -> dict[str, Quality] | None:
+def load_qualities(store: Store, name: str) -> dict[str, Quality] | None:
     """Quality of a model on every evaluation text; None if it is not saved."""
     saved = store.load(name, records.QUALITY_FACTS)
     return saved and qualities_of(saved.facts)
@@ -212,14 +218,14 @@ def qualities_of(saved: Mapping[str, Any]) -> dict[str, Quality]:
     return {text: Quality.of(figures) for text, figures in saved.items()}
 
 
-def keep_metrics(store: Store, metrics: Any) -> None:
+def save_metrics(store: Store, metrics: Any) -> None:
     """Save the metrics `[L, 2, D, D]` of the sites' outputs, layer by layer."""
     for layer in range(len(metrics)):
         store.save(f"metric-{layer}", metrics[layer])
 
 
-def kept_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
-    """What `keep_metrics` saved of a model of `depth` layers; None unless all layers are saved. With
+def load_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
+    """What `save_metrics` saved of a model of `depth` layers; None unless all layers are saved. With
     `scratch`, it is on disk."""
     layers = []
     for layer in range(depth):
@@ -230,13 +236,13 @@ def kept_metrics(store: Store, depth: int, scratch: Scratch | None) -> Any:
     return layers if scratch else devices.place(jnp.stack(layers), 3)
 
 
-def keep_pool(store: Store, pool: TeacherBatch) -> None:
+def save_pool(store: Store, pool: TeacherBatch) -> None:
     """Save the search text with the dense model's predictions."""
     hidden = {"hidden": pool.hidden} if pool.hidden.size else {}
     store.save("pool", {"tokens": pool.tokens, "dense": pool.dense._asdict(), **hidden})
 
 
-def kept_pool(store: Store) -> TeacherBatch | None:
+def load_pool(store: Store) -> TeacherBatch | None:
     """The search text with the dense model's predictions; None if they are not saved."""
     saved = store.load("pool")
     if saved is None:
@@ -249,7 +255,7 @@ def kept_pool(store: Store) -> TeacherBatch | None:
         return TeacherBatch(arrays["tokens"], dense, arrays.get("hidden", none))
 
 
-def keep_round(
+def save_round(
     store: Store,
     kept: np.ndarray,
     grid: LevelGrid,
@@ -263,10 +269,10 @@ def keep_round(
     store.save_step("round", len(rounds), arrays, {"rounds": rounds})
 
 
-def kept_round(
+def load_round(
     store: Store,
 ) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]], np.ndarray | None] | None:
-    """What `keep_round` saved last; None before the first round."""
+    """What `save_round` saved last; None before the first round."""
     last = store.last_step("round", records.ROUND_FACTS)
     if last is None:
         return None
@@ -280,13 +286,13 @@ History = list[list[float | None]]
 """The objectives of a descent, step by step; None for each that was not finite."""
 
 
-def keep_descent(store: Store, step: int, levels: np.ndarray, history: History) -> None:
+def save_descent(store: Store, step: int, levels: np.ndarray, history: History) -> None:
     """Save where a descent stands after `step` steps: `levels [2, L]`, and the objectives so far."""
     store.save_step("descent", step, levels, {"history": history})
 
 
-def kept_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
-    """(steps done, levels, objectives) that `keep_descent` saved last; None before the first step."""
+def load_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
+    """(steps done, levels, objectives) that `save_descent` saved last; None before the first step."""
     last = store.last_step("descent", records.DESCENT_FACTS)
     if last is None:
         return None
@@ -294,7 +300,7 @@ def kept_descent(store: Store) -> tuple[int, np.ndarray, History] | None:
     return step, saved.arrays, saved.facts["history"]
 
 
-def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any]], spent: int) -> None:
+def save_search(store: Store, step: int, state: Any, history: list[dict[str, Any]], spent: int) -> None:
     """Save where a search stands after `step` steps: its state (a pytree of arrays), the records so far, and
     the candidate-tokens spent."""
     leaves = [np.asarray(plain_key(leaf)) for leaf in jax.tree.leaves(state)]
@@ -307,8 +313,8 @@ def keep_search(store: Store, step: int, state: Any, history: list[dict[str, Any
     store.save_step("search", step, arrays, {"history": history, "spent": spent, "empty": empty})
 
 
-def kept_search(store: Store, begun: Any) -> tuple[int, Any, list[dict[str, Any]], int]:
-    """(steps done, state, records, candidate-tokens spent) that `keep_search` saved last; if nothing is
+def load_search(store: Store, begun: Any) -> tuple[int, Any, list[dict[str, Any]], int]:
+    """(steps done, state, records, candidate-tokens spent) that `save_search` saved last; if nothing is
     saved, those of a search that begins with the state `begun`."""
     last = store.last_step("search", records.SEARCH_FACTS)
     if last is None:

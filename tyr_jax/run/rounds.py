@@ -70,12 +70,13 @@ def fold(
 ) -> Supernet:
     """Build the supernet of `grid` on the calibration text, and show progress. `store` keeps its finished
     blocks. `heads` are the ranks `[L, U]` of attention's units where they are settled. Sites correct the
-    share `drift` of the drift, and FFNs are reconstructed in `passes` passes over the text."""
+    fraction `drift` of the gap to the dense residual stream, and FFNs are reconstructed in `passes` passes
+    over the text."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype
         empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
-        begun = resume.kept_fold(store, empty, run.scratch, passes > 0)
+        begun = resume.load_fold(store, empty, run.scratch, passes > 0)
         if begun is not None:
             stage.advance(2 * begun.done, note=resume.KEPT)
 
@@ -86,7 +87,7 @@ def fold(
                 run.events.write("damping raised", site=site, damping=damping, stage=name)
 
         def on_block(fold: Fold) -> None:
-            resume.keep_block(store, model.config.depth, fold)
+            resume.save_block(store, model.config.depth, fold)
             if fold.learnt and (learnt := fold.learnt[-1]):
                 run.events.write(
                     "reconstructed", layer=fold.done - 1, before=learnt.before, after=learnt.after
@@ -110,17 +111,17 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
 
 def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Levels:
     """The levels `[2, L]` that a search starts from. If `start` is `estimate`, those of least estimated cost
-    around the `centre`. Otherwise, or if there are none, the nearest to it that keep the budget.
+    around the `centre`. Otherwise, or if there are none, the nearest to it that meet the budget.
 
     Raises:
-        UserError: no levels keep the budget.
+        UserError: no levels meet the budget.
     """
     found = surrogate.estimated_start(sites, budget, centre) if start == "estimate" else None
     if found is None:
         found = surrogate.nearest(budget, sites.exists, centre)
     if found is None:
         raise UserError(
-            "no levels around the last round's answer keep the budget; raise --levels or --interval"
+            "no levels around the current distribution meet the budget; raise --levels or --interval"
         )
     return found
 
@@ -187,7 +188,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of the slopes, and candidate-tokens of the proposals and of the levels they start from.
     cost = (2 + len(surrogate.CAUTIONS)) * count * length
-    done, levels, history = resume.kept_descent(this.store) or (0, start, [])
+    done, levels, history = resume.load_descent(this.store) or (0, start, [])
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:
             stage.advance(done * cost, note=resume.KEPT)
@@ -198,7 +199,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
                 levels, this.sites, this.budget, slopes, score, sloped, scored
             )
             history = [*history, *([as_json(objectives)] if objectives else [])]
-            resume.keep_descent(this.store, step + 1, levels, history)
+            resume.save_descent(this.store, step + 1, levels, history)
     return levels, history
 
 
@@ -212,7 +213,7 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
     space = this.space()
     key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
     begun = loop.begin(search, key, start, space)
-    done, state, history, spent = resume.kept_search(this.store, begun)
+    done, state, history, spent = resume.load_search(this.store, begun)
     with guarded(search, "queries"):
         total = search.candidate_tokens(space)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
@@ -235,7 +236,7 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
             best = entry["objective"]
             told = "not finite" if best is None else f"{best:.4f}"
             stage.advance(0, f"generation {entry['generation']}, objective {told}")
-            resume.keep_search(this.store, step, state, history, spent)
+            resume.save_search(this.store, step, state, history, spent)
             run.events.write("generation", round=this.number, **history[-1])
 
         score = functools.partial(this.score, on_tokens=spend)
@@ -299,14 +300,14 @@ def search_round(
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
     searched = built if shared is None else progress.grid
     progress = SearchProgress(kept, searched, [*progress.rounds, record | {"history": history}], heads)
-    resume.keep_round(run.store, progress.kept, progress.grid, progress.rounds, progress.heads)
+    resume.save_round(run.store, progress.kept, progress.grid, progress.rounds, progress.heads)
     run.events.write("round", **record)
     return progress
 
 
 def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
-    """Add as many neurons to `kept [2, L]`, at `levels [2, L]`, as what is `spare` of all resources pays for,
-    each where it is estimated to be worth most: units `[2, L]`. With `--no-refit`, none are added."""
+    """Spend what is `spare` of the resources on more neurons, where they are estimated to help most: units
+    `[2, L]`. `kept [2, L]` are the units at `levels [2, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
     if not settings.rounds.refit:
         return kept
@@ -335,12 +336,12 @@ def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:
     """The search text with the dense model's predictions."""
     text = dense.splits.search
-    with run.progress.stage("dense model's answers on the search text", len(text), "sequences") as stage:
-        pool = resume.kept_pool(run.store)
+    with run.progress.stage("dense model's predictions on the search text", len(text), "sequences") as stage:
+        pool = resume.load_pool(run.store)
         if pool is None:
             model, objective = dense.model, run.settings.objective
             pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
-            resume.keep_pool(run.store, pool)
+            resume.save_pool(run.store, pool)
         else:
             stage.advance(len(text), note=resume.KEPT)
     return pool
@@ -360,7 +361,7 @@ def search(
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
     """Where the search stood when it was interrupted; `start` if no round was finished."""
-    kept = resume.kept_round(run.store)
+    kept = resume.load_round(run.store)
     return SearchProgress(*kept) if kept else start
 
 

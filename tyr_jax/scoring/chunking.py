@@ -30,7 +30,8 @@ class ChunkShape(NamedTuple):
 
 def chunk_shape(candidates: int, sequences: int, length: int) -> ChunkShape:
     """How this many `candidates` and `sequences`, of `length` tokens each, are dealt to devices. As many
-    parts run side by side as divide the number of devices; the remaining devices run other chunks."""
+    parts run side by side as the greatest common divisor of the numbers of parts and devices; the remaining
+    devices run other chunks."""
     size = candidate_tokens()
     rows = part_rows(sequences, size // length)
     beside = math.gcd(sequences // rows, devices.count())

@@ -183,7 +183,7 @@ def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
     return np.cumprod(same, axis=-1).sum(axis=-1)
 
 
-class Site(NamedTuple):
+class CandidateLayer(NamedTuple):
     """A candidate's layer: its index `layer []`, its `levels [2]`, the units it keeps at them, `kept [2]`,
     and the width `buckets [2]` it runs at."""
 
@@ -194,33 +194,33 @@ class Site(NamedTuple):
 
 
 def apply_layer(
-    nested: Nested, site: Site, x: jax.Array, rope: decoder.Rope, config: ModelConfig
+    nested: Nested, own: CandidateLayer, x: jax.Array, rope: decoder.Rope, config: ModelConfig
 ) -> jax.Array:
     """Run a layer of a candidate on the residual `x [S, T, D]`."""
 
     def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
-            block = prefix(nested, site.layer, "attention", heads, config)
+            block = prefix(nested, own.layer, "attention", heads, config)
             units = decoder.attention_units(block, x, rope, config)
-            out = project(nested.attn_out, site.layer, site.levels[ATTENTION], units)
+            out = project(nested.attn_out, own.layer, own.levels[ATTENTION], units)
             return x + decoder.after_attention(block, out, config)
 
         return run
 
     def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
-            block = prefix(nested, site.layer, "ffn", neurons, config)
+            block = prefix(nested, own.layer, "ffn", neurons, config)
             if nested.ffn_axis == "X":
-                block["kept_experts"] = jnp.arange(neurons) < site.kept[FFN]
+                block["kept_experts"] = jnp.arange(neurons) < own.kept[FFN]
             units = decoder.ffn_units(block, x, config)
-            out = project(nested.mlp_down, site.layer, site.levels[FFN], units)
+            out = project(nested.mlp_down, own.layer, own.levels[FFN], units)
             return x + decoder.after_ffn(block, x, out, config)
 
         return run
 
     heads, neurons = nested.widths
-    x = jax.lax.switch(site.buckets[ATTENTION], [attention(width) for width in heads], x)
-    return jax.lax.switch(site.buckets[FFN], [ffn(width) for width in neurons], x)
+    x = jax.lax.switch(own.buckets[ATTENTION], [attention(width) for width in heads], x)
+    return jax.lax.switch(own.buckets[FFN], [ffn(width) for width in neurons], x)
 
 
 class Chunks(NamedTuple):
@@ -275,7 +275,7 @@ def apply_to_chunks(
             levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
 
         def alone(levels: jax.Array, kept: jax.Array, x: jax.Array) -> jax.Array:
-            return apply_layer(nested, Site(index, levels, kept, chunk.buckets[0]), x, rope, config)
+            return apply_layer(nested, CandidateLayer(index, levels, kept, chunk.buckets[0]), x, rope, config)
 
         return jax.vmap(alone)(levels, chunk.kept, x)
 

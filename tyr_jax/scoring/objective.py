@@ -50,7 +50,8 @@ class TeacherBatch(NamedTuple):
 class Student(NamedTuple):
     """A candidate's outputs on a minibatch.
 
-    The output embedding `head [V, D]`, which is also the dense model's; normed last hidden states
+    The output `head`, which is also the dense model's: rows `[V, D]`, or `Capped` if logits are soft-capped
+    (`decoder.rows_of` and `decoder.cap_of` read both); normed last hidden states
     `final [B, T, D]`; `normaliser [B, T]`, log Σ exp of their logits; and the outputs of observed layers,
     `hidden [B, O, T, D]`.
     """

@@ -1,8 +1,8 @@
 """Slopes of the objective towards every level of every site, by one backward pass.
 
-The slope towards a level is the derivative by t, at t = 0, of the objective with the site's weight at
-`(1 − t) W_now + t W_level`. One forward and one backward pass at full width give all slopes. Layers on disk
-run one at a time: forward, then backward from the stored state before each.
+The slope towards a level is the derivative with respect to t, at t = 0, of the objective with the site's
+weight at `(1 − t) W_now + t W_level`. One forward and one backward pass at full width give all slopes. Layers
+on disk run one at a time: forward, then backward from the stored state before each.
 
 Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `L` layers, `E` levels.
 """
@@ -63,8 +63,8 @@ def chosen_layers(
     state: ForwardState,
     scoring: Scoring,
 ) -> ForwardState:
-    """Run all layers of `nested` at `levels [2, L]`, differentiable by the `shares [n, 2, L, E]` of all
-    levels in each site, one set for each device's part of a batch."""
+    """Run all layers of `nested` at `levels [2, L]`, differentiable with respect to the
+    `shares [n, 2, L, E]` of all levels in each site, one set for each device's part of a batch."""
 
     def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
         out, down = (weight[0] for weight in weights)
@@ -124,7 +124,7 @@ def earlier_slopes(
     behind: ForwardState,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective for earlier layers, given those for the state after them, `behind`."""
+    """Gradients of the objective for earlier layers, given `behind`, those for the state after them."""
 
     def run(shares: jax.Array, state: ForwardState) -> ForwardState:
         return chosen_layers(nested, levels, shares, state, scoring)

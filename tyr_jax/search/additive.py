@@ -1,4 +1,4 @@
-"""The additive model: probe what each change costs alone, and find the best sum that keeps the budget.
+"""The additive model: probe what each change costs alone, and find the best sum that meets the budget.
 
 In a generation, every site alone is moved to each level near its own, the changes of the objective are taken
 as costs that add up, and two solvers find the levels of least total cost under the budget:
@@ -45,7 +45,7 @@ class Additive(Improving):
     generations: int = 4
     """Times that all sites are probed in a round."""
     reach: int = 2
-    """Levels that a site is moved at most, by itself and in a solution."""
+    """Most levels by which a site moves, in a probe or a solution."""
     probe_tokens: int = 1024
     """Tokens that probes are scored on."""
     score_tokens: int = 8192

@@ -3,7 +3,7 @@
 Men, Xu, Zhang, Wang, Wang and Jing, "ShortGPT: Layers in Large Language Models are More Redundant Than You
 Expect", 2024. Their block influence is 1 − the cosine of a block's input and output; here it is the share of
 the residual stream that the outputs of the layer's two sites have, which the fold has measured. There is
-nothing to score: a rival that no search should lose to.
+nothing to score: a baseline that no search should lose to.
 
 Axis letters: `L` layers, `E` levels.
 """
@@ -30,7 +30,7 @@ class Blocks(Improving):
     """Times that the one distribution is scored."""
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Incumbent:
-        """The distribution; the start if it does not keep the budget."""
+        """The distribution; the start if it does not meet the budget."""
         plain, exists = Incumbent.at(key, start, space), jnp.asarray(space.exists)
         price, limit = (jnp.asarray(array, jnp.float32) for array in (space.budget.price, space.budget.limit))
         taken = jnp.einsum("rkle,r->kle", price, 1 / jnp.maximum(limit, 1))

@@ -86,7 +86,7 @@ class SearchSpace:
 class Query:
     """Candidates to score, `[C, 2, L]`, and the sequences `[s]` of the search text to score them on.
 
-    Its `purpose` is one of three. Candidates that `compete` must keep the budget. Those that only `probe`, to
+    Its `purpose` is one of three. Candidates that `compete` must meet the budget. Those that only `probe`, to
     learn what single changes cost, need not. With `slopes`, `tell` gets the slopes `[C, P, 2, L, E]` of the
     objective from each candidate towards every level, on parts of the text, in place of its fitness.
     """
@@ -124,7 +124,11 @@ class Search(Component):
         raise NotImplementedError
 
     def tell(self, state: State, candidates: Array, fitness: Array) -> State:
-        """The state once the candidates asked for, `candidates [C, 2, L]`, have their `fitness [C]`."""
+        """The state after the `candidates [C, 2, L]` that were asked for are scored.
+
+        `fitness` is `[C]`, infinity where it is not finite. For a query of `slopes`, it holds the slopes
+        `[C, P, 2, L, E]` on P parts of the text.
+        """
         raise NotImplementedError
 
     def best(self, state: State) -> Array:

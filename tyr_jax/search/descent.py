@@ -41,7 +41,7 @@ class Descent(Improving):
     estimate: bool = True
     """Start from the distribution of least estimated cost."""
     reach: int = 1
-    """Levels that a site moves in a step at most."""
+    """Most levels by which a site moves in a step."""
     slope_tokens: int = 2048
     """Tokens that slopes are computed on."""
     score_tokens: int = 2048

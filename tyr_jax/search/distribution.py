@@ -43,7 +43,7 @@ class Distribution(Improving):
     learning: float = 0.2
     """Share by which the probabilities move towards the levels of the best."""
     spread: float = 0.8
-    """Levels by which a sample's sites first differ from the start, as a standard deviation."""
+    """Standard deviation, in levels, of the first samples around the start."""
     least_chance: float = 0.01
     """Least probability of a level, before those of a site are scaled to a sum of one."""
     score_tokens: int = 2048
@@ -71,8 +71,8 @@ class Distribution(Improving):
         return raised / raised.sum(axis=-1, keepdims=True)
 
     def ask(self, state: Marginals) -> Query:
-        """The best so far and samples. With Gumbel noise on the logarithms, the largest is a sample. A sample
-        that breaks the budget is moved onto it where that costs least of these sums."""
+        """The best so far, and samples by the Gumbel-max trick. A sample that breaks the budget is moved
+        onto it at the least loss of perturbed log-probability."""
         exists, budget = jnp.asarray(state.space.exists), state.space.budget
         logits = jnp.log(jnp.maximum(state.chance, 1e-30))
 

@@ -1,7 +1,7 @@
 """Algorithms of evosax, which search real vectors, on levels.
 
 A vector has a number for every site: the level that it would like, relative to the start and in units of
-`scale` levels. It is rounded to the levels that keep the budget and lie nearest in the least squares. Needs
+`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. Needs
 the extra `tyr-jax[search]`.
 
 Lange, "evosax: JAX-based Evolution Strategies", 2022.
@@ -84,7 +84,7 @@ class Evosax(Improving):
         return Query(jnp.concatenate([state.levels[None], levels]), text)
 
     def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
-        """The levels `[2, L]` nearest to a `vector [2, L]` that keep the budget."""
+        """The levels `[2, L]` nearest to a `vector [2, L]` that meet the budget."""
         exists = jnp.asarray(state.space.exists)
         # Beyond the last level nothing changes any more, so that a strategy may go off to infinity.
         wanted = jnp.clip(state.start + self.scale * jnp.nan_to_num(vector), 0, exists.shape[-1] - 1)

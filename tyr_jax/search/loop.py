@@ -146,7 +146,7 @@ def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, flo
     if not isinstance(record, Mapping):
         raise broken(search, f"records a {type(record).__name__}: it must be a mapping, or None")
     for name, value in record.items():
-        kinds, wanted = ("iu", "whole number from 0 on") if name == "generation" else ("iuf", "number")
+        kinds, wanted = ("iu", "whole number of at least 0") if name == "generation" else ("iuf", "number")
         right = isinstance(name, str) and not np.ndim(value) and np.asarray(value).dtype.kind in kinds
         if not right or (name == "generation" and value < 0):
             raise broken(search, f"records a {type(value).__name__} as {name!r}: it must be a {wanted}")
@@ -156,7 +156,7 @@ def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, flo
 def check_candidates(
     search: Search, candidates: Candidates, space: SearchSpace, verb: str, budgeted: bool = True
 ) -> None:
-    """Check that candidates are levels that exist, and, if `budgeted`, that they keep the budget.
+    """Check that candidates are levels that exist, and, if `budgeted`, that they meet the budget.
 
     Raises:
         UserError: they are not; names the search, and what is wrong with the first such candidate.

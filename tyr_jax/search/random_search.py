@@ -1,6 +1,7 @@
 """Random search: candidates from all over the space, the best of which is kept.
 
-Every rival must beat it. Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012.
+The baseline that every other search must beat. Bergstra and Bengio, "Random Search for Hyper-Parameter
+Optimization", JMLR 2012.
 
 Axis letters: `C` candidates, `L` layers.
 """

@@ -148,10 +148,10 @@ def shifted(values: np.ndarray, by: int) -> np.ndarray:
     return np.concatenate([np.full(min(by, len(values)), np.inf), values[: max(0, len(values) - by)]])
 
 
-def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Levels | None:
-    """The distribution `[2, L]` of least total `cost [2, L, E]` that keeps the budget, with every site at
-    most `limit` levels from its level in `around [2, L]`; None if there is none."""
-    near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= limit
+def cheapest(cost: np.ndarray, budget: Budget, around: Levels, reach: int) -> Levels | None:
+    """The distribution `[2, L]` of least total `cost [2, L, E]` that meets the budget, with every site at
+    most `reach` levels from its level in `around [2, L]`; None if there is none."""
+    near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= reach
     cost, found = np.where(near, cost, np.inf), np.array(around, np.int32)
     if not budget.exact and len(budget.limit) > 1:
         return cheapest_of_several(cost, budget)
@@ -166,7 +166,7 @@ def cheapest(cost: np.ndarray, budget: Budget, around: Levels, limit: int) -> Le
 
 
 def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
-    """Levels `[2, L]` of little total `cost [2, L, E]` that keep a budget of several resources, which sites
+    """Levels `[2, L]` of little total `cost [2, L, E]` that meet a budget of several resources, which sites
     share; None if none are found.
 
     The first resource is dealt exactly. Every other one has a price, which is raised, one resource after the
@@ -203,23 +203,23 @@ def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
 
 
 def nearest(budget: Budget, exists: np.ndarray, around: Levels) -> Levels | None:
-    """The distribution `[2, L]` that keeps the budget by the fewest level steps from `around [2, L]`, among
+    """The distribution `[2, L]` that meets the budget by the fewest level steps from `around [2, L]`, among
     the levels that exist, `exists [2, L, E]`; None if there is none."""
     away = np.abs(np.arange(exists.shape[-1]) - around[..., None])
     return cheapest(np.where(exists, away, np.inf), budget, around, exists.shape[-1])
 
 
-def estimated_start(sites: Sites, budget: Budget, around: Levels, limit: int = 2) -> Levels | None:
-    """The distribution `[2, L]` of least `disturbance` that keeps the budget, within `limit` levels of
+def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Levels | None:
+    """The distribution `[2, L]` of least `disturbance` that meets the budget, within `reach` levels of
     `around [2, L]`; None if there is none."""
-    return cheapest(disturbance(sites), budget, around, limit)
+    return cheapest(disturbance(sites), budget, around, reach)
 
 
 def widened(
     kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
 ) -> np.ndarray:
     """Add `count` times `multiple` neurons to `kept [2, L]`, or as many as fit up to the next levels: units
-    `[2, L]`. They go to the sites where, by `disturbance`, a neuron on the way there is worth most.
+    `[2, L]`. Sites grow to at most their next level, in the order of `disturbance` saved per neuron.
 
     Levels keep `units [2, L, E]`; the sites are at `levels [2, L]`.
     """
@@ -235,11 +235,11 @@ def widened(
     return result
 
 
-def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, limit: int = 1) -> Candidates:
-    """For each of `CAUTIONS`, the distribution of least `expected_change` that keeps the budget within
-    `limit` levels of `levels [2, L]`, or `levels` if there is none: `[Q, 2, L]`. `slopes [P, 2, L, E]`."""
+def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, reach: int = 1) -> Candidates:
+    """For each of `CAUTIONS`, the distribution of least `expected_change` that meets the budget within
+    `reach` levels of `levels [2, L]`, or `levels` if there is none: `[Q, 2, L]`. `slopes [P, 2, L, E]`."""
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
-    found = (cheapest(cost, budget, levels, limit) for cost in costs)
+    found = (cheapest(cost, budget, levels, reach) for cost in costs)
     return np.stack([levels if each is None else each for each in found])
 
 

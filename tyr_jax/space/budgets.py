@@ -58,6 +58,6 @@ class Budget(NamedTuple):
         return spent.sum(axis=(-1, -2), dtype=np.int64)
 
     def allows(self, levels: ArrayLike) -> np.ndarray:
-        """Whether levels `[..., 2, L]` keep the budget, `[...]`."""
+        """Whether levels `[..., 2, L]` meet the budget, `[...]`."""
         spent = self.spent(levels)
         return np.all(spent == self.limit if self.exact else spent <= self.limit, axis=-1)

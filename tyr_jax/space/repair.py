@@ -1,7 +1,7 @@
 """Levels moved back onto a budget, and dealt out by a Lagrange multiplier.
 
-Algorithms that build a candidate site by site, by sampling, crossing or rounding, end beside the budget. One
-repair serves them all: what a level costs the algorithm decides which sites give way.
+Algorithms that build a candidate site by site, by sampling, crossing or rounding, usually miss the budget.
+One repair serves them all: what a level costs the algorithm decides which sites give way.
 
 Axis letters: `L` layers, `E` levels, `R` resources of a budget.
 """
@@ -25,7 +25,7 @@ def picked(values: jax.Array, levels: jax.Array) -> jax.Array:
 
 
 def allowed(levels: jax.Array, budget: Budget) -> jax.Array:
-    """Whether `levels [2, L]` keep the budget; as `Budget.allows`, traceable."""
+    """Whether `levels [2, L]` meet the budget; as `Budget.allows`, traceable."""
     spent = picked(jnp.asarray(budget.price), levels).sum(axis=(-1, -2))
     limit = jnp.asarray(budget.limit)
     return jnp.where(budget.exact, jnp.all(spent == limit), jnp.all(spent <= limit))
@@ -34,18 +34,18 @@ def allowed(levels: jax.Array, budget: Budget) -> jax.Array:
 def repaired(
     cost: jax.Array, levels: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array
 ) -> jax.Array:
-    """Levels that keep the budget, near `levels [2, L]`, of little total `cost [2, L, E]`.
+    """Levels that meet the budget, near `levels [2, L]`, of little total `cost [2, L, E]`.
 
-    While a resource is overdrawn, the site becomes sparser that saves most of it for the cost. Then, while
-    there is room, the site becomes denser that gains most for what it takes; without `exact`, only sites that
-    gain something do.
+    While a limit is exceeded, the site whose cost rises least for what it saves becomes one level sparser.
+    Then, while there is room, the site that gains most for what it takes becomes one level denser; unless the
+    budget is `exact`, only sites that gain something do.
 
     Args:
         cost: cost of every level that exists.
         levels: levels to begin with.
         exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
         budget: what all sites may cost.
-        fallback: levels `[2, L]` that keep the budget, returned if the moves end beside it.
+        fallback: levels `[2, L]` that meet the budget, returned if the moves do not reach it.
     """
     price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
     count = exists.shape[-1]

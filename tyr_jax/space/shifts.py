@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.space.budgets import Budget
+from tyr_jax.space.repair import allowed, picked
 
 STEPS = 8
 """Maximum number of level steps in a shift: one site becomes denser, then others compensate for it."""
@@ -28,7 +29,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
     """Move level steps between sites (method §3).
 
     A site, drawn from all that can, becomes one level denser. Then others become sparser until the budget is
-    kept again, and denser where that leaves room. With a budget of units, that is one step from one site of a
+    met again, and denser where that leaves room. With a budget of units, that is one step from one site of a
     kind to another.
 
     Args:
@@ -38,14 +39,13 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         budget: what all sites may cost.
 
     Returns:
-        The shifted levels `[2, L]`; the same distribution if no shift was found that keeps the budget.
+        The shifted levels `[2, L]`; the same distribution if no shift was found that meets the budget.
     """
     levels = exists.shape[-1]
     price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
 
     def price_at(at: jax.Array) -> jax.Array:
-        index = jnp.clip(at, 0, levels - 1)[None, ..., None]
-        return jnp.take_along_axis(price, index, axis=-1)[..., 0]
+        return picked(price, jnp.clip(at, 0, levels - 1))
 
     def step(shift: _Shift) -> _Shift:
         number, now = shift.number, price_at(shift.levels)
@@ -55,8 +55,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
             """Whether each site can move `[2, L]`, and how much more it would then cost `[R, 2, L]`."""
             target = shift.levels + by
             index = jnp.clip(target, 0, levels - 1)
-            there = jnp.take_along_axis(exists, index[..., None], axis=-1)[..., 0]
-            can = there & (target == index) & (shift.moved != -by)
+            can = picked(exists, index) & (target == index) & (shift.moved != -by)
             return can, price_at(target) - now
 
         (up, dearer), (down, cheaper) = change(+1), change(-1)
@@ -76,8 +75,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
 
     start = _Shift(jnp.int32(0), distribution, jnp.zeros_like(distribution), jnp.bool_(True))
     found = jax.lax.while_loop(lambda shift: shift.goes_on & (shift.number < STEPS), step, start).levels
-    kept = jnp.all(price_at(found).sum(axis=(1, 2)) <= limit)
-    return jnp.where(kept, found, distribution)
+    return jnp.where(allowed(found, budget), found, distribution)
 
 
 def drawn_from(key: jax.Array, pool: jax.Array) -> jax.Array:

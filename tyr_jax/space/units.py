@@ -36,10 +36,11 @@ def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
     most = fixed + (depth - whole) * (kind.units // kind.multiple) * kind.multiple
     most = min(most, total - kind.multiple)
     check_multiple(kind)
-    if whole and not fixed <= budget <= most:
+    if whole and budget < fixed:
         raise UserError(
-            f"sparsity {sparsity:g} would keep {budget} of {total} {kind.name} units, but {whole} of {depth} "
-            f"layers are to keep all of theirs, which are {fixed}; name fewer layers, or a lower sparsity"
+            f"sparsity {sparsity:g} would keep only {budget} of {total} {kind.name} units, but the "
+            f"layers that stay whole have {fixed}; list fewer layers in --keep-heads or --keep-neurons, or "
+            "lower --sparsity"
         )
     if not 0 < budget <= most:
         state = "intact" if budget > 0 else "without a single unit"

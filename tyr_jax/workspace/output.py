@@ -83,8 +83,8 @@ def staged_directory(
                 # The error is not about the output, but about an input, for instance.
                 raise
             raise UserError(
-                f"could not finish writing {target}: {error.strerror or error}; free space or mend the "
-                "permissions and run the same command again"
+                f"could not finish writing {target}: {error.strerror or error}; free space or fix the "
+                "permissions, and run the same command again"
             ) from error
         except KeyboardInterrupt as error:
             if _has_work(paths):
@@ -123,8 +123,8 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
     """
     if _has_work(work_paths(target)) and not overwrite:
         raise UserError(
-            f"a run for {target} was interrupted and can still go on; let it, choose another directory, or "
-            "replace it with --overwrite"
+            f"an interrupted run for {target} can still be continued: run its command again, choose another "
+            "directory, or discard its work with --overwrite"
         )
     with staged_directory(target, overwrite, restart=True) as paths:
         yield paths.staging
@@ -172,7 +172,9 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
     with contextlib.suppress(FileExistsError):
         place.mkdir()
     if not _is_own(place):
-        raise UserError(f"{place} is in the way: it is no directory of yours; remove it, or change --output")
+        raise UserError(
+            f"{place} is in the way: it is not a directory of yours; remove it, or change --output"
+        )
     lock = place / "lock"
     try:
         with filelock.FileLock(lock, timeout=0):
@@ -212,7 +214,7 @@ def _check_links(place: Path) -> None:
         for name in (*folders, *files):
             path = Path(directory, name)
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise UserError(f"{path} is a link or a pipe, which this program makes none of; remove it")
+                raise UserError(f"{path} is a link or a pipe, which this program never makes; remove it")
 
 
 def _give_modes(staging: Path) -> None:

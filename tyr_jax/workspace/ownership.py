@@ -47,7 +47,7 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
     if (foreign := foreign_in(final)) is not None:
         raise UserError(
             f"output directory {target} holds {foreign.relative_to(final)}, which this program did not "
-            "write, so that --overwrite does not replace it; move it, or choose another with --output"
+            "write, so --overwrite does not replace it; move it, or choose another with --output"
         )
 
 
@@ -111,11 +111,11 @@ def check_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> N
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_file():
-        raise UserError(f"output {target} is no regular file; choose another with --output")
+        raise UserError(f"output {target} is not a regular file; choose another with --output")
     if not overwrite:
         raise UserError(f"{target} exists; choose another with --output, or replace it with --overwrite")
     if not ours(target):
         raise UserError(
-            f"{target} was not written by this program, so that --overwrite does not replace it; move it, or "
+            f"{target} was not written by this program, so --overwrite does not replace it; move it, or "
             "choose another with --output"
         )

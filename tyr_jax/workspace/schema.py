@@ -90,14 +90,14 @@ def check_version(value: Any, form: Format, where: str) -> None:
     version = value.get(VERSION) if isinstance(value, dict) else None
     if type(version) is int and version > form.version:
         raise UserError(
-            f"{where} has {VERSION} {_shown(version)}, of a later tyr_jax than this one, which reads "
+            f"{where} has {VERSION} {_shown(version)}, written by a later tyr_jax; this one reads "
             f"{form.version}: update tyr_jax, or {form.mend}"
         )
     if version is None or (type(version) is int and version < form.version):
         has = f"no {VERSION}" if version is None else f"{VERSION} {_shown(version)}"
         raise UserError(
-            f"{where} has {has}: it is of an earlier tyr_jax than this one, which reads {form.version}, or "
-            f"of another program; {form.mend}"
+            f"{where} has {has}: an earlier tyr_jax or another program wrote it, and this one reads "
+            f"{form.version}; {form.mend}"
         )
     if type(version) is not int:
         _refuse(Fault(VERSION, version, f"be {form.version}"), form, where)
