@@ -27,8 +27,8 @@ from tyr_jax.space import (
     Budget,
     check_multiple,
     uniform_centres,
-    uniform_split,
     unit_budget,
+    values_at,
 )
 
 NOUNS: dict[Resource, str] = {
@@ -62,6 +62,14 @@ class Target:
             return Budget.of_units(kept, self.kept.sum(axis=-1))
         return Budget.of_prices(prices, list(self.limits.values()))
 
+    def spare(self, prices: np.ndarray, levels: np.ndarray) -> dict[Resource, int]:
+        """What `levels [2, L]`, which take `prices [R, 2, L, E]`, leave of each limited resource."""
+        spent = values_at(prices, levels).sum(axis=(1, 2))
+        return {
+            resource: limit - int(taken)
+            for (resource, limit), taken in zip(self.limits.items(), spent, strict=True)
+        }
+
 
 def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -> Target:
     """The target of a sparsity, in whole units.
@@ -78,76 +86,97 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
     shares = {settings.budget: 1 - sparsity, **settings.shares}
     dense = {name: blocks_take(config, name, settings.latencies) for name in shares}
     limits = {name: math.floor(share * dense[name]) for name, share in shares.items()}
-    return Target(sparsity, _within(limits, sparsity, config, settings), limits)
+    return Target(sparsity, _within(Uniform(config, settings, limits), sparsity), limits)
 
 
-def _within(
-    limits: dict[Resource, int], sparsity: float, config: ModelConfig, settings: PruningSettings
-) -> np.ndarray:
-    """Units `[2, L]` that the uniform model keeps within the `limits` of all resources.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Uniform:
+    """The uniform models of a configuration, which differ in their `total` of heads and of `neurons` in all
+    layers that are pruned; and the `limits` of what their blocks may take, by resource."""
+
+    config: ModelConfig
+    settings: PruningSettings
+    limits: dict[Resource, int]
+
+    def kept(self, total: int, neurons: int) -> np.ndarray:
+        """Units `[2, L]` that a model keeps."""
+        kinds, whole = self.settings.kinds(self.config), self.settings.whole(self.config)
+        stay = [int(row.sum()) * kind.units for row, kind in zip(whole, kinds, strict=True)]
+        return uniform_centres(kinds, (stay[ATTENTION] + total, stay[FFN] + neurons), whole)
+
+    def exceeded(self, total: int, neurons: int) -> list[Resource]:
+        """The limits that a model exceeds, whichever heads it keeps."""
+        heads, widths = self.kept(total, neurons).tolist()
+        latencies, each = self.settings.latencies, self._heads_each
+
+        def spent(resource: Resource) -> int:
+            attention = sum(
+                dearest_heads(count * each, self.config, resource, layer, latencies)
+                for layer, count in enumerate(heads)
+            )
+            return attention + sum(ffn_price(width, self.config, self.settings, resource) for width in widths)
+
+        return [resource for resource, limit in self.limits.items() if limit < spent(resource)]
+
+    @property
+    def _heads_each(self) -> int:
+        """Query heads of a unit of attention."""
+        return self.config.dense_shape.heads // self.settings.kinds(self.config)[ATTENTION].units
+
+
+def _largest(count: int, exceeds: Callable[[int], object]) -> int:
+    """The largest of 0 … `count` that exceeds no limit, -1 if there is none."""
+    return bisect.bisect_left(range(count + 1), True, key=lambda number: bool(exceeds(number))) - 1
+
+
+def _within(models: Uniform, sparsity: float) -> np.ndarray:
+    """Units `[2, L]` that the largest uniform model within its limits keeps.
 
     Raises:
         UserError: nothing fits, or everything does.
     """
+    config, settings = models.config, models.settings
     attention, ffn = settings.kinds(config)
-    whole, multiple, first = settings.whole(config), ffn.multiple, next(iter(limits))
-    heads_each = config.dense_shape.heads // attention.units
-    movable, thinned = (int((~stays).sum()) for stays in whole)
-
-    def take(resource: Resource) -> int:
-        return blocks_take(config, resource, settings.latencies)
-
-    def price(neurons: int, resource: Resource = first) -> int:
-        return ffn_price(neurons, config, settings, resource)
-
-    def widths_of(neurons: int) -> np.ndarray:
-        """Widths `[L]` if all FFNs to be pruned keep so many neurons together."""
-        widths = np.full(config.depth, ffn.units)
-        if thinned:
-            widths[~whole[FFN]] = uniform_split(ffn, thinned, neurons)
-        return widths
-
-    def heads_of(total: int) -> np.ndarray:
-        """Heads `[L]` if the layers that can lose some keep `total` of them."""
-        heads = np.full(config.depth, attention.units)
-        heads[~whole[ATTENTION]] = uniform_split(attention, movable, total) if movable else 0
-        return heads
-
-    def broken(total: int, neurons: int) -> list[Resource]:
-        """The limits that do not hold with so many heads, whichever they are, and neurons."""
-
-        def spent(resource: Resource) -> int:
-            return sum(
-                dearest_heads(int(count) * heads_each, config, resource, layer, settings.latencies)
-                for layer, count in enumerate(heads_of(total))
-            ) + sum(price(int(width), resource) for width in widths_of(neurons))
-
-        return [resource for resource, limit in limits.items() if limit < spent(resource)]
-
-    def largest(count: int, breaks: Callable[[int], object]) -> int:
-        """The largest of 0 … `count` that does not break a limit, -1 if there is none."""
-        return bisect.bisect_left(range(count + 1), True, key=lambda number: bool(breaks(number))) - 1
-
+    movable, thinned = (int((~stays).sum()) for stays in settings.whole(config))
     # An FFN whose output bias must stay keeps some neurons to carry it.
-    floor = thinned * multiple if has_output_bias(config, "ffn") else 0
-    least = max(floor, math.floor((1 - sparsity) / 2 * thinned * ffn.units / multiple) * multiple)
-    total = max(0, largest(movable * attention.units, lambda total: broken(total, least)))
-    steps = largest(thinned * (ffn.units // multiple), lambda steps: broken(total, steps * multiple))
-    neurons = steps * multiple
+    floor = thinned * ffn.multiple if has_output_bias(config, "ffn") else 0
+    half = math.floor((1 - sparsity) / 2 * thinned * ffn.units / ffn.multiple) * ffn.multiple
+    least = max(floor, half)
+    total = max(0, _largest(movable * attention.units, lambda total: models.exceeded(total, least)))
+    most = thinned * (ffn.units // ffn.multiple)
+    neurons = ffn.multiple * _largest(most, lambda steps: models.exceeded(total, steps * ffn.multiple))
     if neurons < floor or (total == 0 and neurons == 0):
-        tightest = next(iter(broken(total, max(floor, multiple))), first)
-        asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
+        raise _too_small(models, sparsity, models.exceeded(total, max(floor, ffn.multiple)))
+    _check_smaller(models, sparsity, ffn.multiple)
+    return models.kept(total, neurons)
+
+
+def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> UserError:
+    """What to say of limits that leave too little; the smallest possible model has `exceeded` some."""
+    first = next(iter(models.limits))
+    tightest = next(iter(exceeded), first)
+    blocks = blocks_take(models.config, tightest, models.settings.latencies)
+    asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
+    return UserError(
+        f"{asked} would keep {max(0, models.limits[tightest]):,} of {blocks:,} {NOUNS[tightest]} of the "
+        f"blocks, fewer than a model needs; choose a "
+        f"{'lower sparsity' if tightest == first else 'larger share'}, or list fewer layers in --keep-heads "
+        "and --keep-neurons"
+    )
+
+
+def _check_smaller(models: Uniform, sparsity: float, multiple: int) -> None:
+    """Check that a target removes something.
+
+    Raises:
+        UserError: it asks for less than a step of neurons.
+    """
+    first, limit = next(iter(models.limits.items()))
+    blocks = blocks_take(models.config, first, models.settings.latencies)
+    step = ffn_price(multiple, models.config, models.settings, first)
+    if limit > blocks - step:
         raise UserError(
-            f"{asked} would keep {max(0, limits[tightest]):,} of {take(tightest):,} "
-            f"{NOUNS[tightest]} of the blocks, fewer than a model needs; choose a "
-            f"{'lower sparsity' if tightest == first else 'larger share'}, or list fewer layers in "
-            "--keep-heads and --keep-neurons"
-        )
-    blocks, least_price = take(first), price(multiple)
-    if limits[first] > blocks - least_price:
-        raise UserError(
-            f"sparsity {sparsity:g} would leave the model intact: {blocks - limits[first]:,} of the blocks' "
+            f"sparsity {sparsity:g} would leave the model intact: {blocks - limit:,} of the blocks' "
             f"{blocks:,} {NOUNS[first]} are to go, fewer than {multiple} neurons have; choose at least "
-            f"{least_price / blocks:.2g}"
+            f"{step / blocks:.2g}"
         )
-    return np.stack([heads_of(total), widths_of(neurons)])

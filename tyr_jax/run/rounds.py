@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -109,14 +109,14 @@ def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
     return dict(zip(space.KINDS, kept.tolist(), strict=True))
 
 
-def first_parent(sites: Sites, budget: Budget, centre: Levels, start: str) -> Levels:
-    """The levels `[2, L]` that a search starts from. If `start` is `estimate`, those of least estimated cost
-    around the `centre`. Otherwise, or if there are none, the nearest to it that meet the budget.
+def first_parent(sites: Sites, budget: Budget, centre: Levels, estimate: bool) -> Levels:
+    """The levels `[2, L]` that a search starts from: with `estimate`, those of least estimated cost around
+    the `centre`; without, or if there are none, the nearest to it that meet the budget.
 
     Raises:
         UserError: no levels meet the budget.
     """
-    found = surrogate.estimated_start(sites, budget, centre) if start == "estimate" else None
+    found = surrogate.estimated_start(sites, budget, centre) if estimate else None
     if found is None:
         found = surrogate.nearest(budget, sites.exists, centre)
     if found is None:
@@ -255,6 +255,27 @@ def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> S
     return fold(run, dense, grid, run.settings.pruning, name, work_of(run, number))
 
 
+class PricedGrid(NamedTuple):
+    """The levels of a round, its supernet, and the `prices [R, 2, L, E]` of the limited resources."""
+
+    grid: LevelGrid
+    supernet: Supernet
+    prices: np.ndarray
+
+
+def priced_grid(run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet) -> PricedGrid:
+    """The levels of `grid` with their prices. Where resources are limited, levels that cost as much as a
+    denser one are left out of the grid and of the supernet."""
+    ranks, config = devices.fetch(supernet.attn_rank), dense.model.config
+    priced = functools.partial(level_prices, config, run.settings.pruning, rank=ranks)
+    prices = priced(grid.kept, resources=tuple(target.limits))
+    better = space.worthwhile_grid(grid, prices) if target.limits else grid
+    if better is grid:
+        return PricedGrid(grid, supernet, prices)
+    supernet = at_levels(supernet, better, run.scratch or TEMPORARY)
+    return PricedGrid(better, supernet, priced(better.kept, resources=tuple(target.limits)))
+
+
 def search_round(
     run: Run,
     dense: Dense,
@@ -267,35 +288,26 @@ def search_round(
 
     If a `shared` supernet is given, which has the round's levels among others, none is built.
     """
-    settings, model, number = run.settings, dense.model, len(progress.rounds) + 1
-    grid = round_grid(run, dense, progress.kept, number)
+    rounds, model, number = run.settings.rounds, dense.model, len(progress.rounds) + 1
+    built = round_grid(run, dense, progress.kept, number)
     scratch = run.scratch or TEMPORARY
     if shared is None:
-        supernet = supernet_of_round(run, dense, grid, number)
+        supernet = supernet_of_round(run, dense, built, number)
     else:
-        supernet = at_levels(shared, grid, scratch)
-    ranks = devices.fetch(supernet.attn_rank)
-    priced = functools.partial(level_prices, model.config, settings.pruning, rank=ranks)
-    built, prices = grid, priced(grid.kept, resources=tuple(target.limits))
-    if target.limits:
-        grid = space.worthwhile_grid(grid, prices)
-    if grid is not built:
-        supernet = at_levels(supernet, grid, scratch)
-        prices = priced(grid.kept, resources=tuple(target.limits))
+        supernet = at_levels(shared, built, scratch)
+    grid, supernet, prices = priced_grid(run, dense, target, built, supernet)
     budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
+    ranks = devices.fetch(supernet.attn_rank)
     centre = space.levels_of(grid, progress.kept)
-    start = first_parent(sites, budget, centre, settings.rounds.start if number == 1 else "uniform")
+    start = first_parent(sites, budget, centre, number == 1 and rounds.start == "estimate")
     net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
     this = Round(run, dense, pool, number, grid, net, sites, budget, work_of(run, number))
-    start, descent = descend(this, start) if settings.rounds.descent_steps else (start, [])
+    start, descent = descend(this, start) if rounds.descent_steps else (start, [])
     levels, history = run_search(this, start)
     kept, heads = space.kept_units(grid, levels), None
     if target.limits:
-        spent = space.values_at(prices, levels).sum(axis=(1, 2))
-        pairs = zip(target.limits.items(), spent, strict=True)
-        spare = {resource: limit - int(taken) for (resource, limit), taken in pairs}
-        kept, heads = widened(kept, spare, levels, this), ranks
+        kept, heads = widened(kept, target.spare(prices, levels), levels, this), ranks
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
     searched = built if shared is None else progress.grid

@@ -54,7 +54,7 @@ def unit_budget(kind: Kind, depth: int, sparsity: float, whole: int = 0) -> int:
 
 def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
     """Units kept per site `[L]`: as equal as whole multiples allow, the remainder spread over the depth."""
-    shares = np.arange(depth + 1) * (budget // kind.multiple) // depth
+    shares = np.arange(depth + 1) * (budget // kind.multiple) // max(depth, 1)
     return np.diff(shares) * kind.multiple
 
 
