@@ -9,6 +9,7 @@ import pytest
 from reference import HIDDEN, VOCAB, head, kl64, logits, nll64, states
 
 from tyr_jax.model import decoder, prediction
+from tyr_jax.model.attention import soft_cap
 from tyr_jax.model.spec import Params
 
 SHAPES = [(1, 3), (4, 16), (3, 43)]
@@ -117,7 +118,7 @@ def test_tokens_are_drawn_as_predicted() -> None:
 
 @pytest.mark.usefixtures("chunk")
 def test_soft_capped_predictions() -> None:
-    """Surprise is the gradient of some token's log-likelihood. Capped, every token is less certain."""
+    """A sampled score is the gradient of some token's log-likelihood. Capped, tokens are less certain."""
     params, hidden = head(True, cap=2.0), states((3, 5), 4)
     keys = jax.random.split(jax.random.key(1), 3)
     found = np.asarray(prediction.sampled_score(decoder.head(params), jnp.asarray(hidden), keys), float)
@@ -133,8 +134,10 @@ def test_soft_capped_predictions() -> None:
     assert likeliest.all()
 
 
-def test_kl_of_capped_logits_is_differentiable() -> None:
-    params, dense = head(False, cap=3.0), states((2, 4), 0)
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.usefixtures("chunk")
+def test_kl_is_differentiable(cap: float | None) -> None:
+    params, dense = head(False, cap=cap), states((2, 4), 0)
     own = decoder.head(params)
     answers = prediction.predict(own, jnp.asarray(dense))
 
@@ -142,9 +145,7 @@ def test_kl_of_capped_logits_is_differentiable() -> None:
         return jnp.sum(prediction.kl_divergence(own, answers, hidden, prediction.log_normaliser(own, hidden)))
 
     def exact(hidden: jax.Array) -> jax.Array:
-        p, q = (
-            jax.nn.log_softmax(3 * jnp.tanh(state @ params["unembed"].T / 3)) for state in (dense, hidden)
-        )
+        p, q = (jax.nn.log_softmax(soft_cap(state @ params["unembed"].T, cap)) for state in (dense, hidden))
         return jnp.sum(jnp.exp(p) * (p - q))
 
     sparse = jnp.asarray(states((2, 4), 1))

@@ -35,7 +35,11 @@ positions are multiplied with them."""
 
 class Prediction(NamedTuple):
     """A model's predictions: normed last hidden states `hidden [B, T, D]`; the expected row of the head, Wᵀp,
-    `expected [B, T, D]`; and `normaliser [B, T]`, log Σ exp y. The last two are float32."""
+    `expected [B, T, D]`; and `normaliser [B, T]`, log Σ exp y. The last two are float32.
+
+    The expected row is the gradient of the normaliser with respect to the hidden states. So where logits are
+    soft-capped, each row counts times the slope of its cap.
+    """
 
     hidden: jax.Array
     expected: jax.Array
@@ -95,14 +99,25 @@ class SoftmaxSum(NamedTuple):
         return self.peak + jnp.log(self.total)
 
 
+def cap_slope(logits: jax.Array, cap: jax.Array | None) -> jax.Array:
+    """The derivative of soft-capped `logits` with respect to what is capped; 1 if there is no cap."""
+    # Absent entries have a probability of zero, and need a slope that is finite.
+    return jnp.ones(()) if cap is None else 1 - (jnp.maximum(logits, -cap) / cap) ** 2
+
+
+def weighted_rows(head: Head, entries: Entries, terms: jax.Array) -> jax.Array:
+    """The sum `[n, D]` of the rows of `entries`, each times its `terms [n, chunk]` and its cap's slope."""
+    terms = terms * cap_slope(entries.logits, decoder.cap_of(head))
+    return jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
+
+
 def predict(head: Head, hidden: jax.Array) -> Prediction:
     """The predictions, through `head [V, D]`, of normed hidden states `[B, T, D]`."""
     states = hidden.reshape(-1, hidden.shape[-1])
 
     def step(state: tuple[SoftmaxSum, jax.Array], entries: Entries) -> tuple[SoftmaxSum, jax.Array]:
         total, terms, rescale = state[0].add(entries.logits)
-        fresh = jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
-        return total, state[1] * rescale[:, None] + fresh
+        return total, state[1] * rescale[:, None] + weighted_rows(head, entries, terms)
 
     start = SoftmaxSum.empty(len(states)), jnp.zeros(states.shape)
     softmax, weighted = over_vocabulary(head, step, start, states)
@@ -175,16 +190,10 @@ def sampled_score(head: Head, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     """
     states, cap = hidden.reshape(-1, hidden.shape[-1]), decoder.cap_of(head)
 
-    def slope(logits: jax.Array) -> jax.Array:
-        return jnp.ones(()) if cap is None else 1 - (logits / cap) ** 2
-
     def step(state: tuple[Draw, jax.Array], entries: Entries) -> tuple[Draw, jax.Array]:
         uniform = uniform_numbers(keys, hidden.shape[1], entries.first)
         draw, terms, rescale = state[0].add(entries, uniform)
-        # Entries that do not count have a term of zero, and a slope that is not infinite.
-        terms = terms if cap is None else terms * slope(jnp.maximum(entries.logits, -cap))
-        fresh = jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
-        return draw, state[1] * rescale[:, None] + fresh
+        return draw, state[1] * rescale[:, None] + weighted_rows(head, entries, terms)
 
     start = Draw.empty(len(states)), jnp.zeros(states.shape)
     draw, weighted = over_vocabulary(head, step, start, states)
@@ -192,17 +201,32 @@ def sampled_score(head: Head, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     drawn = decoder.rows_of(head)[draw.token]
     if cap is not None:
         logits = jnp.einsum("nd,nd->n", states, drawn, preferred_element_type=jnp.float32)
-        drawn = drawn * slope(soft_cap(logits, cap))[:, None]
+        drawn = drawn * cap_slope(soft_cap(logits, cap), cap)[:, None]
     return (drawn - expected).reshape(hidden.shape)
 
 
+@jax.custom_vjp
 def log_normaliser(head: Head, hidden: jax.Array) -> jax.Array:
     """log Σ exp z `[B, T]` over the whole vocabulary, from `head [V, D]` and normed hidden states
-    `[B, T, D]`."""
+    `[B, T, D]`. It has a gradient with respect to the hidden states only: no head is trained."""
     states = hidden.reshape(-1, hidden.shape[-1])
     start = SoftmaxSum.empty(len(states))
     softmax = over_vocabulary(head, lambda state, entries: state.add(entries.logits)[0], start, states)
     return softmax.log().reshape(hidden.shape[:-1])
+
+
+def _normaliser_forward(head: Head, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # With the gradient from the forward pass, the head is applied twice in all. A backward pass of its own
+    # would compute the logits once more.
+    prediction = predict(head, hidden)
+    return prediction.normaliser, prediction.expected.astype(hidden.dtype)
+
+
+def _normaliser_backward(expected: jax.Array, cotangent: jax.Array) -> tuple[None, jax.Array]:
+    return None, (cotangent[..., None] * expected).astype(expected.dtype)
+
+
+log_normaliser.defvjp(_normaliser_forward, _normaliser_backward)
 
 
 def answers(head: Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
