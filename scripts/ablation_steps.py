@@ -26,7 +26,7 @@ from tyr_jax.workspace.progress import Progress
 STEPS: dict[str, dict[str, Any]] = {
     "budget of parameters": {"budget": "parameters"},
     "errors in nats": {"metric": "fisher"},
-    "drift taken back": {"drift": PRESETS["standard"].pruning.drift},
+    "drift corrected": {"drift": PRESETS["standard"].pruning.drift},
     "own text": {"calibration": PRESETS["standard"].data.calibration},
     "reconstruction": {"reconstruct": 4},
 }
