@@ -97,7 +97,10 @@ def test_texts_that_only_the_record_names_are_not_read(
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([str(copy)])
     assert stopped.value.code == 2
-    assert f"was measured on {text}, of/hub:x: if you trust it" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"was measured on {text}, of/hub:x: if you trust the record"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
     evaluate.main([str(copy), "--evaluation", str(other), "--evaluation-length", "16", "--json"])
     assert json.loads(capsys.readouterr().out)["texts"][0]["perplexity"] > 1
 

@@ -146,7 +146,9 @@ def test_a_teacher_that_only_the_record_names_is_not_loaded(
         finetune.main([word for word in command if word != "--trust-record"])
     assert stopped.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"the record of {pruned} says that it was pruned from {tiny_model}: if you trust it" in said
+    assert (
+        f"the record of {pruned} says that it was pruned from {tiny_model}: if you trust the record" in said
+    )
 
 
 def test_it_is_measured_again_on_the_same_text(
@@ -228,5 +230,5 @@ def test_every_device_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shape_of(RecoverySettings("pruned")) == (300_000 // 512 // 8, 1, 8)
     long = RecoverySettings("pruned", step_tokens=65536, tokens=131072)
     assert shape_of(long) == (2, 2, 64)
-    with pytest.raises(UserError, match="no multiple of the 8 devices"):
+    with pytest.raises(UserError, match="not a multiple of the 8 devices"):
         shape_of(dataclasses.replace(long, step_tokens=2048))

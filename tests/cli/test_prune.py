@@ -379,7 +379,7 @@ def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.C
         ),
         (
             ["--budget=units", "--keep-neurons", "0", "1", "2"],
-            "3 of 3 layers are to keep all of theirs, which are 144",
+            "but the layers that stay whole have 144",
         ),
     ):
         with pytest.raises(SystemExit):

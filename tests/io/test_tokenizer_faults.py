@@ -205,7 +205,7 @@ def test_code_of_a_tokenizer_is_not_run(
 def test_a_tokenizer_file_that_leads_out(model: Path) -> None:
     settings = SETTINGS | {"fast_tokenizer_files": ["../../tokenizer.1.json"]}
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"tokenizer_config\.json names '\.\./\.\./token.*which is no"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json names '\.\./\.\./token.*which is not a"):
         tokenizer_from_directory(model)
 
 

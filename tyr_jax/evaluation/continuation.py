@@ -41,7 +41,7 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
         if not encoding.is_unicode(prompt):
             raise UserError(f"the prompt {prompt[:40]!r} is not Unicode text; give it in UTF-8")
     if not prompts:
-        raise UserError("give at least one prompt")
+        raise UserError("give at least one PROMPT to continue")
     checks = (
         (settings.max_tokens >= 1, "--max-tokens", settings.max_tokens, "at least 1"),
         (warm or not sampling.temperature, "--temperature", sampling.temperature, "0, or at least 0.0001"),
