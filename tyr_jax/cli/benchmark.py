@@ -1,8 +1,8 @@
 """Is it faster? `python -m tyr_jax.benchmark DENSE PRUNED`.
 
 Measures the time to the first token and the time of each token after it, of a
-dense and a pruned model in turn, in JAX and (with --llama-cpp) in llama.cpp. Each
-speed-up is shown next to the one that FLOPs or bytes would allow.
+dense and a pruned model in turn, in JAX and (with --llama-cpp) in llama.cpp.
+Each speed-up is shown next to the one that FLOPs or bytes would allow.
 
 Example:
 

@@ -3,8 +3,8 @@
 By default, this measures perplexity. A directory that `python -m tyr_jax.prune`
 or `finetune` wrote is measured on the same windows of text as when it was made,
 and the figures are compared with those recorded then (this needs --trust-record
-unless the texts are `builtin`). Any other model, or other text, works too. If the
-model was pruned or trained on a text, only its held-out windows are read.
+unless the texts are `builtin`). Any other model, or other text, works too. If
+the model was pruned or trained on a text, only its held-out windows are read.
 
 With --tasks, lm-evaluation-harness measures the model (pip install
 'tyr-jax[tasks]'), by its own questions, prompts and metrics.

@@ -11,8 +11,8 @@ Examples:
 
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
       --tokens 3000000 --output chatty
-      on the assistant's answers in conversations; rows hold `messages`, or
-      `instruction`, `input` and `output`, rendered with the model's chat template
+      on the assistant's answers in conversations, rendered with the model's
+      chat template; rows hold `messages`, or `instruction`, `input` and `output`
 """
 
 import dataclasses

@@ -16,8 +16,8 @@ Examples:
       --calibration builtin my-text.jsonl@2 \\
       --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
       --output smollm2-50
-      a hub model at 50 % sparsity, two calibration sources (the second with twice the
-      weight), and a further text to measure on
+      a hub model at 50 % sparsity, two calibration sources (the second with
+      twice the weight), and a further text to measure on
 
   python -m tyr_jax.prune --sparsity 0.125 0.25 0.5 --output pruned
       three models, in pruned/0.125, pruned/0.25 and pruned/0.5, in less time
