@@ -12,7 +12,7 @@ Examples:
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
       --tokens 3000000 --output chatty
       on the assistant's answers in conversations, rendered with the model's
-      chat template; rows hold `messages`, or `instruction`, `input` and `output`
+      chat template; rows hold `messages`, or `instruction`, `input`, `output`
 """
 
 import dataclasses
