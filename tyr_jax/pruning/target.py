@@ -152,7 +152,7 @@ def _within(models: Uniform, sparsity: float) -> np.ndarray:
 
 
 def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> UserError:
-    """What to say of limits that leave too little; the smallest possible model has `exceeded` some."""
+    """What to say of limits that leave too little; `exceeded` are those that the smallest model exceeds."""
     first = next(iter(models.limits))
     tightest = next(iter(exceeded), first)
     blocks = blocks_take(models.config, tightest, models.settings.latencies)

@@ -263,11 +263,12 @@ class PricedGrid(NamedTuple):
     prices: np.ndarray
 
 
-def priced_grid(run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet) -> PricedGrid:
+def priced_grid(
+    run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet, ranks: np.ndarray
+) -> PricedGrid:
     """The levels of `grid` with their prices. Where resources are limited, levels that cost as much as a
-    denser one are left out of the grid and of the supernet."""
-    ranks, config = devices.fetch(supernet.attn_rank), dense.model.config
-    priced = functools.partial(level_prices, config, run.settings.pruning, rank=ranks)
+    denser one are left out of the grid and of the supernet. `ranks [L, U]` are those of attention's units."""
+    priced = functools.partial(level_prices, dense.model.config, run.settings.pruning, rank=ranks)
     prices = priced(grid.kept, resources=tuple(target.limits))
     better = space.worthwhile_grid(grid, prices) if target.limits else grid
     if better is grid:
@@ -295,10 +296,10 @@ def search_round(
         supernet = supernet_of_round(run, dense, built, number)
     else:
         supernet = at_levels(shared, built, scratch)
-    grid, supernet, prices = priced_grid(run, dense, target, built, supernet)
+    ranks = devices.fetch(supernet.attn_rank)
+    grid, supernet, prices = priced_grid(run, dense, target, built, supernet, ranks)
     budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
-    ranks = devices.fetch(supernet.attn_rank)
     centre = space.levels_of(grid, progress.kept)
     start = first_parent(sites, budget, centre, number == 1 and rounds.start == "estimate")
     net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
