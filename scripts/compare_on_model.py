@@ -49,7 +49,7 @@ class Comparison(OnSupernet):
     settings."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each search."""
-    passes: int = 48
+    passes: int = 24
     """Budget of a run, in candidate-tokens per token of the search text."""
     sequence_length: int = 128
     """Tokens of a sequence."""
