@@ -114,7 +114,8 @@ MEASUREMENTS = {
     ),
     "gradual": Measurement("ablation_gradual.py --seeds 0 --evaluation {wikitext} {news}"),
     "combinations": Measurement(
-        "combinations.py builtin runs/ablation_rounds/4-rounds-seed0 --calibration-tokens 4096 --wikitext {wikitext}"
+        "combinations.py builtin runs/ablation_rounds/4-rounds-seed0 --calibration-tokens 4096 "
+        "--wikitext {wikitext}"
     ),
 }
 """The measurements that the pages quote, by name."""
