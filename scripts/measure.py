@@ -7,7 +7,10 @@
   python scripts/measure.py
 
 Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
-measures what has a record. --pages measures nothing, and only writes the tables into their pages.
+measures what has a record. --pages measures nothing, and only writes the tables into their pages. The
+ablations, which reproduce tables of the paper, can be made on less text, here on a quarter of it:
+
+  python scripts/measure.py ablation objectives rounds combinations --again --budget 0.25
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ import tyro
 from pages import RECORDS, ROOT, Record, Table, fill_pages
 
 from tyr_jax.cli import command
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.files import read_json, write_json
 from tyr_jax.runtime.timing import matmul_rate
 from tyr_jax.settings import WIKITEXT
@@ -38,7 +41,7 @@ class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
     In the options, {wikitext} and {news} are replaced by the texts to measure on, {gemma} by a model's file,
-    and {tasks} by the directory of the tasks' data.
+    {tasks} by the directory of the tasks' data, and {budget:NUMBER} by the number times --budget.
     """
 
     script: str
@@ -106,16 +109,23 @@ MEASUREMENTS = {
     "on-model": Measurement("compare_on_model.py --settings docs/measurements/comparison.json"),
     "objectives": Measurement(
         "compare_on_model.py --settings docs/measurements/comparison.json --searches evolution "
-        "--objectives kl hidden+kl perplexity"
+        "--objectives kl hidden+kl perplexity --passes {budget:24} "
+        "--results runs/objectives-{budget:100}.json"
     ),
-    "ablation": Measurement("ablation.py --calibration-tokens 16384 --windows 4 --wikitext {wikitext}"),
+    "ablation": Measurement(
+        "ablation.py --calibration-tokens {budget:16384} --windows 4 --wikitext {wikitext} "
+        "--results runs/ablation-{budget:100}.json"
+    ),
     "rounds": Measurement(
-        "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news}", "runs/ablation_rounds/results.json"
+        "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news} "
+        "--options='--calibration-tokens {budget:8192} --search-tokens {budget:8192}' "
+        "--results runs/rounds-{budget:100}",
+        "runs/rounds-{budget:100}/results.json",
     ),
     "gradual": Measurement("ablation_gradual.py --seeds 0 --evaluation {wikitext} {news}"),
     "combinations": Measurement(
-        "combinations.py builtin runs/ablation_rounds/4-rounds-seed0 --calibration-tokens 4096 "
-        "--wikitext {wikitext}"
+        "combinations.py builtin runs/rounds-{budget:100}/4-rounds-seed0 --wikitext {wikitext} "
+        "--calibration-tokens {budget:4096} --results runs/combinations-{budget:100}.json"
     ),
 }
 """The measurements that the pages quote, by name."""
@@ -131,6 +141,8 @@ class Measure:
     """Also measure what has a record."""
     pages: bool = False
     """Only write the tables into their pages."""
+    budget: float = 1.0
+    """Share of the tokens that the ablations use."""
     wikitext: str = WIKITEXT
     """Test text of WikiText-2: the hub's, or a local file."""
     news: str = "news.txt"
@@ -139,6 +151,13 @@ class Measure:
     """File that `fetch_gemma.py` has written."""
     tasks: str = "tasks"
     """Directory that `fetch_tasks.py` has written."""
+
+
+class Budget(float):
+    """A share. Formatted with a number, it is that share of the number, at least 1."""
+
+    def __format__(self, number: str) -> str:
+        return str(max(1, round(self * int(number))))
 
 
 def cells_of(line: str) -> list[str]:
@@ -210,14 +229,16 @@ def commit() -> str:
 def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
     measurement = MEASUREMENTS[name]
-    script, results = f"scripts/{measurement.script}", ROOT / measurement.results
+    budget = Budget(asked.budget)
+    script, results = f"scripts/{measurement.script}", ROOT / measurement.results.format(budget=budget)
     files = {"news": asked.news, "gemma": asked.gemma, "tasks": asked.tasks}
-    given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}
+    named = {name: str(Path(file).absolute()) for name, file in files.items()}
+    given = {"wikitext": asked.wikitext, **named}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
     at, start = commit(), time.monotonic()
-    tables = find_tables(output_of([part.format(**given) for part in shlex.split(script)]))
-    shown = script.format(**{name: Path(file).name for name, file in given.items()})
+    tables = find_tables(output_of([part.format(**given, budget=budget) for part in shlex.split(script)]))
+    shown = script.format(**{name: Path(file).name for name, file in given.items()}, budget=budget)
     return {
         "command": f"python {shown}",
         "commit": at,
@@ -234,6 +255,7 @@ def main(asked: Measure) -> None:
     for name in asked.names:
         if name not in MEASUREMENTS:
             raise UserError(f"there is no measurement {name}: there are {', '.join(MEASUREMENTS)}")
+    require(0 < asked.budget <= 1, "--budget", asked.budget, "a number above 0 and at most 1")
     RECORDS.mkdir(parents=True, exist_ok=True)
     for name in () if asked.pages else asked.names or MEASUREMENTS:
         if asked.again or not (RECORDS / f"{name}.json").is_file():

@@ -58,9 +58,9 @@ def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pages, "pages", lambda: [page])
     for module in (measure, pages):
         monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
-    measurement = measure.Measurement("bench_gram.py --widths 16 32 --tokens 8 --repeats 1")
+    measurement = measure.Measurement("bench_gram.py --widths 16 32 --tokens {budget:16} --repeats 1")
     monkeypatch.setattr(measure, "MEASUREMENTS", {"gram": measurement})
-    measure.main(measure.Measure())
+    measure.main(measure.Measure(budget=0.5))
     record = json.loads((tmp_path / "records" / "gram.json").read_text())
     (found,) = record["tables"]
     assert [row[0] for row in found] == ["channels", "16", "32"]
@@ -78,6 +78,8 @@ def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "earlier" not in page.read_text()
     with pytest.raises(UserError, match="no measurement gran"):
         measure.main(measure.Measure(("gran",)))
+    with pytest.raises(UserError, match="--budget is 0, but must be a number above 0"):
+        measure.main(measure.Measure(budget=0))
 
 
 def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
