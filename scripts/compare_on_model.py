@@ -2,10 +2,11 @@
 
   python scripts/compare_on_model.py --settings docs/measurements/comparison.json
 
-All searches choose from the same supernet and draw from the same text; what they find is scored on held-out
-text that none of them saw. With --settings, each search has the settings that it chose on synthetic problems
-in the record of `compare_searches.py`. With several --objectives, each search minimises each of them (paper,
-Table 5). Searches that have been run are kept in --results and not run again.
+All searches choose from the same supernet and draw from the same text. What they find, and what they would
+have found in a part of the budget, is scored on held-out text that none of them saw. With --settings, each
+search has the settings that it chose on synthetic problems in the record of `compare_searches.py`. The
+p-value is that of Welch's test over seeds, corrected by Holm. With several --objectives, each search
+minimises each of them (paper, Table 5). Searches that have been run are kept in --results and not run again.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from compare_searches import SETTINGS, Options, configured
+from compare_searches import SETTINGS, Options, adjusted, configured
 from jobs import Results
 from markdown_table import print_header, print_row
+from scipy.stats import ttest_ind
 from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
@@ -49,7 +51,7 @@ class Comparison(OnSupernet):
     settings."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each search."""
-    passes: int = 24
+    passes: int = 36
     """Budget of a run, in candidate-tokens per token of the search text."""
     sequence_length: int = 128
     """Tokens of a sequence."""
@@ -75,9 +77,13 @@ def chosen(asked: Comparison) -> dict[str, Options]:
     }
 
 
-def run(world: World, search: Search, seed: int, progress: Progress) -> dict[str, Any]:
-    """What a search finds: its KL and log-perplexity on held-out text, the candidate-tokens spent, and the
-    seconds."""
+PARTS = 1 / 16, 1 / 8, 1 / 4, 1 / 2
+"""Parts of the budget after which the best so far is judged, beside the end."""
+
+
+def run(world: World, search: Search, seed: int, budget: int, progress: Progress) -> dict[str, Any]:
+    """What a search finds: its KL and log-perplexity on held-out text, the candidate-tokens and seconds that
+    it took, and the KL as a curve over the parts of the budget."""
     choice, began = world.space(), time.monotonic()
     start = space.centre_distribution(world.grid)
     length, spent = choice.length, 0
@@ -99,10 +105,34 @@ def run(world: World, search: Search, seed: int, progress: Progress) -> dict[str
             spend(SLOPE_COST * len(sequences) * length)
             return values
 
+        points: list[tuple[int, float, np.ndarray]] = []
+
+        def watch(_: int, state: Any, __: np.ndarray) -> None:
+            left = [part for part in PARTS if part * budget > (points[-1][0] if points else 0)]
+            if left and spent >= left[0] * budget and search.record(state) is not None:
+                points.append((spent, time.monotonic() - began, np.asarray(search.best(state))))
+
         begun = loop.begin(search, jax.random.key(seed), start, choice)
-        found = loop.run(search, begun, choice, score, slopes=slopes)
-    seconds = time.monotonic() - began
-    return judged(world, found) | {"tokens": spent, "seconds": seconds}
+        found = loop.run(search, begun, choice, score, on_step=watch, slopes=slopes)
+    if points and points[-1][0] == spent:
+        points.pop()
+    points.append((spent, time.monotonic() - began, found))
+    tokens, seconds, levels = zip(*points, strict=True)
+    kept, which = np.unique(np.stack(levels), axis=0, return_inverse=True)
+    curve = world.judge(kept)[which.reshape(-1)].tolist()
+    return judged(world, found) | {
+        "search": search.name,
+        "tokens": spent,
+        "seconds": seconds[-1],
+        "curve": {"tokens": tokens, "seconds": seconds, "kl": curve},
+    }
+
+
+def welch(one: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of Welch's test of values that are not paired; 0 where neither varies."""
+    if not one.std() and not other.std():
+        return 0.0
+    return float(ttest_ind(one, other, equal_var=False).pvalue)
 
 
 def judged(world: World, levels: np.ndarray) -> dict[str, float]:
@@ -128,7 +158,7 @@ def main(asked: Comparison) -> None:
                 each[name, objective] = [
                     results.get(
                         f"{search} by {objective}, seed {seed}",
-                        functools.partial(run, scored, search, seed, progress),
+                        functools.partial(run, scored, search, seed, budget, progress),
                     )
                     for seed in asked.seeds
                 ]
@@ -141,14 +171,17 @@ def print_table(start: dict[str, float], each: dict[tuple[str, str], list[dict[s
     def median(runs: list[dict[str, Any]], what: str) -> float:
         return statistics.median(run[what] for run in runs)
 
-    columns = "held-out KL, median", "by seed", "held-out perplexity", "candidate-tokens", "minutes"
-    print_header("search", "objective", *columns)
-    print_row("the start", "", f"{start['kl']:.4f}", "", f"{math.exp(start['log_perplexity']):.2f}", 0, "")
+    columns = "p against the best", "held-out perplexity", "candidate-tokens", "minutes"
+    print_header("search", "objective", "held-out KL, median", "by seed", *columns)
+    perplexity = f"{math.exp(start['log_perplexity']):.2f}"
+    print_row("the start", "", f"{start['kl']:.4f}", "", "", perplexity, 0, "")
+    chance = adjusted({name: np.array([run["kl"] for run in runs]) for name, runs in each.items()}, welch)
     for (name, objective), runs in sorted(each.items(), key=lambda item: median(item[1], "kl")):
         by_seed = " / ".join(f"{run['kl']:.4f}" for run in runs)
-        perplexity = math.exp(median(runs, "log_perplexity"))
-        cells = f"{median(runs, 'kl'):.4f}", by_seed, f"{perplexity:.2f}", f"{median(runs, 'tokens'):,.0f}"
-        print_row(name, objective, *cells, f"{median(runs, 'seconds') / 60:.1f}")
+        perplexity = f"{math.exp(median(runs, 'log_perplexity')):.2f}"
+        found = f"{median(runs, 'kl'):.4f}", by_seed, f"{chance[name, objective]:.3f}", perplexity
+        spent = f"{median(runs, 'tokens'):,.0f}", f"{median(runs, 'seconds') / 60:.1f}"
+        print_row(name, objective, *found, *spent)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ corrected by Holm). A search of your own takes part as --with MODULE:NAME.
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from tyr_jax.search.registry import SEARCHES
 SYNTHETIC: dict[str, dict[str, Any]] = {
     "smooth": {"interaction": 0.5},
     "interacting": {"interaction": 1.0},
-    "rugged": {"interaction": 0.5, "ruggedness": 0.5},
+    "rugged": {"interaction": 0.5, "ruggedness": 4.0},
     "noisy": {"interaction": 0.5, "noise": 1.0},
 }
 """Groups of synthetic problems, by their knobs."""
@@ -53,6 +53,8 @@ POINTS = 24
 
 Options = dict[str, Any]
 
+Key = TypeVar("Key")
+
 SETTINGS: dict[str, list[Options]] = {
     "evolution": [
         {"offspring": 32, "survivors": (8, 2, 1), "stage_tokens": (1 / 16, 1 / 4, 1.0)},
@@ -60,6 +62,7 @@ SETTINGS: dict[str, list[Options]] = {
         {"offspring": 64, "survivors": (8, 1), "stage_tokens": (1 / 16, 1 / 2)},
     ],
     "blocks": [{}],
+    "estimate": [{"score_tokens": 1.0}],
     "random": [{"candidates": 64, "score_tokens": 1 / 16}, {"candidates": 16, "score_tokens": 1 / 4}],
     "evopress": [
         {"offspring": 32, "survivors": (8, 2, 1), "stage_tokens": (1 / 16, 1 / 4, 1.0)},
@@ -96,6 +99,7 @@ SETTINGS: dict[str, list[Options]] = {
         {"reach": 2, "probe_tokens": 1 / 8, "score_tokens": 1.0},
         {"reach": 1, "probe_tokens": 1 / 4, "score_tokens": 1.0},
     ],
+    "puzzle": [{"probe_tokens": 1 / 16, "score_tokens": 1.0}],
     "lagrangian": [
         {"reach": 1, "probe_tokens": 1 / 8, "score_tokens": 1.0},
         {"reach": 2, "probe_tokens": 1 / 8, "score_tokens": 1.0},
@@ -238,12 +242,19 @@ def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, di
     return found
 
 
-def adjusted(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The p-value of each search against the best one (by mean), corrected by Holm; 1 for the best itself.
-    `values [R]` are paired by run."""
+def signed_rank(one: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of Wilcoxon's test of values that are paired."""
+    return float(wilcoxon(one, other).pvalue)
+
+
+def adjusted(
+    values: Mapping[Key, np.ndarray], test: Callable[[np.ndarray, np.ndarray], float] = signed_rank
+) -> dict[Key, float]:
+    """The p-value of each search against the best one (by mean) in a `test`, corrected by Holm; 1 for the
+    best itself. `values [R]` are by run."""
     best = min(values, key=lambda name: float(values[name].mean()))
     others = {name: other for name, other in values.items() if not np.allclose(other, values[best])}
-    raw = {name: float(wilcoxon(other, values[best]).pvalue) for name, other in others.items()}
+    raw = {name: test(other, values[best]) for name, other in others.items()}
     corrected, least = dict.fromkeys(values, 1.0), 0.0
     for rank, name in enumerate(sorted(raw, key=raw.__getitem__)):
         least = max(least, min(1.0, raw[name] * (len(raw) - rank)))

@@ -50,9 +50,9 @@ class Measured(OnSupernet):
     """Directory of the scores. Scores of another model, target or text need another one."""
     walks: int = 500
     """Candidates by random shifts from the start."""
-    rounds: int = 3
+    rounds: int = 6
     """Rounds in which candidates found by searching the tables are scored and added."""
-    finds: int = 160
+    finds: int = 250
     """Candidates added in each of these rounds."""
     sequence_length: int = 128
     """Tokens of a sequence."""
@@ -172,8 +172,10 @@ def main(asked: Measured) -> None:
         told = {name: round(value, 4) for name, value in errors.items()}
         print(f"{len(scores.levels)} candidates:", told, flush=True)
     datasheet = {
-        "model": asked.model,
+        "model": dataclasses.asdict(world.origin),
         "sparsity": asked.sparsity,
+        "budget": "units of each kind",
+        "units between levels": world.grid.step.tolist(),
         "calibration": list(asked.calibration),
         "calibration tokens": asked.calibration_tokens,
         "search tokens": asked.search_tokens,

@@ -106,10 +106,12 @@ MEASUREMENTS = {
     ),
     "searches": Measurement("bench_searches.py"),
     "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
-    "on-model": Measurement("compare_on_model.py --settings docs/measurements/comparison.json"),
+    "on-model": Measurement(
+        "compare_on_model.py --settings docs/measurements/comparison.json", "runs/compare_on_model.json"
+    ),
     "objectives": Measurement(
         "compare_on_model.py --settings docs/measurements/comparison.json --searches evolution "
-        "--objectives kl hidden+kl perplexity --passes {budget:24} "
+        "--objectives kl hidden+kl perplexity --passes {budget:36} "
         "--results runs/objectives-{budget:100}.json"
     ),
     "ablation": Measurement(

@@ -182,41 +182,80 @@ def kept_picture(results: dict[str, Any]) -> str:
 KEPT = {"kept.svg": "demo", "kept-half.svg": "half"}
 """The records that these pictures of what is kept show."""
 
-CURVES = RECORDS / "comparison.svg"
+CURVES, ON_MODEL = RECORDS / "comparison.svg", RECORDS / "on-model.svg"
+
+Line = tuple[str, list[float], np.ndarray]
+"""Name of a search, and its values `[R, P]` by run at the points `[P]`."""
 
 
-def draw_curves(results: dict[str, Any]) -> None:
-    """Write the picture of a comparison: for each group of problems, the excess that is left of every search
-    against candidate-tokens, as the median over seeds and the quartiles around it."""
+def draw_panels(file: Path, panels: list[tuple[str, str, list[Line]]], value: str) -> None:
+    """Write a picture of panels, two a row, each with its title, the name of its points, and a line for every
+    search: the median over runs, and the quartiles around it."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
-    groups = results["groups"]
-    plain = {"svg.hashsalt": "tyr_jax", "font.size": 8, "text.color": "#777", "axes.edgecolor": "#999"}
+    plain = {
+        "svg.hashsalt": "tyr_jax",
+        "svg.fonttype": "none",
+        "font.size": 8,
+        "text.color": "#777",
+        "axes.edgecolor": "#999",
+    }
     plain |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#777")
-    names = sorted({name for curves in groups.values() for name in curves})
+    names = sorted({name for _, _, lines in panels for name, _, _ in lines})
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
     with plt.rc_context(plain):
-        rows = -(-len(groups) // 2)
-        figure, panels = plt.subplots(rows, 2, figsize=(9, 3 * rows), layout="constrained", squeeze=False)
-        for panel in panels.flat[len(groups) :]:
-            panel.set_axis_off()
-        for panel, (group, curves) in zip(panels.flat, groups.items(), strict=False):
-            for name, each in curves.items():
-                left = np.clip(np.asarray(each["excess"]), 1e-3, None)
-                low, middle, high = np.percentile(left, (25, 50, 75), axis=0)
-                panel.plot(each["tokens"], middle, color=colours[name], label=name)
-                panel.fill_between(each["tokens"], low, high, color=colours[name], alpha=0.15, linewidth=0)
-            panel.set(xscale="log", yscale="log", title=group)
-            panel.set(xlabel="candidate-tokens", ylabel="excess left")
-            panel.patch.set_alpha(0)
-        handles, labels = panels.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+        rows = -(-len(panels) // 2)
+        figure, axes = plt.subplots(rows, 2, figsize=(9, 2.8 * rows), layout="constrained", squeeze=False)
+        for axis, (title, points, lines) in zip(axes.flat, panels, strict=False):
+            for name, x, values in lines:
+                low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
+                axis.plot(x, middle, color=colours[name], label=name)
+                axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
+            axis.set(xscale="log", yscale="log", title=title, xlabel=points, ylabel=value)
+            axis.patch.set_alpha(0)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         figure.patch.set_alpha(0)
-        figure.savefig(CURVES, metadata={"Date": None})
+        figure.savefig(file, metadata={"Date": None})
         plt.close(figure)
+    # Matplotlib writes six digits after the point; a tenth of a point is enough to draw with.
+    drawn = re.sub(r"(\d+\.\d)\d+", r"\1", file.read_text(encoding="utf-8"))
+    file.write_text(drawn, encoding="utf-8")
+
+
+def draw_curves(results: dict[str, Any]) -> None:
+    """Write the picture of a comparison on tabulated problems: for each group, the excess that is left
+    against candidate-tokens, and against seconds of one run."""
+    panels = []
+    for group, curves in results["groups"].items():
+        left = {name: np.clip(np.asarray(each["excess"]), 1e-3, None) for name, each in curves.items()}
+        tokens = {name: np.asarray(each["tokens"]) for name, each in curves.items()}
+        seconds = {name: tokens[name] / tokens[name][-1] * each["seconds"] for name, each in curves.items()}
+        for points, x in (("candidate-tokens", tokens), ("seconds", seconds)):
+            panels.append((group, points, [(name, x[name].tolist(), left[name]) for name in curves]))
+    draw_panels(CURVES, panels, "excess left")
+
+
+def draw_on_model(results: dict[str, Any]) -> None:
+    """Write the picture of a comparison on a model: held-out KL against candidate-tokens and seconds."""
+    by_search: dict[str, list[dict[str, Any]]] = {}
+    for run in results["results"].values():
+        by_search.setdefault(run["search"], []).append(run["curve"])
+    panels = []
+    for points in ("tokens", "seconds"):
+        lines: list[Line] = []
+        for name, curves in by_search.items():
+            x = np.median([curve[points] for curve in curves], axis=0)
+            lines.append((name, x.tolist(), np.array([curve["kl"] for curve in curves])))
+        panels.append(("", {"tokens": "candidate-tokens"}.get(points, points), lines))
+    draw_panels(ON_MODEL, panels, "held-out KL")
+
+
+DRAWN: dict[str, Callable[[dict[str, Any]], None]] = {"comparison": draw_curves, "on-model": draw_on_model}
+"""Records of which a picture is drawn."""
 
 
 def filled(text: str) -> str:
@@ -245,8 +284,9 @@ def fill_pages() -> None:
         if (RECORDS / f"{shown}.json").is_file():
             drawn = kept_picture(read_record(shown)["results"])
             (RECORDS / name).write_text(drawn, encoding="utf-8")
-    if (RECORDS / "comparison.json").is_file():
-        draw_curves(read_record("comparison")["results"])
+    for name, draw in DRAWN.items():
+        if (RECORDS / f"{name}.json").is_file():
+            draw(read_record(name)["results"])
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

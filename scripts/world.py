@@ -8,6 +8,7 @@ from on_model import OnText
 
 from tyr_jax import space
 from tyr_jax.errors import require
+from tyr_jax.io.origin import Origin
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -36,6 +37,7 @@ class OnSupernet(OnText):
 class World(NamedTuple):
     """A nested supernet, what its fold measured at its sites, and the texts to search on and to judge on."""
 
+    origin: Origin
     config: ModelConfig
     params: Params
     grid: space.LevelGrid
@@ -100,4 +102,4 @@ def make_world(bench: OnSupernet, sparsity: float) -> World:
     sites = Sites(np.asarray(supernet.error), np.asarray(supernet.share), grid.exists)
     centre = space.centre_distribution(grid)
     budget = space.Budget.of_units(grid.kept, space.kept_units(grid, centre).sum(axis=-1))
-    return World(config, model.params, grid, net, sites, budget, pool, judged)
+    return World(model.origin, config, model.params, grid, net, sites, budget, pool, judged)

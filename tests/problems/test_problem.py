@@ -69,7 +69,7 @@ def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
     np.testing.assert_allclose(values_at(np.asarray(slopes[0, 0]), levels), 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("ruggedness", [0.0, 1.0])
+@pytest.mark.parametrize("ruggedness", [0.0, 4.0])
 @pytest.mark.parametrize("interaction", [0.0, 0.9])
 def test_the_optimum_of_a_synthetic_problem_is_zero_by_brute_force(
     ruggedness: float, interaction: float
@@ -81,6 +81,18 @@ def test_the_optimum_of_a_synthetic_problem_is_zero_by_brute_force(
     np.testing.assert_allclose(values.min(), float(problem.optimum), atol=1e-5)
     assert (values >= -1e-5).all()
     assert float(problem.held_out(problem.start)) > 0.01
+
+
+@pytest.mark.parametrize(("ruggedness", "minima"), [(1.4, 0), (1.6, 1), (4.0, 2)])
+def test_a_rugged_problem_has_local_minima(ruggedness: float, minima: int) -> None:
+    """By hand: `d² + ruggedness·(1 − cos πd)` of a site alone, up to six steps from the optimum."""
+    problem = synthetic_problem(seed=4, ruggedness=ruggedness, interaction=0.0, depth=6, levels=17)
+    alone = np.asarray(problem.held_out_alone)
+    kind, layer, best = min(np.argwhere(alone == 0).tolist(), key=lambda site: abs(site[2] - 3))
+    on_way = alone[kind, layer, best : best + 7]
+    assert len(on_way) == 7
+    between = on_way[1:-1]
+    assert ((between < on_way[:-2]) & (between < on_way[2:])).sum() == minima
 
 
 def test_noise_differs_between_sequences_and_vanishes_over_all() -> None:

@@ -64,7 +64,11 @@ def test_a_measured_problem_is_compared_and_drawn(
 
 
 def test_searches_are_compared_on_a_model(
-    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+    table: Callable[..., Rows],
+    tiny_model: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = {"--passes": 32, "--sequence-length": 16, "--calibration-tokens": 128, "--search-tokens": 64}
     few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
@@ -75,9 +79,20 @@ def test_searches_are_compared_on_a_model(
     assert start[0] == "the start"
     pairs = [(search, objective) for search in ("descent", "random") for objective in ("hidden+kl", "kl")]
     assert sorted(tuple(row[:2]) for row in rows) == pairs
-    assert all(0 < float(row[5].replace(",", "")) <= 32 * 64 for row in rows)
-    assert all(math.log(float(row[4])) > float(row[2]) for row in [start, *rows])
+    assert all(0 < float(row[6].replace(",", "")) <= 32 * 64 for row in rows)
+    assert all(math.log(float(row[5])) > float(row[2]) for row in [start, *rows])
+    assert rows[0][4] == "1.000"
     before = json.loads((tmp_path / "kept.json").read_text())
+    for one in before["results"].values():
+        curve = one["curve"]
+        assert curve["tokens"] == sorted(set(curve["tokens"]))
+        assert len(curve["tokens"]) == len(curve["seconds"]) == len(curve["kl"]) >= 1
+        assert (curve["tokens"][-1], curve["seconds"][-1]) == (one["tokens"], one["seconds"])
+        assert curve["kl"][-1] == pytest.approx(one["kl"])
+    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
+    monkeypatch.setitem(pages["draw_on_model"].__globals__, "ON_MODEL", tmp_path / "on-model.svg")
+    pages["draw_on_model"](before)
+    assert "descent" in (tmp_path / "on-model.svg").read_text()
     _, *again = table("compare_on_model.py", options)
     assert again == [start, *rows]
     assert json.loads((tmp_path / "kept.json").read_text()) == before

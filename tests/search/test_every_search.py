@@ -1,6 +1,7 @@
 """What holds for every search: the budget, its key, resume, no recompilation, and that it finds something."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,17 +13,18 @@ from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
 from tyr_jax.run.resume import like_key, plain_key
 from tyr_jax.search import contract, loop
-from tyr_jax.search.additive import connected
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import generation_tokens, search_many, search_on_device
-from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
+from tyr_jax.search.evosax_adapter import Evosax, algorithm_of, known_algorithms
 from tyr_jax.search.exchange import Exchange
+from tyr_jax.search.lagrangian import connected
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import Budget, values_at
 
 SMALL: dict[str, dict[str, Any]] = {
     "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (16, 64)},
     "blocks": {},
+    "estimate": {"score_tokens": 32},
     "random": {"candidates": 16, "score_tokens": 32},
     "evopress": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (16, 64), "max_shifts": 2},
     "genetic": {"parents": 4, "children": 12, "score_tokens": 32},
@@ -31,14 +33,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "distribution": {"samples": 16, "elite": 4, "score_tokens": 32},
     "halving": {"candidates": 16, "rungs": 3, "score_tokens": 16, "max_shifts": 3},
     "additive": {"probe_tokens": 16, "score_tokens": 32},
+    "puzzle": {"probe_tokens": 16, "score_tokens": 32},
     "lagrangian": {"probe_tokens": 16, "score_tokens": 32},
-    "relaxation": {"slope_tokens": 32, "score_tokens": 32},
-    "descent": {"slope_tokens": 32, "score_tokens": 32, "estimate": False},
+    "relaxation": {"slope_tokens": 32, "score_tokens": 32, "rate": 1.0},
+    "descent": {"slope_tokens": 32, "score_tokens": 32},
     "evosax": {"population": 16, "score_tokens": 32},
 }
 """Options that make a generation small."""
 
-WITHOUT_DRAWS = "blocks", "additive", "lagrangian", "descent", "relaxation"
+WITHOUT_DRAWS = "blocks", "estimate", "additive", "puzzle", "lagrangian", "descent", "relaxation"
 """Searches that draw nothing but their text."""
 
 ALL = [pytest.param(cls(**{"generations": 4, **SMALL[name]}), id=name) for name, cls in SEARCHES.items()]  # type: ignore[arg-type]
@@ -54,11 +57,28 @@ def in_parameters(problem: Problem) -> Problem:
     return problem.replace(space=space)  # type: ignore[attr-defined,no-any-return]
 
 
+def in_several(problem: Problem) -> Problem:
+    """The problem with a budget of parameters and one of heads, of which each binds somewhere."""
+    priced = in_parameters(problem).space
+    heads = np.asarray(problem.space.kept) * np.array([1, 0])[:, None, None]
+    prices = np.stack([np.asarray(priced.budget.price)[0], heads])
+    limits = [int(np.asarray(priced.budget.limit)[0]), int(values_at(heads, np.asarray(problem.start)).sum())]
+    space = priced.replace(budget=Budget.of_prices(prices, limits))  # type: ignore[attr-defined]
+    return problem.replace(space=space)  # type: ignore[attr-defined,no-any-return]
+
+
+BUDGETS = {"units": lambda problem: problem, "parameters": in_parameters, "several": in_several}
+
+
 answered = jax.jit(lambda problem, query: problem.answer(query))
 
 
 def steps_of(
-    search: Search, problem: Problem = PROBLEM, seed: int = 0, answer: Any = answered
+    search: Search,
+    problem: Problem = PROBLEM,
+    seed: int = 0,
+    answer: Any = answered,
+    on_step: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, list[np.ndarray], list[Any]]:
     """(the levels found by the host's loop, all candidates that it scored, the state after each step)."""
     candidates, states = [], []
@@ -70,10 +90,12 @@ def steps_of(
     def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.asarray(answer(problem, Query(levels[None], sequences, "slopes")))[0]
 
+    def keep(_: int, state: Any, __: np.ndarray) -> None:
+        states.append(state)
+        on_step()
+
     begun = loop.begin(search, jax.random.key(seed), np.asarray(problem.start), problem.space)
-    found = loop.run(
-        search, begun, problem.space, score, on_step=lambda _, state, __: states.append(state), slopes=slopes
-    )
+    found = loop.run(search, begun, problem.space, score, on_step=keep, slopes=slopes)
     return found, candidates, [begun, *states]
 
 
@@ -82,9 +104,9 @@ def test_every_search_is_in_the_suite() -> None:
 
 
 @pytest.mark.parametrize("search", ALL)
-@pytest.mark.parametrize("budget", ["units", "parameters"])
+@pytest.mark.parametrize("budget", BUDGETS)
 def test_the_host_and_the_device_find_the_same_within_the_budget(search: Search, budget: str) -> None:
-    problem = PROBLEM if budget == "units" else in_parameters(PROBLEM)
+    problem = BUDGETS[budget](PROBLEM)
     search.check()
     found, candidates, _ = steps_of(search, problem)  # every candidate is checked by the loop
     assert problem.space.budget.allows(found)
@@ -106,16 +128,22 @@ def test_a_key_determines_the_search(search: Search) -> None:
         assert asked(1) != asked(2)
 
 
+def compiled() -> tuple[int, int]:
+    """Numbers of programs that have been compiled for `ask` and `tell`."""
+    return contract.traced_ask._cache_size(), contract.traced_tell._cache_size()
+
+
 @pytest.mark.parametrize("search", ALL)
 def test_a_search_continues_from_a_saved_state_without_compiling_again(search: Search) -> None:
-    whole, _, states = steps_of(search)
+    programs: list[tuple[int, int]] = []
+    whole, _, states = steps_of(search, on_step=lambda: programs.append(compiled()))
     stages = search.stages(PROBLEM.space)
+    assert programs[-1] == programs[stages - 1]  # nothing is compiled after the first generation
     saved = states[2 * stages]
     assert search.record(saved) is not None
     structure = jax.tree.structure(states[0])
     assert jax.tree.structure(saved) == structure  # so that a saved state is loaded into a new one
     leaves = [like_key(np.array(plain_key(leaf)), leaf) for leaf in jax.tree.leaves(saved)]
-    before = contract.traced_ask._cache_size(), contract.traced_tell._cache_size()
 
     def score(asked: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.asarray(answered(PROBLEM, Query(asked, sequences)))
@@ -126,7 +154,7 @@ def test_a_search_continues_from_a_saved_state_without_compiling_again(search: S
     resumed = jax.tree.unflatten(structure, leaves)
     again = loop.run(search, resumed, PROBLEM.space, score, done=2 * stages, slopes=slopes)
     np.testing.assert_array_equal(again, whole)
-    assert (contract.traced_ask._cache_size(), contract.traced_tell._cache_size()) == before
+    assert compiled() == programs[-1]
 
 
 @pytest.mark.parametrize("search", ALL)
@@ -143,24 +171,33 @@ def test_it_beats_random_search(search: Search) -> None:
         assert (ends >= -1e-5).all()
         values[each.name] = ends.mean()
     start = jax.vmap(lambda problem: problem.held_out(problem.start))(problems)
-    if search.name not in ("random", "blocks"):  # which knows nothing of this landscape
+    if search.name not in ("random", "blocks", "estimate"):  # which know nothing of these landscapes
         assert values[search.name] < values["random"]
         assert values[search.name] < 0.2 * np.mean(start)
 
 
 @pytest.mark.parametrize("search", ALL)
 def test_what_is_not_a_number_never_wins(search: Search) -> None:
-    """Where the first layer's attention leaves its level, the objective is NaN: it never does."""
+    """Where the first layer's attention leaves its level, the objective is NaN. Every search tries that, as
+    slopes and level errors speak for it, and none ends there."""
+    start = np.asarray(PROBLEM.start)
+    share = np.ones(start.shape)
+    share[0, 0] = 0.0
+    tempting = PROBLEM.space.replace(sites=PROBLEM.space.sites._replace(share=share))  # type: ignore[attr-defined]
 
     def answer(problem: Problem, query: Query) -> jax.Array:
-        answer = np.asarray(answered(problem, query))
+        answer = np.array(answered(problem, query))
         if query.purpose == "slopes":
-            return np.full_like(answer, np.nan)  # type: ignore[return-value]
-        moved = np.asarray(query.candidates)[:, 0, 0] != np.asarray(problem.start)[0, 0]
+            answer[..., 0, 0, :] = 10.0 * (np.arange(5) - start[0, 0])
+            return answer  # type: ignore[return-value]
+        moved = np.asarray(query.candidates)[:, 0, 0] != start[0, 0]
         return np.where(moved, np.nan, answer)  # type: ignore[return-value]
 
-    found, _, _ = steps_of(search, answer=answer)
-    assert found[0, 0] == PROBLEM.start[0, 0] or search.name == "blocks"  # it looks at no fitness
+    problem = PROBLEM.replace(space=tempting)  # type: ignore[attr-defined]
+    found, candidates, _ = steps_of(search, problem, answer=answer)
+    assert any((asked[:, 0, 0] != start[0, 0]).any() for asked in candidates)
+    if search.name != "blocks":  # which looks at no fitness
+        assert found[0, 0] == start[0, 0]
 
 
 def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
@@ -169,6 +206,21 @@ def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
     for seed in range(2):
         again = jax.jit(search_on_device, static_argnums=0)
         again(dataclasses.replace(search, scale=1.0 + seed), jax.random.key(0), PROBLEM)
+
+
+@pytest.mark.parametrize("strategy", sorted({name for kind in known_algorithms() for name in kind}))
+def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
+    """A generation of it can be traced: its state keeps its shapes and types."""
+    search = Evosax(generations=1, population=16, score_tokens=16, strategy=strategy)
+    search.check()
+
+    def first(key: jax.Array) -> tuple[Any, Any]:
+        begun = search.init(key, np.asarray(PROBLEM.start), PROBLEM.space)
+        return begun, search.tell(begun, search.ask(begun).candidates, jnp.zeros(17))
+
+    begun, after = jax.eval_shape(first, jax.random.key(0))
+    same = jax.tree.map(lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype), begun, after)
+    assert jax.tree.all(same)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
@@ -200,6 +252,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("relaxation", {"rate": 0.0}, "--rate is 0.0"),
     ("descent", {"reach": 0}, "--reach is 0"),
     ("evosax", {"strategy": "CMA"}, "--strategy is CMA, but must be an algorithm of evosax"),
+    ("evosax", {"strategy": "SV_CMA_ES"}, "--strategy is SV_CMA_ES, but must be an algorithm of evosax"),
     ("evosax", {"strategy": "Open_ES", "population": 5}, "--population is 5, but Open_ES does not allow it"),
 ]
 

@@ -41,7 +41,9 @@ def synthetic_problem(
         depth: layers.
         levels: levels of every site.
         interaction: strength of M, from 0 (none) to 1 (as strong as stays non-negative).
-        ruggedness: height of the wells: every odd step from the optimum costs that many times its weight.
+        ruggedness: every odd number of steps from the optimum costs twice that many times its weight more.
+            Above 1.5, the level two steps from the optimum is a local minimum of its site; above 3.5, the one
+            four steps away as well.
         noise: standard deviation of the differences between sequences, per site, relative to the mean weight.
         sequences: sequences of the search text.
         length: tokens of each.

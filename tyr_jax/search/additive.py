@@ -1,13 +1,10 @@
 """The additive model: probe what each change costs alone, and find the best sum that meets the budget.
 
-In a generation, every site alone is moved to each level near its own, the changes of the objective are taken
-as costs that add up, and two solvers find the levels of least total cost under the budget:
-
-- `DynamicProgramme`, by dynamic programming over sites and budget: exactly, if the budget has one resource.
-  With probes of single blocks it is what Puzzle solves as an integer programme (Bercovich et al., "Puzzle:
-  Distillation-Based NAS for Inference-Optimized LLMs", ICML 2025).
-- `Lagrangian`, by a multiplier for each resource (Everett, "Generalized Lagrange Multiplier Method for
-  Solving Problems of Optimum Allocation of Resources", Operations Research 1963).
+In a generation, every site alone is moved to each level near its own, and the changes of the objective are
+taken as costs that add up. The levels of least total cost under the budget are then found by dynamic
+programming over sites and budget (Bellman, "Dynamic Programming", 1957): exactly, if the budget has one
+resource. `tyr_jax.search.lagrangian` solves the same model by multipliers, and `tyr_jax.search.puzzle` probes
+every level at once.
 
 A second stage scores the solution beside the levels that it started from, and the better one stays. Probes
 may break the budget: they only inform.
@@ -28,7 +25,7 @@ from tyr_jax.search import surrogate
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
-from tyr_jax.space import Budget, Levels, relaxed
+from tyr_jax.space import Budget, Levels
 
 
 @flax.struct.dataclass
@@ -137,23 +134,3 @@ class DynamicProgramme(Additive):
         result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
         arguments = cost, state.space.budget, state.levels
         return jax.pure_callback(cheapest, result, *arguments, vmap_method="sequential")
-
-
-@dataclasses.dataclass(frozen=True)
-class Lagrangian(Additive):
-    """The additive model, solved by Lagrangian relaxation."""
-
-    name: ClassVar[str] = "lagrangian"
-
-    def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
-        """The relaxed solution, moved back onto the budget."""
-        known = connected(jnp.isfinite(cost), state.levels)
-        return relaxed(jnp.where(known, cost, jnp.inf), known, state.space.budget, state.levels)
-
-
-def connected(known: jax.Array, levels: jax.Array) -> jax.Array:
-    """The levels `[2, L, E]` that can be reached from `levels [2, L]` step by step over those `known`."""
-    level = jnp.arange(known.shape[-1])
-    above = jnp.cumprod(jnp.where(level >= levels[..., None], known, True), axis=-1)
-    below = jnp.cumprod(jnp.where(level <= levels[..., None], known, True)[..., ::-1], axis=-1)[..., ::-1]
-    return (above & below).astype(bool)

@@ -2,7 +2,11 @@
 
 The first generation starts at the distribution of least `disturbance`, where evolution starts as well
 (`tyr_jax.search.surrogate`). Each generation has two stages: slopes at the present levels, then a score of
-these levels and of one proposal for each of `CAUTIONS`.
+these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
+to start from take the place of the last proposal, so that a bad estimate is left again.
+
+It has no reference: it was made for this project. Slopes with a curvature that follows from nested
+projections are the closest to it in sequential quadratic programming.
 
 Axis letters: `P` parts of a text, `Q` proposals, `L` layers, `E` levels.
 """
@@ -25,9 +29,11 @@ from tyr_jax.space import Budget, Levels
 
 @flax.struct.dataclass
 class Proposed(Incumbent):
-    """The best so far, and what is proposed to replace it, `proposals [Q, 2, L]`."""
+    """The best so far; what is proposed to replace it, `proposals [Q, 2, L]`; and the levels that were given
+    to start from, `start [2, L]`."""
 
     proposals: jax.Array
+    start: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +64,12 @@ class Descent(Improving):
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
         """At the start, or at the estimate."""
-        plain = Incumbent.at(key, start, space)
+        plain = given = Incumbent.at(key, start, space)
         if self.estimate:
             found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
             plain = plain.replace(levels=found)  # type: ignore[attr-defined]
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
-        return Proposed(**vars(plain), proposals=proposals)
+        return Proposed(**vars(plain), proposals=proposals, start=given.levels)
 
     def ask(self, state: Proposed) -> Query:
         """Slopes at the present levels; or scores of these and of the proposals."""
@@ -80,6 +86,8 @@ class Descent(Improving):
         slopes, known = jnp.asarray(fitness, jnp.float32)[0], (state.space.sites, state.space.budget)
         reach = jnp.int32(self.reach)
         found = on_host(proposals, state.proposals.shape, slopes, *known, state.levels, reach)
+        if self.estimate:
+            found = jnp.where(state.generation == 0, found.at[-1].set(state.start), found)
         return state.replace(proposals=found, stage=1)  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,7 @@
-"""The paper's evolutionary search (§2.4, Algorithm 3): sparsity shifts, staged selection, elitism.
+"""The paper's evolutionary search: sparsity shifts, staged selection, elitism.
+
+Li et al., "Týr-the-Pruner: Structural Pruning LLMs via Global Sparsity Distribution Optimization", NeurIPS
+2025, §2.4 and Algorithm 3.
 
 A generation has several stages. The first scores the parent and its offspring on a few tokens. Every later
 one scores the parent and the remaining offspring on the text that it adds, and averages over all text so far.

@@ -1,8 +1,9 @@
 """Algorithms of evosax, which search real vectors, on levels.
 
 A vector has a number for every site: the level that it would like, relative to the start and in units of
-`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. Needs
-the extra `tyr-jax[search]`.
+`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. Levels
+are ordered, so one number says as much as a logit for every level would, in a ninth of the dimensions; the
+cost of CMA-ES grows with the cube of these. Needs the extra `tyr-jax[search]`.
 
 Lange, "evosax: JAX-based Evolution Strategies", 2022.
 
@@ -22,6 +23,9 @@ from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
+
+UNFIT = "LM_MA_ES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES"
+"""Algorithms of evosax that cannot be compiled, or that need more than a population and a shape."""
 
 
 @flax.struct.dataclass
@@ -133,7 +137,8 @@ def has_population(name: str) -> bool:
 
 
 def known_algorithms() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The classes of evosax that have a distribution, and those that have a population, by name.
+    """The classes of evosax that have a distribution, and those that have a population, by name, without the
+    `UNFIT`.
 
     Raises:
         UserError: evosax is not installed.
@@ -142,4 +147,8 @@ def known_algorithms() -> tuple[dict[str, Any], dict[str, Any]]:
         from evosax import algorithms
     except ImportError as error:
         raise UserError("--search evosax needs evosax: pip install 'tyr-jax[search]'") from error
-    return algorithms.distribution_based_algorithms, algorithms.population_based_algorithms
+    kinds = algorithms.distribution_based_algorithms, algorithms.population_based_algorithms
+    with_distribution, with_population = (
+        {name: known for name, known in kind.items() if name not in UNFIT} for kind in kinds
+    )
+    return with_distribution, with_population

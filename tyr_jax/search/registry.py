@@ -1,17 +1,20 @@
 """Searches by name, as for `--search`."""
 
-from tyr_jax.search.additive import DynamicProgramme, Lagrangian
+from tyr_jax.search.additive import DynamicProgramme
 from tyr_jax.search.annealing import Annealing
 from tyr_jax.search.blocks import Blocks
 from tyr_jax.search.contract import Search
 from tyr_jax.search.descent import Descent
 from tyr_jax.search.distribution import Distribution
+from tyr_jax.search.estimate import Estimate
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.evopress import EvoPress
 from tyr_jax.search.evosax_adapter import Evosax
 from tyr_jax.search.exchange import Exchange
 from tyr_jax.search.genetic import Genetic
 from tyr_jax.search.halving import Halving
+from tyr_jax.search.lagrangian import Lagrangian
+from tyr_jax.search.puzzle import Puzzle
 from tyr_jax.search.random_search import RandomSearch
 from tyr_jax.search.relaxation import Relaxation
 
@@ -21,6 +24,7 @@ SEARCHES: dict[str, type[Search]] = {
         Evolution,
         RandomSearch,
         Blocks,
+        Estimate,
         EvoPress,
         Genetic,
         Annealing,
@@ -28,6 +32,7 @@ SEARCHES: dict[str, type[Search]] = {
         Distribution,
         Halving,
         DynamicProgramme,
+        Puzzle,
         Lagrangian,
         Relaxation,
         Descent,

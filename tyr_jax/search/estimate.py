@@ -1,0 +1,49 @@
+"""The distribution of least estimated cost, as a search of its own: where this project's searches start.
+
+Costs are the relative errors that the fold has measured at each site's levels, weighted by the site's share
+of the residual stream, and added up (`tyr_jax.search.surrogate.estimated_start`). Only two candidates are
+scored, the start and this one, and the better one stays.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from tyr_jax.search.contract import Query, SearchSpace
+from tyr_jax.search.descent import estimated, on_host
+from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.incumbent import Improving, Incumbent
+from tyr_jax.space import Levels
+
+
+@flax.struct.dataclass
+class Estimated(Incumbent):
+    """The better of the start and the estimate so far, and the `estimate [2, L]`."""
+
+    estimate: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate(Improving):
+    """The better of the start and the distribution of least estimated cost."""
+
+    name: ClassVar[str] = "estimate"
+
+    generations: int = 1
+    """Times that the two distributions are scored."""
+    score_tokens: int = 2048
+    """Tokens that they are scored on."""
+
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Estimated:
+        """At the start."""
+        plain = Incumbent.at(key, start, space)
+        found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
+        return Estimated(**vars(plain), estimate=found)
+
+    def ask(self, state: Estimated) -> Query:
+        """The better one so far, and the estimate."""
+        text = drawn_text(state.draw, state.space, self.score_tokens)
+        return Query(jnp.stack([state.levels, state.estimate]), text)
