@@ -1,18 +1,21 @@
-"""How many searches a second: one program on the device, the host's loop, and an algorithm of evosax. Rerun:
+"""How many searches a second: one program on the device, the host's loop, and algorithms of evosax. Rerun:
 
   python scripts/bench_searches.py
 
 Each search runs a number of generations of 32 candidates on a synthetic problem of SmolLM2's size. On the
-device, 1 to 256 searches run side by side. The host's loop runs one, with compiled steps and the same
-compiled fitness. evosax's CMA-ES runs by itself, without budget and levels, on a sphere of as many
-dimensions, as one program too. Times leave the compiler out, and are medians of interleaved repeats. The
-FLOPs are those of the fitness: for every candidate and sequence, a product of its features with the table of
-pairs, and its costs.
+device, 1 to 256 searches run side by side, and the most of them also divided among the cores of a CPU as
+devices of their own. The host's loop runs one, with compiled steps and the same compiled fitness. Algorithms
+of evosax run by themselves, without budget and levels, on a sphere of as many dimensions, as one program too.
+Times leave the compiler out, and are medians of interleaved repeats. The FLOPs are those of the fitness: for
+every candidate and sequence, a product of its features with the table of pairs, and its costs.
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import jax
@@ -30,6 +33,9 @@ from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
 
 DEPTH, SEQUENCES, CANDIDATES = 30, 8, 32
+
+ALONE = "CMA_ES", "SNES", "Open_ES"
+"""Algorithms of evosax that run on a sphere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +63,10 @@ def on_host(search: Search, problem: Problem) -> np.ndarray:
     return loop.run(search, begun, problem.space, score)
 
 
-@functools.partial(jax.jit, static_argnames="generations")
-def evosax_alone(keys: jax.Array, generations: int) -> jax.Array:
-    """The best fitness of evosax's CMA-ES on a sphere, for each of `keys`."""
-    algorithm = algorithm_of("CMA_ES", CANDIDATES, (2, DEPTH))
+@functools.partial(jax.jit, static_argnames=("name", "generations"))
+def evosax_alone(keys: jax.Array, name: str, generations: int) -> jax.Array:
+    """The best fitness of an algorithm of evosax on a sphere, for each of `keys`."""
+    algorithm = algorithm_of(name, CANDIDATES, (2, DEPTH))
     parameters = algorithm.default_params
 
     def one(key: jax.Array) -> jax.Array:
@@ -75,32 +81,58 @@ def evosax_alone(keys: jax.Array, generations: int) -> jax.Array:
     return jax.vmap(one)(keys)
 
 
+def made() -> Problem:
+    """The problem."""
+    return synthetic_problem(depth=DEPTH, sequences=SEQUENCES, length=128, noise=0.5)
+
+
+def searches_of(generations: int) -> dict[str, Search]:
+    """The searches on it, by name."""
+    text = SEQUENCES * 128
+    return {
+        "evolution": Evolution(generations, CANDIDATES, (1,), (text,)),
+        "CMA-ES on levels": Evosax(generations, "CMA_ES", CANDIDATES, 1.0, text),
+    }
+
+
+def divided(bench: Bench, count: int, cores: int) -> dict[str, float]:
+    """Seconds that `count` searches take on as many devices as there are `cores`, by search. For a process of
+    its own, because JAX divides the CPU only once."""
+    jax.config.update("jax_num_cpu_devices", cores)
+    many, keys = stack_problems([made()] * count), jax.random.split(jax.random.key(0), count)
+    searches = searches_of(bench.generations).items()
+    return medians(
+        {name: functools.partial(search_many, search, keys, many) for name, search in searches}, bench.repeats
+    )
+
+
 def main(bench: Bench) -> None:
     """Print a row for each way to run and number of searches."""
-    problem = synthetic_problem(depth=DEPTH, sequences=SEQUENCES, length=128, noise=0.5)
-    text = SEQUENCES * 128
-    searches: dict[str, Search] = {
-        "evolution": Evolution(bench.generations, CANDIDATES, (1,), (text,)),
-        "CMA-ES on levels": Evosax(bench.generations, "CMA_ES", CANDIDATES, 1.0, text),
-    }
+    problem, searches = made(), searches_of(bench.generations)
     runs: dict[tuple[str, str, int], Callable[[], Any]] = {}
     for count in bench.together:
         many = stack_problems([problem] * count)
         keys = jax.random.split(jax.random.key(0), count)
         for name, search in searches.items():
             runs[name, "one program", count] = functools.partial(search_many, search, keys, many)
-        alone = functools.partial(evosax_alone, keys, bench.generations)
-        runs["evosax's CMA-ES on a sphere", "one program", count] = alone
+        for name in ALONE:
+            alone = functools.partial(evosax_alone, keys, name, bench.generations)
+            runs[f"evosax's {name} on a sphere", "one program", count] = alone
     for name, search in searches.items():
         runs[name, "the host's loop", 1] = functools.partial(on_host, search, problem)
-    times = medians({str(what): run for what, run in runs.items()}, bench.repeats)
+    found = medians({str(what): run for what, run in runs.items()}, bench.repeats)
+    times = {what: found[str(what)] for what in runs}
+    cores, most = os.cpu_count() or 1, max(bench.together)
+    if jax.default_backend() == "cpu" and most % cores == 0:
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            for name, seconds in apart.submit(divided, bench, most, cores).result().items():
+                times[name, f"one program on {cores} devices", most] = seconds
     sites = 2 * DEPTH
     flops = bench.generations * (CANDIDATES + 1) * SEQUENCES * (2 * sites * sites + 2 * sites * 9)
     rate = matmul_rate()
     print_header("search", "how", "side by side", "searches/s", "candidates/s", "of the matmul rate")
-    for what in sorted(runs):
-        name, how, count = what
-        speed = count / times[str(what)]
+    for (name, how, count), seconds in sorted(times.items()):
+        speed = count / seconds
         candidates = f"{speed * bench.generations * CANDIDATES:,.0f}"
         share = "–" if "sphere" in name else f"{speed * flops / rate:.1%}"
         print_row(name, how, count, f"{speed:,.1f}", candidates, share)

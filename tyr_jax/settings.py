@@ -133,9 +133,9 @@ class ComponentNames:
     components that this command line chooses: add `--search my_module:MySearch` to see those of yours."""
 
     search: str = Evolution.name
-    """Search algorithm: `evolution` (the paper's), `random`, `blocks`, `evopress`, `genetic`, `annealing`,
-    `exchange`, `distribution`, `halving`, `additive`, `lagrangian`, `relaxation`, `descent`, `evosax`, or
-    MODULE:NAME of your own."""
+    """Search algorithm: `evolution` (the paper's), `random`, `blocks`, `estimate`, `evopress`, `genetic`,
+    `annealing`, `exchange`, `distribution`, `halving`, `additive`, `puzzle`, `lagrangian`, `relaxation`,
+    `descent`, `evosax`, or MODULE:NAME of your own."""
     objective: str = KL.name
     """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
     the first, median and last layer, `perplexity` is that of the search text itself; or MODULE:NAME of your
