@@ -10,7 +10,7 @@ Without names, it measures everything that has no record in docs/measurements, w
 measures what has a record. --pages measures nothing, and only writes the tables into their pages. The
 ablations, which reproduce tables of the paper, can be made on less text, here on a quarter of it:
 
-  python scripts/measure.py ablation objectives rounds combinations --again --budget 0.25
+  python scripts/measure.py ablation objectives rounds budget combinations --again --budget 0.25
 """
 
 import dataclasses
@@ -124,6 +124,12 @@ MEASUREMENTS = {
         "--results runs/rounds-{budget:100}",
         "runs/rounds-{budget:100}/results.json",
     ),
+    "budget": Measurement(
+        "ablation_budget.py --evaluation {wikitext} {news} "
+        "--options='--calibration-tokens {budget:8192} --search-tokens {budget:8192}' "
+        "--results runs/budget-{budget:100}",
+        "runs/budget-{budget:100}/results.json",
+    ),
     "gradual": Measurement("ablation_gradual.py --seeds 0 --evaluation {wikitext} {news}"),
     "combinations": Measurement(
         "combinations.py builtin runs/rounds-{budget:100}/4-rounds-seed0 --wikitext {wikitext} "
@@ -228,6 +234,23 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
+BEGUN = ROOT / "runs" / "begun.json"
+"""Commits at which measurements began whose results are kept in runs."""
+
+
+def measured_at(name: str, script: str) -> str:
+    """The commit that a measurement is made at. If the script keeps results, some may be of an earlier one,
+    and the range from that one on is given; remove `runs` to begin anew."""
+    now = commit()
+    if "from jobs import" not in (ROOT / script).read_text(encoding="utf-8"):
+        return now
+    begun = read_json(BEGUN) if BEGUN.is_file() else {}
+    first = begun.setdefault(name, now)
+    BEGUN.parent.mkdir(exist_ok=True)
+    write_json(BEGUN, begun)
+    return now if first == now else f"{first} to {now}"
+
+
 def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
     measurement = MEASUREMENTS[name]
@@ -238,7 +261,7 @@ def record(name: str, asked: Measure) -> Record:
     given = {"wikitext": asked.wikitext, **named}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
-    at, start = commit(), time.monotonic()
+    at, start = measured_at(name, shlex.split(script)[0]), time.monotonic()
     tables = find_tables(output_of([part.format(**given, budget=budget) for part in shlex.split(script)]))
     shown = script.format(**{name: Path(file).name for name, file in given.items()}, budget=budget)
     return {

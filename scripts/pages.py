@@ -17,6 +17,7 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
+from tyr_jax.problems import load_problem, problem_names
 from tyr_jax.report import figures
 
 ROOT = Path(__file__).parents[1]
@@ -145,10 +146,26 @@ SIGNIFICANT = 0.05
 """Searches whose p-value against the best one is larger than this count as equally good."""
 
 
+def measured_problems() -> str:
+    """What the datasheets of the measured problems say."""
+    header = "problem", "model", "removed", "candidates scored", "start", "best scored"
+    errors = "error of new candidates", "rank correlation"
+    rows = []
+    for name in problem_names():
+        sheet = load_problem(name)[1]
+        wrong = sheet["errors"]
+        row = name, sheet["model"]["name"], f"{sheet['sparsity']:.0%}", f"{sheet['candidates scored']:,}"
+        ends = (sheet["held-out objective of the start"], sheet["best held-out objective scored"])
+        known = f"{wrong['held-out rms error of log']:.1%}", f"{wrong['held-out rank correlation']:.2f}"
+        rows.append([*row, *(f"{value:.3f}" for value in ends), *known])
+    return markdown([[*header, *errors], *rows])
+
+
 VIEWS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "speed": speed,
     "searches-by-problem": searches_by_problem,
+    "problems": measured_problems,
 }
 """Tables that combine figures from records, by name."""
 

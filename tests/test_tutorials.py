@@ -21,10 +21,12 @@ pytestmark = pytest.mark.slow
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+SHORT = ["--sequence-length", "16", "--search-tokens", "64", "--held-out-tokens", "32"]
 SMALLER = {
     "finetune": ["--sequence-length", "32", "--step-tokens", "256", "--tokens", "1024"],
     "generate": ["--max-tokens", "8"],
     "compare_searches.py": ["--searches", "random", "--seeds", "2", "--passes", "8", "--problems", "rugged"],
+    "compare_on_model.py": ["--seeds", "0", "--passes", "16", "--calibration-tokens", "128", *SHORT],
 }
 """Further options of commands and scripts, for the tiny model."""
 INSTALLS = ("pip ", "python -m venv", "python3 -m venv")
@@ -84,7 +86,9 @@ def run_python(block: str, names: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["first", "own-text", "own-search"])
-def test_what_the_tutorial_says_can_be_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_tutorial_says_can_be_done(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delitem(sys.modules, "threshold", raising=False)
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setattr(sys, "argv", [])
@@ -99,3 +103,7 @@ def test_what_the_tutorial_says_can_be_done(name: str, monkeypatch: pytest.Monke
             run_command(line)
     for output in re.findall(r"--output (\S+)", text):
         assert list(Path(output).rglob("model.safetensors")), output
+    if name == "own-search":
+        tables = [line.split("|") for line in capfd.readouterr().out.splitlines() if line.startswith("|")]
+        assert any(row[1:3] == [" rugged ", " threshold:Threshold "] for row in tables)
+        assert any(row[1] == " threshold:Threshold " for row in tables)

@@ -74,6 +74,31 @@ def test_rounds_are_compared_at_equal_generations(
         assert [len(each["history"]) for each in summary["rounds"]] == [4 // int(rounds)] * int(rounds)
 
 
+def test_what_exchange_gains(
+    table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    few = (
+        "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
+    )
+    few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
+    few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
+    arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, "--sparsities", 0.25, 0.5]
+    arguments += [f"--options={few} --calibration {tiny_text}", "--results", tmp_path / "results"]
+    tables = table("ablation_budget.py", arguments)
+    rows = [row for row in tables if row[0].startswith("`")]
+    budgets = "`--budget units`", "`--budget parameters`"
+    pairs = [[budget, model] for budget in budgets for model in ("uniform", "searched")]
+    assert [row[:2] for row in rows] == pairs * 2
+    found = json.loads((tmp_path / "results" / "results.json").read_text())["0"]
+    for models in found.values():
+        equal, exchanged = (
+            models[budget]["uniform"]["size"]["block_parameters"] for budget in ("units", "parameters")
+        )
+        assert 0.9 * equal < exchanged <= 1.0001 * equal
+        kept = models["parameters"]["uniform"]["kept"]["attention"]
+        assert sum(kept) >= sum(models["units"]["uniform"]["kept"]["attention"])
+
+
 def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = (
         "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
