@@ -1,5 +1,6 @@
 """What commands print: tables and lines, in any terminal and with any names."""
 
+import dataclasses
 import io
 
 import pytest
@@ -25,6 +26,23 @@ def test_no_cell_gets_lost(width: int, framed: bool) -> None:
         joined = ["".join(part[index].strip() for part in columns) for index in range(1, 6)]
         assert [cell.replace(" ", "") for cell in joined] == [cell.replace(" ", "") for cell in CELLS]
     assert sum(letter == "a" for letter in shown) >= 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """What to do."""
+
+    size: int = 3
+    """One,
+    `two`,
+    three."""
+
+
+def test_the_help_of_an_option_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(Sized, ["--help"], prog="size", description="Sizes.")
+    assert "One, `two`, three. (default: 3)" in capsys.readouterr().out
+    assert command.parse(Sized, ["--size", "4"], prog="size", description="Sizes.") == Sized(4)
 
 
 def test_a_line_is_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from rich.console import Console
 from rich.measure import Measurement
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from tyr_jax import process
 from tyr_jax.errors import UserError
@@ -19,6 +21,7 @@ from tyr_jax.formatting import printable
 from tyr_jax.model.families import register
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
+from tyr_jax.report.tables import in_one_line
 from tyr_jax.runtime.cache import keep_compiled
 
 T = TypeVar("T")
@@ -94,7 +97,9 @@ def parse(
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            parsed = tyro.cli(settings, args=arguments, prog=prog, description="", **options)
+            parsed = tyro.cli(
+                settings, args=arguments, prog=prog, description="", registry=paragraphs(), **options
+            )
     except SystemExit as error:
         if not error.code:
             raise
@@ -102,6 +107,38 @@ def parse(
     if dataclasses.is_dataclass(parsed):
         check_sizes(parsed)
     return parsed
+
+
+def paragraphs() -> ConstructorRegistry:
+    """Rules for tyro that make the help of every option one paragraph. By itself, tyro keeps some of the line
+    breaks of a docstring."""
+    registry, reading = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def joined(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal reading
+        if reading or not dataclasses.is_dataclass(info.type):
+            return None
+        reading = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            reading = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = [
+            dataclasses.replace(field, helptext=functools.partial(help_of, field))
+            for field in spec.fields
+        ]
+        return dataclasses.replace(spec, fields=tuple(fields))
+
+    return registry
+
+
+def help_of(field: StructFieldSpec) -> str | None:
+    """The help of an option, on one line; None if there is none."""
+    found = field.helptext() if callable(field.helptext) else field.helptext
+    return None if found is None else in_one_line(found)
 
 
 def sentence(box: str) -> str:

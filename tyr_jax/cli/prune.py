@@ -1,11 +1,11 @@
 """Prune a model and write the smaller one: `python -m tyr_jax.prune`.
 
-Every prunable sublayer (attention heads, FFN neurons) is pruned locally to
-several sparsity levels; all copies form a supernet; an evolutionary search
-finds how much each layer should keep so that the whole model meets one target
-sparsity and still behaves like the dense one. This is repeated with finer
-levels around the result. What is pruned is physically removed: the output
-directory holds a smaller model.
+Every prunable sublayer, or site (attention heads, FFN neurons), is pruned
+locally to several sparsity levels; all copies form a supernet; an evolutionary
+search finds how much each layer should keep so that the whole model meets one
+target sparsity and still behaves like the dense one. This is repeated with
+finer levels around the result. What is pruned is removed: the output directory
+holds a smaller model.
 
 Examples:
 
@@ -63,7 +63,6 @@ class PruneArguments:
     hosts: HostSettings = dataclasses.field(default_factory=HostSettings)
     """Several hosts"""
     components: ComponentNames = dataclasses.field(default_factory=ComponentNames)
-    """Components"""
     family: command.Family = None
     ignore_keys: command.IgnoredKeys = ()
 
