@@ -131,7 +131,16 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         ValueError: it holds NaN or infinity, which JSON does not have.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_text(value))
+
+
+def as_text(value: Any) -> str:
+    """`value` as indented JSON.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from tyr_jax.model.spec import iter_tensors
 from tyr_jax.options import as_json
 from tyr_jax.planning.plan import Need
 from tyr_jax.report import page, render, tables
-from tyr_jax.report.files import renew_report, write_report
+from tyr_jax.report.files import portable_records, renew_report, write_report
 from tyr_jax.report.render import Table
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.space import KINDS
@@ -163,7 +163,8 @@ class ModelResult(Shown):
         return target
 
     def push_to_hub(self, name: str, *, overwrite: bool = False) -> str:
-        """Upload what `save` writes to the Hugging Face hub.
+        """Upload what `save` writes to the Hugging Face hub. The uploaded records do not show the folders of
+        files on this machine.
 
         Args:
             name: the repository, such as `user/model`.
@@ -177,9 +178,10 @@ class ModelResult(Shown):
         """
         hub.check_upload(name, overwrite)
         if self.directory:
-            return hub.upload(self.directory, name)
+            return hub.upload(self.directory, name, changed=portable_records(self.directory))
         with tempfile.TemporaryDirectory() as scratch:
-            return hub.upload(self.save(scratch), name, "try again, or save it and upload that")
+            saved, mend = self.save(scratch), "try again, or save it and upload that"
+            return hub.upload(saved, name, mend, portable_records(saved))
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)

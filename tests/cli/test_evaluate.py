@@ -151,7 +151,7 @@ def test_perplexity_is_that_of_transformers(
 def test_the_table(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(pruned), "--trust-record"])
     shown = capsys.readouterr().out
-    for word in ("perplexity of", "words.txt", "4 × 32", "when made"):
+    for word in ("perplexity of", "words.txt", "4 × 32", "recorded"):
         assert word in shown
 
 

@@ -156,7 +156,9 @@ def test_it_is_measured_again_on_the_same_text(
 ) -> None:
     finetune.main(command)
     ((_, after),) = record(tmp_path / "recovered")["quality"]["recovered"].items()
-    capsys.readouterr()
+    measure = f"python -m tyr_jax.evaluate {tmp_path / 'recovered'} --trust-record"
+    told = f"written to {tmp_path / 'recovered'}: evaluate with `{measure}`"
+    assert capsys.readouterr().out.splitlines()[-1] == told
     evaluate.main([str(tmp_path / "recovered"), "--trust-record", "--json"])
     (row,) = json.loads(capsys.readouterr().out)["texts"]
     assert row["perplexity"] == pytest.approx(after["perplexity"], rel=1e-5)

@@ -16,6 +16,7 @@ import tyr_jax
 from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.hub import check_upload, upload
+from tyr_jax.report.files import portable_records
 
 TOKEN = "hf_right"
 
@@ -136,16 +137,28 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+def published(directory: Path) -> dict[str, bytes]:
+    """What an upload of a model's directory holds: its files, without folders of this machine."""
+    records = portable_records(directory)
+    assert "summary.json" in records
+    return contents(directory) | {name: text.encode() for name, text in records.items()}
+
+
 def test_a_run_uploads_what_it_wrote(
     hub: type[FakeHub], tiny_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*tiny_arguments, "--rounds", "0", "--push-to-hub", "user/small"]
     prune.main([*arguments, "--output", str(tmp_path / "one")])
-    assert hub.repositories["user/small"] == contents(tmp_path / "one")
+    uploaded = hub.repositories["user/small"]
+    assert uploaded == published(tmp_path / "one")
+    assert str(tmp_path).encode() in (tmp_path / "one" / "summary.json").read_bytes()
+    for name, content in uploaded.items():
+        assert str(tmp_path.parent).encode() not in content, name
+    assert json.loads(uploaded["summary.json"])["settings"]["output"] == "one"
     assert re.search(r"uploaded to http://\S+/user/small$", capsys.readouterr().out.strip())
     prune.main([*arguments, "--output", str(tmp_path / "two"), "--sparsity", "0.25", "0.5"])
     for part in ("0.25", "0.5"):
-        assert hub.repositories[f"user/small-{part}"] == contents(tmp_path / "two" / part)
+        assert hub.repositories[f"user/small-{part}"] == published(tmp_path / "two" / part)
 
 
 def test_a_result_in_memory_is_uploaded(
@@ -153,7 +166,7 @@ def test_a_result_in_memory_is_uploaded(
 ) -> None:
     result = tyr_jax.prune_model(tiny_model, progress=False, **(tiny_options | {"rounds": 0}))
     assert result.push_to_hub("user/small").endswith("/user/small")
-    assert hub.repositories["user/small"] == contents(result.save(tmp_path / "saved"))
+    assert hub.repositories["user/small"] == published(result.save(tmp_path / "saved"))
     with pytest.raises(UserError, match="there is a repository 'user/small' on the hub"):
         result.push_to_hub("user/small")
     hub.full = True

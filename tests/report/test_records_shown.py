@@ -163,7 +163,7 @@ def test_a_benchmark_keeps_the_recovery(tmp_path: Path) -> None:
     shown = (tmp_path / "report.html").read_text()
     assert "2.00 times faster" in shown
     assert "to learn the dense model" in shown
-    assert "Then it was trained on 2,048 tokens" in (tmp_path / "README.md").read_text()
+    assert "Then the model was trained on 2,048 tokens" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["summary.json", "recovery.json"])

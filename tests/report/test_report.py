@@ -78,7 +78,7 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
         assert f"{quality['kl']:.4f}" in text
     assert "pruned to 50.0% sparsity" in text
     heads = summary["searched"]["units"]["attention"]
-    assert f"{heads['kept']} of 12 heads are kept; {heads['sparsity']:.2%} are gone." in text
+    assert f"{heads['kept']} of 12 heads are kept; {heads['sparsity']:.2%} are removed." in text
     model = Path(summary["settings"]["model"]).name
     assert f"python -m tyr_jax.prune --model {model}" in text
     assert f"{model}, pruned to 50.0% sparsity" in text
@@ -105,15 +105,15 @@ def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
 def test_a_card_of_experts(summary: dict[str, Any]) -> None:
     """The units of FFNs have their name, and llama.cpp is named only if it can run the model."""
     plain = card.render(summary, False)
-    assert "FFN neurons are physically gone" in plain
+    assert "FFN neurons are removed" in plain
     assert "llama-cli" in plain
     assert "llama" not in card.render(summary, False, gguf=False).partition("## Run it")[2]
     size = summary["dense"]["size"] | {"active_parameters": 9}
     mixture = summary | {"dense": summary["dense"] | {"size": size}}
-    assert "neurons of every expert are physically gone" in card.render(mixture, False)
+    assert "neurons of every expert are removed" in card.render(mixture, False)
     pruning = summary["settings"]["pruning"] | {"expert_unit": "expert"}
     mixture |= {"settings": summary["settings"] | {"pruning": pruning}}
-    assert "experts are physically gone" in card.render(mixture, False)
+    assert "experts are removed" in card.render(mixture, False)
     assert "Experts that each layer keeps" in page.render(mixture)
 
 
@@ -138,6 +138,16 @@ def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
     assert re.search(rf"\| words.txt, perplexity \|.*\| {final['perplexity']:.2f} \|", text)
     assert f"--model {Path(summary['settings']['model']).name}" in text
     assert gain_of(summary) in " ".join(text.split())
+
+
+def test_the_headline_of_a_trained_model_is_its_own() -> None:
+    summary, recovery = record_samples.summary(), record_samples.recovery()
+    source = page.render(summary, recovery=recovery)
+    text = " ".join(" ".join(read(source).text).split())
+    assert gain_of(summary, recovery) in text
+    assert "550.10 perplexity, words.txt; before training 556.30" in text
+    assert "0.3000 KL to dense, recovered; before training 0.4000" in text
+    assert gain_of(summary, recovery) in " ".join(card.render(summary, False, recovery).split())
 
 
 def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:

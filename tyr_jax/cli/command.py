@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import io
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ from rich.measure import Measurement
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from tyr_jax import process
+from tyr_jax.data import needs_trust
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
 from tyr_jax.model.families import register
@@ -127,8 +129,7 @@ def paragraphs() -> ConstructorRegistry:
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = [
-            dataclasses.replace(field, helptext=functools.partial(help_of, field))
-            for field in spec.fields
+            dataclasses.replace(field, helptext=functools.partial(help_of, field)) for field in spec.fields
         ]
         return dataclasses.replace(spec, fields=tuple(fields))
 
@@ -171,3 +172,11 @@ def tell_written(paths: Iterable[Path]) -> None:
     """Print which files were written."""
     for path in paths:
         say(f"written to {path}")
+
+
+def tell_model(output: object, texts: Mapping[str, Any]) -> None:
+    """Print where a model was written, and how to measure it on the `texts` of its record."""
+    named = any(map(needs_trust, (*texts["calibration"], *texts["evaluation"])))
+    trust = ["--trust-record"] if named else []
+    evaluate = shlex.join(["python", "-m", "tyr_jax.evaluate", str(output), *trust])
+    say(f"written to {output}: evaluate with `{evaluate}`")

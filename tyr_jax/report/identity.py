@@ -38,9 +38,10 @@ def base_model(summary: Record) -> dict[str, Any]:
     return dict(summary.get("base_model", unknown))
 
 
-def title_of(summary: Record) -> str:
+def title_of(summary: Record, recovery: Record | None = None) -> str:
     """What the model is called."""
-    return f"{base_model(summary)['name']}, pruned to {summary['sparsity']['asked']:.1%} sparsity"
+    pruned = f"{base_model(summary)['name']}, pruned to {summary['sparsity']['asked']:.1%} sparsity"
+    return f"{pruned} and recovered" if recovery else pruned
 
 
 def command_of(summary: Record, recovery: Record | None) -> str:
@@ -54,9 +55,10 @@ def command_of(summary: Record, recovery: Record | None) -> str:
     return "\n".join(lines)
 
 
-def datasets_of(summary: Record) -> list[str]:
-    """Hub datasets that the model was calibrated on."""
-    sources = map(parse_source, summary["settings"]["data"]["calibration"])
+def datasets_of(summary: Record, recovery: Record | None = None) -> list[str]:
+    """Hub datasets that the model was calibrated and trained on."""
+    trained_on = recovery["settings"]["data"] if recovery else []
+    sources = map(parse_source, [*summary["settings"]["data"]["calibration"], *trained_on])
     return list(dict.fromkeys(source.name for source in sources if source.kind == "hub"))
 
 
@@ -74,11 +76,17 @@ def mean_kl(model: Record) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def gain_of(summary: Record) -> str:
-    """What pruning gained, in one sentence."""
+def gain_of(summary: Record, recovery: Record | None = None) -> str:
+    """What pruning gained, in one sentence. If the model was then trained, its divergence is that after the
+    training."""
     final, name = written_model(summary), written_name(summary)
     dense, size = (one["size"]["parameters"] for one in (summary["dense"], final))
-    found, uniform = mean_kl(final), mean_kl(summary["uniform"])
+    if recovery:
+        found, other = (mean_kl({"quality": recovery["quality"][one]}) for one in ("recovered", "pruned"))
+        than = "that before the training"
+    else:
+        found, other = mean_kl(final), None if name == "uniform" else mean_kl(summary["uniform"])
+        than = "that of uniform pruning"
     masked = summary["settings"]["layout"] == "masked"
     kept = (
         "It keeps the dense model's shapes" if masked else f"It has {1 - size / dense:.0%} fewer parameters"
@@ -86,8 +94,9 @@ def gain_of(summary: Record) -> str:
     if found is None:
         return f"{kept}."
     text = f"{kept} and a mean KL divergence of {found:.3f} nats per token from the dense model"
-    if name == "uniform" or not uniform:
+    if not other:
         return f"{text}."
-    change = 1 - found / uniform
-    word = "below" if change >= 0 else "above"
-    return f"{text}, {abs(change):.0%} {word} that of uniform pruning."
+    change = found / other - 1
+    if abs(change) < 0.005:
+        return f"{text}, about equal to {than}."
+    return f"{text}, {abs(change):.0%} {'below' if change < 0 else 'above'} {than}."

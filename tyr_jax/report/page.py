@@ -88,7 +88,7 @@ def layer_section(summary: Record, kind: str) -> Section:
         caption = f"The same, round by round: the more {noun} a layer keeps, the stronger the colour."
         pictures.append(Figure(figures.kept_rows(steps, per_layer, noun), caption, ()))
     obtained = f"{units['kept']:,} of {units['total']:,} {noun} are kept"
-    return Section(f"Layers: {noun}", f"{obtained}; {units['sparsity']:.2%} are gone.", pictures)
+    return Section(f"Layers: {noun}", f"{obtained}; {units['sparsity']:.2%} are removed.", pictures)
 
 
 def search_section(summary: Record) -> Section:
@@ -160,7 +160,7 @@ def recovery_section(recovery: Record) -> Section:
     text = (
         f"After pruning, {what} were trained on {tokens:,} tokens of "
         f"{', '.join(portable_values(recovery['sources']))} to learn {learnt[settings['loss']['goal']]}. The "
-        "figures above are from before this training."
+        "tables above are from before this training."
     )
     picture = Figure(figures.loss_line(recovery["losses"], tokens), "The loss of every step.", ())
     return Section("Recovery", text, [picture], grid(recovery_table(recovery, digits=2)))
@@ -206,6 +206,21 @@ def tiles(summary: Record) -> list[tuple[str, str]]:
     ]
 
 
+def recovered_tiles(summary: Record, recovery: Record) -> list[tuple[str, str]]:
+    """The headline figures of a model that was trained: (figure, name)."""
+    measured = recovery["quality"]
+    text, found = next(iter(measured["recovered"].items()))
+    before = measured["pruned"][text]
+    perplexity, was = (number(quality["perplexity"], ".2f") for quality in (found, before))
+    shown = [(perplexity, f"perplexity, {text}; before training {was}")]
+    if found["kl"] is not None:
+        was = number(before["kl"], ".4f")
+        shown.append((number(found["kl"], ".4f"), f"KL to dense, recovered; before training {was}"))
+    jobs = (summary["shared_seconds"], summary["seconds"], recovery["seconds"])
+    spent = sum(sum(stages.values()) for stages in jobs)
+    return [*shown, tiles(summary)[2], (duration(spent), "to make it")]
+
+
 def provenance(summary: Record) -> Grid:
     """Versions, and the texts that were used."""
     rows: list[Sequence[object]] = [["", ""], *summary["versions"].items()]
@@ -219,7 +234,7 @@ def provenance(summary: Record) -> Grid:
 def fate_of(summary: Record) -> str:
     """What became of the units that were pruned."""
     masked = summary["settings"]["layout"] == "masked"
-    return "zero, in the dense model's shapes" if masked else "physically gone"
+    return "zero, in the dense model's shapes" if masked else "removed"
 
 
 @functools.cache
@@ -238,9 +253,10 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
         templates()
         .get_template("fragment.html")
         .render(
-            title=title_of(summary),
-            subtitle=f"{gain_of(summary)} Attention heads and {ffn_units(summary)} are {fate_of(summary)}.",
-            tiles=tiles(summary),
+            title=title_of(summary, recovery),
+            subtitle=f"{gain_of(summary, recovery)} Attention heads and {ffn_units(summary)} are "
+            f"{fate_of(summary)}.",
+            tiles=recovered_tiles(summary, recovery) if recovery else tiles(summary),
             sections=sections(summary, speed, recovery),
             table=html_table,
             command=command_of(summary, recovery),
@@ -254,4 +270,5 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
 def render(summary: Record, speed: Speed | None = None, recovery: Record | None = None) -> str:
     """The page about the model of `summary`. The arguments are those of `fragment`."""
     shown = fragment(summary, speed, recovery)
-    return templates().get_template("page.html").render(title=title_of(summary), fragment=shown)
+    title = title_of(summary, recovery)
+    return templates().get_template("page.html").render(title=title, fragment=shown)

@@ -175,7 +175,7 @@ def perplexity_table(model: str, measured: Sequence[TextPerplexity]) -> Table:
         return Row(one.text, [one.part, windows, tokens, number(one.perplexity, ".3f"), then])
 
     bos = "with" if measured[0].bos else "without"
-    columns = ["text", "part", "windows", "tokens", "perplexity", "when made"]
+    columns = ["text", "part", "windows", "tokens", "perplexity", "recorded"]
     title = f"perplexity of {model}, {bos} BOS"
     return Table(columns, [row(one) for one in measured], title, words=["part"], framed=True)
 

@@ -32,7 +32,7 @@ class EventLog:
         self._entries = read_entries(path) if path else []
         if path and self._entries:
             # Drops an incomplete last line, so that new events do not continue it.
-            write_text(path, _lines(self._entries))
+            write_text(path, as_lines(self._entries))
         self._file = path.open("a" if self._entries else "w", encoding="utf-8") if path else None
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
@@ -63,7 +63,7 @@ class EventLog:
         self._entries.append(entry)
         if self._path and self._file:
             _check_there(self._path)
-            self._file.write(_lines([entry]))
+            self._file.write(as_lines([entry]))
             self._file.flush()
 
     def entries(self) -> list[dict[str, Any]]:
@@ -83,10 +83,10 @@ class EventLog:
 
     def save(self, directory: Path) -> None:
         """Write all events to `events.jsonl` in a directory."""
-        write_text(directory / NAME, _lines(self.entries()))
+        write_text(directory / NAME, as_lines(self.entries()))
 
 
-def _lines(entries: Iterable[dict[str, Any]]) -> str:
+def as_lines(entries: Iterable[dict[str, Any]]) -> str:
     """Events as JSON lines."""
     return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
