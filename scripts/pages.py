@@ -117,11 +117,15 @@ def speed() -> str:
         supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
         rows.append(["the whole job at 50 %", "the two plain versions above", f"{whole}×"])
+    for engine in ("llama.cpp", "JAX") if "serving" in tables else ():
+        run = rows_of(tables["serving"], engine, "128", "1")[0]
+        part = f"pruned model in {engine}: first token, each token after"
+        rows.append([part, "the dense model", f"{run['first token']}, {run['each token after']}"])
     return "\n\n".join([markdown(rows), *map(origin, there.values())])
 
 
-SPEEDS = "forward", "search", "pipeline"
-"""Measurements that compare this project's speed."""
+SPEEDS = "forward", "search", "pipeline", "serving"
+"""Measurements that compare speeds: this project's with others', and a pruned model's with the dense one's."""
 
 
 def searches_by_problem() -> str:
