@@ -125,7 +125,7 @@ def speed() -> str:
 
 
 SPEEDS = "forward", "search", "pipeline", "serving"
-"""Measurements that compare speeds: this project's with others', and a pruned model's with the dense one's."""
+"""Measurements that compare speeds: this project's, and a pruned model's with the dense one's."""
 
 
 def searches_by_problem() -> str:
