@@ -239,6 +239,7 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
     assert list(splits.evaluation) == list(load_evaluation(mixed, Numbers())) == ["words.txt"]
     assert splits.sources["self"] == "self (written by the model)"
     assert evaluation_sources(mixed).keys() == {"words.txt"}
+    assert splits.held == ("words.txt",)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,7 @@ def test_an_evaluation_source_of_its_own_is_read_from_its_start(corpus: Path, tm
     alone = load_evaluation(dataclasses.replace(spec, calibration=()), Numbers())
     assert list(alone) == ["other.txt"]
     assert np.array_equal(alone["other.txt"], splits.evaluation["other.txt"])
+    assert splits.held == ("corpus.txt",)
 
 
 def test_an_evaluation_source_that_is_a_calibration_source_is_its_held_out_part(

@@ -52,6 +52,9 @@ def test_what_was_won() -> None:
     assert gain_of(summary).endswith("dense model, about equal to that of uniform pruning.")
     summary["searched"]["quality"]["words.txt"]["kl"] = 1.2
     assert gain_of(summary).endswith("50% above that of uniform pruning.")
+    summary["uniform"]["quality"]["words.txt"]["kl"] = None
+    assert gain_of(summary) == f"{fewer} 1.200 nats per token from the dense model."
+    summary["uniform"]["quality"]["words.txt"]["kl"] = 0.8
     summary["searched"]["quality"]["words.txt"]["kl"] = None
     assert gain_of(summary) == "It has 40% fewer parameters."
     summary["searched"] = None

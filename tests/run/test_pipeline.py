@@ -1,6 +1,8 @@
 """How stages work together, as far as tests of commands cannot see it from outside."""
 
 import dataclasses
+import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,26 +56,34 @@ def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
 
 
 @pytest.mark.parametrize(
-    ("searched", "reconstructed", "written"),
+    ("searched", "reconstructed", "held", "written"),
     [
-        (None, None, "uniform"),
-        ((0.4, 0.8), None, "searched"),
-        ((0.4, 0.8), (0.5, 0.6), "reconstructed"),
-        ((0.4, 0.8), (0.3, 0.95), "searched"),
-        ((0.4, 0.8), (0.3, float("nan")), "searched"),
-        (None, (0.9, 0.9), "reconstructed"),
+        (None, None, "ab", "uniform"),
+        ((0.4, 0.8, 1.0), None, "ab", "searched"),
+        ((0.4, 0.8, 1.0), (0.5, 0.6, 9.0), "ab", "reconstructed"),
+        ((0.4, 0.8, 9.0), (0.3, 0.95, 1.0), "ab", "searched"),
+        ((0.4, 0.8, 9.0), (0.3, 0.95, 1.0), "", "reconstructed"),
+        ((0.4, 0.8, 1.0), (0.3, math.nan, 1.0), "ab", "searched"),
+        ((math.nan, 0.1, 0.1), (0.9, 0.9, 0.9), "ab", "reconstructed"),
+        ((math.inf, 0.1, 0.1), (0.9, 0.9, 0.9), "ab", "reconstructed"),
+        ((math.nan, 0.1, 0.1), (0.1, math.nan, 0.1), "ab", "searched"),
+        (None, (0.9, 0.9, 1.0), "ab", "reconstructed"),
     ],
 )
-def test_training_is_written_only_if_it_helps(searched: Any, reconstructed: Any, written: str) -> None:
-    """The criterion is the mean KL over texts."""
+def test_training_is_written_only_if_it_helps(
+    searched: Any, reconstructed: Any, held: str, written: str
+) -> None:
+    """The criterion is the mean KL over texts that are held out of calibration sources, if there are any."""
 
     def pruned(kls: Any) -> Any:
-        quality = {str(number): Quality(9.0, kl) for number, kl in enumerate(kls)}
+        quality = {name: Quality(9.0, kl) for name, kl in zip("abc", kls, strict=True)}
         return pipeline.Pruned({}, None, np.zeros((2, 1)), 1, quality)  # type: ignore[arg-type]
 
     nothing: Any = None
+    splits = types.SimpleNamespace(held=tuple(held), evaluation=dict.fromkeys("abc"))
+    dense: Any = types.SimpleNamespace(splits=splits)
     found, learnt = (each and pruned(each) for each in (searched, reconstructed))
-    outcome = pipeline.Outcome(nothing, nothing, nothing, pruned((1.0, 1.0)), found, [], learnt)
+    outcome = pipeline.Outcome(nothing, dense, nothing, pruned((1.0, 1.0, 1.0)), found, [], learnt)
     assert outcome.written == written
     assert outcome.final is getattr(outcome, written)
 

@@ -110,13 +110,15 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Disjoint parts of the text, int32. `sources` describes each text, by the name used in `evaluation`."""
+    """Disjoint parts of the text, int32. `sources` describes each text, by the name used in `evaluation`.
+    `held` names the evaluation texts that are held-out parts of calibration sources."""
 
     calibration: np.ndarray  # [S, T]
     openings: np.ndarray  # [S, 4], taken from the calibration part
     search: np.ndarray  # [S, T]
     evaluation: dict[str, np.ndarray]  # name → [W, T]
     sources: dict[str, str]
+    held: tuple[str, ...]
 
 
 def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.ndarray | None = None) -> Splits:
@@ -161,6 +163,7 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
         with_bos(interleave(search), bos),
         evaluation,
         {names[source]: describe(source) for source in (*held, *extra)},
+        tuple(names[source] for source in _measured(held)),
     )
 
 

@@ -5,7 +5,7 @@ Axis letters: `S` windows, `T` tokens, `D` hidden.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Self
 
 import jax
@@ -44,6 +44,13 @@ class Quality(NamedTuple):
         """The quality that `as_json` saved, with NaN for values that were not finite."""
         perplexity, kl = (saved[name] for name in cls._fields)
         return cls(math.nan if perplexity is None else perplexity, math.nan if kl is None else kl)
+
+
+def mean_kl(measured: Iterable[Quality]) -> float:
+    """KL divergence from the dense model, averaged over texts: infinite if that of a text is not finite or
+    not known, so that a model that overflows is never the better one."""
+    mean = float(np.mean([quality.kl for quality in measured]))
+    return mean if math.isfinite(mean) else math.inf
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -3,13 +3,13 @@
 Where files are on the maker's machine is private: only the last part of a path is shown.
 """
 
+import math
 import re
 import shlex
 from typing import Any
 
-import numpy as np
-
 from tyr_jax.data import parse_source
+from tyr_jax.evaluation.quality import Quality, mean_kl
 from tyr_jax.report.tables import Record
 from tyr_jax.workspace.records import written_model, written_name
 
@@ -70,10 +70,9 @@ def ffn_units(summary: Record) -> str:
     return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
 
 
-def mean_kl(model: Record) -> float | None:
-    """KL divergence from the dense model, averaged over texts; None if it is not known for all of them."""
-    values = [quality["kl"] for quality in model["quality"].values()]
-    return None if None in values else float(np.mean(values))
+def kl_of(quality: Record) -> float:
+    """The mean KL of a model with this recorded quality."""
+    return mean_kl(map(Quality.of, quality.values()))
 
 
 def gain_of(summary: Record, recovery: Record | None = None) -> str:
@@ -82,19 +81,20 @@ def gain_of(summary: Record, recovery: Record | None = None) -> str:
     final, name = written_model(summary), written_name(summary)
     dense, size = (one["size"]["parameters"] for one in (summary["dense"], final))
     if recovery:
-        found, other = (mean_kl({"quality": recovery["quality"][one]}) for one in ("recovered", "pruned"))
+        found, other = (kl_of(recovery["quality"][one]) for one in ("recovered", "pruned"))
         than = "that before the training"
     else:
-        found, other = mean_kl(final), None if name == "uniform" else mean_kl(summary["uniform"])
+        found = kl_of(final["quality"])
+        other = math.inf if name == "uniform" else kl_of(summary["uniform"]["quality"])
         than = "that of uniform pruning"
     masked = summary["settings"]["layout"] == "masked"
     kept = (
         "It keeps the dense model's shapes" if masked else f"It has {1 - size / dense:.0%} fewer parameters"
     )
-    if found is None:
+    if not math.isfinite(found):
         return f"{kept}."
     text = f"{kept} and a mean KL divergence of {found:.3f} nats per token from the dense model"
-    if not other:
+    if not 0 < other < math.inf:
         return f"{text}."
     change = found / other - 1
     if abs(change) < 0.005:
