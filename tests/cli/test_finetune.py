@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import evaluate, finetune, prune
@@ -198,6 +199,37 @@ def test_what_cannot_be(
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "recovered").exists()
+
+
+def test_another_teacher_is_refused(
+    command: list[str],
+    tmp_path: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its head is the same, so only what is remembered of the whole model tells."""
+
+    def die(*_: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        patch.setattr(recover, "train_steps", die)
+        finetune.main(command)
+    weights = tiny_model / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        tensors = {
+            name: array * (1.01 if "layers" in name else 1) for name, array in load_file(weights).items()
+        }
+        save_file(tensors, weights)
+        with pytest.raises(SystemExit):
+            finetune.main(command)
+    finally:
+        weights.write_bytes(before)
+    assert "the teacher of the interrupted run changed since it began" in capsys.readouterr().err
+    finetune.main(command)
+    assert (tmp_path / "recovered").is_dir()
 
 
 def test_other_settings_are_refused(

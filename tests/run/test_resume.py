@@ -265,9 +265,9 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path / "work")
     tables = [{"latencies": np.full(3, number)} for number in (1.0, 2.0)]
     for others in (tables[0], tables[0]):
-        resume.check_inputs(store, {}, [], print, others=others)
+        resume.check_inputs(store, [], print, others=others)
     with pytest.raises(UserError, match="the latencies of the interrupted run changed since it began"):
-        resume.check_inputs(store, {}, [], print, others=tables[1])
+        resume.check_inputs(store, [], print, others=tables[1])
 
 
 def test_another_model_is_refused(
@@ -278,6 +278,30 @@ def test_another_model_is_refused(
     try:
         tensors = {name: array * 1.01 for name, array in load_file(weights).items()}
         save_file(tensors, weights)
+        assert "the model of the interrupted run changed since it began" in refused(command, capsys)
+    finally:
+        weights.write_bytes(before)
+
+
+def test_another_model_after_the_first_has_written_text_is_refused(
+    command: list[str],
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its own text is the first thing that is kept."""
+
+    def die(*_: Any, **more: Any) -> None:
+        raise Died
+
+    command = [*command, "--calibration", "self", "builtin:topics", "--rounds", "0"]
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        patch.setattr(resume, "check_inputs", die)
+        prune.main(command)
+    weights = tiny_model / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        save_file({name: array * 1.01 for name, array in load_file(weights).items()}, weights)
         assert "the model of the interrupted run changed since it began" in refused(command, capsys)
     finally:
         weights.write_bytes(before)

@@ -141,7 +141,8 @@ def test_work_of_another_version_is_told(
         (lambda store: resume.load_search(store, np.zeros(2)), "search-1"),
         (lambda store: resume.load_qualities(store, "uniform"), "uniform"),
         (lambda store: recover.load_state(store, np.zeros(2)), "step-1"),  # type: ignore[arg-type]
-        (lambda store: resume.check_inputs(store, {}, {}, print), "inputs"),
+        (lambda store: resume.check_models(store, {"model": {}}), "models"),
+        (lambda store: resume.check_inputs(store, {}, print), "inputs"),
     ],
 )
 def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Pa
         (PIECE, {"rounds": [{}], "history": 3, "losses": ["a"]}),
         (None, {"real": 3}),
     ]
-    if name not in ("uniform", "descent-1", "inputs"):
+    if name not in ("uniform", "descent-1", "models", "inputs"):
         pieces += [(PIECE, right.get(name, {})), ([np.ones(1)] * 3, right.get(name, {}))]
     for arrays, facts in pieces:
         Store(tmp_path).save(name, arrays, facts)

@@ -103,6 +103,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     if run.store.directory:
         run.progress.log(f"this run will need up to {formatting.in_words(disk)} of disk space")
     resume.check_space(run.store, disk)
+    resume.check_models(run.store, {"model": model.params})
     written = (
         None
         if (needed := to_write(settings.data)) is None
@@ -115,7 +116,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     others = {}
     if file := settings.pruning.latencies:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
-    resume.check_inputs(run.store, model.params, text, run.progress.log, others=others)
+    resume.check_inputs(run.store, text, run.progress.log, others=others)
     texts, measured = measure_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
     sample = sample_of("dense", model, settings.prompt, run.progress)

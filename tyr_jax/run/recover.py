@@ -170,6 +170,8 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     made = provenance_of(summary, recovery)
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
+    models = {"model": model.params} | ({} if teacher is None else {"teacher": teacher.params})
+    resume.check_models(workspace.store, models)
     rows_of_step = load_step_rows(workspace.store, settings)
     spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
     sources = list(leaves(map(parse_source, settings.data)))
@@ -185,7 +187,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]
     also = {"step_rows": rows_of_step}
-    resume.check_inputs(workspace.store, model.params, inputs, workspace.progress.log, also)
+    resume.check_inputs(workspace.store, inputs, workspace.progress.log, also)
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
 
 

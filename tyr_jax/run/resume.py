@@ -63,30 +63,48 @@ def begun_with(store: Store) -> dict[str, Any] | None:
     return None if saved is None else saved.facts
 
 
+def check_models(store: Store, models: Mapping[str, Params]) -> None:
+    """Refuse to continue if a model differs from what the run began with, or between hosts. This comes before
+    anything that a model makes is saved, such as its own text.
+
+    Args:
+        store: where the run keeps its work.
+        models: the models, by what they are called.
+
+    Raises:
+        UserError: they have changed, or hosts differ in them or in their number of devices.
+    """
+    now = {name: checksum(jax.tree.map(sample, params)) for name, params in models.items()}
+    for what, number in {**now, "number of devices": devices.count()}.items():
+        hosts.check_agreed(what, number)
+    begun = store.load("models", records.MODEL_FACTS)
+    if begun is None:
+        store.save("models", facts=now)
+    else:
+        check_unchanged(begun.facts, now)
+
+
 def check_inputs(
     store: Store,
-    params: Params,
     text: Any,
     tell: Callable[[str], None],
     notes: Mapping[str, Any] | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to continue if the model or a text differs from what the run began with, or between hosts.
+    """Refuse to continue if a text differs from what the run began with, or between hosts.
 
     Args:
         store: where the run keeps its work.
-        params: the model.
         text: the text, a pytree of arrays.
         tell: called with a sentence if the run continues on another number of devices.
         notes: saved for `begun_with`.
         others: further pytrees of arrays that must not differ, by name.
 
     Raises:
-        UserError: they have changed, or hosts differ in them or in their number of devices.
+        UserError: they have changed, or hosts differ in them.
     """
-    now = {"model": checksum(jax.tree.map(sample, params)), "text": checksum(text)}
-    now |= {name: checksum(arrays) for name, arrays in (others or {}).items()}
-    for what, number in {**now, "number of devices": devices.count()}.items():
+    now = {name: checksum(arrays) for name, arrays in {"text": text, **(others or {})}.items()}
+    for what, number in now.items():
         hosts.check_agreed(what, number)
     begun = begun_with(store)
     if begun is None:
@@ -97,6 +115,15 @@ def check_inputs(
             f"begun on {begun['devices']} devices, continuing on {devices.count()}: results are equal up to "
             "rounding"
         )
+    check_unchanged(begun, now)
+
+
+def check_unchanged(begun: Mapping[str, Any], now: Mapping[str, int]) -> None:
+    """Refuse to continue if a checksum differs from the one of the same name that a run began with.
+
+    Raises:
+        UserError: one does.
+    """
     changed = [name for name, value in now.items() if begun[name] != value]
     if changed:
         raise UserError(

@@ -337,10 +337,16 @@ class StageEvent(Event):
     ended: Ended
 
 
-class InputFacts(TypedDict):
-    """What identifies a run's inputs (see `tyr_jax.run.resume`); in training, also the rows of a step."""
+class ModelFacts(TypedDict):
+    """What identifies the models that a run reads (see `tyr_jax.run.resume`)."""
 
     model: Count
+    teacher: NotRequired[Count]
+
+
+class InputFacts(TypedDict):
+    """What identifies a run's other inputs; in training, also the rows of a step."""
+
     text: Count
     latencies: NotRequired[Count]
     devices: Positive
@@ -506,6 +512,7 @@ EVENT_FORMATS = {
 """Formats by event name. For other events, only the fields of `Event` are checked."""
 
 ANY_FACTS = _form(dict[str, Any])
+MODEL_FACTS = _form(ModelFacts)
 INPUT_FACTS = _form(InputFacts)
 RESIDUAL_FACTS = _form(ResidualFacts)
 LEARNT_FACTS = _form(LearntFacts)
