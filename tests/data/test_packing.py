@@ -242,6 +242,16 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
     assert splits.held == ("words.txt",)
 
 
+def test_a_small_weight_of_own_text_writes_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "words.txt", numbers(4000, 10_000))
+    spec = spec_of(path, calibration_tokens=96, sequence_length=8, search_tokens=48, search_length=12)
+    tiny = dataclasses.replace(spec, calibration=(str(path), "self@0.001"))
+    assert to_write(tiny) is None
+    splits = load_splits(tiny, Numbers(), 0)
+    assert splits.calibration.shape == (12, 8)
+    assert splits.search.shape == (4, 12)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -54,6 +54,18 @@ def test_what_is_short_is_read_again(tmp_path: Path) -> None:
     assert counts.max() - counts.min() <= 1
 
 
+def test_a_source_whose_weight_is_too_small_gives_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text(numbers(800))
+    alone, _ = examples.load([parse_source(str(path))], spec_of(path), 4, Numbers(), 0)
+    for other in ("self@0.01", "builtin@0.01"):
+        sources = [parse_source(str(path)), parse_source(other)]
+        assert examples.rows_to_write(sources, 4) == 0
+        found, passes = examples.load(sources, spec_of(path), 4, Numbers(), 0)
+        np.testing.assert_array_equal(found.tokens, alone.tokens)
+        assert list(passes.values())[1:] == [0.0]
+
+
 @pytest.mark.parametrize("shape", ["messages", "alpaca"])
 def test_answers_are_learnt(shape: str, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi\n\nyou"}, {"role": "assistant", "content": "ho"}]

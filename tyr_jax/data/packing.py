@@ -140,11 +140,11 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
     calibration, search, evaluation = [], [], {}
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
         if source.kind == "self":
-            if written is None:
+            if written is None and any(needs):
                 raise UserError(
                     "'self' is text that the dense model writes, not a text to read: name another source"
                 )
-            rest = written.reshape(-1)
+            rest = np.zeros(0, np.int32) if written is None else written.reshape(-1)
         else:
             count = tokens_to_read(spec, int(np.dot(needs, lengths)))
             stream = read_tokens(source, tokenizer, count, spec.chat_template)
@@ -176,11 +176,12 @@ def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, int], li
 
 
 def to_write(spec: DataSpec) -> tuple[int, int] | None:
-    """(sequences, tokens in each) that the model has to write itself; None if `self` is not a source."""
+    """(sequences, tokens in each) that the model has to write itself; None if `self` is not a source, or its
+    weight is too small for a single sequence."""
     held, _ = _sources(spec)
     lengths, counts = _counts(spec, held)
     for source, needs in zip(held, counts, strict=True):
-        if source.kind == "self":
+        if source.kind == "self" and any(needs):
             long = int(lengths[1] > lengths[0])
             # `deal` cuts longer sequences into shorter ones.
             cut = math.ceil(needs[1 - long] / (lengths[long] // lengths[1 - long]))

@@ -67,13 +67,17 @@ def load(
     """(`count` rows of `spec.sequence_length` tokens, how often each source is read).
 
     Rows come from the sources in proportion to their weights, are drawn by `seed`, and are interleaved. A
-    source with too few rows is read again. The rows of the source `self` are `written [S, T]`.
+    source with too few rows is read again; one that gives no row is not read. The rows of the source `self`
+    are `written [S, T]`.
 
     Raises:
         UserError: a source cannot be read, has less than one row, or far too few for its part of `count`.
     """
     length, parts, passes = spec.sequence_length, [], {}
     for index, (source, need) in enumerate(zip(sources, rows_of(sources, count), strict=True)):
+        if not need:
+            passes[source.label] = 0.0
+            continue
         if source.kind == "self":
             assert written is not None
             found = Examples(written.reshape(-1), np.ones(written.size, bool))
