@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +120,20 @@ def test_it_learns_from_what_the_dense_model_writes(
     written = []
     write = writing.write_texts
 
-    def write_once(*arguments: Any) -> np.ndarray:
-        assert not written
-        written.append(write(*arguments))
-        return written[0]
+    def watched(*arguments: Any) -> Iterator[np.ndarray]:
+        for group in write(*arguments):
+            written.append(group)
+            yield group
 
     def die(*_: object) -> None:
         raise Died
 
-    monkeypatch.setattr(writing, "write_texts", write_once)
+    monkeypatch.setattr(writing, "write_texts", watched)
     with monkeypatch.context() as patch, contextlib.suppress(Died):
         patch.setattr(recover, "train_steps", die)
         finetune.main(command)
     finetune.main(command)
-    assert written[0].shape == (2048 // 32 // 2, 32)
+    assert [group.shape for group in written] == [(2048 // 32 // 2, 32)]
     found = record(tmp_path / "recovered")
     assert found["passes"]["self"] == 1
     ((name, after),) = found["quality"]["recovered"].items()

@@ -25,12 +25,21 @@ from safetensors.numpy import load_file, save_file
 
 from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_texts_at_a_time() -> Iterator[None]:
+    """The model's own text is written in several groups, in every run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "SEQUENCES", 3)
+        yield
 
 
 @pytest.fixture
@@ -201,6 +210,32 @@ def test_a_run_that_is_asked_to_end(
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == [unfinished.name]
     assert any((unfinished / "finished").iterdir())
+
+
+def test_text_that_is_written_is_not_written_again(
+    command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process but the last writes one group, is asked for the next, and dies."""
+    own = ["--calibration", "self", "builtin:topics", "--rounds", "0"]
+    whole, groups, write = uninterrupted(*own), [], writing.write_texts
+
+    def dying(*arguments: Any) -> Iterator[np.ndarray]:
+        for number, group in enumerate(write(*arguments)):
+            if number == 1 and len(groups) < 3:
+                raise Died
+            groups.append(group)
+            yield group
+
+    monkeypatch.setattr(writing, "write_texts", dying)
+    lives = 0
+    while not (tmp_path / "pruned").is_dir():
+        lives += 1
+        with contextlib.suppress(Died):
+            prune.main([*command, *own])
+    texts = np.concatenate(groups)
+    assert lives == 3 < len(groups)
+    assert len(np.unique(texts, axis=0)) == len(texts)
+    assert result(tmp_path / "pruned") == whole
 
 
 @pytest.fixture

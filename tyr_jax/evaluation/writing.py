@@ -8,7 +8,7 @@ Axis letters: `B` sequences, `T` tokens, `S` slots of a cache, `K` key/value hea
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -122,8 +122,9 @@ def write_texts(
     seed: int,
     temperature: float = 1.0,
     on_tokens: Callable[[int], None] = lambda tokens: None,
-) -> np.ndarray:
-    """Texts `[B, T]` that a model writes.
+    first: int = 0,
+) -> Iterator[np.ndarray]:
+    """The texts `[B, T]` that a model writes, in groups of sequences that are written side by side.
 
     Args:
         params: the model, dense or pruned, in memory.
@@ -134,27 +135,26 @@ def write_texts(
         seed: seed of the random draws; it determines the texts.
         temperature: divides the logits.
         on_tokens: called with the number of tokens written since its last call.
+        first: number of texts that are written already, in whole groups.
     """
     keys, outside = prediction.sequence_keys(seed, sequences), decoder.outside(params)
     # Taking layers out of a stack within the program would copy them for every token.
     blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
-    groups = batches(np.broadcast_to(0, (sequences, length)), SEQUENCES * length)
-    texts = [np.zeros((0, length), np.int32)]
+    groups = batches(np.broadcast_to(0, (sequences - first, length)), SEQUENCES * length)
     for group in groups:
-        own = devices.place(jnp.asarray(keys[group.indices]))
+        own = devices.place(jnp.asarray(keys[first + group.indices]))
         slots = step = cache_slots(-(-length // GROWTHS))
         cache = list(empty_cache(config, len(group.indices), slots, params["embed"].dtype))
         written = devices.place(jnp.full((len(group.indices), length + 1), separator, jnp.int32))
-        for first in range(0, length, SEGMENT):
-            count = min(SEGMENT, length - first)
-            if first + count > slots:
+        for position in range(0, length, SEGMENT):
+            count = min(SEGMENT, length - position)
+            if position + count > slots:
                 slots = min(slots + step, cache_slots(length))
                 for number, layer in enumerate(cache):
                     cache[number] = grown(layer, slots)
-            arguments = outside, blocks, tuple(cache), written, own, jnp.int32(first)
+            arguments = outside, blocks, tuple(cache), written, own, jnp.int32(position)
             found, written = write(*arguments, config, temperature, count)
             cache = list(found)
             jax.block_until_ready(written)
             on_tokens(group.real * count)
-        texts.append(devices.fetch(written)[: group.real, 1:])
-    return np.concatenate(texts)
+        yield devices.fetch(written)[: group.real, 1:]

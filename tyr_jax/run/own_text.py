@@ -18,8 +18,8 @@ def own_text(
     progress: Progress,
     store: Store,
 ) -> np.ndarray:
-    """Generate text of `shape` `[S, T]` with a dense `model` that is in memory, or reuse what an interrupted
-    job generated. `seed` determines the draws, and `temperature` divides the logits.
+    """Generate text of `shape` `[S, T]` with a dense `model` that is in memory, and go on after the sequences
+    that an interrupted job finished. `seed` determines the draws, and `temperature` divides the logits.
 
     Raises:
         UserError: the model does not support the length, or has no token that separates documents.
@@ -27,15 +27,14 @@ def own_text(
     count, length = shape
     check_length("--sequence-length or --search-length", length, model)
     with progress.stage("own text", count * length, "tokens") as stage:
-        saved = store.load("written")
-        if saved is not None:
-            stage.advance(count * length, note=resume.KEPT)
-            return np.asarray(saved.arrays)
-        separator = separator_of(model)
-        texts = writing.write_texts(
-            model.params, model.config, separator, count, length, seed, temperature, stage.advance
-        )
-    store.save("written", texts)
+        last = store.last_step("written")
+        texts = np.zeros((0, length), np.int32) if last is None else np.asarray(last[1].arrays)
+        if texts.size:
+            stage.advance(texts.size, note=resume.KEPT)
+        arguments = model.params, model.config, separator_of(model), count, length, seed, temperature
+        for group in writing.write_texts(*arguments, stage.advance, len(texts)):
+            texts = np.concatenate([texts, group])
+            store.save_step("written", len(texts), texts)
     return texts
 
 
