@@ -4,14 +4,19 @@ import dataclasses
 import json
 import re
 import runpy
+import weakref
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tyr_jax.cli import prune
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.planning import plan
+from tyr_jax.run import pipeline, rounds
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring import chunking
 from tyr_jax.settings import PRESETS, Settings
@@ -85,6 +90,89 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
         before = ("own text", "dense predictions")
         more = 0 if need.stage in before else 4 * 2 * 32 * 4096**2
         assert other.weights == pytest.approx(need.weights + more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--rounds", "1", "--no-refit", "--reconstruct", "1"],
+        ["--no-refit", "--sparsity", "0.25", "0.5"],
+        ["--rounds", "0", "--reconstruct", "1"],
+        [],
+    ],
+    ids=str,
+)
+def test_folds_and_measurements_are_those_of_a_run(
+    arguments: list[str], tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, measure, check = rounds.build_supernet, pipeline.measure, plan.disk_bytes
+    folds: Counter[int] = Counter()
+    measured, loads, nets = [], [], []
+
+    def built(params: Any, texts: Any, how: Any, **more: Any) -> Any:
+        folds[how.grid.kept.shape[-1]] += 1
+        supernet = build(params, texts, how, **more)
+        nets.append(weakref.ref(supernet))
+        return supernet
+
+    def measuring(job: Any, name: str, params: Any, config: Any, texts: Any) -> Any:
+        # A supernet would take memory that is not planned.
+        assert nets[-1]() is None
+        measured.append(sum(map(np.size, texts.windows.values())))
+        return measure(job, name, params, config, texts)
+
+    def loaded(load: plan.Load, written: int) -> dict[str, int]:
+        loads.append(load)
+        return check(load, written)
+
+    monkeypatch.setattr(rounds, "build_supernet", built)
+    monkeypatch.setattr(pipeline, "measure", measuring)
+    monkeypatch.setattr(plan, "disk_bytes", loaded)
+    prune.main([*tiny_arguments, "--output", str(tmp_path / "pruned"), *arguments])
+    (load,) = loads
+    planned, evaluated = Counter[int](), 0
+    for need, times in plan.needs(load):
+        if need.supernet and need.stage not in ("descent", "search"):
+            planned[round(need.supernet / plan.level_bytes(load.config, load.itemsize))] += times
+        evaluated += times * (need.stage == "evaluation")
+    # Levels of several targets may coincide.
+    assert folds == planned if len(load.settings.sparsity) == 1 else folds.total() == planned.total()
+    assert measured == [plan.evaluation_tokens(load.settings)] * evaluated
+
+
+def test_texts_are_counted_not_their_sources(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    text, windows = str(tmp_path / "a.txt"), 20 * 2048
+    for calibration, evaluation, count in (
+        (("builtin", "self"), (), 2),
+        ((text, "self"), (), 1),
+        ((text, "self"), ("builtin", text), 3),
+    ):
+        data = dataclasses.replace(HALF.data, calibration=calibration, evaluation=evaluation)
+        assert plan.evaluation_tokens(dataclasses.replace(HALF, data=data)) == count * windows
+
+
+def test_the_papers_run_builds_six_supernets() -> None:
+    paper = dataclasses.replace(PRESETS["paper"], sparsity=(0.5,))
+    times = {need.stage: count for need, count in plan.needs(plan.Load(LLAMA_8B, paper, 2, 1))}
+    assert times["first supernet"] + times["next supernets"] == 6
+    assert "last pruning" not in times
+
+
+def test_reconstruction_takes_disk() -> None:
+    pruning = dataclasses.replace(HALF.pruning, reconstruct=4)
+    gate_up_and_norm = 32 * (2 * 4096 * 14336 + 4096)
+    level, tokens = plan.level_bytes(LLAMA_8B, 2), plan.calibration_tokens(HALF)
+    for offload, more in ((False, 0), (True, 2 * gate_up_and_norm + tokens * (2 * 2 * 4096 + 4))):
+        plain = dataclasses.replace(HALF, offload=offload)
+        trained = dataclasses.replace(plain, pruning=pruning)
+        before, after = (plan.disk_bytes(plan.Load(LLAMA_8B, each, 2, 1), 2) for each in (plain, trained))
+        assert after.pop("reconstruction") == level + 2 * gate_up_and_norm + more
+        assert before.pop("reconstruction") == 0
+        pruned = 2 * 32 * 218_112_000
+        gained = {name: after[name] - size for name, size in before.items() if after[name] != size}
+        assert gained == ({"weights that stay on disk": pytest.approx(pruned, rel=1e-3)} if offload else {})
 
 
 @pytest.mark.slow

@@ -416,7 +416,14 @@ def test_differences() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--sparsity", "0.25", "0.5"], ["--no-refit", "--objective", "hidden+kl"], ["--rounds", "0"]],
+    [
+        [],
+        ["--sparsity", "0.25", "0.5"],
+        ["--no-refit", "--objective", "hidden+kl"],
+        ["--rounds", "0"],
+        ["--rounds", "0", "--reconstruct", "1"],
+        ["--reconstruct", "1", "--sparsity", "0.25", "0.5"],
+    ],
 )
 def test_the_disk_that_a_run_takes_is_foreseen(
     arguments: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

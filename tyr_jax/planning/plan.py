@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from tyr_jax.components import guarded
-from tyr_jax.data import OPENING, to_write
+from tyr_jax.data import OPENING, evaluation_sources, to_write
 from tyr_jax.evaluation import writing
 from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
@@ -160,7 +160,7 @@ def calibration_tokens(settings: Settings) -> int:
 def evaluation_tokens(settings: Settings) -> int:
     """Tokens that models are measured on."""
     data = settings.data
-    return (len(data.calibration) + len(data.evaluation)) * data.evaluation_windows * data.evaluation_length
+    return len(evaluation_sources(data)) * data.evaluation_windows * data.evaluation_length
 
 
 def disk_bytes(load: Load, written: int) -> dict[str, int]:
@@ -187,17 +187,31 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
         "residuals": streams * itemsize * calibration_tokens(settings) * config.hidden,
         "dense predictions": (search + evaluation_tokens(settings)) * answer + search * (observed + FLOAT),
         "pruned sites": models * refits,
+        "reconstruction": reconstruction_disk_bytes(load) if settings.pruning.reconstruct else 0,
         "models": targets * written * count_parameters(config)[1],
         "Fisher metric": round(metric_bytes(whole)) * (2 if settings.offload else 1),
         "weights that stay on disk": offloaded_bytes(load) if settings.offload else 0,
     }
 
 
+def reconstruction_disk_bytes(load: Load) -> int:
+    """Bytes on disk for reconstructing FFNs: for every target, the sites of the reconstructed model and what
+    its FFNs have learnt; if weights are on disk, also the lessons, and once more what FFNs have learnt."""
+    config, settings, itemsize, _ = load
+    ffn = sublayer_parameters(config, "ffn") - config.hidden * site_channels(config)[1]
+    learnt = itemsize * config.depth * ffn
+    lessons = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
+    sites = len(settings.sparsity) * (level_bytes(config, itemsize) + learnt)
+    return sites + (lessons + learnt if settings.offload else 0)
+
+
 def offloaded_bytes(load: Load) -> int:
     """Bytes on disk of weights that are not in memory, in addition to the dense model's own files: the
-    supernet that is searched, the dense model in the order of removal, and two pruned models."""
+    supernet that is searched, the dense model in the order of removal, and the pruned models, which are two,
+    or three with the reconstructed one."""
     config, settings, itemsize, _ = load
-    targets, models = len(settings.sparsity), 2 * itemsize * count_parameters(config)[0]
+    pruned = 3 if settings.pruning.reconstruct else 2
+    targets, models = len(settings.sparsity), pruned * itemsize * count_parameters(config)[0]
     if not settings.rounds.rounds:
         return models
     levels = settings.rounds.levels * (1 + targets if targets > 1 else 1)
@@ -537,10 +551,12 @@ def needs(load: Load) -> list[tuple[Need, int]]:
     evaluation = evaluation_need(sparsity, load)
     written = writing_need(load)
     trained = [(reconstruction_need(load), targets)] if settings.pruning.reconstruct else []
+    # Every target has a uniform model, one that is searched, and one that is reconstructed.
+    evaluated = (evaluation, targets * (1 + bool(rounds.rounds) + bool(trained)))
     dense = [(written, 1)] if written else []
     dense += [(answers_need(load), 1), (metric_need(load), int(settings.pruning.metric != "none"))]
     if not rounds.rounds:
-        stages = [*dense, (single, targets), (evaluation, targets), *trained]
+        stages = [*dense, (single, targets), evaluated, *trained]
         return [(need, times) for need, times in stages if times]
     first = fold_need("first supernet", rounds.levels * targets, load)
     later = fold_need("next supernets", rounds.levels, load)
@@ -548,13 +564,15 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         descent_need(sparsity, load): rounds.descent_steps > 0,
         evolution_need(sparsity, load): True,
     }
+    # Without a refit, the supernets of the uniform model and of the one that is found are built again.
+    again = 0 if rounds.refit else targets
     stages = [
         *dense,
-        (first, 1),
-        (later, targets * (rounds.rounds - 1)),
+        (first, 1 + again * (2 if rounds.rounds == 1 else 1)),
+        (later, targets * (rounds.rounds - 1) + again * (rounds.rounds > 1)),
         *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
-        (single, targets * (2 if rounds.refit else 1)),
-        (evaluation, 2 * targets),
+        (single, 2 * targets - 2 * again),
+        evaluated,
         *trained,
     ]
     return [(need, times) for need, times in stages if times]

@@ -146,6 +146,8 @@ def realise(
     else:
         multiple = pruning.neuron_multiple
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
+    # Measuring needs the model alone, and a plan counts on that.
+    del supernet
     params = devices.spread(params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden)
     measured = measure(run, name, params, config, dense.texts)
     pruned = dataclasses.replace(model, params=params, config=config)
