@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tyr_jax.data import DataSpec
+from tyr_jax.data import DataSpec, to_write
 from tyr_jax.errors import UserError
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import TaylorSaliency
@@ -49,9 +49,15 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (paper.pruning.damping, paper.pruning.neuron_chunk) == (0.01, 16)
     assert paper.pruning.saliency == TaylorSaliency("abs", "channel")
     assert (paper.pruning.budget, paper.pruning.metric) == ("units", "none")
+    assert paper.pruning.accumulation == "expectation"
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
     assert paper.data.calibration_openings == 0
     assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)
+    # What the paper does not do at all.
+    assert (paper.pruning.drift, paper.pruning.reconstruct, paper.rounds.refit) == (0.0, 0, False)
+    assert (paper.pruning.at_most, paper.pruning.keep_heads, paper.pruning.keep_neurons) == ((), (), ())
+    assert paper.pruning.attention_unit == "head"
+    assert to_write(paper.data) is None
     assert paper.objective == KL()
     assert (search.name, paper.pruning.pruner) == ("evolution", OBS())
 
