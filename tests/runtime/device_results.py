@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 import sys
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from reference import random_supernet
 from tiny import make_tiny_config
 
 from tyr_jax import space
-from tyr_jax.evaluation import quality
+from tyr_jax.evaluation import quality, writing
 from tyr_jax.evaluation.likelihood import Request, log_likelihoods
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params, taken
@@ -76,6 +77,9 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
         requests = [Request(tuple(row[:9].tolist()), tuple(row[9:].tolist())) for row in search]
         likelihoods = [answer.nats for answer in log_likelihoods(params, requests, config)]
         found["log-likelihoods"] = np.array(likelihoods)
+        # Two segments in a cache that grows. Eight devices write two groups, the second one with padding.
+        with mock.patch.multiple(writing, SEQUENCES=1, SEGMENT=LENGTH // 2, SLOTS=LENGTH // 2):
+            found["own text"] = np.concatenate(list(writing.write_texts(params, config, 1, 11, LENGTH, 0)))
         net = nested.nest(params, random_supernet(config, grid, config.dense_shape.heads), config)
         exists = np.argwhere(grid.exists[0, 0]).ravel()
         candidates = rng.choice(exists, (11, 2, config.depth))

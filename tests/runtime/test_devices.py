@@ -58,6 +58,11 @@ def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) 
     one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
         name = jax.tree_util.keystr(path)
+        if "own text" in name:
+            # Rounding may decide which token is drawn, and with it the rest of one text.
+            assert np.all(ours == expected, axis=1).sum() >= len(expected) - 1, name
+            assert len(np.unique(expected, axis=0)) == len(expected)
+            continue
         # Slopes are differences of gradients, so a small slope has the rounding error of larger numbers.
         scale = max(1.0, np.abs(expected).max()) if "slopes" in name else 1.0
         # Adam divides a small gradient by its own size, and with it the rounding error.
