@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -11,10 +13,19 @@ from reference import random_supernet
 from tiny import make_tiny_config
 
 from tyr_jax import space
+from tyr_jax.errors import UserError
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import LayerShape, Positions, count_parameters, random_params
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.prices import blocks_take, dearest_heads, heads_price, level_prices, sublayer_price
+from tyr_jax.pruning.latency import Latencies
+from tyr_jax.pruning.prices import (
+    blocks_take,
+    dearest_heads,
+    ffn_price,
+    heads_price,
+    level_prices,
+    sublayer_price,
+)
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.space import ATTENTION, FFN
@@ -94,3 +105,19 @@ def test_heads_of_smollm2_by_hand() -> None:
     assert dearest_heads(8, config) == dearest_heads(9, config) == 24 * matrix + 576
     assert dearest_heads(0, config) == 0
     assert sublayer_price(config, ATTENTION, config.dense_shape) == 24 * matrix + 576
+
+
+def test_latencies_are_those_of_the_table_as_it_is_now(tmp_path: Path) -> None:
+    config = make_tiny_config(layers=1, shape=LayerShape(4, 2, 8))
+    pruning = PruningSettings(budget="latency", latencies=str(tmp_path / "table.json"), neuron_multiple=1)
+    for nanoseconds in (1000, 2000):
+        second = nanoseconds / 1e9
+        table = Latencies(device="none", tokens=1, attention=((4, 2, second),), ffn=((8, second),))
+        (tmp_path / "table.json").write_text(table.model_dump_json())
+        # Files that are written within a tick of the clock are otherwise the same.
+        os.utime(tmp_path / "table.json", ns=(nanoseconds, nanoseconds))
+        assert dearest_heads(4, config, "latency", table=pruning.table("latency")) == nanoseconds
+        assert ffn_price(8, config, pruning, "latency") == nanoseconds
+        assert blocks_take(config, "latency", pruning.table("latency")) == 2 * nanoseconds
+    with pytest.raises(UserError, match="a budget of latency needs --latencies FILE"):
+        blocks_take(config, "latency", PruningSettings(budget="latency").table("latency"))

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
 from tyr_jax.pruning.compress import pick_experts, pick_heads, pick_neurons, shape_of
-from tyr_jax.pruning.latency import read_latencies
+from tyr_jax.pruning.latency import Latencies
 from tyr_jax.pruning.settings import PruningSettings, Resource
 from tyr_jax.space import ATTENTION, FFN, KINDS
 
@@ -33,22 +34,26 @@ def sublayer_price(
     shape: LayerShape,
     resource: Resource = "parameters",
     layer: int = 0,
-    latencies: str = "",
+    table: Latencies | None = None,
 ) -> int:
     """What the sublayer of a kind takes of a resource, in a layer of this `shape`.
 
     `parameters`; `active-parameters`, of the experts only as many as a token is sent to; `flops`, those of
     the matrix products for a sequence of `CONTEXT` tokens; `kv-cache`, the numbers in the cache of keys and
-    values of such a sequence; `latency`, nanoseconds by the table in the file `latencies`. FLOPs and cache
-    depend on the window of the `layer`.
+    values of such a sequence; `latency`, nanoseconds by the `table` (prices are kept for the table, not for
+    its file, which may be measured again). FLOPs and cache depend on the window of the `layer`.
 
     Raises:
-        UserError: there is no such table, or this shape is not in it.
+        UserError: latency is counted without a table, or this shape is not in it.
     """
     one = dataclasses.replace(config, layers=(shape,))
     specs = [spec for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind]]
     if resource == "latency":
-        return read_latencies(latencies).nanoseconds(kind, shape)
+        if table is None:
+            raise UserError(
+                "a budget of latency needs --latencies FILE, as scripts/measure_latencies.py writes it"
+            )
+        return table.nanoseconds(kind, shape)
     if resource == "parameters":
         return sum(math.prod(spec.shape) for spec in specs)
     if resource == "active-parameters":
@@ -63,10 +68,10 @@ def sublayer_price(
     return products + (4 * config.head_dim * shape.heads * pairs if kind == ATTENTION else 0)
 
 
-def blocks_take(config: ModelConfig, resource: Resource, latencies: str = "") -> int:
+def blocks_take(config: ModelConfig, resource: Resource, table: Latencies | None = None) -> int:
     """What the blocks of a model, dense or compressed, take of a resource."""
     return sum(
-        sublayer_price(config, kind, shape, resource, layer, latencies)
+        sublayer_price(config, kind, shape, resource, layer, table)
         for kind in (ATTENTION, FFN)
         for layer, shape in enumerate(config.layers)
     )
@@ -77,11 +82,11 @@ def heads_price(
     config: ModelConfig,
     resource: Resource = "parameters",
     layer: int = 0,
-    latencies: str = "",
+    table: Latencies | None = None,
 ) -> int:
     """What attention that keeps `heads` (sorted) takes of a resource."""
     shape = shape_of(pick_heads(heads, config))
-    return sublayer_price(config, ATTENTION, shape, resource, layer, latencies)
+    return sublayer_price(config, ATTENTION, shape, resource, layer, table)
 
 
 def ffn_price(
@@ -94,7 +99,7 @@ def ffn_price(
         picks = pick_experts(units, config)
     else:
         picks = pick_neurons(units, config, settings.neuron_multiple)
-    return sublayer_price(config, FFN, shape_of(picks), resource, latencies=settings.latencies)
+    return sublayer_price(config, FFN, shape_of(picks), resource, table=settings.table(resource))
 
 
 def level_prices(
@@ -111,7 +116,7 @@ def level_prices(
     def attention(layer: int, count: int, resource: Resource) -> int:
         units = np.sort(np.flatnonzero(rank[layer] < count))
         heads = (units[:, None] * each + np.arange(each)).ravel()
-        return heads_price(heads, config, resource, layer, settings.latencies)
+        return heads_price(heads, config, resource, layer, settings.table(resource))
 
     return np.array(
         [
@@ -134,7 +139,7 @@ def dearest_heads(
     config: ModelConfig,
     resource: Resource = "parameters",
     layer: int = 0,
-    latencies: str = "",
+    table: Latencies | None = None,
 ) -> int:
     """The most that attention with `count` heads can take of a resource, whichever heads they are."""
     groups, size = config.dense_shape.kv_heads, config.dense_shape.heads // config.dense_shape.kv_heads
@@ -144,4 +149,4 @@ def dearest_heads(
         for choice in chosen
         if sum(choice) == count
     )
-    return max(heads_price(heads, config, resource, layer, latencies) for heads in spread)
+    return max(heads_price(heads, config, resource, layer, table) for heads in spread)

@@ -12,6 +12,7 @@ import tyro
 from tyr_jax.errors import UserError, require
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.hessian import DampingScale
+from tyr_jax.pruning.latency import Latencies, read_latencies
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
 from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
@@ -109,6 +110,14 @@ class PruningSettings:
         units."""
         further = self.shares
         return () if self.budget == "units" else (self.budget, *further)
+
+    def table(self, resource: Resource) -> Latencies | None:
+        """The table of `latencies`, if it is what the resource is counted by.
+
+        Raises:
+            UserError: the file is no table.
+        """
+        return read_latencies(self.latencies) if self.latencies and resource == "latency" else None
 
     def drops_experts(self, config: ModelConfig) -> bool:
         """Whether whole experts are removed.

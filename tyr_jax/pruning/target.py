@@ -84,7 +84,7 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
         return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), {})
     check_multiple(kinds[FFN])
     shares = {settings.budget: 1 - sparsity, **settings.shares}
-    dense = {name: blocks_take(config, name, settings.latencies) for name in shares}
+    dense = {name: blocks_take(config, name, settings.table(name)) for name in shares}
     limits = {name: math.floor(share * dense[name]) for name, share in shares.items()}
     return Target(sparsity, _within(Uniform(config, settings, limits), sparsity), limits)
 
@@ -107,11 +107,12 @@ class Uniform:
     def exceeded(self, total: int, neurons: int) -> list[Resource]:
         """The limits that a model exceeds, whichever heads it keeps."""
         heads, widths = self.kept(total, neurons).tolist()
-        latencies, each = self.settings.latencies, self._heads_each
+        each = self._heads_each
 
         def spent(resource: Resource) -> int:
+            table = self.settings.table(resource)
             attention = sum(
-                dearest_heads(count * each, self.config, resource, layer, latencies)
+                dearest_heads(count * each, self.config, resource, layer, table)
                 for layer, count in enumerate(heads)
             )
             return attention + sum(ffn_price(width, self.config, self.settings, resource) for width in widths)
@@ -155,7 +156,7 @@ def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> Us
     """What to say of limits that leave too little; `exceeded` are those that the smallest model exceeds."""
     first = next(iter(models.limits))
     tightest = next(iter(exceeded), first)
-    blocks = blocks_take(models.config, tightest, models.settings.latencies)
+    blocks = blocks_take(models.config, tightest, models.settings.table(tightest))
     asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
     return UserError(
         f"{asked} would keep {max(0, models.limits[tightest]):,} of {blocks:,} {NOUNS[tightest]} of the "
@@ -172,7 +173,7 @@ def _check_smaller(models: Uniform, sparsity: float, multiple: int) -> None:
         UserError: it asks for less than a step of neurons.
     """
     first, limit = next(iter(models.limits.items()))
-    blocks = blocks_take(models.config, first, models.settings.latencies)
+    blocks = blocks_take(models.config, first, models.settings.table(first))
     step = ffn_price(multiple, models.config, models.settings, first)
     if limit > blocks - step:
         raise UserError(

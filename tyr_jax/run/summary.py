@@ -1,6 +1,5 @@
 """What a run found for a target, as the JSON of `summary.json`."""
 
-import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -57,8 +56,11 @@ def resources_left(outcome: Outcome) -> dict[str, float]:
     """The share that the final model's blocks take of every limited resource, relative to the dense model's.
     In the masked layout they take all of it."""
     dense, final = outcome.dense.model.config, outcome.final.config
-    take = functools.partial(blocks_take, latencies=outcome.run.settings.pruning.latencies)
-    return {name: take(final, name) / take(dense, name) for name in outcome.target.limits}
+    table = outcome.run.settings.pruning.table
+    return {
+        name: blocks_take(final, name, table(name)) / blocks_take(dense, name, table(name))
+        for name in outcome.target.limits
+    }
 
 
 def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
