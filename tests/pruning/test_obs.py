@@ -320,3 +320,20 @@ def test_a_settled_rank_is_kept_to() -> None:
         np.testing.assert_array_equal(found.rank, rank)
     for count, weights in zip(kept, pruned.weights, strict=True):
         np.testing.assert_allclose(weights, least_squares(sample, np.flatnonzero(rank < count)), atol=1e-8)
+
+
+@pytest.mark.parametrize("with_metric", [True, False])
+def test_errors_of_kept_rows_are_in_the_metric(with_metric: bool) -> None:
+    sample, kept, rank = random_site(5, 2, outputs=3, seed=0), [0, 2, 3, 5], np.array([2, 0, 4, 1, 3])
+    root = np.random.default_rng(1).standard_normal((3, 3))
+    metric = root @ root.T if with_metric else np.eye(3)
+    site = site_of(sample, kept)
+    site = site.replace(metric=jnp.asarray(metric, jnp.float32)) if with_metric else site
+    pruned = keep_rows(site, jnp.asarray(rank))
+
+    def energy(change: np.ndarray) -> float:
+        return float(np.trace(change.T @ sample.gram @ change @ metric))
+
+    removed = [sample.weight * np.repeat(rank >= count, 2)[:, None] for count in kept]
+    expected = [energy(change) / energy(sample.weight) for change in removed]
+    np.testing.assert_allclose(pruned.error, expected, rtol=1e-5)

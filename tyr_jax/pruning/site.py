@@ -175,15 +175,16 @@ def rank_by(score: jax.Array) -> jax.Array:
 
 def keep_rows(site: Site, rank: jax.Array) -> PrunedSite:
     """The levels of a site that keep dense rows, without an update: those of the units of lowest `rank [U]`,
-    or of lowest `site.rank` if that is settled."""
+    or of lowest `site.rank` if that is settled. Errors are in the site's metric."""
     rank = rank if site.rank is None else site.rank
     dense = site.weight.astype(site.gram.dtype)
+    counted = dense if site.metric is None else jnp.matmul(dense, site.metric, precision=HIGHEST)
     rows = jnp.repeat(rank, site.unit_size)
     kept = rows < site.kept[:, None]
 
     def lost(kept: jax.Array) -> jax.Array:
-        change = jnp.where(kept[:, None], 0, dense)
-        return jnp.sum(change * jnp.matmul(site.gram, change, precision=HIGHEST))
+        change, cost = (jnp.where(kept[:, None], 0, array) for array in (dense, counted))
+        return jnp.sum(cost * jnp.matmul(site.gram, change, precision=HIGHEST))
 
     energy = lost(jnp.zeros(len(dense), bool))
     error = jnp.where(energy == 0, 0.0, jax.lax.map(lost, kept) / energy)
