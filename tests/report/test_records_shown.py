@@ -34,6 +34,16 @@ def test_what_is_not_finite_is_said() -> None:
     assert "None" not in re.sub(r"<[^>]*>", " ", shown).replace("&#34;None", "")
 
 
+def test_headline_figures_are_those_of_the_model_that_was_written() -> None:
+    """It is the searched one if the reconstruction did not improve it."""
+    record = summary()
+    worse = record["searched"] | {"quality": quality(600.25, 0.75)}
+    record |= {"reconstructed": worse, "written": "searched"}
+    shown = page.tiles(record)
+    assert [figure for figure, _ in shown[:2]] == ["556.30", "0.5000"]
+    assert shown[1][1].startswith("KL to dense, searched;")
+
+
 def test_too_large_a_figure_takes_no_more_room() -> None:
     assert tables.number(1e304, ".2f") == "1e+304"
     assert tables.number(float("inf"), ".2f") == "not finite"

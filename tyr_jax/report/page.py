@@ -32,7 +32,7 @@ from tyr_jax.report.tables import (
     time_table,
 )
 from tyr_jax.space import KINDS
-from tyr_jax.workspace.records import written_model
+from tyr_jax.workspace.records import written_model, written_name
 
 MOST_ROUNDS = 32
 """At most this many rounds are shown layer by layer: the last ones."""
@@ -187,9 +187,8 @@ def sections(summary: Record, speed: Speed | None, recovery: Record | None) -> l
 
 
 def tiles(summary: Record) -> list[tuple[str, str]]:
-    """The headline figures: (figure, name)."""
-    name, final = list(models_of(summary).items())[-1]
-    dense = summary["dense"]
+    """The headline figures of the model that was written: (figure, name)."""
+    name, final, dense = written_name(summary), written_model(summary), summary["dense"]
     text, quality = next(iter(final["quality"].items()))
     gone = 1 - final["size"]["parameters"] / dense["size"]["parameters"]
     return [
