@@ -11,6 +11,7 @@ from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import TaylorSaliency
 from tyr_jax.scoring.objective import KL, HiddenKL
 from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.random_search import RandomSearch
 from tyr_jax.settings import PRESET_NAMES, PRESETS, Settings, validate
 
 SETTINGS = Settings(
@@ -122,6 +123,14 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
     settings = changed(SETTINGS, path, value)
     with pytest.raises(UserError, match=message):
         validate(settings)
+
+
+def test_a_search_needs_text() -> None:
+    """Also one that scores on all of it, without descent."""
+    settings = changed(changed(SETTINGS, "search", RandomSearch()), "rounds.descent_steps", 0)
+    validate(settings)
+    with pytest.raises(UserError, match=r"--search-tokens is 0, but must be at least one sequence \(or --r"):
+        validate(changed(settings, "data.search_tokens", 0))
 
 
 def test_removed_experts_have_no_latencies() -> None:

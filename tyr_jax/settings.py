@@ -295,5 +295,7 @@ def _validate_rounds(settings: Settings) -> None:
     require(odd, "--levels", rounds.levels, "an odd number of at least 3")
     require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
     require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
-    two = not rounds.descent_steps or data.search_tokens >= 2 * data.search_length
-    require(two, "--search-tokens", data.search_tokens, "at least two sequences (or --descent-steps 0)")
+    descends = rounds.descent_steps > 0
+    wanted = "two sequences (or --descent-steps 0)" if descends else "one sequence (or --rounds 0)"
+    enough = data.search_tokens >= (2 if descends else 1) * data.search_length
+    require(enough, "--search-tokens", data.search_tokens, f"at least {wanted}")
