@@ -99,6 +99,17 @@ def test_text_goes_on_until_it_ends(tiny_model: Path, tmp_path: Path) -> None:
     assert ours.generate_until(ending) == [texts[0].split(end)[0]]
 
 
+def test_as_many_tokens_as_fit_are_generated(tiny_model: Path) -> None:
+    """Of a prompt at least the last token stays."""
+    ours = HarnessModel(load_model(str(tiny_model)))
+    counts = (0, ours.max_length - 1, ours.max_length, 2 * ours.max_length)
+    asked = [("a b c", {"max_gen_toks": count, "until": []}) for count in counts]
+    none, most, *more = ours.generate_until(instances("generate_until", asked))
+    assert none == ""
+    assert most
+    assert more == [most, most]
+
+
 def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
     """The harness's Python interface gives the same results with our model."""
     model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]

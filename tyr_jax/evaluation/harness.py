@@ -151,7 +151,8 @@ class HarnessModel(TemplateLM):
     def _generate(self, params: Any, prompt: str, asked: dict[str, Any]) -> str:
         options = normalize_gen_kwargs(asked, MOST_NEW_TOKENS)
         ends = handle_stop_sequences(options.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
-        count = int(options["max_gen_toks"])
+        # A task may ask for more than fits; a token of the prompt must.
+        count = min(int(options["max_gen_toks"]), self.max_length - 1)
         sampling = generation.Sampling(
             temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
             top_k=int(options.get("top_k", 0) or 0),
@@ -159,6 +160,7 @@ class HarnessModel(TemplateLM):
         )
         context = self.tok_encode(prompt)[-(self.max_length - count) :]
         new: list[int] = []
+        text = ""
         stop = frozenset({self.eot_token_id})
         for token in generation.generate(params, self.model.config, [context], count, sampling, stop=stop):
             new.append(int(token[0]))
