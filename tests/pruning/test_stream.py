@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import make_tiny_config
 
+from tyr_jax.model.linear import linear
 from tyr_jax.model.spec import layer_block, random_params
 from tyr_jax.pruning import linalg, stream
 from tyr_jax.space import FFN
@@ -57,6 +58,24 @@ def test_errors_are_measured_behind_a_norm() -> None:
     plain = make_tiny_config(layers=1)
     assert stream.behind_norm(FFN, block, jnp.asarray(units), None, plain) is None
     assert stream.metric_behind(metric, stream.behind_gain(FFN, block, plain)) is metric
+
+
+@pytest.mark.parametrize("with_metric", [True, False])
+def test_shares_of_outputs_in_bfloat16_are_float32(with_metric: bool) -> None:
+    config = make_tiny_config(layers=1)
+    rng = np.random.default_rng(0)
+    x, units = (
+        jnp.asarray(rng.standard_normal((2, 9, width)), jnp.bfloat16) for width in (config.hidden, 48)
+    )
+    block = layer_block(random_params(config, jax.random.key(0))["blocks"], 0)
+    block = jax.tree.map(lambda array: array.astype(jnp.bfloat16), block)
+    metric = jnp.eye(config.hidden) if with_metric else None
+    ours = stream.output_share(block, x, units, metric, FFN, 2, config)
+    out, residual = (np.asarray(array, np.float64) for array in (linear(units, block["down"]), x))
+    size = np.sum(out**2, axis=-1)
+    exact = size / 2 if with_metric else size / np.sum(residual**2, axis=-1)
+    assert ours.dtype == jnp.float32
+    assert float(ours) == pytest.approx(np.mean(exact), rel=1e-4)
 
 
 def test_the_metric_behind_gains_of_zero_has_a_cholesky_factor() -> None:

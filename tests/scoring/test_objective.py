@@ -23,6 +23,14 @@ def test_hidden_distance_is_relative_and_summed_over_layers() -> None:
     assert ours == pytest.approx(sum(distances), rel=1e-5)
 
 
+def test_hidden_distance_of_states_in_bfloat16_is_float32() -> None:
+    dense, sparse = (jnp.asarray(states((2, 1, 7), seed), jnp.bfloat16) for seed in (0, 1))
+    ours = objective.hidden_distance(dense, sparse)
+    exact = [np.asarray(array, np.float64) for array in (dense, sparse)]
+    assert ours.dtype == jnp.float32
+    assert float(ours) == pytest.approx(np.sum((exact[0] - exact[1]) ** 2) / np.sum(exact[0] ** 2), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("depth", "layers"),
     [(30, (0, 15, 29)), (32, (0, 16, 31)), (3, (0, 1, 2)), (2, (0, 1, 1)), (1, (0, 0, 0))],

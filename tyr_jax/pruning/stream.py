@@ -211,6 +211,7 @@ def output_share(
     out = linear(inputs, block[OUTPUTS[KINDS[kind]]])
     if (gain := behind_gain(kind, block, config)) is not None:
         out = decoder.rms_norm(out, gain, config.norm_eps)
+    out, x = out.astype(jnp.float32), x.astype(jnp.float32)
     if metric is not None:
         return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))

@@ -84,8 +84,10 @@ def first_median_last(depth: int) -> tuple[int, int, int]:
 def hidden_distance(teacher: jax.Array, student: jax.Array, axes: tuple[int, ...] = (0, 2, 3)) -> jax.Array:
     """‖h_dense − h_sparse‖² / ‖h_dense‖² over `axes`, summed over the observed layers; arrays `[B, O, T, D]`.
 
-    A scalar by default; `[B]` with the axes `(2, 3)`.
+    A scalar by default; `[B]` with the axes `(2, 3)`; in float32.
     """
+    # In bfloat16, differences, squares and sums would be rounded to three digits.
+    teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
     change, size = (jnp.sum(array**2, axes) for array in (teacher - student, teacher))
     return jnp.sum(change / size, axis=-1)
 
