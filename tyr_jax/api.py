@@ -42,7 +42,7 @@ from tyr_jax.recovery.settings import RecoverySettings
 from tyr_jax.recovery.train import Training as Training
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, PruningPlan, RecoverResult, TaskScores
 from tyr_jax.run import export, prune, recover
-from tyr_jax.run.export import ExportSettings, Quantize, default_path
+from tyr_jax.run.export import GgufSettings, Quantize, default_path
 from tyr_jax.run.models import AnyModel, GivenModel, load, load_shown
 from tyr_jax.runtime.devices import in_use
 from tyr_jax.scoring.objective import Objective as Objective
@@ -436,9 +436,9 @@ def export_model(
     model: AnyModel,
     path: str | Path | None = None,
     *,
-    quantize: Quantize = ExportSettings.quantize,
-    neuron_multiple: int = ExportSettings.neuron_multiple,
-    overwrite: bool = ExportSettings.overwrite,
+    quantize: Quantize = GgufSettings.quantize,
+    neuron_multiple: int = GgufSettings.neuron_multiple,
+    overwrite: bool = GgufSettings.overwrite,
     progress: bool = True,
 ) -> Path:
     """Write a GGUF file that stock llama.cpp runs, as `python -m tyr_jax.export` does.
@@ -458,7 +458,7 @@ def export_model(
         UserError: the model or a setting cannot be used, or the file cannot be written.
     """
     options = {"quantize": quantize, "neuron_multiple": neuron_multiple, "overwrite": overwrite}
-    given, asked = GivenModel(model), with_options(ExportSettings(), options)
+    given, asked = GivenModel(model), with_options(GgufSettings(), options)
     target = default_path(given.name, asked) if path is None else Path(path)
     export.export(given, target, asked, Progress(quiet=not progress))
     return target

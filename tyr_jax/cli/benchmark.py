@@ -17,6 +17,7 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
+from tyr_jax.evaluation.benchmark import Cases
 from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
 from tyr_jax.results import Benchmark, claimed_benchmark, update_reports
@@ -30,15 +31,15 @@ class BenchmarkSettings:
     """The dense model: a directory, a .gguf file, a hub id, or `builtin`."""
     pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
     """The pruned model, likewise."""
-    prompts: tuple[int, ...] = (128, 512)
+    prompts: tuple[int, ...] = Cases.prompts
     """Lengths of the prompt, in tokens."""
-    batches: tuple[int, ...] = (1, 4)
+    batches: tuple[int, ...] = Cases.batches
     """Sequences that run together (llama.cpp: one)."""
-    tokens: int = 16
+    tokens: int = Cases.tokens
     """Tokens that are generated in a timing."""
-    repeats: int = 5
+    repeats: int = Cases.repeats
     """Timings of each, dense and pruned in turn; the median counts."""
-    llama_cpp: bool = False
+    llama_cpp: bool = Cases.llama_cpp
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""

@@ -19,7 +19,7 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
-from tyr_jax.run.export import Quantize
+from tyr_jax.run.export import GgufSettings, Quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class ExportSettings:
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """The file to write (default: model-TYPE.gguf, in the model's directory if it has one)."""
-    overwrite: bool = False
+    overwrite: bool = GgufSettings.overwrite
     """Replace a file that this command wrote, once the new one is complete."""
     format: Literal["gguf"] = "gguf"
     """Format of the file."""
-    quantize: Quantize = "f16"
+    quantize: Quantize = GgufSettings.quantize
     """Type of the matrices; those with a `k` are made by llama.cpp's own quantiser, in `tyr-jax[llama]`."""
-    neuron_multiple: int = 1
+    neuron_multiple: int = GgufSettings.neuron_multiple
     """Fill FFN widths up with zeros to a multiple of this, beyond what the type itself needs; 256 lets
     llama.cpp's tools quantise the file further."""
     family: command.Family = None

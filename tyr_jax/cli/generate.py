@@ -18,6 +18,7 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
+from tyr_jax.evaluation.continuation import ContinuationSettings
 from tyr_jax.evaluation.generation import Sampling
 from tyr_jax.formatting import shown
 
@@ -30,11 +31,11 @@ class GenerateSettings:
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT [PROMPT ...]")]
     """Texts to continue."""
-    chat: bool = False
+    chat: bool = ContinuationSettings.chat
     """Put each prompt to the model as a user's message, through its chat template."""
-    max_tokens: int = 128
+    max_tokens: int = ContinuationSettings.max_tokens
     """Tokens to generate at most, for each prompt."""
-    seed: int = 0
+    seed: int = ContinuationSettings.seed
     """Seed of the sampling; it has no effect at --temperature 0."""
     family: command.Family = None
     ignore_keys: command.IgnoredKeys = ()

@@ -18,7 +18,7 @@ Quantize = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportSettings:
+class GgufSettings:
     """The file to write: its type, the multiple that FFN widths are padded to, whether it may replace one."""
 
     quantize: Quantize = "f16"
@@ -26,13 +26,13 @@ class ExportSettings:
     overwrite: bool = False
 
 
-def default_path(model: str, settings: ExportSettings) -> Path:
+def default_path(model: str, settings: GgufSettings) -> Path:
     """The file to write if none is named: in the model's directory if it has one, else in the current one."""
     directory, name = Path(model), f"model-{settings.quantize}.gguf"
     return directory / name if directory.is_dir() else Path(name)
 
 
-def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
+def export(given: GivenModel, path: Path, settings: GgufSettings, progress: Progress) -> None:
     """Read a model and write it as a GGUF file.
 
     Raises:
@@ -46,7 +46,7 @@ def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Pr
         write(model, staged, settings, progress)
 
 
-def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
+def write(model: LoadedModel, path: Path, settings: GgufSettings, progress: Progress) -> None:
     """Write the file. Where llama.cpp quantises it, a temporary float32 file is written first.
 
     Raises:
