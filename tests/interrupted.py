@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = ("distribution", "rounds", "texts", "dense", "uniform", "searched")
+RESULTS = (
+    "distribution",
+    "rounds",
+    "texts",
+    "dense",
+    "uniform",
+    "searched",
+    "reconstructed",
+    "written",
+    "health",
+)
 """Entries of a summary that do not depend on when it was made."""
 
 

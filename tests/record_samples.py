@@ -144,12 +144,13 @@ def benchmark() -> dict[str, Any]:
 def events() -> list[dict[str, Any]]:
     """The lines of an `events.jsonl`."""
     raised = {"site": "layer 1 ffn", "damping": 0.1, "stage": "prune uniform"}
+    lost = {"round": 1, "stage": "round 1/1: search", "step": 3, "candidates": 2}
     return [
         {"event": "log", "seconds": 0.0, "format_version": 1},
         {"event": "start", "seconds": 0.0, "arguments": ["--model", "dense"]},
         {"event": "stage", "seconds": 0.1, "ended": {"part": "", "stage": "load model", "seconds": 0.1}},
         {"event": "damping raised", "seconds": 0.2, **raised},
-        {"event": "objective not finite", "seconds": 0.3, "round": 1, "candidates": 2},
+        {"event": "objective not finite", "seconds": 0.3, **lost},
     ]
 
 

@@ -27,6 +27,7 @@ from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
+from tyr_jax.scoring import nested
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
@@ -282,6 +283,36 @@ def test_what_does_not_change_the_result_may_change(
     summary = json.loads((tmp_path / "pruned" / "summary.json").read_text())
     assert len(took) == 2
     assert summary["seconds"]["round 1/2: search"] == pytest.approx(sum(took), abs=0.06)
+
+
+def test_what_is_met_again_counts_once(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run meets its problems again in work that was not saved."""
+    score = nested.score_population
+
+    def losing(net: Any, candidates: Any, *rest: Any) -> Any:
+        return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))
+
+    def die(*_: Any) -> None:
+        raise Died
+
+    monkeypatch.setattr(nested, "score_population", losing)
+    # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
+    few = ["--calibration-tokens", "32", "--calibration-openings", "0"]
+    arguments = [*command, *few, "--damping", "1e-7", "--damping-scale", "mean", "--rounds", "1"]
+    for unsaved in ("save_block", "save_descent", "save_search"):
+        with monkeypatch.context() as patch, contextlib.suppress(Died):
+            patch.setattr(resume, unsaved, die)
+            prune.main(arguments)
+    prune.main(arguments)
+    prune.main([*arguments, "--output", str(tmp_path / "whole")])
+    assert result(tmp_path / "pruned") == result(tmp_path / "whole")
+    for event in ("damping raised", "objective not finite"):
+        twice, once = (
+            len(read_events(tmp_path / name / "events.jsonl", event)) for name in ("pruned", "whole")
+        )
+        assert twice > once > 0
 
 
 def test_another_text_is_refused(

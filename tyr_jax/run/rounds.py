@@ -147,8 +147,11 @@ class Round:
         """Its name in the progress display."""
         return f"round {self.number}/{self.run.settings.rounds.rounds}"
 
-    def score(self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
-        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text.
+    def score(
+        self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell, stage: str, step: int
+    ) -> np.ndarray:
+        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text, for a `step` of a
+        `stage`: "descent" or "search".
 
         Raises:
             UserError: no candidate has a finite objective.
@@ -159,7 +162,8 @@ class Round:
         )
         lost = int(np.sum(~np.isfinite(values)))
         if lost:
-            self.run.events.write("objective not finite", round=self.number, candidates=lost)
+            where = {"round": self.number, "stage": f"{self.name}: {stage}", "step": step}
+            self.run.events.write("objective not finite", **where, candidates=lost)
         if lost == len(values):
             raise UserError(
                 f"the objective is not finite for any candidate of round {self.number}: the model overflows "
@@ -192,9 +196,10 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:
             stage.advance(done * cost, note=resume.KEPT)
-        slopes, score = (functools.partial(f, on_tokens=stage.advance) for f in (this.slopes, this.score))
+        slopes = functools.partial(this.slopes, on_tokens=stage.advance)
         for step in range(done, steps):
             sloped, scored = orders[step][:count], orders[step][count : 2 * count]
+            score = functools.partial(this.score, on_tokens=stage.advance, stage="descent", step=step)
             levels, objectives = surrogate.descend(
                 levels, this.sites, this.budget, slopes, score, sloped, scored
             )
@@ -225,7 +230,12 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
             spent += tokens
             stage.advance(tokens)
 
+        def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+            return this.score(candidates, sequences, spend, "search", done)
+
         def on_step(step: int, state: Any, answer: np.ndarray) -> None:
+            nonlocal done
+            done = step
             with guarded(search, "record"):
                 record = search.record(state)
             if record is None:
@@ -239,7 +249,6 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
             resume.save_search(this.store, step, state, history, spent)
             run.events.write("generation", round=this.number, **history[-1])
 
-        score = functools.partial(this.score, on_tokens=spend)
         slopes = functools.partial(this.slopes, on_tokens=lambda tokens: spend(SLOPE_COST * tokens))
         return loop.run(search, state, space, score, done, on_step, slopes), history
 

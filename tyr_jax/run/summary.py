@@ -77,12 +77,15 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
 def health(events: EventLog) -> dict[str, Any]:
     """What a run had to work around: sites whose damping was raised because their Hessian was not positive
     definite (to what, and in which stage), and the number of candidates whose objective was not finite."""
-    raised = [
-        {name: entry[name] for name in ("stage", "site", "damping")}
-        for entry in events.written("damping raised")
-    ]
-    lost = sum(entry["candidates"] for entry in events.written("objective not finite"))
-    return {"damping_raised": raised, "objectives_not_finite": lost}
+    # An interrupted run logs a problem again if the work in which it met it was not saved.
+    raised = {(entry["stage"], entry["site"]): entry for entry in events.written("damping raised")}
+    lost = {(entry["stage"], entry["step"]): entry for entry in events.written("objective not finite")}
+    return {
+        "damping_raised": [
+            {name: entry[name] for name in ("stage", "site", "damping")} for entry in raised.values()
+        ],
+        "objectives_not_finite": sum(entry["candidates"] for entry in lost.values()),
+    }
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:

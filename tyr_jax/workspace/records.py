@@ -318,8 +318,10 @@ class DampedEvent(Event, Damped):
 
 
 class Lost(Event):
-    """The event of candidates whose objectives were not finite."""
+    """The event of candidates of a step whose objectives were not finite."""
 
+    stage: str
+    step: Count
     candidates: Count
 
 
