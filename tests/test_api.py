@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,28 @@ def test_options_of_commands_are_keywords(
             parameter = parameters[field.name]
             defaults = parameter.default or None, field.default or None
             assert field.default is dataclasses.MISSING or defaults[0] == defaults[1], field.name
+
+
+# Models
+
+
+def test_ignored_keys_are_those_of_a_model(
+    tiny_model: Path, tiny_options: dict[str, Any], few: dict[str, Any], tmp_path: Path
+) -> None:
+    """What is made of a model is read again without naming them; another model is not."""
+    dense = shutil.copytree(tiny_model, tmp_path / "dense")
+    values = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(values | {"frobnicate": 3}))
+    model = tyr_jax.load_model(str(dense), ignore_keys=["frobnicate"])
+    options = tiny_options | {"rounds": 0, "sparsity": 0.5, "progress": False}
+    result = tyr_jax.prune_model(model, output=tmp_path / "pruned", **options)
+    assert "llama-cli" in (tmp_path / "pruned" / "README.md").read_text()
+    assert result.model.hf_config["frobnicate"] == 3
+    trained = tyr_jax.recover_model(result, output=tmp_path / "recovered", **few)
+    assert trained.model.hf_config["frobnicate"] == 3
+    for directory in (dense, tmp_path / "pruned"):
+        with pytest.raises(UserError, match="frobnicate"):
+            tyr_jax.prune_model(directory, **options)
 
 
 # Pruning

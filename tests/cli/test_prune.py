@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from tyr_jax.api import generate_text
-from tyr_jax.cli import evaluate, prune
+from tyr_jax.cli import benchmark, evaluate, export, finetune, generate, prune
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
@@ -437,6 +438,35 @@ def test_whole_key_value_groups(run: Prune) -> None:
         strict=True,
     ):
         assert (layer.kv_heads, layer.heads) == (groups, 2 * groups)
+
+
+def test_every_command_ignores_the_keys_that_it_is_given(
+    tiny_model: Path,
+    tiny_arguments: list[str],
+    tiny_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dense, pruned = shutil.copytree(tiny_model, tmp_path / "dense"), tmp_path / "pruned"
+    values = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(values | {"frobnicate": 3}))
+    text = ["--evaluation-length", "32", "--evaluation-windows", "1"]
+    train = ["--data", str(tiny_text), "--trust-record", "--tokens", "256", "--step-tokens", "256", *text]
+    few = ["--prompts", "16", "--batches", "1", "--tokens", "1", "--repeats", "1"]
+    commands = [
+        (prune, [*tiny_arguments, "--model", str(dense), "--plan"]),
+        (prune, [*tiny_arguments, "--model", str(dense), "--rounds", "0", "--output", str(pruned)]),
+        (evaluate, [str(pruned), "--evaluation", str(tiny_text), *text]),
+        (generate, [str(pruned), "the cat", "--max-tokens", "1"]),
+        (export, [str(pruned)]),
+        (benchmark, [str(dense), str(pruned), *few]),
+        (finetune, [str(pruned), *train, "--sequence-length", "32", "--output", str(tmp_path / "trained")]),
+    ]
+    for command, arguments in commands:
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert "name it with --ignore-keys frobnicate" in capsys.readouterr().err
+        command.main([*arguments, "--ignore-keys", "frobnicate"])
 
 
 def test_a_pruned_model_is_not_pruned_again(

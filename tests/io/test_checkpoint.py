@@ -207,6 +207,17 @@ def test_what_could_not_be_written_again_is_not_read(
         load_model(str(directory))
 
 
+def test_keys_are_ignored_in_one_model(save: Callable[..., Path], tiny_config: Configs) -> None:
+    """What is said of one model does not hold for the next one that is loaded."""
+    directory = save(tiny_config(vocab=300))
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(values | {"frobnicate": 3}))
+    for load in (load_config, load_model):
+        load(str(directory), ignore_keys=["frobnicate"])
+        with pytest.raises(UserError, match=r"config\.json: config key 'frobnicate'"):
+            load(str(directory))
+
+
 def test_errors_name_the_file(save: Callable[..., Path], tiny_config: Configs) -> None:
     directory = save(tiny_config(vocab=300))
     values = json.loads((directory / "config.json").read_text())

@@ -21,6 +21,7 @@ from tyr_jax.evaluation.benchmark import Cases
 from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
 from tyr_jax.results import Benchmark, claimed_benchmark, update_reports
+from tyr_jax.run.models import NamedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,8 @@ def measure(settings: BenchmarkSettings) -> Benchmark:
         UserError: a problem with the models or the settings.
     """
     return api.benchmark_model(
-        settings.dense,
-        settings.pruned,
+        NamedModel(settings.dense, settings.ignore_keys),
+        NamedModel(settings.pruned, settings.ignore_keys),
         prompts=settings.prompts,
         batches=settings.batches,
         tokens=settings.tokens,

@@ -20,7 +20,7 @@ from tyr_jax import process
 from tyr_jax.data import needs_trust
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
-from tyr_jax.model.families import register
+from tyr_jax.model.families import load_family
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.report.tables import in_one_line
@@ -74,7 +74,8 @@ def execute(
 
     def carry_out() -> None:
         parsed = parse(settings, given, prog=prog, description=description or "")
-        register(getattr(parsed, "family", None), getattr(parsed, "ignore_keys", ()))
+        if (family := getattr(parsed, "family", None)) is not None:
+            load_family(family)
         run(parsed)
 
     process.run(carry_out)

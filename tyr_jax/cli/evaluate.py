@@ -29,6 +29,7 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.results import Perplexities, TaskScores
+from tyr_jax.run.models import NamedModel
 
 OPTIONAL = tyro.conf.arg(help_behavior_hint="")
 """For options whose help gives the default in words."""
@@ -75,16 +76,17 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
     Raises:
         UserError: a problem with the model, the texts, the tasks or the settings.
     """
+    model = NamedModel(settings.model, settings.ignore_keys)
     if settings.tasks:
         return api.evaluate_model(
-            settings.model,
+            model,
             tasks=settings.tasks,
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             data_dir=settings.data_dir,
         )
     return api.evaluate_model(
-        settings.model,
+        model,
         evaluation=settings.evaluation,
         evaluation_length=settings.evaluation_length,
         evaluation_windows=settings.evaluation_windows,

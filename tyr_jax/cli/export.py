@@ -20,6 +20,7 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.run.export import GgufSettings, Quantize
+from tyr_jax.run.models import NamedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def run(settings: ExportSettings) -> None:
         UserError: a problem with the model, the output or the settings.
     """
     path = api.export_model(
-        settings.model,
+        NamedModel(settings.model, settings.ignore_keys),
         settings.output,
         quantize=settings.quantize,
         neuron_multiple=settings.neuron_multiple,

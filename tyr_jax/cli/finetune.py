@@ -23,6 +23,7 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.recovery.settings import RecoverySettings
+from tyr_jax.run.models import NamedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +36,16 @@ class FinetuneArguments:
     ignore_keys: command.IgnoredKeys = ()
 
 
-def run(settings: RecoverySettings, arguments: list[str]) -> None:
+def run(asked: FinetuneArguments, arguments: list[str]) -> None:
     """Train, write the output directory, and print the table.
 
     Raises:
         UserError: a problem with the models, the data, the output or the settings.
     """
+    settings, keys = asked.settings, asked.ignore_keys
     result = api.recover_model(
-        settings.model,
-        teacher=settings.teacher,
+        NamedModel(settings.model, keys),
+        teacher=None if settings.teacher is None else NamedModel(settings.teacher, keys),
         settings=settings,
         output=settings.output,
         arguments=arguments,
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the recovery job."""
     given = sys.argv[1:] if arguments is None else arguments
     command.execute(
-        lambda asked: run(asked.settings, given),
+        lambda asked: run(asked, given),
         tyro.conf.OmitArgPrefixes[FinetuneArguments],
         given,
         prog="python -m tyr_jax.finetune",

@@ -21,6 +21,7 @@ from tyr_jax.cli import command
 from tyr_jax.evaluation.continuation import ContinuationSettings
 from tyr_jax.evaluation.generation import Sampling
 from tyr_jax.formatting import shown
+from tyr_jax.run.models import NamedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +50,18 @@ def run(settings: GenerateSettings) -> None:
     Raises:
         UserError: a problem with the model, the prompts or the settings.
     """
+    model = NamedModel(settings.model, settings.ignore_keys)
     options = dataclasses.asdict(settings.sampling) | {
         "chat": settings.chat,
         "max_tokens": settings.max_tokens,
         "seed": settings.seed,
     }
     if len(settings.prompts) == 1:
-        for piece in api.stream_text(settings.model, settings.prompts[0], **options):
+        for piece in api.stream_text(model, settings.prompts[0], **options):
             print(shown(piece), end="", flush=True)
         print()
         return
-    texts = api.generate_text(settings.model, settings.prompts, **options)
+    texts = api.generate_text(model, settings.prompts, **options)
     for prompt, text in zip(settings.prompts, texts, strict=True):
         print(f"== {shown(prompt)}")
         print(shown(text))

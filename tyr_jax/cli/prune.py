@@ -37,12 +37,13 @@ import tyro
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
-from tyr_jax.model.families import register
+from tyr_jax.model.families import load_family
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
 from tyr_jax.report.tables import Record
 from tyr_jax.results import PruningPlan
+from tyr_jax.run.models import NamedModel
 from tyr_jax.run.prune import repositories_of
 from tyr_jax.runtime import hosts
 from tyr_jax.runtime.cache import keep_compiled
@@ -113,19 +114,20 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: a problem with the model, the data, the output or the settings.
     """
-    register(asked.family, asked.ignore_keys)
+    if asked.family is not None:
+        load_family(asked.family)
     if asked.plan.plan:
         command.show(plan(asked).tables())
     else:
         with hosts.joined(asked.hosts):
-            run(asked.settings, arguments)
+            run(asked, arguments)
 
 
 def plan(asked: PruneArguments) -> PruningPlan:
     """What a run would need."""
     settings, wanted = asked.settings, asked.plan
     return api.plan_pruning(
-        settings.model,
+        NamedModel(settings.model, asked.ignore_keys),
         sparsity=settings.sparsity,
         settings=settings,
         devices=wanted.plan_devices,
@@ -133,14 +135,19 @@ def plan(asked: PruneArguments) -> PruningPlan:
     )
 
 
-def run(settings: Settings, arguments: list[str]) -> None:
+def run(asked: PruneArguments, arguments: list[str]) -> None:
     """Prune, write the output directory, print the closing tables, and upload what was asked for.
 
     Raises:
         UserError: a problem with the model, the data, the output, the settings or an upload.
     """
+    settings = asked.settings
     results = api.prune_model(
-        sparsity=settings.sparsity, settings=settings, output=settings.output, arguments=arguments
+        NamedModel(settings.model, asked.ignore_keys),
+        sparsity=settings.sparsity,
+        settings=settings,
+        output=settings.output,
+        arguments=arguments,
     )
     if not hosts.is_first():
         return

@@ -25,7 +25,7 @@ from tyr_jax.io.fused import joined, stored_together
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
-from tyr_jax.model.families import FAMILIES, register
+from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices
 
@@ -73,10 +73,11 @@ def load_model(
     Raises:
         UserError: there is no such model or family, or something in it is not supported.
     """
-    register(family, ignore_keys)
+    if family is not None:
+        load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
     load = _load_gguf if path.is_file() else _load_directory
-    return load(path, name, dtype, offload)
+    return load(path, name, dtype, offload, ignore_keys)
 
 
 def load_config(
@@ -90,12 +91,13 @@ def load_config(
     Raises:
         UserError: there is no such model or family, or its configuration is not supported.
     """
-    register(family, ignore_keys)
+    if family is not None:
+        load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
         values = gguf.read_hf_config(gguf.open_gguf(path), path)
         with of_file(path):
-            return config_from_hf(values), np.dtype(np.float32)
+            return config_from_hf(values, ignore_keys), np.dtype(np.float32)
     hf_config = read_values(path / hf.CONFIG)
     stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     dtypes = {dtype.name: dtype for dtype in hf.DTYPES.values()}
@@ -104,16 +106,18 @@ def load_config(
             f"{path / hf.CONFIG} has dtype {shown(stored)}: it must be one of {', '.join(dtypes)}"
         )
     with of_file(path / hf.CONFIG):
-        return config_from_hf(hf_config), dtypes[stored]
+        return config_from_hf(hf_config, ignore_keys), dtypes[stored]
 
 
-def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
+def _load_directory(
+    directory: Path, name: str, dtype: DTypeLike, offload: bool, ignore_keys: Iterable[str]
+) -> LoadedModel:
     if not (directory / hf.CONFIG).is_file():
         # If the weights are missing too, or of an unsupported format, this raises the more useful error.
         hf.SafetensorsSource(directory)
     hf_config = read_values(directory / hf.CONFIG)
     with of_file(directory / hf.CONFIG):
-        config = config_from_hf(hf_config)
+        config = config_from_hf(hf_config, ignore_keys)
     tokenizer = tokenizer_from_directory(directory)
     _check_vocabulary(tokenizer, config, name)
     generation = directory / "generation_config.json"
@@ -130,11 +134,13 @@ def _load_directory(directory: Path, name: str, dtype: DTypeLike, offload: bool)
     )
 
 
-def _load_gguf(path: Path, name: str, dtype: DTypeLike, offload: bool) -> LoadedModel:
+def _load_gguf(
+    path: Path, name: str, dtype: DTypeLike, offload: bool, ignore_keys: Iterable[str]
+) -> LoadedModel:
     reader = gguf.open_gguf(path)
     hf_config = gguf.read_hf_config(reader, path)
     with of_file(path):
-        config = config_from_hf(hf_config)
+        config = config_from_hf(hf_config, ignore_keys)
     tokenizer = tokenizer_from_gguf(reader, path)
     _check_vocabulary(tokenizer, config, name)
     weights = gguf.GgufSource(reader, path, config)

@@ -8,7 +8,7 @@ transformers cannot build layers of different sizes. For such a model, `auto_map
 weights that can (`tyr_jax.io.modeling_pruned`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tyr_jax.errors import UserError
@@ -22,7 +22,6 @@ from tyr_jax.model.families import (
     EXPERT_COUNTS,
     EXPERTS_PER_TOKEN,
     FAMILIES,
-    IGNORED_KEYS,
     Experts,
     Family,
     missing_for,
@@ -102,14 +101,14 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
-def _check_keys(config: Mapping[str, Any], family: Family) -> None:
+def _check_keys(config: Mapping[str, Any], family: Family, ignore_keys: Iterable[str]) -> None:
     """Check that every key is known, and that checked keys have a supported value.
 
     Raises:
         UserError: a key is unknown and not ignored, or its value is not supported; names the key.
     """
     checked = {**CHECKED, **family.checked}
-    known = READ | HARMLESS | IGNORED_KEYS | family.read_keys | family.harmless | checked.keys()
+    known = READ | HARMLESS | {*ignore_keys} | family.read_keys | family.harmless | checked.keys()
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
     if unknown:
         raise UserError(
@@ -225,14 +224,15 @@ def facts(family: Family) -> dict[str, Any]:
     return {"keys": tuple(family.keys.items()), **{name: getattr(family, name) for name in same}}
 
 
-def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """The model configuration that a `config.json` describes.
+def config_from_hf(config: Mapping[str, Any], ignore_keys: Iterable[str] = ()) -> ModelConfig:
+    """The model configuration that a `config.json` describes. The user says of `ignore_keys` that they do not
+    change what the model computes.
 
     Raises:
         UserError: a key is unknown, missing, contradictory, or has an unsupported value; names the key.
     """
     family = family_of(config)
-    _check_keys(config, family)
+    _check_keys(config, family, ignore_keys)
     _check_architecture(config, family)
     values = {**DEFAULTS, **family.defaults, **config}
     hidden, depth, ffn = (_size(values, key) for key in ("hidden_size", "num_hidden_layers", family.width))
@@ -318,6 +318,7 @@ def config_to_hf(config: ModelConfig, base: Mapping[str, Any]) -> Json:
         # Without `per_layer_config`, the stock classes will do.
         del result["auto_map"]
         result["architectures"] = [family.architecture]
-    if config_from_hf(result) != config:
+    # Keys of the original that no family knows were ignored when it was read.
+    if config_from_hf(result, ignore_keys=base) != config:
         raise ValueError(f"a {config.family} config.json cannot express {config}")
     return result

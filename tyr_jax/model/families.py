@@ -13,7 +13,7 @@ are supported, in `harmless` if it does not change the function.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from tyr_jax.errors import UserError
@@ -483,9 +483,6 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in BUILT_IN}
 """All families that can be read, by `model_type`."""
 
 
-IGNORED_KEYS: set[str] = set()
-"""Keys of `config.json` that a user says do not change what a model computes."""
-
 NOT_FLAGS = frozenset({"", "mixed", "pre_norms", "post_norms", "one_ffn", "experts"})
 """Flags of tensors that `Family.tensors` does not set: they have fields of their own, or none."""
 
@@ -534,21 +531,6 @@ def register_family(family: Family) -> None:
             "`harmless`"
         )
     FAMILIES[name] = family
-
-
-def register(family: str | None, ignore_keys: Iterable[str] = ()) -> None:
-    """Register the family that a user names, if any, and the keys that may be ignored.
-
-    Args:
-        family: `module:ATTRIBUTE`, or None.
-        ignore_keys: keys of `config.json` that the user says do not change what a model computes.
-
-    Raises:
-        UserError: there is no such family.
-    """
-    if family is not None:
-        load_family(family)
-    IGNORED_KEYS.update(ignore_keys)
 
 
 def load_family(reference: str) -> Family:

@@ -5,8 +5,9 @@ from pathlib import Path
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.files import as_text, read_json, write_text
-from tyr_jax.io import deci
+from tyr_jax.io import deci, hf
 from tyr_jax.io.checkpoint import load_config
+from tyr_jax.io.config_values import read_values
 from tyr_jax.report import card, page, tables
 from tyr_jax.report.identity import gain_of, portable_values
 from tyr_jax.report.render import Table
@@ -39,7 +40,9 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
 def runs_in_llama_cpp(directory: Path) -> bool:
     """Whether the model in a directory can be written as a GGUF file."""
     try:
-        deci.check(load_config(str(directory))[0])
+        # Its keys were known, or ignored, when the dense model was read.
+        keys = read_values(directory / hf.CONFIG)
+        deci.check(load_config(str(directory), ignore_keys=keys)[0])
     except UserError:
         return False
     return True

@@ -20,8 +20,18 @@ from tyr_jax.runtime import devices, offload
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import read_recovery, read_summary
 
-AnyModel = str | os.PathLike[str] | LoadedModel | ModelResult
-"""A directory, a .gguf file, a hub id or `builtin`; a loaded model; or the result of a job."""
+
+@dataclasses.dataclass(frozen=True)
+class NamedModel:
+    """A model's name, and the keys of its `config.json` that do not change what it computes."""
+
+    name: str
+    ignore_keys: tuple[str, ...] = ()
+
+
+AnyModel = str | os.PathLike[str] | NamedModel | LoadedModel | ModelResult
+"""A directory, a .gguf file, a hub id or `builtin`, by itself or with keys to ignore; a loaded model; or the
+result of a job."""
 
 Record = dict[str, Any]
 
@@ -36,7 +46,12 @@ class GivenModel(NamedTuple):
         """Its name."""
         if isinstance(self.given, LoadedModel):
             return self.given.source
-        return self.given.name if isinstance(self.given, ModelResult) else os.fspath(self.given)
+        return self.given.name if isinstance(self.given, ModelResult | NamedModel) else os.fspath(self.given)
+
+    @property
+    def ignore_keys(self) -> tuple[str, ...]:
+        """Keys of its `config.json` to ignore when it is read."""
+        return self.given.ignore_keys if isinstance(self.given, NamedModel) else ()
 
     @property
     def argument(self) -> str:
@@ -71,7 +86,9 @@ class GivenModel(NamedTuple):
             UserError: there is no such model, or its configuration is not understood.
         """
         loaded = self.loaded()
-        return load_config(self.name) if loaded is None else (loaded.config, loaded.stored_dtype)
+        if loaded is None:
+            return load_config(self.name, ignore_keys=self.ignore_keys)
+        return loaded.config, loaded.stored_dtype
 
 
 def read_paths(models: Iterable[GivenModel], texts: Iterable[str]) -> list[Path]:
@@ -92,7 +109,7 @@ def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = F
     """
     given = model.loaded()
     if given is None:
-        loaded = load_model(model.name, dtype, offload=on_disk)
+        loaded = load_model(model.name, dtype, offload=on_disk, ignore_keys=model.ignore_keys)
     else:
         loaded = _in_dtype(given, jnp.dtype(dtype), on_disk)
     return dataclasses.replace(loaded, params=devices.spread(loaded.params, loaded.config.hidden))

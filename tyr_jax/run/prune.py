@@ -78,5 +78,11 @@ def finish(outcome: Outcome, part: str, workspace: Workspace, arguments: Sequenc
     write_records(workspace.staging / part, summary)
     # Read on demand, so that only one of several models is in memory at a time.
     written = Path(settings.output, part)
-    read = functools.partial(load_model, str(written.resolve()), settings.compute_dtype)
-    return PruneResult(functools.partial(read, offload=settings.offload), summary, events, directory=written)
+    read = functools.partial(
+        load_model,
+        str(written.resolve()),
+        settings.compute_dtype,
+        offload=settings.offload,
+        ignore_keys=tuple(model.hf_config),
+    )
+    return PruneResult(read, summary, events, directory=written)

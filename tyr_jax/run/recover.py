@@ -25,7 +25,7 @@ from tyr_jax.recovery.train import Models, Plan, State
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
-from tyr_jax.run.models import GivenModel, Record, load, read_paths
+from tyr_jax.run.models import GivenModel, NamedModel, Record, load, read_paths
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
@@ -105,7 +105,9 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
                 f"{settings.model} does not say what it was pruned from: name the dense model with "
                 "--teacher, or train with --goal next-token"
             )
-        named = GivenModel(str(summary["settings"]["model"]))
+        # The keys of the pruned model that no family knows are the dense model's.
+        ignored = (*given.model.ignore_keys, *model.hf_config)
+        named = GivenModel(NamedModel(str(summary["settings"]["model"]), ignored))
         if named.name != BUILTIN and not settings.trust_record:
             raise UserError(
                 f"the record of {settings.model} says that it was pruned from {named.name}: if you trust the "
@@ -312,5 +314,8 @@ def recover(settings: RecoverySettings, request: Request, given: Given) -> Recov
         if workspace.staging is None:
             return RecoverResult(lambda: trained.model, task.summary, workspace.events, record)
         write_records(workspace.staging, task.summary, record)
-    read = functools.partial(load_model, str(settings.output.resolve()), settings.compute_dtype)
+    keys = tuple(trained.model.hf_config)
+    read = functools.partial(
+        load_model, str(settings.output.resolve()), settings.compute_dtype, ignore_keys=keys
+    )
     return RecoverResult(read, task.summary, workspace.events, record, settings.output)
