@@ -83,9 +83,8 @@ MEASUREMENTS = {
     ),
     "spread": Measurement("spread.py --evaluation {wikitext} {news}", "runs/spread/results.json"),
     "tasks": Measurement(
-        "paper_table.py builtin runs/quarter/seed0 runs/quarter/seed0-0.2109-recovered runs/half/seed0 "
-        "runs/half/seed0-0.4463-recovered --data-dir {tasks} --wikitext {wikitext} --windows 20 --limit 200 "
-        "--mmlu-limit 2 --kept runs/paper_table.json",
+        "paper_table.py builtin runs/demo_results/seed0 runs/rounds-100/4-rounds-seed0 --data-dir {tasks} "
+        "--wikitext {wikitext} --windows 20 --limit 200 --mmlu-limit 2 --kept runs/paper_table.json",
         "runs/paper_table.json",
     ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
@@ -100,7 +99,7 @@ MEASUREMENTS = {
     "plan": Measurement("plan_table.py"),
     "recovery": Measurement("bench_recovery.py"),
     "recovery-ways": Measurement(
-        "recovery_curve.py runs/half/seed0 --tokens 50000 --ways 'full 0.0001' 'full 0.0003' 'lora 0.001' "
+        "recovery_curve.py runs/demo_results/seed0 --tokens 50000 --ways 'full 0.0001' 'full 0.0003' 'lora 0.001' "
         "'lora 0.003' 'full muon 0.0003' --evaluation {wikitext} {news} --options='--evaluation-windows 4'",
         "runs/recovery_curve/results.json",
     ),
