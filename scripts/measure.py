@@ -100,7 +100,8 @@ MEASUREMENTS = {
     "recovery": Measurement("bench_recovery.py"),
     "recovery-ways": Measurement(
         "recovery_curve.py runs/demo_results/seed0 --tokens 50000 --ways 'full 0.0001' 'full 0.0003' "
-        "'lora 0.001' 'lora 0.003' 'full muon 0.0003' --evaluation {wikitext} {news} --options='--evaluation-windows 4'",
+        "'lora 0.001' 'lora 0.003' 'full muon 0.0003' --evaluation {wikitext} {news} "
+        "--options='--evaluation-windows 4'",
         "runs/recovery_curve/results.json",
     ),
     "searches": Measurement("bench_searches.py"),
