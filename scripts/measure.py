@@ -3,7 +3,7 @@
   python scripts/fetch_news.py news.txt
   python scripts/fetch_gemma.py gemma-3-270m.gguf
   python scripts/fetch_tasks.py tasks
-  pip install peft
+  pip install -e '.[measure]'
   python scripts/measure.py
 
 Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
