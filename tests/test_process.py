@@ -1,5 +1,6 @@
 """How commands end: their message and status, whatever stops them and wherever they write."""
 
+import gc
 import importlib
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,14 @@ def test_what_a_command_is_told_to_ignore_it_ignores() -> None:
         running.send_signal(signal.SIGHUP)
         running.communicate(timeout=20)
     assert running.returncode == 7
+
+
+def test_a_hook_outlives_its_command() -> None:
+    """Another thread may be about to call it when the command ends."""
+    hooks = []
+    process.run(lambda: hooks.append(weakref.ref(sys.unraisablehook)))
+    gc.collect()
+    assert hooks[0]() is not None
 
 
 def test_handlers_come_back() -> None:

@@ -27,6 +27,11 @@ LATER = 0.1
 does not hit the same callback every time."""
 
 
+HOOKS: list[Callable[[Any], None]] = []
+"""All hooks that were ever set. Python calls a hook by a borrowed reference, and threads of TensorStore call it
+at any time: if it were deleted when it is replaced, such a call would crash the process."""
+
+
 class Terminated(KeyboardInterrupt):
     """Raised on SIGTERM; unwinds a command as Ctrl-C does."""
 
@@ -134,6 +139,7 @@ def stoppable() -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     heeded = [number for number in STOPS if here and signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in heeded}
+    HOOKS.append(lost)
     hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
