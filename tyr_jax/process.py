@@ -28,8 +28,8 @@ does not hit the same callback every time."""
 
 
 HOOKS: list[Callable[[Any], None]] = []
-"""All hooks that were ever set. Python calls a hook by a borrowed reference, and threads of TensorStore call it
-at any time: if it were deleted when it is replaced, such a call would crash the process."""
+"""All hooks that were ever set. Python calls a hook by a borrowed reference, and threads of TensorStore call
+it at any time: if it were deleted when it is replaced, such a call would crash the process."""
 
 
 class Terminated(KeyboardInterrupt):
