@@ -103,12 +103,11 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     if run.store.directory:
         run.progress.log(f"this run will need up to {formatting.in_words(disk)} of disk space")
     resume.check_space(run.store, disk)
-    resume.check_models(run.store, {"model": model.params})
-    written = (
-        None
-        if (needed := to_write(settings.data)) is None
-        else own_text(model, needed, settings.seed, settings.data.self_temperature, run.progress, run.store)
-    )
+    models, written = {"model": model.params}, None
+    if (needed := to_write(settings.data)) is not None:
+        resume.check_models(run.store, models)  # before the model's text is kept
+        temperature = settings.data.self_temperature
+        written = own_text(model, needed, settings.seed, temperature, run.progress, run.store)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed, written)
         stage.advance()
@@ -116,6 +115,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     others = {}
     if file := settings.pruning.latencies:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
+    resume.check_models(run.store, models)
     resume.check_inputs(run.store, text, run.progress.log, others=others)
     texts, measured = measure_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)

@@ -173,11 +173,12 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
     models = {"model": model.params} | ({} if teacher is None else {"teacher": teacher.params})
-    resume.check_models(workspace.store, models)
     rows_of_step = load_step_rows(workspace.store, settings)
     spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
     sources = list(leaves(map(parse_source, settings.data)))
-    written = taught_text(settings, teacher, examples.rows_to_write(sources, math.prod(shape)), workspace)
+    if count := examples.rows_to_write(sources, math.prod(shape)):
+        resume.check_models(workspace.store, models)  # before the teacher's text is kept
+    written = taught_text(settings, teacher, count, workspace)
     with workspace.progress.stage("read text", 1, "texts") as stage:
         rows, passes = examples.load(sources, spec, math.prod(shape), model.tokenizer, settings.seed, written)
         rows = Examples(*(array.reshape(*shape, -1) for array in rows))
@@ -189,6 +190,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]
     also = {"step_rows": rows_of_step}
+    resume.check_models(workspace.store, models)
     resume.check_inputs(workspace.store, inputs, workspace.progress.log, also)
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
 
