@@ -115,7 +115,7 @@ MEASUREMENTS = {
         "--results runs/objectives-{budget:100}.json"
     ),
     "ablation": Measurement(
-        "ablation.py --calibration-tokens {budget:16384} --windows 4 --wikitext {wikitext} "
+        "ablation.py --seeds 0 1 --calibration-tokens {budget:16384} --windows 4 --wikitext {wikitext} "
         "--results runs/ablation-{budget:100}.json"
     ),
     "rounds": Measurement(
