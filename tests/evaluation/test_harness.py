@@ -110,6 +110,15 @@ def test_as_many_tokens_as_fit_are_generated(tiny_model: Path) -> None:
     assert more == [most, most]
 
 
+def test_text_is_generated_from_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the token that begins a text, also where the tokenizer adds none."""
+    ours = HarnessModel(load_model(str(tiny_model)))
+    monkeypatch.setattr(ours, "tok_encode", lambda text, **_: [ours.prefix_token_id] if text else [])
+    asked = [(prompt, {"max_gen_toks": 5, "until": []}) for prompt in ("", "begin")]
+    nothing, begun = ours.generate_until(instances("generate_until", asked))
+    assert nothing == begun
+
+
 def test_it_is_the_harness_own_evaluation(questions: Path, tiny_model: Path) -> None:
     """The harness's Python interface gives the same results with our model."""
     model, names = load_model(str(tiny_model)), ["arc_easy", "winogrande"]

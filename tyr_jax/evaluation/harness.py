@@ -158,7 +158,7 @@ class HarnessModel(TemplateLM):
             top_k=int(options.get("top_k", 0) or 0),
             top_p=float(options.get("top_p", 1.0) or 1.0),
         )
-        context = self.tok_encode(prompt)[-(self.max_length - count) :]
+        context = self.tok_encode(prompt)[-(self.max_length - count) :] or [self.prefix_token_id]
         new: list[int] = []
         text = ""
         stop = frozenset({self.eot_token_id})
