@@ -124,12 +124,23 @@ def measure(
     }
 
 
+def distinct(ablation: Ablation) -> tuple[str, ...]:
+    """The variants, without those that have the settings of one before them, such as the preset's own."""
+    base, seen, kept = PRESETS[ablation.preset].pruning, [], []
+    for variant in ablation.variants:
+        pruning = None if variant == FLAP else dataclasses.replace(base, **VARIANTS[variant])
+        if pruning not in seen:
+            seen.append(pruning)
+            kept.append(variant)
+    return tuple(kept)
+
+
 def print_markdown(results: dict[str, dict[str, float]], ablation: Ablation) -> None:
     """Print a row per variant: the median over seeds, and the value of each seed."""
     texts = list(next(iter(results.values())))
     header = [f"{text}: median (seeds)" for text in texts]
     print_header("variant", *header)
-    for variant in ablation.variants:
+    for variant in distinct(ablation):
         cells = []
         for text in texts:
             values = [results[f"{variant}, seed {seed}"][text] for seed in ablation.seeds]
@@ -147,7 +158,7 @@ def main(ablation: Ablation) -> None:
     results, model = Results.of(ablation.results, common), load_model(ablation.model)
     with Progress() as progress:
         for seed in ablation.seeds:
-            for variant in ablation.variants:
+            for variant in distinct(ablation):
                 compute = functools.partial(measure, ablation, model, variant, seed, progress)
                 results.get(f"{variant}, seed {seed}", compute)
     print_markdown(results.found, ablation)
