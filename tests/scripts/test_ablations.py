@@ -1,12 +1,13 @@
 """What the tables of quality print, on a tiny model: a row for everything that they compare."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from script_tables import Rows
+from script_tables import SCRIPTS, Rows
 
 from tyr_jax.cli import prune
 
@@ -194,6 +195,17 @@ def test_ablation_has_a_row_per_variant(
     rows = table("ablation.py", [*inputs, *few, "--results", tmp_path / "ablation.json"])
     assert [row[0] for row in rows] == ["variant", *variants]
     assert len({row[1] for row in rows}) == 4
+
+
+def test_no_variant_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's preset accumulates by expectation, and has the mean damping."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import ablation
+
+    asked = ablation.Ablation(variants=("none", "expectation", "mean damping", ablation.FLAP))
+    assert ablation.distinct(asked) == ("none", "expectation", ablation.FLAP)
+    other = dataclasses.replace(asked, preset="standard")
+    assert ablation.distinct(other) == asked.variants
 
 
 def test_steps_are_measured_alone_and_together(
