@@ -129,7 +129,10 @@ def run(world: World, search: Search, seed: int, budget: int, progress: Progress
 
 
 def welch(one: np.ndarray, other: np.ndarray) -> float:
-    """The p-value of Welch's test of values that are not paired; 0 where neither varies."""
+    """The p-value of Welch's test of values that are not paired: 1 for single values, which tell nothing of
+    chance, and 0 where neither varies."""
+    if min(len(one), len(other)) < 2:
+        return 1.0
     if not one.std() and not other.std():
         return 0.0
     return float(ttest_ind(one, other, equal_var=False).pvalue)

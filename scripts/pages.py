@@ -266,12 +266,12 @@ def draw_on_model(results: dict[str, Any]) -> None:
     for run in results["results"].values():
         by_search.setdefault(run["search"], []).append(run["curve"])
     panels = []
-    for points in ("tokens", "seconds"):
+    for points, shown in (("tokens", "candidate-tokens"), ("seconds", "seconds")):
         lines: list[Line] = []
         for name, curves in by_search.items():
             x = np.median([curve[points] for curve in curves], axis=0)
             lines.append((name, x.tolist(), np.array([curve["kl"] for curve in curves])))
-        panels.append(("", {"tokens": "candidate-tokens"}.get(points, points), lines))
+        panels.append(("", shown, lines))
     draw_panels(ON_MODEL, panels, "held-out KL")
 
 

@@ -5,8 +5,7 @@ The first generation starts at the distribution of least `disturbance`, where ev
 these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
 to start from take the place of the last proposal, so that a bad estimate is left again.
 
-It has no reference: it was made for this project. Slopes with a curvature that follows from nested
-projections are the closest to it in sequential quadratic programming.
+It was made for this project and has no paper. The nearest known method is sequential quadratic programming.
 
 Axis letters: `P` parts of a text, `Q` proposals, `L` layers, `E` levels.
 """
