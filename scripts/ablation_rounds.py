@@ -1,10 +1,12 @@
-"""Coarse to fine: the same search in one round, and shared out over several with ever finer levels.
+"""Coarse to fine: searches in several rounds with ever finer levels, and one search among fine levels.
 
   python scripts/ablation_rounds.py --evaluation wikitext-2-raw-test.txt news.txt
 
-Each row is a run of the main job. After every round, layers are pruned again around what the search found, to
-levels half as far apart; the generations are shared out so that all rows search equally long. Descent is
-left out, because it would come once in every round. Rerun: the command above. Runs that exist are not
+Each row is a run of the main job that begins at the uniform distribution, without descent, as in the paper.
+After every round, layers are pruned again around what the search found, to levels half as far apart; the
+generations are shared out so that all rows search equally long. "Search only" has one round with levels
+`--fine` apart over the whole range of the first round (paper, Table 6 and Figure 3). In every generation the
+best are scored on the whole search text, so that objectives can be compared. Runs that exist are not
 repeated.
 """
 
@@ -19,7 +21,7 @@ from markdown_table import kl_cell, print_header, print_row
 from tyr_jax.cli import command, prune
 from tyr_jax.errors import require
 from tyr_jax.files import write_json
-from tyr_jax.settings import WIKITEXT, Preset
+from tyr_jax.settings import PRESETS, WIKITEXT, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,16 @@ class Ablation:
     """Preset of every run."""
     rounds: tuple[int, ...] = (1, 2, 4)
     """Numbers of rounds to compare."""
-    generations: int = 12
+    fine: float = 0.03125
+    """Distance between the levels of "search only", as a fraction of a layer's units."""
+    generations: int = 24
     """Generations of all rounds together."""
+    offspring: int = 8
+    """Offspring in a generation."""
+    calibration_tokens: int = 8192
+    """Tokens to prune on."""
+    search_tokens: int = 4096
+    """Tokens of the search text."""
     evaluation: tuple[str, ...] = (WIKITEXT,)
     """Texts to measure on, in addition to the held-out part of the calibration text."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -46,16 +56,45 @@ class Ablation:
     """Directory of all models."""
 
 
-def run(asked: Ablation, rounds: int, seed: int) -> dict[str, Any]:
+def ways(asked: Ablation) -> dict[str, tuple[int, list[str]]]:
+    """The number of rounds, and the options, of all that is compared, by name."""
+    coarse = PRESETS[asked.preset].rounds
+    levels = round((coarse.levels - 1) * coarse.interval / asked.fine) + 1
+    found = {"search only": (1, ["--interval", str(asked.fine), "--levels", str(levels)])}
+    for rounds in sorted(asked.rounds):
+        found[f"{rounds} round{'s' if rounds > 1 else ''}"] = rounds, []
+    return found
+
+
+def run(asked: Ablation, way: str, seed: int) -> dict[str, Any]:
     """The summary of a run."""
-    output = asked.results / f"{rounds}-rounds-seed{seed}"
-    share = asked.generations // rounds
-    options = ["--model", asked.model, "--preset", asked.preset, "--sparsity", str(asked.sparsity)]
-    options += ["--rounds", str(rounds), "--generations", str(share), "--descent-steps", "0"]
-    options += ["--seed", str(seed)]
+    output = asked.results / f"{way.replace(' ', '-')}-seed{seed}"
+    rounds, options = ways(asked)[way]
+    stages = [max(1, asked.search_tokens // part) for part in (8, 4, 1)]
+    options += ["--model", asked.model, "--preset", asked.preset, "--sparsity", str(asked.sparsity)]
+    options += ["--rounds", str(rounds), "--generations", str(asked.generations // rounds)]
+    options += ["--start", "uniform", "--descent-steps", "0", "--offspring", str(asked.offspring)]
+    options += ["--survivors", "2", "1", "1", "--stage-tokens", *map(str, stages)]
+    options += ["--calibration-tokens", str(asked.calibration_tokens)]
+    options += ["--search-tokens", str(asked.search_tokens), "--seed", str(seed)]
     options += ["--evaluation", *asked.evaluation, *asked.options.split()]
     make(prune.main, options, output, [output / "summary.json"])
     return json.loads((output / "summary.json").read_text())
+
+
+def rounds_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rounds of a run, each with the seconds that its supernet and its search took."""
+    rounds = summary["rounds"]
+    return [
+        each
+        | {
+            "seconds": {
+                stage: summary["seconds"][f"round {each['round']}/{len(rounds)}: {stage}"]
+                for stage in ("supernet", "search")
+            }
+        }
+        for each in rounds
+    ]
 
 
 def row_of(label: str, step: str, models: list[dict[str, Any]]) -> None:
@@ -69,20 +108,21 @@ def main(asked: Ablation) -> None:
     for rounds in asked.rounds:
         divides = rounds >= 1 and asked.generations >= 1 and asked.generations % rounds == 0
         require(divides, "--rounds", rounds, f"a divisor of --generations ({asked.generations})")
+    require(0 < asked.fine <= 1, "--fine", asked.fine, "above 0 and at most 1")
     asked.results.mkdir(parents=True, exist_ok=True)
-    found = {rounds: [run(asked, rounds, seed) for seed in asked.seeds] for rounds in sorted(asked.rounds)}
+    found = {way: [run(asked, way, seed) for seed in asked.seeds] for way in ways(asked)}
     kept = {
-        str(rounds): [{"rounds": each["rounds"], "searched": each["searched"]} for each in summaries]
-        for rounds, summaries in found.items()
+        way: [{"rounds": rounds_of(each), "searched": each["searched"]} for each in summaries]
+        for way, summaries in found.items()
     }
     write_json(asked.results / "results.json", kept)
     first, *_ = found.values()
     texts = (f"{text}: KL (span), perplexity" for text in first[0]["dense"]["quality"])
     print_header("rounds", "finest step: heads, neurons", *texts)
     row_of("uniform", "", [each["uniform"] for each in first])
-    for rounds, summaries in found.items():
+    for way, summaries in found.items():
         step = summaries[0]["rounds"][-1]["step"]
-        row_of(str(rounds), f"{step['attention']}, {step['ffn']}", [each["searched"] for each in summaries])
+        row_of(way, f"{step['attention']}, {step['ffn']}", [each["searched"] for each in summaries])
 
 
 if __name__ == "__main__":

@@ -120,8 +120,7 @@ MEASUREMENTS = {
     ),
     "rounds": Measurement(
         "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news} "
-        "--options='--calibration-tokens {budget:8192} --search-tokens {budget:8192}' "
-        "--results runs/rounds-{budget:100}",
+        "--calibration-tokens {budget:8192} --search-tokens {budget:4096} --results runs/rounds-{budget:100}",
         "runs/rounds-{budget:100}/results.json",
     ),
     "budget": Measurement(
@@ -188,7 +187,8 @@ def find_tables(output: str) -> list[Table]:
 def machine() -> str:
     """Description of the machine that a measurement runs on."""
     device = jax.devices()[0]
-    cores = f"{os.cpu_count()} cores of {processor()}"
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = f"{count} core{'s' if count != 1 else ''} of {processor()}"
     rate = f"{matmul_rate() / 1e9:.0f} GFLOP/s in float32 matrix products"
     on = cores if device.platform == "cpu" else f"{jax.device_count()} × {device.device_kind}"
     return f"{on} ({rate}, JAX {jax.__version__})"

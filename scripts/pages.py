@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import numpy as np
+from pictures import PICTURES
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
 from tyr_jax.problems import load_problem, problem_names
-from tyr_jax.report import figures
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "measurements"
@@ -174,111 +173,6 @@ VIEWS: dict[str, Callable[[], str]] = {
 """Tables that combine figures from records, by name."""
 
 
-STYLE = """
-svg { color-scheme: light dark; } text { fill: #5c5b57; font: 12px system-ui, sans-serif; }
-.mark { fill: #2a78d6; } .grid { stroke: #dddcd7; } .reference { stroke: #1d1d1b; stroke-width: 1.5; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #a9a8a2; } .mark { fill: #5598e7; } .grid { stroke: #3a3a37; }
-  .reference { stroke: #ebeae6; } }
-"""
-
-
-def kept_picture(results: dict[str, Any]) -> str:
-    """SVG of what each layer keeps, next to the uniform share, for the first model of some main results."""
-    models, *_ = next(iter(results.values())).values()
-    uniform, searched = models["uniform"], models["searched"]
-    parts, top = [], 0.0
-    for kind, noun in (("attention", "attention heads"), ("ffn", "FFN neurons")):
-        kept, even = searched["kept"][kind], uniform["kept"][kind]
-        units = searched["units"][kind]["total"] // len(kept)
-        bars = str(figures.kept_bars(kept, even, units, noun))
-        placed = bars.replace("<svg", f'<svg y="{top + 20:g}" width="640" height="200"', 1)
-        title = f"{noun} that each layer keeps; the line is the uniform share"
-        parts += [f'<text x="56" y="{top + 14:g}">{title}</text>', placed]
-        top += 226
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {top:g}"><style>{STYLE}</style>'
-    return "\n".join([head, *parts, "</svg>\n"])
-
-
-KEPT = {"kept.svg": "demo", "kept-half.svg": "half"}
-"""The records that these pictures of what is kept show."""
-
-CURVES, ON_MODEL = RECORDS / "comparison.svg", RECORDS / "on-model.svg"
-
-Line = tuple[str, list[float], np.ndarray]
-"""Name of a search, and its values `[R, P]` by run at the points `[P]`."""
-
-
-def draw_panels(file: Path, panels: list[tuple[str, str, list[Line]]], value: str) -> None:
-    """Write a picture of panels, two a row, each with its title, the name of its points, and a line for every
-    search: the median over runs, and the quartiles around it."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    plain = {
-        "svg.hashsalt": "tyr_jax",
-        "svg.fonttype": "none",
-        "font.size": 8,
-        "text.color": "#777",
-        "axes.edgecolor": "#999",
-    }
-    plain |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#777")
-    names = sorted({name for _, _, lines in panels for name, _, _ in lines})
-    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))
-    with plt.rc_context(plain):
-        rows = -(-len(panels) // 2)
-        figure, axes = plt.subplots(rows, 2, figsize=(9, 2.8 * rows), layout="constrained", squeeze=False)
-        for axis, (title, points, lines) in zip(axes.flat, panels, strict=False):
-            for name, x, values in lines:
-                low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
-                axis.plot(x, middle, color=colours[name], label=name)
-                axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
-            axis.set(xscale="log", yscale="log", title=title, xlabel=points, ylabel=value)
-            axis.patch.set_alpha(0)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-        figure.patch.set_alpha(0)
-        figure.savefig(file, metadata={"Date": None})
-        plt.close(figure)
-    # Matplotlib writes six digits after the point; a tenth of a point is enough to draw with.
-    drawn = re.sub(r"(\d+\.\d)\d+", r"\1", file.read_text(encoding="utf-8"))
-    file.write_text(drawn, encoding="utf-8")
-
-
-def draw_curves(results: dict[str, Any]) -> None:
-    """Write the picture of a comparison on tabulated problems: for each group, the excess that is left
-    against candidate-tokens, and against seconds of one run."""
-    panels = []
-    for group, curves in results["groups"].items():
-        left = {name: np.clip(np.asarray(each["excess"]), 1e-3, None) for name, each in curves.items()}
-        tokens = {name: np.asarray(each["tokens"]) for name, each in curves.items()}
-        seconds = {name: tokens[name] / tokens[name][-1] * each["seconds"] for name, each in curves.items()}
-        for points, x in (("candidate-tokens", tokens), ("seconds", seconds)):
-            panels.append((group, points, [(name, x[name].tolist(), left[name]) for name in curves]))
-    draw_panels(CURVES, panels, "excess left")
-
-
-def draw_on_model(results: dict[str, Any]) -> None:
-    """Write the picture of a comparison on a model: held-out KL against candidate-tokens and seconds."""
-    by_search: dict[str, list[dict[str, Any]]] = {}
-    for run in results["results"].values():
-        by_search.setdefault(run["search"], []).append(run["curve"])
-    panels = []
-    for points, shown in (("tokens", "candidate-tokens"), ("seconds", "seconds")):
-        lines: list[Line] = []
-        for name, curves in by_search.items():
-            x = np.median([curve[points] for curve in curves], axis=0)
-            lines.append((name, x.tolist(), np.array([curve["kl"] for curve in curves])))
-        panels.append(("", shown, lines))
-    draw_panels(ON_MODEL, panels, "held-out KL")
-
-
-DRAWN: dict[str, Callable[[dict[str, Any]], None]] = {"comparison": draw_curves, "on-model": draw_on_model}
-"""Records of which a picture is drawn."""
-
-
 def filled(text: str) -> str:
     """The text of a page with its tables filled in.
 
@@ -301,13 +195,9 @@ def pages() -> list[Path]:
 
 def fill_pages() -> None:
     """Write every table into its page, and draw the pictures."""
-    for name, shown in KEPT.items():
-        if (RECORDS / f"{shown}.json").is_file():
-            drawn = kept_picture(read_record(shown)["results"])
-            (RECORDS / name).write_text(drawn, encoding="utf-8")
-    for name, draw in DRAWN.items():
+    for name, draw in PICTURES.items():
         if (RECORDS / f"{name}.json").is_file():
-            draw(read_record(name)["results"])
+            draw(read_record(name)["results"], RECORDS)
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

@@ -1,8 +1,10 @@
 """What the tables of quality print, on a tiny model: a row for everything that they compare."""
 
 import dataclasses
+import itertools
 import json
 import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,21 +60,28 @@ def test_main_results_makes_no_run_twice(
 def test_rounds_are_compared_at_equal_generations(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --descent-steps 0 --offspring 4"
-    few += " --sequence-length 32 --search-length 32 --evaluation-length 32 --evaluation-windows 2"
-    few += (
-        f" --survivors 1 --stage-tokens 32 --metric-tokens 256 --neuron-multiple 2 --calibration {tiny_text}"
-    )
+    few = "--sequence-length 32 --search-length 32 --evaluation-length 32 --evaluation-windows 2"
+    few += f" --metric-tokens 256 --neuron-multiple 2 --calibration {tiny_text}"
     arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--rounds", 2, 1, "--generations", 4]
+    arguments += ["--fine", 0.0625, "--calibration-tokens", 512, "--search-tokens", 256, "--offspring", 4]
     arguments += ["--seeds", 0, f"--options={few}", "--results", tmp_path / "results"]
     header, *rows = table("ablation_rounds.py", arguments)
     assert header[:2] == ["rounds", "finest step: heads, neurons"]
-    assert [row[0] for row in rows] == ["uniform", "1", "2"]
-    once, twice = (int(row[1].split(", ")[1]) for row in rows[1:])
-    assert twice < once
+    assert [row[0] for row in rows] == ["uniform", "search only", "1 round", "2 rounds"]
+    fine, once, twice = (int(row[1].split(", ")[1]) for row in rows[1:])
+    assert fine == twice < once
     found = json.loads((tmp_path / "results" / "results.json").read_text())
-    for rounds, (summary,) in found.items():
-        assert [len(each["history"]) for each in summary["rounds"]] == [4 // int(rounds)] * int(rounds)
+    for way, (summary,) in found.items():
+        rounds = 2 if way == "2 rounds" else 1
+        assert [len(each["history"]) for each in summary["rounds"]] == [4 // rounds] * rounds
+        # Within a round, all objectives are on the same text, and the parent competes.
+        for each in summary["rounds"]:
+            objectives = [record["objective"] for record in each["history"]]
+            assert all(b <= a * 1.00001 for a, b in itertools.pairwise(objectives))
+    pictures = runpy.run_path(str(SCRIPTS / "pictures.py"))
+    pictures["draw_rounds"](found, tmp_path)
+    assert "search only" in (tmp_path / "rounds.svg").read_text()
+    assert ">round 2<" in (tmp_path / "rounds-kept.svg").read_text()
 
 
 def test_what_exchange_gains(

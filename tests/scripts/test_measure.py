@@ -1,7 +1,6 @@
 """How measurements are recorded, and written into the pages."""
 
 import json
-import runpy
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -22,10 +21,11 @@ def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     figures += [("noisy", "two", "1.00%", "1.000"), ("noisy", "one", "9.00%", "0.010")]
     rows = [[group, name, left, "", chance, ""] for group, name, left, chance in figures]
     facts = {"command": "c", "commit": "d", "date": "e", "machine": "f", "minutes": 0.0, "results": {}}
-    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
-    view = pages["searches_by_problem"]
-    monkeypatch.setitem(view.__globals__, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
-    assert view().splitlines()[:4] == [
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import pages
+
+    monkeypatch.setattr(pages, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
+    assert pages.searches_by_problem().splitlines()[:4] == [
         "| search | smooth | noisy |",
         "|---|---|---|",
         "| `two` | **7.00%** | **1.00%** |",
@@ -90,13 +90,14 @@ def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.find_tables(output) == [[["a", "b"], ["1", "2"]], [["c", "d"], ["3", ""]]]
 
 
-def test_the_picture_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_of_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
-    import pages
+    import pictures
 
     summary = record_samples.summary()
     models = {name: summary[name] for name in ("uniform", "searched")}
-    root = ElementTree.fromstring(pages.kept_picture({"0": {"0.5": models}}))
+    pictures.draw_kept({"0": {"0.5": models}}, tmp_path, "kept.svg")
+    root = ElementTree.fromstring((tmp_path / "kept.svg").read_text())
     bars = [bar for bar in root.iter() if bar.tag.endswith("rect")]
     layers = len(summary["searched"]["kept"]["ffn"])
     assert len(bars) == 2 * layers

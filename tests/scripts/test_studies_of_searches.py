@@ -55,10 +55,9 @@ def test_a_measured_problem_is_compared_and_drawn(
         (group, name) for group in ("smooth", str(tmp_path / "tiny.npz")) for name in ("evolution", "random")
     }
     assert {row[4] for row in rows} >= {"1.000"}
-    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
-    monkeypatch.setitem(pages["draw_curves"].__globals__, "CURVES", tmp_path / "curves.svg")
-    pages["draw_curves"](json.loads(results.read_text()))
-    assert "smooth" in (tmp_path / "curves.svg").read_text()
+    pictures = runpy.run_path(str(SCRIPTS / "pictures.py"))
+    pictures["draw_curves"](json.loads(results.read_text()), tmp_path)
+    assert "smooth" in (tmp_path / "comparison.svg").read_text()
 
 
 def test_searches_are_compared_on_a_model(
@@ -87,9 +86,8 @@ def test_searches_are_compared_on_a_model(
         assert len(curve["tokens"]) == len(curve["seconds"]) == len(curve["kl"]) >= 1
         assert (curve["tokens"][-1], curve["seconds"][-1]) == (one["tokens"], one["seconds"])
         assert curve["kl"][-1] == pytest.approx(one["kl"])
-    pages = runpy.run_path(str(SCRIPTS / "pages.py"))
-    monkeypatch.setitem(pages["draw_on_model"].__globals__, "ON_MODEL", tmp_path / "on-model.svg")
-    pages["draw_on_model"](before)
+    pictures = runpy.run_path(str(SCRIPTS / "pictures.py"))
+    pictures["draw_on_model"](before, tmp_path)
     assert "descent" in (tmp_path / "on-model.svg").read_text()
     _, *again = table("compare_on_model.py", options)
     assert again == [start, *rows]
