@@ -1,4 +1,4 @@
-"""Fewer bits and 2:4 zeros on top of pruning: what each costs a dense and a pruned model (paper, Table 11).
+"""Fewer bits and 2:4 zeros on top of pruning: what each costs a dense and a pruned model (paper, Table 7).
 
   python scripts/combinations.py builtin runs/main_results/seed0/0.2109 --wikitext wikitext-2-raw-test.txt
 

@@ -1,4 +1,4 @@
-"""Fewer bits, or 2:4 zeros, for the matrices of a model, on top of pruning (paper, Table 11).
+"""Fewer bits, or 2:4 zeros, for the matrices of a model, on top of pruning (paper, Table 7).
 
 A `Rule` says which values a matrix may have. `rounded` takes the nearest ones: round-to-nearest, or the
 largest two of every four. `compensated` goes through the input channels in order and lets the later ones
