@@ -203,6 +203,7 @@ PRESETS: dict[str, Settings] = {
             evaluation_windows=4,
         ),
         pruning=PruningSettings(metric_tokens=4096),
+        # On so little text, later rounds do not lower the KL (docs/ablations.md).
         rounds=Rounds(rounds=1, descent_steps=3, descent_tokens=1024),
         search=Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
     ),
