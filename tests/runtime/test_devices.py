@@ -29,9 +29,8 @@ TESTS = Path(__file__).parents[1]
 
 def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
     """Start a Python whose JAX sees `number` devices."""
-    # With only as many threads as cores, devices that wait in a collective would block the others.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
-    own = {"XLA_FLAGS": flags, "NPROC": "16"}
+    own = {"XLA_FLAGS": flags}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
@@ -51,6 +50,33 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str,
     path = tmp_path_factory.mktemp("devices") / "results.pickle"
     run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
     return pickle.loads(path.read_bytes())
+
+
+def test_virtual_devices_do_not_block_each_other(tmp_path: Path) -> None:
+    """Each can wait in a collective while another computes on a thread of its own. Independent collectives,
+    here in a loop with products of many sizes, come in one order."""
+    code = """
+import os, sys
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from tyr_jax.runtime import devices
+
+def own(x):
+    parts = [x @ x.T for x in jnp.split(x, 4, axis=1)]
+    gathered = sum(jnp.sum(jax.lax.all_gather(part, "devices")) for part in parts)
+    return gathered + sum(jnp.sum(jax.lax.psum(part, "devices")) for part in parts)
+
+with devices.in_use():
+    x = devices.place(jnp.ones((2 * 64, 256)))
+    run = jax.jit(jax.shard_map(own, in_specs=P("devices"), out_specs=P(), check_vma=False))
+    for _ in range(30):
+        value = float(run(x))
+print(value, os.environ["XLA_FLAGS"], os.environ["PJRT_NPROC"], file=sys.stderr)
+"""
+    said = run("-c", code, number=2).splitlines()[-1].split()
+    assert float(said[0]) == 4 * 4 * 64 * 64 * 64
+    assert devices.IN_ORDER in said
+    assert said[-1] == str(2 + (os.cpu_count() or 1))
 
 
 @pytest.mark.parametrize("number", NUMBERS[1:])
