@@ -1,14 +1,16 @@
-"""How much each of five additions to local pruning helps, alone and on top of the ones before it.
+"""How much each of five additions to local pruning helps: alone, on top of those before it, and at the end.
 
 Measures uniform models, all with the number of block parameters that `--budget units` leaves at each
-sparsity. All other settings are those of the `standard` preset, in the row `before` as well. The texts are
-from the domains that layers were pruned on, and from others. Rerun:
+sparsity. All other settings are those of the `standard` preset, in the row `before` as well. The last rows
+leave one addition out of those that need no training. The texts are from the domains that layers were pruned
+on, and from others. Rerun:
 
   python scripts/ablation_steps.py --evaluation wikitext-2-raw-test.txt news.txt
 """
 
 import dataclasses
 import functools
+import operator
 import statistics
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,10 @@ def variants() -> dict[str, dict[str, Any]]:
             found[f"{name} alone"] = BEFORE | change
         added |= change
         found[f"+ {name}"] = dict(added)
+    *untrained, _ = STEPS
+    for name in untrained[:-1]:
+        others = [STEPS[other] for other in untrained if other != name]
+        found[f"all but {name}, without reconstruction"] = functools.reduce(operator.or_, others, BEFORE)
     return found
 
 
