@@ -44,7 +44,7 @@ from tyr_jax.results import Benchmark, Perplexities, PruneResult, PruningPlan, R
 from tyr_jax.run import export, prune, recover
 from tyr_jax.run.export import GgufSettings, Quantize, default_path
 from tyr_jax.run.models import AnyModel, GivenModel, load, load_shown
-from tyr_jax.runtime.devices import in_use
+from tyr_jax.runtime.devices import in_use, steady_virtual_devices
 from tyr_jax.scoring.objective import Objective as Objective
 from tyr_jax.search.contract import Search as Search
 from tyr_jax.search.evolution import Evolution as Evolution
@@ -144,6 +144,7 @@ def prune_model(
     Raises:
         UserError: the model or a setting cannot be used, or the output cannot be written.
     """
+    steady_virtual_devices()
     several = isinstance(sparsity, Iterable)
     asked = _pruning_settings(model, sparsity, preset, settings, options)
     if len(asked.sparsity) > 1 and not several:
@@ -246,6 +247,7 @@ def recover_model(
     Raises:
         UserError: a model or a setting cannot be used, or the output cannot be written.
     """
+    steady_virtual_devices()
     given = recover.Given(GivenModel(model), None if teacher is None else GivenModel(teacher))
     default = RecoverySettings(given.model.name)
     named: dict[str, Any] = {"model": given.model.name, "teacher": given.teacher and given.teacher.name}

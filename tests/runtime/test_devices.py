@@ -52,6 +52,27 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str,
     return pickle.loads(path.read_bytes())
 
 
+def test_a_command_finds_steady_virtual_devices(tmp_path: Path) -> None:
+    """They are made steady before JAX looks for devices, which nothing can change afterwards."""
+    code = """
+import os, sys
+from jax._src import xla_bridge
+from tyr_jax.runtime import devices
+
+steady = devices.steady_virtual_devices
+def checked():
+    print("begun" if xla_bridge.backends_are_initialized() else "in time", file=sys.stderr)
+    steady()
+devices.steady_virtual_devices = checked
+
+from tyr_jax.cli import prune
+prune.main(["--model", sys.argv[1], "--output", sys.argv[1] + "/pruned"])
+"""
+    with start(2, "-c", code, str(tmp_path)) as running:
+        _, said = running.communicate()
+    assert said.splitlines()[0] == "in time"
+
+
 def test_virtual_devices_do_not_block_each_other(tmp_path: Path) -> None:
     """Each can wait in a collective while another computes on a thread of its own. Independent collectives,
     here in a loop with products of many sizes, come in one order."""

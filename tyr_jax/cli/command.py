@@ -24,6 +24,7 @@ from tyr_jax.model.families import load_family
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.report.tables import in_one_line
+from tyr_jax.runtime import devices
 from tyr_jax.runtime.cache import keep_compiled
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ def execute(
     """
     given = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
+    devices.steady_virtual_devices()
 
     def carry_out() -> None:
         parsed = parse(settings, given, prog=prog, description=description or "")
