@@ -173,7 +173,7 @@ def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig)
         x = devices.place(jnp.array(x)) if stays else x
         plain = dense is None and real == len(x)
         weights = None if plain else stream.token_weights(x, jnp.int32(real), even=dense is None)
-        unit, gram = stream.site_statistics(block, x, gram, weights, kind, config)
+        unit, gram = devices.settle(stream.site_statistics(block, x, gram, weights, kind, config))
         if dense is not None:
             before = devices.place(jnp.array(dense[index])) if stays else dense[index]
             after, pull = stream.follow_dense(block, x, unit, weights, before, pull, kind, config)
@@ -189,7 +189,8 @@ def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: Model
     """The fold with the residuals after the site of a kind in place of those before it."""
     pairs = zip(fold.residual, units, strict=True)
     if not on_disk(fold.residual):
-        return fold._replace(residual=[stream.add_output(block, x, unit, kind, config) for x, unit in pairs])
+        after = [devices.settle(stream.add_output(block, x, unit, kind, config)) for x, unit in pairs]
+        return fold._replace(residual=after)
     for x, unit in pairs:
         x[...] = devices.fetch(stream.add_output(block, devices.place(jnp.array(x)), unit, kind, config))
     return fold
@@ -276,7 +277,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     """
     layer, config = fold.done, plan.config
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
-    block = devices.spread(block, config.hidden)
+    block = devices.settle(devices.spread(block, config.hidden))
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
     rank = None

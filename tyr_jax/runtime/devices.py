@@ -143,6 +143,15 @@ def are_cpus() -> bool:
     return jax.default_backend() == "cpu" if device is None else device.platform == "cpu"
 
 
+def settle(tree: Tree) -> Tree:
+    """Wait for the arrays of a pytree if the devices are several CPUs.
+
+    XLA lets a CPU device have 32 programs under way. If one of them has reached that number before it begins
+    a program in which the others already wait for it, all of them wait for ever.
+    """
+    return jax.block_until_ready(tree) if count() > 1 and are_cpus() else tree
+
+
 def place(tree: Tree, axis: int = 0) -> Tree:
     """Shard the arrays of a pytree along `axis`, as `_placed` does."""
     return _placed(tree, lambda shape: axis)
