@@ -88,7 +88,10 @@ MEASUREMENTS = {
         "runs/paper_table.json",
     ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
-    "steps": Measurement("ablation_steps.py --evaluation {wikitext} {news}"),
+    "steps": Measurement(
+        "ablation_steps.py --seeds 0 1 --evaluation {wikitext} {news} --results runs/steps.json",
+        "runs/steps.json",
+    ),
     "forward": Measurement("bench_forward.py"),
     "search": Measurement("bench_search.py"),
     "pipeline": Measurement("bench_pipeline.py"),
