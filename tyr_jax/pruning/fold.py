@@ -176,7 +176,9 @@ def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig)
         unit, gram = devices.settle(stream.site_statistics(block, x, gram, weights, kind, config))
         if dense is not None:
             before = devices.place(jnp.array(dense[index])) if stays else dense[index]
-            after, pull = stream.follow_dense(block, x, unit, weights, before, pull, kind, config)
+            after, pull = devices.settle(
+                stream.follow_dense(block, x, unit, weights, before, pull, kind, config)
+            )
             if stays:
                 dense[index][...] = devices.fetch(after)
             else:
@@ -212,11 +214,11 @@ def prune_kind(
     weight = block[OUTPUTS[KINDS[kind]]].reshape(-1, plan.config.hidden)
     metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
     rank = plan.rank(kind, layer) if rank is None else rank
-    gram, known = hessian.finish(entering.gram), (metric, rank)
+    gram, known = devices.settle(hessian.finish(entering.gram)), (metric, rank)
     # A site that stays whole keeps its weights.
     if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
         share = plan.drift / plan.config.routed if apart else plan.drift
-        weight = stream.corrected_weight(weight, gram, entering.pull, jnp.float32(share))
+        weight = devices.settle(stream.corrected_weight(weight, gram, entering.pull, jnp.float32(share)))
     made = settings.site(gram, weight, kept, exists, units, *known)
     if kind == FFN and settings.drops_experts(plan.config):
         site = keep_experts(made)
@@ -231,7 +233,7 @@ def prune_kind(
         return site, weight
     rng = np.random.default_rng((plan.seed, layer, kind))
     p = level_probabilities(settings.accumulation, kept, exists, units, rng)
-    return site, jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype)
+    return site, devices.settle(jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype))
 
 
 def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax.Array | None]:
