@@ -122,7 +122,7 @@ MEASUREMENTS = {
         "--results runs/ablation-{budget:100}.json"
     ),
     "rounds": Measurement(
-        "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news} "
+        "ablation_rounds.py --seeds 0 --evaluation {wikitext} {news} "
         "--calibration-tokens {budget:8192} --search-tokens {budget:4096} --results runs/rounds-{budget:100}",
         "runs/rounds-{budget:100}/results.json",
     ),
