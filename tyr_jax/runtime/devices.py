@@ -40,22 +40,17 @@ def in_use(number: int | None = None) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:number]), (AXIS,)))
 
 
-def order_collectives() -> None:
-    """Let CPU devices run independent collectives in one order. Otherwise one may wait in a collective while
-    another waits in the next, for ever. This has no effect once JAX has begun to use its devices."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if IN_ORDER.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
-
-
 def steady_virtual_devices() -> None:
     """Let virtual devices of a CPU, if there are any, wait for each other without blocking each other. This
     has no effect once JAX has begun to use its devices."""
     config: Any = jax.config
-    flag = VIRTUAL.search(os.environ.get("XLA_FLAGS", ""))
+    flags = os.environ.get("XLA_FLAGS", "")
+    flag = VIRTUAL.search(flags)
     number = max(config.jax_num_cpu_devices, int(flag[1]) if flag else 1)
     if number > 1:
-        order_collectives()
+        # In another order on each, one device would wait in a collective, and another in the next.
+        if IN_ORDER.partition("=")[0] not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
         # A device that waits keeps a thread of the pool, which otherwise has one for each core or device.
         os.environ.setdefault("PJRT_NPROC", str(number + (os.cpu_count() or 1)))
 

@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 
 from tyr_jax import process
 from tyr_jax.errors import UserError, first_line
-from tyr_jax.runtime import devices
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a host counts as lost."""
@@ -76,7 +75,6 @@ def joined(settings: HostSettings) -> Iterator[None]:
         yield
         return
     try:
-        devices.order_collectives()
         jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
