@@ -74,8 +74,8 @@ prune.main(["--model", sys.argv[1], "--output", sys.argv[1] + "/pruned"])
 
 
 def test_virtual_devices_do_not_block_each_other(tmp_path: Path) -> None:
-    """Each can wait in a collective while another computes on a thread of its own. Independent collectives,
-    here in a loop with products of many sizes, come in one order."""
+    """A device that waits in a collective leaves the others threads to compute on, and all devices run
+    independent collectives in one order."""
     code = """
 import os, sys
 import jax, jax.numpy as jnp
