@@ -89,7 +89,7 @@ MEASUREMENTS = {
     ),
     "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
     "steps": Measurement(
-        "ablation_steps.py --seeds 0 1 --evaluation {wikitext} {news} --results runs/steps.json",
+        "ablation_steps.py --seeds 0 1 2 --evaluation {wikitext} {news} --results runs/steps.json",
         "runs/steps.json",
     ),
     "forward": Measurement("bench_forward.py"),
@@ -122,7 +122,7 @@ MEASUREMENTS = {
         "--results runs/ablation-{budget:100}.json"
     ),
     "rounds": Measurement(
-        "ablation_rounds.py --seeds 0 --evaluation {wikitext} {news} "
+        "ablation_rounds.py --seeds 0 1 --evaluation {wikitext} {news} "
         "--calibration-tokens {budget:8192} --search-tokens {budget:4096} --results runs/rounds-{budget:100}",
         "runs/rounds-{budget:100}/results.json",
     ),
