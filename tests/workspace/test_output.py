@@ -91,6 +91,24 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
     assert (old / "config.json").read_text() == "old"
 
 
+def test_a_signal_after_the_output_is_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, remove = tmp_path / "new", shutil.rmtree
+
+    def interrupted(path: Path, **options: Any) -> None:
+        if target.exists():
+            monkeypatch.setattr(shutil, "rmtree", remove)
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped, staged_directory(target, False, False) as paths:
+        (paths.staging / "config.json").write_text("new")
+        (paths.finished / "record.json").write_text("{}")
+    # There is nothing to continue.
+    assert not str(stopped.value)
+    assert os.listdir(tmp_path) == ["new"]
+
+
 def test_files_are_no_directories(old: Path) -> None:
     file = old / "config.json"
     with pytest.raises(UserError, match=r"config\.json is a file; choose a directory"):

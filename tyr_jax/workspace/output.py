@@ -87,6 +87,9 @@ def staged_directory(
                 "permissions, and run the same command again"
             ) from error
         except KeyboardInterrupt as error:
+            if not paths.staging.exists():
+                # The output is in place: the signal came while what it was built from was being deleted.
+                _empty(paths)
             if _has_work(paths):
                 raise type(error)("the same command continues where it stopped") from None
             raise
