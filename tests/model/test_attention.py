@@ -2,14 +2,27 @@
 
 import functools
 import re
+from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import attention64
 
-from tyr_jax.model.attention import QUERY_CHUNK, Attention, attend_sequence, causal_attention, one_by_one
+from tyr_jax.model.attention import (
+    QUERY_CHUNK,
+    Shared,
+    Static,
+    Window,
+    attend_sequence,
+    causal_attention,
+    one_by_one,
+    soft_cap,
+)
+
+Attention = Callable[..., jax.Array]
 
 
 def random_qkv(length: int, *batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +34,8 @@ def random_qkv(length: int, *batch: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def together(window: int | None) -> Attention:
     """The attention that is used where sequences need not run one after the other."""
-    return jax.vmap(functools.partial(attend_sequence, window=window, chunk=QUERY_CHUNK))
+    shared, static = Shared(None, None), Static(window, None)
+    return jax.vmap(lambda q, k, v: attend_sequence(q, k, v, shared, static).output)
 
 
 @pytest.mark.parametrize("window", [None, 7, 150])
@@ -47,21 +61,50 @@ def test_a_vmap_adds_sequences(axes: tuple[int | None, ...]) -> None:
 
 def test_sequences_under_a_vmap_follow_each_other_too() -> None:
     q, k, v = random_qkv(64, 5, 2)
-    attend = functools.partial(attend_sequence, window=None, chunk=QUERY_CHUNK)
-    nested = jax.make_jaxpr(jax.vmap(one_by_one(attend)))(q, k, v)
+
+    def attend(qkv: tuple[jax.Array, jax.Array, jax.Array], shared: Shared) -> jax.Array:
+        q, k, v = qkv
+        return attend_sequence(q, k, v, shared, Static(None, None)).output
+
+    in_turn = jax.vmap(one_by_one(attend), in_axes=(0, None))
+    nested = jax.make_jaxpr(in_turn)((q, k, v), Shared(None, None))
     assert re.findall(r"length=(\d+)", str(nested)) == ["2", "5"]
 
 
-def test_gradients() -> None:
-    q, k, v = random_qkv(QUERY_CHUNK + 9, 2)
+def plain_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, sinks: jax.Array | None, cap: float | None
+) -> jax.Array:
+    """Attention in one piece, for automatic differentiation."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = soft_cap(jnp.einsum("btnh,bunh->bntu", q, k) * q.shape[-1] ** -0.5, cap)
+    distance = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    visible = (distance >= 0) & (distance < (q.shape[1] if window is None else window))
+    sink = jnp.full(q.shape[2], -jnp.inf) if sinks is None else sinks
+    column = jnp.broadcast_to(sink[:, None, None], (*scores.shape[:3], 1))
+    masked = jnp.concatenate([jnp.where(visible, scores, -jnp.inf), column], axis=-1)
+    return jnp.einsum("bntu,bunh->btnh", jax.nn.softmax(masked, axis=-1)[..., :-1], v)
 
-    def loss(attention: Attention, *qkv: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(attention(*qkv)))
 
-    for i in range(3):
-        ours = jax.jit(jax.grad(functools.partial(loss, causal_attention), argnums=i))(q, k, v)
-        expected = jax.grad(functools.partial(loss, together(None)), argnums=i)(q, k, v)
-        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("window", [None, 7, QUERY_CHUNK + 3, np.int32(7)])
+def test_gradients(window: int | np.int32 | None, with_sinks: bool, cap: float | None) -> None:
+    """Those of the chunks against automatic differentiation, also beside a `vmap`. The window may be data."""
+    given = jnp.asarray(window) if isinstance(window, np.int32) else window
+    sinks = jnp.asarray(np.random.default_rng(1).standard_normal(6), jnp.float32) if with_sinks else None
+    q, k, v = random_qkv(2 * QUERY_CHUNK + 9, 2)
+
+    def loss(attention: Attention, arrays: tuple[jax.Array, ...], sinks: jax.Array | None) -> jax.Array:
+        return jnp.sum(jnp.sin(attention(*arrays, given, sinks, cap)))
+
+    def slopes(attention: Attention) -> Callable[..., tuple[tuple[jax.Array, ...], jax.Array]]:
+        return jax.grad(functools.partial(loss, attention), argnums=(0, 1) if with_sinks else 0)
+
+    expected = slopes(plain_attention)((q, k, v), sinks)
+    chex.assert_trees_all_close(jax.jit(slopes(causal_attention))((q, k, v), sinks), expected, atol=1e-5)
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), (q, k, v))
+    many = jax.jit(jax.vmap(slopes(causal_attention), in_axes=(0, None)))(twice, sinks)
+    chex.assert_trees_all_close(many, jax.tree.map(lambda x: jnp.stack([x, x]), expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 7])
@@ -79,10 +122,3 @@ def test_a_sink_is_a_position_without_a_value(window: int | None) -> None:
     for given in (window, jnp.int32(window or 10**6)):
         ours = jax.jit(causal_attention, static_argnums=() if isinstance(given, jax.Array) else 3)
         np.testing.assert_allclose(ours(q, k, v, given, jnp.asarray(sinks)), exact, rtol=1e-4, atol=1e-5)
-
-    def loss(sinks: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(causal_attention(q, k, v, window, sinks)))
-
-    step = 1e-2 * np.eye(6, dtype=np.float32)[0]
-    slope = (loss(jnp.asarray(sinks + step)) - loss(jnp.asarray(sinks - step))) / 2e-2
-    assert jax.grad(loss)(jnp.asarray(sinks))[0] == pytest.approx(float(slope), rel=2e-2)

@@ -101,9 +101,14 @@ def test_a_signal_after_the_output_is_in_place(tmp_path: Path, monkeypatch: pyte
         remove(path, **options)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    with pytest.raises(KeyboardInterrupt) as stopped, staged_directory(target, False, False) as paths:
-        (paths.staging / "config.json").write_text("new")
-        (paths.finished / "record.json").write_text("{}")
+
+    def run() -> None:
+        with staged_directory(target, False, False) as paths:
+            (paths.staging / "config.json").write_text("new")
+            (paths.finished / "record.json").write_text("{}")
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run()
     # There is nothing to continue.
     assert not str(stopped.value)
     assert os.listdir(tmp_path) == ["new"]

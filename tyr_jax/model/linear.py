@@ -28,7 +28,10 @@ def linear(x: jax.Array, weight: Weight) -> jax.Array:
     if isinstance(weight, Adapted):
         change = linear(linear(x, weight.down), weight.up)
         return linear(x, by_inputs(weight.weight, x.shape[-1])) + change
-    return jnp.tensordot(x, by_inputs(weight, x.shape[-1]), axes=1)
+    matrix = by_inputs(weight, x.shape[-1])
+    # As matrices: XLA's CPU backend would copy and transpose the operands of a gradient summed over two axes.
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), matrix.reshape(len(matrix), -1))
+    return flat.reshape(*x.shape[:-1], *matrix.shape[1:])
 
 
 def by_inputs(weight: jax.Array, inputs: int) -> jax.Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model import decoder
-from tyr_jax.model.attention import soft_cap
+from tyr_jax.model.attention import cap_slope, soft_cap
 from tyr_jax.model.decoder import ABSENT, Capped, Head
 
 State = TypeVar("State")
@@ -97,12 +97,6 @@ class SoftmaxSum(NamedTuple):
     def log(self) -> jax.Array:
         """log Σ exp(logits) `[n]`."""
         return self.peak + jnp.log(self.total)
-
-
-def cap_slope(logits: jax.Array, cap: jax.Array | None) -> jax.Array:
-    """The derivative of soft-capped `logits` with respect to what is capped; 1 if there is no cap."""
-    # Absent entries have a probability of zero, and need a slope that is finite.
-    return jnp.ones(()) if cap is None else 1 - (jnp.maximum(logits, -cap) / cap) ** 2
 
 
 def weighted_rows(head: Head, entries: Entries, terms: jax.Array) -> jax.Array:
