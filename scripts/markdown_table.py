@@ -16,7 +16,8 @@ def print_header(*columns: str) -> None:
 
 
 def kl_cell(qualities: Sequence[Mapping[str, float]]) -> str:
-    """The medians of KL and perplexity over seeds, and the span of KL."""
+    """The medians of KL and perplexity over seeds, and the span of KL, if there are several seeds."""
     kl = [quality["kl"] for quality in qualities]
     perplexity = statistics.median(quality["perplexity"] for quality in qualities)
-    return f"{statistics.median(kl):.3f} ({min(kl):.3f}–{max(kl):.3f}), {perplexity:.1f}"
+    span = f" ({min(kl):.3f}–{max(kl):.3f})" if len(kl) > 1 else ""
+    return f"{statistics.median(kl):.3f}{span}, {perplexity:.1f}"
