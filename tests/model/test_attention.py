@@ -12,6 +12,7 @@ import pytest
 from reference import attention64
 
 from tyr_jax.model.attention import (
+    LONG_QUERY_CHUNK,
     QUERY_CHUNK,
     Shared,
     Static,
@@ -19,6 +20,7 @@ from tyr_jax.model.attention import (
     attend_sequence,
     causal_attention,
     one_by_one,
+    slopes_of_sequence,
     soft_cap,
 )
 
@@ -105,6 +107,22 @@ def test_gradients(window: int | np.int32 | None, with_sinks: bool, cap: float |
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), (q, k, v))
     many = jax.jit(jax.vmap(slopes(causal_attention), in_axes=(0, None)))(twice, sinks)
     chex.assert_trees_all_close(many, jax.tree.map(lambda x: jnp.stack([x, x]), expected), atol=1e-5)
+
+
+def test_gradients_of_sequences_together() -> None:
+    """As on accelerators: with longer chunks, and all sequences at once."""
+    q, k, v = (jnp.asarray(array) for array in random_qkv(LONG_QUERY_CHUNK + 9, 2))
+    shared, static = Shared(None, jnp.full(6, 0.3)), Static(None, 3.0, LONG_QUERY_CHUNK)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(causal_attention(q, k, v, sinks=shared.sinks, cap=static.cap)))
+
+    def of_one(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        found = attend_sequence(q, k, v, shared, static)
+        return slopes_of_sequence(q, k, v, found, jnp.cos(found.output), shared, static)[0]
+
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    chex.assert_trees_all_close(jax.jit(jax.vmap(of_one))(q, k, v), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 7])
