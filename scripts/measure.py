@@ -15,16 +15,18 @@ ablations, which reproduce tables of the paper, can be made on less text, here o
 
 import dataclasses
 import datetime
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -254,27 +256,36 @@ def measured_at(name: str, script: str) -> str:
     return now if first == now else f"{first} to {now}"
 
 
+def without_folders(found: Any, files: Iterable[str]) -> Any:
+    """Results in which `files`, where they are paths, go by their names, as in the command that is shown."""
+    text = json.dumps(found, ensure_ascii=False)
+    for file in filter(os.path.isabs, files):
+        text = text.replace(json.dumps(file)[1:-1], Path(file).name)
+    return json.loads(text)
+
+
 def record(name: str, asked: Measure) -> Record:
     """Run a measurement, and return its record."""
     measurement = MEASUREMENTS[name]
     budget = Budget(asked.budget)
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results.format(budget=budget)
     files = {"news": asked.news, "gemma": asked.gemma, "tasks": asked.tasks}
-    named = {name: str(Path(file).absolute()) for name, file in files.items()}
-    given = {"wikitext": asked.wikitext, **named}
+    if Path(asked.wikitext).exists():
+        files["wikitext"] = asked.wikitext
+    given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # so that a device's memory is free after it
         on = apart.submit(machine).result()
     at, start = measured_at(name, shlex.split(script)[0]), time.monotonic()
     tables = find_tables(output_of([part.format(**given, budget=budget) for part in shlex.split(script)]))
-    shown = script.format(**{name: Path(file).name for name, file in given.items()}, budget=budget)
+    names = given | {name: Path(file).name for name, file in files.items()}
     return {
-        "command": f"python {shown}",
+        "command": f"python {script.format(**names, budget=budget)}",
         "commit": at,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": on,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "tables": tables,
-        "results": read_json(results) if measurement.results else {},
+        "results": without_folders(read_json(results), given.values()) if measurement.results else {},
     }
 
 

@@ -54,6 +54,12 @@ def test_a_terminal_shows_what_a_name_is(name: str) -> None:
     assert "\x1b" not in shown
 
 
+def test_a_header_of_nothing_is_not_shown() -> None:
+    rows = [Row("supernet", ("1 GB",))]
+    assert as_text([Table(["", ""], rows)]).split() == ["supernet", "1", "GB"]
+    assert len(as_text([Table(["", ""], rows, "disk")]).split("\n")) == 3
+
+
 @EACH
 @pytest.mark.parametrize("framed", [False, True])
 @pytest.mark.parametrize("width", [1, 20, 80])

@@ -47,6 +47,15 @@ def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
 
 
+def test_records_name_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+
+    found = {"model of /home/me/news.txt": ["/home/me/news.txt", "hub/set:test", 0.1]}
+    shown = measure.without_folders(found, ["/home/me/news.txt", "hub/set:test"])
+    assert shown == {"model of news.txt": ["news.txt", "hub/set:test", 0.1]}
+
+
 def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A script is run once, and its table is recorded and written into the page that asks for it."""
     monkeypatch.syspath_prepend(SCRIPTS)

@@ -59,7 +59,8 @@ def for_terminal(table: Table) -> rich.table.Table:
     """A table for a terminal. A separate line says what the rows after it are about."""
     lines = box.HEAVY_HEAD if table.framed else box.SIMPLE_HEAD
     title = Text(printable(table.title), style="table.title") if table.title else None
-    made = rich.table.Table(title=title, title_justify="left", box=lines)
+    header = any(table.columns)
+    made = rich.table.Table(title=title, title_justify="left", box=lines, show_header=header)
     if table.narrow:
         made.padding = (0, 0)
     first, *others = table.columns
