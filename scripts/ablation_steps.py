@@ -30,7 +30,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "budget of parameters": {"budget": "parameters"},
     "errors in nats": {"metric": "fisher"},
     "drift corrected": {"drift": PRESETS["standard"].pruning.drift},
-    "own text": {"calibration": PRESETS["standard"].data.calibration},
+    "self-generated text": {"calibration": PRESETS["standard"].data.calibration},
     "reconstruction": {"reconstruct": 4},
 }
 """The settings that each step changes, in the order in which the steps are combined."""

@@ -120,7 +120,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         rows.append(Working(name, need.working, working))
         rows.append(Working(f"{name}, {HELD}", need.memory - need.text, held + working))
     if "writing" in found:
-        written, need = memory("writing"), needs["own text"]
+        written, need = memory("writing"), needs["self-generated text"]
         working = written.argument_size_in_bytes + written.temp_size_in_bytes
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:

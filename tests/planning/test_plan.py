@@ -79,7 +79,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(plan.Load(LLAMA_8B, uniform, 4, 1))] == [
-        "own text", "dense predictions", "Fisher metric", "last pruning", "evaluation",
+        "self-generated text", "dense predictions", "Fisher metric", "last pruning", "evaluation",
     ]  # fmt: skip
     pruning = dataclasses.replace(HALF.pruning, metric="none")
     without = plan.Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
@@ -87,7 +87,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     # Two matrices of 4096 × 4096 in each of 32 layers.
     for need, _ in plan.needs(without):
         (other,) = (each for each in stages if each.stage == need.stage)
-        before = ("own text", "dense predictions")
+        before = ("self-generated text", "dense predictions")
         more = 0 if need.stage in before else 4 * 2 * 32 * 4096**2
         assert other.weights == pytest.approx(need.weights + more)
 
@@ -184,7 +184,7 @@ def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pyte
     pruning = dataclasses.replace(HALF.pruning, reconstruct=6)
     found = compare(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), jnp.dtype("float32"))
     assert [number for number, row in enumerate(found) if row.whole] == [2, 6, 8]
-    written, *others = sorted(found, key=lambda row: row.program != "own text")
+    written, *others = sorted(found, key=lambda row: row.program != "self-generated text")
     # TPUs copy arrays to a new layout that a CPU uses as they are.
     assert 0.6 < written.ratio < 1.2
     for row in others:

@@ -42,8 +42,8 @@ class EvaluateSettings:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
     evaluation: Annotated[tuple[str, ...], OPTIONAL] = ()
-    """Texts: `builtin`, .txt, .jsonl or .parquet files, hub datasets (default: those the model was measured
-    on when it was pruned, or else `builtin`)."""
+    """Texts: `builtin`, .txt, .jsonl, .json or .parquet files, hub datasets (default: those the model was
+    measured on when it was pruned, or else `builtin`)."""
     evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """Tokens in a window (default: as when it was pruned, or else 2048)."""
     evaluation_windows: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
@@ -51,14 +51,15 @@ class EvaluateSettings:
     bos: Annotated[bool | None, OPTIONAL] = None
     """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
     chat_template: Annotated[bool | None, OPTIONAL] = None
-    """Render conversations with the model's chat template (default: likewise)."""
+    """Render conversations with the model's chat template (default: as when it was pruned, or
+    else not)."""
     trust_record: bool = False
     """Read the texts that a directory's record names, be they files or hub datasets: whoever made the record
     chose them."""
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
     """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
     num_fewshot: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
-    """Examples before a question (default: as the task has it)."""
+    """Few-shot examples before each question (default: the task's own number)."""
     limit: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
     """At most this many questions of each task (default: all)."""
     data_dir: Annotated[Path | None, OPTIONAL, tyro.conf.arg(metavar="DIR")] = None

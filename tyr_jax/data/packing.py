@@ -77,7 +77,7 @@ class DataSpec:
 
     calibration: tuple[str, ...] = ("builtin", "self")
     """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (text that CPython carries),
-    `self` (text that the model writes itself), a .txt, .jsonl or .parquet file, or a hub dataset
+    `self` (text that the model writes itself), a .txt, .jsonl, .json or .parquet file, or a hub dataset
     `name[:config][:split][:column]`. A part of each but `self` is held out for evaluation."""
     evaluation: tuple[str, ...] = ()
     """Further sources to evaluate on, written the same way."""

@@ -450,7 +450,7 @@ def writing_need(load: Load) -> Need | None:
     flops = model_flops(config, unit_counts(config), count * length, length)
     # Separate layers, in addition to the stacked ones.
     weights = weight_bytes(load) + itemsize * count_parameters(config)[0] / n
-    return Need("own text", weights, 0, 0, working, flops)
+    return Need("self-generated text", weights, 0, 0, working, flops)
 
 
 def answers_need(load: Load) -> Need:

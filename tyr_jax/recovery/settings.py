@@ -36,8 +36,8 @@ class RecoverySettings:
     """Load the dense model that the record of the pruned one names. Whoever made the record chose it."""
     data: tuple[str, ...] = ("builtin",)
     """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, `self` (text that the dense model
-    writes), a .txt, .jsonl or .parquet file, or a hub dataset. A part of each text but `self` is held out, as
-    it was in pruning. Of conversations the answers are learnt."""
+    writes), a .txt, .jsonl, .json or .parquet file, or a hub dataset. A part of each text is held out, as in
+    pruning, except of `self` and of conversations. Of conversations, only the answers are learnt."""
     evaluation: tuple[str, ...] = ()
     """Further texts to measure on."""
     output: Path = Path("recovered")
@@ -51,9 +51,10 @@ class RecoverySettings:
     tokens: int = 300_000
     """Tokens to train on, in whole steps; a shorter text is repeated."""
     sequence_length: int = 512
-    """Tokens of a row."""
+    """Tokens in a training sequence."""
     step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
-    """Tokens of a step (default: 2048, or as many more as give every device the same rows)."""
+    """Tokens in the batch of an optimiser step (default: 2048, or more if that gives every device as many
+    sequences)."""
     save_every: int = 20
     """Save finished work every this many steps; an interruption loses at most these."""
     evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None

@@ -34,7 +34,7 @@ class Training:
 
     method: Method = "lora"
     """`lora` trains a low-rank change of every projection, merged into the weights in the end; `full` trains
-    all weights of the blocks. Embeddings and head stay as they are."""
+    all weights of the blocks and the final norm. Embeddings and head stay as they are."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` (Jordan et al. 2024) updates matrices by orthogonal steps, and vectors as AdamW does."""
     rank: int = 16

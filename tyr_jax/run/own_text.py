@@ -46,7 +46,7 @@ def own_text(
     count, length = shape
     check_length("--sequence-length or --search-length", length, model)
     file = cache_file(model, shape, seed, temperature)
-    with progress.stage("own text", count * length, "tokens") as stage:
+    with progress.stage("self-generated text", count * length, "tokens") as stage:
         last = store.last_step("written")
         if last is None and (cached := cached_text(file, shape)) is not None:
             stage.advance(cached.size, note="from the cache")

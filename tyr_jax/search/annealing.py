@@ -2,7 +2,8 @@
 
 Kirkpatrick, Gelatt and Vecchi, "Optimization by Simulated Annealing", Science 1983. Each chain scores its
 present levels and one neighbour on the same new text, and moves to the neighbour with the Metropolis
-probability. The temperature falls geometrically. In the last generations it is so low that a chain climbs.
+probability. The temperature falls geometrically. In the last generations it is so low that the search is
+greedy.
 
 Axis letters: `C` chains, `L` layers.
 """
@@ -39,11 +40,11 @@ class Annealing(Improving):
     chains: int = 16
     """Chains side by side."""
     heat: float = 0.02
-    """First temperature, as a share of a chain's own objective."""
+    """Initial temperature, as a share of a chain's own objective."""
     cooled: float = 0.01
-    """Last temperature, as a share of the first."""
+    """Final temperature, as a share of the initial one."""
     max_shifts: int = 2
-    """A neighbour differs by the smaller of two draws from 1 … this many sparsity shifts."""
+    """At most this many sparsity shifts lead to a neighbour: the number is the smaller of two draws."""
     score_tokens: int = 2048
     """Tokens that a step is scored on, drawn anew for each."""
 

@@ -66,7 +66,7 @@ class Evolution(Search):
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
     """Tokens on which candidates have been scored by the end of each stage."""
     max_shifts: int = 4
-    """The number of sparsity shifts in an offspring is the smaller of two draws from 1 to this."""
+    """At most this many sparsity shifts lead to an offspring: the number is the smaller of two draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

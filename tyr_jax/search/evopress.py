@@ -4,7 +4,7 @@ Sieberling, Kuznedelev, Kurtic and Alistarh, "EvoPress: Accurate Dynamic Model C
 Search", ICML 2025. The first parent is the best of random candidates. Offspring differ from the parent by a
 few level switches, the smaller of two draws. Selection has several stages, each on text of its own, and the
 parent competes in the last. The paper's evolution (`tyr_jax.search.evolution`) differs in three points: it
-starts at the start, its stages share their text, and the parent is scored in all of them.
+starts from the given distribution, its stages share their text, and the parent is scored in all of them.
 
 Axis letters: `C` candidates, `L` layers.
 """
@@ -47,7 +47,7 @@ class EvoPress(Improving):
     stage_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """Tokens on which each stage scores."""
     max_shifts: int = 3
-    """An offspring differs by the smaller of two draws from 1 … this many sparsity shifts."""
+    """At most this many sparsity shifts lead to an offspring: the number is the smaller of two draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

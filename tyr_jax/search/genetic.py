@@ -42,7 +42,7 @@ class Genetic(Improving):
     crossed: float = 0.5
     """Share of the children that have two parents; the others are mutants of one."""
     max_shifts: int = 3
-    """A child differs by the smaller of two draws from 1 … this many sparsity shifts."""
+    """At most this many sparsity shifts lead to a child: the number is the smaller of two draws."""
     score_tokens: int = 2048
     """Tokens that a generation is scored on, drawn anew for each."""
 

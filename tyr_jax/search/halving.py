@@ -48,7 +48,8 @@ class Halving(Improving):
     score_tokens: int = 512
     """Tokens of the first rung."""
     max_shifts: int = 8
-    """A candidate differs from the best so far by the smaller of two draws from 1 to this many shifts."""
+    """At most this many sparsity shifts lead from the best so far to a candidate: the number is the smaller
+    of two draws."""
 
     def check(self) -> None:
         """Refuse a bracket that halves more often than it can."""
