@@ -71,7 +71,8 @@ def launch(name: str, arguments: list[str] | None = None) -> None:
 
 def note_written(path: Path) -> None:
     """Note that an output file or directory is complete and in place, even if the command fails later."""
-    _written.append(path)
+    if path not in _written:
+        _written.append(path)
 
 
 def run(command: Callable[[], None]) -> None:

@@ -72,12 +72,7 @@ def staged_directory(
             yield paths
             _give_modes(paths.staging)
             check_directory(target, overwrite, inputs)
-            try:
-                _replace(paths.staging, final)
-            finally:
-                if not paths.staging.exists():
-                    note_written(target)
-                    _empty(paths)
+            _publish(paths, final, target)
         except OSError as error:
             if error.filename and not Path(str(error.filename)).is_relative_to(final.parent):
                 # The error is not about the output, but about an input, for instance.
@@ -87,9 +82,6 @@ def staged_directory(
                 "permissions, and run the same command again"
             ) from error
         except KeyboardInterrupt as error:
-            if not paths.staging.exists():
-                # The output is in place: the signal came while what it was built from was being deleted.
-                _empty(paths)
             if _has_work(paths):
                 raise type(error)("the same command continues where it stopped") from None
             raise
@@ -98,6 +90,26 @@ def staged_directory(
 def _has_work(paths: WorkPaths) -> bool:
     """Whether there is finished work to continue from."""
     return paths.finished.is_dir() and any(paths.finished.iterdir())
+
+
+def _publish(paths: WorkPaths, final: Path, target: Path) -> None:
+    """Move the output of a run to `final`, which is called `target`, and close the run."""
+    try:
+        try:
+            _replace(paths.staging, final)
+        finally:
+            _close(paths, target)
+    except KeyboardInterrupt:
+        # The signal may have come while the run was being closed.
+        _close(paths, target)
+        raise
+
+
+def _close(paths: WorkPaths, target: Path) -> None:
+    """If the output is in place, note that, and delete everything else that the run has made."""
+    if not paths.staging.exists():
+        note_written(target)
+        _empty(paths)
 
 
 def _empty(paths: WorkPaths) -> None:
