@@ -116,14 +116,18 @@ def speed() -> str:
         supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
         rows.append(["the whole job at 50 %", "the two plain versions above", f"{whole}×"])
+    for method, part in (("lora", "LoRA"), ("full", "all weights")) if "recovery" in tables else ():
+        ours = rows_of(tables["recovery"], method, "tyr_jax")[0]["of torch's"]
+        beside = "PEFT and torch" if method == "lora" else "torch"
+        rows.append([f"recovery, {part}", f"the same training in {beside}", f"{ours}×"])
     for engine in ("llama.cpp", "JAX") if "serving" in tables else ():
         run = rows_of(tables["serving"], engine, "128", "1")[0]
         part = f"pruned model in {engine}: first token, each token after"
         rows.append([part, "the dense model", f"{run['first token']}, {run['each token after']}"])
-    return "\n\n".join([markdown(rows), *map(origin, there.values())])
+    return "\n\n".join([markdown(rows), " ".join(map(origin, there.values()))])
 
 
-SPEEDS = "forward", "search", "pipeline", "serving"
+SPEEDS = "forward", "search", "pipeline", "recovery", "serving"
 """Measurements that compare speeds: this project's, and a pruned model's with the dense one's."""
 
 
