@@ -117,9 +117,9 @@ def speed() -> str:
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
         rows.append(["the whole job at 50 %", "the two plain versions above", f"{whole}×"])
     for method, part in (("lora", "LoRA"), ("full", "all weights")) if "recovery" in tables else ():
-        ours = rows_of(tables["recovery"], method, "tyr_jax")[0]["of torch's"]
+        ratio = rows_of(tables["recovery"], method, "tyr_jax")[0]["of torch's"]
         beside = "PEFT and torch" if method == "lora" else "torch"
-        rows.append([f"recovery, {part}", f"the same training in {beside}", f"{ours}×"])
+        rows.append([f"recovery, {part}", f"the same training in {beside}", f"{ratio}×"])
     for engine in ("llama.cpp", "JAX") if "serving" in tables else ():
         run = rows_of(tables["serving"], engine, "128", "1")[0]
         part = f"pruned model in {engine}: first token, each token after"
