@@ -50,7 +50,7 @@ class Measured(OnSupernet):
     """Directory of the scores. Scores of another model, target or text need another one."""
     walks: int = 500
     """Candidates by random shifts from the start."""
-    rounds: int = 3
+    rounds: int = 6
     """Rounds in which candidates found by searching the tables are scored and added."""
     finds: int = 250
     """Candidates added in each of these rounds."""
