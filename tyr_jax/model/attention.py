@@ -88,9 +88,9 @@ def causal_attention(
     Returns:
         `[B, T, N, H]`.
     """
-    data = window if isinstance(window, jax.Array) else None
-    number = window if isinstance(window, int) else None
-    return _attention(q, k, v, Shared(data, sinks), Static(number, cap))
+    if isinstance(window, jax.Array):
+        return _attention(q, k, v, Shared(window, sinks), Static(None, cap))
+    return _attention(q, k, v, Shared(None, sinks), Static(window, cap))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
