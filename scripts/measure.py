@@ -1,6 +1,7 @@
 """Measure and record every figure of the documentation, and write it into its page.
 
   python scripts/fetch_news.py news.txt
+  python scripts/fetch_wikipedia.py wikipedia.txt
   python scripts/fetch_gemma.py gemma-3-270m.gguf
   python scripts/fetch_tasks.py tasks
   pip install -e '.[measure]'
@@ -42,8 +43,9 @@ from tyr_jax.settings import WIKITEXT
 class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
-    In the options, {wikitext} and {news} are replaced by the texts to measure on, {gemma} by a model's file,
-    {tasks} by the directory of the tasks' data, and {budget:NUMBER} by the number times --budget.
+    In the options, {wikitext} and {news} are replaced by the texts to measure on, {wikipedia} by text to
+    prune and train on, {gemma} by a model's file, {tasks} by the directory of the tasks' data, and
+    {budget:NUMBER} by the number times --budget.
     """
 
     script: str
@@ -134,6 +136,11 @@ MEASUREMENTS = {
         "--results runs/budget-{budget:100}",
         "runs/budget-{budget:100}/results.json",
     ),
+    "texts": Measurement(
+        "ablation_text.py --texts builtin 'builtin self' '{wikipedia}' 'builtin {wikipedia}' "
+        "'{wikipedia} self' 'builtin {wikipedia} self@2' --evaluation {wikitext} {news}",
+        "runs/ablation_text.json",
+    ),
     "gradual": Measurement("ablation_gradual.py --seeds 0 --evaluation {wikitext} {news}"),
     "combinations": Measurement(
         "combinations.py builtin runs/rounds-{budget:100}/4-rounds-seed0 --wikitext {wikitext} "
@@ -159,6 +166,8 @@ class Measure:
     """Test text of WikiText-2: the hub's, or a local file."""
     news: str = "news.txt"
     """File that `fetch_news.py` has written."""
+    wikipedia: str = "wikipedia.txt"
+    """File that `fetch_wikipedia.py` has written."""
     gemma: str = "gemma-3-270m.gguf"
     """File that `fetch_gemma.py` has written."""
     tasks: str = "tasks"
@@ -269,7 +278,7 @@ def record(name: str, asked: Measure) -> Record:
     measurement = MEASUREMENTS[name]
     budget = Budget(asked.budget)
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results.format(budget=budget)
-    files = {"news": asked.news, "gemma": asked.gemma, "tasks": asked.tasks}
+    files = {name: getattr(asked, name) for name in ("news", "wikipedia", "gemma", "tasks")}
     if Path(asked.wikitext).exists():
         files["wikitext"] = asked.wikitext
     given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}

@@ -160,6 +160,24 @@ def draw_rounds(results: dict[str, Any], directory: Path) -> None:
     (directory / "rounds-kept.svg").write_text(stacked(parts), encoding="utf-8")
 
 
+def draw_recovery(results: dict[str, Any], directory: Path) -> None:
+    """Write the picture of how much recovery gains: perplexity on every text against training tokens, beside
+    the model before training and the dense one."""
+    first, *_ = (points for points in results.values())
+    panels = []
+    for text in first[0]["quality"]["dense"]:
+        lines: list[Line] = []
+        for way, points in results.items():
+            x = [float(point["trained_tokens"]) for point in points]
+            values = [point["quality"]["recovered"][text]["perplexity"] for point in points]
+            lines.append((way, x, np.array([values])))
+        for model, name in (("pruned", "before training"), ("dense", "dense model")):
+            known = first[0]["quality"][model][text]["perplexity"]
+            lines.append((name, x, np.full((1, len(x)), known)))
+        panels.append((text, "training tokens", lines))
+    draw_panels(directory / "recovery-curve.svg", panels, "perplexity")
+
+
 Draw = Callable[[dict[str, Any], Path], None]
 
 PICTURES: dict[str, Draw] = {
@@ -168,5 +186,6 @@ PICTURES: dict[str, Draw] = {
     "comparison": draw_curves,
     "on-model": draw_on_model,
     "rounds": draw_rounds,
+    "recovery-curve": draw_recovery,
 }
 """What draws the pictures of a measurement into a directory, by name."""

