@@ -54,10 +54,14 @@ Line = tuple[str, list[float], np.ndarray]
 
 
 def draw_panels(
-    file: Path, panels: list[tuple[str, str, list[Line]]], value: str, scale: str = "log"
+    file: Path,
+    panels: list[tuple[str, str, list[Line]]],
+    value: str,
+    scales: tuple[str, str] = ("log", "log"),
 ) -> None:
     """Write a picture of panels, two a row, each with its title, the name of its points, and a line for all
-    that is compared: the median over runs, and the quartiles around it."""
+    that is compared: the median over runs, and the quartiles around it. The scales are those of the points
+    and of the values."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -81,7 +85,7 @@ def draw_panels(
                 low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
                 axis.plot(x, middle, color=colours[name], label=name)
                 axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
-            axis.set(xscale=scale, yscale=scale, title=title, xlabel=points, ylabel=value)
+            axis.set(xscale=scales[0], yscale=scales[1], title=title, xlabel=points, ylabel=value)
             axis.patch.set_alpha(0)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
@@ -106,19 +110,29 @@ def draw_curves(results: dict[str, Any], directory: Path) -> None:
     draw_panels(directory / "comparison.svg", panels, "excess left")
 
 
+FAR = 1.5
+"""A search ends far above the others if its KL is more than this many times the median of all."""
+
+
 def draw_on_model(results: dict[str, Any], directory: Path) -> None:
-    """Write the picture of a comparison on a model: held-out KL against candidate-tokens and seconds."""
+    """Write the picture of a comparison on a model: held-out KL against candidate-tokens and seconds.
+    Searches that end far above the others are left out, because no difference between the others could be
+    seen."""
     by_search: dict[str, list[dict[str, Any]]] = {}
     for run in results["results"].values():
         by_search.setdefault(run["search"], []).append(run["curve"])
+    ends = {name: np.median([curve["kl"][-1] for curve in curves]) for name, curves in by_search.items()}
+    far = FAR * float(np.median(list(ends.values())))
     panels = []
     for points, shown in (("tokens", "candidate-tokens"), ("seconds", "seconds")):
         lines: list[Line] = []
         for name, curves in by_search.items():
+            if ends[name] > far:
+                continue
             x = np.median([curve[points] for curve in curves], axis=0)
             lines.append((name, x.tolist(), np.array([curve["kl"] for curve in curves])))
         panels.append(("", shown, lines))
-    draw_panels(directory / "on-model.svg", panels, "held-out KL")
+    draw_panels(directory / "on-model.svg", panels, "held-out KL", ("log", "linear"))
 
 
 def convergence(run: dict[str, Any]) -> tuple[list[float], list[float], list[float]]:
@@ -146,7 +160,7 @@ def draw_rounds(results: dict[str, Any], directory: Path) -> None:
         generations.append((way, x[0], np.array(values)))
         minutes.append((way, np.median(times, axis=0).tolist(), np.array(values)))
     panels = [("", "generations", generations), ("", "minutes", minutes)]
-    draw_panels(directory / "rounds.svg", panels, "KL on the search text", scale="linear")
+    draw_panels(directory / "rounds.svg", panels, "KL on the search text", ("linear", "linear"))
     whole = results["search only"][0]
     fine = max((runs[0] for runs in results.values()), key=lambda run: len(run["rounds"]))
     steps = [("search only", whole["rounds"][-1]["kept"])]
@@ -175,7 +189,7 @@ def draw_recovery(results: dict[str, Any], directory: Path) -> None:
             known = first[0]["quality"][model][text]["perplexity"]
             lines.append((name, x, np.full((1, len(x)), known)))
         panels.append((text, "training tokens", lines))
-    draw_panels(directory / "recovery-curve.svg", panels, "perplexity")
+    draw_panels(directory / "recovery-curve.svg", panels, "perplexity", ("log", "linear"))
 
 
 Draw = Callable[[dict[str, Any], Path], None]
