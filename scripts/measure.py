@@ -52,22 +52,17 @@ class Measurement(NamedTuple):
     results: str = ""
 
 
-RESULTS = "main_results.py --sparsities {sparsity} --evaluation {{wikitext}} {{news}} --results runs/{name}"
-"""The main results at a target. Recovery of the model comes after it, as a measurement of its own."""
-
-RECOVERY = " --recovery='--method full --tokens 200000'"
+MAIN = "main_results.py --calibration builtin {wikipedia} self@2 --evaluation {wikitext} {news}"
+"""The main results: the `standard` preset, on text that a user could have."""
 
 MEASUREMENTS = {
-    "quarter": Measurement(RESULTS.format(sparsity="0.2109", name="quarter"), "runs/quarter/results.json"),
-    "half": Measurement(RESULTS.format(sparsity="0.4463", name="half"), "runs/half/results.json"),
+    "main": Measurement(
+        f"{MAIN} --results runs/main "
+        "--recovery='--method full --data builtin {wikipedia}@2 --tokens 400000'",
+        "runs/main/results.json",
+    ),
     "exact-half": Measurement(
-        RESULTS.format(sparsity="0.5", name="exact-half") + " --reconstruct 0", "runs/exact-half/results.json"
-    ),
-    "quarter-recovered": Measurement(
-        RESULTS.format(sparsity="0.2109", name="quarter") + RECOVERY, "runs/quarter/results.json"
-    ),
-    "half-recovered": Measurement(
-        RESULTS.format(sparsity="0.4463", name="half") + RECOVERY, "runs/half/results.json"
+        f"{MAIN} --sparsities 0.5 --reconstruct 0 --results runs/exact-half", "runs/exact-half/results.json"
     ),
     "families": Measurement("family_table.py"),
     "demo": Measurement(
@@ -91,7 +86,7 @@ MEASUREMENTS = {
         "--wikitext {wikitext} --windows 20 --limit 200 --mmlu-limit 2 --kept runs/paper_table.json",
         "runs/paper_table.json",
     ),
-    "serving": Measurement("bench_serving.py builtin runs/half/seed0"),
+    "serving": Measurement("bench_serving.py builtin runs/main/seed0/0.4463"),
     "steps": Measurement(
         "ablation_steps.py --seeds 0 1 2 --evaluation {wikitext} {news} --results runs/steps.json",
         "runs/steps.json",
