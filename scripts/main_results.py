@@ -4,7 +4,7 @@ For each seed, one run of the main job prunes to all targets. With --recovery, `
 then recovers each of its models. An interrupted run continues, and a finished run is not repeated. If a
 finished run was made with other options, name another directory. Rerun:
 
-  python scripts/main_results.py --calibration builtin speeches.txt self@2 \\
+  python scripts/main_results.py --calibration builtin wikipedia.txt self@2 \\
       --evaluation wikitext-2-raw-test.txt news.txt
 """
 

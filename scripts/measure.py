@@ -1,7 +1,7 @@
 """Measure and record every figure of the documentation, and write it into its page.
 
-  python scripts/fetch_news.py news.txt
   python scripts/fetch_wikipedia.py wikipedia.txt
+  python scripts/fetch_news.py news.txt
   python scripts/fetch_gemma.py gemma-3-270m.gguf
   python scripts/fetch_tasks.py tasks
   pip install -e '.[measure]'
@@ -56,7 +56,8 @@ MAIN = "main_results.py --calibration builtin {wikipedia} self@2 --evaluation {w
 """The main results: the `standard` preset, on text that a user could have."""
 
 MEASUREMENTS = {
-    "main": Measurement(
+    "main": Measurement(f"{MAIN} --results runs/main", "runs/main/results.json"),
+    "recovered": Measurement(
         f"{MAIN} --results runs/main "
         "--recovery='--method full --data builtin {wikipedia}@2 --tokens 400000'",
         "runs/main/results.json",
@@ -105,6 +106,11 @@ MEASUREMENTS = {
         "'lora 0.001' 'lora 0.003' 'full muon 0.0003' --evaluation {wikitext} {news} "
         "--options='--evaluation-windows 4'",
         "runs/recovery_curve/results.json",
+    ),
+    "recovery-curve": Measurement(
+        "recovery_curve.py runs/main/seed0/0.4463 --ways full --data builtin {wikipedia}@2 "
+        "--evaluation {wikitext} {news} --options='--evaluation-windows 4' --results runs/recovery_tokens",
+        "runs/recovery_tokens/results.json",
     ),
     "searches": Measurement("bench_searches.py"),
     "comparison": Measurement("compare_searches.py", "runs/comparison.json"),

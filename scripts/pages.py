@@ -85,16 +85,20 @@ def number(text: str) -> float:
 
 def headline() -> str:
     """Perplexities of the main results on text that is used neither for calibration nor for training."""
-    records = [read_record(name) for name in ("quarter-recovered", "half-recovered")]
-    models = [name.partition(":")[0] for name in records[0]["tables"][0][0][3:]]
+    record = read_record("main")
+    (table,) = record["tables"]
+    models = [name.partition(":")[0] for name in table[0][3:]]
     rows = [
         [size.partition(" (")[0], text.removesuffix(".txt"), dense, *(one.partition(",")[0] for one in found)]
-        for record in records
-        for size, text, dense, *found in record["tables"][0][1:]
-        if not text.startswith("builtin")
+        for size, text, dense, *found in table[1:]
+        if not text.startswith(TRAINED_ON)
     ]
     shown = markdown([["block parameters left", "text", "dense", *models], *rows])
-    return "\n\n".join([shown, *dict.fromkeys(origin(record, timed=False) for record in records)])
+    return "\n\n".join([shown, origin(record, timed=False)])
+
+
+TRAINED_ON = "builtin", "wikipedia"
+"""Beginnings of the names of the texts that the models of the main results are pruned and trained on."""
 
 
 def speed() -> str:

@@ -37,9 +37,9 @@ NOUNS = {"attention": "attention heads", "ffn": "FFN neurons"}
 
 
 def draw_kept(results: dict[str, Any], directory: Path, name: str) -> None:
-    """Write the picture of what each layer keeps, next to the uniform share, for the first model of some main
-    results (paper, Figure 5)."""
-    models, *_ = next(iter(results.values())).values()
+    """Write the picture of what each layer keeps, next to the uniform share, for the smallest model of some
+    main results (paper, Figure 5)."""
+    *_, models = next(iter(results.values())).values()
     uniform, searched = models["uniform"], models["searched"]
     parts = []
     for kind, noun in NOUNS.items():
@@ -93,7 +93,8 @@ def draw_panels(
         figure.savefig(file, metadata={"Date": None})
         plt.close(figure)
     # Matplotlib writes six digits after the point; a tenth of a point is enough to draw with.
-    drawn = re.sub(r"(\d+\.\d)\d+", r"\1", file.read_text(encoding="utf-8"))
+    drawn = file.read_text(encoding="utf-8")
+    drawn = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d)\d+", r"\1", tag[0]), drawn)
     file.write_text(drawn, encoding="utf-8")
 
 
@@ -196,7 +197,7 @@ Draw = Callable[[dict[str, Any], Path], None]
 
 PICTURES: dict[str, Draw] = {
     "demo": functools.partial(draw_kept, name="kept.svg"),
-    "half": functools.partial(draw_kept, name="kept-half.svg"),
+    "main": functools.partial(draw_kept, name="kept-half.svg"),
     "comparison": draw_curves,
     "on-model": draw_on_model,
     "rounds": draw_rounds,

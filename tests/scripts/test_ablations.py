@@ -187,7 +187,11 @@ def test_recovery_curve(
     assert [tuple(row[:2]) for row in rows] == [
         (way, count) for way in ("lora 0.01", "full muon 0.01") for count in ("128", "1,024")
     ]
-    found = json.loads((tmp_path / "curve" / "results.json").read_text())["lora 0.01"][1]
+    results = json.loads((tmp_path / "curve" / "results.json").read_text())
+    runpy.run_path(str(SCRIPTS / "pictures.py"))["draw_recovery"](results, tmp_path)
+    drawn = (tmp_path / "recovery-curve.svg").read_text()
+    assert all(f">{name}<" in drawn for name in ("lora 0.01", "full muon 0.01", "dense model"))
+    found = results["lora 0.01"][1]
     assert found["learning_rate"] == 0.01
     (text,) = found["quality"]["pruned"]
     dense, before, after = (
