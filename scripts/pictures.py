@@ -178,7 +178,7 @@ def draw_rounds(results: dict[str, Any], directory: Path) -> None:
 def draw_recovery(results: dict[str, Any], directory: Path) -> None:
     """Write the picture of how much recovery gains: perplexity on every text against training tokens, beside
     the model before training and the dense one."""
-    first, *_ = (points for points in results.values())
+    first, *_ = results.values()
     panels = []
     for text in first[0]["quality"]["dense"]:
         lines: list[Line] = []

@@ -51,13 +51,14 @@ def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 ARTICLE = """{{Infobox|name=Apple}}
 [[File:Apple.jpg|thumb|A picture, with a [[caption]] that is long enough to count as a paragraph of text.]]
-An '''apple''' is the fruit of a [[tree (plant)|tree]].<ref>{{cite|A note}}</ref> It is eaten in all parts of
+An '''apple''' is the fruit of a [[tree (plant)|tree]].<ref>{{cite|A note}}</ref> It is eaten in all parts \
+of the world, raw and cooked, and its juice is drunk.
 == Varieties ==
 * A short list
 {| class="wikitable"
 | A cell of a table that is much longer than a line has to be in order to count as a paragraph of the text.
 |}
-""".replace("parts of\n", "parts of the world, raw and cooked, and its juice is drunk.\n")
+"""
 
 
 def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
