@@ -4,9 +4,10 @@
 
 All searches choose from the same supernet and draw from the same text. What they find, and what they would
 have found in a part of the budget, is scored on held-out text that none of them saw. With --settings, each
-search has the settings that it chose on synthetic problems in the record of `compare_searches.py`. The
-p-value is that of Welch's test over seeds, corrected by Holm. With several --objectives, each search
-minimises each of them (paper, Table 5). Searches that have been run are kept in --results and not run again.
+search has the settings that it chose on synthetic problems in the record of `compare_searches.py`. Options
+after its name, as in --searches "descent --no-estimate", replace them. The p-value is that of Welch's test
+over seeds, corrected by Holm. With several --objectives, each search minimises each of them (paper, Table 5).
+Searches that have been run are kept in --results and not run again.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from compare_searches import SETTINGS, Options, adjusted, configured
+import tyro
+from compare_searches import SETTINGS, Options, adjusted, as_paid, configured
 from jobs import Results
 from markdown_table import print_header, print_row
 from scipy.stats import ttest_ind
@@ -31,7 +33,7 @@ from tyr_jax.cli import command
 from tyr_jax.components import find
 from tyr_jax.scoring.objective import OBJECTIVES, Objective, Perplexity
 from tyr_jax.search import loop
-from tyr_jax.search.contract import SLOPE_COST, Search
+from tyr_jax.search.contract import SLOPE_COST, Search, SearchSpace
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.workspace.progress import Progress
 
@@ -42,8 +44,8 @@ class Comparison(OnSupernet):
 
     sparsity: float = 0.5
     """Target, in units of each kind."""
-    searches: tuple[str, ...] = tuple(SETTINGS)
-    """Searches to run."""
+    searches: tuple[str, ...] = (*SETTINGS, "descent --no-estimate")
+    """Searches to run, each in one argument with its options."""
     objectives: tuple[str, ...] = ("kl",)
     """Objectives that the searches minimise."""
     settings: Path | None = None
@@ -64,8 +66,8 @@ class Comparison(OnSupernet):
 
 
 def chosen(asked: Comparison) -> dict[str, Options]:
-    """The settings of each search."""
-    found = {name: SETTINGS.get(name, [{}])[0] for name in asked.searches}
+    """The settings of the searches, by their names."""
+    found = {name: options[0] for name, options in SETTINGS.items()}
     if asked.settings is None:
         return found
     written = json.loads(asked.settings.read_text())
@@ -77,18 +79,29 @@ def chosen(asked: Comparison) -> dict[str, Options]:
     }
 
 
+def made(asked: str, settings: dict[str, Options], space: SearchSpace, budget: int) -> Search:
+    """The search that a name, with or without options after it, asks for."""
+    name, *options = asked.split()
+    search = configured(find(SEARCHES, name, Search), settings.get(name, {}), space, budget)
+    if not options:
+        return search
+    return as_paid(tyro.cli(type(search), default=search, args=options), space, budget)
+
+
 PARTS = 1 / 16, 1 / 8, 1 / 4, 1 / 2
 """Parts of the budget after which the best so far is judged, beside the end."""
 
 
-def run(world: World, search: Search, seed: int, budget: int, progress: Progress) -> dict[str, Any]:
-    """What a search finds: its KL and log-perplexity on held-out text, the candidate-tokens and seconds that
-    it took, and the KL as a curve over the parts of the budget."""
+def run(
+    name: str, world: World, search: Search, seed: int, budget: int, progress: Progress
+) -> dict[str, Any]:
+    """What the search of a name finds: its KL and log-perplexity on held-out text, the candidate-tokens and
+    seconds that it took, and the KL as a curve over the parts of the budget."""
     choice, began = world.space(), time.monotonic()
     start = space.centre_distribution(world.grid)
     length, spent = choice.length, 0
     total = search.candidate_tokens(choice)
-    with progress.stage(f"{search.name}, seed {seed}", total, "candidate-tokens") as stage:
+    with progress.stage(f"{name}, seed {seed}", total, "candidate-tokens") as stage:
 
         def spend(tokens: int) -> None:
             nonlocal spent
@@ -121,7 +134,7 @@ def run(world: World, search: Search, seed: int, budget: int, progress: Progress
     kept, which = np.unique(np.stack(levels), axis=0, return_inverse=True)
     curve = world.judge(kept)[which.reshape(-1)].tolist()
     return judged(world, found) | {
-        "search": search.name,
+        "search": name,
         "tokens": spent,
         "seconds": seconds[-1],
         "curve": {"tokens": tokens, "seconds": seconds, "kl": curve},
@@ -157,11 +170,11 @@ def main(asked: Comparison) -> None:
         for objective in asked.objectives:
             scored = world.scored_by(find(OBJECTIVES, objective, Objective)())
             for name in asked.searches:
-                search = configured(find(SEARCHES, name, Search), settings[name], scored.space(), budget)
+                search = made(name, settings, scored.space(), budget)
                 each[name, objective] = [
                     results.get(
                         f"{search} by {objective}, seed {seed}",
-                        functools.partial(run, scored, search, seed, budget, progress),
+                        functools.partial(run, name, scored, search, seed, budget, progress),
                     )
                     for seed in asked.seeds
                 ]

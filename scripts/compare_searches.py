@@ -61,8 +61,8 @@ SETTINGS: dict[str, list[Options]] = {
         {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
         {"offspring": 64, "survivors": (8, 1), "stage_tokens": (1 / 16, 1 / 2)},
     ],
-    "blocks": [{}],
-    "estimate": [{"score_tokens": 1.0}],
+    "blocks": [{"generations": 1}],
+    "estimate": [{"generations": 1, "score_tokens": 1.0}],
     "random": [{"candidates": 64, "score_tokens": 1 / 16}, {"candidates": 16, "score_tokens": 1 / 4}],
     "evopress": [
         {"offspring": 32, "survivors": (8, 2, 1), "stage_tokens": (1 / 16, 1 / 4, 1.0)},
@@ -121,7 +121,8 @@ SETTINGS: dict[str, list[Options]] = {
         {"strategy": "DifferentialEvolution", "population": 32, "score_tokens": 1 / 8, "scale": 1.0},
     ],
 }
-"""Settings that a search chooses from. Numbers of tokens are shares of the search text."""
+"""Settings that a search chooses from. Numbers of tokens are shares of the search text. Without a number of
+generations, a search has as many as the budget pays for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,8 @@ def group_of(name: str, seeds: Sequence[int]) -> Problem:
 
 
 def configured(search: type[Search], options: Mapping[str, Any], space: SearchSpace, budget: int) -> Search:
-    """A search with its shares of the text in tokens, and as many generations as the budget pays for."""
+    """A search with its shares of the text in tokens, and, if the options do not say how many generations it
+    has, as many as the budget pays for."""
     text = space.sequences * space.length
 
     def tokens(value: Any) -> Any:
@@ -158,10 +160,15 @@ def configured(search: type[Search], options: Mapping[str, Any], space: SearchSp
 
     given = {name: tokens(value) if name.endswith("tokens") else value for name, value in options.items()}
     made = search(**given)
-    generations = max(1, budget // generation_tokens(made, space))
-    made = dataclasses.replace(made, generations=generations)  # type: ignore[type-var]
+    made = made if "generations" in given else as_paid(made, space, budget)
     made.check()
     return made
+
+
+def as_paid(search: Search, space: SearchSpace, budget: int) -> Search:
+    """A search with as many generations as the budget pays for."""
+    generations = max(1, budget // generation_tokens(search, space))
+    return dataclasses.replace(search, generations=generations)  # type: ignore[type-var]
 
 
 def first_of(problems: Problem) -> Problem:

@@ -24,5 +24,5 @@ echo
 echo "How much faster is it?"
 python -m tyr_jax.benchmark builtin "$output" --prompts 128 --batches 1 --overwrite
 echo
-echo "What was won:"
+echo "Result:"
 python -m tyr_jax.report "$output"

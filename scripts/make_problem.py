@@ -181,6 +181,8 @@ def main(asked: Measured) -> None:
         "search tokens": asked.search_tokens,
         "held-out tokens": asked.held_out_tokens,
         "candidates scored": len(scores.levels),
+        "rounds of searching the tables": asked.rounds,
+        "candidates added in a round": asked.finds,
         "objective": "KL to the dense model's predictions, per token",
         "best held-out objective scored": float(scores.held_out.min()),
         "held-out objective of the start": float(scores.held_out[0]),

@@ -1,17 +1,17 @@
 """Measure and record every figure of the documentation, and write it into its page.
 
+  pip install -e '.[measure]'
   python scripts/fetch_wikipedia.py wikipedia.txt
   python scripts/fetch_news.py news.txt
   python scripts/fetch_gemma.py gemma-3-270m.gguf
   python scripts/fetch_tasks.py tasks
-  pip install -e '.[measure]'
-  python scripts/measure.py
+  python scripts/measure.py --again
 
-Without names, it measures everything that has no record in docs/measurements, which takes hours. --again also
-measures what has a record. --pages measures nothing, and only writes the tables into their pages. The
-ablations, which reproduce tables of the paper, can be made on less text, here on a quarter of it:
+Without names, it measures everything, which takes most of a day on two cores. Without --again, it leaves out
+what has a record in docs/measurements. --pages measures nothing, and only writes the tables into their pages.
+The ablations, which reproduce tables of the paper, can be made on less text, here on a quarter of it:
 
-  python scripts/measure.py ablation objectives rounds budget combinations --again --budget 0.25
+  python scripts/measure.py ablation objectives rounds spread budget combinations --again --budget 0.25
 """
 
 import dataclasses
@@ -81,11 +81,11 @@ MEASUREMENTS = {
         "--options='--compute-dtype bfloat16' --results runs/bfloat16",
         "runs/bfloat16/results.json",
     ),
-    "spread": Measurement("spread.py --evaluation {wikitext} {news}", "runs/spread/results.json"),
-    "tasks": Measurement(
-        "paper_table.py builtin runs/demo_results/seed0 runs/rounds-100/4-rounds-seed0 --data-dir {tasks} "
-        "--wikitext {wikitext} --windows 20 --limit 200 --mmlu-limit 2 --kept runs/paper_table.json",
-        "runs/paper_table.json",
+    "spread": Measurement(
+        "spread.py --evaluation {wikitext} {news} "
+        "--options='--calibration-tokens {budget:8192} --search-tokens {budget:8192}' "
+        "--results runs/spread-{budget:100}",
+        "runs/spread-{budget:100}/results.json",
     ),
     "serving": Measurement("bench_serving.py builtin runs/main/seed0/0.4463"),
     "steps": Measurement(
@@ -146,6 +146,12 @@ MEASUREMENTS = {
     "combinations": Measurement(
         "combinations.py builtin runs/rounds-{budget:100}/4-rounds-seed0 --wikitext {wikitext} "
         "--calibration-tokens {budget:4096} --results runs/combinations-{budget:100}.json"
+    ),
+    "tasks": Measurement(
+        "paper_table.py builtin runs/demo_results/seed0 runs/rounds-{budget:100}/4-rounds-seed0 "
+        "--data-dir {tasks} --wikitext {wikitext} --windows 20 --limit 200 --mmlu-limit 2 "
+        "--kept runs/paper_table.json",
+        "runs/paper_table.json",
     ),
 }
 """The measurements that the pages quote, by name."""

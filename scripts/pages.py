@@ -58,8 +58,10 @@ def markdown(table: Table) -> str:
 
 
 def origin(record: Record, timed: bool = True) -> str:
-    """A line that says where the figures of a record come from and, if `timed`, how long they took."""
-    minutes = f", {record['minutes']:.0f} min" if timed and record["minutes"] >= 1 else ""
+    """A line that says where the figures of a record come from and, if `timed`, how long they took. Of a
+    record from several commits, only the last part was timed."""
+    timed = timed and record["minutes"] >= 1 and " to " not in record["commit"]
+    minutes = f", {record['minutes']:.0f} min" if timed else ""
     return (
         f"*`{record['command']}`, commit {record['commit']}, {record['date']}{minutes}, on "
         f"{record['machine']}.*"

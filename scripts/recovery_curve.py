@@ -3,7 +3,7 @@
 Each point is a training of its own, with the whole learning-rate schedule. An interrupted training continues,
 and a finished one is not repeated. Rerun:
 
-  python scripts/recovery_curve.py half --data builtin wikipedia.txt --evaluation wikitext-2-raw-test.txt
+  python scripts/recovery_curve.py runs/demo --data builtin wikipedia.txt --evaluation wikitext-2-raw-test.txt
 """
 
 import dataclasses

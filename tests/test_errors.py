@@ -137,14 +137,14 @@ def test_arguments_that_cannot_be_understood(arguments: list[str], message: str,
         (["--budget=units", "--sparsity=0.1", "--neuron-multiple=48"], "would leave ffn intact"),
         (
             ["--sparsity", "0.01"],
-            "would leave the model intact: 233 of the blocks' 23,232 parameters are to go",
+            "would remove nothing: 233 of the blocks' 23,232 parameters are fewer than",
         ),
         (
             ["--sparsity", "0.99"],
             "would keep 232 of 23,232 parameters of the blocks, fewer than a model needs",
         ),
         (["--rounds", "0", "--interval", "1e308"], "--interval is 1e\\+308, but must be above 0"),
-        (["--neuron-multiple", "64"], "48 ffn units, fewer than the multiple of 64"),
+        (["--neuron-multiple", "64"], "48 ffn units, but must keep a multiple of 64"),
         (["--sequence-length", "256"], "--sequence-length is 256.*only 128"),
         (["--search-length", "256", "--search-tokens", "512"], "--search-length is 256.*only 128"),
         (["--evaluation-length", "129"], "--evaluation-length is 129.*has only 128 positions"),
@@ -247,7 +247,7 @@ def test_weights_that_are_not_finite(fails: Fails, broken_model: Path) -> None:
 def test_output_below_a_file(fails: Fails, work: Path) -> None:
     below = work / "neighbour.txt"
     for path in (below / "pruned", below / "a" / "b"):
-        assert f"output {path} lies below {below}, which is a file" in fails("--output", path)
+        assert f"cannot create output {path}: {below} is a file" in fails("--output", path)
     assert f"output {below} is a file" in fails("--output", below)
 
 

@@ -51,6 +51,7 @@ def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(settings.PRESETS, "quick", tiny)
     monkeypatch.setattr(checkpoint, "builtin_model", lambda: tiny_model)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(TUTORIALS.parent)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -107,3 +108,14 @@ def test_what_the_tutorial_says_can_be_done(
         tables = [line.split("|") for line in capfd.readouterr().out.splitlines() if line.startswith("|")]
         assert any(row[1:3] == [" rugged ", " threshold:Threshold "] for row in tables)
         assert any(row[1] == " threshold:Threshold " for row in tables)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (TUTORIALS.parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        run_python(block, {})
+    assert "searched" in capsys.readouterr().out
+    assert list(Path("my-first-model").glob("model.safetensors"))

@@ -56,8 +56,8 @@ class Rounds:
     """Tokens that a step's gradients are computed on, in whole sequences and at most half of the search text;
     its proposals are scored on as many other tokens."""
     refit: bool = True
-    """Prune every site once more to the distribution found, with the inputs that the chosen layers before it
-    really produce. Without it, the weights are those of the last supernet (as in the paper)."""
+    """Prune every site once more to the distribution found, with the actual outputs of the pruned layers
+    before it. Without it, the weights are those of the last supernet (as in the paper)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Settings:
     prompt: str = ""
     """Text that the dense model and every pruned one continue, each on one device, to be read side by side in
     the closing table and in the report."""
-    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Also upload the output directory to the Hugging Face hub as this repository, such as user/model (of
     several sparsities: user/model-0.25). Log in first, with `hf auth login`."""
     preset: Preset = "standard"
@@ -129,7 +129,7 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class ComponentNames:
     """Parts of the method that can be replaced by your own: a name, or MODULE:NAME of a class in a module
-    that is installed or lies in the current directory. This help lists the options of the
+    that is installed or in the current directory. This help lists the options of the
     components that this command line chooses: add `--search my_module:MySearch` to see those of yours."""
 
     search: str = Evolution.name
@@ -252,7 +252,7 @@ def validate(settings: Settings) -> None:
     if settings.offload and settings.prompt:
         raise UserError(
             "--offload cannot be combined with --prompt: to continue it, models need all weights in memory; "
-            "leave --prompt out, and ask the written model with `python -m tyr_jax.generate`"
+            "leave --prompt out, and run `python -m tyr_jax.generate` on the written model"
         )
     if settings.layout == "masked" and pruning.expert_unit == "expert":
         raise UserError(

@@ -120,7 +120,7 @@ def test_what_a_model_has_learnt_from_is_not_what_it_is_measured_on(
         with pytest.raises(SystemExit) as stopped:
             evaluate.main([str(pruned), "--trust-record", "--evaluation-length", "16", *text])
         assert stopped.value.code == 2
-        assert "of which windows of 32 tokens were held out" in capsys.readouterr().err
+        assert "with windows of 32 tokens held out" in capsys.readouterr().err
 
 
 def test_a_dense_model_and_any_text(tiny_model: Path, tiny_text: Path, measure: Measure) -> None:

@@ -142,7 +142,7 @@ def test_a_budget_of_parameters_serves_all_levels() -> None:
         (
             0.0001,
             {},
-            r"sparsity 0\.0001 would leave the model intact: 10,\d+ of the blocks' 106,\d+,\d+ parameters",
+            r"sparsity 0\.0001 would remove nothing: 10,\d+ of the blocks' 106,\d+,\d+ parameters",
         ),
         (
             0.9999,
@@ -154,7 +154,7 @@ def test_a_budget_of_parameters_serves_all_levels() -> None:
             {"keep_neurons": tuple(range(30))},
             "fewer than a model needs; choose a lower sparsity, or list",
         ),
-        (0.5, {"neuron_multiple": 2000}, "1536 ffn units, fewer than the multiple of 2000"),
+        (0.5, {"neuron_multiple": 2000}, "1536 ffn units, but must keep a multiple of 2000"),
         (0.5, {"keep_heads": (30,)}, "--keep-heads names layer 30"),
     ],
 )

@@ -38,7 +38,7 @@ def test_the_title_names_the_dense_model() -> None:
     assert title_of(summary) == "other, pruned to 50.0% sparsity"
 
 
-def test_what_was_won() -> None:
+def test_the_gain() -> None:
     summary = record_samples.summary()
     summary["dense"]["size"]["parameters"] = 1000
     for model, kl in (("uniform", 0.8), ("searched", 0.6)):
@@ -60,7 +60,7 @@ def test_what_was_won() -> None:
     summary["searched"] = None
     assert gain_of(summary) == f"{fewer} 0.800 nats per token from the dense model."
     summary["settings"]["layout"] = "masked"
-    assert gain_of(summary).startswith("It keeps the dense model's shapes and a mean")
+    assert gain_of(summary).startswith("It has the dense model's shapes and a mean")
 
 
 def test_what_is_left_after_training() -> None:

@@ -155,6 +155,9 @@ def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
     summary = record_samples.summary()
     summary["settings"]["data"]["calibration"] = ["someone/texts:en:train", "/home/me/mine.txt@2", "self"]
     path = tmp_path / "README.md"
+    hub_text = summary["searched"]["quality"]["words.txt"]
+    summary["settings"]["data"]["evaluation"] = ["someone/other:raw:test"]
+    summary["searched"]["quality"]["other:raw:test"] = hub_text
     for recovery in (None, record_samples.recovery()):
         path.write_text(card.render(summary, False, recovery), encoding="utf-8")
         found = ModelCard.load(path, ignore_metadata_errors=False)
@@ -165,6 +168,12 @@ def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
         quality = recovery["quality"]["recovered"] if recovery else summary["searched"]["quality"]
         measured = {result.dataset_name: result.metric_value for result in found.data.eval_results}
         assert measured == {text: figures["perplexity"] for text, figures in quality.items()}
+        for result in found.data.eval_results if not recovery else ():
+            known = result.dataset_type, result.dataset_config, result.dataset_split
+            on_hub = result.dataset_name == "other:raw:test"
+            assert known == (
+                ("someone/other", "raw", "test") if on_hub else (result.dataset_name, None, None)
+            )
     del summary["base_model"]
     path.write_text(card.render(summary, False), encoding="utf-8")
     assert ModelCard.load(path).data.base_model is None

@@ -66,7 +66,7 @@ def test_budget_in_whole_units(kind: Kind, depth: int, sparsity: float, budget: 
         (SMOLLM2[ATTENTION], 30, 0.999, r"leave attention without a single unit.*0\.9963"),
         (SMOLLM2[FFN], 30, 1e-5, r"leave ffn intact.*in multiples of 8"),
         (Kind("ffn", 1536, 128), 2, 0.98, r"leave ffn without a single unit.*in multiples of 128"),
-        (Kind("ffn", 48, 128), 3, 0.5, r"48 ffn units, fewer than the multiple of 128.*--neuron-multiple"),
+        (Kind("ffn", 48, 128), 3, 0.5, r"48 ffn units, but must keep a multiple of 128.*--neuron-multiple"),
     ],
     ids=str,
 )

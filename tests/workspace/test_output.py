@@ -119,7 +119,7 @@ def test_files_are_no_directories(old: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is a file; choose a directory"):
         write(file, overwrite=True)
     for below in (file / "a", file / "a" / "b"):
-        with pytest.raises(UserError, match=r"lies below .*config\.json, which is a file"):
+        with pytest.raises(UserError, match=r"cannot create output .*config\.json is a file"):
             write(below)
     assert file.read_text() == "old"
 

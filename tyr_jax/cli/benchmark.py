@@ -42,7 +42,7 @@ class BenchmarkSettings:
     """Timings of each, dense and pruned in turn; the median counts."""
     llama_cpp: bool = Cases.llama_cpp
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""
     overwrite: bool = False
     """Replace the figures of an earlier benchmark there."""

@@ -33,9 +33,8 @@ Family = Annotated[
     str | None,
     tyro.conf.arg(
         metavar="MODULE:NAME",
-        help="A family of models of your own: a `Family` in a module that is installed or lies in the "
-        "current directory.",
-        help_behavior_hint="",
+        help="A family of models of your own: a `Family` in a module that is installed or in the current "
+        "directory.",
     ),
 ]
 """An option of every command that reads models."""
@@ -46,7 +45,6 @@ IgnoredKeys = Annotated[
         metavar="KEY",
         help="Keys of the model's config.json that tyr_jax does not know, and that do not change what the "
         "model computes. Any other unknown key is an error.",
-        help_behavior_hint="",
     ),
 ]
 """The option for configuration keys to ignore, also of every command that reads models."""
@@ -115,8 +113,8 @@ def parse(
 
 
 def paragraphs() -> ConstructorRegistry:
-    """Rules for tyro that make the help of every option one paragraph. By itself, tyro keeps some of the line
-    breaks of a docstring."""
+    """Rules for tyro that make the help of every option one paragraph, and that leave out defaults that are
+    empty. By itself, tyro keeps some of the line breaks of a docstring."""
     registry, reading = ConstructorRegistry(), False
 
     @registry.struct_rule
@@ -132,11 +130,19 @@ def paragraphs() -> ConstructorRegistry:
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = [
-            dataclasses.replace(field, helptext=functools.partial(help_of, field)) for field in spec.fields
+            dataclasses.replace(field, helptext=functools.partial(help_of, field), type=shown_type(field))
+            for field in spec.fields
         ]
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry
+
+
+def shown_type(field: StructFieldSpec) -> Any:
+    """The type of an option; if its default is empty, with the mark that help does not show it."""
+    if field.default in (None, (), ""):
+        return Annotated[field.type, tyro.conf.arg(help_behavior_hint="")]
+    return field.type
 
 
 def help_of(field: StructFieldSpec) -> str | None:

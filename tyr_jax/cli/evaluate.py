@@ -31,9 +31,6 @@ from tyr_jax.cli import command
 from tyr_jax.results import Perplexities, TaskScores
 from tyr_jax.run.models import NamedModel
 
-OPTIONAL = tyro.conf.arg(help_behavior_hint="")
-"""For options whose help gives the default in words."""
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
@@ -41,28 +38,28 @@ class EvaluateSettings:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
-    evaluation: Annotated[tuple[str, ...], OPTIONAL] = ()
+    evaluation: tuple[str, ...] = ()
     """Texts: `builtin`, .txt, .jsonl, .json or .parquet files, hub datasets (default: those the model was
     measured on when it was pruned, or else `builtin`)."""
-    evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens in a window (default: as when it was pruned, or else 2048)."""
-    evaluation_windows: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    evaluation_windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """At most this many windows of each text (default: as when it was pruned, or else 20)."""
-    bos: Annotated[bool | None, OPTIONAL] = None
+    bos: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
     """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
-    chat_template: Annotated[bool | None, OPTIONAL] = None
+    chat_template: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
     """Render conversations with the model's chat template (default: as when it was pruned, or
     else not)."""
     trust_record: bool = False
     """Read the texts that a directory's record names, be they files or hub datasets: whoever made the record
     chose them."""
-    tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
+    tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…")] = ""
     """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
-    num_fewshot: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    num_fewshot: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Few-shot examples before each question (default: the task's own number)."""
-    limit: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """At most this many questions of each task (default: all)."""
-    data_dir: Annotated[Path | None, OPTIONAL, tyro.conf.arg(metavar="DIR")] = None
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the tasks' datasets are, each under its name on the hub, such as DIR/allenai/ai2_arc (default:
     the hub)."""
     json: bool = False

@@ -29,7 +29,7 @@ class ExportSettings:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The file to write (default: model-TYPE.gguf, in the model's directory if it has one)."""
     overwrite: bool = GgufSettings.overwrite
     """Replace a file that this command wrote, once the new one is complete."""

@@ -1,4 +1,4 @@
-"""Win back what pruning lost: `python -m tyr_jax.finetune PRUNED --teacher DENSE`.
+"""Recover quality that pruning has cost: `python -m tyr_jax.finetune PRUNED`.
 
 A short training of the pruned model: by default, a low-rank change of every
 projection (LoRA) learns the dense model's predictions, and is merged into the
@@ -7,7 +7,7 @@ weights at the end. The result loads wherever the pruned model does.
 Examples:
 
   python -m tyr_jax.finetune pruned --output recovered
-      on the `builtin` text, taught by the model that was pruned
+      on the `builtin` text; the teacher is the dense model that was pruned
 
   python -m tyr_jax.finetune pruned --data alpaca.jsonl --goal next-token \\
       --tokens 3000000 --output chatty

@@ -30,7 +30,10 @@ class GenerateSettings:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
-    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT [PROMPT ...]")]
+    prompts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="(required)"),
+    ]
     """Texts to continue."""
     chat: bool = ContinuationSettings.chat
     """Put each prompt to the model as a user's message, through its chat template."""

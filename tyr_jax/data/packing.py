@@ -80,7 +80,7 @@ class DataSpec:
     `self` (text that the model writes itself), a .txt, .jsonl, .json or .parquet file, or a hub dataset
     `name[:config][:split][:column]`. A part of each but `self` is held out for evaluation."""
     evaluation: tuple[str, ...] = ()
-    """Further sources to evaluate on, written the same way."""
+    """Further sources to evaluate on, in the format of `--calibration`."""
     sequence_length: int = 1024
     """Tokens in a calibration sequence. Short ones bring more varied text for the same number of tokens."""
     search_length: int = 1024
@@ -88,8 +88,8 @@ class DataSpec:
     calibration_tokens: int = 65536
     """Tokens that the layers are pruned on."""
     calibration_noise: float = 0.2
-    """Share of calibration sequences in which half of the tokens are replaced by random ones. Without them,
-    what the text of a few domains never uses is pruned first, and missed elsewhere."""
+    """Share of calibration sequences in which half of the tokens are replaced by random ones. Without
+    noise, units that a few domains never use are pruned first, and other domains suffer."""
     calibration_openings: int = 512
     """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. The
     first token of any text is an attention sink. Sequences contain few first tokens, and where pruned layers

@@ -56,8 +56,8 @@ def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSp
         )
     if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
         raise UserError(
-            f"{model} has learnt from {', '.join(spec.calibration)}, of which windows of "
-            f"{made.spec.evaluation_length} tokens were held out: leave out --evaluation-length, or name "
+            f"{model} was pruned or trained on {', '.join(spec.calibration)}, with windows of "
+            f"{made.spec.evaluation_length} tokens held out: leave out --evaluation-length, or name "
             "other texts with --evaluation"
         )
     return spec

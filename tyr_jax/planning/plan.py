@@ -51,9 +51,9 @@ class PlanSettings:
     plan: bool = False
     """Print what the run would need (memory, disk, FLOPs, time), from the model's configuration alone, and
     do nothing else."""
-    plan_devices: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    plan_devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Plan for this many devices (default: all that JAX sees)."""
-    plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S", help_behavior_hint="")] = None
+    plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S")] = None
     """Plan the time for devices that reach this many FLOP/s each, such as 1e14."""
 
 

@@ -57,8 +57,8 @@ class PruningSettings:
     metric_tokens: int = 16384
     """Tokens of the calibration text that `--metric fisher` is computed on."""
     drift: float = 0.5
-    """Share of the drift that the last pruning corrects. Drift is how far the earlier pruned sites have moved
-    the residual stream away from the dense model's. 0 corrects none of it (as in the paper)."""
+    """Drift is how far the pruned sites before a site have moved the residual stream away from the dense
+    model's. The last pruning corrects this share of it; 0 corrects none (as in the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
     """Passes over the calibration text that train the remaining weights of each FFN, as soon as it is pruned
     to the distribution found. The first 4 bring most of the gain; 0 skips this (as in the paper)."""
@@ -72,8 +72,8 @@ class PruningSettings:
     """What is removed from attention: single heads (as in the paper) or whole key/value groups."""
     expert_unit: Literal["neuron", "expert"] = "neuron"
     """What is removed from a mixture of experts: the same number of neurons from every expert of a layer, or
-    whole experts. Whole experts are removed in the order of their outputs, smallest first, whatever the
-    `--pruner`, and their tokens go to the remaining ones."""
+    whole experts. Those of the smallest outputs are removed first, whatever the `--pruner`, and their
+    tokens go to the remaining ones."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()

@@ -2,9 +2,8 @@
 
 With a budget of units, the uniform model loses the same share of heads and of neurons in every layer. With a
 budget of parameters or of another resource, it keeps attention whole, because heads matter much and cost
-little, and all FFNs have one width. Whatever loads the dense model can then load it too. Heads are removed as
-well only if FFNs would otherwise keep less than half of the share asked for, or if a further limit is not
-kept.
+little, and all FFNs have the same width up to one step. Heads are removed as well only if FFNs would
+otherwise keep less than half of the share asked for, or if a further limit is not kept.
 
 Axis letters: `L` layers, `E` levels.
 """
@@ -177,7 +176,7 @@ def _check_smaller(models: Uniform, sparsity: float, multiple: int) -> None:
     step = ffn_price(multiple, models.config, models.settings, first)
     if limit > blocks - step:
         raise UserError(
-            f"sparsity {sparsity:g} would leave the model intact: {blocks - limit:,} of the blocks' "
-            f"{blocks:,} {NOUNS[first]} are to go, fewer than {multiple} neurons have; choose at least "
+            f"sparsity {sparsity:g} would remove nothing: {blocks - limit:,} of the blocks' {blocks:,} "
+            f"{NOUNS[first]} are fewer than those of {multiple} neurons, the smallest step; choose at least "
             f"{step / blocks:.2g}"
         )

@@ -19,9 +19,6 @@ ROW_TOKENS = 4096
 STEP_TOKENS = 2048
 """Tokens of a step by default: a few hundred thousand tokens then make enough steps."""
 
-OPTIONAL = tyro.conf.arg(help_behavior_hint="")
-"""For options whose help states the default in words."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RecoverySettings:
@@ -29,7 +26,7 @@ class RecoverySettings:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
     """What to train: a directory, a .gguf file, a hub id, or `builtin`."""
-    teacher: Annotated[str | None, tyro.conf.arg(metavar="DENSE", help_behavior_hint="")] = None
+    teacher: Annotated[str | None, tyro.conf.arg(metavar="DENSE")] = None
     """The dense model to learn from (default: the one that was pruned, if that was `builtin`, or with
     --trust-record)."""
     trust_record: bool = False
@@ -52,12 +49,12 @@ class RecoverySettings:
     """Tokens to train on, in whole steps; a shorter text is repeated."""
     sequence_length: int = 512
     """Tokens in a training sequence."""
-    step_tokens: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    step_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens in the batch of an optimiser step (default: 2048, or more if that gives every device as many
     sequences)."""
     save_every: int = 20
     """Save finished work every this many steps; an interruption loses at most these."""
-    evaluation_length: Annotated[int | None, OPTIONAL, tyro.conf.arg(metavar="INT")] = None
+    evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
     evaluation_windows: int = 20
     """At most this many windows of each evaluation text."""

@@ -41,7 +41,7 @@ class Training:
     """LoRA rank."""
     alpha: float = 32.0
     """LoRA alpha: low-rank changes are scaled by `alpha / rank`."""
-    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Peak learning rate (default: 1.7 divided by the hidden size, a tenth of that for `full`)."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises to its peak; then it decays, as a cosine, to a

@@ -11,6 +11,7 @@ from tyr_jax.report.identity import (
     datasets_of,
     ffn_units,
     gain_of,
+    hub_texts,
     portable_values,
     title_of,
 )
@@ -24,11 +25,14 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
     """The card's metadata for the hub, as YAML: dense model, its licence, datasets, perplexity by text."""
     dense = base_model(summary)
     quality = recovery["quality"]["recovered"] if recovery else written_model(summary)["quality"]
+    on_hub = hub_texts(summary, recovery)
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=text,
+            dataset_type=on_hub[text].name if text in on_hub else text,
             dataset_name=text,
+            dataset_config=(on_hub[text].config or None) if text in on_hub else None,
+            dataset_split=on_hub[text].split if text in on_hub else None,
             metric_type="perplexity",
             metric_name="Perplexity",
             metric_value=round(figures["perplexity"], 4),
@@ -69,7 +73,9 @@ def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: b
         neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
         noun=ffn_units(summary),
         gguf=gguf,
-        choice="in every other" if written_name(summary) == "uniform" else "a search found best",
+        choice=", in every layer alike"
+        if written_name(summary) == "uniform"
+        else "; a search chose how many in each layer",
         gain=markdown(gain_of(summary, recovery)),
         figures=markdown_table(grid(quality_table(summary))),
         fate=fate_of(summary),

@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 from tyr_jax.data import parse_source
+from tyr_jax.data.sources import Source
 from tyr_jax.evaluation.quality import Quality, mean_kl
 from tyr_jax.report.tables import Record
 from tyr_jax.workspace.records import written_model, written_name
@@ -62,6 +63,15 @@ def datasets_of(summary: Record, recovery: Record | None = None) -> list[str]:
     return list(dict.fromkeys(source.name for source in sources if source.kind == "hub"))
 
 
+def hub_texts(summary: Record, recovery: Record | None = None) -> dict[str, Source]:
+    """The hub datasets among the texts that the model was measured on, by the names that the texts have in
+    records, with and without the owner."""
+    specs = [summary["settings"]["data"], *([recovery["text"]] if recovery else [])]
+    named = [source for spec in specs for source in (*spec["calibration"], *spec["evaluation"])]
+    found = [source for source in map(parse_source, named) if source.kind == "hub"]
+    return {name: source for source in found for name in (source.label, source.label.rpartition("/")[2])}
+
+
 def ffn_units(summary: Record) -> str:
     """What the units of FFNs are called."""
     pruning = summary["settings"].get("pruning")
@@ -88,9 +98,7 @@ def gain_of(summary: Record, recovery: Record | None = None) -> str:
         other = math.inf if name == "uniform" else kl_of(summary["uniform"]["quality"])
         than = "that of uniform pruning"
     masked = summary["settings"]["layout"] == "masked"
-    kept = (
-        "It keeps the dense model's shapes" if masked else f"It has {1 - size / dense:.0%} fewer parameters"
-    )
+    kept = "It has the dense model's shapes" if masked else f"It has {1 - size / dense:.0%} fewer parameters"
     if not math.isfinite(found):
         return f"{kept}."
     text = f"{kept} and a mean KL divergence of {found:.3f} nats per token from the dense model"

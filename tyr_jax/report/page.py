@@ -149,7 +149,7 @@ def speed_section(summary: Record, speed: Speed | None) -> Section:
 
 
 def recovery_section(recovery: Record) -> Section:
-    """What a training won back."""
+    """What training recovered."""
     settings, tokens = recovery["settings"], recovery["trained_tokens"]
     learnt = {
         "kd": "the dense model's predictions",

@@ -1,4 +1,4 @@
-"""Tables: a run's models, times and plan; perplexities, tasks and speed; and what training won back."""
+"""Tables: a run's models, times and plan; perplexities, tasks and speed; and what training recovered."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ def closing_tables(summaries: Sequence[Record]) -> list[Table]:
 
 
 def result_tables(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Table]:
-    """Results of a model that was written: quality and size, samples, speed, and what training won back."""
+    """Results of a model that was written: quality and size, samples, speed, and what training recovered."""
     found = [quality_table(summary), *sample_tables([summary])]
     found += [speedup_table(speed)] if speed else []
     return found + ([recovery_table(recovery, "after recovery")] if recovery else [])

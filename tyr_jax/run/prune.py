@@ -55,8 +55,8 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
         raise UserError("--offload is for one host; several divide the weights among their devices")
     if settings.prompt and jax.process_count() > 1:
         raise UserError(
-            "--prompt is for one host; leave it out, and ask the written model with `python -m "
-            "tyr_jax.generate` on one"
+            "--prompt is for one host; leave it out, and run `python -m tyr_jax.generate` on the "
+            "written model, on one host"
         )
     settings = anchor(settings)
     for name in repositories_of(settings) if hosts.is_first() else []:

@@ -83,7 +83,7 @@ def window_length(settings: RecoverySettings, made: Provenance | None) -> int:
     known = [source for source in (*settings.data, *settings.evaluation) if made and made.has_learnt(source)]
     if known and asked not in (None, before):
         raise UserError(
-            f"{settings.model} has learnt from {', '.join(known)}, of which windows of {before} tokens were "
+            f"{settings.model} was pruned or trained on {', '.join(known)}, with windows of {before} tokens "
             "held out: leave out --evaluation-length, or train and measure on other texts"
         )
     return before if asked is None else asked

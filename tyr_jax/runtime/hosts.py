@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
 import jax
 import numpy as np
+import tyro
 from jax.experimental import multihost_utils
 
 from tyr_jax import process
@@ -47,12 +49,12 @@ class HostSettings:
     distributed: bool = False
     """Join the processes that the cluster has started with this command, as it describes them: Slurm, Open
     MPI, Kubernetes, or a TPU slice. --output must be on a file system that all of them share."""
-    coordinator_address: str | None = None
+    coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """HOST:PORT of the first process, if no cluster manager describes the processes; give the next two as
     well."""
-    num_processes: int | None = None
+    num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """How many processes there are."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """The number of this process, counted from 0."""
 
 

@@ -66,7 +66,7 @@ class Evolution(Search):
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
     """Tokens on which candidates have been scored by the end of each stage."""
     max_shifts: int = 4
-    """At most this many sparsity shifts lead to an offspring: the number is the smaller of two draws."""
+    """Most sparsity shifts of an offspring; their number is the smaller of two random draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

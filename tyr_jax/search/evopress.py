@@ -47,7 +47,7 @@ class EvoPress(Improving):
     stage_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """Tokens on which each stage scores."""
     max_shifts: int = 3
-    """At most this many sparsity shifts lead to an offspring: the number is the smaller of two draws."""
+    """Most sparsity shifts of an offspring; their number is the smaller of two random draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

@@ -17,8 +17,8 @@ def check_multiple(kind: Kind) -> None:
     """
     if kind.units < kind.multiple:
         raise UserError(
-            f"a layer has {kind.units} {kind.name} units, fewer than the multiple of {kind.multiple} they "
-            "are to be kept in; lower --neuron-multiple"
+            f"a layer has {kind.units} {kind.name} units, but must keep a multiple of "
+            f"{kind.multiple}; lower --neuron-multiple"
         )
 
 

@@ -35,7 +35,7 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
         raise UserError(f"output {target} is a file; choose a directory with --output")
     above = next(parent for parent in final.parents if parent.exists())
     if not above.is_dir():
-        raise UserError(f"output {target} lies below {above}, which is a file; choose another with --output")
+        raise UserError(f"cannot create output {target}: {above} is a file; choose another with --output")
     _check_unused(final, target, inputs)
     if not final.is_dir() or not any(final.iterdir()):
         return
