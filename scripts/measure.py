@@ -53,11 +53,10 @@ class Measurement(NamedTuple):
 
 
 MAIN = "main_results.py --calibration builtin {wikipedia} self@2 --evaluation {wikitext} {news}"
-"""The main results: the `standard` preset, on text that a user could have."""
+"""The `standard` preset, on text that a user could have."""
 
 MEASUREMENTS = {
-    "main": Measurement(f"{MAIN} --results runs/main", "runs/main/results.json"),
-    "recovered": Measurement(
+    "main": Measurement(
         f"{MAIN} --results runs/main "
         "--recovery='--method full --data builtin {wikipedia}@2 --tokens 400000'",
         "runs/main/results.json",

@@ -1,15 +1,24 @@
-"""The pictures of the documentation, drawn from what `scripts/measure.py` has recorded."""
+"""The pictures of the documentation. `scripts/measure.py` draws them from its records; this script draws one
+from the results of your own runs, next to them:
 
+  python scripts/pictures.py comparison runs/comparison.json
+"""
+
+import dataclasses
 import functools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from markupsafe import Markup
 
+from tyr_jax.cli import command
+from tyr_jax.errors import UserError
+from tyr_jax.files import read_json
 from tyr_jax.report import figures
 
 STYLE = """
@@ -204,3 +213,29 @@ PICTURES: dict[str, Draw] = {
     "recovery-curve": draw_recovery,
 }
 """What draws the pictures of a measurement into a directory, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What to draw."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MEASUREMENT")]
+    """The measurement: comparison, on-model, rounds, recovery-curve, main or demo."""
+    results: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULTS")]
+    """The .json file of its results, in whose directory the picture is written."""
+
+
+def main(asked: Drawing) -> None:
+    """Draw the pictures of a measurement.
+
+    Raises:
+        UserError: The measurement has no picture, or its results cannot be read.
+    """
+    if asked.name not in PICTURES:
+        raise UserError(f"there is no picture of {asked.name}: there are those of {', '.join(PICTURES)}")
+    PICTURES[asked.name](read_json(asked.results), asked.results.parent)
+    print(f"drawn in {asked.results.parent}")
+
+
+if __name__ == "__main__":
+    command.execute(main, Drawing, None, prog="python scripts/pictures.py", description=__doc__)

@@ -72,7 +72,7 @@ def run_command(line: str) -> None:
 
 def run_script(name: str, arguments: list[str]) -> None:
     """Run a script of the repository, with fewer runs."""
-    sys.argv = [name, *arguments, *SMALLER[name]]
+    sys.argv = [name, *arguments, *SMALLER.get(name, [])]
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 
 

@@ -67,10 +67,10 @@ def uninterrupted(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("when", "arguments"),
     [
-        ("before", ["--metric", "fisher", "--reconstruct", "2"]),
+        ("before", ["--metric", "fisher", "--reconstruct", "2", "--offload"]),
         ("within", ["--accumulation", "random", "--objective", "hidden+kl"]),
         ("before", ["--calibration", "self", "builtin:topics", "--rounds", "1"]),
-        ("after", ["--sparsity", "0.25", "0.5", "--no-refit", "--rounds", "1"]),
+        ("after", ["--sparsity", "0.25", "0.5", "--reconstruct", "1", "--rounds", "1"]),
     ],
 )
 def test_dying_at_every_write(
