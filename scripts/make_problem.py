@@ -147,30 +147,31 @@ def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
     return np.unique(np.concatenate([chosen, np.asarray(around)]), axis=0)
 
 
-def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, Scores, dict[str, float]]]:
-    """(problem, all scores, errors on the last candidates before they were added), round by round."""
+def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, list[Scores], dict[str, float]]]:
+    """(problem, sets of scores, errors on the last set before it was added), round by round."""
     start = space.centre_distribution(world.grid)
     choice = world.space()
     score, file = scorer(world), asked.scores / asked.name
     measured_on = dataclasses.replace(asked, output=Path(), scores=Path(), walks=0, rounds=0, finds=0)
     Results.of(asked.scores / f"{asked.name}.json", measured_on).get("measured", lambda: True)
-    scores = kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)
-    problem = fit_problem(choice, start, scores)
-    yield problem, scores, {}
+    sets = [kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)]
+    problem = fit_problem(choice, start, sets)
+    yield problem, sets, {}
     for number in range(1, asked.rounds + 1):
         fresh = kept(file.with_name(f"{asked.name}-finds{number}"), finds(problem, asked, number), score)
         errors = errors_of(problem, fresh)
-        scores = scores.joined(fresh)
-        problem = fit_problem(choice, start, scores)
-        yield problem, scores, errors
+        sets.append(fresh)
+        problem = fit_problem(choice, start, sets)
+        yield problem, sets, errors
 
 
 def main(asked: Measured) -> None:
     """Measure, fit and write the problem."""
     world = make_world(asked, asked.sparsity)
-    for problem, scores, errors in measured(asked, world):  # noqa: B007
+    for problem, sets, errors in measured(asked, world):  # noqa: B007
         told = {name: round(value, 4) for name, value in errors.items()}
-        print(f"{len(scores.levels)} candidates:", told, flush=True)
+        print(f"{sum(len(each.levels) for each in sets)} candidates:", told, flush=True)
+    scores = functools.reduce(Scores.joined, sets)
     datasheet = {
         "model": dataclasses.asdict(world.origin),
         "sparsity": asked.sparsity,

@@ -92,7 +92,8 @@ def draw_panels(
         for axis, (title, points, lines) in zip(axes.flat, panels, strict=False):
             for name, x, values in lines:
                 low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
-                axis.plot(x, middle, color=colours[name], label=name)
+                # A line of one point could not be seen.
+                axis.plot(x, middle, "o" if len(x) == 1 else "-", color=colours[name], label=name)
                 axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
             axis.set(xscale=scales[0], yscale=scales[1], title=title, xlabel=points, ylabel=value)
             axis.patch.set_alpha(0)

@@ -1,5 +1,7 @@
 """The fit of a tabulated problem: what a problem of the same form has produced, it predicts."""
 
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -8,7 +10,20 @@ import numpy as np
 import pytest
 
 from tyr_jax.problems import Problem, synthetic_problem
-from tyr_jax.problems.fit import Columns, Scores, errors_of, fit_problem, fitted, predicted, ridge
+from tyr_jax.problems.fit import (
+    CAUTIOUS,
+    LEVEL_RIDGES,
+    PAIR_RIDGES,
+    Columns,
+    Scores,
+    best_ridges,
+    errors_of,
+    fit_problem,
+    fitted,
+    logs_of,
+    predicted,
+    ridge,
+)
 from tyr_jax.search.contract import Query
 from tyr_jax.search.draws import scattered
 
@@ -41,7 +56,8 @@ def test_ridge_by_hand() -> None:
 
 
 def test_candidates_that_were_left_out_are_predicted(truth: Problem) -> None:
-    problem = fit_problem(truth.space, np.asarray(truth.start), scores_of(truth, 600, 0))
+    sets = [scores_of(truth, 300, 0), scores_of(truth, 150, 4), scores_of(truth, 150, 5)]
+    problem = fit_problem(truth.space, np.asarray(truth.start), sets)
     errors = errors_of(problem, scores_of(truth, 200, 1))
     assert errors["search R²"] > 0.97
     assert errors["held-out R²"] > 0.97
@@ -52,6 +68,25 @@ def test_candidates_that_were_left_out_are_predicted(truth: Problem) -> None:
         query = Query(levels, np.array([sequence]))
         told, meant = np.asarray(problem.answer(query)), np.asarray(truth.answer(query))
         assert np.corrcoef(told, meant)[0, 1] > 0.95
+
+
+def test_ridges_are_those_that_predict_sets_that_were_left_out(truth: Problem) -> None:
+    sets = [scores_of(truth, 40, 0), scores_of(truth, 20, 1), scores_of(truth, 20, 2)]
+    columns = Columns.around(truth.space, np.asarray(truth.start))
+    assert best_ridges(columns, sets[:2]) == CAUTIOUS
+
+    def error(ridges: tuple[float, float]) -> float:
+        lost = 0.0
+        for out in (1, 2):
+            known = functools.reduce(Scores.joined, [each for each in sets if each is not sets[out]])
+            logs = logs_of(known).mean(axis=1, keepdims=True)
+            told = predicted(columns, fitted(columns, known.levels, logs, ridges), sets[out].levels)
+            lost += np.sum((told[:, 0] - logs_of(sets[out]).mean(axis=1)) ** 2)
+        return lost
+
+    every = list(itertools.product(LEVEL_RIDGES, PAIR_RIDGES))
+    assert best_ridges(columns, sets) == min(every, key=error)
+    assert max(map(error, every)) > 1.1 * min(map(error, every))
 
 
 def test_a_fit_and_its_problem_say_the_same(truth: Problem) -> None:

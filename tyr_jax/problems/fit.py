@@ -2,11 +2,18 @@
 
 The logarithm of the objective is linear in the tables of a `Problem`: in what every level costs alone, and in
 the products of the features of two sites. Ridge regression fits it, first to the mean over sequences, then,
-with a stronger penalty, to each sequence's deviation from it. Cross-validation chooses the penalties.
+with a stronger penalty, to each sequence's deviation from it.
+
+Searches go where the tables promise too much. So the penalties are those with which the tables predict best
+what searches have proposed: each set of such candidates is left out in turn. Candidates drawn at random
+from all sets would be near others that were not left out, and penalties would be far too weak.
 
 Axis letters: `n` candidates, `S` sequences, `L` layers, `E` levels, `p` columns.
 """
 
+import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,14 +24,17 @@ from tyr_jax.problems.problem import Problem
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.space import values_at
 
-RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0)
-"""Strengths of the ridge that are tried, separately for levels and for pairs."""
+LEVEL_RIDGES = (0.01, 0.1, 1.0, 10.0)
+"""Strengths of the ridge on levels that are tried."""
+
+PAIR_RIDGES = (1.0, 10.0, 100.0, 1000.0)
+"""Strengths of the ridge on pairs that are tried."""
+
+CAUTIOUS = (1.0, 1000.0)
+"""Ridges on levels and on pairs as long as searches have proposed less than two sets of candidates."""
 
 SEQUENCE_RIDGE = 10.0
 """How much stronger the ridge is on what one sequence adds than on the mean."""
-
-FOLDS = 5
-"""Folds of that cross-validation."""
 
 
 class Scores(NamedTuple):
@@ -67,6 +77,17 @@ class Columns(NamedTuple):
         features = values_at(self.feature, levels).reshape(len(levels), -1)
         return features[:, self.first] * features[:, self.second]
 
+    def design(self, levels: np.ndarray) -> np.ndarray:
+        """All columns `[n, p]`: a constant, those of levels, and those of pairs."""
+        return np.concatenate(
+            [np.ones((len(levels), 1)), self.of_levels(levels), self.of_pairs(levels)], axis=1
+        )
+
+    def penalty(self, ridges: tuple[float, float]) -> np.ndarray:
+        """The penalty `[p]` of each column, with `ridges` on levels and on pairs."""
+        counts = self.feature.size, len(self.first)
+        return np.concatenate([[1e-9], *(np.full(*pair) for pair in zip(counts, ridges, strict=True))])
+
     @property
     def first(self) -> np.ndarray:
         """The first sites of all pairs."""
@@ -95,14 +116,10 @@ def ridge(design: np.ndarray, targets: np.ndarray, penalty: np.ndarray) -> np.nd
 
 def fitted(columns: Columns, levels: np.ndarray, logs: np.ndarray, ridges: tuple[float, float]) -> Fit:
     """The fit to `logs [n, k]` of candidates `levels [n, 2, L]`, with `ridges` on levels and on pairs."""
-    singles, pairs = columns.of_levels(levels), columns.of_pairs(levels)
-    design = np.concatenate([np.ones((len(levels), 1)), singles, pairs], axis=1)
-    penalty = np.concatenate(
-        [[1e-9], np.full(singles.shape[1], ridges[0]), np.full(pairs.shape[1], ridges[1])]
-    )
-    found = ridge(design, logs.mean(axis=1, keepdims=True), penalty)
-    rest = logs - design @ found
-    single = design[:, : 1 + singles.shape[1]]
+    design, penalty = columns.design(levels), columns.penalty(ridges)
+    mean = logs.mean(axis=1, keepdims=True)
+    found, rest = ridge(design, mean, penalty), logs - mean
+    single = design[:, : 1 + columns.feature.size]
     own = ridge(single, rest, penalty[: single.shape[1]] * SEQUENCE_RIDGE + 1e-9)
     each = found[: single.shape[1]] + own
     sites = columns.origin.size
@@ -119,19 +136,26 @@ def predicted(columns: Columns, fit: Fit, levels: np.ndarray) -> np.ndarray:
     return fit.base + alone + both[:, None]
 
 
-def best_ridges(columns: Columns, levels: np.ndarray, logs: np.ndarray) -> tuple[float, float]:
-    """The `RIDGES` on levels and on pairs of least squared error on candidates that were left out."""
-    fold = np.random.default_rng(0).permutation(len(levels)) % FOLDS
+def best_ridges(columns: Columns, sets: Sequence[Scores]) -> tuple[float, float]:
+    """The ridges on levels and on pairs with which each set but the first is predicted best from all others:
+    with the least squared error of the mean logarithm. With less than two others, they are `CAUTIOUS`."""
+    if len(sets) < 3:
+        return CAUTIOUS
+    designs = [columns.design(each.levels) for each in sets]
+    means = [logs_of(each).mean(axis=1) for each in sets]
+    grams = [design.T @ design for design in designs]
+    targets = [design.T @ mean for design, mean in zip(designs, means, strict=True)]
+    gram, target = np.sum(grams, axis=0), np.sum(targets, axis=0)
 
     def error(ridges: tuple[float, float]) -> float:
+        penalty = np.diag(columns.penalty(ridges))
         lost = 0.0
-        for left_out in range(FOLDS):
-            own = fold != left_out
-            fit = fitted(columns, levels[own], logs[own], ridges)
-            lost += float(np.sum((predicted(columns, fit, levels[~own]) - logs[~own]).mean(axis=1) ** 2))
+        for out in range(1, len(sets)):
+            found = np.linalg.solve(gram - grams[out] + penalty, target - targets[out])
+            lost += float(np.sum((designs[out] @ found - means[out]) ** 2))
         return lost
 
-    return min(((one, two) for one in RIDGES for two in RIDGES), key=error)
+    return min(itertools.product(LEVEL_RIDGES, PAIR_RIDGES), key=error)
 
 
 def logs_of(scores: Scores) -> np.ndarray:
@@ -147,10 +171,11 @@ def logs_of(scores: Scores) -> np.ndarray:
     return np.log(every)
 
 
-def fit_problem(space: SearchSpace, start: np.ndarray, scores: Scores) -> Problem:
-    """The problem that predicts `scores`, around the levels to start from, `start [2, L]`."""
-    columns, logs = Columns.around(space, start), logs_of(scores)
-    fit = fitted(columns, scores.levels, logs, best_ridges(columns, scores.levels, logs))
+def fit_problem(space: SearchSpace, start: np.ndarray, sets: Sequence[Scores]) -> Problem:
+    """The problem that predicts `sets` of scores, around the levels to start from, `start [2, L]`. The first
+    set is spread over the space, the others are what searches have proposed."""
+    columns, scores = Columns.around(space, start), functools.reduce(Scores.joined, sets)
+    fit = fitted(columns, scores.levels, logs_of(scores), best_ridges(columns, sets))
     return Problem(
         space=space,
         start=jnp.asarray(start),
