@@ -44,8 +44,8 @@ def test_a_measured_problem_is_compared_and_drawn(
     scored = Scores(*np.load(tmp_path / "scores" / "tiny-spread-0.npz").values())
     assert 0 < datasheet["candidates scored"] - len(scored.levels) <= 6
     assert datasheet["errors"].keys() >= {"held-out rank correlation"}
-    # Candidates that it was fitted to are predicted well, of a tiny model of random weights too.
-    assert errors_of(problem, scored)["search rank correlation"] > 0.9
+    # Strong penalties or not, it knows the candidates that it was fitted to.
+    assert errors_of(problem, scored)["search rank correlation"] > 0.6
     results = tmp_path / "comparison.json"
     options = ["--searches", "evolution", "random", "--problems", "smooth", tmp_path / "tiny.npz"]
     options += ["--seeds", 2, "--passes", 16, "--results", results]
