@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from compare_searches import SETTINGS, Options, adjusted, as_paid, configured
 from jobs import Results
 from markdown_table import print_header, print_row
@@ -85,7 +84,8 @@ def made(asked: str, settings: dict[str, Options], space: SearchSpace, budget: i
     search = configured(find(SEARCHES, name, Search), settings.get(name, {}), space, budget)
     if not options:
         return search
-    return as_paid(tyro.cli(type(search), default=search, args=options), space, budget)
+    changed = command.parse(type(search), options, prog=name, description="", default=search)
+    return as_paid(changed, space, budget)
 
 
 PARTS = 1 / 16, 1 / 8, 1 / 4, 1 / 2
