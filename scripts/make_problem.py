@@ -3,9 +3,10 @@
   python scripts/make_problem.py --sparsity 0.5 --name smollm2-50
 
 A first set of candidates spreads over the space: every site alone at every level, and random shifts from the
-start. Then searches run on the fitted tables, and what they find, with neighbours, is really scored and
-added, so that the tables hold where searches go. The error that the datasheet states is that of the last such
-set before it was added. Scores are kept in a directory of their own; an interrupted run continues.
+start. Then searches of several kinds run on the fitted tables. What they find, with neighbours, is really
+scored and added, so that the tables hold where searches go. The error that the datasheet states is that of
+the last such set before it was added. Scores are kept in a directory of their own; an interrupted run
+continues.
 """
 
 import dataclasses
@@ -18,22 +19,28 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compare_searches import SETTINGS, configured
 from jobs import Results
 from measure import commit, machine
 from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
 from tyr_jax.cli import command
-from tyr_jax.errors import UserError
-from tyr_jax.problems import Problem, save_problem
+from tyr_jax.errors import UserError, require
+from tyr_jax.problems import Problem, save_problem, stack_problems
 from tyr_jax.problems.fit import Scores, errors_of, fit_problem
 from tyr_jax.scoring import nested
 from tyr_jax.search.contract import SearchSpace
-from tyr_jax.search.descent import Descent
 from tyr_jax.search.device import search_many
 from tyr_jax.search.draws import neighbours
-from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import mutate
+
+PROPOSING = ("descent", "evolution", "exchange", "distribution", "lagrangian", "relaxation")
+"""Searches that propose candidates, one of each kind."""
+
+RUNS = 4
+"""Runs of each of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +57,12 @@ class Measured(OnSupernet):
     """Directory of the scores. Scores of another model, target or text need another one."""
     walks: int = 500
     """Candidates by random shifts from the start."""
-    rounds: int = 6
+    rounds: int = 5
     """Rounds in which candidates found by searching the tables are scored and added."""
     finds: int = 250
     """Candidates added in each of these rounds."""
+    passes: int = 64
+    """Budget of a search on the tables, in candidate-tokens per token of the search text."""
     sequence_length: int = 128
     """Tokens of a sequence."""
     search_tokens: int = 1024
@@ -128,50 +137,54 @@ def spread(choice: SearchSpace, start: np.ndarray, asked: Measured) -> np.ndarra
 
 def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
     """What searches on the tables find, on their way too, with neighbours: `[n, 2, L]`, no two alike."""
-    text = problem.space.sequences * problem.space.length
-    searches = Descent(generations=20), Evolution(20, 32, (4, 1), (text // 4, text))
-    runs = 4
-    keys = jax.random.split(jax.random.key(100 + number), runs)
-    many = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * runs), problem)
-    on_way = np.concatenate(
-        [
-            np.asarray(search_many(each, keys, many).levels).reshape(-1, *problem.start.shape)
-            for each in searches
-        ]
-    )
-    on_way = np.unique(on_way, axis=0)
+    keys = jax.random.split(jax.random.key(100 + number), RUNS)
+    many = stack_problems([problem] * RUNS)
     rng = np.random.default_rng(number)
-    chosen = on_way[rng.permutation(len(on_way))[: asked.finds // 2]]
-    best = on_way[int(np.argmin(np.asarray(problem.held_out(on_way))))]
+    chosen: list[np.ndarray] = []
+    budget = asked.passes * problem.space.sequences * problem.space.length
+    for name in PROPOSING:
+        search = configured(SEARCHES[name], SETTINGS[name][0], problem.space, budget)
+        on_way = np.asarray(search_many(search, keys, many).levels).reshape(-1, *problem.start.shape)
+        on_way = np.unique(on_way, axis=0)
+        chosen.append(on_way[int(np.argmin(problem.held_out(on_way)))])
+        chosen.extend(rng.permutation(on_way)[1 : asked.finds // (2 * len(PROPOSING))])
+    best = chosen[int(np.argmin(problem.held_out(np.stack(chosen))))]
     around = neighbours(keys[0], jnp.asarray(best), problem.space, asked.finds - len(chosen), 8)
-    return np.unique(np.concatenate([chosen, np.asarray(around)]), axis=0)
+    return np.unique(np.concatenate([np.stack(chosen), np.asarray(around)]), axis=0)
 
 
-def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, list[Scores], dict[str, float]]]:
-    """(problem, sets of scores, errors on the last set before it was added), round by round."""
+def measured(asked: Measured, world: World) -> Iterator[tuple[Problem, Scores, dict[str, float]]]:
+    """(problem, all scores, errors on the last set before it was added), round by round."""
     start = space.centre_distribution(world.grid)
     choice = world.space()
     score, file = scorer(world), asked.scores / asked.name
-    measured_on = dataclasses.replace(asked, output=Path(), scores=Path(), walks=0, rounds=0, finds=0)
+    measured_on = dataclasses.replace(
+        asked, output=Path(), scores=Path(), walks=0, rounds=0, finds=0, passes=0
+    )
     Results.of(asked.scores / f"{asked.name}.json", measured_on).get("measured", lambda: True)
-    sets = [kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)]
-    problem = fit_problem(choice, start, sets)
-    yield problem, sets, {}
+    scores = kept(file.with_name(f"{asked.name}-spread"), spread(choice, start, asked), score)
+    problem = fit_problem(choice, start, scores)
+    yield problem, scores, {}
     for number in range(1, asked.rounds + 1):
         fresh = kept(file.with_name(f"{asked.name}-finds{number}"), finds(problem, asked, number), score)
         errors = errors_of(problem, fresh)
-        sets.append(fresh)
-        problem = fit_problem(choice, start, sets)
-        yield problem, sets, errors
+        scores = scores.joined(fresh)
+        problem = fit_problem(choice, start, scores)
+        yield problem, scores, errors
 
 
 def main(asked: Measured) -> None:
-    """Measure, fit and write the problem."""
+    """Measure, fit and write the problem.
+
+    Raises:
+        UserError: A round has no place for a candidate of each search and a neighbour.
+    """
+    least = 2 * len(PROPOSING)
+    require(asked.finds >= least, "--finds", asked.finds, f"at least {least}")
     world = make_world(asked, asked.sparsity)
-    for problem, sets, errors in measured(asked, world):  # noqa: B007
+    for problem, scores, errors in measured(asked, world):  # noqa: B007
         told = {name: round(value, 4) for name, value in errors.items()}
-        print(f"{sum(len(each.levels) for each in sets)} candidates:", told, flush=True)
-    scores = functools.reduce(Scores.joined, sets)
+        print(f"{len(scores.levels)} candidates:", told, flush=True)
     datasheet = {
         "model": dataclasses.asdict(world.origin),
         "sparsity": asked.sparsity,

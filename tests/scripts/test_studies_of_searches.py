@@ -36,13 +36,13 @@ def test_a_measured_problem_is_compared_and_drawn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    few = {"--walks": 12, "--rounds": 2, "--finds": 6, "--sequence-length": 16, "--calibration-tokens": 128}
+    few = {"--walks": 12, "--rounds": 2, "--finds": 12, "--sequence-length": 16, "--calibration-tokens": 128}
     few |= {"--search-tokens": 64, "--held-out-tokens": 32, "--model": tiny_model, "--calibration": tiny_text}
     few |= {"--output": tmp_path, "--scores": tmp_path / "scores", "--name": "tiny"}
     table("make_problem.py", [word for pair in few.items() for word in pair])
     problem, datasheet = load_problem(tmp_path / "tiny.npz")
     scored = Scores(*np.load(tmp_path / "scores" / "tiny-spread-0.npz").values())
-    assert 0 < datasheet["candidates scored"] - len(scored.levels) <= 12
+    assert 0 < datasheet["candidates scored"] - len(scored.levels) <= 24
     assert datasheet["errors"].keys() >= {"held-out rank correlation"}
     # Candidates that it was fitted to are predicted well, of a tiny model of random weights too.
     assert errors_of(problem, scored)["search rank correlation"] > 0.9
