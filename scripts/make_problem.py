@@ -30,7 +30,7 @@ from tyr_jax.errors import UserError, require
 from tyr_jax.problems import Problem, save_problem, stack_problems
 from tyr_jax.problems.fit import Scores, errors_of, fit_problem
 from tyr_jax.scoring import nested
-from tyr_jax.search.contract import SearchSpace
+from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.device import search_many
 from tyr_jax.search.draws import neighbours
 from tyr_jax.search.registry import SEARCHES
@@ -57,7 +57,7 @@ class Measured(OnSupernet):
     """Directory of the scores. Scores of another model, target or text need another one."""
     walks: int = 500
     """Candidates by random shifts from the start."""
-    rounds: int = 5
+    rounds: int = 4
     """Rounds in which candidates found by searching the tables are scored and added."""
     finds: int = 250
     """Candidates added in each of these rounds."""
@@ -135,6 +135,12 @@ def spread(choice: SearchSpace, start: np.ndarray, asked: Measured) -> np.ndarra
     return np.concatenate([np.stack(singles), np.asarray(jax.jit(jax.vmap(walk))(keys, steps))])
 
 
+def best_of(levels: np.ndarray, problem: Problem) -> np.ndarray:
+    """The one of `levels [n, 2, L]` with the lowest objective on the search text, in the tables."""
+    every = Query(levels, np.arange(problem.space.sequences))
+    return np.asarray(levels[int(np.argmin(problem.answer(every)))])
+
+
 def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
     """What searches on the tables find, on their way too, with neighbours: `[n, 2, L]`, no two alike."""
     keys = jax.random.split(jax.random.key(100 + number), RUNS)
@@ -146,10 +152,10 @@ def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
         search = configured(SEARCHES[name], SETTINGS[name][0], problem.space, budget)
         on_way = np.asarray(search_many(search, keys, many).levels).reshape(-1, *problem.start.shape)
         on_way = np.unique(on_way, axis=0)
-        chosen.append(on_way[int(np.argmin(problem.held_out(on_way)))])
+        chosen.append(best_of(on_way, problem))
         chosen.extend(rng.permutation(on_way)[1 : asked.finds // (2 * len(PROPOSING))])
-    best = chosen[int(np.argmin(problem.held_out(np.stack(chosen))))]
-    around = neighbours(keys[0], jnp.asarray(best), problem.space, asked.finds - len(chosen), 8)
+    best = jnp.asarray(best_of(np.stack(chosen), problem))
+    around = neighbours(keys[0], best, problem.space, asked.finds - len(chosen), 8)
     return np.unique(np.concatenate([np.stack(chosen), np.asarray(around)]), axis=0)
 
 
