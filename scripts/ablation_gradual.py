@@ -109,12 +109,14 @@ def main(asked: Ablation) -> None:
         for steps in WAYS
     }
     texts = list(found[WAYS[0]][0]["perplexity"])
-    print_header("neurons removed", *(f"{text}: perplexity (span)" for text in texts), "minutes")
+    span = " (span)" if len(asked.seeds) > 1 else ""
+    print_header("neurons removed", *(f"{text}: perplexity{span}" for text in texts), "minutes")
     for steps, runs in found.items():
         cells = []
         for text in texts:
             each = [one["perplexity"][text] for one in runs]
-            cells.append(f"{statistics.median(each):.1f} ({min(each):.1f}–{max(each):.1f})")
+            span = f" ({min(each):.1f}–{max(each):.1f})" if len(each) > 1 else ""
+            cells.append(f"{statistics.median(each):.1f}{span}")
         minutes = statistics.median(one["minutes"] for one in runs)
         print_row(", then ".join(f"{gone:g}" for gone in steps), *cells, f"{minutes:.1f}")
 
