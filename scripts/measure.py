@@ -250,7 +250,8 @@ def commit() -> str:
         run = ["git", *arguments]
         return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "tyr_jax", "scripts", "pyproject.toml")
+    code = "tyr_jax", "scripts", "pyproject.toml", ":!tyr_jax/problems/data"
+    changed = git("status", "--porcelain", "--", *code)
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
