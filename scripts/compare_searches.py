@@ -229,6 +229,7 @@ def chosen_settings(asked: Comparison) -> dict[str, Options]:
             losses.append(float(excess(problems, values, np.asarray(problems.optimum)).mean()))
         found[name] = SETTINGS.get(name, [{}])[int(np.argmin(losses))]
         print(f"{name}: {found[name]}, of {np.round(losses, 4).tolist()}", flush=True)
+        jax.clear_caches()  # Compiled programs would reach Linux's limit on memory mappings.
     return found
 
 
@@ -246,6 +247,7 @@ def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, di
             found[group][name] = run(made, problems, 0, budget)
             end = found[group][name].values[:, -1]
             print(f"{group}, {name}: {np.median(end):.4f}, {found[group][name].seconds:.3f} s", flush=True)
+        jax.clear_caches()
     return found
 
 
