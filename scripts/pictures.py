@@ -108,11 +108,17 @@ def draw_panels(
     file.write_text(drawn, encoding="utf-8")
 
 
+MOST_EXCESS = 3.0
+"""Searches that end with more of the start's excess than this are left out of a picture."""
+
+
 def draw_curves(results: dict[str, Any], directory: Path) -> None:
     """Write the picture of a comparison on tabulated problems: for each group, the excess that is left
-    against candidate-tokens, and against seconds of one run."""
+    against candidate-tokens, and against seconds of one run. Searches that end far above the start are left
+    out, because no difference between the others could be seen."""
     panels = []
-    for group, curves in results["groups"].items():
+    for group, every in results["groups"].items():
+        curves = {name: e for name, e in every.items() if np.median(e["excess"], axis=0)[-1] <= MOST_EXCESS}
         left = {name: np.clip(np.asarray(each["excess"]), 1e-3, None) for name, each in curves.items()}
         tokens = {name: np.asarray(each["tokens"]) for name, each in curves.items()}
         seconds = {name: tokens[name] / tokens[name][-1] * each["seconds"] for name, each in curves.items()}
