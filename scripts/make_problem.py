@@ -1,6 +1,11 @@
-"""Measure a tabulated problem on a model: score candidates of a supernet, and fit tables to them. Rerun:
+"""Measure a tabulated problem on a model: score candidates of a supernet, and fit tables to them. The
+package's problems were made by:
 
+  python scripts/make_problem.py --sparsity 0.25 --name smollm2-25
   python scripts/make_problem.py --sparsity 0.5 --name smollm2-50
+  python scripts/make_problem.py --sparsity 0.75 --name smollm2-75 --rounds 6
+  python scripts/make_problem.py --model gemma-3-270m.gguf --sparsity 0.5 --name gemma3-50 \\
+      --walks 260 --rounds 5 --finds 192 --search-tokens 512 --held-out-tokens 256
 
 A first set of candidates spreads over the space: every site alone at every level, and random shifts from the
 start. Then searches of several kinds run on the fitted tables. What they find, with neighbours, is really
