@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from tyr_jax.problems import Problem, synthetic_problem
-from tyr_jax.problems.fit import (
-    Columns,
-    Scores,
-    errors_of,
-    fit_problem,
-    fitted,
-    predicted,
-    ridge,
-)
+from tyr_jax.problems.fit import Columns, Scores, errors_of, fit_problem, fitted, predicted, ridge
 from tyr_jax.search.contract import Query
 from tyr_jax.search.draws import scattered
 
