@@ -124,16 +124,15 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         working = written.argument_size_in_bytes + written.temp_size_in_bytes
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:
-        mixing, learnt = memory("reconstruction: mixing"), memory("reconstruction: a step")
-        (tensors, _), lesson = found["reconstruction: a step"].arguments[:2]
-        lessons = plan.lesson_bytes(load)
-        # The residuals to mix are counted elsewhere; their targets are not. The output counts as lessons.
-        mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
+        aim, learnt = memory("reconstruction: target"), memory("reconstruction: a step")
+        (tensors, _), _, lesson = found["reconstruction: a step"].arguments[:3]
+        # The residuals of a batch are counted elsewhere, its target is not.
+        making = aim.temp_size_in_bytes + aim.output_size_in_bytes
         # The tensors as they were before training are also in memory.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
         working += (bytes_of(tensors) - bytes_of(lesson)) / n
         planned = plan.reconstruction_working(load)
-        rows.append(Working("ffn: reconstruction", planned, lessons + max(mixed, working)))
+        rows.append(Working("reconstruction", planned, plan.lesson_bytes(load) + max(making, working)))
     return rows
 
 

@@ -20,7 +20,7 @@ from tyr_jax.model.prediction import VOCABULARY_CHUNK
 from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
 from tyr_jax.pruning import fisher
 from tyr_jax.pruning.hessian import gram_flops
-from tyr_jax.pruning.reconstruction import LESSON_TOKENS, MIXED_BATCHES
+from tyr_jax.pruning.reconstruction import LESSON_TOKENS
 from tyr_jax.pruning.target import target_of
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
@@ -195,13 +195,14 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
 
 
 def reconstruction_disk_bytes(load: Load) -> int:
-    """Bytes on disk for reconstructing FFNs: for every target, the sites of the reconstructed model and what
-    its FFNs have learnt; if weights are on disk, also the lessons, and once more what FFNs have learnt."""
+    """Bytes on disk for reconstruction: for every target, the sites of the reconstructed model and what its
+    layers have learnt; if weights are on disk, also the lessons, a copy of the residuals, and once more what
+    layers have learnt."""
     config, settings, itemsize, _ = load
-    ffn = sublayer_parameters(config, "ffn") - config.hidden * site_channels(config)[1]
-    learnt = itemsize * config.depth * ffn
-    lessons = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
-    sites = len(settings.sparsity) * (level_bytes(config, itemsize) + learnt)
+    level = level_bytes(config, itemsize)
+    learnt = itemsize * config.depth * layer_parameters(config) - level
+    lessons = calibration_tokens(settings) * (3 * itemsize * config.hidden + FLOAT)
+    sites = len(settings.sparsity) * (level + learnt)
     return sites + (lessons + learnt if settings.offload else 0)
 
 
@@ -231,6 +232,11 @@ def ordered_parameters(config: ModelConfig) -> int:
 def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
     """Parameters of a layer's attention or FFN in a dense model."""
     return sum(math.prod(spec.shape) for spec in block_specs(config, 0) if spec.sublayer == sublayer)
+
+
+def layer_parameters(config: ModelConfig) -> int:
+    """Parameters of a layer in a dense model."""
+    return sum(sublayer_parameters(config, kind) for kind in KINDS)
 
 
 def gathered(count: int, load: Load) -> float:
@@ -392,44 +398,46 @@ def metric_need(load: Load) -> Need:
 
 
 def reconstruction_need(load: Load) -> Need:
-    """What pruning once more needs if what is left of each FFN is trained: in addition to the last pruning,
-    the trained FFNs, the text to learn from, and Adam's state for a layer's FFN."""
+    """What pruning once more needs if what is left of each layer is trained: in addition to the last pruning,
+    what layers have learnt, the residuals before a layer, the text to learn from, and Adam's state for a
+    layer."""
     config, settings, itemsize, n = load
-    pruned, ffn = last_pruning_need(load), config.depth * sublayer_parameters(config, "ffn")
-    kept = 1 - min(settings.sparsity)
+    pruned, passes = last_pruning_need(load), settings.pruning.reconstruct
+    tokens, length = calibration_tokens(settings), settings.data.sequence_length
+    units = unit_counts(config) * [[1.0], [1 - min(settings.sparsity)]]
+    learnt, held = itemsize * config.depth * layer_parameters(config), itemsize * tokens * config.hidden
     return pruned._replace(
         stage="reconstruction",
-        weights=pruned.weights + (0 if settings.offload else itemsize * ffn / n),
+        weights=pruned.weights + (0 if settings.offload else learnt / n),
+        text=pruned.text + (0 if settings.offload else held / n),
         working=max(pruned.working, reconstruction_working(load)),
-        flops=pruned.flops + settings.pruning.reconstruct * calibration_tokens(settings) * 6 * kept * ffn,
+        flops=pruned.flops + 3 * passes * tokens * block_flops(config, units, length),
     )
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while an FFN learns: its lessons, and either a step or the mixing of text into
-    lessons."""
+    """Bytes of working memory while a layer learns: its lessons, and either the making of these or a step.
+    Attention learns at its dense width."""
     config, settings, itemsize, n = load
-    kept = 1 - min(settings.sparsity)
-    ffn = round(kept * sublayer_parameters(config, "ffn"))
+    kept, length = 1 - min(settings.sparsity), settings.data.sequence_length
+    attention, ffn = (sublayer_parameters(config, kind) for kind in KINDS)
+    left = attention + round(kept * ffn)
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = 5 * FLOAT * ffn / n
-    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
-    lesson = -(-LESSON_TOKENS // n)
-    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
-    # Targets of the text that is mixed; residuals and targets concatenated, and in their new order.
-    mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
-    return lesson_bytes(load) + max(mixing, learning)
-
-
-def mixed_tokens(load: Load) -> int:
-    """Tokens that are mixed into lessons at a time."""
-    return min(calibration_tokens(load.settings), load.n * BATCH_TOKENS * MIXED_BATCHES)
+    state = 5 * FLOAT * left / n
+    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * left / 3
+    lesson = max(-(-LESSON_TOKENS // n), length)
+    units = attention_working(config, lesson, 0, FLOAT) + kept * ffn_working(config, lesson, FLOAT)
+    learning = state + BACKWARD * units
+    batch = max(BATCH_TOKENS, length)
+    making = layer_working(batch, length, load) + 3 * batch * itemsize * config.hidden
+    return lesson_bytes(load) + max(making, learning)
 
 
 def lesson_bytes(load: Load) -> float:
-    """Bytes per device for what an FFN learns from: residuals and targets."""
+    """Bytes per device for what a layer learns from: residuals and targets."""
     config, settings, itemsize, n = load
-    tokens = mixed_tokens(load) if settings.offload else calibration_tokens(settings)
+    tokens = calibration_tokens(settings)
+    tokens = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     return 2 * tokens * itemsize * config.hidden / n
 
 

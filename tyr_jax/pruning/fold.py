@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, Sublayer, layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
@@ -28,6 +28,7 @@ from tyr_jax.pruning.site import PrunedSite, keep_experts, prune_experts, prune_
 from tyr_jax.pruning.supernet import (
     RANK_FIELDS,
     WEIGHT_FIELDS,
+    Layer,
     Supernet,
     empty_supernet,
     with_layer,
@@ -64,8 +65,8 @@ class Fold(NamedTuple):
 
     The first `done` layers of the `supernet` are filled. `residual` has the residuals `[B, T, D]` that enter
     the next layer, one array per batch of calibration text, on devices or on disk. Of each batch, the first
-    `real` sequences count. If drift is corrected, `dense` has the same residuals of the dense model. If FFNs
-    are reconstructed, `learnt` has what each finished one has learnt, None for those that stay as they were.
+    `real` sequences count. If drift is corrected, `dense` has the same residuals of the dense model. With
+    reconstruction, `learnt` has what each finished layer has learnt, None for those that stay as they were.
     """
 
     supernet: Supernet
@@ -83,7 +84,7 @@ class FoldPlan:
     `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, 2, D, D]` are
     those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
     are settled. Every site corrects a fraction `drift` of the gap to the dense residual stream. Where sites
-    have one level, what is left of each FFN is reconstructed in `passes` over the text. With `scratch`,
+    have one level, what is left of each layer is reconstructed in `passes` over the text. With `scratch`,
     weights and residuals are on disk.
     """
 
@@ -109,10 +110,10 @@ class FoldPlan:
             return None
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
-    def left_of_ffn(self, layer: int) -> int:
-        """Neurons of a layer's FFN that are left to be reconstructed; 0 if the FFN is not reconstructed."""
-        whole = self.settings.whole(self.config)[FFN, layer]
-        return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
+    def learning(self, layer: int) -> tuple[Sublayer, ...]:
+        """The sublayers of a layer that are reconstructed: those that need not stay whole."""
+        whole = self.settings.whole(self.config)[:, layer]
+        return tuple(KINDS[kind] for kind in (ATTENTION, FFN) if self.passes and not whole[kind])
 
 
 def begin_fold(
@@ -250,19 +251,36 @@ def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax
     return block | {"kept_experts": rank < int(plan.grid.kept[FFN, layer, 0])}, rank
 
 
-def reconstruct(pruned: Block, block: Block, rank: jax.Array, fold: Fold, plan: FoldPlan) -> Learnt | None:
-    """What the FFN of the next block has learnt once it is reconstructed, in dense shapes; None if it is not
-    reconstructed.
+def held_back(fold: Fold, plan: FoldPlan) -> list[Any]:
+    """A copy of the residuals before the next block, which its sites will replace; empty if the block is not
+    reconstructed."""
+    if not plan.learning(fold.done):
+        return []
+    return plan.scratch.keep(fold.residual) if plan.scratch else jax.tree.map(jnp.copy, fold.residual)
 
-    `block` is the dense block, `pruned` the one with pruned weights, and `rank [F]`, of experts `[X, F]`,
-    ranks its neurons.
+
+def reconstruct(
+    block: Block, sites: Layer, before: list[Any], fold: Fold, plan: FoldPlan
+) -> tuple[Layer, Fold, Learnt]:
+    """(the next block's `sites` once it is reconstructed, the fold with the residuals after it, the other
+    tensors that it has learnt, in dense shapes).
+
+    `block` is the dense block. `before` are the residuals before it, and those after it take their place.
     """
-    layer = fold.done
-    if not plan.left_of_ffn(layer):
-        return None
-    text = Text(fold.residual, fold.dense, fold.real)
-    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
-    return reconstructed(pruned, block, rank, plan.left_of_ffn(layer), text, plan.metric(FFN, layer), how)
+    layer, config = fold.done, plan.config
+    how = Plan(config, plan.learning(layer), plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
+    fields = {OUTPUTS[KINDS[kind]]: WEIGHT_FIELDS[kind] for kind in (ATTENTION, FFN)}
+    pruned = block | {name: sites[field][0].astype(block[name].dtype) for name, field in fields.items()}
+    rank, kept = sites[RANK_FIELDS[FFN]], int(plan.grid.kept[FFN, layer, 0])
+    learnt = reconstructed(pruned, block, rank, kept, Text(before, fold.dense, fold.real), how)
+    pruned, fold = pruned | learnt.tensors, fold._replace(residual=before)
+    for kind in (ATTENTION, FFN):
+        fold = pass_on(kind, pruned, fold, [None] * len(before), config)
+    # The supernet has the projections themselves.
+    rest = {name: array for name, array in learnt.tensors.items() if name not in fields}
+    rest = plan.scratch.keep(rest) if plan.scratch else rest
+    sites = sites | {field: pruned[name][None] for name, field in fields.items()}
+    return sites, fold, learnt._replace(tensors=rest)
 
 
 def site_name(kind: int, layer: int) -> str:
@@ -281,8 +299,8 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.settle(devices.spread(block, config.hidden))
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
+    before, rank = held_back(fold, plan), None
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
-    rank = None
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
         if kind == FFN:
@@ -294,24 +312,19 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         first, metric = entering.units[0], plan.metric(kind, layer)
         share = stream.output_share(block, fold.residual[0], first, metric, kind, count, config)
         pruned = block | {projection: passed.reshape(weight.shape)}
-        weights, units = site.weights, entering.units
-        learnt = reconstruct(pruned, block, site.rank, fold, plan) if kind == FFN else None
-        if learnt is not None:
-            pruned, units = pruned | learnt.tensors, [None] * len(units)
-            weights = learnt.tensors[projection]
-            # The supernet has the projection itself.
-            rest = {name: array for name, array in learnt.tensors.items() if name != projection}
-            learnt = learnt._replace(tensors=rest)
-        fold = pass_on(kind, pruned, fold, units, config)
-        sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
+        fold = pass_on(kind, pruned, fold, entering.units, config)
+        sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
             sites[name].append(value)
+    del entering
     stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
-    fold = fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
-    if plan.scratch and learnt is not None:
-        learnt = learnt._replace(tensors=plan.scratch.keep(learnt.tensors))
-    return fold._replace(learnt=(*fold.learnt, learnt)) if plan.passes else fold
+    if plan.passes:
+        learnt = None
+        if before:
+            stacked, fold, learnt = reconstruct(block, stacked, before, fold, plan)
+        fold = fold._replace(learnt=(*fold.learnt, learnt))
+    return fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
 
 
 def build_supernet(

@@ -182,7 +182,7 @@ def load_fold(
     store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
 ) -> Fold | None:
     """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
-    With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt."""
+    With `scratch`, residuals are on disk. A fold that `learns` also has what each layer has learnt."""
     kept = load_residual(store, scratch)
     if kept is None:
         return None
@@ -201,7 +201,7 @@ def load_fold(
 
 
 def load_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:
-    """What the FFN of a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
+    """What a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
     saved = store.load(f"learnt-{layer}", records.LEARNT_FACTS)
     if saved is None:
         return None
