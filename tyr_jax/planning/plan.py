@@ -39,6 +39,9 @@ BACKWARD = 2.5
 """Working memory of the backward pass through a layer, as a multiple of the layer's activations without
 scores."""
 
+LEARNING = 1.4
+"""The same where a layer is reconstructed."""
+
 UNFUSED = 2 / 3
 """Share of an FFN's working memory that is in use while its statistics are computed. On a CPU it is all of
 it; on TPUs it is next to none, because products there are fused with the operations before and after them."""
@@ -416,21 +419,18 @@ def reconstruction_need(load: Load) -> Need:
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while a layer learns: its lessons, and either the making of these or a step.
-    Attention learns at its dense width."""
+    """Bytes of working memory while a layer learns: its lessons and a step. Attention learns at its dense
+    width."""
     config, settings, itemsize, n = load
     kept, length = 1 - min(settings.sparsity), settings.data.sequence_length
     attention, ffn = (sublayer_parameters(config, kind) for kind in KINDS)
-    left = attention + round(kept * ffn)
+    ffn = round(kept * ffn)
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = 5 * FLOAT * left / n
-    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * left / 3
+    state = 5 * FLOAT * (attention + ffn) / n
+    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
     lesson = max(-(-LESSON_TOKENS // n), length)
     units = attention_working(config, lesson, 0, FLOAT) + kept * ffn_working(config, lesson, FLOAT)
-    learning = state + BACKWARD * units
-    batch = max(BATCH_TOKENS, length)
-    making = layer_working(batch, length, load) + 3 * batch * itemsize * config.hidden
-    return lesson_bytes(load) + max(making, learning)
+    return lesson_bytes(load) + state + LEARNING * units
 
 
 def lesson_bytes(load: Load) -> float:
