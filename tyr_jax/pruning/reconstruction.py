@@ -7,8 +7,8 @@ really pass on, plus a share of the drift after it. Each layer is trained by its
 memory. Only the whole model can tell whether this helps: the error of a layer on other text may rise while
 that of the model falls.
 
-Errors are squared distances, and tokens weigh 1 / rms(r) in them. The metric of the outputs would fit a layer
-to the text that the metric was measured on, and other text would lose what the calibration text gains.
+Errors are squared distances, in which tokens weigh 1 / rms(r), because the next norm divides by the size of
+the residual r. With errors in nats, the model was worse on every text.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `F` FFN width, `X` experts.
 """
