@@ -128,11 +128,11 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         (tensors, _), _, lesson = found["reconstruction: a step"].arguments[:3]
         # The residuals of a batch are counted elsewhere, its target is not.
         making = aim.temp_size_in_bytes + aim.output_size_in_bytes
-        # The tensors as they were before training are also in memory.
+        # The tensors as they were before training are also in memory, in the model's type.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) - bytes_of(lesson)) / n
+        working += (bytes_of(tensors) * itemsize / plan.FLOAT - bytes_of(lesson)) / n
         planned = plan.reconstruction_working(load)
-        rows.append(Working("reconstruction", planned, plan.lesson_bytes(load) + max(making, working)))
+        rows.append(Working("reconstruction", planned, plan.stream_bytes(load) + max(making, working)))
     return rows
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from markupsafe import Markup
+from scipy.stats import binom
 
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError
@@ -62,6 +63,14 @@ Line = tuple[str, list[float], np.ndarray]
 """Name of what is compared, and its values `[R, P]` by run at the points `[P]`."""
 
 
+def confidence(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds `[P]` of the 95 % confidence interval of the median over runs, from values `[R, P]`: order
+    statistics, whatever the distribution. Of five runs or fewer, these are the lowest and the highest."""
+    ordered = np.sort(values, axis=0)
+    rank = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
+    return ordered[rank - 1], ordered[-rank]
+
+
 def draw_panels(
     file: Path,
     panels: list[tuple[str, str, list[Line]]],
@@ -69,8 +78,8 @@ def draw_panels(
     scales: tuple[str, str] = ("log", "log"),
 ) -> None:
     """Write a picture of panels, two a row, each with its title, the name of its points, and a line for all
-    that is compared: the median over runs, and the quartiles around it. The scales are those of the points
-    and of the values."""
+    that is compared: the median over runs, and its confidence interval around it. The scales are those of
+    the points and of the values."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -91,9 +100,11 @@ def draw_panels(
         figure, axes = plt.subplots(rows, 2, figsize=(9, 2.8 * rows), layout="constrained", squeeze=False)
         for axis, (title, points, lines) in zip(axes.flat, panels, strict=False):
             for name, x, values in lines:
-                low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
+                low, high = confidence(values)
                 # A line of one point could not be seen.
-                axis.plot(x, middle, "o" if len(x) == 1 else "-", color=colours[name], label=name)
+                axis.plot(
+                    x, np.median(values, axis=0), "o" if len(x) == 1 else "-", color=colours[name], label=name
+                )
                 axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
             axis.set(xscale=scales[0], yscale=scales[1], title=title, xlabel=points, ylabel=value)
             axis.patch.set_alpha(0)

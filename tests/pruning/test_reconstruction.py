@@ -16,7 +16,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block, random_p
 from tyr_jax.pruning import reconstruction
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.pruning.reconstruction import Learnt, Lesson, Plan, Text, rate, reconstructed, split
+from tyr_jax.pruning.reconstruction import Learnt, Lesson, Plan, Text, part, rate, reconstructed
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.offload import Scratch
 
@@ -69,7 +69,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture(autouse=True)
 def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make lessons so short that even the small text fills several."""
+    """Make lessons so short that even the small text fills several, of two sequences or one."""
     monkeypatch.setattr(reconstruction, "LESSON_TOKENS", 2 * LENGTH)
 
 
@@ -97,30 +97,36 @@ def test_an_error_is_a_weighted_square(world: World) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_every_sequence_is_in_one_lesson(count: int) -> None:
+def test_every_sequence_is_in_one_part(count: int) -> None:
     marks = jnp.arange(5.0)[:, None] * jnp.ones(8)
-    lessons = split(Lesson(marks[..., None] * jnp.ones(3), -marks[..., None] * jnp.ones(3), marks), count)
-    assert len(lessons) == count
-    assert max(len(lesson.x) for lesson in lessons) - min(len(lesson.x) for lesson in lessons) <= 1
-    np.testing.assert_array_equal(np.sort(np.concatenate([each.weights[:, 0] for each in lessons])), range(5))
-    for lesson in lessons:
-        np.testing.assert_array_equal(lesson.x, lesson.weights[..., None] * np.ones(3))
-        np.testing.assert_array_equal(lesson.target, -lesson.x)
+    batch = Lesson(marks[..., None] * jnp.ones(3), -marks[..., None] * jnp.ones(3), marks)
+    parts = [part(batch, at, count) for at in range(count)]
+    assert max(len(each.x) for each in parts) - min(len(each.x) for each in parts) <= 1
+    np.testing.assert_array_equal(np.sort(np.concatenate([each.weights[:, 0] for each in parts])), range(5))
+    for each in parts:
+        np.testing.assert_array_equal(each.x, each.weights[..., None] * np.ones(3))
+        np.testing.assert_array_equal(each.target, -each.x)
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(1, 3), (LENGTH, 3), (2 * LENGTH, 2), (4 * LENGTH, 1)])
-def test_lessons_are_of_all_text(
-    tokens: int, count: int, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are whole sequences, of so many tokens where that is possible. Padding weighs nothing."""
-    monkeypatch.setattr(reconstruction, "LESSON_TOKENS", tokens)
+@pytest.mark.parametrize(
+    ("sequences", "length", "count"), [(3, 1, 1), (3, LENGTH, 2), (3, 2 * LENGTH, 3), (3, 9 * LENGTH, 3)]
+)
+def test_lessons_have_so_many_tokens(sequences: int, length: int, count: int) -> None:
+    """They are whole sequences, so a long one is a lesson by itself."""
+    assert reconstruction.lesson_count(sequences, length) == count
+
+
+def test_batches_are_of_all_text(world: World) -> None:
+    """A token weighs as much as its residual is small, and padding weighs nothing."""
     marked = [jnp.full((3, LENGTH, world.config.hidden), float(index)) for index in range(1, 5)]
-    lessons = reconstruction.lessons_of(world.block, Text(marked, None, [3, 3, 3, 2]), world.plan())
-    assert len(lessons) == 4 * count
-    assert sum(lesson.x.shape[0] for lesson in lessons) == 12
-    # A token weighs as much as its residual is small.
-    weighed = sum(float((lesson.weights * lesson.x[..., 0]).sum()) for lesson in lessons)
-    assert weighed == pytest.approx(11 * LENGTH)
+    batches = reconstruction.batches_of(world.block, Text(marked, None, [3, 3, 3, 2]), world.plan())
+    assert [float(batch.x[0, 0, 0]) for batch in batches] == [1, 2, 3, 4]
+    weighed = [float((batch.weights * batch.x[..., 0]).sum()) for batch in batches]
+    assert weighed == pytest.approx([3 * LENGTH, 3 * LENGTH, 3 * LENGTH, 2 * LENGTH])
+    for batch in batches:
+        # A residual whose channels are all alike is as good as any other.
+        expected = world.output64(batch.x[:1, :4])
+        np.testing.assert_allclose(batch.target[:1, :4], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_learning_helps(world: World) -> None:

@@ -108,7 +108,7 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
 
 
 def reconstruct(params: Params, text: np.ndarray, config: ModelConfig) -> Any:
-    """(what the first layer learns with half of its neurons, the sequences of all lessons of a batch).
+    """(what the first layer learns with half of its neurons, the sequences of all parts of a batch).
 
     The layer learns from a lesson that is the same for any number of devices.
     """
@@ -121,8 +121,8 @@ def reconstruct(params: Params, text: np.ndarray, config: ModelConfig) -> Any:
     (x,), _ = stream.embedded(params, [text[:16]], 16 * LENGTH)
     aim = reconstruction.target(block, x, x + 0.1, jnp.float32(0.5), config)
     batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=False))
-    lessons = devices.fetch(reconstruction.split(batch, 2))
-    every = np.concatenate([lesson.target[lesson.weights > 0] for lesson in lessons])
+    parts = devices.fetch([reconstruction.part(batch, at, 2) for at in range(2)])
+    every = np.concatenate([part.target[part.weights > 0] for part in parts])
     plan = reconstruction.Plan(config, ("attention", "ffn"), 4, 0.5, (0,))
     tensors = {name: small.pop(name) for name in plan.axes}
     return reconstruction.learn_from(tensors, small, [batch], plan), every[np.argsort(every[:, 0])]

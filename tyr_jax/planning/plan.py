@@ -39,7 +39,7 @@ BACKWARD = 2.5
 """Working memory of the backward pass through a layer, as a multiple of the layer's activations without
 scores."""
 
-LEARNING = 1.4
+RECONSTRUCTING = 1.4
 """The same where a layer is reconstructed."""
 
 UNFUSED = 2 / 3
@@ -199,14 +199,14 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
 
 def reconstruction_disk_bytes(load: Load) -> int:
     """Bytes on disk for reconstruction: for every target, the sites of the reconstructed model and what its
-    layers have learnt; if weights are on disk, also the lessons, a copy of the residuals, and once more what
+    layers have learnt; if weights are on disk, also the targets, a copy of the residuals, and once more what
     layers have learnt."""
     config, settings, itemsize, _ = load
     level = level_bytes(config, itemsize)
     learnt = itemsize * config.depth * layer_parameters(config) - level
-    lessons = calibration_tokens(settings) * (3 * itemsize * config.hidden + FLOAT)
+    text = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
     sites = len(settings.sparsity) * (level + learnt)
-    return sites + (lessons + learnt if settings.offload else 0)
+    return sites + (text + learnt if settings.offload else 0)
 
 
 def offloaded_bytes(load: Load) -> int:
@@ -365,18 +365,29 @@ def corrects_drift(settings: Settings) -> bool:
     return pruning.drift > 0 and bool(rounds.refit or not rounds.rounds or pruning.reconstruct)
 
 
+def stream_bytes(load: Load) -> float:
+    """Bytes per device for the residuals of the calibration text; with offloading, those of a batch."""
+    config, settings, itemsize, n = load
+    tokens = calibration_tokens(settings)
+    return itemsize * (min(tokens, n * BATCH_TOKENS) if settings.offload else tokens) * config.hidden / n
+
+
+def entering_bytes(load: Load) -> float:
+    """Bytes per device for what enters an FFN's site. With offloading, all but a batch is computed again; of
+    experts always."""
+    config, settings, itemsize, n = load
+    tokens = calibration_tokens(settings)
+    part = settings.offload or config.experts
+    return itemsize * (min(tokens, n * BATCH_TOKENS) if part else tokens) * site_channels(config)[1] / n
+
+
 def fold_need(name: str, levels: int, load: Load) -> Need:
     """What building a supernet of this many `levels` needs."""
     config, settings, itemsize, n = load
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
     supernet = share_held(levels * level_bytes(config, itemsize) / n, load)
     working = max(statistics_working(load), site_working(load))
-    # The residual, and what enters the FFN's site. With offloading, all but a batch is on disk or recomputed;
-    # what enters experts always is.
-    batch = min(tokens, n * BATCH_TOKENS)
-    held = batch if settings.offload else tokens
-    entering = batch if config.experts else held
-    text = itemsize * (held * config.hidden + entering * site_channels(config)[1]) / n
+    text = stream_bytes(load) + entering_bytes(load)
     weights = weight_bytes(load) + metric_bytes(load)
     return Need(name, weights, supernet, text, working, pruning_flops(config, tokens, length))
 
@@ -402,43 +413,39 @@ def metric_need(load: Load) -> Need:
 
 def reconstruction_need(load: Load) -> Need:
     """What pruning once more needs if what is left of each layer is trained: in addition to the last pruning,
-    what layers have learnt, the residuals before a layer, the text to learn from, and Adam's state for a
-    layer."""
+    what layers have learnt, the residuals before a layer, the targets, and Adam's state for a layer. What
+    enters a site is gone while a layer learns."""
     config, settings, itemsize, n = load
     pruned, passes = last_pruning_need(load), settings.pruning.reconstruct
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    units = unit_counts(config) * [[1.0], [1 - min(settings.sparsity)]]
-    learnt, held = itemsize * config.depth * layer_parameters(config), itemsize * tokens * config.hidden
+    dense = unit_counts(config)
+    left = dense * [[1.0], [1 - min(settings.sparsity)]]
+    learnt = itemsize * config.depth * layer_parameters(config) - level_bytes(config, itemsize)
+    before, entering = 0 if settings.offload else stream_bytes(load), entering_bytes(load)
+    # The dense layer makes the targets, and the trained one runs again.
+    steps = 3 * passes * block_flops(config, left, length) + 2 * block_flops(config, dense, length)
     return pruned._replace(
         stage="reconstruction",
         weights=pruned.weights + (0 if settings.offload else learnt / n),
-        text=pruned.text + (0 if settings.offload else held / n),
-        working=max(pruned.working, reconstruction_working(load)),
-        flops=pruned.flops + 3 * passes * tokens * block_flops(config, units, length),
+        text=pruned.text - entering,
+        working=max(pruned.working + entering + before, reconstruction_working(load)),
+        flops=pruned.flops + tokens * steps,
     )
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while a layer learns: its lessons and a step. Attention learns at its dense
+    """Bytes of working memory while a layer learns: the targets and a step. Attention learns at its dense
     width."""
     config, settings, itemsize, n = load
     kept, length = 1 - min(settings.sparsity), settings.data.sequence_length
     attention, ffn = (sublayer_parameters(config, kind) for kind in KINDS)
     ffn = round(kept * ffn)
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = 5 * FLOAT * (attention + ffn) / n
+    state = (itemsize + 4 * FLOAT) * (attention + ffn) / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
     lesson = max(-(-LESSON_TOKENS // n), length)
     units = attention_working(config, lesson, 0, FLOAT) + kept * ffn_working(config, lesson, FLOAT)
-    return lesson_bytes(load) + state + LEARNING * units
-
-
-def lesson_bytes(load: Load) -> float:
-    """Bytes per device for what a layer learns from: residuals and targets."""
-    config, settings, itemsize, n = load
-    tokens = calibration_tokens(settings)
-    tokens = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
-    return 2 * tokens * itemsize * config.hidden / n
+    return stream_bytes(load) + state + RECONSTRUCTING * units
 
 
 def writing_need(load: Load) -> Need | None:

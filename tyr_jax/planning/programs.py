@@ -293,7 +293,7 @@ def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
 
 
 def reconstruction_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """The stages that train what is left of a layer: the target of a batch, its lessons, and a step."""
+    """The stages that train what is left of a layer: the target of a batch, a part of it, and a step."""
     if not settings.pruning.reconstruct:
         return []
     data, block = settings.data, block_of(params, 0, config)
@@ -302,9 +302,9 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     weights = devices.place(ShapeDtypeStruct(tokens.shape, jnp.float32))
     number, static = ShapeDtypeStruct((), jnp.float32), {"config": config}
     batch: Any = reconstruction.Lesson(x, x, weights)  # type: ignore[arg-type]
-    lessons = {"count": reconstruction.lesson_count(*tokens.shape)}
-    split = Program("reconstruction: lessons", reconstruction.split, (batch,), lessons)
-    lesson = devices.place(split.result()[0])
+    first = {"at": 0, "count": reconstruction.lesson_count(*tokens.shape)}
+    part = Program("reconstruction: a part", reconstruction.part, (batch,), first)
+    lesson = devices.place(part.result())
     width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
     left = {
         tensor.name: ShapeDtypeStruct(
@@ -321,7 +321,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     fixed = {name: array for name, array in block.items() if name not in left}
     return [
         Program("reconstruction: target", reconstruction.target, (block, x, x, number), static),
-        split,
+        part,
         Program("reconstruction: a step", reconstruction.learn, (state, fixed, lesson, number), static),
     ]
 

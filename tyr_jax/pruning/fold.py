@@ -3,7 +3,8 @@
 Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated result →
 its Hessian → prune `down_proj` → next block. A site passes on its output under the weight `W̄ = Σ_e p_e W_e`.
 The site is linear in its weight, so this is the expectation of Eq. 5 over levels with probabilities `p`.
-Every mode of error accumulation is one choice of `p`.
+Every mode of error accumulation is one choice of `p`. With reconstruction, the pruned block is then trained,
+and runs again from the residuals before it.
 
 Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
 `F` FFN width, `U` units of a site.
@@ -66,7 +67,7 @@ class Fold(NamedTuple):
     The first `done` layers of the `supernet` are filled. `residual` has the residuals `[B, T, D]` that enter
     the next layer, one array per batch of calibration text, on devices or on disk. Of each batch, the first
     `real` sequences count. If drift is corrected, `dense` has the same residuals of the dense model. With
-    reconstruction, `learnt` has what each finished layer has learnt, None for those that stay as they were.
+    reconstruction, `learnt` has what each finished layer has learnt, None for those that were not to learn.
     """
 
     supernet: Supernet
@@ -111,9 +112,10 @@ class FoldPlan:
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
     def learning(self, layer: int) -> tuple[Sublayer, ...]:
-        """The sublayers of a layer that are reconstructed: those that need not stay whole."""
-        whole = self.settings.whole(self.config)[:, layer]
-        return tuple(KINDS[kind] for kind in (ATTENTION, FFN) if self.passes and not whole[kind])
+        """The sublayers of a layer that are reconstructed: those that need not stay whole and keep units."""
+        whole, kept = self.settings.whole(self.config)[:, layer], self.grid.kept[:, layer, 0]
+        learns = (self.passes > 0) & ~whole & (kept > 0)
+        return tuple(KINDS[kind] for kind in (ATTENTION, FFN) if learns[kind])
 
 
 def begin_fold(
@@ -259,23 +261,21 @@ def held_back(fold: Fold, plan: FoldPlan) -> list[Any]:
     return plan.scratch.keep(fold.residual) if plan.scratch else jax.tree.map(jnp.copy, fold.residual)
 
 
-def reconstruct(
-    block: Block, sites: Layer, before: list[Any], fold: Fold, plan: FoldPlan
-) -> tuple[Layer, Fold, Learnt]:
-    """(the next block's `sites` once it is reconstructed, the fold with the residuals after it, the other
-    tensors that it has learnt, in dense shapes).
+def reconstruct(block: Block, sites: Layer, fold: Fold, plan: FoldPlan) -> tuple[Layer, Fold, Learnt]:
+    """(the next block's `sites` once it is reconstructed, the fold with the residuals after it, and what the
+    block has learnt apart from the sites' weights, in dense shapes).
 
-    `block` is the dense block. `before` are the residuals before it, and those after it take their place.
+    `block` is the dense block. `fold` has the pruned residuals before it, and the dense ones after it.
     """
     layer, config = fold.done, plan.config
     how = Plan(config, plan.learning(layer), plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
     fields = {OUTPUTS[KINDS[kind]]: WEIGHT_FIELDS[kind] for kind in (ATTENTION, FFN)}
     pruned = block | {name: sites[field][0].astype(block[name].dtype) for name, field in fields.items()}
     rank, kept = sites[RANK_FIELDS[FFN]], int(plan.grid.kept[FFN, layer, 0])
-    learnt = reconstructed(pruned, block, rank, kept, Text(before, fold.dense, fold.real), how)
-    pruned, fold = pruned | learnt.tensors, fold._replace(residual=before)
+    learnt = reconstructed(pruned, block, rank, kept, Text(fold.residual, fold.dense, fold.real), how)
+    pruned = pruned | learnt.tensors
     for kind in (ATTENTION, FFN):
-        fold = pass_on(kind, pruned, fold, [None] * len(before), config)
+        fold = pass_on(kind, pruned, fold, [None] * len(fold.residual), config)
     # The supernet has the projections themselves.
     rest = {name: array for name, array in learnt.tensors.items() if name not in fields}
     rest = plan.scratch.keep(rest) if plan.scratch else rest
@@ -288,19 +288,19 @@ def site_name(kind: int, layer: int) -> str:
     return f"layer {layer} {KINDS[kind]}"
 
 
-def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
-    """Prune the next block and pass the residuals on (a step of Algorithm 2). The residuals after the block
-    take the place of those in `fold`.
+def fold_sites(
+    block: Block, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]
+) -> tuple[Layer, Fold]:
+    """(the two sites of the next block, whose dense tensors are `block`; the fold with the residuals after
+    them in place of those before).
 
     Raises:
         UserError: a site's Hessian is not finite; names the site.
     """
     layer, config = fold.done, plan.config
-    block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
-    block = devices.settle(devices.spread(block, config.hidden))
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
-    before, rank = held_back(fold, plan), None
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
+    rank = None
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
         if kind == FFN:
@@ -317,14 +317,27 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
             sites[name].append(value)
-    del entering
     stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
+    return stacked, fold
+
+
+def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
+    """Prune the next block and pass the residuals on (a step of Algorithm 2). The residuals after the block
+    take the place of those in `fold`.
+
+    Raises:
+        UserError: a site's Hessian is not finite; names the site.
+    """
+    layer, before, learnt = fold.done, held_back(fold, plan), None
+    block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
+    block = devices.settle(devices.spread(block, plan.config.hidden))
+    sites, fold = fold_sites(block, fold, plan, on_site)
+    if before:
+        fold = fold._replace(residual=before)
+        sites, fold, learnt = reconstruct(block, sites, fold, plan)
     if plan.passes:
-        learnt = None
-        if before:
-            stacked, fold, learnt = reconstruct(block, stacked, before, fold, plan)
         fold = fold._replace(learnt=(*fold.learnt, learnt))
-    return fold._replace(supernet=with_layer(fold.supernet, layer, stacked), done=layer + 1)
+    return fold._replace(supernet=with_layer(fold.supernet, layer, sites), done=layer + 1)
 
 
 def build_supernet(
@@ -348,8 +361,9 @@ def build_supernet(
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
 
-    The residuals and the current sublayer's inputs of all calibration tokens are held on the devices. If
-    residuals are on disk, those inputs are computed twice instead.
+    The residuals and the current sublayer's inputs of all calibration tokens are held on the devices; with
+    reconstruction, so are the residuals before the block, and its lessons. If residuals are on disk, those
+    inputs are computed twice instead.
 
     Raises:
         UserError: a site's Hessian is not finite.

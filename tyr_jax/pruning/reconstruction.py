@@ -2,13 +2,12 @@
 
 Least squares fits only a site's output projection. Here all that is left of a layer, attention and FFN
 together, is trained as soon as it is pruned, so that the layers after it are pruned to suit the trained one.
-Its target is that of the sites: the output of the dense layer on the stream that the pruned layers before
-really pass on, plus a share of the drift after it. Each layer is trained by itself, so only one must be in
-memory. Only the whole model can tell whether this helps: the error of a layer on other text may rise while
-that of the model falls.
+Its target is what the dense layer would output for the input that the pruned model really gives it, plus a
+share of the drift after the layer. Each layer is trained by itself, so only one must be in memory. A layer's
+own error on other text may rise while the whole model improves, so only the whole model can be judged.
 
-Errors are squared distances, in which tokens weigh 1 / rms(r), because the next norm divides by the size of
-the residual r. With errors in nats, the model was worse on every text.
+Errors are squared distances, divided by the mean square of the residual r before the layer, because norms
+divide by the size of r. With errors in nats, the model was worse on every text.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `F` FFN width, `X` experts.
 """
@@ -44,6 +43,10 @@ LESSON_TOKENS = 2048
 """Tokens of a step, over all devices, in whole sequences; at least one sequence of every device."""
 
 
+JUDGED_LESSONS = 4
+"""Lessons that decide whether learning has helped."""
+
+
 class Lesson(NamedTuple):
     """Sequences to learn from: residuals `x [B, T, D]` before a layer, the `target [B, T, D]` of what it adds
     to them, and the tokens' `weights [B, T]`."""
@@ -54,7 +57,7 @@ class Lesson(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """A layer's tensors after learning, and their mean error per token on a lesson before and after."""
+    """Tensors of a layer after learning, and the mean `error` per token of some lessons before and after."""
 
     tensors: Block
     before: float
@@ -64,7 +67,7 @@ class Learnt(NamedTuple):
 class Plan(NamedTuple):
     """How a layer of `config` learns: the tensors of some `sublayers`, in `passes` over the text, towards the
     output of the dense one plus a `share` of the drift, in an order that `seed` decides. With `scratch`, the
-    lessons are on disk."""
+    text is on disk."""
 
     config: ModelConfig
     sublayers: tuple[Sublayer, ...]
@@ -90,11 +93,11 @@ def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
     return RATE * jnp.minimum((step + 1) / warmup, falls)
 
 
-def layer_output(block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """What a layer adds to the residual `x [B, T, D]` before it."""
+def sublayer_outputs(block: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """What attention and the FFN of a layer add to the residual `x [B, T, D]` before the layer."""
     units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-    out = decoder.attention_output(block, units, config)
-    return out + decoder.ffn(block, x + out, config)
+    attention = decoder.attention_output(block, units, config)
+    return attention, decoder.ffn(block, x + attention, config)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -105,23 +108,19 @@ def target(
     one. `dense [B, T, D]` is the dense residual after the layer, if the dense model is followed."""
 
     def own(block: Block, share: jax.Array, x: jax.Array, dense: jax.Array | None) -> jax.Array:
-        out = layer_output(block, x, config)
+        attention, ffn = sublayer_outputs(block, x, config)
         if dense is None:
-            return out
-        drift = dense.astype(jnp.float32) - (x + out).astype(jnp.float32)
-        return (out + share * drift).astype(x.dtype)
+            return attention + ffn
+        drift = dense.astype(jnp.float32) - (x + attention + ffn).astype(jnp.float32)
+        return (attention + ffn + share * drift).astype(x.dtype)
 
     return devices.divided(own, whole=2)(block, share, x, dense)
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def split(batch: Lesson, count: int) -> tuple[Lesson, ...]:
-    """Split a batch into `count` lessons. Each device splits its own sequences."""
-
-    def own(batch: Lesson) -> tuple[Lesson, ...]:
-        return tuple(jax.tree.map(lambda array, at=at: array[at::count], batch) for at in range(count))
-
-    return devices.divided(own)(batch)
+@functools.partial(jax.jit, static_argnames=("at", "count"))
+def part(batch: Lesson, at: int, count: int) -> Lesson:
+    """Part `at` of `count` of a batch. Each device takes a part of its own sequences."""
+    return devices.divided(lambda own: jax.tree.map(lambda array: array[at::count], own))(batch)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -130,8 +129,8 @@ def error(tensors: Block, fixed: Block, lesson: Lesson, config: ModelConfig) -> 
     token's weight. The layer has the `tensors` that learn and those that are `fixed`."""
 
     def own(tensors: Block, fixed: Block, lesson: Lesson) -> jax.Array:
-        out = layer_output(fixed | tensors, lesson.x, config)
-        off = out.astype(jnp.float32) - lesson.target.astype(jnp.float32)
+        outputs = sublayer_outputs(fixed | tensors, lesson.x, config)
+        off = sum(out.astype(jnp.float32) for out in outputs) - lesson.target.astype(jnp.float32)
         return lesson.weights**2 * jnp.sum(off * off, axis=-1) / 2
 
     return devices.divided(own, whole=2)(tensors, fixed, lesson)
@@ -184,26 +183,41 @@ def learn(
     return Learning(jax.tree.map(move, state.tensors, updates), adam)
 
 
-def learn_from(tensors: Block, fixed: Block, lessons: Sequence[Any], plan: Plan) -> Learnt:
-    """Train the `tensors` of a layer, whose others are `fixed`, in the plan's passes over `lessons`. They
-    stay as they were if the error on the first lesson has not fallen."""
-    types = {name: array.dtype for name, array in tensors.items()}
-    state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
+def learn_from(tensors: Block, fixed: Block, batches: Sequence[Lesson], plan: Plan) -> Learnt:
+    """Train the `tensors` of a layer, whose others are `fixed`, in the plan's passes over `batches`, on
+    devices or on disk, each of which is a few lessons. They stay as they were if the error of lessons from
+    all over the text has not fallen."""
+    parts = [
+        (index, at, count)
+        for index, batch in enumerate(batches)
+        for count in [lesson_count(*batch.weights.shape)]
+        for at in range(count)
+    ]
 
-    def lesson(index: int) -> Lesson:
-        return devices.place(jax.tree.map(jnp.asarray, lessons[index]))
+    def lesson(number: int) -> Lesson:
+        index, at, count = parts[number]
+        return devices.settle(part(devices.place(jax.tree.map(jnp.asarray, batches[index])), at, count))
 
     def judged(tensors: Block) -> float:
-        return float(jnp.mean(error(tensors, fixed, lesson(0), plan.config)))
+        some = range(0, len(parts), -(-len(parts) // JUDGED_LESSONS))
+        return float(np.mean([jnp.mean(error(tensors, fixed, lesson(one), plan.config)) for one in some]))
 
+    types = {name: array.dtype for name, array in tensors.items()}
+    state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
     before, rng = judged(tensors), np.random.default_rng(plan.seed)
-    order = [index for _ in range(plan.passes) for index in rng.permutation(len(lessons))]
-    for step, index in enumerate(order):
+    order = [number for _ in range(plan.passes) for number in rng.permutation(len(parts))]
+    for step, number in enumerate(order):
         pace = rate(jnp.float32(step), jnp.float32(len(order)))
-        state = learn(state, fixed, lesson(index), pace, plan.config)
+        state = devices.settle(learn(state, fixed, lesson(number), pace, plan.config))
     learnt = {name: array.astype(types[name]) for name, array in state.tensors.items()}
     after = judged(learnt)
     return Learnt(learnt, before, after) if after < before else Learnt(tensors, before, before)
+
+
+def lesson_count(sequences: int, length: int) -> int:
+    """How many lessons there are in a batch of so many `sequences` of a `length`."""
+    each = devices.count() * max(1, LESSON_TOKENS // (devices.count() * length))
+    return -(-sequences // each)
 
 
 class Text(NamedTuple):
@@ -216,23 +230,20 @@ class Text(NamedTuple):
     real: list[int]
 
 
-def lessons_of(block: Block, text: Text, plan: Plan) -> list[Any]:
-    """Lessons from the dense layer `block`."""
-    lessons: list[Any] = []
+def batches_of(block: Block, text: Text, plan: Plan) -> list[Lesson]:
+    """The batches to learn from the dense layer `block`, whose residuals are those of `text` itself."""
+    shapes = [(x, jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)) for x in text.x]
+    made: list[Any] = plan.scratch.empty(shapes) if plan.scratch else []
     for index, real in enumerate(text.real):
         arrays = (text.x[index], None if text.dense is None else text.dense[index])
         x, dense = devices.place(jax.tree.map(jnp.asarray, arrays))
-        aim = target(block, x, dense, jnp.float32(plan.share), plan.config)
+        aim = devices.settle(target(block, x, dense, jnp.float32(plan.share), plan.config))
         weights = stream.token_weights(x, jnp.int32(real), even=False)
-        made = split(Lesson(x, aim, weights), lesson_count(*x.shape[:2]))
-        lessons += plan.scratch.keep(made) if plan.scratch else made
-    return lessons
-
-
-def lesson_count(sequences: int, length: int) -> int:
-    """How many lessons a batch of so many `sequences` of a `length` is split into."""
-    each = devices.count() * max(1, LESSON_TOKENS // (devices.count() * length))
-    return -(-sequences // each)
+        if plan.scratch:
+            made[index][0][...], made[index][1][...] = aim, weights
+        else:
+            made.append((aim, weights))
+    return [Lesson(x, *more) for x, more in zip(text.x, made, strict=True)]
 
 
 def width_for(kept: int, config: ModelConfig) -> int:
@@ -255,7 +266,7 @@ def reconstructed(pruned: Block, block: Block, rank: jax.Array, kept: int, text:
     }
     small = devices.spread(small, config.hidden)
     fixed = {name: array for name, array in small.items() if name not in axes}
-    learnt = learn_from({name: small[name] for name in axes}, fixed, lessons_of(block, text, plan), plan)
+    learnt = learn_from({name: small[name] for name in axes}, fixed, batches_of(block, text, plan), plan)
 
     def put_back(name: str) -> jax.Array:
         own, new = axes[name], learnt.tensors[name]

@@ -133,7 +133,7 @@ class PruningSettings:
             )
         if self.reconstruct:
             raise UserError(
-                "--reconstruct trains layers that have lost neurons: drop it, or --expert-unit expert"
+                "--reconstruct cannot train layers that have lost experts: drop it, or --expert-unit expert"
             )
         return True
 

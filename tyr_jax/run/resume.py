@@ -4,7 +4,8 @@ It saves every group of sequences that the model writes itself, every finished b
 descent step and generation of a search, every round, and the dense model's predictions. All random draws are
 functions of the seed and of how far the work has got. So an interrupted run ends like an uninterrupted one:
 bit for bit on the same number of devices, and up to rounding on another number, because slices then have
-other sizes.
+other sizes. (With `--reconstruct`, up to other steps of training, because a step takes at least one sequence
+for every device.)
 
 Each part of the work has its part of the store, which is cleared once the part's result is saved.
 """
@@ -196,8 +197,10 @@ def load_fold(
             supernet = with_layer(supernet, index, saved.arrays)
     # After the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
-    learnt = tuple(load_learnt(store, index, scratch) for index in range(layer + 1)) if learns else ()
-    return Fold(supernet, layer + 1, pruned or [], real, dense, learnt)
+    learnt = [load_learnt(store, index, scratch) for index in range(layer + 1)] if learns else []
+    hidden = supernet.mlp_down.shape[-1]
+    learnt = [each and each._replace(tensors=devices.spread(each.tensors, hidden)) for each in learnt]
+    return Fold(supernet, layer + 1, pruned or [], real, dense, tuple(learnt))
 
 
 def load_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:

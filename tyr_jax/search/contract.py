@@ -18,7 +18,7 @@ budget, scores it, shows progress, and resumes an interrupted search from the st
 all random draws must come from the key.
 
 A search whose methods are JAX functions says `traceable = True`. They are then compiled, and a whole search
-can run as one program on the device, thousands of them side by side (`tyr_jax.search.device`).
+can run as one program on the device, hundreds of them side by side (`tyr_jax.search.device`).
 
 Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences, `P` parts of a text.
 """

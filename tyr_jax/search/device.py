@@ -1,7 +1,7 @@
 """A whole search as one program on the device: `lax.scan` over generations, `vmap` over searches.
 
 Where the fitness is a JAX function, as that of a tabulated problem, nothing has to return to the host between
-generations. So thousands of searches run side by side, each with a key and a problem of its own, and are
+generations. So hundreds of searches run side by side, each with a key and a problem of its own, and are
 divided among devices like any batch. The host's loop, for fitness that is not one program, is
 `tyr_jax.search.loop`; both give the same result.
 
