@@ -153,11 +153,11 @@ def test_in_llama_cpp_or_refused(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("smollm3-windows", ""),
-        ("granite-tied", ""),
+        ("smollm3-windows", "--reconstruct 1 --compute-dtype bfloat16"),
+        ("granite-tied", "--reconstruct 1 --attention-unit kv_group"),
         ("phi3-partial", ""),
         ("gemma3-scaled", ""),
-        ("olmo3", ""),
+        ("olmo3", "--reconstruct 1"),
         ("gemma2-caps", "--reconstruct 1"),
         ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
         ("qwen3-moe-normed", "--expert-unit expert --sparsity 0.4"),

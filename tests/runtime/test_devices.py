@@ -142,6 +142,29 @@ def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+def test_layers_learn_on_several_devices(tiny_arguments: list[str], tmp_path: Path) -> None:
+    """A step then takes other sequences than on one device, so only the effect can be the same."""
+    many = [
+        "--calibration-tokens",
+        "2048",
+        "--calibration-openings",
+        "0",
+        "--rounds",
+        "0",
+        "--reconstruct",
+        "8",
+    ]
+    outputs = tmp_path / "one", tmp_path / "eight"
+    prune.main([*tiny_arguments, *many, "--output", str(outputs[0])])
+    run("-m", "tyr_jax.prune", *tiny_arguments, *many, "--output", str(outputs[1]))
+    one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
+    for made in (one, eight):
+        (plain,), (learnt,) = (made[model]["quality"].values() for model in ("uniform", "reconstructed"))
+        assert learnt["kl"] < plain["kl"]
+    (ours,), (theirs,) = (made["reconstructed"]["quality"].values() for made in (one, eight))
+    assert ours["kl"] == pytest.approx(theirs["kl"], rel=0.2)
+
+
 def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = """--goal kd+next-token --tokens 1024 --sequence-length 32 --step-tokens 256 --rank 4
         --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
