@@ -25,7 +25,8 @@ from large_models import OnTpus
 from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.planning import collectives, plan, programs, roofline
+from tyr_jax.planning import collectives, programs, roofline
+from tyr_jax.planning.load import FLOAT, site_sizes
 from tyr_jax.pruning import linalg
 from tyr_jax.runtime import devices
 
@@ -48,12 +49,12 @@ def most_given(name: str, by: str, config: ModelConfig, itemsize: int) -> float:
     Of the weights, this is a matrix of a layer, or the head. Of a site's Hessian, it is the device's own
     part, or a block of rows.
     """
-    size = plan.site_sizes(config)[1]
+    size = site_sizes(config)[1]
     head = config.vocab * config.hidden if name.startswith(("search", "quality")) else 0
     # With many chips, or chips in three dimensions, the compiler turns reduce-scatters into all-reduces.
     scattered = name.endswith("XᵀX") and by.startswith("all-reduce")
     hessian = size * (size if scattered else max(size / devices.count(), linalg.BLOCK))
-    return max(itemsize * max(size * config.hidden, head), plan.FLOAT * hessian)
+    return max(itemsize * max(size * config.hidden, head), FLOAT * hessian)
 
 
 def main(bench: Bench) -> None:

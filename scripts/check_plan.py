@@ -19,6 +19,8 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import plan, programs
+from tyr_jax.planning.load import FLOAT, Load, metric_bytes, site_sizes, stream_bytes
+from tyr_jax.planning.working import drift_working, reconstruction_working, site_working, statistics_working
 from tyr_jax.runtime import devices
 from tyr_jax.scoring.nested import Chunk
 from tyr_jax.settings import Settings
@@ -57,7 +59,7 @@ class Working(NamedTuple):
 def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Working]:
     """Memory of the largest programs on the current devices, with weights and activations of `dtype`."""
     itemsize, n = dtype.itemsize, devices.count()
-    load = plan.Load(config, settings, itemsize, n)
+    load = Load(config, settings, itemsize, n)
     needs = {need.stage: need for need, _ in plan.needs(load)}
     found = {stage.name: stage for stage in programs.all_stages(config, settings, dtype)}
 
@@ -67,17 +69,17 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
 
     # "ffn: statistics" also holds XᵀX. The levels that "ffn: pruning" returns count as part of the supernet.
     statistics, pruning = memory("ffn: statistics"), memory("ffn: pruning")
-    gram = plan.FLOAT * plan.site_sizes(config)[1] ** 2
+    gram = FLOAT * site_sizes(config)[1] ** 2
     fold = needs["first supernet"]
     rows = [
         Working(
             "ffn: statistics",
-            plan.statistics_working(load),
+            statistics_working(load),
             gram + statistics.temp_size_in_bytes,
         ),
         Working(
             "ffn: pruning",
-            plan.site_working(load),
+            site_working(load),
             pruning.argument_size_in_bytes + pruning.temp_size_in_bytes,
         ),
     ]
@@ -86,11 +88,11 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     rows.append(Working(f"first supernet, {HELD}", fold.memory - fold.text, held + working))
     if plan.corrects_drift(settings):
         drift, back = memory("ffn: drift"), memory("ffn: drift corrected")
-        pull = plan.FLOAT * plan.site_sizes(config)[1] * config.hidden
+        pull = FLOAT * site_sizes(config)[1] * config.hidden
         added = gram + pull + drift.temp_size_in_bytes
         taken = back.argument_size_in_bytes + back.temp_size_in_bytes
-        rows.append(Working("ffn: drift", plan.drift_working(load), max(added, taken)))
-    heads, ffn = plan.site_sizes(config)
+        rows.append(Working("ffn: drift", drift_working(load), max(added, taken)))
+    heads, ffn = site_sizes(config)
     # The dense matrices that stay in memory, while the search has its own copies in the order of removal.
     unused = itemsize * config.depth * config.hidden * (2 * heads + 3 * ffn) / n
 
@@ -100,7 +102,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         # The residuals that the trunk leaves are also working memory while candidates run.
         left = second.residuals.size * itemsize / n if isinstance(second, Chunk) else 0
         working = compiled.output_size_in_bytes + compiled.temp_size_in_bytes + left
-        return working, compiled.argument_size_in_bytes - left + unused + plan.metric_bytes(load), name
+        return working, compiled.argument_size_in_bytes - left + unused + metric_bytes(load), name
 
     if settings.pruning.metric != "none":
         backward, (blocks, before, _, total) = memory("metric: backward"), found["metric: backward"].arguments
@@ -130,9 +132,9 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         making = aim.temp_size_in_bytes + aim.output_size_in_bytes
         # The tensors as they were before training are also in memory, in the model's type.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) * itemsize / plan.FLOAT - bytes_of(lesson)) / n
-        planned = plan.reconstruction_working(load)
-        rows.append(Working("reconstruction", planned, plan.stream_bytes(load) + max(making, working)))
+        working += (bytes_of(tensors) * itemsize / FLOAT - bytes_of(lesson)) / n
+        planned = reconstruction_working(load)
+        rows.append(Working("reconstruction", planned, stream_bytes(load) + max(making, working)))
     return rows
 
 

@@ -15,6 +15,7 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import plan
+from tyr_jax.planning.load import Load
 from tyr_jax.settings import PRESETS, Preset, Settings
 
 ITEMSIZE = 2
@@ -37,7 +38,7 @@ class Table:
 
 def most_memory(config: ModelConfig, settings: Settings, n: int) -> float:
     """Peak bytes of each of `n` devices."""
-    return max(need.memory for need, _ in plan.needs(plan.Load(config, settings, ITEMSIZE, n)))
+    return max(need.memory for need, _ in plan.needs(Load(config, settings, ITEMSIZE, n)))
 
 
 def main(table: Table) -> None:
@@ -48,7 +49,7 @@ def main(table: Table) -> None:
     memory = "memory, GB", "with `--offload`, GB"
     print_header("model", "devices", *memory, "host, GB", "disk, GB", "PFLOP", "minutes")
     for name, config in MODELS.items():
-        alone = plan.Load(config, settings, ITEMSIZE, 1)
+        alone = Load(config, settings, ITEMSIZE, 1)
         host = sum(plan.host_bytes(alone).values())
         files = sum(plan.disk_bytes(alone, ITEMSIZE).values())
         for n in table.devices:

@@ -29,7 +29,7 @@ from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.deci import write_gguf
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, count_parameters
-from tyr_jax.planning import plan
+from tyr_jax.planning.load import level_bytes
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.results import PruneResult
@@ -71,7 +71,7 @@ def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Fou
     """The run from disk has less memory in total than the dense weights and the supernet take. It is killed
     during its search."""
     dense, output = smollm2_found.outcome.dense.model, tmp_path / "pruned"
-    supernet = plan.level_bytes(dense.config, 4) * smollm2_found.outcome.run.settings.rounds.levels
+    supernet = level_bytes(dense.config, 4) * smollm2_found.outcome.run.settings.rounds.levels
     limit = int(0.95 * (supernet + 4 * count_parameters(dense.config)[1]))
     command = [sys.executable, "-c", LIMITED, str(limit), *ARGUMENTS, "--offload", "--output", str(output)]
     start = functools.partial(subprocess.Popen, command, stderr=subprocess.PIPE, text=True)

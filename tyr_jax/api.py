@@ -34,6 +34,7 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.checkpoint import load_model as load_model
 from tyr_jax.options import arguments_of, check_names, with_options
 from tyr_jax.planning import plan
+from tyr_jax.planning.load import Load
 from tyr_jax.pruning.saliency import Saliency as Saliency
 from tyr_jax.pruning.settings import PruningSettings as PruningSettings
 from tyr_jax.pruning.site import LocalPruner as LocalPruner
@@ -211,7 +212,7 @@ def plan_pruning(
         raise UserError(f"{given.name} is pruned already: its layers differ; plan for the dense model")
     written = stored if asked.dtype == "as-stored" else jnp.dtype(asked.dtype)
     itemsize, number = jnp.dtype(asked.compute_dtype).itemsize, devices or len(jax.devices())
-    load = plan.Load(config, asked, itemsize, number)
+    load = Load(config, asked, itemsize, number)
     return PruningPlan(
         plan.needs(load),
         plan.host_bytes(load),

@@ -16,6 +16,7 @@ import pytest
 from tyr_jax.cli import prune
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.planning import plan
+from tyr_jax.planning.load import Load, calibration_tokens, evaluation_tokens, level_bytes
 from tyr_jax.run import pipeline, rounds
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring import chunking
@@ -42,7 +43,7 @@ HF_8B = {
 
 
 def needs(settings: Settings = HALF, itemsize: int = 4, n: int = 1) -> dict[str, plan.Need]:
-    return {need.stage: need for need, _ in plan.needs(plan.Load(LLAMA_8B, settings, itemsize, n))}
+    return {need.stage: need for need, _ in plan.needs(Load(LLAMA_8B, settings, itemsize, n))}
 
 
 def test_what_one_knows_of_a_model() -> None:
@@ -52,8 +53,7 @@ def test_what_one_knows_of_a_model() -> None:
     assert first.weights == pytest.approx(2 * 8.03e9, rel=1e-3)
     assert first.supernet == 9 * 32 * 4096 * (4096 + 14336) * 2
     assert (
-        plan.host_bytes(plan.Load(LLAMA_8B, PRESETS["paper"], 2, 1))["writing residuals"]
-        == 4 * 2**20 * 4096 * 2
+        plan.host_bytes(Load(LLAMA_8B, PRESETS["paper"], 2, 1))["writing residuals"] == 4 * 2**20 * 4096 * 2
     )
     # A pass over 4M tokens takes 2 FLOPs for a token and weight, and attention; XᵀX half as much again.
     assert 2 * 6.98e9 * 2**22 < first.flops < 3 * 2 * 6.98e9 * 2**22
@@ -72,18 +72,18 @@ def test_devices_share() -> None:
 def test_work_is_counted_as_often_as_it_is_done() -> None:
     three = dataclasses.replace(HALF.rounds, rounds=3)
     several = dataclasses.replace(HALF, sparsity=(0.25, 0.5), rounds=three)
-    times = {need.stage: count for need, count in plan.needs(plan.Load(LLAMA_8B, several, 4, 1))}
+    times = {need.stage: count for need, count in plan.needs(Load(LLAMA_8B, several, 4, 1))}
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
     assert times["search"] == times["descent"] == 2 * 3
     assert times["last pruning"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
-    assert [need.stage for need, _ in plan.needs(plan.Load(LLAMA_8B, uniform, 4, 1))] == [
+    assert [need.stage for need, _ in plan.needs(Load(LLAMA_8B, uniform, 4, 1))] == [
         "self-generated text", "dense predictions", "Fisher metric", "last pruning", "evaluation",
     ]  # fmt: skip
     pruning = dataclasses.replace(HALF.pruning, metric="none")
-    without = plan.Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
-    stages = dict(plan.needs(plan.Load(LLAMA_8B, HALF, 4, 1)))
+    without = Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
+    stages = dict(plan.needs(Load(LLAMA_8B, HALF, 4, 1)))
     # Two matrices of 4096 × 4096 in each of 32 layers.
     for need, _ in plan.needs(without):
         (other,) = (each for each in stages if each.stage == need.stage)
@@ -122,7 +122,7 @@ def test_folds_and_measurements_are_those_of_a_run(
         measured.append(sum(map(np.size, texts.windows.values())))
         return measure(job, name, params, config, texts)
 
-    def loaded(load: plan.Load, written: int) -> dict[str, int]:
+    def loaded(load: Load, written: int) -> dict[str, int]:
         loads.append(load)
         return check(load, written)
 
@@ -134,11 +134,11 @@ def test_folds_and_measurements_are_those_of_a_run(
     planned, evaluated = Counter[int](), 0
     for need, times in plan.needs(load):
         if need.supernet and need.stage not in ("descent", "search"):
-            planned[round(need.supernet / plan.level_bytes(load.config, load.itemsize))] += times
+            planned[round(need.supernet / level_bytes(load.config, load.itemsize))] += times
         evaluated += times * (need.stage == "evaluation")
     # Levels of several targets may coincide.
     assert folds == planned if len(load.settings.sparsity) == 1 else folds.total() == planned.total()
-    assert measured == [plan.evaluation_tokens(load.settings)] * evaluated
+    assert measured == [evaluation_tokens(load.settings)] * evaluated
 
 
 def test_texts_are_counted_not_their_sources(tmp_path: Path) -> None:
@@ -150,12 +150,12 @@ def test_texts_are_counted_not_their_sources(tmp_path: Path) -> None:
         ((text, "self"), ("builtin", text), 3),
     ):
         data = dataclasses.replace(HALF.data, calibration=calibration, evaluation=evaluation)
-        assert plan.evaluation_tokens(dataclasses.replace(HALF, data=data)) == count * windows
+        assert evaluation_tokens(dataclasses.replace(HALF, data=data)) == count * windows
 
 
 def test_the_papers_run_builds_six_supernets() -> None:
     paper = dataclasses.replace(PRESETS["paper"], sparsity=(0.5,))
-    times = {need.stage: count for need, count in plan.needs(plan.Load(LLAMA_8B, paper, 2, 1))}
+    times = {need.stage: count for need, count in plan.needs(Load(LLAMA_8B, paper, 2, 1))}
     assert times["first supernet"] + times["next supernets"] == 6
     assert "last pruning" not in times
 
@@ -164,11 +164,11 @@ def test_reconstruction_takes_disk() -> None:
     pruning = dataclasses.replace(HALF.pruning, reconstruct=4)
     # Queries, keys, values, gate, up and two norms.
     others = 32 * 4096 * (4096 + 2 * 1024 + 2 * 14336 + 2)
-    level, tokens = plan.level_bytes(LLAMA_8B, 2), plan.calibration_tokens(HALF)
+    level, tokens = level_bytes(LLAMA_8B, 2), calibration_tokens(HALF)
     for offload, more in ((False, 0), (True, 2 * others + tokens * (2 * 2 * 4096 + 4))):
         plain = dataclasses.replace(HALF, offload=offload)
         trained = dataclasses.replace(plain, pruning=pruning)
-        before, after = (plan.disk_bytes(plan.Load(LLAMA_8B, each, 2, 1), 2) for each in (plain, trained))
+        before, after = (plan.disk_bytes(Load(LLAMA_8B, each, 2, 1), 2) for each in (plain, trained))
         assert after.pop("reconstruction") == level + 2 * others + more
         assert before.pop("reconstruction") == 0
         pruned = 2 * 32 * 218_112_000
@@ -245,7 +245,7 @@ def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.Ca
 def test_what_stays_on_disk_is_not_in_memory() -> None:
     disk = dataclasses.replace(HALF, offload=True)
     memory, offloaded = needs(itemsize=2), needs(disk, itemsize=2)
-    levels = HALF.rounds.levels * plan.level_bytes(LLAMA_8B, 2)
+    levels = HALF.rounds.levels * level_bytes(LLAMA_8B, 2)
     search = offloaded["search"]
     assert search.supernet == pytest.approx(levels / 32)
     # The embeddings, the head and one layer.
@@ -253,6 +253,6 @@ def test_what_stays_on_disk_is_not_in_memory() -> None:
     assert search.weights == pytest.approx(layer + 2 * (2 * 128256 * 4096 + 4096), rel=1e-3)
     assert all(offloaded[stage].memory < memory[stage].memory for stage in memory)
     assert [need.flops for need in offloaded.values()] == [need.flops for need in memory.values()]
-    (on_disk, in_memory) = (plan.disk_bytes(plan.Load(LLAMA_8B, each, 2, 1), 2) for each in (disk, HALF))
+    (on_disk, in_memory) = (plan.disk_bytes(Load(LLAMA_8B, each, 2, 1), 2) for each in (disk, HALF))
     assert on_disk["weights that stay on disk"] > levels
     assert in_memory["weights that stay on disk"] == 0

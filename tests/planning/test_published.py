@@ -15,6 +15,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.families import BUILT_IN
 from tyr_jax.model.spec import build_params, count_parameters
 from tyr_jax.planning import plan
+from tyr_jax.planning.load import Load
 from tyr_jax.settings import PRESETS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -33,7 +34,7 @@ def test_sizes_and_plans(name: str) -> None:
     values, parameters = PUBLISHED[name]
     config = config_from_hf(values)
     assert count_parameters(config)[1] == parameters
-    for need, times in plan.needs(plan.Load(config, HALF, 2, 8)):
+    for need, times in plan.needs(Load(config, HALF, 2, 8)):
         assert times > 0
         assert math.isfinite(need.flops)
         assert math.isfinite(need.memory)

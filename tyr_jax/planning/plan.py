@@ -5,46 +5,56 @@ letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` lev
 """
 
 import dataclasses
-import math
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 
 from tyr_jax.components import guarded
-from tyr_jax.data import OPENING, evaluation_sources, to_write
+from tyr_jax.data import to_write
 from tyr_jax.evaluation import writing
-from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
-from tyr_jax.model.prediction import VOCABULARY_CHUNK
-from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
+from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.planning.load import (
+    FLOAT,
+    Load,
+    calibration_tokens,
+    entering_bytes,
+    evaluation_tokens,
+    held_bytes,
+    kept_units,
+    layer_parameters,
+    level_bytes,
+    metric_bytes,
+    ordered_parameters,
+    planned_space,
+    share_held,
+    site_channels,
+    site_counts,
+    site_sizes,
+    stream_bytes,
+    sublayer_parameters,
+    weight_bytes,
+)
+from tyr_jax.planning.working import (
+    BACKWARD,
+    attention_working,
+    drift_working,
+    ffn_working,
+    gathered,
+    head_working,
+    layer_working,
+    reconstruction_working,
+    site_working,
+    statistics_working,
+)
 from tyr_jax.pruning import fisher
 from tyr_jax.pruning.hessian import gram_flops
-from tyr_jax.pruning.reconstruction import LESSON_TOKENS
-from tyr_jax.pruning.target import target_of
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
-from tyr_jax.space import KINDS, LevelGrid, centre_distribution, level_grid
-
-FLOAT = 4
-"""Bytes of a number in the dense model's predictions, in XᵀX and in the computation of softmaxes."""
-
-ADDING_DEVICES = 64
-"""From this many devices on, parts are gathered by a sum, as the TPU compiler does on three-dimensional
-topologies."""
-BACKWARD = 2.5
-"""Working memory of the backward pass through a layer, as a multiple of the layer's activations without
-scores."""
-
-RECONSTRUCTING = 1.4
-"""The same where a layer is reconstructed."""
-
-UNFUSED = 2 / 3
-"""Share of an FFN's working memory that is in use while its statistics are computed. On a CPU it is all of
-it; on TPUs it is next to none, because products there are fused with the operations before and after them."""
+from tyr_jax.space import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +68,6 @@ class PlanSettings:
     """Plan for this many devices (default: all that JAX sees)."""
     plan_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOP/S")] = None
     """Plan the time for devices that reach this many FLOP/s each, such as 1e14."""
-
-
-class Load(NamedTuple):
-    """What is planned: pruning a model of `config` as `settings` say, on `n` devices, with weights and
-    activations of `itemsize` bytes per number."""
-
-    config: ModelConfig
-    settings: Settings
-    itemsize: int
-    n: int
 
 
 class Need(NamedTuple):
@@ -85,85 +85,6 @@ class Need(NamedTuple):
     def memory(self) -> float:
         """Bytes per device in all."""
         return self.weights + self.supernet + self.text + self.working
-
-
-def planned_grid(config: ModelConfig, settings: Settings) -> LevelGrid:
-    """The levels of the first round's supernet for the first target.
-
-    Raises:
-        UserError: the target is not possible in whole units.
-    """
-    rounds, pruning = settings.rounds, settings.pruning
-    kept = target_of(config, pruning, settings.sparsity[0]).kept
-    return level_grid(pruning.kinds(config), kept, rounds.levels, rounds.interval, pruning.whole(config))
-
-
-def planned_space(config: ModelConfig, settings: Settings) -> SearchSpace:
-    """The search space of the first round for the first target."""
-    grid, data = planned_grid(config, settings), settings.data
-    count = data.search_tokens // data.search_length
-    return SearchSpace.around(grid, centre_distribution(grid), count, data.search_length)
-
-
-def level_bytes(config: ModelConfig, itemsize: int) -> int:
-    """Bytes of one level of all sites: the output projections of attention and FFN of every layer."""
-    return itemsize * config.depth * config.hidden * sum(site_channels(config))
-
-
-def site_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites: N·H and F, those of one expert."""
-    shape = config.dense_shape
-    return shape.heads * config.head_dim, shape.ffn
-
-
-def site_counts(config: ModelConfig) -> tuple[int, int]:
-    """How many XᵀX a layer's two sites have: one, or one for each expert."""
-    return 1, max(1, config.dense_shape.experts)
-
-
-def site_channels(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites, of all experts together."""
-    attention, ffn = np.multiply(site_sizes(config), site_counts(config)).tolist()
-    return attention, ffn
-
-
-def weight_bytes(load: Load) -> float:
-    """Bytes per device for a dense model's weights. If layers are on disk, only one counts."""
-    config, _, itemsize, n = load
-    in_blocks, total = count_parameters(config)
-    return itemsize * (total - in_blocks + share_held(in_blocks, load)) / n
-
-
-def metric_bytes(load: Load) -> float:
-    """Bytes per device for the metric of the sites' outputs, if there is one. If it is on disk, only one
-    layer's counts."""
-    config, settings, _, n = load
-    if settings.pruning.metric == "none":
-        return 0
-    return FLOAT * share_held(len(KINDS) * config.depth * config.hidden**2, load) / n
-
-
-def held_bytes(load: Load) -> float:
-    """Bytes per device for what stays of the dense model: its weights and, unless it is on disk, the Fisher
-    metric."""
-    return weight_bytes(load) + (0 if load.settings.offload else metric_bytes(load))
-
-
-def share_held(count: float, load: Load) -> float:
-    """How much of `count`, a number for all layers together, is on the devices at a time."""
-    config, settings, _, _ = load
-    return count / config.depth if settings.offload else count
-
-
-def calibration_tokens(settings: Settings) -> int:
-    """Tokens that layers are pruned on, openings included."""
-    return settings.data.calibration_tokens + settings.data.calibration_openings * OPENING
-
-
-def evaluation_tokens(settings: Settings) -> int:
-    """Tokens that models are measured on."""
-    data = settings.data
-    return len(evaluation_sources(data)) * data.evaluation_windows * data.evaluation_length
 
 
 def disk_bytes(load: Load, written: int) -> dict[str, int]:
@@ -223,70 +144,6 @@ def offloaded_bytes(load: Load) -> int:
     return models + levels * level_bytes(config, itemsize) + ordered
 
 
-def ordered_parameters(config: ModelConfig) -> int:
-    """Parameters of a dense model that a search holds in the order of removal: those of every tensor with an
-    axis of units, except the output projections, of which a supernet has every level."""
-    units = set(UNIT_AXES.values())
-    specs = (spec for layer in range(config.depth) for spec in block_specs(config, layer))
-    moved = (spec for spec in specs if units & set(spec.axes) and spec.name not in OUTPUTS.values())
-    return sum(math.prod(spec.shape) for spec in moved)
-
-
-def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
-    """Parameters of a layer's attention or FFN in a dense model."""
-    return sum(math.prod(spec.shape) for spec in block_specs(config, 0) if spec.sublayer == sublayer)
-
-
-def layer_parameters(config: ModelConfig) -> int:
-    """Parameters of a layer in a dense model."""
-    return sum(sublayer_parameters(config, kind) for kind in KINDS)
-
-
-def gathered(count: int, load: Load) -> float:
-    """Bytes of working memory when devices gather `count` numbers, of which each has a part. If they gather
-    by a sum, each device's part lies among zeros: this takes the zeros, the zeros with the part, and the
-    sum."""
-    _, _, itemsize, n = load
-    return itemsize * count * (0 if n == 1 else 3 if n >= ADDING_DEVICES else 1)
-
-
-def attention_working(config: ModelConfig, tokens: int, length: int, itemsize: int) -> float:
-    """Bytes of working memory in attention on `tokens` tokens, in sequences of `length`."""
-    shape, dim = config.dense_shape, config.head_dim
-    numbers = 2 * config.hidden + dim * (3 * shape.heads + 4 * shape.kv_heads)
-    scores = shape.heads * min(LONG_QUERY_CHUNK, length)
-    return tokens * (itemsize * numbers + 2 * FLOAT * scores)
-
-
-def ffn_working(config: ModelConfig, tokens: int, itemsize: int) -> float:
-    """Bytes of working memory in an FFN on `tokens` tokens."""
-    return tokens * itemsize * (2 * config.hidden + 2 * site_channels(config)[1])
-
-
-def layer_working(tokens: int, length: int, load: Load) -> float:
-    """Bytes of working memory when a layer runs on `tokens` tokens of a device. If weights are divided, those
-    of one sublayer are gathered at a time."""
-    config, _, itemsize, n = load
-    attention, ffn = (itemsize * (n > 1) * sublayer_parameters(config, sublayer) for sublayer in KINDS)
-    return max(
-        attention + attention_working(config, tokens, length, itemsize),
-        ffn + ffn_working(config, tokens, itemsize),
-    )
-
-
-def head_working(tokens: int, load: Load) -> float:
-    """Bytes of working memory when the head runs: it is gathered, and one part of the vocabulary has logits
-    at a time."""
-    config = load.config
-    head = gathered(config.vocab * config.hidden, load)
-    return head + tokens * FLOAT * (2 * VOCABULARY_CHUNK + config.hidden)
-
-
-def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
-    """Heads and neurons of every layer `[2, L]` that a sparsity leaves if it is spread evenly."""
-    return (1 - sparsity) * unit_counts(config)
-
-
 def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: int) -> float:
     """FLOPs of a model with `units [2, L]` on `tokens` tokens, head included."""
     return tokens * (block_flops(config, units, length) + head_flops(config))
@@ -300,41 +157,6 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
         for count, size in zip(site_counts(config), site_sizes(config), strict=True)
     )
     return tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
-
-
-def statistics_working(load: Load) -> float:
-    """Bytes of working memory when XᵀX of an FFN's site is added up, in place: a device's own XᵀX, and what
-    computes the inputs of the site, for which one matrix of the FFN is gathered at a time."""
-    config, settings, itemsize, n = load
-    together, channels = min(BATCH_TOKENS, -(-calibration_tokens(settings) // n)), site_channels(config)[1]
-    entering = gathered(config.hidden * channels, load) + UNFUSED * ffn_working(config, together, itemsize)
-    return FLOAT * channels * site_sizes(config)[1] + entering
-
-
-def site_working(load: Load) -> float:
-    """Bytes of working memory when an FFN's site is pruned.
-
-    These are a level's weights and a device's columns of XᵀX (of all experts), of Hs, of Hs⁻¹ and of the
-    updated Hs⁻¹; with a metric, also its factor and the weights in its coordinates. Before there is an Hs⁻¹,
-    only the columns of XᵀX and Hs exist, but the dense weight is gathered. The larger sum counts.
-    """
-    config, settings, _, n = load
-    size, channels = site_sizes(config)[1], site_channels(config)[1]
-    columns, weights = FLOAT * size**2 / n, FLOAT * channels * config.hidden / n
-    statistics = FLOAT * channels * size / n
-    metric = 0 if settings.pruning.metric == "none" else weights + FLOAT * config.hidden**2
-    gathering = columns + gathered(channels * config.hidden, load)
-    return weights + statistics + max(3 * columns + metric, gathering)
-
-
-def drift_working(load: Load) -> float:
-    """Bytes of working memory when drift at an FFN's site is added up, Xᵀd next to XᵀX; or when it is
-    corrected: a device's columns of XᵀX, of Hs and of the swept Hs, and of the weights, and its own Xᵀd."""
-    config, _, _, n = load
-    size, channels = site_sizes(config)[1], site_channels(config)[1]
-    pull = FLOAT * channels * config.hidden
-    solving = FLOAT * size * (channels + 2 * size) / n
-    return max(statistics_working(load) + pull, solving + pull + pull / n)
 
 
 def last_pruning_need(load: Load) -> Need:
@@ -363,22 +185,6 @@ def corrects_drift(settings: Settings) -> bool:
     """Whether the last pruning corrects drift."""
     pruning, rounds = settings.pruning, settings.rounds
     return pruning.drift > 0 and bool(rounds.refit or not rounds.rounds or pruning.reconstruct)
-
-
-def stream_bytes(load: Load) -> float:
-    """Bytes per device for the residuals of the calibration text; with offloading, those of a batch."""
-    config, settings, itemsize, n = load
-    tokens = calibration_tokens(settings)
-    return itemsize * (min(tokens, n * BATCH_TOKENS) if settings.offload else tokens) * config.hidden / n
-
-
-def entering_bytes(load: Load) -> float:
-    """Bytes per device for what enters an FFN's site. With offloading, all but a batch is computed again; of
-    experts always."""
-    config, settings, itemsize, n = load
-    tokens = calibration_tokens(settings)
-    part = settings.offload or config.experts
-    return itemsize * (min(tokens, n * BATCH_TOKENS) if part else tokens) * site_channels(config)[1] / n
 
 
 def fold_need(name: str, levels: int, load: Load) -> Need:
@@ -431,21 +237,6 @@ def reconstruction_need(load: Load) -> Need:
         working=max(pruned.working + entering + before, reconstruction_working(load)),
         flops=pruned.flops + tokens * steps,
     )
-
-
-def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while a layer learns: the targets and a step. Attention learns at its dense
-    width."""
-    config, settings, itemsize, n = load
-    kept, length = 1 - min(settings.sparsity), settings.data.sequence_length
-    attention, ffn = (sublayer_parameters(config, kind) for kind in KINDS)
-    ffn = round(kept * ffn)
-    # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = (itemsize + 4 * FLOAT) * (attention + ffn) / n
-    state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
-    lesson = max(-(-LESSON_TOKENS // n), length)
-    units = attention_working(config, lesson, 0, FLOAT) + kept * ffn_working(config, lesson, FLOAT)
-    return stream_bytes(load) + state + RECONSTRUCTING * units
 
 
 def writing_need(load: Load) -> Need | None:

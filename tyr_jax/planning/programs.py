@@ -20,7 +20,7 @@ from tyr_jax.evaluation import quality, writing
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
-from tyr_jax.planning.plan import kept_units, planned_grid, planned_space
+from tyr_jax.planning.load import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
 from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site, removal_schedule
 from tyr_jax.runtime import devices

@@ -11,6 +11,7 @@ from tyr_jax.data import Splits, load_splits, to_write
 from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.planning import plan
+from tyr_jax.planning.load import Load
 from tyr_jax.pruning import fisher
 from tyr_jax.pruning.latency import read_latencies
 from tyr_jax.pruning.saliency import check_saliency
@@ -98,7 +99,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     check_length("--evaluation-length", settings.data.evaluation_length, model)
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     itemsize = model.params["embed"].dtype.itemsize
-    load = plan.Load(model.config, settings, itemsize, devices.count())
+    load = Load(model.config, settings, itemsize, devices.count())
     disk = sum(plan.disk_bytes(load, dtype.itemsize).values())
     if run.store.directory:
         run.progress.log(f"this run will need up to {formatting.in_words(disk)} of disk space")
