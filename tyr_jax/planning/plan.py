@@ -162,12 +162,11 @@ def pruning_flops(config: ModelConfig, tokens: int, length: int) -> float:
 def last_pruning_need(load: Load) -> Need:
     """What the last pruning, to the distribution found, needs: a fold of one level, in which drift may be
     corrected."""
-    config, settings, itemsize, n = load
+    config, settings, _, _ = load
     single = fold_need("last pruning", 1, load)
     if not corrects_drift(settings):
         return single
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    held = min(tokens, n * BATCH_TOKENS) if settings.offload else tokens
     hidden = config.hidden
     sites = sum(
         2 * count * size * (2 * tokens * hidden + size * (size + hidden))
@@ -175,7 +174,7 @@ def last_pruning_need(load: Load) -> Need:
     )
     flops = tokens * block_flops(config, unit_counts(config), length) + config.depth * sites
     return single._replace(
-        text=single.text + held * itemsize * hidden / n,
+        text=single.text + stream_bytes(load),
         working=max(single.working, drift_working(load)),
         flops=single.flops + flops,
     )

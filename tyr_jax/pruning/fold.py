@@ -362,7 +362,7 @@ def build_supernet(
         on_block: called with the fold after each block.
 
     The residuals and the current sublayer's inputs of all calibration tokens are held on the devices; with
-    reconstruction, so are the residuals before the block, and its lessons. If residuals are on disk, those
+    reconstruction, so are the residuals before the block, and the targets. If residuals are on disk, those
     inputs are computed twice instead.
 
     Raises:
