@@ -91,7 +91,7 @@ def searches_of(generations: int) -> dict[str, Search]:
     text = SEQUENCES * 128
     return {
         "evolution": Evolution(generations, CANDIDATES, (1,), (text,)),
-        "CMA-ES on levels": Evosax(generations, "CMA_ES", CANDIDATES, 1.0, text),
+        "CMA-ES on levels": Evosax(generations, "CMA_ES", CANDIDATES, score_tokens=text),
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from compare_searches import SETTINGS, Options, adjusted, as_paid, configured
+from compare_searches import SETTINGS, Options, adjusted, as_paid, class_of, configured
 from jobs import Results
 from markdown_table import print_header, print_row
 from scipy.stats import ttest_ind
@@ -33,7 +33,6 @@ from tyr_jax.components import find
 from tyr_jax.scoring.objective import OBJECTIVES, Objective, Perplexity
 from tyr_jax.search import loop
 from tyr_jax.search.contract import SLOPE_COST, Search, SearchSpace
-from tyr_jax.search.registry import SEARCHES
 from tyr_jax.workspace.progress import Progress
 
 
@@ -81,7 +80,8 @@ def chosen(asked: Comparison) -> dict[str, Options]:
 def made(asked: str, settings: dict[str, Options], space: SearchSpace, budget: int) -> Search:
     """The search that a name, with or without options after it, asks for."""
     name, *options = asked.split()
-    search = configured(find(SEARCHES, name, Search), settings.get(name, {}), space, budget)
+    known = settings.get(asked, settings.get(name, {}))
+    search = configured(class_of(name), known, space, budget)
     if not options:
         return search
     changed = command.parse(type(search), options, prog=name, description="", default=search)

@@ -83,6 +83,7 @@ SETTINGS: dict[str, list[Options]] = {
         {"swaps": 16, "score_tokens": 1 / 8},
         {"swaps": 32, "score_tokens": 1 / 8},
         {"swaps": 64, "score_tokens": 1 / 8},
+        {"swaps": 1740, "score_tokens": 1 / 16},  # more than there are, so the best of all
     ],
     "distribution": [
         {"samples": 32, "elite": 8, "score_tokens": 1 / 8},
@@ -120,9 +121,14 @@ SETTINGS: dict[str, list[Options]] = {
         {"strategy": "Sep_CMA_ES", "population": 32, "score_tokens": 1 / 8, "scale": 1.0},
         {"strategy": "DifferentialEvolution", "population": 32, "score_tokens": 1 / 8, "scale": 1.0},
     ],
+    "evosax --logits": [
+        {"logits": True, "strategy": "CMA_ES", "population": 32, "score_tokens": 1 / 8, "scale": 4.0},
+        {"logits": True, "strategy": "CMA_ES", "population": 32, "score_tokens": 1 / 8, "scale": 16.0},
+        {"logits": True, "strategy": "Sep_CMA_ES", "population": 32, "score_tokens": 1 / 8, "scale": 4.0},
+    ],
 }
-"""Settings that a search chooses from. Numbers of tokens are shares of the search text. Without a number of
-generations, a search has as many as the budget pays for."""
+"""Settings that a search chooses from; a name may have options after it. Numbers of tokens are shares of the
+search text. Without a number of generations, a search has as many as the budget pays for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +136,7 @@ class Comparison:
     """What to compare."""
 
     searches: tuple[str, ...] = tuple(SETTINGS)
-    """Searches of the package."""
+    """Searches of the package, by their names in SETTINGS."""
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Searches of your own, as MODULE:NAME. They must be traceable, and run with their defaults."""
     problems: tuple[str, ...] = (*SYNTHETIC, *problem_names())
@@ -141,6 +147,11 @@ class Comparison:
     """Budget of a run, in candidate-tokens per token of the search text."""
     results: Path = Path("runs/comparison.json")
     """File that gets all curves."""
+
+
+def class_of(name: str) -> type[Search]:
+    """The search of this name, after which there may be options."""
+    return find(SEARCHES, name.split()[0], Search)
 
 
 def group_of(name: str, seeds: Sequence[int]) -> Problem:
@@ -224,7 +235,7 @@ def chosen_settings(asked: Comparison) -> dict[str, Options]:
         for options in SETTINGS.get(name, [{}]):
             space = first_of(problems).space
             budget = asked.passes * space.sequences * space.length
-            search = configured(find(SEARCHES, name, Search), options, space, budget)
+            search = configured(class_of(name), options, space, budget)
             values = run(search, problems, TUNING, budget).values[:, -1]
             losses.append(float(excess(problems, values, np.asarray(problems.optimum)).mean()))
         found[name] = SETTINGS.get(name, [{}])[int(np.argmin(losses))]
@@ -235,7 +246,7 @@ def chosen_settings(asked: Comparison) -> dict[str, Options]:
 
 def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, dict[str, Curves]]:
     """The curves of every search on every group of problems."""
-    classes = {name: find(SEARCHES, name, Search) for name in (*asked.searches, *asked.with_)}
+    classes = {name: class_of(name) for name in (*asked.searches, *asked.with_)}
     found: dict[str, dict[str, Curves]] = {}
     for group in asked.problems:
         problems = group_of(group, range(asked.seeds))

@@ -45,6 +45,8 @@ WITHOUT_DRAWS = "blocks", "estimate", "additive", "puzzle", "lagrangian", "desce
 """Searches that draw nothing but their text."""
 
 ALL = [pytest.param(cls(**{"generations": 4, **SMALL[name]}), id=name) for name, cls in SEARCHES.items()]  # type: ignore[arg-type]
+LOGITS = Evosax(generations=4, population=16, scale=4.0, logits=True, score_tokens=32)
+ALL.append(pytest.param(LOGITS, id="evosax --logits"))
 
 PROBLEM = synthetic_problem(seed=3, depth=4, levels=5, noise=0.2, sequences=8, length=16, shifts=12)
 
@@ -223,12 +225,27 @@ def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
     assert jax.tree.all(same)
 
 
+@pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
-def test_a_strategy_may_go_off_to_infinity(value: float) -> None:
-    search = Evosax(generations=1, population=4, score_tokens=16)
+def test_a_strategy_may_go_off_to_infinity(value: float, logits: bool) -> None:
+    search = Evosax(generations=1, population=4, score_tokens=16, logits=logits)
     state = search.init(jax.random.key(0), PROBLEM.start, PROBLEM.space)
-    levels = search.rounded(jnp.full((2, 4), value).at[0, 1].set(-value), state)
+    levels = search.rounded(jnp.full(search.shape(PROBLEM.space), value).at[0, 1].set(-value), state)
     assert PROBLEM.space.budget.allows(np.asarray(levels))
+
+
+def test_logits_say_which_level_a_site_takes() -> None:
+    """A vector of zeros is the start. A logit takes effect where it outweighs the distance in levels."""
+    search = Evosax(generations=1, population=4, score_tokens=16, logits=True, scale=2.0)
+    state = search.init(jax.random.key(0), PROBLEM.start, PROBLEM.space)
+    start = np.asarray(PROBLEM.start)
+    nothing = jnp.zeros(PROBLEM.space.exists.shape)
+    np.testing.assert_array_equal(search.rounded(nothing, state), start)
+    moved = start.copy()
+    moved[1, :2] += np.array([1, -1])
+    for logit, expected in ((0.4, start), (0.6, moved)):
+        wanted = nothing.at[1, 0, moved[1, 0]].set(logit).at[1, 1, moved[1, 1]].set(logit)
+        np.testing.assert_array_equal(search.rounded(wanted, state), expected)
 
 
 @pytest.mark.parametrize("search", ALL)

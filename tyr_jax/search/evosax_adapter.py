@@ -1,9 +1,11 @@
 """Algorithms of evosax, which search real vectors, on levels.
 
 A vector has a number for every site: the level that it would like, relative to the start and in units of
-`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. Levels
-are ordered, so one number says as much as a logit for every level would, in a ninth of the dimensions; the
-cost of CMA-ES grows with the cube of these. Needs the extra `tyr-jax[search]`.
+`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. With
+`logits`, it has a logit for every level of every site instead: a level is worth its logit times `scale`, less
+the squared distance from the start, and the levels of the largest sum that meet the budget are taken. With
+nine levels, these are nine times as many dimensions, and the cost of CMA-ES grows with their cube. Needs the
+extra `tyr-jax[search]`.
 
 Lange, "evosax: JAX-based Evolution Strategies", 2022.
 
@@ -31,7 +33,7 @@ UNFIT = "LM_MA_ES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES"
 @flax.struct.dataclass
 class Strategy(Incumbent):
     """The best so far; the levels to start from, `start [2, L]`; what the strategy asks for next, `vectors
-    [C, 2, L]`; and its own state after that, `inner`."""
+    [C, 2, L]`, or `[C, 2, L, E]` of logits; and its own state after that, `inner`."""
 
     start: jax.Array
     vectors: jax.Array
@@ -51,7 +53,10 @@ class Evosax(Improving):
     population: int = 64
     """Candidates of a generation."""
     scale: float = 1.0
-    """Levels that one unit of a vector stands for."""
+    """Levels that one unit of a vector stands for; with logits, the squared distance from the start that one
+    unit makes up for."""
+    logits: bool = False
+    """Search a logit for every level of every site, not one number for every site."""
     score_tokens: int = 2048
     """Tokens that a generation is scored on, drawn anew for each."""
 
@@ -62,14 +67,18 @@ class Evosax(Improving):
         require(self.scale > 0, "--scale", self.scale, "above 0")
         algorithm_of(self.strategy, self.population, (2, 1))
 
+    def shape(self, space: SearchSpace) -> tuple[int, ...]:
+        """Shape of a vector: a number for every site, or for every level of it."""
+        return space.exists.shape if self.logits else space.exists.shape[:2]
+
     def algorithm(self, space: SearchSpace) -> Any:
-        """The algorithm for this many sites."""
-        return algorithm_of(self.strategy, self.population, space.exists.shape[:2])
+        """The algorithm for vectors of this shape."""
+        return algorithm_of(self.strategy, self.population, self.shape(space))
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Strategy:
         """A strategy around the start."""
         plain, algorithm = Incumbent.at(key, start, space), self.algorithm(space)
-        shape = plain.levels.shape
+        shape = self.shape(space)
         if has_population(self.strategy):
             drawn = jax.random.normal(key, (self.population, *shape)).at[0].set(0.0)
             begun = drawn, jnp.full(self.population, jnp.inf)
@@ -88,12 +97,17 @@ class Evosax(Improving):
         return Query(jnp.concatenate([state.levels[None], levels]), text)
 
     def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
-        """The levels `[2, L]` nearest to a `vector [2, L]` that meet the budget."""
+        """The levels `[2, L]` within the budget that are nearest to a `vector [2, L]`, or whose logits,
+        `vector [2, L, E]`, are largest."""
         exists = jnp.asarray(state.space.exists)
-        # Beyond the last level nothing changes any more, so that a strategy may go off to infinity.
-        wanted = jnp.clip(state.start + self.scale * jnp.nan_to_num(vector), 0, exists.shape[-1] - 1)
-        away = (jnp.arange(exists.shape[-1]) - wanted[..., None]) ** 2
-        return relaxed(away, exists, state.space.budget, state.start)
+        level, last = jnp.arange(exists.shape[-1]), exists.shape[-1] - 1
+        scaled = self.scale * jnp.nan_to_num(vector)
+        # Beyond the bounds nothing changes any more, so that a strategy may go off to infinity.
+        if self.logits:
+            cost = (level - state.start[..., None]) ** 2 - jnp.clip(scaled, -(last**2), last**2)
+        else:
+            cost = (level - jnp.clip(state.start + scaled, 0, last)[..., None]) ** 2
+        return relaxed(cost, exists, state.space.budget, state.start)
 
     def tell(self, state: Strategy, candidates: jax.Array, fitness: jax.Array) -> Strategy:
         """Tell the strategy, and let it ask; keep the best.

@@ -2,7 +2,7 @@
 
 Teitz and Bart, "Heuristic Methods for Estimating the Generalized Vertex Median of a Weighted Graph",
 Operations Research 1968. Each generation tries some of the pairs that the budget allows, drawn at random
-without repetition, and exchanges the best one if that helps.
+without repetition, or all of them, and exchanges the best one if that helps.
 
 Axis letters: `C` candidates, `L` layers.
 """
@@ -29,7 +29,7 @@ class Exchange(Improving):
     generations: int = 50
     """Batches of a round."""
     swaps: int = 64
-    """Pairs of sites tried in a batch."""
+    """Pairs of sites tried in a batch. If the budget allows no more than that, it tries all of them."""
     score_tokens: int = 2048
     """Tokens that a batch is scored on, drawn anew for each."""
 
