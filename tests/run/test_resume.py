@@ -71,6 +71,7 @@ def uninterrupted(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFa
         ("within", ["--accumulation", "random", "--objective", "hidden+kl"]),
         ("before", ["--calibration", "self", "builtin:topics", "--rounds", "1"]),
         ("after", ["--sparsity", "0.25", "0.5", "--no-refit", "--rounds", "1"]),
+        ("within", ["--sparsity", "0.25", "0.5", "--reconstruct", "1", "--rounds", "1"]),
     ],
 )
 def test_dying_at_every_write(
@@ -81,7 +82,7 @@ def test_dying_at_every_write(
     uninterrupted: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process dies before, within or after its first to fifth write or deletion, in turn."""
+    """The process dies before, within or after its first to eighth write or deletion, in turn."""
     save, clear = Store.save, Store.clear
     left = 0
 
@@ -120,7 +121,7 @@ def test_dying_at_every_write(
     monkeypatch.setattr(Store, "clear", dying_clear)
     lives = 0
     while not (tmp_path / "pruned").is_dir():
-        left, lives = lives % 5 + 1, lives + 1
+        left, lives = lives % 8 + 1, lives + 1
         with contextlib.suppress(Died):
             prune.main([*command, *arguments])
     monkeypatch.undo()
