@@ -150,8 +150,8 @@ class Comparison:
 
 
 def class_of(name: str) -> type[Search]:
-    """The search of this name, after which there may be options."""
-    return find(SEARCHES, name.split()[0], Search)
+    """The search of a name: of those in SETTINGS, without the options after it."""
+    return find(SEARCHES, name.split()[0] if name in SETTINGS else name, Search)
 
 
 def group_of(name: str, seeds: Sequence[int]) -> Problem:
