@@ -83,7 +83,7 @@ SETTINGS: dict[str, list[Options]] = {
         {"swaps": 16, "score_tokens": 1 / 8},
         {"swaps": 32, "score_tokens": 1 / 8},
         {"swaps": 64, "score_tokens": 1 / 8},
-        {"swaps": 1740, "score_tokens": 1 / 16},  # more than there are, so the best of all
+        {"swaps": 1740, "score_tokens": 1 / 16},  # at least as many as are allowed: the best of all
     ],
     "distribution": [
         {"samples": 32, "elite": 8, "score_tokens": 1 / 8},

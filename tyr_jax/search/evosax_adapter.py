@@ -1,9 +1,9 @@
 """Algorithms of evosax, which search real vectors, on levels.
 
 A vector has a number for every site: the level that it would like, relative to the start and in units of
-`scale` levels. It is rounded to the levels that meet the budget and lie nearest in the least squares. With
-`logits`, it has a logit for every level of every site instead: a level is worth its logit times `scale`, less
-the squared distance from the start, and the levels of the largest sum that meet the budget are taken. With
+`scale` levels. It is rounded to those levels within the budget that have the least sum of squared distances.
+With `logits`, it has a logit for every level of every site instead: a level is worth its logit times `scale`,
+less the squared distance from the start, and the levels of the largest sum within the budget are taken. With
 nine levels, these are nine times as many dimensions, and the cost of CMA-ES grows with their cube. Needs the
 extra `tyr-jax[search]`.
 
