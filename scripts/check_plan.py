@@ -19,8 +19,14 @@ from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.planning import plan, programs
-from tyr_jax.planning.load import FLOAT, Load, metric_bytes, site_sizes, stream_bytes
-from tyr_jax.planning.working import drift_working, reconstruction_working, site_working, statistics_working
+from tyr_jax.planning.load import FLOAT, Load, metric_bytes, site_sizes
+from tyr_jax.planning.working import (
+    drift_working,
+    lesson_bytes,
+    reconstruction_working,
+    site_working,
+    statistics_working,
+)
 from tyr_jax.runtime import devices
 from tyr_jax.scoring.nested import Chunk
 from tyr_jax.settings import Settings
@@ -126,15 +132,16 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         working = written.argument_size_in_bytes + written.temp_size_in_bytes
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:
-        aim, learnt = memory("reconstruction: target"), memory("reconstruction: a step")
-        (tensors, _), _, lesson = found["reconstruction: a step"].arguments[:3]
-        # The residuals of a batch are counted elsewhere, its target is not.
-        making = aim.temp_size_in_bytes + aim.output_size_in_bytes
-        # The tensors as they were before training are also in memory, in the model's type.
+        mixing, learnt = memory("reconstruction: mixing"), memory("reconstruction: a step")
+        (tensors, _), lesson = found["reconstruction: a step"].arguments[:2]
+        lessons = lesson_bytes(load)
+        # The residuals to mix are counted elsewhere; their targets are not. The output counts as lessons.
+        mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
+        # The tensors as they were before training are also in memory.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) * itemsize / FLOAT - bytes_of(lesson)) / n
+        working += (bytes_of(tensors) - bytes_of(lesson)) / n
         planned = reconstruction_working(load)
-        rows.append(Working("reconstruction", planned, stream_bytes(load) + max(making, working)))
+        rows.append(Working("ffn: reconstruction", planned, lessons + max(mixed, working)))
     return rows
 
 

@@ -107,7 +107,7 @@ MEASUREMENTS = {
         "runs/recovery_curve/results.json",
     ),
     "recovery-curve": Measurement(
-        "recovery_curve.py runs/main/seed0/0.4463 --ways full --data builtin {wikipedia}@2 "
+        "recovery_curve.py runs/exact-half/seed0 --ways full --data builtin {wikipedia}@2 "
         "--evaluation {wikitext} {news} --options='--evaluation-windows 4' --results runs/recovery_tokens",
         "runs/recovery_tokens/results.json",
     ),

@@ -319,7 +319,7 @@ def test_what_is_left_is_reconstructed(
     run: Prune, pruned: Path, tiny_model: Path, tiny_text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "--calibration-tokens", "4096", "--calibration-openings", "0"
-    directory = run("--reconstruct", "20", "--keep-heads", "1", "--keep-neurons", "1", *text)
+    directory = run("--reconstruct", "20", "--keep-neurons", "1", *text)
     summary = summary_of(directory)
     searched, reconstructed = summary["searched"], summary["reconstructed"]
     assert summary_of(pruned)["reconstructed"] is None
@@ -343,10 +343,8 @@ def test_what_is_left_is_reconstructed(
     measured = reconstructed["quality"][name]["perplexity"]
     assert said["perplexity"] == pytest.approx(measured, rel=1e-4)
     dense, written = load_file(tiny_model / "model.safetensors"), load_file(directory / "model.safetensors")
-    for name in ("mlp.gate_proj.weight", "self_attn.q_proj.weight", "input_layernorm.weight"):
-        np.testing.assert_array_equal(dense[f"model.layers.1.{name}"], written[f"model.layers.1.{name}"])
-    norm = "model.layers.0.input_layernorm.weight"
-    assert (dense[norm] != written[norm]).any()
+    name = "model.layers.1.mlp.gate_proj.weight"
+    np.testing.assert_array_equal(dense[name], written[name])
 
 
 def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:

@@ -68,7 +68,7 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
         found: dict[str, Any] = {
             "metrics": metrics,
             "supernet": dataclasses.asdict(supernet),
-            "reconstructed": reconstruct(params, calibration, config),
+            "reconstructed": reconstruct(params, metrics[0][1], calibration, config),
             "drift": dataclasses.asdict(drawn_back(params, [calibration, openings], plan)),
             "teacher": teacher,
             "quality": (dense, quality.measure(params, windows, config, teacher)),
@@ -107,25 +107,26 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
     return jax.tree.map(np.asarray, found)
 
 
-def reconstruct(params: Params, text: np.ndarray, config: ModelConfig) -> Any:
-    """(what the first layer learns with half of its neurons, the sequences of all parts of a batch).
+def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:
+    """(what half of the first layer's neurons learn, the tokens of all lessons made from two batches).
 
-    The layer learns from a lesson that is the same for any number of devices.
+    The neurons learn from a lesson that is the same for any number of devices.
     """
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
-    axes = {tensor.name: tensor.axes for tensor in config.tensors}
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
     half = np.arange(config.dense_shape.ffn // 2)
-    small = {
+    ffn = {
         name: taken(block[name], half, "F", own) if "F" in own else block[name] for name, own in axes.items()
     }
     (x,), _ = stream.embedded(params, [text[:16]], 16 * LENGTH)
     aim = reconstruction.target(block, x, x + 0.1, jnp.float32(0.5), config)
-    batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=False))
-    parts = devices.fetch([reconstruction.part(batch, at, 2) for at in range(2)])
-    every = np.concatenate([part.target[part.weights > 0] for part in parts])
-    plan = reconstruction.Plan(config, ("attention", "ffn"), 4, 0.5, (0,))
-    tensors = {name: small.pop(name) for name in plan.axes}
-    return reconstruction.learn_from(tensors, small, [batch], plan), every[np.argsort(every[:, 0])]
+    batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=True))
+    dealt = reconstruction.deal([batch, batch], 3)
+    every = np.concatenate(devices.fetch([lesson.target[lesson.weights > 0] for lesson in dealt]))
+    lesson = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
+    plan = reconstruction.Plan(config, 4, 0.5, (0,))
+    learnt = reconstruction.learn_from(ffn, [lesson], metric, plan)
+    return learnt, every[np.argsort(every[:, 0])]
 
 
 def drawn_back(params: Params, texts: list[np.ndarray], plan: fold.FoldPlan) -> Supernet:

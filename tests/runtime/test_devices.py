@@ -142,8 +142,8 @@ def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_layers_learn_on_several_devices(tiny_arguments: list[str], tmp_path: Path) -> None:
-    """A step then takes other sequences than on one device, so only the effect can be the same."""
+def test_ffns_learn_on_several_devices(tiny_arguments: list[str], tmp_path: Path) -> None:
+    """A step then takes other tokens than on one device, so only the effect can be the same."""
     many = [
         "--calibration-tokens",
         "2048",

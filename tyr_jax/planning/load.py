@@ -124,11 +124,6 @@ def sublayer_parameters(config: ModelConfig, sublayer: Sublayer) -> int:
     return sum(math.prod(spec.shape) for spec in block_specs(config, 0) if spec.sublayer == sublayer)
 
 
-def layer_parameters(config: ModelConfig) -> int:
-    """Parameters of a layer in a dense model."""
-    return sum(sublayer_parameters(config, kind) for kind in KINDS)
-
-
 def stream_bytes(load: Load) -> float:
     """Bytes per device for the residuals of the calibration text; with offloading, those of a batch."""
     config, settings, itemsize, n = load

@@ -23,7 +23,6 @@ from tyr_jax.planning.load import (
     evaluation_tokens,
     held_bytes,
     kept_units,
-    layer_parameters,
     level_bytes,
     metric_bytes,
     ordered_parameters,
@@ -120,14 +119,18 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
 
 def reconstruction_disk_bytes(load: Load) -> int:
     """Bytes on disk for reconstruction: for every target, the sites of the reconstructed model and what its
-    layers have learnt; if weights are on disk, also the targets, a copy of the residuals, and once more what
-    layers have learnt."""
+    FFNs have learnt; if weights are on disk, also the lessons, and once more what FFNs have learnt."""
     config, settings, itemsize, _ = load
-    level = level_bytes(config, itemsize)
-    learnt = itemsize * config.depth * layer_parameters(config) - level
-    text = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
-    sites = len(settings.sparsity) * (level + learnt)
-    return sites + (text + learnt if settings.offload else 0)
+    learnt = learnt_bytes(config, itemsize)
+    lessons = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
+    sites = len(settings.sparsity) * (level_bytes(config, itemsize) + learnt)
+    return sites + (lessons + learnt if settings.offload else 0)
+
+
+def learnt_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Bytes for what the FFNs of a model have learnt, without their sites' weights."""
+    others = sublayer_parameters(config, "ffn") - config.hidden * site_channels(config)[1]
+    return itemsize * config.depth * others
 
 
 def offloaded_bytes(load: Load) -> int:
@@ -217,25 +220,27 @@ def metric_need(load: Load) -> Need:
 
 
 def reconstruction_need(load: Load) -> Need:
-    """What pruning once more needs if what is left of each layer is trained: in addition to the last pruning,
-    what layers have learnt, the residuals before a layer, the targets, and Adam's state for a layer. What
-    enters a site is gone while a layer learns."""
+    """What pruning once more needs if what is left of each FFN is trained: in addition to the last pruning,
+    what FFNs have learnt, the lessons, and Adam's state for an FFN. What enters a site is gone while an FFN
+    learns."""
     config, settings, itemsize, n = load
     pruned, passes = last_pruning_need(load), settings.pruning.reconstruct
-    tokens, length = calibration_tokens(settings), settings.data.sequence_length
-    dense = unit_counts(config)
-    left = dense * [[1.0], [1 - min(settings.sparsity)]]
-    learnt = itemsize * config.depth * layer_parameters(config) - level_bytes(config, itemsize)
-    before, entering = 0 if settings.offload else stream_bytes(load), entering_bytes(load)
-    # The dense layer makes the targets, and the trained one runs again.
-    steps = 3 * passes * block_flops(config, left, length) + 2 * block_flops(config, dense, length)
+    kept, entering = 1 - min(settings.sparsity), entering_bytes(load)
+    # The dense FFN makes the targets, and the trained one makes the output. A step is three passes.
+    runs = 1 + kept + 3 * passes * kept
     return pruned._replace(
         stage="reconstruction",
-        weights=pruned.weights + (0 if settings.offload else learnt / n),
+        weights=pruned.weights + (0 if settings.offload else learnt_bytes(config, itemsize) / n),
         text=pruned.text - entering,
-        working=max(pruned.working + entering + before, reconstruction_working(load)),
-        flops=pruned.flops + tokens * steps,
+        working=max(pruned.working + entering, reconstruction_working(load)),
+        flops=pruned.flops + runs * calibration_tokens(settings) * ffn_flops(config),
     )
+
+
+def ffn_flops(config: ModelConfig) -> float:
+    """FLOPs per token in all FFNs of a dense model."""
+    units = unit_counts(config)
+    return block_flops(config, units, 1) - block_flops(config, units * [[1], [0]], 1)
 
 
 def writing_need(load: Load) -> Need | None:

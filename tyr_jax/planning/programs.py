@@ -293,7 +293,8 @@ def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
 
 
 def reconstruction_stages(params: Params, config: ModelConfig, settings: Settings) -> list[Program]:
-    """The stages that train what is left of a layer: the target of a batch, a part of it, and a step."""
+    """The stages that train what is left of a layer's FFN: the target of a batch, the mixing of as many
+    batches as are mixed at a time, and a step."""
     if not settings.pruning.reconstruct:
         return []
     data, block = settings.data, block_of(params, 0, config)
@@ -301,28 +302,26 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     x = devices.place(ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype))
     weights = devices.place(ShapeDtypeStruct(tokens.shape, jnp.float32))
     number, static = ShapeDtypeStruct((), jnp.float32), {"config": config}
+    mixed = min(reconstruction.MIXED_BATCHES, -(-data.calibration_tokens // tokens.size))
     batch: Any = reconstruction.Lesson(x, x, weights)  # type: ignore[arg-type]
-    first = {"at": 0, "count": reconstruction.lesson_count(*tokens.shape)}
-    part = Program("reconstruction: a part", reconstruction.part, (batch,), first)
-    lesson = devices.place(part.result())
+    lessons = {"count": max(1, round(mixed * tokens.size / reconstruction.LESSON_TOKENS))}
+    deal = Program("reconstruction: mixing", reconstruction.deal, ([batch] * mixed,), lessons)
+    lesson = devices.place(deal.result()[0])
     width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
-    left = {
-        tensor.name: ShapeDtypeStruct(
-            [
-                width if axis == "F" else size
-                for axis, size in zip(tensor.axes, block[tensor.name].shape, strict=True)
-            ],
-            jnp.float32,
-        )
+    sizes = {"F": width, "X": config.dense_shape.experts, "D": config.hidden}
+    ffn = {
+        tensor.name: ShapeDtypeStruct([sizes[axis] for axis in tensor.axes], jnp.float32)
         for tensor in config.tensors
-        if tensor.key
+        if tensor.sublayer == "ffn"
     }
-    state = devices.spread(jax.eval_shape(reconstruction.begin, left), config.hidden)
-    fixed = {name: array for name, array in block.items() if name not in left}
+    state = devices.spread(jax.eval_shape(reconstruction.begin, ffn), config.hidden)
+    metric: Any = None
+    if settings.pruning.metric != "none":
+        metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
     return [
         Program("reconstruction: target", reconstruction.target, (block, x, x, number), static),
-        part,
-        Program("reconstruction: a step", reconstruction.learn, (state, fixed, lesson, number), static),
+        deal,
+        Program("reconstruction: a step", reconstruction.learn, (state, lesson, metric, number), static),
     ]
 
 

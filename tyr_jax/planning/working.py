@@ -9,10 +9,9 @@ from tyr_jax.planning.load import (
     calibration_tokens,
     site_channels,
     site_sizes,
-    stream_bytes,
     sublayer_parameters,
 )
-from tyr_jax.pruning.reconstruction import LESSON_TOKENS
+from tyr_jax.pruning.reconstruction import LESSON_TOKENS, MIXED_BATCHES
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.space import KINDS
 
@@ -23,9 +22,6 @@ topologies."""
 BACKWARD = 2.5
 """Working memory of the backward pass through a layer, as a multiple of the layer's activations without
 scores."""
-
-RECONSTRUCTING = 1.4
-"""The same where a layer is reconstructed."""
 
 UNFUSED = 2 / 3
 """Share of an FFN's working memory that is in use while its statistics are computed. On a CPU it is all of
@@ -108,15 +104,28 @@ def drift_working(load: Load) -> float:
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while a layer learns: the targets and a step. Attention learns at its dense
-    width."""
+    """Bytes of working memory while an FFN learns: its lessons, and either the mixing of text into lessons or
+    a step."""
     config, settings, itemsize, n = load
-    kept, length = 1 - min(settings.sparsity), settings.data.sequence_length
-    attention, ffn = (sublayer_parameters(config, kind) for kind in KINDS)
-    ffn = round(kept * ffn)
+    kept = 1 - min(settings.sparsity)
+    ffn = round(kept * sublayer_parameters(config, "ffn"))
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = (itemsize + 4 * FLOAT) * (attention + ffn) / n
+    state = 5 * FLOAT * ffn / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
-    lesson = max(-(-LESSON_TOKENS // n), length)
-    units = attention_working(config, lesson, 0, FLOAT) + kept * ffn_working(config, lesson, FLOAT)
-    return stream_bytes(load) + state + RECONSTRUCTING * units
+    lesson = -(-LESSON_TOKENS // n)
+    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
+    # Targets of the text that is mixed; residuals and targets concatenated, and in their new order.
+    mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
+    return lesson_bytes(load) + max(mixing, learning)
+
+
+def mixed_tokens(load: Load) -> int:
+    """Tokens that are mixed into lessons at a time."""
+    return min(calibration_tokens(load.settings), load.n * BATCH_TOKENS * MIXED_BATCHES)
+
+
+def lesson_bytes(load: Load) -> float:
+    """Bytes per device for what an FFN learns from: residuals and targets."""
+    config, settings, itemsize, n = load
+    tokens = mixed_tokens(load) if settings.offload else calibration_tokens(settings)
+    return 2 * tokens * itemsize * config.hidden / n

@@ -3,8 +3,8 @@
 Each block runs once: attention → its Hessian → prune `o_proj` → the FFN's input from the accumulated result →
 its Hessian → prune `down_proj` → next block. A site passes on its output under the weight `W̄ = Σ_e p_e W_e`.
 The site is linear in its weight, so this is the expectation of Eq. 5 over levels with probabilities `p`.
-Every mode of error accumulation is one choice of `p`. With reconstruction, the pruned block is then trained,
-and runs again from the residuals before it.
+Every mode of error accumulation is one choice of `p`. With reconstruction, a pruned FFN is trained before it
+passes on its output.
 
 Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
 `F` FFN width, `U` units of a site.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, Sublayer, layer_block
+from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
@@ -67,7 +67,7 @@ class Fold(NamedTuple):
     The first `done` layers of the `supernet` are filled. `residual` has the residuals `[B, T, D]` that enter
     the next layer, one array per batch of calibration text, on devices or on disk. Of each batch, the first
     `real` sequences count. If drift is corrected, `dense` has the same residuals of the dense model. With
-    reconstruction, `learnt` has what each finished layer has learnt, None for those that were not to learn.
+    reconstruction, `learnt` has what each finished FFN has learnt, None for those that were not to learn.
     """
 
     supernet: Supernet
@@ -85,7 +85,7 @@ class FoldPlan:
     `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, 2, D, D]` are
     those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
     are settled. Every site corrects a fraction `drift` of the gap to the dense residual stream. Where sites
-    have one level, what is left of each layer is reconstructed in `passes` over the text. With `scratch`,
+    have one level, what is left of each FFN is reconstructed in `passes` over the text. With `scratch`,
     weights and residuals are on disk.
     """
 
@@ -111,11 +111,10 @@ class FoldPlan:
             return None
         return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
 
-    def learning(self, layer: int) -> tuple[Sublayer, ...]:
-        """The sublayers of a layer that are reconstructed: those that need not stay whole and keep units."""
-        whole, kept = self.settings.whole(self.config)[:, layer], self.grid.kept[:, layer, 0]
-        learns = (self.passes > 0) & ~whole & (kept > 0)
-        return tuple(KINDS[kind] for kind in (ATTENTION, FFN) if learns[kind])
+    def left_to_learn(self, layer: int) -> int:
+        """Neurons of a layer's FFN that are left to be reconstructed; 0 if the FFN is not reconstructed."""
+        whole = self.settings.whole(self.config)[FFN, layer]
+        return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
 
 
 def begin_fold(
@@ -253,34 +252,16 @@ def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax
     return block | {"kept_experts": rank < int(plan.grid.kept[FFN, layer, 0])}, rank
 
 
-def held_back(fold: Fold, plan: FoldPlan) -> list[Any]:
-    """A copy of the residuals before the next block, which its sites will replace; empty if the block is not
-    reconstructed."""
-    if not plan.learning(fold.done):
-        return []
-    return plan.scratch.keep(fold.residual) if plan.scratch else jax.tree.map(jnp.copy, fold.residual)
-
-
-def reconstruct(block: Block, sites: Layer, fold: Fold, plan: FoldPlan) -> tuple[Layer, Fold, Learnt]:
-    """(the next block's `sites` once it is reconstructed, the fold with the residuals after it, and what the
-    block has learnt apart from the sites' weights, in dense shapes).
-
-    `block` is the dense block. `fold` has the pruned residuals before it, and the dense ones after it.
-    """
-    layer, config = fold.done, plan.config
-    how = Plan(config, plan.learning(layer), plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
-    fields = {OUTPUTS[KINDS[kind]]: WEIGHT_FIELDS[kind] for kind in (ATTENTION, FFN)}
-    pruned = block | {name: sites[field][0].astype(block[name].dtype) for name, field in fields.items()}
-    rank, kept = sites[RANK_FIELDS[FFN]], int(plan.grid.kept[FFN, layer, 0])
-    learnt = reconstructed(pruned, block, rank, kept, Text(fold.residual, fold.dense, fold.real), how)
-    pruned = pruned | learnt.tensors
-    for kind in (ATTENTION, FFN):
-        fold = pass_on(kind, pruned, fold, [None] * len(fold.residual), config)
-    # The supernet has the projections themselves.
-    rest = {name: array for name, array in learnt.tensors.items() if name not in fields}
-    rest = plan.scratch.keep(rest) if plan.scratch else rest
-    sites = sites | {field: pruned[name][None] for name, field in fields.items()}
-    return sites, fold, learnt._replace(tensors=rest)
+def reconstruct(block: Block, site: PrunedSite, fold: Fold, plan: FoldPlan) -> Learnt:
+    """What the FFN of the next block, whose dense tensors are `block`, has learnt after its `site` is pruned,
+    in dense shapes. `fold` has the residuals before the FFN, and the dense ones after it."""
+    layer, projection = fold.done, OUTPUTS["ffn"]
+    weight = block[projection]
+    pruned = block | {projection: site.weights.reshape(weight.shape).astype(weight.dtype)}
+    text = Text(fold.residual, fold.dense, fold.real)
+    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
+    kept, metric = plan.left_to_learn(layer), plan.metric(FFN, layer)
+    return reconstructed(pruned, block, site.rank, kept, text, metric, how)
 
 
 def site_name(kind: int, layer: int) -> str:
@@ -290,17 +271,16 @@ def site_name(kind: int, layer: int) -> str:
 
 def fold_sites(
     block: Block, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]
-) -> tuple[Layer, Fold]:
+) -> tuple[Layer, Fold, Learnt | None]:
     """(the two sites of the next block, whose dense tensors are `block`; the fold with the residuals after
-    them in place of those before).
+    them in place of those before; what the FFN has learnt, if it is reconstructed).
 
     Raises:
         UserError: a site's Hessian is not finite; names the site.
     """
-    layer, config = fold.done, plan.config
+    layer, config, learnt, rank = fold.done, plan.config, None, None
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
     sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
-    rank = None
     for kind in (ATTENTION, FFN):
         projection = OUTPUTS[KINDS[kind]]
         if kind == FFN:
@@ -309,16 +289,21 @@ def fold_sites(
         entering, fold = collect(kind, block, fold, weight.size // config.hidden, config)
         site, passed = prune_kind(kind, layer, entering, block, plan, rank)
         on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
-        first, metric = entering.units[0], plan.metric(kind, layer)
-        share = stream.output_share(block, fold.residual[0], first, metric, kind, count, config)
-        pruned = block | {projection: passed.reshape(weight.shape)}
-        fold = pass_on(kind, pruned, fold, entering.units, config)
-        sites[WEIGHT_FIELDS[kind]] = site.weights.reshape(-1, *weight.shape)
+        units, metric = entering.units, plan.metric(kind, layer)
+        share = stream.output_share(block, fold.residual[0], units[0], metric, kind, count, config)
+        pruned, weights = block | {projection: passed.reshape(weight.shape)}, site.weights
+        del entering
+        if kind == FFN and plan.left_to_learn(layer):
+            units = [None] * len(units)  # These are large, and must be computed again.
+            learnt = reconstruct(block, site, fold, plan)
+            pruned, weights = block | learnt.tensors, learnt.tensors[projection]
+        fold = pass_on(kind, pruned, fold, units, config)
+        sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
             sites[name].append(value)
     stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
-    return stacked, fold
+    return stacked, fold, learnt
 
 
 def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
@@ -328,13 +313,14 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     Raises:
         UserError: a site's Hessian is not finite; names the site.
     """
-    layer, before, learnt = fold.done, held_back(fold, plan), None
+    layer = fold.done
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
     block = devices.settle(devices.spread(block, plan.config.hidden))
-    sites, fold = fold_sites(block, fold, plan, on_site)
-    if before:
-        fold = fold._replace(residual=before)
-        sites, fold, learnt = reconstruct(block, sites, fold, plan)
+    sites, fold, learnt = fold_sites(block, fold, plan, on_site)
+    if learnt:
+        # The supernet has the projection itself.
+        rest = {name: array for name, array in learnt.tensors.items() if name != OUTPUTS["ffn"]}
+        learnt = learnt._replace(tensors=plan.scratch.keep(rest) if plan.scratch else rest)
     if plan.passes:
         fold = fold._replace(learnt=(*fold.learnt, learnt))
     return fold._replace(supernet=with_layer(fold.supernet, layer, sites), done=layer + 1)
@@ -361,9 +347,9 @@ def build_supernet(
         on_site: called with the name and damping of each finished site.
         on_block: called with the fold after each block.
 
-    The residuals and the current sublayer's inputs of all calibration tokens are held on the devices; with
-    reconstruction, so are the residuals before the block, and the targets. If residuals are on disk, those
-    inputs are computed twice instead.
+    The residuals and the current sublayer's inputs of all calibration tokens are held on the devices; while
+    an FFN is reconstructed, what it learns from takes the place of those inputs. If residuals are on disk,
+    the inputs are computed twice instead.
 
     Raises:
         UserError: a site's Hessian is not finite.

@@ -1,15 +1,15 @@
-"""Reconstruction: train what is left of each layer, for minutes, towards the output of the dense one.
+"""Reconstruction: train what is left of each FFN, for minutes, towards the output of the dense one.
 
-Least squares fits only a site's output projection. Here all that is left of a layer, attention and FFN
-together, is trained as soon as it is pruned, so that the layers after it are pruned to suit the trained one.
-Its target is what the dense layer would output for the input that the pruned model really gives it, plus a
-share of the drift after the layer. Each layer is trained by itself, so only one must be in memory. A layer's
-own error on other text may rise while the whole model improves, so only the whole model can be judged.
+Least squares fits only a site's output projection. Here all that is left of a layer's FFN is trained as soon
+as it is pruned, so that the layers after it are pruned to suit the trained one. Its target is what the dense
+FFN would output for the input that the pruned model really gives it, plus a share of the drift after it. Each
+FFN is trained by itself, so only one must be in memory. An FFN's own error on other text may rise while the
+whole model improves, so only the whole model can be judged.
 
-Errors are squared distances, divided by the mean square of the residual r before the layer, because norms
-divide by the size of r. With errors in nats, the model was worse on every text.
+Errors are in nats where the FFN's output has a metric. Without one they are squared distances, divided by the
+mean square of the residual r before the FFN, because norms divide by the size of r.
 
-Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` heads, `F` FFN width, `X` experts.
+Axis letters: `B` sequences, `T` tokens, `M` tokens of all sequences, `D` hidden, `F` FFN width.
 """
 
 import functools
@@ -22,8 +22,8 @@ import numpy as np
 import optax
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Sublayer, along, taken
-from tyr_jax.pruning import stream
+from tyr_jax.model.spec import Block, ModelConfig, along, taken
+from tyr_jax.pruning import linalg, stream
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import Scratch
@@ -40,16 +40,15 @@ WARMUP = 0.1
 """Share of the steps that are warm-up. After them the learning rate falls to zero as a cosine."""
 
 LESSON_TOKENS = 2048
-"""Tokens of a step, over all devices, in whole sequences; at least one sequence of every device."""
+"""Tokens of a step, over all devices."""
 
-
-JUDGED_LESSONS = 4
-"""Lessons that decide whether learning has helped."""
+MIXED_BATCHES = 16
+"""Batches of text whose tokens are mixed, so that a step takes tokens of many sequences."""
 
 
 class Lesson(NamedTuple):
-    """Sequences to learn from: residuals `x [B, T, D]` before a layer, the `target [B, T, D]` of what it adds
-    to them, and the tokens' `weights [B, T]`."""
+    """Tokens to learn from: residuals `x [M, D]` before an FFN, the `target [M, D]` of what it adds to them,
+    and the tokens' `weights [M]`."""
 
     x: jax.Array
     target: jax.Array
@@ -57,7 +56,7 @@ class Lesson(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """Tensors of a layer after learning, and the mean `error` per token of some lessons before and after."""
+    """An FFN's tensors after learning, and their mean `error` per token of a lesson before and after."""
 
     tensors: Block
     before: float
@@ -65,25 +64,14 @@ class Learnt(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a layer of `config` learns: the tensors of some `sublayers`, in `passes` over the text, towards the
-    output of the dense one plus a `share` of the drift, in an order that `seed` decides. With `scratch`, the
-    text is on disk."""
+    """How an FFN of `config` learns: in `passes` over the text, towards the output of the dense one plus a
+    `share` of the drift, in an order that `seed` decides. With `scratch`, the lessons are on disk."""
 
     config: ModelConfig
-    sublayers: tuple[Sublayer, ...]
     passes: int
     share: float
     seed: tuple[int, ...]
     scratch: Scratch | None = None
-
-    @property
-    def axes(self) -> dict[str, str]:
-        """Axis letters of the tensors that learn, by name."""
-        return {
-            tensor.name: tensor.axes
-            for tensor in self.config.tensors
-            if tensor.key and tensor.sublayer in self.sublayers
-        }
 
 
 def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
@@ -93,87 +81,93 @@ def rate(step: jax.Array, steps: jax.Array) -> jax.Array:
     return RATE * jnp.minimum((step + 1) / warmup, falls)
 
 
-def sublayer_outputs(block: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """What attention and the FFN of a layer add to the residual `x [B, T, D]` before the layer."""
-    units = decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-    attention = decoder.attention_output(block, units, config)
-    return attention, decoder.ffn(block, x + attention, config)
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def target(
     block: Block, x: jax.Array, dense: jax.Array | None, share: jax.Array, config: ModelConfig
 ) -> jax.Array:
-    """What a pruned layer should add to the pruned residual `x [B, T, D]` before it. `block` is the dense
-    one. `dense [B, T, D]` is the dense residual after the layer, if the dense model is followed."""
+    """What a pruned FFN should add to the pruned residual `x [B, T, D]` before it. `block` is the dense one.
+    `dense [B, T, D]` is the dense residual after the FFN, if the dense model is followed."""
 
     def own(block: Block, share: jax.Array, x: jax.Array, dense: jax.Array | None) -> jax.Array:
-        attention, ffn = sublayer_outputs(block, x, config)
+        out = decoder.ffn(block, x, config)
         if dense is None:
-            return attention + ffn
-        drift = dense.astype(jnp.float32) - (x + attention + ffn).astype(jnp.float32)
-        return (attention + ffn + share * drift).astype(x.dtype)
+            return out
+        drift = dense.astype(jnp.float32) - (x + out).astype(jnp.float32)
+        return (out + share * drift).astype(x.dtype)
 
     return devices.divided(own, whole=2)(block, share, x, dense)
 
 
-@functools.partial(jax.jit, static_argnames=("at", "count"))
-def part(batch: Lesson, at: int, count: int) -> Lesson:
-    """Part `at` of `count` of a batch. Each device takes a part of its own sequences."""
-    return devices.divided(lambda own: jax.tree.map(lambda array: array[at::count], own))(batch)
+@functools.partial(jax.jit, static_argnames="count")
+def deal(batches: list[Lesson], count: int) -> tuple[Lesson, ...]:
+    """Deal the tokens of `batches`, whose arrays are `[B, T, ...]`, into `count` lessons `[M, ...]`.
+
+    Each device deals its own tokens: of every `count` consecutive tokens, each lesson gets one at random.
+    Zeros, which weigh nothing, fill up the lessons.
+    """
+
+    def own(batches: list[Lesson]) -> tuple[Lesson, ...]:
+        tokens = sum(lesson.weights.size for lesson in batches)
+        rows = -(-tokens // count)
+        turns = jax.random.randint(jax.random.key(0), (rows, 1), 0, count)
+        turns = (turns + jnp.arange(count)) % count
+
+        def dealt(*arrays: jax.Array) -> jax.Array:
+            flat = jnp.concatenate([array.reshape(-1, *array.shape[2:]) for array in arrays])
+            flat = jnp.pad(flat, [(0, rows * count - tokens), *[(0, 0)] * (flat.ndim - 1)])
+            table = flat.reshape(rows, count, *flat.shape[1:])
+            return jnp.take_along_axis(table, turns.reshape(*turns.shape, *[1] * (flat.ndim - 1)), axis=1)
+
+        table = jax.tree.map(dealt, *batches)
+        return tuple(jax.tree.map(lambda array, at=at: array[:, at], table) for at in range(count))
+
+    return devices.divided(own)(batches)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def error(tensors: Block, fixed: Block, lesson: Lesson, config: ModelConfig) -> jax.Array:
-    """Half the squared distance of a layer's output from the target, `[B, T]`, times the square of the
-    token's weight. The layer has the `tensors` that learn and those that are `fixed`."""
+def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: ModelConfig) -> jax.Array:
+    """The error `[M]` of an FFN with these `tensors` at each token, times the square of the token's weight.
+    With the `metric [D, D]` of its output it is in nats; without one it is half the squared distance from the
+    target."""
 
-    def own(tensors: Block, fixed: Block, lesson: Lesson) -> jax.Array:
-        outputs = sublayer_outputs(fixed | tensors, lesson.x, config)
-        off = sum(out.astype(jnp.float32) for out in outputs) - lesson.target.astype(jnp.float32)
-        return lesson.weights**2 * jnp.sum(off * off, axis=-1) / 2
+    def own(tensors: Block, metric: jax.Array | None, lesson: Lesson) -> jax.Array:
+        out = decoder.ffn(tensors, lesson.x, config)
+        off = lesson.weights[:, None] * (out.astype(jnp.float32) - lesson.target.astype(jnp.float32))
+        counted = off if metric is None else linalg.matmul(off, metric)
+        return jnp.sum(counted * off, axis=1) / 2
 
-    return devices.divided(own, whole=2)(tensors, fixed, lesson)
+    return devices.divided(own, whole=2)(tensors, metric, lesson)
 
 
 class Learning(NamedTuple):
-    """The state of learning: tensors in float32, and Adam's moments of them."""
+    """The state of learning: an FFN's tensors in float32, and Adam's moments of them."""
 
     tensors: Block
     adam: Any
 
 
 def begin(tensors: Block) -> Learning:
-    """The state before learning, of `tensors` in float32."""
+    """The state before learning, of an FFN's `tensors` in float32."""
     return Learning(tensors, ADAM.init(tensors))
-
-
-def alive(tensors: Block, axes: dict[str, str]) -> dict[str, jax.Array]:
-    """Which units have output weights that are not all zero, `[N]` and `[F]` (of experts, `[X, F]`), by axis.
-    `axes` are those of the `tensors`."""
-    found = {}
-    for sublayer, axis in UNIT_AXES.items():
-        if (name := OUTPUTS[sublayer]) in tensors:
-            inner = range(axes[name].index(axis) + 1, len(axes[name]))
-            found[axis] = jnp.any(tensors[name] != 0, axis=tuple(inner))
-    return found
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def learn(
-    state: Learning, fixed: Block, lesson: Lesson, learning_rate: jax.Array, config: ModelConfig
+    state: Learning, lesson: Lesson, metric: jax.Array | None, learning_rate: jax.Array, config: ModelConfig
 ) -> Learning:
-    """The state after a step. Units whose output weights are all zero are removed ones, and stay as they
-    are."""
+    """The state after a step. Neurons whose output weights are all zero only fill up a width, and stay as
+    they are."""
 
     def mean(tensors: Block) -> jax.Array:
-        return jnp.mean(error(tensors, fixed, lesson, config))
+        return jnp.mean(error(tensors, lesson, metric, config))
 
     slopes = jax.grad(mean)(state.tensors)
+    alive = jnp.any(state.tensors["down"] != 0, axis=-1)
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
-    for axis, living in alive(state.tensors, axes).items():
-        for name in [name for name in slopes if axis in axes[name]]:
-            slopes[name] = slopes[name] * along(axis, living, axes[name])
+    slopes = {
+        name: slope * along("F", alive, axes[name]) if "F" in axes[name] else slope
+        for name, slope in slopes.items()
+    }
     updates, adam = ADAM.update(slopes, state.adam)
 
     def move(old: jax.Array, update: jax.Array) -> jax.Array:
@@ -183,67 +177,56 @@ def learn(
     return Learning(jax.tree.map(move, state.tensors, updates), adam)
 
 
-def learn_from(tensors: Block, fixed: Block, batches: Sequence[Lesson], plan: Plan) -> Learnt:
-    """Train the `tensors` of a layer, whose others are `fixed`, in the plan's passes over `batches`, on
-    devices or on disk, each of which is a few lessons. They stay as they were if the error of lessons from
-    all over the text has not fallen."""
-    parts = [
-        (index, at, count)
-        for index, batch in enumerate(batches)
-        for count in [lesson_count(*batch.weights.shape)]
-        for at in range(count)
-    ]
-
-    def lesson(number: int) -> Lesson:
-        index, at, count = parts[number]
-        return devices.settle(part(devices.place(jax.tree.map(jnp.asarray, batches[index])), at, count))
-
-    def judged(tensors: Block) -> float:
-        some = range(0, len(parts), -(-len(parts) // JUDGED_LESSONS))
-        return float(np.mean([jnp.mean(error(tensors, fixed, lesson(one), plan.config)) for one in some]))
-
+def learn_from(tensors: Block, lessons: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
+    """Train an FFN's `tensors` in the plan's passes over `lessons`. They stay as they were if the error on
+    the first lesson has not fallen."""
     types = {name: array.dtype for name, array in tensors.items()}
     state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
+
+    def lesson(index: int) -> Lesson:
+        return devices.settle(devices.place(jax.tree.map(jnp.asarray, lessons[index])))
+
+    def judged(tensors: Block) -> float:
+        return float(jnp.mean(error(tensors, lesson(0), metric, plan.config)))
+
     before, rng = judged(tensors), np.random.default_rng(plan.seed)
-    order = [number for _ in range(plan.passes) for number in rng.permutation(len(parts))]
-    for step, number in enumerate(order):
+    order = [index for _ in range(plan.passes) for index in rng.permutation(len(lessons))]
+    for step, index in enumerate(order):
         pace = rate(jnp.float32(step), jnp.float32(len(order)))
-        state = devices.settle(learn(state, fixed, lesson(number), pace, plan.config))
+        state = devices.settle(learn(state, lesson(index), metric, pace, plan.config))
     learnt = {name: array.astype(types[name]) for name, array in state.tensors.items()}
     after = judged(learnt)
     return Learnt(learnt, before, after) if after < before else Learnt(tensors, before, before)
 
 
-def lesson_count(sequences: int, length: int) -> int:
-    """How many lessons there are in a batch of so many `sequences` of a `length`."""
-    each = devices.count() * max(1, LESSON_TOKENS // (devices.count() * length))
-    return -(-sequences // each)
-
-
 class Text(NamedTuple):
-    """What a layer learns from, in batches, on devices or on disk: residuals `x [B, T, D]` of the pruned
-    model before it, of which the first `real` sequences count, and those of the dense model after it, if they
-    are followed."""
+    """What an FFN learns from, in batches, on devices or on disk: residuals `x [B, T, D]` of the pruned model
+    before it, of which the first `real` sequences count, and those of the dense model after it, if they are
+    followed."""
 
     x: list[Any]
     dense: list[Any] | None
     real: list[int]
 
 
-def batches_of(block: Block, text: Text, plan: Plan) -> list[Lesson]:
-    """The batches to learn from the dense layer `block`, whose residuals are those of `text` itself."""
-    shapes = [(x, jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)) for x in text.x]
-    made: list[Any] = plan.scratch.empty(shapes) if plan.scratch else []
-    for index, real in enumerate(text.real):
+def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
+    """Lessons from the FFN of the dense `block`. All tokens weigh the same if `even`, else as
+    `stream.token_weights` says."""
+
+    def batch(index: int) -> Lesson:
         arrays = (text.x[index], None if text.dense is None else text.dense[index])
         x, dense = devices.place(jax.tree.map(jnp.asarray, arrays))
         aim = devices.settle(target(block, x, dense, jnp.float32(plan.share), plan.config))
-        weights = stream.token_weights(x, jnp.int32(real), even=False)
-        if plan.scratch:
-            made[index][0][...], made[index][1][...] = aim, weights
-        else:
-            made.append((aim, weights))
-    return [Lesson(x, *more) for x, more in zip(text.x, made, strict=True)]
+        return Lesson(x, aim, stream.token_weights(x, jnp.int32(text.real[index]), even))
+
+    count, lessons = len(text.x), []
+    groups = -(-count // MIXED_BATCHES)
+    for group in range(groups):
+        mixed = [batch(index) for index in range(group, count, groups)]
+        number = max(1, round(sum(lesson.weights.size for lesson in mixed) / LESSON_TOKENS))
+        dealt = devices.settle(deal(mixed, number))
+        lessons += plan.scratch.keep(dealt) if plan.scratch else dealt
+    return lessons
 
 
 def width_for(kept: int, config: ModelConfig) -> int:
@@ -251,22 +234,23 @@ def width_for(kept: int, config: ModelConfig) -> int:
     return next(width for width in bucket_widths(config.dense_shape.ffn) if width >= kept)
 
 
-def reconstructed(pruned: Block, block: Block, rank: jax.Array, kept: int, text: Text, plan: Plan) -> Learnt:
-    """What the `pruned` layer has learnt, in dense shapes.
+def reconstructed(
+    pruned: Block, block: Block, rank: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
+) -> Learnt:
+    """What the FFN of the `pruned` block has learnt, in dense shapes.
 
     `block` is the dense one. The `kept` neurons of lowest `rank [F]`, of every expert `[X, F]`, are left.
+    `metric [D, D]` is that of the FFN's output.
     """
-    config, axes = plan.config, plan.axes
+    config = plan.config
     chosen = jnp.argsort(rank, axis=-1)[..., : width_for(kept, config)]
-    small = {
-        tensor.name: taken(pruned[tensor.name], chosen, "F", tensor.axes)
-        if "F" in tensor.axes
-        else pruned[tensor.name]
-        for tensor in config.tensors
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
+    tensors = {
+        name: taken(pruned[name], chosen, "F", own) if "F" in own else pruned[name]
+        for name, own in axes.items()
     }
-    small = devices.spread(small, config.hidden)
-    fixed = {name: array for name, array in small.items() if name not in axes}
-    learnt = learn_from({name: small[name] for name in axes}, fixed, batches_of(block, text, plan), plan)
+    lessons = lessons_of(block, text, metric is not None, plan)
+    learnt = learn_from(devices.spread(tensors, config.hidden), lessons, metric, plan)
 
     def put_back(name: str) -> jax.Array:
         own, new = axes[name], learnt.tensors[name]

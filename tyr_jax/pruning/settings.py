@@ -60,7 +60,7 @@ class PruningSettings:
     """Drift is how far the pruned sites before a site have moved the residual stream away from the dense
     model's. The last pruning corrects this share of it; 0 corrects none (as in the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
-    """Passes over the calibration text that train what is left of each layer, as soon as it is pruned to the
+    """Passes over the calibration text that train what is left of each FFN, as soon as it is pruned to the
     distribution found. The first 4 bring most of the gain; 0 skips this (as in the paper)."""
     damping: float = 0.01
     """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
@@ -133,7 +133,7 @@ class PruningSettings:
             )
         if self.reconstruct:
             raise UserError(
-                "--reconstruct cannot train layers that have lost experts: drop it, or --expert-unit expert"
+                "--reconstruct cannot train FFNs that have lost experts: drop it, or --expert-unit expert"
             )
         return True
 

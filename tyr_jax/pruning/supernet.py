@@ -33,8 +33,8 @@ class Supernet:
 
     Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites have
     a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
-    `damping [2, L]`. After reconstruction, `learnt` has the other tensors of each layer in dense shapes (None
-    for layers that were not reconstructed).
+    `damping [2, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
+    (None for those that were not).
     """
 
     attn_out: jax.Array

@@ -56,7 +56,7 @@ class Pruned:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """All that a run found for a target. `rounds` has a record per round. `reconstructed` is the model found,
-    with its remaining weights trained, if that was requested."""
+    with its remaining FFN weights trained, if that was requested."""
 
     run: Run
     dense: Dense
@@ -115,7 +115,7 @@ def realise(
     was found (None where none was built).
 
     The model keeps as many parameters as the search found: given `heads [L, U]`, it keeps the heads of lowest
-    rank there. The remaining weights are reconstructed in `passes` passes over the text, if any.
+    rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
 
     Raises:
         UserError: the pruner keeps other heads than `heads` says.
@@ -158,7 +158,7 @@ def realise(
 def reconstructed(
     run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, heads: np.ndarray | None = None
 ) -> Pruned | None:
-    """The model of `realise`, pruned once more with its remaining weights reconstructed; None unless that
+    """The model of `realise`, pruned once more with its remaining FFN weights reconstructed; None unless that
     was requested."""
     passes = run.settings.pruning.reconstruct
     return realise(run, dense, kept, grid, "reconstructed", heads, passes) if passes else None

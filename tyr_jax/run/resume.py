@@ -4,8 +4,8 @@ It saves every group of sequences that the model writes itself, every finished b
 descent step and generation of a search, every round, and the dense model's predictions. All random draws are
 functions of the seed and of how far the work has got. So an interrupted run ends like an uninterrupted one:
 bit for bit on the same number of devices, and up to rounding on another number, because slices then have
-other sizes. (With `--reconstruct`, up to other steps of training, because a step takes at least one sequence
-for every device.)
+other sizes. (With `--reconstruct`, up to other steps of training, because each device deals its own tokens to
+the steps.)
 
 Each part of the work has its part of the store, which is cleared once the part's result is saved.
 """
@@ -183,7 +183,7 @@ def load_fold(
     store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
 ) -> Fold | None:
     """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
-    With `scratch`, residuals are on disk. A fold that `learns` also has what each layer has learnt."""
+    With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt."""
     kept = load_residual(store, scratch)
     if kept is None:
         return None
@@ -204,7 +204,7 @@ def load_fold(
 
 
 def load_learnt(store: Store, layer: int, scratch: Scratch | None) -> Learnt | None:
-    """What a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
+    """What the FFN of a layer has learnt, on disk with `scratch`; None if it had nothing to learn."""
     saved = store.load(f"learnt-{layer}", records.LEARNT_FACTS)
     if saved is None:
         return None

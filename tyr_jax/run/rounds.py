@@ -70,8 +70,8 @@ def fold(
 ) -> Supernet:
     """Build the supernet of `grid` on the calibration text, and show progress. `store` keeps its finished
     blocks. `heads` are the ranks `[L, U]` of attention's units where they are settled. Sites correct the
-    fraction `drift` of the gap to the dense residual stream, and layers are reconstructed in `passes`
-    passes over the text."""
+    fraction `drift` of the gap to the dense residual stream, and FFNs are reconstructed in `passes` passes
+    over the text."""
     model = dense.model
     with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
         dtype = model.params["blocks"]["o"].dtype

@@ -356,7 +356,7 @@ class InputFacts(TypedDict):
 
 
 class LearntFacts(TypedDict):
-    """Mean error per token of a layer on its first lesson, before and after its reconstruction."""
+    """Mean error per token of a layer's FFN on its first lesson, before and after its reconstruction."""
 
     before: float
     after: float
