@@ -137,9 +137,9 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         lessons = lesson_bytes(load)
         # The residuals to mix are counted elsewhere; their targets are not. The output counts as lessons.
         mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
-        # The tensors as they were before training are also in memory.
+        # The tensors as they were before training are also in memory, in the model's type.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) - bytes_of(lesson)) / n
+        working += (bytes_of(tensors) * itemsize / FLOAT - bytes_of(lesson)) / n
         planned = reconstruction_working(load)
         rows.append(Working("ffn: reconstruction", planned, lessons + max(mixed, working)))
     return rows

@@ -28,6 +28,7 @@ from scipy.stats import wilcoxon
 
 from tyr_jax.cli import command
 from tyr_jax.components import find
+from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.problems import Problem, load_problem, problem_names, stack_problems, synthetic_problem
 from tyr_jax.search.contract import Search, SearchSpace
@@ -201,14 +202,31 @@ held_out = jax.jit(jax.vmap(lambda problem, levels: problem.held_out(levels)))
 """The objective `[R, ...]` on the held-out text of each of R problems, of levels `[R, ..., 2, L]`."""
 
 
+def check_budget(search: Search, problems: Problem, levels: np.ndarray) -> None:
+    """Check the `levels [R, G, 2, L]` that a search has found on stacked problems after each generation.
+
+    Raises:
+        UserError: some do not meet the budget; names the search.
+    """
+    for index, found in enumerate(levels):
+        budget = jax.tree.map(lambda leaf, at=index: np.asarray(leaf[at]), problems.space.budget)
+        if not budget.allows(found).all():
+            raise UserError(f"{search.name} has found levels that do not meet the budget")
+
+
 def run(search: Search, problems: Problem, key: int, budget: int) -> Curves:
-    """Run a search on stacked problems, each with a key of its own."""
+    """Run a search on stacked problems, each with a key of its own.
+
+    Raises:
+        UserError: the search does not keep to the budget.
+    """
     runs = len(problems.start)
     keys = jax.random.split(jax.random.key(key), runs)
     compiled = search_many.lower(search, keys, problems).compile()
     began = time.monotonic()
     levels = jax.block_until_ready(compiled(keys, problems).levels)
     seconds = (time.monotonic() - began) / runs
+    check_budget(search, problems, np.asarray(levels))
     values = np.asarray(held_out(problems, levels))
     start = np.asarray(held_out(problems, problems.start[:, None]))
     cost = generation_tokens(search, first_of(problems).space)

@@ -44,12 +44,21 @@ from tyr_jax.recovery.train import Training as Training
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, PruningPlan, RecoverResult, TaskScores
 from tyr_jax.run import export, prune, recover
 from tyr_jax.run.export import GgufSettings, Quantize, default_path
-from tyr_jax.run.models import AnyModel, GivenModel, load, load_shown
+from tyr_jax.run.models import AnyModel, Computation, GivenModel, load, load_shown
 from tyr_jax.runtime.devices import in_use, steady_virtual_devices
 from tyr_jax.scoring.objective import Objective as Objective
 from tyr_jax.search.contract import Search as Search
 from tyr_jax.search.evolution import Evolution as Evolution
-from tyr_jax.settings import COMPONENTS, PRESET_NAMES, PRESETS, Preset, Settings, validate, with_components
+from tyr_jax.settings import (
+    COMPONENTS,
+    PRESET_NAMES,
+    PRESETS,
+    ComputeType,
+    Preset,
+    Settings,
+    validate,
+    with_components,
+)
 from tyr_jax.settings import Rounds as Rounds
 from tyr_jax.workspace.job import Request
 from tyr_jax.workspace.progress import Progress
@@ -272,6 +281,7 @@ def evaluate_model(
     bos: bool | None = TextChoice.bos,
     chat_template: bool | None = TextChoice.chat_template,
     trust_record: bool = TextChoice.trust_record,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> Perplexities: ...
 @overload
@@ -282,6 +292,7 @@ def evaluate_model(
     num_fewshot: int | None = None,
     limit: int | None = None,
     data_dir: str | Path | None = None,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> TaskScores: ...
 def evaluate_model(
@@ -297,6 +308,7 @@ def evaluate_model(
     num_fewshot: int | None = None,
     limit: int | None = None,
     data_dir: str | Path | None = None,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> Perplexities | TaskScores:
     """Measure a model's quality, as `python -m tyr_jax.evaluate` does: perplexity on texts, or task metrics.
@@ -314,6 +326,7 @@ def evaluate_model(
         num_fewshot: examples before a question (default: the task's own number).
         limit: at most this many questions of each task (default: all).
         data_dir: where the tasks' datasets are, each under its name on the hub (default: the hub).
+        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
         progress: show progress.
 
     Raises:
@@ -341,21 +354,33 @@ def evaluate_model(
             "data_dir": data_dir,
         },
     )
+    dtype = _computed(compute_dtype)
     if not asked.tasks:
-        return _perplexities(given, texts, shown)
+        return _perplexities(given, texts, dtype, shown)
     if texts != TextChoice():
         raise UserError("tasks have text of their own; leave out what is said of texts")
     with in_use(), shown:
-        return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown), shown))
+        return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown, dtype), shown))
 
 
-def _perplexities(given: GivenModel, texts: TextChoice, progress: Progress) -> Perplexities:
+def _computed(compute_dtype: ComputeType) -> ComputeType:
+    """The type in which a model is computed.
+
+    Raises:
+        UserError: there is no such type.
+    """
+    return with_options(Computation(), {"compute_dtype": compute_dtype}).compute_dtype
+
+
+def _perplexities(
+    given: GivenModel, texts: TextChoice, dtype: ComputeType, progress: Progress
+) -> Perplexities:
     """Perplexities of a model on texts."""
     made = provenance_of(*given.records())
     texts = dataclasses.replace(texts, trust_record=texts.trust_record or given.made_here)
     spec = perplexity.data_spec(texts, given.name, made)
     with in_use(), progress:
-        measured = perplexity.perplexities(load_shown(given, progress), spec, made, progress)
+        measured = perplexity.perplexities(load_shown(given, progress, dtype), spec, made, progress)
     return Perplexities(given.name, measured)
 
 
@@ -369,6 +394,7 @@ def generate_text(
     temperature: float = Sampling.temperature,
     top_k: int = Sampling.top_k,
     top_p: float = Sampling.top_p,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> list[str]:
     """Continue text, as `python -m tyr_jax.generate` does, several prompts together.
@@ -382,6 +408,7 @@ def generate_text(
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: sample from this many likeliest tokens; 0 means all.
         top_p: sample from the likeliest tokens that together have this probability.
+        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
         progress: show progress while the model is loaded.
 
     Returns:
@@ -394,7 +421,7 @@ def generate_text(
     asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     continuation.validate(texts, asked)
-    return continuation.continued(_load(model, progress), texts, asked)
+    return continuation.continued(_load(model, compute_dtype, progress), texts, asked)
 
 
 def stream_text(
@@ -407,6 +434,7 @@ def stream_text(
     temperature: float = Sampling.temperature,
     top_k: int = Sampling.top_k,
     top_p: float = Sampling.top_p,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> Iterator[str]:
     """Continue a text, and yield each piece as soon as it is there. Arguments as for `generate_text`.
@@ -417,7 +445,7 @@ def stream_text(
     sampling = Sampling(temperature, top_k, top_p)
     asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
     continuation.validate([prompt], asked)
-    return continuation.streamed(_load(model, progress), prompt, asked)
+    return continuation.streamed(_load(model, compute_dtype, progress), prompt, asked)
 
 
 def _continuation(sampling: Sampling, **options: Any) -> ContinuationSettings:
@@ -429,10 +457,11 @@ def _continuation(sampling: Sampling, **options: Any) -> ContinuationSettings:
     return with_options(ContinuationSettings(), options | vars(sampling))
 
 
-def _load(model: AnyModel, progress: bool) -> LoadedModel:
+def _load(model: AnyModel, compute_dtype: ComputeType, progress: bool) -> LoadedModel:
     """Load a model, with or without showing progress."""
+    dtype = _computed(compute_dtype)
     with Progress(quiet=not progress) as shown:
-        return load_shown(GivenModel(model), shown)
+        return load_shown(GivenModel(model), shown, dtype)
 
 
 def export_model(
@@ -476,6 +505,7 @@ def benchmark_model(
     tokens: int = Cases.tokens,
     repeats: int = Cases.repeats,
     llama_cpp: bool = Cases.llama_cpp,
+    compute_dtype: ComputeType = Computation.compute_dtype,
     progress: bool = True,
 ) -> Benchmark:
     """Measure how much faster a pruned model is, as `python -m tyr_jax.benchmark` does.
@@ -490,6 +520,7 @@ def benchmark_model(
         tokens: tokens to generate in a timing.
         repeats: repeat each timing this many times and take the median.
         llama_cpp: compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`.
+        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
         progress: show progress.
 
     Raises:
@@ -498,12 +529,13 @@ def benchmark_model(
     options = {"prompts": prompts, "batches": batches, "tokens": tokens, "repeats": repeats}
     cases = with_options(Cases(), options | {"llama_cpp": llama_cpp})
     benchmark.validate(cases)
+    dtype = _computed(compute_dtype)
     given = dict(zip(MODELS, map(GivenModel, (dense, pruned)), strict=True))
     models = {}
     with Progress(quiet=not progress) as shown:
         with shown.stage("load models", len(given), "models") as stage:
             for name, one in given.items():
-                models[name] = load(one)
+                models[name] = load(one, dtype)
                 stage.advance()
         timings = benchmark.measure(models, cases, shown)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"

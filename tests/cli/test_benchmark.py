@@ -50,6 +50,16 @@ def test_every_case_has_its_rows(
     assert f"written to {output}" in shown
 
 
+def test_half_precision_halves_the_cache(pruned: Path, tiny_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    few = ["--prompts", "16", "--batches", "1", "--tokens", "1", "--repeats", "1", "--output", str(output)]
+    benchmark.main([str(tiny_model), str(pruned), *few, "--compute-dtype", "bfloat16"])
+    result = json.loads(output.read_text())
+    kv_heads = sum(layer.kv_heads for layer in load_model(str(pruned)).config.layers)
+    assert result["sizes"]["pruned"]["cache_bytes_per_token"] == 2 * 2 * 8 * kv_heads
+    assert all(row["limit"] > 1 for row in result["rows"])
+
+
 def test_figures_lie_in_the_pruned_models_directory(pruned: Path, tiny_model: Path) -> None:
     few = ["--prompts", "16", "--batches", "1", "--tokens", "1", "--repeats", "1"]
     benchmark.main([str(tiny_model), str(pruned), *few])
@@ -79,7 +89,7 @@ def test_limits_by_hand(tiny_config: Callable[..., ModelConfig]) -> None:
     assert prefill_flops(config, 2) == 2 * token + 2 * 32 * 96
     blocks = 3 * (32 * 8 * 12 + 3 * 32 * 48 + 2 * 32)
     weights = 4 * (blocks + 32 * 96 + 32)
-    assert read_bytes(config, 10, 2) == weights + 2 * 10 * 3 * 2 * 2 * 8 * 4
+    assert read_bytes(config, 10, 2, 4) == weights + 2 * 10 * 3 * 2 * 2 * 8 * 4
 
 
 @pytest.mark.parametrize(

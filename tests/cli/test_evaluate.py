@@ -51,6 +51,12 @@ def test_a_pruned_model_measures_as_it_did(pruned: Path, measure: Measure) -> No
     assert (row["text"], row["windows"], row["length"], row["bos"]) == ("words.txt", 4, 32, True)
 
 
+def test_half_precision(pruned: Path, measure: Measure) -> None:
+    (exact,), (rounded,) = measure(pruned), measure(pruned, "--compute-dtype", "bfloat16")
+    assert rounded["perplexity"] == pytest.approx(exact["perplexity"], rel=0.02)
+    assert rounded["perplexity"] != exact["perplexity"]
+
+
 def test_from_another_folder_and_with_rounded_weights(
     tiny_arguments: list[str],
     tiny_text: Path,

@@ -40,6 +40,13 @@ def test_one_prompt(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == continued(load_model(str(pruned)), PROMPT, 12) + "\n"
 
 
+def test_half_precision(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cache is in the same type as the weights."""
+    generate.main([str(pruned), PROMPT, "--max-tokens", "12", "--compute-dtype", "bfloat16"])
+    model = load_model(str(pruned), jnp.bfloat16)
+    assert capsys.readouterr().out == continued(model, PROMPT, 12) + "\n"
+
+
 def test_several_prompts(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate.main([str(pruned), PROMPT, "other", "--max-tokens", "6"])
     model = load_model(str(pruned))

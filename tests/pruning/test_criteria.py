@@ -13,7 +13,7 @@ from tyr_jax.pruning.keep import Keep
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.osscar import OSSCAR
 from tyr_jax.pruning.registry import PRUNERS, SALIENCIES
-from tyr_jax.pruning.saliency import Saliency, check_saliency
+from tyr_jax.pruning.saliency import Saliency, TaylorSaliency, check_saliency
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, check_pruner, prune_site
 
@@ -52,6 +52,30 @@ def test_units_leave_in_the_order_worked_by_hand(saliency: Saliency, order: list
         rows = np.zeros((4, 1))
         rows[order[4 - kept :]] = 1
         np.testing.assert_array_equal(found.weights[level], (weight * rows).astype(np.float32))
+
+
+def gram_for(hessian: np.ndarray) -> np.ndarray:
+    """The XᵀX that damping turns into `hessian`."""
+    return hessian - DAMPING / (1 + DAMPING) * np.diag(hessian).mean() * np.eye(len(hessian))
+
+
+def test_the_exact_rise_of_the_error_worked_by_hand() -> None:
+    """ZipLM. A unit costs W² / 2[Hs⁻¹]: 1 · 3/4, 0.81 · 3/4 and 1.21 · 1/2. So the third leaves first, though
+    its weight is the largest, and then the second, for which the first makes up by half of its weight."""
+    hessian = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
+    site = site_of(gram_for(hessian), np.array([[1.0], [0.9], [1.1]]), [1, 2], 3, saliency=TaylorSaliency())
+    found = pruned(site, OBS())
+    assert np.asarray(found.rank).tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found.weights[..., 0], [[1.45, 0, 0], [1, 0.9, 0]], rtol=1e-5, atol=1e-6)
+
+
+def test_an_exchange_worked_by_hand() -> None:
+    """OSSCAR. The first unit's own weight is small, so the greedy pass removes it, and the second
+    stays. But alone the first keeps most: G = Hs W is 1.24, 1.06 and 0.96, and a unit keeps its square."""
+    hessian = np.array([[1.0, 0.6, 0.6], [0.6, 1.0, 0.0], [0.6, 0.0, 1.0]])
+    site = site_of(gram_for(hessian), np.array([[0.1], [1.0], [0.9]]), [1], 3)
+    for pruner, expected in ((OBS(), [0, 1.06, 0]), (OSSCAR(), [1.24, 0, 0])):
+        np.testing.assert_allclose(pruned(site, pruner).weights[0, :, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_unit_counts_by_the_mean_of_its_channels() -> None:

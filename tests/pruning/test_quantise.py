@@ -42,6 +42,17 @@ def test_zeros_worked_by_hand() -> None:
     np.testing.assert_allclose(found, np.array([[0, -5], [2, 4], [-3, 0], [0, 0], [0.1, 0], [0.2, 0]]))
 
 
+def test_compensation_worked_by_hand() -> None:
+    # With a step of 1, 1.4 becomes 1. In Hs⁻¹ of the first two channels, -1/3 stands beside 2/3, so the
+    # second makes up for half of the 0.4: 2.4 + 0.2 is rounded to 3. The third has nothing to do with them.
+    hessian = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
+    gram = hessian - DAMPING / (1 + DAMPING) * np.diag(hessian).mean() * np.eye(3)
+    weight = jnp.array([[1.4], [2.4], [3.0]])
+    found = compensated(weight, jnp.asarray(gram, jnp.float32), Integers(bits=3))
+    np.testing.assert_allclose(found[:, 0], [1, 3, 3], rtol=1e-6)
+    np.testing.assert_allclose(rounded(weight, Integers(bits=3))[:, 0], [1, 2, 3], rtol=1e-6)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_error_is_at_most_half_a_step(bits: int) -> None:
     weight = np.random.default_rng(0).normal(size=(70, 5)).astype(np.float32)

@@ -145,7 +145,6 @@ def test_what_does_not_help_is_not_kept(world: World, monkeypatch: pytest.Monkey
     or NaN."""
     for peak in (1e5, 1e30):
         monkeypatch.setattr(reconstruction, "RATE", peak)
-        reconstruction.learn.clear_cache()
         learnt = world.learn(passes=2)
         assert learnt.after == learnt.before
         for name, array in learnt.tensors.items():
@@ -209,7 +208,9 @@ def whole(tiny_config: Callable[..., ModelConfig]) -> Whole:
             on_block=lambda fold: residuals.append(np.array(fold.residual[0])),
         )
 
-    return Whole(config, params, build(0), build(10), text, residuals)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, "LESSON_TOKENS", 2 * LENGTH)
+        return Whole(config, params, build(0), build(10), text, residuals)
 
 
 def test_a_model_learns_layer_by_layer(whole: Whole) -> None:

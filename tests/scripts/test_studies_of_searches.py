@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from script_tables import SCRIPTS, Rows
 
-from tyr_jax.problems import load_problem
+from tyr_jax.errors import UserError
+from tyr_jax.problems import load_problem, stack_problems, synthetic_problem
 from tyr_jax.problems.fit import Scores, errors_of
+from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.registry import SEARCHES
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +61,23 @@ def test_a_measured_problem_is_compared_and_drawn(
     pictures = runpy.run_path(str(SCRIPTS / "pictures.py"))
     pictures["draw_curves"](json.loads(results.read_text()), tmp_path)
     assert "smooth" in (tmp_path / "comparison.svg").read_text()
+
+
+def test_levels_above_the_budget_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    check = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["check_budget"]
+    problems = stack_problems([synthetic_problem(seed, depth=4) for seed in range(2)])
+    levels = np.array(problems.start)[:, None].repeat(3, axis=1)
+    check(Evolution(), problems, levels)
+    levels[1, 2, 0, 0] += 1
+    with pytest.raises(UserError, match="evolution has found levels that do not meet the budget"):
+        check(Evolution(), problems, levels)
+
+
+def test_every_search_has_settings_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    settings = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["SETTINGS"]
+    assert {name.split()[0] for name in settings} == set(SEARCHES)
 
 
 def test_searches_are_compared_on_a_model(

@@ -21,7 +21,8 @@ from tyr_jax.evaluation.benchmark import Cases
 from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
 from tyr_jax.results import Benchmark, claimed_benchmark, update_reports
-from tyr_jax.run.models import NamedModel
+from tyr_jax.run.models import Computation, NamedModel
+from tyr_jax.settings import ComputeType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class BenchmarkSettings:
     """Timings of each, dense and pruned in turn; the median counts."""
     llama_cpp: bool = Cases.llama_cpp
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
+    compute_dtype: ComputeType = Computation.compute_dtype
+    """Type of weights and activations; `bfloat16` halves their memory and suits accelerators."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Where to write the figures as JSON (default: benchmark.json in the pruned model's directory)."""
     overwrite: bool = False
@@ -86,6 +89,7 @@ def measure(settings: BenchmarkSettings) -> Benchmark:
         tokens=settings.tokens,
         repeats=settings.repeats,
         llama_cpp=settings.llama_cpp,
+        compute_dtype=settings.compute_dtype,
     )
 
 

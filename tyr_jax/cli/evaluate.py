@@ -29,7 +29,8 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.results import Perplexities, TaskScores
-from tyr_jax.run.models import NamedModel
+from tyr_jax.run.models import Computation, NamedModel
+from tyr_jax.settings import ComputeType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ class EvaluateSettings:
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the tasks' datasets are, each under its name on the hub, such as DIR/allenai/ai2_arc (default:
     the hub)."""
+    compute_dtype: ComputeType = Computation.compute_dtype
+    """Type of weights and activations; `bfloat16` halves their memory and suits accelerators."""
     json: bool = False
     """Print JSON on stdout in place of the table."""
     family: command.Family = None
@@ -82,6 +85,7 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             data_dir=settings.data_dir,
+            compute_dtype=settings.compute_dtype,
         )
     return api.evaluate_model(
         model,
@@ -91,6 +95,7 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
         bos=settings.bos,
         chat_template=settings.chat_template,
         trust_record=settings.trust_record,
+        compute_dtype=settings.compute_dtype,
     )
 
 

@@ -21,7 +21,8 @@ from tyr_jax.cli import command
 from tyr_jax.evaluation.continuation import ContinuationSettings
 from tyr_jax.evaluation.generation import Sampling
 from tyr_jax.formatting import shown
-from tyr_jax.run.models import NamedModel
+from tyr_jax.run.models import Computation, NamedModel
+from tyr_jax.settings import ComputeType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class GenerateSettings:
     """Tokens to generate at most, for each prompt."""
     seed: int = ContinuationSettings.seed
     """Seed of the sampling; it has no effect at --temperature 0."""
+    compute_dtype: ComputeType = Computation.compute_dtype
+    """Type of weights and activations; `bfloat16` halves their memory and suits accelerators."""
     family: command.Family = None
     ignore_keys: command.IgnoredKeys = ()
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = dataclasses.field(default_factory=Sampling)
@@ -58,6 +61,7 @@ def run(settings: GenerateSettings) -> None:
         "chat": settings.chat,
         "max_tokens": settings.max_tokens,
         "seed": settings.seed,
+        "compute_dtype": settings.compute_dtype,
     }
     if len(settings.prompts) == 1:
         for piece in api.stream_text(model, settings.prompts[0], **options):

@@ -69,9 +69,10 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
     return length * block_flops(config, unit_counts(config), length) + head_flops(config)
 
 
-def read_bytes(config: ModelConfig, length: int, batch: int) -> float:
-    """Bytes of float32 weights and cache read to decode a token of each of `batch` sequences of `length`."""
-    return decode_bytes(config, 4) + batch * length * cache_bytes(config.layers, config.head_dim, 4)
+def read_bytes(config: ModelConfig, length: int, batch: int, itemsize: int) -> float:
+    """Bytes of weights and cache read to decode a token of each of `batch` sequences of `length`."""
+    cache = cache_bytes(config.layers, config.head_dim, itemsize)
+    return decode_bytes(config, itemsize) + batch * length * cache
 
 
 def decoding(params: Any, config: ModelConfig, start: Any, length: int, count: int) -> Callable[[], object]:
@@ -127,19 +128,21 @@ def llama_runs(sessions: dict[str, llama_cpp.Session], length: int, count: int) 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One of the cases: `engine` runs `batch` prompts of `length` tokens."""
+    """One of the cases: `engine` runs `batch` prompts of `length` tokens, in numbers of `itemsize` bytes."""
 
     engine: str
     length: int
     batch: int
+    itemsize: int
 
 
 def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -> list[Timing]:
     """Time one case: a timing of the prompt, and one of the tokens after it."""
     configs = {name: model.config for name, model in models.items()}
+    run = case.length, case.batch, case.itemsize
     limits = (
         {name: prefill_flops(config, case.length) for name, config in configs.items()},
-        {name: read_bytes(config, case.length, case.batch) for name, config in configs.items()},
+        {name: read_bytes(config, *run) for name, config in configs.items()},
     )
     units = (1.0, cases.tokens)
     timings = []
@@ -151,13 +154,20 @@ def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -
     return timings
 
 
+def computed_itemsize(model: LoadedModel) -> int:
+    """Bytes of a number while a model runs in JAX."""
+    return model.params["embed"].dtype.itemsize
+
+
 def sizes(models: Models) -> Sizes:
     """Parameters, bytes, and cache bytes per token of each model."""
     return {
         name: {
             "parameters": count_parameters(model.config)[1],
             "bytes": count_parameters(model.config)[1] * model.stored_dtype.itemsize,
-            "cache_bytes_per_token": cache_bytes(model.config.layers, model.config.head_dim, 4),
+            "cache_bytes_per_token": cache_bytes(
+                model.config.layers, model.config.head_dim, computed_itemsize(model)
+            ),
         }
         for name, model in models.items()
     }
@@ -177,10 +187,11 @@ def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
             )
     timings = []
     pairs = [(length, batch) for length in cases.prompts for batch in cases.batches]
+    itemsize = computed_itemsize(models["dense"])
     with progress.stage("JAX", len(pairs), "cases") as stage:
         for length, batch in pairs:
             runs = jax_runs(models, length, batch, cases.tokens)
-            timings += compare(runs, models, Case("JAX", length, batch), cases)
+            timings += compare(runs, models, Case("JAX", length, batch, itemsize), cases)
             stage.advance()
     return timings + (measure_in_llama_cpp(models, cases, progress) if cases.llama_cpp else [])
 
@@ -197,6 +208,6 @@ def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> li
         with progress.stage("llama.cpp", len(cases.prompts), "cases") as stage:
             for length in cases.prompts:
                 runs = llama_runs(sessions, length, cases.tokens)
-                timings += compare(runs, models, Case("llama.cpp", length, 1), cases)
+                timings += compare(runs, models, Case("llama.cpp", length, 1, 4), cases)
                 stage.advance()
     return timings

@@ -226,8 +226,9 @@ def reconstruction_need(load: Load) -> Need:
     config, settings, itemsize, n = load
     pruned, passes = last_pruning_need(load), settings.pruning.reconstruct
     kept, entering = 1 - min(settings.sparsity), entering_bytes(load)
-    # The dense FFN makes the targets, and the trained one makes the output. A step is three passes.
-    runs = 1 + kept + 3 * passes * kept
+    # The dense FFN makes the targets, and the trained one, still in dense shapes, the output. A step is three
+    # passes.
+    runs = 2 + 3 * passes * kept
     return pruned._replace(
         stage="reconstruction",
         weights=pruned.weights + (0 if settings.offload else learnt_bytes(config, itemsize) / n),

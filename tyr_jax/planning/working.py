@@ -110,12 +110,12 @@ def reconstruction_working(load: Load) -> float:
     kept = 1 - min(settings.sparsity)
     ffn = round(kept * sublayer_parameters(config, "ffn"))
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
-    state = 5 * FLOAT * ffn / n
+    state = (itemsize + 4 * FLOAT) * ffn / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
     lesson = -(-LESSON_TOKENS // n)
     learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
-    # Targets of the text that is mixed; residuals and targets concatenated, and in their new order.
-    mixing = 5 * mixed_tokens(load) * itemsize * config.hidden / n
+    # Targets of the text that is mixed (and residuals from disk); both concatenated, and in their new order.
+    mixing = (5 + settings.offload) * mixed_tokens(load) * itemsize * config.hidden / n
     return lesson_bytes(load) + max(mixing, learning)
 
 

@@ -163,7 +163,7 @@ def kept_masks(
 
 
 def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
-    """A block in dense shapes, with the pruned projections (and what FFNs have learnt) at levels
+    """A block in dense shapes, with the pruned projections (and what its FFN has learnt) at levels
     `distribution [2, L]`."""
     attention, ffn = distribution[:, layer]
     learnt = supernet.learnt[layer] if supernet.learnt else None

@@ -298,6 +298,7 @@ def fold_sites(
             learnt = reconstruct(block, site, fold, plan)
             pruned, weights = block | learnt.tensors, learnt.tensors[projection]
         fold = pass_on(kind, pruned, fold, units, config)
+        del units
         sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
         sites[RANK_FIELDS[kind]] = site.rank
         for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):

@@ -1,10 +1,13 @@
 """Fewer bits, or 2:4 zeros, for the matrices of a model, on top of pruning (paper, Table 7).
 
-A `Rule` says which values a matrix may have. `rounded` takes the nearest ones: round-to-nearest, or the
-largest two of every four. `compensated` goes through the input channels in order and lets the later ones
-make up for the error of each: the optimal brain surgeon's update in a fixed order, with the same Hessian
-`Hs = XᵀX + λI` as pruning. For integers, that is GPTQ (Frantar, Ashkboos, Hoefler and Alistarh, ICLR 2023);
-for zeros, SparseGPT (Frantar and Alistarh, ICML 2023).
+A `Rule` says which values a matrix may have. `rounded` takes the nearest ones: for integers, that is round-
+to-nearest, as in Nagel et al., "A White Paper on Neural Network Quantization", 2021; for zeros, the largest
+two of every four, as in Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021. `compensated` goes
+through the input channels in order and lets the later ones make up for the error of each: the optimal brain
+surgeon's update in a fixed order, with the same Hessian `Hs = XᵀX + λI` as pruning. For integers, that is
+Frantar, Ashkboos, Hoefler and Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", ICLR 2023; for zeros, Frantar and Alistarh, "SparseGPT: Massive Language Models Can be
+Accurately Pruned in One-Shot", ICML 2023.
 
 Axis letters here: `d_in` input channels, `D` outputs, `g` channels decided on together; `B` sequences,
 `T` tokens.

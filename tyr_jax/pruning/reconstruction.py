@@ -226,6 +226,7 @@ def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
         number = max(1, round(sum(lesson.weights.size for lesson in mixed) / LESSON_TOKENS))
         dealt = devices.settle(deal(mixed, number))
         lessons += plan.scratch.keep(dealt) if plan.scratch else dealt
+        del mixed, dealt  # before the next ones are made
     return lessons
 
 
@@ -249,8 +250,8 @@ def reconstructed(
         name: taken(pruned[name], chosen, "F", own) if "F" in own else pruned[name]
         for name, own in axes.items()
     }
-    lessons = lessons_of(block, text, metric is not None, plan)
-    learnt = learn_from(devices.spread(tensors, config.hidden), lessons, metric, plan)
+    tensors = devices.spread(tensors, config.hidden)
+    learnt = learn_from(tensors, lessons_of(block, text, metric is not None, plan), metric, plan)
 
     def put_back(name: str) -> jax.Array:
         own, new = axes[name], learnt.tensors[name]

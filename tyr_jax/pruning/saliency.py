@@ -55,8 +55,9 @@ class Saliency(Component):
 class TaylorSaliency(Saliency):
     """The terms of Eq. 4 that count, and how a unit of several channels combines them.
 
-    The default is the exact rise of the layer's error, as in ZipLM (Kurtic, Frantar, Alistarh 2023), which
-    measured best on held-out text; the paper's is `abs` and `channel`.
+    The default is the exact rise of the layer's error, which measured best on held-out text. It is that of
+    Kurtic, Frantar and Alistarh, "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS
+    2023. The paper's is `abs` and `channel`.
     """
 
     name: ClassVar[str] = "taylor"

@@ -1,9 +1,9 @@
 """Whole blocks: the layers that change the residual stream least are removed, as far as the budget goes.
 
 Men, Xu, Zhang, Wang, Wang and Jing, "ShortGPT: Layers in Large Language Models are More Redundant Than You
-Expect", 2024. Their block influence is 1 − the cosine of a block's input and output; here it is how
-much the outputs of the layer's two sites count, which the fold has measured: their share of the residual
-stream or, with `--metric fisher`, nats. A baseline that no search should lose to.
+Expect", 2024, arXiv 2403.03853. Their block influence is 1 − the cosine of a block's input and output; here
+it is how much the outputs of the layer's two sites count, which the fold has measured: their share of the
+residual stream or, with `--metric fisher`, nats. A baseline that no search should lose to.
 
 Axis letters: `L` layers, `E` levels.
 """

@@ -5,7 +5,8 @@ The first generation starts at the distribution of least `disturbance`, where ev
 these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
 to start from take the place of the last proposal, so that a bad estimate is left again.
 
-It was made for this project and has no paper. The nearest known method is sequential quadratic programming.
+It was made for this project and has no paper. The nearest known method is sequential quadratic
+programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
 
 Axis letters: `P` parts of a text, `Q` proposals, `L` layers, `E` levels.
 """

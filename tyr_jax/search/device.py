@@ -1,8 +1,9 @@
 """A whole search as one program on the device: `lax.scan` over generations, `vmap` over searches.
 
-Where the fitness is a JAX function, as that of a tabulated problem, nothing has to return to the host between
-generations. So hundreds of searches run side by side, each with a key and a problem of its own, and are
-divided among devices like any batch. The host's loop, for fitness that is not one program, is
+Where the fitness is a JAX function, as that of a tabulated problem, hundreds of searches run side by side,
+each with a key and a problem of its own, and are divided among devices like any batch. Nothing returns to the
+host between generations, except in searches that solve a dynamic programme: the host solves it, called from
+within the program. The host's loop, for fitness that is not one program, is
 `tyr_jax.search.loop`; both give the same result.
 
 Axis letters: `G` generations, `R` runs side by side, `L` layers.

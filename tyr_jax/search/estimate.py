@@ -3,6 +3,10 @@
 Costs are the relative errors that the fold has measured at each site's levels, weighted by the site's share
 of the residual stream, and added up (`tyr_jax.search.surrogate.estimated_start`). Only two candidates are
 scored, the start and this one, and the better one stays.
+
+It was made for this project and has no paper. The additive model, solved exactly, is that of Bercovich et
+al., "Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", ICML 2025, whose costs are measured on the
+whole model instead.
 """
 
 import dataclasses

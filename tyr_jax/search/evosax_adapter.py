@@ -7,7 +7,9 @@ less the squared distance from the start, and the levels of the largest sum with
 nine levels, these are nine times as many dimensions, and the cost of CMA-ES grows with their cube. Needs the
 extra `tyr-jax[search]`.
 
-Lange, "evosax: JAX-based Evolution Strategies", 2022.
+Lange, "evosax: JAX-based Evolution Strategies", 2022, arXiv 2212.04180. The default algorithm is CMA-ES:
+Hansen and Ostermeier, "Completely Derandomized Self-Adaptation in Evolution Strategies", Evolutionary
+Computation, 2001.
 
 Axis letters: `C` candidates, `L` layers, `E` levels.
 """
