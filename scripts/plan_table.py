@@ -26,7 +26,7 @@ ITEMSIZE = 2
 class Table:
     """What to plan."""
 
-    devices: tuple[int, ...] = (1, 4, 8, 32)
+    devices: tuple[int, ...] = (1, 4, 8, 16, 32)
     """Numbers of devices."""
     preset: Preset = "standard"
     """Preset for the sizes of the text and the schedule of the search."""
@@ -47,14 +47,19 @@ def main(table: Table) -> None:
     real = dataclasses.replace(settings.data, calibration=("builtin",))
     disk = dataclasses.replace(settings, offload=True, data=real)
     memory = "memory, GB", "with `--offload`, GB"
-    print_header("model", "devices", *memory, "host, GB", "disk, GB", "PFLOP", "minutes")
+    print_header(
+        "model", "devices", *memory, "host, GB", "disk, GB", "disk with `--offload`, GB", "PFLOP", "minutes"
+    )
     for name, config in MODELS.items():
         alone = Load(config, settings, ITEMSIZE, 1)
         host = sum(plan.host_bytes(alone).values())
-        files = sum(plan.disk_bytes(alone, ITEMSIZE).values())
+        files = [
+            sum(plan.disk_bytes(alone._replace(settings=asked), ITEMSIZE).values())
+            for asked in (settings, disk)
+        ]
         for n in table.devices:
             work = sum(times * need.flops for need, times in plan.needs(alone._replace(n=n)))
-            sizes = most_memory(config, settings, n), most_memory(config, disk, n), host, files
+            sizes = most_memory(config, settings, n), most_memory(config, disk, n), host, *files
             minutes = work / (n * table.flops) / 60
             amounts = (f"{size / 1e9:.0f}" for size in sizes)
             print_row(name, n, *amounts, f"{work / 1e15:.0f}", f"{minutes:.1f}")

@@ -256,7 +256,7 @@ def validate(settings: Settings) -> None:
         )
     if settings.layout == "masked" and pruning.expert_unit == "expert":
         raise UserError(
-            "--layout masked keeps the dense model's shapes, where tokens would still be sent to removed "
+            "--layout masked keeps the dense model's shapes, where tokens would still be routed to removed "
             "experts; leave it out, or remove neurons with --expert-unit neuron"
         )
     enough = data.calibration_tokens >= data.sequence_length

@@ -33,8 +33,7 @@ Family = Annotated[
     str | None,
     tyro.conf.arg(
         metavar="MODULE:NAME",
-        help="A family of models of your own: a `Family` in a module that is installed or in the current "
-        "directory.",
+        help="Your own model family: a `Family` in a module that is installed or in the current directory.",
     ),
 ]
 """An option of every command that reads models."""

@@ -76,7 +76,7 @@ class DataSpec:
     """
 
     calibration: tuple[str, ...] = ("builtin", "self")
-    """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (text that CPython carries),
+    """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (Python's own documentation),
     `self` (text that the model writes itself), a .txt, .jsonl, .json or .parquet file, or a hub dataset
     `name[:config][:split][:column]`. A part of each but `self` is held out for evaluation."""
     evaluation: tuple[str, ...] = ()
@@ -91,9 +91,9 @@ class DataSpec:
     """Share of calibration sequences in which half of the tokens are replaced by random ones. Without
     noise, units that a few domains never use are pruned first, and other domains suffer."""
     calibration_openings: int = 512
-    """Beginnings of text, four tokens each, that layers are pruned on beside the calibration sequences. The
-    first token of any text is an attention sink. Sequences contain few first tokens, and where pruned layers
-    lose the sink, every later token suffers. 0 leaves them out (as in the paper)."""
+    """Sequences of four tokens, cut from the calibration text, that layers are pruned on beside its long
+    sequences. The first token of any sequence is an attention sink. Long sequences have few first tokens, and
+    where pruned layers lose the sink, every later token suffers. 0 leaves them out (as in the paper)."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048

@@ -61,9 +61,9 @@ class PruningSettings:
     model's. The last pruning corrects this share of it; 0 corrects none (as in the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
     """Passes over the calibration text that train what is left of each FFN, as soon as it is pruned to the
-    distribution found. The first 4 bring most of the gain; 0 skips this (as in the paper)."""
+    distribution found. The published results use 4; 0 skips this (as in the paper)."""
     damping: float = 0.01
-    """λ of Hs = XᵀX + λI, as a fraction of the diagonal of XᵀX."""
+    """Damping added to the diagonal of XᵀX, as a fraction of that diagonal."""
     damping_scale: DampingScale = "channel"
     """Damping relative to the `mean` of the diagonal (as in the paper), or to each `channel`'s own entry."""
     neuron_chunk: int = 16
