@@ -239,7 +239,7 @@ def prune_kind(
 
 
 def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax.Array | None]:
-    """(the next `block`, whose tokens are sent only to the experts that its layer keeps; their rank `[X]`).
+    """(the next `block`, whose tokens are routed only to the experts that its layer keeps; their rank `[X]`).
 
     With several levels, or unless whole experts are removed, the block stays as it is.
     """
