@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from tyr_jax.api import generate_text
 from tyr_jax.cli import benchmark, evaluate, export, finetune, generate, prune
 from tyr_jax.files import write_json
-from tyr_jax.io.checkpoint import load_model, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import count_parameters
 from tyr_jax.settings import PRESETS
@@ -408,24 +408,35 @@ def test_weights_are_written_as_they_were_stored_or_asked_for(
     assert summary_of(pruned)["dense"]["size"]["bytes"] == 4 * count_parameters(model.config)[1]
 
 
+def assert_stock_classes_compute(directory: Path, expected: LoadedModel) -> None:
+    """Check that transformers loads a model without a modelling file, and computes the `expected` logits."""
+    assert not (directory / "modeling_pruned.py").exists()
+    stock = AutoModelForCausalLM.from_pretrained(directory).eval()
+    assert type(stock).__name__ == "LlamaForCausalLM"
+    tokens = np.random.default_rng(0).integers(0, expected.config.vocab, (2, 40))
+    with torch.no_grad():
+        theirs = stock(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(forward(expected.params, jnp.asarray(tokens), expected.config))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_layers_pruned_alike_need_no_modelling_file(run: Prune) -> None:
+    alike = "--rounds", "0", "--budget", "units", "--attention-unit", "kv_group", "--sparsity", "0.5"
+    directory = run(*alike)
+    assert_stock_classes_compute(directory, load_model(str(directory)))
+
+
 def test_the_masked_layout_is_the_same_model_for_stock_transformers(
     run: Prune, pruned: Path, tiny_model: Path
 ) -> None:
     masked = run("--layout", "masked")
-    assert not (masked / "modeling_pruned.py").exists()
     assert "physically" not in (masked / "README.md").read_text() + (masked / "report.html").read_text()
     summary = summary_of(masked)
     assert summary["distribution"] == summary_of(pruned)["distribution"]
     assert summary["searched"]["size"] == summary["dense"]["size"]
     dense, small = load_model(str(tiny_model)), load_model(str(pruned))
     assert load_model(str(masked)).config == dense.config
-    tokens = np.random.default_rng(0).integers(0, dense.config.vocab, (2, 40))
-    stock = AutoModelForCausalLM.from_pretrained(masked).eval()
-    assert type(stock).__name__ == "LlamaForCausalLM"
-    with torch.no_grad():
-        theirs = stock(torch.from_numpy(tokens)).logits.numpy()
-    ours = np.asarray(forward(small.params, jnp.asarray(tokens), small.config))
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+    assert_stock_classes_compute(masked, small)
 
 
 def test_whole_key_value_groups(run: Prune) -> None:
