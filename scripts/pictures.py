@@ -108,6 +108,8 @@ def draw_panels(
                 axis.fill_between(x, low, high, color=colours[name], alpha=0.15, linewidth=0)
             axis.set(xscale=scales[0], yscale=scales[1], title=title, xlabel=points, ylabel=value)
             axis.patch.set_alpha(0)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         figure.patch.set_alpha(0)
@@ -203,8 +205,8 @@ def draw_rounds(results: dict[str, Any], directory: Path) -> None:
 
 
 def draw_recovery(results: dict[str, Any], directory: Path) -> None:
-    """Write the picture of how much recovery gains: perplexity on every text against training tokens, beside
-    the model before training and the dense one."""
+    """Write the picture of how much recovery gains: log-perplexity on every text against training tokens,
+    beside the model before training and the dense one."""
     first, *_ = results.values()
     panels = []
     for text in first[0]["quality"]["dense"]:
@@ -212,12 +214,12 @@ def draw_recovery(results: dict[str, Any], directory: Path) -> None:
         for way, points in results.items():
             x = [float(point["trained_tokens"]) for point in points]
             values = [point["quality"]["recovered"][text]["perplexity"] for point in points]
-            lines.append((way, x, np.array([values])))
+            lines.append((way, x, np.log([values])))
         for model, name in (("pruned", "before training"), ("dense", "dense model")):
             known = first[0]["quality"][model][text]["perplexity"]
-            lines.append((name, x, np.full((1, len(x)), known)))
+            lines.append((name, x, np.full((1, len(x)), np.log(known))))
         panels.append((text, "training tokens", lines))
-    draw_panels(directory / "recovery-curve.svg", panels, "perplexity", ("log", "linear"))
+    draw_panels(directory / "recovery-curve.svg", panels, "log-perplexity", ("log", "linear"))
 
 
 Draw = Callable[[dict[str, Any], Path], None]
