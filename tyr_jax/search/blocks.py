@@ -11,12 +11,20 @@ Axis letters: `L` layers, `E` levels.
 import dataclasses
 from typing import ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
+
+
+@flax.struct.dataclass
+class Removal(Incumbent):
+    """The distribution, and the `start [2, L]`, which takes its place where its fitness is not finite."""
+
+    start: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Blocks(Improving):
     generations: int = 1
     """Times that the one distribution is scored."""
 
-    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Incumbent:
+    def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Removal:
         """The distribution; the start if it does not meet the budget."""
         plain, exists = Incumbent.at(key, start, space), jnp.asarray(space.exists)
         price, limit = (jnp.asarray(array, jnp.float32) for array in (space.budget.price, space.budget.limit))
@@ -38,8 +46,15 @@ class Blocks(Improving):
         influence = jnp.asarray(space.sites.share, jnp.float32).sum(axis=0)
         # In proportion to what it saves, so that both sites of a layer go at the same multiplier.
         cost = influence[:, None] * (most - jnp.where(exists, taken, most))
-        return plain.replace(levels=relaxed(cost, exists, space.budget, plain.levels))  # type: ignore[attr-defined]
+        levels = relaxed(cost, exists, space.budget, plain.levels)
+        return Removal(**vars(plain) | {"levels": levels}, start=plain.levels)
 
-    def ask(self, state: Incumbent) -> Query:
+    def ask(self, state: Removal) -> Query:
         """The distribution, on one sequence."""
         return Query(state.levels[None], jnp.zeros(1, int))
+
+    def tell(self, state: Removal, candidates: jax.Array, fitness: jax.Array) -> Removal:
+        """The distribution if its fitness is finite, else the start."""
+        after = super().tell(state, candidates, fitness)
+        levels = jnp.where(jnp.isfinite(after.fitness), after.levels, state.start)
+        return after.replace(levels=levels)
