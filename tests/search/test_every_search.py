@@ -22,6 +22,8 @@ from tyr_jax.search.lagrangian import connected
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import Budget, values_at
 
+pytestmark = pytest.mark.usefixtures("forget_often")
+
 SMALL: dict[str, dict[str, Any]] = {
     "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (16, 64)},
     "blocks": {},
