@@ -55,6 +55,9 @@ class Measurement(NamedTuple):
 MAIN = "main_results.py --calibration builtin {wikipedia} self@2 --evaluation {wikitext} {news}"
 """The `standard` preset, on text that a user could have."""
 
+DEMO = "--no-refit --calibration-tokens 9216 --metric-tokens 2048 --levels 5 --generations 2"
+"""What `demo.sh` adds to the `quick` preset, except that it measures on less text."""
+
 MEASUREMENTS = {
     "main": Measurement(
         f"{MAIN} --results runs/main "
@@ -66,8 +69,8 @@ MEASUREMENTS = {
     ),
     "families": Measurement("family_table.py"),
     "demo": Measurement(
-        "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "
-        "--results runs/demo_results",
+        "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --seeds 0 1 2 "
+        f"--evaluation {{wikitext}} {{news}} --options='{DEMO}' --results runs/demo_results",
         "runs/demo_results/results.json",
     ),
     "gemma": Measurement(
@@ -77,7 +80,7 @@ MEASUREMENTS = {
     ),
     "bfloat16": Measurement(
         "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "
-        "--options='--compute-dtype bfloat16' --results runs/bfloat16",
+        f"--options='--compute-dtype bfloat16 {DEMO}' --results runs/bfloat16",
         "runs/bfloat16/results.json",
     ),
     "spread": Measurement(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.report.tables import complaints
-from tyr_jax.run import pipeline, summary
+from tyr_jax.run import pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
 from tyr_jax.scoring import nested
 from tyr_jax.search.evolution import Evolution
@@ -86,6 +87,33 @@ def test_training_is_written_only_if_it_helps(
     outcome = pipeline.Outcome(nothing, dense, nothing, pruned((1.0, 1.0, 1.0)), found, [], learnt)
     assert outcome.written == written
     assert outcome.final is getattr(outcome, written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["compressed", "masked"])
+def test_without_a_refit_one_supernet_is_enough(
+    layout: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the search has overwritten comes back: the models are those of a supernet that is built again."""
+    plain = dataclasses.replace(
+        settings, layout=layout, rounds=dataclasses.replace(settings.rounds, refit=False)
+    )
+    folds, build = [], rounds.build_supernet
+
+    def built(*arguments: Any, **more: Any) -> Any:
+        folds.append(1)
+        return build(*arguments, **more)
+
+    monkeypatch.setattr(rounds, "build_supernet", built)
+    at_hand = prune(plain, tmp_path)
+    assert len(folds) == 1
+    monkeypatch.setattr(rounds, "put_back", lambda *_: None)
+    again = prune(plain, tmp_path)
+    assert len(folds) == 4
+    assert again.searched is not None
+    assert at_hand.searched is not None
+    for one, other in ((at_hand.uniform, again.uniform), (at_hand.searched, again.searched)):
+        chex.assert_trees_all_equal(one.params, other.params)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,18 @@ def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[...,
         KL_DIVERGENCE,
     )
     assert np.abs(scores).max() < 1e-6
+
+
+@pytest.mark.parametrize("unit", ["head", "kv_group"])
+def test_a_consumed_supernet_comes_back(unit: str, tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(shape=SIX_HEADS)
+    world = make_world(config, unit)
+    before = jax.tree.map(np.array, world.supernet)
+    net = nested.nest(world.params, world.supernet, config, consume=True)
+    assert world.supernet.mlp_down.is_deleted()
+    assert world.supernet.attn_out.is_deleted()
+    assert not np.array_equal(net.mlp_down, before.mlp_down)
+    chex.assert_trees_all_equal(nested.restored(net, world.supernet, config), before)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """How measurements are recorded, and written into the pages."""
 
 import bz2
+import dataclasses
 import html
 import json
+import shlex
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import record_samples
 from script_tables import SCRIPTS
 
+from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -33,6 +36,18 @@ def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         "| `two` | **7.00%** | **1.00%** |",
         "| `one` | **5.00%** | 9.00% |",
     ]
+
+
+def test_what_is_measured_of_the_demo_is_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import measure
+
+    script = (Path(SCRIPTS) / "demo.sh").read_text(encoding="utf-8").replace("\\\n", "")
+    (line,) = (line for line in script.splitlines() if line.startswith("python -m tyr_jax.prune"))
+    run = prune.parse(shlex.split(line)[3:-1]).settings
+    measured = prune.parse(["--preset", "quick", "--sparsity", "0.25", *measure.DEMO.split()]).settings
+    less = dataclasses.replace(measured.data, evaluation_windows=run.data.evaluation_windows)
+    assert run == dataclasses.replace(measured, data=less, prompt=run.prompt)
 
 
 def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

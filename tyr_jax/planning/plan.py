@@ -183,6 +183,13 @@ def last_pruning_need(load: Load) -> Need:
     )
 
 
+def cuts_models(settings: Settings) -> bool:
+    """Whether models are cut from the last round's supernet, which then stays after its search. If it is the
+    only round, several targets share its supernet, and it does not stay."""
+    rounds = settings.rounds
+    return not rounds.refit and (rounds.rounds > 1 or rounds.rounds == len(settings.sparsity) == 1)
+
+
 def corrects_drift(settings: Settings) -> bool:
     """Whether the last pruning corrects drift."""
     pruning, rounds = settings.pruning, settings.rounds
@@ -296,6 +303,9 @@ def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
     ordered = 0 if settings.offload else itemsize * ordered_parameters(config) / n
     weights = held_bytes(load) + ordered
     levels = settings.rounds.levels * level_bytes(config, itemsize) / n
+    if cuts_models(settings):
+        # Levels of heads that cost as much as denser ones are left out of a copy.
+        levels *= 1 + site_channels(config)[0] / sum(site_channels(config))
     supernet = share_held(levels, load)
     return Need(name, weights, supernet, pool_bytes(load), working, flops)
 
@@ -344,13 +354,15 @@ def evolution_need(sparsity: float, load: Load) -> Need:
 
 def evaluation_need(sparsity: float, load: Load) -> Need:
     """What measuring a pruned model needs, with the dense one in memory."""
-    config, settings, _, n = load
+    config, settings, itemsize, n = load
     length, tokens = settings.data.evaluation_length, evaluation_tokens(settings)
     together = min(max(length, BATCH_TOKENS), -(-tokens // n))
     working = max(layer_working(together, length, load), head_working(together, load))
     weights = (1 - sparsity) * weight_bytes(load) + held_bytes(load)
     flops = model_flops(config, kept_units(config, sparsity), tokens, length)
-    return Need("evaluation", weights, 0, 0, working, flops)
+    levels = settings.rounds.levels * level_bytes(config, itemsize) / n
+    supernet = share_held(levels, load) if cuts_models(settings) else 0
+    return Need("evaluation", weights, supernet, 0, working, flops)
 
 
 def needs(load: Load) -> list[tuple[Need, int]]:
@@ -375,14 +387,15 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         descent_need(sparsity, load): rounds.descent_steps > 0,
         evolution_need(sparsity, load): True,
     }
-    # Without a refit, the supernets of the uniform model and of the one that is found are built again.
-    again = 0 if rounds.refit else targets
+    # Without a refit, the first supernet is built again for the uniform model, unless it is at hand as the
+    # only one. If it is shared, it is also built again for the model that is found.
+    again = (1 if rounds.rounds > 1 else 0 if cuts_models(settings) else 2) if not rounds.refit else 0
     stages = [
         *dense,
-        (first, 1 + again * (2 if rounds.rounds == 1 else 1)),
-        (later, targets * (rounds.rounds - 1) + again * (rounds.rounds > 1)),
+        (first, 1 + targets * again),
+        (later, targets * (rounds.rounds - 1)),
         *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
-        (single, 2 * targets - 2 * again),
+        (single, 2 * targets if rounds.refit else 0),
         evaluated,
         *trained,
     ]

@@ -22,6 +22,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params, as_stored
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.pruning.target import Target
 from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
@@ -105,6 +106,7 @@ def realise(
     name: str,
     heads: np.ndarray | None = None,
     passes: int = 0,
+    supernet: Supernet | None = None,
 ) -> Pruned:
     """Prune the model to `kept [2, L]` units, and measure it with weights as they will be written.
 
@@ -112,7 +114,7 @@ def realise(
     chosen, every site is pruned again to its one level, on the inputs that the chosen earlier layers really
     produce; sites then also correct the drift. The uniform baseline gets the same refit, so that the two are
     comparable. With `--no-refit`, the weights are those of the supernet of `grid`, in which the distribution
-    was found (None where none was built).
+    was found (None where none was built); unless that `supernet` is given, it is built again.
 
     The model keeps as many parameters as the search found: given `heads [L, U]`, it keeps the heads of lowest
     rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
@@ -126,8 +128,10 @@ def realise(
         drift = pruning.drift
         grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
         pruning = dataclasses.replace(pruning, accumulation="centre")
-    what, store = f"prune {name}", run.store.part(f"prune-{name}")
-    supernet = fold(run, dense, grid, pruning, what, store, heads, drift, passes)
+        supernet = None
+    if supernet is None:
+        what, store = f"prune {name}", run.store.part(f"prune-{name}")
+        supernet = fold(run, dense, grid, pruning, what, store, heads, drift, passes)
     levels = space.levels_of(grid, kept)
     ranks = devices.fetch(supernet.attn_rank)
     parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())
@@ -199,8 +203,11 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     if len(targets) > 1:
         searches = first_rounds(run, parts, dense, pool, targets, searches)
     for part, target, kept, begun in zip(parts, targets, centres, searches, strict=True):
-        uniform = realise(part, dense, kept, first, "uniform")
         ended = search(part, dense, pool, target, begun)
-        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads)
+        known, only = ended.supernet, run.settings.rounds.rounds == 1
+        uniform = realise(part, dense, kept, first, "uniform", supernet=known if only else None)
+        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads, supernet=known)
+        del known
+        ended = dataclasses.replace(ended, supernet=None)
         learnt = reconstructed(part, dense, ended.kept, ended.grid, ended.heads)
         yield Outcome(part, dense, target, uniform, searched, ended.rounds, learnt)

@@ -12,16 +12,17 @@ import numpy as np
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
+from tyr_jax.model.spec import ModelConfig
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
 from tyr_jax.pruning.prices import ffn_price, level_prices
 from tyr_jax.pruning.settings import PruningSettings, Resource
-from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet
+from tyr_jax.pruning.supernet import WEIGHT_FIELDS, Supernet, at_levels, empty_supernet
 from tyr_jax.pruning.target import Target
 from tyr_jax.run import resume
 from tyr_jax.run.prepare import Dense, Run
 from tyr_jax.runtime import devices
-from tyr_jax.runtime.offload import TEMPORARY
+from tyr_jax.runtime.offload import TEMPORARY, Scratch
 from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
@@ -40,13 +41,15 @@ class SearchProgress:
     """Where a search stands: units kept `[2, L]`, and a record per round.
 
     `grid` has the levels of the supernet that they were found in; before the first round, those it will have.
-    `heads [L, U]` are the ranks of attention's units there, if the number of parameters depends on them.
+    `heads [L, U]` are the ranks of attention's units there, if the number of parameters depends on them. With
+    `--no-refit`, `supernet` is that of the last round, unless several targets share it.
     """
 
     kept: np.ndarray
     grid: LevelGrid
     rounds: list[dict[str, Any]]
     heads: np.ndarray | None = None
+    supernet: Supernet | None = None
 
 
 def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
@@ -302,11 +305,14 @@ def search_round(
     built = round_grid(run, dense, progress.kept, number)
     scratch = run.scratch or TEMPORARY
     if shared is None:
-        supernet = supernet_of_round(run, dense, built, number)
+        whole = supernet_of_round(run, dense, built, number)
     else:
-        supernet = at_levels(shared, built, scratch)
-    ranks = devices.fetch(supernet.attn_rank)
-    grid, supernet, prices = priced_grid(run, dense, target, built, supernet, ranks)
+        whole = at_levels(shared, built, scratch)
+    ranks = devices.fetch(whole.attn_rank)
+    grid, supernet, prices = priced_grid(run, dense, target, built, whole, ranks)
+    last = number == rounds.rounds and not rounds.refit and shared is None
+    for_models = whole if last else None
+    del whole
     budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     centre = space.levels_of(grid, progress.kept)
@@ -320,11 +326,22 @@ def search_round(
         kept, heads = widened(kept, target.spare(prices, levels), levels, this), ranks
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
     record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
+    if for_models is not None:
+        for_models = put_back(for_models, supernet, net, model.config, scratch)
     searched = built if shared is None else progress.grid
-    progress = SearchProgress(kept, searched, [*progress.rounds, record | {"history": history}], heads)
+    entry = record | {"history": history}
+    progress = SearchProgress(kept, searched, [*progress.rounds, entry], heads, for_models)
     resume.save_round(run.store, progress.kept, progress.grid, progress.rounds, progress.heads)
     run.events.write("round", **record)
     return progress
+
+
+def put_back(whole: Supernet, part: Supernet, net: Nested, config: ModelConfig, scratch: Scratch) -> Supernet:
+    """The `whole` supernet of a round after its search, which ran on a `part` of the levels, nested as `net`.
+    Weights of which no level was left out are the same arrays in both, so `nest` has overwritten them."""
+    found = nested.restored(net, part, config, scratch=scratch)
+    overwritten = [name for name in WEIGHT_FIELDS if getattr(part, name) is getattr(whole, name)]
+    return whole.replace(**{name: getattr(found, name) for name in overwritten})  # type: ignore[attr-defined]
 
 
 def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:

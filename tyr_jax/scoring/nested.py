@@ -17,7 +17,7 @@ head dim, `F` FFN width, `U` units of a site.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import chex
 import flax.struct
@@ -28,7 +28,7 @@ import numpy as np
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer, taken
-from tyr_jax.pruning.supernet import Supernet, drops_experts
+from tyr_jax.pruning.supernet import RANK_FIELDS, WEIGHT_FIELDS, Supernet, drops_experts
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
@@ -94,6 +94,37 @@ def reordered(
     return stack
 
 
+class Orders(NamedTuple):
+    """The units of a supernet in the order of removal: `heads [L, N]`, and `ffn [L, F]` neurons (of experts
+    `[L, X, F]`), or `[L, X]` experts if these are the units; and `ffn_axis`, the axis of an FFN's units."""
+
+    heads: jax.Array
+    ffn: jax.Array
+    ffn_axis: str
+
+    @classmethod
+    def of(cls, supernet: Supernet, heads: int) -> Self:
+        """Those of a supernet, whose layers have this many `heads`."""
+        depth, units = supernet.attn_rank.shape
+        in_unit = jnp.arange(heads // units)
+        order = jnp.argsort(supernet.attn_rank, axis=1)[..., None] * len(in_unit) + in_unit
+        ffn_axis = "X" if drops_experts(supernet) else "F"
+        return cls(order.reshape(depth, heads), jnp.argsort(supernet.mlp_rank, axis=-1), ffn_axis)
+
+
+def reordered_weights(
+    attn_out: Any, mlp_down: Any, orders: Orders, config: ModelConfig, scratch: Scratch, overwrite: bool
+) -> tuple[Any, Any]:
+    """The weights of a supernet, `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]`, with units in
+    `orders`; see `reordered`."""
+    axes = {tensor.name: tensor.axes for tensor in config.tensors}
+    attention, ffn = ("E" + axes[name] for name in OUTPUTS.values())
+    return (
+        reordered(attn_out, orders.heads, "N", attention, scratch, overwrite=overwrite),
+        reordered(mlp_down, orders.ffn, orders.ffn_axis, ffn, scratch, overwrite=overwrite),
+    )
+
+
 def nest(
     params: Params,
     supernet: Supernet,
@@ -105,37 +136,51 @@ def nest(
     """Sort the units of a dense model (blocks stacked) and its supernet by removal. Key/value heads stay
     where they are. What is on disk stays there, in `scratch`.
 
-    With `consume`, the supernet's weights are overwritten, and it must not be used afterwards.
+    With `consume`, the supernet's weights are overwritten, and it must not be used afterwards, except by
+    `restored`.
     """
     shape = config.dense_shape
-    heads, kv_heads = shape.heads, shape.kv_heads
-    units = supernet.attn_rank.shape[1]
-    unit_order = jnp.argsort(supernet.attn_rank, axis=1)
-    in_unit = jnp.arange(heads // units)
-    head_order = (unit_order[..., None] * len(in_unit) + in_unit).reshape(config.depth, heads)
-    ffn_order = jnp.argsort(supernet.mlp_rank, axis=-1)
-    ffn_axis, count = ("X", shape.experts) if drops_experts(supernet) else ("F", shape.ffn)
-    orders = {"N": head_order, ffn_axis: ffn_order}
+    in_unit = shape.heads // supernet.attn_rank.shape[1]
+    order = Orders.of(supernet, shape.heads)
+    orders = {"N": order.heads, order.ffn_axis: order.ffn}
     axes = {tensor.name: tensor.axes for tensor in config.tensors}
     # The supernet has the output weights of every level.
     blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
     for name in blocks:
         for axis in orders.keys() & set(axes[name]):
             blocks[name] = reordered(blocks[name], orders[axis], axis, axes[name], scratch)
-    attention, ffn = ("E" + axes[name] for name in OUTPUTS.values())
     net = Nested(
-        params | {"blocks": blocks | {"kv_head": head_order // (heads // kv_heads)}},
-        reordered(supernet.attn_out, head_order, "N", attention, scratch, overwrite=consume),
-        reordered(supernet.mlp_down, ffn_order, ffn_axis, ffn, scratch, overwrite=consume),
+        params | {"blocks": blocks | {"kv_head": order.heads // (shape.heads // shape.kv_heads)}},
+        *reordered_weights(supernet.attn_out, supernet.mlp_down, order, config, scratch, consume),
         supernet.kept,
-        len(in_unit),
+        in_unit,
         (
-            tuple(len(in_unit) * width for width in bucket_widths(units, len(in_unit) * config.head_dim)),
-            bucket_widths(count),
+            tuple(in_unit * width for width in used_widths(supernet, ATTENTION, in_unit * config.head_dim)),
+            used_widths(supernet, FFN),
         ),
-        ffn_axis,
+        order.ffn_axis,
     )
     return devices.spread(net, config.hidden)
+
+
+def restored(
+    nested: Nested, supernet: Supernet, config: ModelConfig, *, scratch: Scratch = TEMPORARY
+) -> Supernet:
+    """The `supernet` that `nest` has consumed, with all units where they were. `nested` must not be used
+    afterwards, because its weights are overwritten in turn."""
+    order = Orders.of(supernet, config.dense_shape.heads)
+    back = Orders(jnp.argsort(order.heads, axis=-1), jnp.argsort(order.ffn, axis=-1), order.ffn_axis)
+    weights = reordered_weights(nested.attn_out, nested.mlp_down, back, config, scratch, True)
+    named = dict(zip(WEIGHT_FIELDS, weights, strict=True))
+    return devices.spread(supernet.replace(**named), config.hidden)  # type: ignore[attr-defined]
+
+
+def used_widths(supernet: Supernet, kind: int, channels: int = 1) -> tuple[int, ...]:
+    """The widths, in units of `channels` channels each, that the levels of a kind of site run at."""
+    widths = bucket_widths(getattr(supernet, RANK_FIELDS[kind]).shape[-1], channels)
+    kept, exists = devices.fetch((supernet.kept, supernet.exists))
+    used = np.unique(np.searchsorted(widths, kept[kind][exists[kind]]))
+    return tuple(widths[bucket] for bucket in used)
 
 
 def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, config: ModelConfig) -> Block:
