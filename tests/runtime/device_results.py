@@ -92,6 +92,9 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
             found[f"slopes on {sequences}"] = slopes.pool_slopes(
                 net, candidates[0], pool, some, config, objective
             )
+        given = random_supernet(config, grid, config.dense_shape.heads)
+        consumed = nested.nest(params, given, config, consume=True)
+        found["supernet that comes back"] = dataclasses.asdict(nested.restored(consumed, given, config))
         # Layer by layer from disk.
         scratch, some = offload.Scratch(), np.arange(4)
         lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}

@@ -181,13 +181,8 @@ def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -
 def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> nested.Nested:
     """The nested supernet that the search runs on, abstract."""
     whole = abstract_supernet(params, config, settings)
-    grid = planned_grid(config, settings)
-
-    def nest(params: Params, whole: supernet.Supernet) -> nested.Nested:
-        whole = whole.replace(kept=grid.kept, exists=grid.exists)  # type: ignore[attr-defined]
-        return nested.nest(params, whole, config)
-
-    return devices.spread(jax.eval_shape(nest, params, whole), config.hidden)
+    net = jax.eval_shape(lambda params, whole: nested.nest(params, whole, config), params, whole)
+    return devices.spread(net, config.hidden)
 
 
 def scoring_stages(

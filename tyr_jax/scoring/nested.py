@@ -176,8 +176,11 @@ def restored(
 
 
 def used_widths(supernet: Supernet, kind: int, channels: int = 1) -> tuple[int, ...]:
-    """The widths, in units of `channels` channels each, that the levels of a kind of site run at."""
+    """The widths, in units of `channels` channels each, that the levels of a kind of site run at; all that
+    there are, if the levels are not known yet."""
     widths = bucket_widths(getattr(supernet, RANK_FIELDS[kind]).shape[-1], channels)
+    if isinstance(supernet.kept, jax.core.Tracer):
+        return widths
     kept, exists = devices.fetch((supernet.kept, supernet.exists))
     used = np.unique(np.searchsorted(widths, kept[kind][exists[kind]]))
     return tuple(widths[bucket] for bucket in used)
