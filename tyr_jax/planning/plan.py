@@ -389,7 +389,12 @@ def needs(load: Load) -> list[tuple[Need, int]]:
     }
     # Without a refit, the first supernet is built again for the uniform model, unless it is at hand as the
     # only one. If it is shared, it is also built again for the model that is found.
-    again = (1 if rounds.rounds > 1 else 0 if cuts_models(settings) else 2) if not rounds.refit else 0
+    if rounds.refit:
+        again = 0
+    elif rounds.rounds > 1:
+        again = 1
+    else:
+        again = 0 if cuts_models(settings) else 2
     stages = [
         *dense,
         (first, 1 + targets * again),
