@@ -24,7 +24,8 @@ class Energy(Saliency):
 
 @dataclasses.dataclass(frozen=True)
 class KeepRows(LocalPruner):
-    """Use the same order from the dense weights, and never update the weights (Wanda-sp: An et al. 2024)."""
+    """Use the same order from the dense weights, and never update the weights (with a
+    power of 1, the saliency of optimal brain damage: LeCun et al. 1989)."""
 
     power: float = 1.0
     """Power of the activations' energy."""

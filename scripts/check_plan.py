@@ -22,7 +22,7 @@ from tyr_jax.planning import plan, programs
 from tyr_jax.planning.load import FLOAT, Load, metric_bytes, site_sizes
 from tyr_jax.planning.working import (
     drift_working,
-    lesson_bytes,
+    minibatch_bytes,
     reconstruction_working,
     site_working,
     statistics_working,
@@ -133,15 +133,16 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         rows.append(Working(need.stage, need.working, working - bytes_of(found["writing"].arguments[:2]) / n))
     if "reconstruction: a step" in found:
         mixing, learnt = memory("reconstruction: mixing"), memory("reconstruction: a step")
-        (tensors, _), lesson = found["reconstruction: a step"].arguments[:2]
-        lessons = lesson_bytes(load)
-        # The residuals to mix are counted elsewhere; their targets are not. The output counts as lessons.
+        (tensors, _), minibatch = found["reconstruction: a step"].arguments[:2]
+        minibatches = minibatch_bytes(load)
+        # The residuals to mix are counted elsewhere; their targets are not. The output counts as
+        # mini-batches.
         mixed = mixing.argument_size_in_bytes / 2 + mixing.temp_size_in_bytes
         # The tensors as they were before training are also in memory, in the model's type.
         working = learnt.argument_size_in_bytes + learnt.temp_size_in_bytes
-        working += (bytes_of(tensors) * itemsize / FLOAT - bytes_of(lesson)) / n
+        working += (bytes_of(tensors) * itemsize / FLOAT - bytes_of(minibatch)) / n
         planned = reconstruction_working(load)
-        rows.append(Working("ffn: reconstruction", planned, lessons + max(mixed, working)))
+        rows.append(Working("ffn: reconstruction", planned, minibatches + max(mixed, working)))
     return rows
 
 

@@ -109,13 +109,16 @@ def test_arguments_are_text(argument: str, fails: Fails) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nonsense"], "Unrecognized options: --nonsense"),
+        (["--nonsense"], "unrecognised arguments: --nonsense"),
         (["--sparsty", "0.3"], "--sparsty.*perhaps --sparsity was meant"),
         (["stray"], "stray"),
-        (["--seed"], "Missing value for argument '--seed'"),
-        (["--levels", "many"], "--levels.*'many'"),
-        (["--preset", "fast"], "'fast'.*'quick', 'standard', 'paper'"),
-        (["--preset=fast"], "'fast'.*'quick', 'standard', 'paper'"),
+        (["--seed"], "error: --seed needs a value"),
+        (["--levels", "many"], "error: --levels is many, but must be a whole number"),
+        (["--damping", "high"], "error: --damping is high, but must be a number"),
+        (["--sparsity", "0.5", "half"], "error: --sparsity is 0.5 half, but must be numbers"),
+        (["--keep-heads", "0.5"], "error: --keep-heads is 0.5, but must be whole numbers"),
+        (["--preset", "fast"], "error: --preset is fast, but must be one of quick, standard, paper"),
+        (["--preset=fast"], "error: --preset is fast, but must be one of quick, standard, paper"),
     ],
 )
 def test_arguments_that_cannot_be_understood(arguments: list[str], message: str, fails: Fails) -> None:
@@ -137,7 +140,7 @@ def test_arguments_that_cannot_be_understood(arguments: list[str], message: str,
         (["--budget=units", "--sparsity=0.1", "--neuron-multiple=48"], "would leave ffn intact"),
         (
             ["--sparsity", "0.01"],
-            "would remove nothing: 233 of the blocks' 23,232 parameters are fewer than",
+            "is too small .* neurons, has .* parameters, but only 233 of the blocks' 23,232 are to go",
         ),
         (
             ["--sparsity", "0.99"],
@@ -323,8 +326,8 @@ def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing.*MODEL"),
-        (["MODEL", "--windows", "3"], "Unrecognized options: --windows"),
+        ([], "error: MODEL is missing"),
+        (["MODEL", "--windows", "3"], "unrecognised arguments: --windows"),
         (["gone/nowhere/at-all"], "no such file or directory: 'gone/nowhere/at-all'"),
         (["MODEL"], "--evaluation-length is 2048.*has only 128 positions"),
         (["MODEL", "--evaluation-length", "64", "--evaluation", "gone.txt"], "no file '.*gone.txt'"),

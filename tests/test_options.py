@@ -101,7 +101,7 @@ def test_values_are_taken_as_they_are_meant() -> None:
         ({"levels": True}, "levels is True, but must be a whole number"),
         ({"sparsity": ["a"]}, "sparsity is 'a', but must be a number"),
         ({"refit": 1}, "refit is 1, but must be True or False"),
-        ({"calibration": 3}, "calibration is 3, but must be a text"),
+        ({"calibration": 3}, "calibration is 3, but must be a string"),
         ({"output": 3}, "output is 3, but must be a path"),
         ({"levels": 10**20}, "levels is 100000000000000000000, but must be between -"),
         ({"stage_tokens": [32, -(10**20)]}, "stage_tokens is -100000000000000000000, but must be between"),

@@ -52,12 +52,12 @@ def test_the_search_path_grows_once(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("plugin_good", "family 'plugin_good' is not a reference: write module:ATTRIBUTE"),
-        ("plugin_good:", "is not a reference"),
-        (":THING", "is not a reference"),
-        ("plugin_good:THING:more", "is not a reference"),
-        ("./plugin_good.py:THING", "is not a reference"),
-        (".plugin_good:THING", "is not a reference"),
+        ("plugin_good", "family 'plugin_good' is not of the form MODULE:NAME"),
+        ("plugin_good:", "is not of the form MODULE:NAME"),
+        (":THING", "is not of the form MODULE:NAME"),
+        ("plugin_good:THING:more", "is not of the form MODULE:NAME"),
+        ("./plugin_good.py:THING", "is not of the form MODULE:NAME"),
+        (".plugin_good:THING", "is not of the form MODULE:NAME"),
         ("plugin_gone:THING", "family 'plugin_gone:THING': no module 'plugin_gone' in "),
         ("plugin_package.gone:THING", "no module 'plugin_package.gone'"),
         ("plugin_gone.inner:THING", "no module 'plugin_gone'"),

@@ -69,8 +69,8 @@ def test_what_is_no_mistake_of_the_users_is_not_hidden() -> None:
         (UserError("no \udc80 such"), re.escape(r"error: no \udc80 such")),
         (PermissionError(13, "Permission denied", "x"), "error: cannot use 'x': Permission denied; .*"),
         (OSError(28, "No space left on device"), "error: cannot read or write: No space left on device; .*"),
-        (MemoryError(), "error: memory is used up .*--plan.*"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 12 GB"), "error: memory is used up .RESOURCE_EXHAUSTED: 12 GB.*"),
+        (MemoryError(), "error: out of memory .*--plan.*"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 12 GB"), "error: out of memory .RESOURCE_EXHAUSTED: 12 GB.*"),
     ],
 )
 def test_what_a_user_can_mend(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:

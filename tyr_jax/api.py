@@ -134,9 +134,9 @@ def prune_model(
 
     Args:
         model: the dense model (default: the one in the settings, or else `builtin`).
-        sparsity: share of the blocks' parameters to remove (of heads, and of neurons, with `budget="units"`).
-            Several sparsities share the work that they can, and each has its own result (default: the value
-            in the settings, or else 0.25).
+        sparsity: share to remove of what `budget` counts: by default the parameters of the blocks; with
+            `budget="units"`, heads and neurons separately. Several sparsities share the work that they can,
+            and each has its own result (default: the value in the settings, or else 0.25).
         preset: where defaults come from: `quick`, `standard` or `paper` (default: `standard`).
         settings: settings to take the defaults from, instead of a preset.
         output: directory to write the model to, as the command does. After an interruption, the same call
@@ -358,7 +358,10 @@ def evaluate_model(
     if not asked.tasks:
         return _perplexities(given, texts, dtype, shown)
     if texts != TextChoice():
-        raise UserError("tasks have text of their own; leave out what is said of texts")
+        given_too = ", ".join(
+            each for each in vars(texts) if getattr(texts, each) != getattr(TextChoice(), each)
+        )
+        raise UserError(f"tasks bring their own text, so leave out what is said of texts ({given_too})")
     with in_use(), shown:
         return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown, dtype), shown))
 

@@ -12,7 +12,8 @@ def require(holds: bool, flag: str, value: object, wanted: str) -> None:
         UserError: it is not; names the flag, its value and what is wanted.
     """
     if not holds:
-        raise UserError(f"{flag} is {value}, but must be {wanted}")
+        given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UserError(f"{flag} is {given if given != '' else 'empty'}, but must be {wanted}")
 
 
 def overflow(what: str) -> UserError:

@@ -60,18 +60,18 @@ def parse_json(text: str, where: str) -> Any:
     """The JSON value of `text`; `where` names its source, for messages.
 
     Raises:
-        UserError: it is not valid JSON, is nested too deeply, or holds half of a surrogate pair; names
+        UserError: it is not valid JSON, is nested too deeply, or holds an unpaired surrogate; names
             `where`.
     """
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():
-            # Halves of surrogate pairs can be neither printed nor written.
+            # Unpaired surrogates can be neither printed nor written.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise UserError(f"{where} is not valid JSON: it is nested too deeply") from None
     except UnicodeEncodeError:
-        raise UserError(f"{where} is not valid JSON: it holds half of a surrogate pair") from None
+        raise UserError(f"{where} is not valid JSON: it holds an unpaired surrogate") from None
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON: {first_line(error)}") from None
     return value

@@ -25,7 +25,7 @@ KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
-    str: (str | os.PathLike, "a text"),
+    str: (str | os.PathLike, "a string"),
     Path: (str | os.PathLike, "a path"),
 }
 """By the type of an option: the types that it may be given as, and what a message calls them."""

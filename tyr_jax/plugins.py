@@ -1,4 +1,4 @@
-"""Loading objects from outside the package, by a reference `module:ATTRIBUTE`."""
+"""Loading objects from outside the package, by a reference `MODULE:NAME`."""
 
 import importlib
 import sys
@@ -25,10 +25,7 @@ def load_object(reference: str, what: str, kind: type | tuple[type, ...] = objec
     """
     name, colon, attribute = reference.partition(":")
     if not colon or not all(part.isidentifier() for part in (*name.split("."), attribute)):
-        raise UserError(
-            f"{what} '{reference}' is not a reference: write module:ATTRIBUTE, such as "
-            f"my_module:{what.upper()}"
-        )
+        raise UserError(f"{what} '{reference}' is not of the form MODULE:NAME, such as my_module:MY_NAME")
     module = _import(name, f"{what} '{reference}'")
     if not hasattr(module, attribute):
         raise UserError(f"{what} '{reference}': module '{name}' ({_place(module)}) has no '{attribute}'")

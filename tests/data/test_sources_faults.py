@@ -86,9 +86,12 @@ def test_rows_of_every_shape(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "\\ud800"}', "line 1 of '.*' is not valid JSON: it holds half"),
-        ('{"text": "a"}\n{"text": "b\\udfff c"}', "line 2 of '.*' is not valid JSON: it holds half"),
-        ('{"messages": [{"role": "\\ud800", "content": "x"}]}', "holds half of a surrogate pair"),
+        ('{"text": "\\ud800"}', "line 1 of '.*' is not valid JSON: it holds an unpaired surrogate"),
+        (
+            '{"text": "a"}\n{"text": "b\\udfff c"}',
+            "line 2 of '.*' is not valid JSON: it holds an unpaired surrogate",
+        ),
+        ('{"messages": [{"role": "\\ud800", "content": "x"}]}', "it holds an unpaired surrogate"),
         (b'{"text": "\xed\xa0\x80"}', "is not UTF-8 text"),
         (b'{"text": "a"}\n{"text": "\xc3"}', "is not UTF-8 text"),
         ("[" * 10**5, "is not valid JSON: it is nested too deeply"),

@@ -179,7 +179,7 @@ def test_local_data_is_read_every_time(questions: Path, tiny_model: Path, tmp_pa
     assert (two, changed in (digest, another)) == (2, False)
     for content in ("{", ""):
         (questions / data).write_text(content)
-        with pytest.raises(UserError, match="cannot load the task arc_easy"):
+        with pytest.raises(UserError, match="cannot load the data of the task arc_easy"):
             measured(questions)
 
 
@@ -191,7 +191,7 @@ def test_a_file_in_the_place_of_a_task_is_not_run(name: str, questions: Path, tm
         "doc_to_text: !function code.doc\ndoc_to_target: a\n"
     )
     with (
-        pytest.raises(UserError, match=f"cannot load the task {re.escape(name)} "),
+        pytest.raises(UserError, match=f"has no task '{re.escape(name)}'"),
         harness.opened_tasks([name], questions),
     ):
         pass
@@ -202,7 +202,7 @@ def test_what_is_not_there(
     questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        pytest.raises(UserError, match=r"no_such_task.*lm-evaluation-harness"),
+        pytest.raises(UserError, match=r"lm-evaluation-harness has no task 'no_such_task'"),
         harness.opened_tasks(["no_such_task"]),
     ):
         pass

@@ -152,7 +152,7 @@ def test_absent_keys_have_the_defaults_of_transformers() -> None:
             keys = family.experts.count, family.experts.width, "num_experts_per_tok"
             required |= {key: getattr(defaults, key) for key in keys}
         if family.rope_given:
-            with pytest.raises(UserError, match=r"'rope_parameters' is None, .*an object with a `rope_type`"):
+            with pytest.raises(UserError, match=r"'rope_parameters' is null, .*an object with a `rope_type`"):
                 config_from_hf({"model_type": name, **required})
             required["rope_parameters"] = defaults.rope_parameters
         assert config_from_hf({"model_type": name, **required}) == full

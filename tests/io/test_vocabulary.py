@@ -114,7 +114,7 @@ def test_ways_to_split_that_llama_cpp_does_not_know(normalizer: Any, cut: Any) -
         tokenizer.normalizer = normalizer
     if cut is not None:
         tokenizer.pre_tokenizer = cut
-    with pytest.raises(UserError, match=f"cuts text like none of {next(iter(SPLITS))}"):
+    with pytest.raises(UserError, match=f"its pre-tokenizer is none of {next(iter(SPLITS))}"):
         gguf_vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 2)
 
 

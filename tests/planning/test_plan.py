@@ -76,10 +76,10 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
     assert times["search"] == times["descent"] == 2 * 3
-    assert times["last pruning"] == 2 * 2
+    assert times["refit"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(Load(LLAMA_8B, uniform, 4, 1))] == [
-        "self-generated text", "dense predictions", "Fisher metric", "last pruning", "evaluation",
+        "self-generated text", "dense predictions", "Fisher metric", "refit", "evaluation",
     ]  # fmt: skip
     pruning = dataclasses.replace(HALF.pruning, metric="none")
     without = Load(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), 4, 1)
@@ -158,7 +158,7 @@ def test_the_papers_run_builds_its_first_supernet_again() -> None:
     paper = dataclasses.replace(PRESETS["paper"], sparsity=(0.5,))
     times = {need.stage: count for need, count in plan.needs(Load(LLAMA_8B, paper, 2, 1))}
     assert times["first supernet"] + times["next supernets"] == 4 + 1
-    assert "last pruning" not in times
+    assert "refit" not in times
 
 
 def test_reconstruction_takes_disk() -> None:
@@ -207,7 +207,7 @@ def test_a_plan_is_printed_and_nothing_done(
     job = ["--model", str(only_a_configuration), "--output", str(output), "--compute-dtype", "bfloat16"]
     prune.main([*job, "--sparsity", "0.5", "--plan", "--plan-devices", "8", "--plan-flops", "1e14"])
     text = capsys.readouterr().out
-    assert "GB of each of 8 devices' memory" in text
+    assert "memory of each of 8 devices in GB" in text
     assert [stage for stage in needs() if stage not in text] == []
     # Weights of 16 GB on 8 devices. The model is written in its stored dtype, without half of its blocks.
     assert "2.01" in text
@@ -239,7 +239,7 @@ def test_a_plan_for_weights_of_no_known_type(
 
 def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prune.main(["--model", str(tiny_model), "--plan"])
-    assert "GB of the device's memory" in capsys.readouterr().out
+    assert "memory of the device in GB" in capsys.readouterr().out
 
 
 def test_what_stays_on_disk_is_not_in_memory() -> None:

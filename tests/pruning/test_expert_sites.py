@@ -259,5 +259,5 @@ def test_the_last_pruning_passes_on_what_the_model_computes(world: World) -> Non
 def test_whole_experts_where_there_are_none(tiny_config: Callable[..., ModelConfig], world: World) -> None:
     with pytest.raises(UserError, match="--expert-unit expert needs a mixture of experts"):
         WHOLE.kinds(tiny_config())
-    with pytest.raises(UserError, match="drop it, or --expert-unit expert"):
+    with pytest.raises(UserError, match="leave out either it or --expert-unit expert"):
         dataclasses.replace(WHOLE, reconstruct=4).kinds(world.config)

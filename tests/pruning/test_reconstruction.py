@@ -16,7 +16,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block, random_p
 from tyr_jax.pruning import reconstruction
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.pruning.reconstruction import Learnt, Lesson, Plan, Text, deal, rate, reconstructed
+from tyr_jax.pruning.reconstruction import Learnt, MiniBatch, Plan, Text, mix, rate, reconstructed
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.offload import Scratch
 
@@ -65,8 +65,8 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 @pytest.fixture(autouse=True)
 def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make lessons so short that even the small text fills several."""
-    monkeypatch.setattr(reconstruction, "LESSON_TOKENS", 2 * LENGTH)
+    """Make mini-batches so short that even the small text fills several."""
+    monkeypatch.setattr(reconstruction, "STEP_TOKENS", 2 * LENGTH)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -87,40 +87,40 @@ def test_an_error_is_in_nats_or_squares(world: World) -> None:
     off = add_ffn64(world.block, f64(x), neurons64(world.block, f64(x), config)) - f64(x) - f64(target)
     off *= f64(weights)[..., None]
     for metric, counted in ((world.metric, off @ f64(world.metric)), (None, off)):
-        ours = reconstruction.error(world.block, Lesson(x, target, weights), metric, config)
+        ours = reconstruction.error(world.block, MiniBatch(x, target, weights), metric, config)
         np.testing.assert_allclose(ours, (counted * off).sum(axis=1) / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_every_token_is_dealt_once(count: int) -> None:
-    """The texts have two lengths. Padding in the lessons has no weight."""
+    """The texts have two lengths. Padding in the mini-batches has no weight."""
     numbers = iter(range(1, 100))
 
-    def batch(*shape: int) -> Lesson:
+    def batch(*shape: int) -> MiniBatch:
         each = jnp.asarray([next(numbers) for _ in range(shape[0] * shape[1])], jnp.float32).reshape(shape)
-        return Lesson(each[..., None] * jnp.ones(3), -each[..., None] * jnp.ones(3), each)
+        return MiniBatch(each[..., None] * jnp.ones(3), -each[..., None] * jnp.ones(3), each)
 
-    lessons = deal([batch(4, 8), batch(5, 2)], count)
-    assert len(lessons) == count
-    dealt = np.concatenate([lesson.weights for lesson in lessons])
-    assert sorted(dealt[dealt > 0]) == list(range(1, 43))
-    assert len(dealt) - 42 < count
-    for lesson in lessons:
-        np.testing.assert_array_equal(lesson.x, lesson.weights[:, None] * np.ones(3))
-        np.testing.assert_array_equal(lesson.target, -lesson.x)
+    minibatches = mix([batch(4, 8), batch(5, 2)], count)
+    assert len(minibatches) == count
+    mixed = np.concatenate([minibatch.weights for minibatch in minibatches])
+    assert sorted(mixed[mixed > 0]) == list(range(1, 43))
+    assert len(mixed) - 42 < count
+    for minibatch in minibatches:
+        np.testing.assert_array_equal(minibatch.x, minibatch.weights[:, None] * np.ones(3))
+        np.testing.assert_array_equal(minibatch.target, -minibatch.x)
 
 
 def test_lessons_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every lesson has tokens of every batch, or of all batches that are mixed together."""
-    monkeypatch.setattr(reconstruction, "LESSON_TOKENS", LENGTH)
+    """Every mini-batch has tokens of every batch, or of all batches that are mixed together."""
+    monkeypatch.setattr(reconstruction, "STEP_TOKENS", LENGTH)
     marked = [jnp.full((3, LENGTH, world.config.hidden), float(index)) for index in range(1, 5)]
     for mixed, expected in ((16, {(1, 2, 3, 4)}), (2, {(1, 3), (2, 4)})):
         monkeypatch.setattr(reconstruction, "MIXED_BATCHES", mixed)
         plan = Plan(world.config, 1, 0.0, (0,))
-        lessons = reconstruction.lessons_of(world.block, Text(marked, None, [3, 3, 3, 2]), True, plan)
-        assert len(lessons) == 12
-        assert sum(float(lesson.weights.sum()) for lesson in lessons) == 11 * LENGTH
-        origins = {frozenset(np.unique(lesson.x[lesson.weights > 0])) for lesson in lessons}
+        minibatches = reconstruction.minibatches_of(world.block, Text(marked, None, [3, 3, 3, 2]), True, plan)
+        assert len(minibatches) == 12
+        assert sum(float(minibatch.weights.sum()) for minibatch in minibatches) == 11 * LENGTH
+        origins = {frozenset(np.unique(minibatch.x[minibatch.weights > 0])) for minibatch in minibatches}
         assert origins == {frozenset(origin) for origin in expected}
 
 
@@ -209,7 +209,7 @@ def whole(tiny_config: Callable[..., ModelConfig]) -> Whole:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconstruction, "LESSON_TOKENS", 2 * LENGTH)
+        patch.setattr(reconstruction, "STEP_TOKENS", 2 * LENGTH)
         return Whole(config, params, build(0), build(10), text, residuals)
 
 

@@ -94,7 +94,7 @@ def test_a_conversation_ends_with_its_last_answer() -> None:
 def test_what_cannot_be(tmp_path: Path) -> None:
     path = tmp_path / "numbers.txt"
     path.write_text(numbers(7))
-    with pytest.raises(UserError, match="but a row takes 8; lower --sequence-length"):
+    with pytest.raises(UserError, match="but a sequence takes 8; lower --sequence-length"):
         examples.load([parse_source(str(path))], spec_of(path), 50, Numbers(), 0)
     path.write_text(numbers(80))
     with pytest.raises(UserError, match=r"would repeat \d+ times"):

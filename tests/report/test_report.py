@@ -198,7 +198,10 @@ def test_directories_that_are_not_ours(
 ) -> None:
     for content, sentence in (
         (None, "has no summary.json: name a directory that tyr_jax.prune wrote"),
-        ({"format_version": 1, "settings": {"data": {}}}, "lacks arguments; restore it, or prune again"),
+        (
+            {"format_version": 1, "settings": {"data": {}}},
+            "lacks arguments; restore the file, or prune again",
+        ),
     ):
         if content is not None:
             (tmp_path / "summary.json").write_text(json.dumps(content))

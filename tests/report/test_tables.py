@@ -66,14 +66,14 @@ def test_the_table(report: dict[str, Any]) -> None:
         ["… KL to dense", "0.2500", "0.2500", "0.2500"],
         ["parameters", "134.5 M", "107.6 M (−20.0%)", "107.6 M (−20.0%)"],
         ["size", "538 MB", "430 MB", "430 MB"],
-        ["attention units kept", "270", "202", "202"],
+        ["heads kept", "270", "202", "202"],
         ["… removed", "0", "68 (25.19%)", "68 (25.19%)"],
-        ["ffn units kept", "46080", "34560", "34560"],
+        ["FFN neurons kept", "46080", "34560", "34560"],
         ["… removed", "0", "11520 (25.00%)", "11520 (25.00%)"],
         ["load model", "1.5 s"],
         ["prune", "1:01"],
         ["search", "1:00:00"],
-        ["all", "1:01:02"],
+        ["total", "1:01:02"],
         ["written to out: evaluate with `python -m tyr_jax.evaluate out`"],
     ):
         assert row in shown
@@ -82,7 +82,7 @@ def test_the_table(report: dict[str, Any]) -> None:
 def test_a_run_without_rounds_has_no_searched_column(report: dict[str, Any]) -> None:
     shown = cells(report | {"searched": None})
     assert ["dense", "uniform"] in shown
-    assert ["ffn units kept", "46080", "34560"] in shown
+    assert ["FFN neurons kept", "46080", "34560"] in shown
 
 
 def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
@@ -95,9 +95,9 @@ def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
         ["… perplexity, searched", "21.23", "29.25", "1234"],
         ["… KL to dense, searched", "0.25", "0.25", "0.25"],
         ["parameters", "134.5 M", "107.6 M (−20.0%)", "60.0 M (−55.4%)"],
-        ["time of its own", "1:01:02", "9.0 s"],
+        ["time for this target alone", "1:01:02", "9.0 s"],
         ["load model", "1.5 s"],
-        ["all", "0:32"],
+        ["total", "0:32"],
         ["written to out: evaluate with `python -m tyr_jax.evaluate out`"],
         ["written to out/1: evaluate with `python -m tyr_jax.evaluate out/1`"],
     ):
@@ -124,7 +124,7 @@ def test_text_is_what_a_terminal_shows(report: dict[str, Any]) -> None:
     shown = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert lines[0] == "pruned to 25.0% sparsity"
     assert ["… perplexity", "21.23", "35.50", "29.25"] in shown
-    assert shown[-1] == ["all", "1:01:02"]
+    assert shown[-1] == ["total", "1:01:02"]
     assert all(line == line.rstrip() for line in lines)
 
 
@@ -160,7 +160,7 @@ def test_what_went_wrong_is_told_once(report: dict[str, Any]) -> None:
     ill = report | {"health": {"damping_raised": raised, "objectives_not_finite": 7}, "shared_seconds": {}}
     told = [" ".join(line) for line in cells(ill, ill) if line and line[0].startswith("note:")]
     assert len(told) == 2
-    assert "at 1 sites" in told[0]
+    assert "at 1 site whose Hessian" in told[0]
     assert "layer 3 ffn (prune searched), to 0.1" in told[0]
     assert "7 candidates" in told[1]
     assert not [line for line in cells(report) if line and line[0].startswith("note:")]

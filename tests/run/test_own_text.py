@@ -108,4 +108,4 @@ def test_a_cache_that_cannot_be_written_is_told(
     (tmp_path / "cache").write_text("in the way")
     own_text(model, SHAPE, 0, 1.0, Progress(), Store())
     assert written == [3]
-    assert "own text is not kept for other runs" in capsys.readouterr().err
+    assert "self-generated text could not be cached for other runs" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
     }
     assert all(entry["damping"] > 1e-7 for entry in raised)
     first, second = complaints(health)
-    assert first.startswith(f"damping was raised at {len(raised)} sites")
+    assert first.startswith(f"damping was raised at {len(raised)} sites whose Hessian")
     assert second == f"{calls} candidates whose objective was not finite were discarded"
 
 

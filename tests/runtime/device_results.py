@@ -111,9 +111,9 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
 
 
 def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:
-    """(what half of the first layer's neurons learn, the tokens of all lessons made from two batches).
+    """(what half of the first layer's neurons learn, the tokens of all mini-batches made from two batches).
 
-    The neurons learn from a lesson that is the same for any number of devices.
+    The neurons learn from a mini-batch that is the same for any number of devices.
     """
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], 0))
     axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
@@ -123,12 +123,12 @@ def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: Mod
     }
     (x,), _ = stream.embedded(params, [text[:16]], 16 * LENGTH)
     aim = reconstruction.target(block, x, x + 0.1, jnp.float32(0.5), config)
-    batch = reconstruction.Lesson(x, aim, stream.token_weights(x, jnp.int32(15), even=True))
-    dealt = reconstruction.deal([batch, batch], 3)
-    every = np.concatenate(devices.fetch([lesson.target[lesson.weights > 0] for lesson in dealt]))
-    lesson = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
+    batch = reconstruction.MiniBatch(x, aim, stream.token_weights(x, jnp.int32(15), even=True))
+    mixed = reconstruction.mix([batch, batch], 3)
+    every = np.concatenate(devices.fetch([minibatch.target[minibatch.weights > 0] for minibatch in mixed]))
+    minibatch = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
     plan = reconstruction.Plan(config, 4, 0.5, (0,))
-    learnt = reconstruction.learn_from(ffn, [lesson], metric, plan)
+    learnt = reconstruction.learn_from(ffn, [minibatch], metric, plan)
     return learnt, every[np.argsort(every[:, 0])]
 
 

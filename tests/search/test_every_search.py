@@ -136,15 +136,26 @@ def test_a_key_determines_the_search(search: Search) -> None:
         assert asked(1) != asked(2)
 
 
-def compiled() -> tuple[int, int]:
-    """Numbers of programs that have been compiled for `ask` and `tell`."""
-    return contract.traced_ask._cache_size(), contract.traced_tell._cache_size()
+COMPILED: list[str] = []
+"""A name for every time that `ask` or `tell` was compiled. (JAX's own count of cached programs also has those
+that differ only in where their arguments come from.)"""
+
+
+def note_compilation(event: str, _: float, **about: str | int) -> None:
+    name = str(about.get("fun_name"))
+    if event.endswith("backend_compile_duration") and "traced_" in name:
+        COMPILED.append(name)
+
+
+jax.monitoring.register_event_duration_secs_listener(note_compilation)
 
 
 @pytest.mark.parametrize("search", ALL)
 def test_a_search_continues_from_a_saved_state_without_compiling_again(search: Search) -> None:
-    programs: list[tuple[int, int]] = []
-    whole, _, states = steps_of(search, on_step=lambda: programs.append(compiled()))
+    programs: list[int] = []
+    contract.traced_ask.clear_cache()
+    contract.traced_tell.clear_cache()
+    whole, _, states = steps_of(search, on_step=lambda: programs.append(len(COMPILED)))
     stages = search.stages(PROBLEM.space)
     assert programs[-1] == programs[stages - 1]  # nothing is compiled after the first generation
     saved = states[2 * stages]
@@ -162,7 +173,7 @@ def test_a_search_continues_from_a_saved_state_without_compiling_again(search: S
     resumed = jax.tree.unflatten(structure, leaves)
     again = loop.run(search, resumed, PROBLEM.space, score, done=2 * stages, slopes=slopes)
     np.testing.assert_array_equal(again, whole)
-    assert compiled() == programs[-1]
+    assert len(COMPILED) == programs[-1] > 0
 
 
 @pytest.mark.parametrize("search", ALL)

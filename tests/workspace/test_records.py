@@ -123,7 +123,7 @@ def take_up(path: Path) -> None:
 def test_what_is_no_record(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogatepass") + b"\n")
     sentence = refused(tmp_path, name)
-    assert re.search("restore it, or|delete it, or|--restart", sentence)
+    assert re.search("restore the file, or|delete the file, or|--restart", sentence)
 
 
 @EVERY
@@ -219,7 +219,7 @@ def test_the_field_is_named(path: str, value: Any, message: str, tmp_path: Path)
     write(tmp_path / "summary.json", record)
     sentence = refused(tmp_path, "summary.json")
     assert message in sentence
-    assert sentence.endswith("; restore it, or prune again with python -m tyr_jax.prune")
+    assert sentence.endswith("; restore the file, or prune again with python -m tyr_jax.prune")
 
 
 def test_what_differs_within_a_recovery_or_a_benchmark(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ class BenchmarkSettings:
     batches: tuple[int, ...] = Cases.batches
     """Sequences that run together (llama.cpp: one)."""
     tokens: int = Cases.tokens
-    """Tokens that are generated in a timing."""
+    """Tokens to generate in each timing."""
     repeats: int = Cases.repeats
-    """Timings of each, dense and pruned in turn; the median counts."""
+    """How often each case is timed, dense and pruned in turn; the median is reported."""
     llama_cpp: bool = Cases.llama_cpp
     """Compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`."""
     compute_dtype: ComputeType = Computation.compute_dtype

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 import re
 import shlex
 import sys
@@ -53,6 +54,15 @@ NO_LIMIT = 10_000
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Escape sequences for a terminal's colours."""
+
+PLAINER = (
+    (r"Error parsing (\S+): invalid literal for int\(\).*: '(.*)'", r"\1 is \2, but must be a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 is \2, but must be a number"),
+    (r"Missing value for argument '(.*)'\. Expected .*", r"\1 needs a value"),
+    (r"Missing from .*: ([A-Z]+) (.*?)\.? \(required\)", r"\1 is missing: \2"),
+    (r"Unrecognized options: (.*)", r"unrecognised arguments: \1"),
+)
+"""Messages of tyro, as patterns, and what to say in their place."""
 
 
 def execute(
@@ -154,9 +164,37 @@ def sentence(box: str) -> str:
     """The message in tyro's box of sections, on one line: its first section, and its suggestion, if any."""
     lines = ESCAPES.sub("", box).splitlines()
     text = "\n".join(line.strip("│ ") for line in lines if not line.startswith(("╭", "╰")))
-    message = " ".join(re.split(r"^─+$", text, flags=re.MULTILINE)[0].split()).rstrip(".")
+    sections = re.split(r"^(?:─+|-{3,})$", text, flags=re.MULTILINE)
+    # Where stdout is ASCII, the box has no frame, and its title is a section.
+    first = sections[0 if "╭" in box else min(1, len(sections) - 1)]
+    message = plainer(" ".join(first.split()).rstrip("."))
     suggestion = re.search(r"Perhaps you meant:\s+(--\S+)", text)
     return message + (f"; perhaps {suggestion[1]} was meant" if suggestion else "")
+
+
+def plainer(message: str) -> str:
+    """A message of tyro, in the words of other errors, without the types and texts of Python."""
+    if found := re.fullmatch(
+        r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", message
+    ):
+        choices = [each for each in re.findall(r"'([^']*)'", found[3]) if each != "None"]
+        return f"{found[2]} is {found[1]}, but must be one of {', '.join(choices)}"
+    if found := re.fullmatch(
+        r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", message
+    ):
+        given = re.findall(r"'([^']*)'", found[2])
+        wanted = "whole numbers" if all(map(is_number, given)) else "numbers"
+        return f"{found[1]} is {' '.join(given)}, but must be {wanted}"
+    for pattern, words in PLAINER:
+        message = re.sub(f"^{pattern}$", words, message)
+    return message
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def show(tables: Iterable[Table], console: Console | None = None) -> None:

@@ -28,6 +28,8 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
+from tyr_jax.errors import UserError
+from tyr_jax.evaluation.perplexity import TextChoice
 from tyr_jax.results import Perplexities, TaskScores
 from tyr_jax.run.models import Computation, NamedModel
 from tyr_jax.settings import ComputeType
@@ -41,19 +43,19 @@ class EvaluateSettings:
     """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
     evaluation: tuple[str, ...] = ()
     """Texts: `builtin`, .txt, .jsonl, .json or .parquet files, hub datasets (default: those the model was
-    measured on when it was pruned, or else `builtin`)."""
+    measured on when it was made, or else `builtin`)."""
     evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens in a window (default: as when it was pruned, or else 2048)."""
+    """Tokens in a window (default: as when the model was made, or else 2048)."""
     evaluation_windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """At most this many windows of each text (default: as when it was pruned, or else 20)."""
+    """At most this many windows of each text (default: as when the model was made, or else 20)."""
     bos: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
-    """Start every window with the tokenizer's BOS (default: as when it was pruned, or else not)."""
+    """Start every window with the tokenizer's BOS (default: as when the model was made, or else not)."""
     chat_template: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
-    """Render conversations with the model's chat template (default: as when it was pruned, or
-    else not)."""
+    """Render conversations with the model's chat template (default: as when the model was made,
+    or else not)."""
     trust_record: bool = False
-    """Read the texts that a directory's record names, be they files or hub datasets: whoever made the record
-    chose them."""
+    """Read the files and hub datasets that the record in the model's directory names. Use this only if you
+    trust whoever made the record."""
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…")] = ""
     """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
     num_fewshot: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -79,6 +81,10 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
     """
     model = NamedModel(settings.model, settings.ignore_keys)
     if settings.tasks:
+        if any(getattr(settings, name) != value for name, value in vars(TextChoice()).items()):
+            raise UserError(
+                "--tasks bring their own text: leave out --evaluation and the options of its text"
+            )
         return api.evaluate_model(
             model,
             tasks=settings.tasks,

@@ -38,7 +38,7 @@ class ExportSettings:
     quantize: Quantize = GgufSettings.quantize
     """Type of the matrices; those with a `k` are made by llama.cpp's own quantiser, in `tyr-jax[llama]`."""
     neuron_multiple: int = GgufSettings.neuron_multiple
-    """Fill FFN widths up with zeros to a multiple of this, beyond what the type itself needs; 256 lets
+    """Pad FFN widths with zeros to a multiple of this, beyond what the type itself needs; 256 lets
     llama.cpp's tools quantise the file further."""
     family: command.Family = None
     ignore_keys: command.IgnoredKeys = ()

@@ -1,6 +1,6 @@
 """Recover quality that pruning has cost: `python -m tyr_jax.finetune PRUNED`.
 
-A short training of the pruned model: by default, a low-rank change of every
+A short training of the pruned model: by default, a low-rank update of every
 projection (LoRA) learns the dense model's predictions, and is merged into the
 weights at the end. The result loads wherever the pruned model does.
 

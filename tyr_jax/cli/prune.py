@@ -5,18 +5,19 @@ locally to several sparsity levels; all copies form a supernet; an evolutionary
 search finds how much each layer should keep so that the whole model meets one
 target sparsity and still behaves like the dense one. This is repeated with
 finer levels around the result. What is pruned is removed: the output directory
-holds a smaller model.
+holds a smaller model. The method is that of Týr-the-Pruner (arXiv 2503.09657),
+which is called the paper below.
 
 Examples:
 
   python -m tyr_jax.prune --preset quick --output pruned
-      the `builtin` model at 25 % sparsity, in minutes
+      the `builtin` model at 25% sparsity, in minutes
 
   python -m tyr_jax.prune --model HuggingFaceTB/SmolLM2-135M --sparsity 0.5 \\
       --calibration builtin my-text.jsonl@2 \\
       --evaluation Salesforce/wikitext:wikitext-2-raw-v1:test \\
       --output smollm2-50
-      a hub model at 50 % sparsity, two calibration sources (the second with
+      a hub model at 50% sparsity, two calibration sources (the second with
       twice the weight), and a further text to measure on
 
   python -m tyr_jax.prune --sparsity 0.125 0.25 0.5 --output pruned

@@ -21,8 +21,10 @@ from tyr_jax.errors import UserError
 
 SECONDS = 10
 MEMORY = 2**30
+"""Seconds, and bytes beyond what the process starts with, that rendering may take."""
+
 MOST = 2**20
-"""Characters that a template may write, on top of eight times those of the conversation."""
+"""Characters that a template may write, beyond eight times those of the conversation."""
 
 PROGRAM = Path(__file__).with_name("renderer.py")
 

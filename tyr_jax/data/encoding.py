@@ -36,7 +36,7 @@ def encode(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded as UTF-8. Half of a surrogate pair cannot."""
+    """Whether a text can be encoded as UTF-8. An unpaired surrogate cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

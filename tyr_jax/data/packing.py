@@ -91,9 +91,10 @@ class DataSpec:
     """Share of calibration sequences in which half of the tokens are replaced by random ones. Without
     noise, units that a few domains never use are pruned first, and other domains suffer."""
     calibration_openings: int = 512
-    """Sequences of four tokens, cut from the calibration text, that layers are pruned on beside its long
-    sequences. The first token of any sequence is an attention sink. Long sequences have few first tokens, and
-    where pruned layers lose the sink, every later token suffers. 0 leaves them out (as in the paper)."""
+    """Number of sequences of four tokens, cut from the calibration text, that layers are pruned on in
+    addition to its long sequences. The first token of any sequence is an attention sink. Long sequences have
+    few first tokens, and where pruned layers lose the sink, every later token suffers. 0 leaves them out (as
+    in the paper)."""
     search_tokens: int = 32768
     """Tokens that the search draws from."""
     evaluation_length: int = 2048
@@ -353,8 +354,9 @@ def _texts(
             yield render(document, source, tokenizer)
         else:
             raise UserError(
-                f"'{source.label}' holds conversations; ask for the model's chat template, which makes text "
-                "of them (prune --chat-template, evaluate --chat-template True), or name a column of text"
+                f"'{source.label}' holds conversations, which can be read as text only with the model's chat "
+                "template (prune --chat-template, evaluate --chat-template True; finetune as the model was "
+                "pruned): use it, or name a column of text"
             )
 
 

@@ -1,6 +1,7 @@
 """Where text comes from: how a source is written, when two sources are the same, and how one is read.
 
 SOURCE[@WEIGHT]     SOURCE = builtin[:topics | :docstrings]
+                           | self, text that the dense model writes
                            | path.txt | path.jsonl[:column] | path.json[:column] | path.parquet[:column]
                            | name[:config][:split][:column] of a hub dataset (an empty field is the default)
 """
@@ -38,11 +39,12 @@ ROLES = {"human": "user", "gpt": "assistant"}
 LINE_PROBE = 8
 # Nanoseconds after a change for which a file counts as still changing.
 FRESH = 2 * 10**9
-# Most characters of a line of JSON; this many can still be parsed in a second or two.
+# Maximum number of characters of a line of JSON; this many can still be parsed in a second or two.
 MOST_LINE = 2**25
-# Most bytes of a JSON list, which is read whole.
+# Maximum number of bytes of a JSON list, which is read whole.
 MOST_LIST = 2**30
-# Most messages and characters of a conversation. It is rendered again up to each of its answers.
+# Maximum numbers of messages and of characters of a conversation. It is rendered again up to each of its
+# answers.
 MOST_TURNS = 2**10
 MOST_CHARS = 2**21
 
@@ -88,9 +90,7 @@ def parse_source(text: str) -> Source:
         return Source("builtin", tail, weight=weight)
     if head == "self":
         if tail:
-            raise UserError(
-                f"'{name}' names a part of the text that the model writes, which has none; write self"
-            )
+            raise UserError(f"'{name}' is no source: text that the model writes has no parts; write self")
         return Source("self", "", weight=weight)
     path, _, column = name.rpartition(":")
     if name.lower().endswith(SUFFIXES):
@@ -280,7 +280,7 @@ def _checked(text: str, where: str) -> str:
     if "\0" in text:
         raise UserError(f"{where} holds NUL bytes, so it is not text; give a text file")
     if not is_unicode(text):
-        raise UserError(f"{where} holds half of a surrogate pair, so it is not text; fix or remove it")
+        raise UserError(f"{where} holds an unpaired surrogate, so it is not text; fix or remove it")
     return text
 
 

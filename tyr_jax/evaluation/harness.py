@@ -151,7 +151,7 @@ class HarnessModel(TemplateLM):
     def _generate(self, params: Any, prompt: str, asked: dict[str, Any]) -> str:
         options = normalize_gen_kwargs(asked, MOST_NEW_TOKENS)
         ends = handle_stop_sequences(options.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
-        # A task may ask for more than fits; a token of the prompt must.
+        # A task may ask for more tokens than the context holds; at least one token of the prompt must fit.
         count = min(int(options["max_gen_toks"]), self.max_length - 1)
         sampling = generation.Sampling(
             temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
@@ -251,16 +251,16 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
     manager = known_tasks()
     found: list[Task | Group] = []
     for name in names:
+        # The harness would read a path as the description of a task, which may have code to run.
+        if name not in manager.all_tasks:
+            raise UserError(f"lm-evaluation-harness has no task '{name}': `lm-eval ls tasks` lists its tasks")
         try:
-            # The harness would read a path as the description of a task, which may have code to run.
-            if name not in manager.all_tasks:
-                raise KeyError(name)
             found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
         except Exception as error:
-            where = f"in {data_dir} and on the hub" if data_dir else "on the hub, without --data-dir"
+            where = f"in {data_dir} and on the hub" if data_dir else "on the hub"
             raise UserError(
-                f"cannot load the task {name} ({_why(error)}): its name must be one that "
-                f"lm-evaluation-harness knows, and its data is looked for {where}"
+                f"cannot load the data of the task {name}, which is looked for {where} ({_why(error)}): "
+                "check the connection, or name a directory that has it with --data-dir"
             ) from error
     return found
 

@@ -15,7 +15,8 @@ NAME = BENCHMARK
 MODELS = ("dense", "pruned")
 
 Sizes = Mapping[str, Mapping[str, int]]
-"""By model: `parameters`, `bytes` in the type they are stored in, and `cache_bytes_per_token` in float32."""
+"""By model: `parameters`, `bytes` in the type they are stored in, and `cache_bytes_per_token` in the type
+that the models run in."""
 
 
 class Timing(NamedTuple):

@@ -35,7 +35,18 @@ layer, head and neuron before any tensor can contradict a size."""
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
 """The largest float32, the type that numbers are computed in."""
 
-_SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """Values cut short, with the names that JSON has for truth values and null."""
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return json.dumps(value)
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return json.dumps(value)
+
+
+_SHORT = _Short()
 _SHORT.maxlevel, _SHORT.maxstring = 3, 80
 
 

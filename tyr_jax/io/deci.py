@@ -66,7 +66,7 @@ class Written(NamedTuple):
 
 
 STILL = 1e-30
-"""Frequency, in radians per token, that stands for none."""
+"""Frequency, in radians per token, that stands for zero."""
 
 LARGEST_F16 = float(np.finfo(np.float16).max)
 LARGEST = {GGMLQuantizationType.BF16: float(jnp.finfo(jnp.bfloat16).max)}
@@ -121,7 +121,8 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
     for what in [what for what, needed in lacking.items() if needed]:
         raise UserError(
             f"a {config.family} model cannot be written as a GGUF file: llama.cpp's architecture "
-            f"'{ARCHITECTURE}', which has sizes per layer, has no {what}"
+            f"'{ARCHITECTURE}', which has sizes per layer, has no {what}; run it with transformers or "
+            "`python -m tyr_jax.generate`"
         )
     stored = {}
     keys = [spec.key for spec in all_specs(config)]
@@ -129,7 +130,8 @@ def stored_names(config: ModelConfig) -> dict[str, str]:
         if name is None:
             raise UserError(
                 f"a {config.family} model cannot be written as a GGUF file: llama.cpp's architecture "
-                f"'{ARCHITECTURE}', which has sizes per layer, has no tensor '{key}'"
+                f"'{ARCHITECTURE}', which has sizes per layer, has no tensor '{key}'; run it with "
+                "transformers or `python -m tyr_jax.generate`"
             )
         stored[key] = name
     return stored
@@ -201,7 +203,7 @@ def frequency_divisors(config: ModelConfig) -> np.ndarray:
     positions = shared_positions(config)
     plain = frequencies(Positions(rope_base(config)), config.head_dim, config.head_dim)
     own = frequencies(positions, config.head_dim, config.rotated or config.head_dim)
-    # A channel that does not turn turns too slowly to matter.
+    # Channels that are not rotated get a frequency too low to matter.
     return np.asarray(plain / jnp.maximum(own, STILL), np.float32)
 
 
@@ -283,7 +285,7 @@ def quantised(name: str, array: np.ndarray, kind: str) -> tuple[np.ndarray, GGML
     if stored != GGMLQuantizationType.F32 and largest > LARGEST.get(stored, LARGEST_F16):
         wider = "f32" if stored in LARGEST else "bf16 or f32"
         raise UserError(
-            f"tensor '{name}' is too large for {stored.name.lower()}; choose {wider} with --quantize"
+            f"tensor '{name}' has values too large for {stored.name.lower()}; choose {wider} with --quantize"
         )
     return gguf.quants.quantize(np.ascontiguousarray(array), stored), stored
 

@@ -63,7 +63,7 @@ def is_packed(spec: TensorSpec, config: ModelConfig) -> bool:
 
 
 def pack(specs: list[TensorSpec], arrays: list[np.ndarray]) -> np.ndarray:
-    """A packed array from its tensors in the checkpoint's usual layout."""
+    """A packed array `[X, ...]` from its tensors in the checkpoint's usual layout."""
     parts = [_by_expert(spec, array) for spec, array in zip(specs, arrays, strict=True)]
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=-1).reshape(*parts[0].shape[:-1], -1)
 
@@ -75,7 +75,7 @@ def _by_expert(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
 
 
 def unpack(spec: TensorSpec, packed: np.ndarray) -> np.ndarray:
-    """A tensor in the checkpoint's usual layout, from the packed array that has it."""
+    """A tensor in the checkpoint's usual layout, from the packed array `[X, ...]` that has it."""
     paired = PACKED[spec.name].startswith("gate_up")
     part = packed[..., 0 if spec.name.startswith("gate") else 1 :: 2] if paired else packed
     ours = np.moveaxis(part, 0, spec.axes.index("X"))

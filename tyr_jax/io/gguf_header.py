@@ -33,7 +33,7 @@ VERSIONS = (2, 3)
 MAX_KEYS = 2**14
 MAX_TENSORS = 2**18
 MAX_VALUES = 2**21
-"""The most values in all arrays together. The `gguf` package uses a kilobyte for each; the largest
+"""Maximum number of values in all arrays together. The `gguf` package uses a kilobyte for each; the largest
 vocabularies have half as many."""
 
 MAX_DIMENSIONS = 4

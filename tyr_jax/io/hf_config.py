@@ -92,6 +92,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = "one of " + ", ".join(FAMILIES)
+        if model_type is None:
+            raise UserError(f"config key 'model_type' is missing: it must be {known}")
         if isinstance(model_type, str) and (what := missing_for(model_type)):
             raise UserError(
                 f"models with model_type '{model_type}' need {what}, which tyr_jax does not support: choose "
@@ -121,7 +123,7 @@ def _check_keys(config: Mapping[str, Any], family: Family, ignore_keys: Iterable
         del checked["quantization_config"]
     for key, allowed in checked.items():
         if key in config and not any(config[key] == value for value in allowed):
-            raise unsupported(key, config[key], " or ".join(repr(value) for value in allowed))
+            raise unsupported(key, config[key], " or ".join(map(shown, allowed)))
 
 
 def _check_architecture(config: Mapping[str, Any], family: Family) -> None:
@@ -161,7 +163,7 @@ def _head_dim(values: Mapping[str, Any], hidden: int, heads: int) -> int:
 
 
 def _rotated(head_dim: int, rotary: Rotary) -> int | None:
-    """How many channels of a head rotary embeddings turn, None for all.
+    """How many channels of a head are rotated by position, None for all.
 
     Raises:
         UserError: they are not a positive and even number, or the scaling is for another number.

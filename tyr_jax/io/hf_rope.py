@@ -34,7 +34,8 @@ OLD_NAMES = {"su": "longrope"}
 
 
 class Rotary(NamedTuple):
-    """Rotary embeddings: base and scaling of frequencies, and the share of a head's channels that turn."""
+    """Rotary embeddings: base and scaling of frequencies, and the share of a head's channels that are
+    rotated."""
 
     theta: float
     scaling: RopeScaling | None = None
@@ -64,7 +65,8 @@ def rope_from_hf(config: Mapping[str, Any], default: Rotary = USUAL) -> Rotary:
     for key, value in outer.items():
         if value is not None and nested.setdefault(key, value) != value:
             raise UserError(
-                f"config keys '{key}' ({shown(value)}) and '{where}.{key}' ({shown(nested[key])}) contradict"
+                f"config keys '{key}' ({shown(value)}) and '{where}.{key}' ({shown(nested[key])}) "
+                "contradict each other: keep the right one"
             )
     return _rotary(nested, where + ".", config, default)
 
@@ -167,7 +169,8 @@ def scaling_to_hf(scaling: RopeScaling | None) -> Json:
 
 def rope_to_hf(rotary: Rotary, base: Mapping[str, Any], default_share: float = 1.0) -> Json:
     """The RoPE keys of a `config.json`, in the style of `base`, or else in the older one, which every tool
-    reads. The share of channels that turn is left out only if it and the family's `default_share` are 1."""
+    reads. The share of channels that are rotated is left out only if it and the family's `default_share` are
+    1."""
     scaling = scaling_to_hf(rotary.scaling)
     plain = rotary.share == default_share == 1
     share = {} if plain else {"partial_rotary_factor": rotary.share}

@@ -31,7 +31,7 @@ def _clear_errors(doing: str, mend: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"{doing}: log in first, with `hf auth login`") from error
     except errors.OfflineModeIsEnabled as error:
-        raise UserError(f"{doing}: HF_HUB_OFFLINE is set") from error
+        raise UserError(f"{doing}: HF_HUB_OFFLINE is set; unset it") from error
     except Exception as error:
         # A refusal, or whatever the HTTP client raises when a connection breaks.
         reasons = [first_line(e).rstrip(".") for e in (error, error.__cause__) if isinstance(e, Exception)]

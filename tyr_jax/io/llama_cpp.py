@@ -41,8 +41,8 @@ def bindings() -> tuple[Any, Any]:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
         raise UserError(
-            f"to write {', '.join(TYPES)} and to run GGUF files, llama.cpp is needed, which is not "
-            "installed: pip install 'tyr-jax[llama]'"
+            f"{', '.join(TYPES)} of --quantize, and --llama-cpp, need llama.cpp, which is not installed: pip "
+            "install 'tyr-jax[llama]'"
         ) from None
     ffi, lib = get_ffi(), get_lib()
     lib.llama_log_set(_silence(ffi), ffi.NULL)
@@ -153,7 +153,7 @@ def session(path: Path, slots: int, threads: int | None = None) -> Iterator[Sess
     ffi, lib = bindings()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
     if model == ffi.NULL:
-        raise UserError(f"llama.cpp does not load {path}")
+        raise UserError(f"llama.cpp cannot load {path}: leave out --llama-cpp")
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = slots
     parameters.n_threads = parameters.n_threads_batch = threads or os.cpu_count() or 1

@@ -98,7 +98,7 @@ MOST_CUTS = 2**31
 largest vocabularies it is in the tens of millions."""
 
 MOST_GROWTH = 64
-"""The most characters that a step of a tokenizer may make of one character. Several steps in a row could
+"""Maximum number of characters that a step of a tokenizer may make of one. Several steps in a row could
 otherwise double a text again and again."""
 
 GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
@@ -260,7 +260,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
 
 
 def growth(part: Any) -> int:
-    """The most characters, or tokens, that a tokenizer's step makes of one.
+    """Maximum number of characters, or tokens, that a tokenizer's step makes of one.
 
     Args:
         part: the step, as `tokenizers` serialises it.

@@ -115,7 +115,7 @@ def _split_name(backend: Tokenizer, description: dict[str, Any]) -> str:
             if alike and options == (description["model"]["ignore_merges"], normalizer is not None):
                 return name
     raise UserError(
-        f"a GGUF file cannot hold this tokenizer: it cuts text like none of {', '.join(SPLITS)} does"
+        f"a GGUF file cannot hold this tokenizer: its pre-tokenizer is none of {', '.join(SPLITS)}"
     )
 
 

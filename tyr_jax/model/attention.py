@@ -4,7 +4,7 @@ Attention is where a plain forward pass loses time on a CPU: the square of score
 computed with each of its entries. So only keys up to the end of a chunk are read, the heads of a group share
 one matrix product, and a softmax is divided by its sum only after it is multiplied with the values. On a CPU,
 sequences run one after the other, so that the square of one stays in cache: 1.9× faster for 8 sequences of
-512 tokens. There, a `vmap` adds further sequences, not further rows of every product.
+512 tokens. There, the axis of a `vmap` is looped over as well, and does not widen every product.
 
 The backward pass computes the square again, chunk by chunk, from the output and the softmax's normaliser
 (Dao et al. 2022, FlashAttention, §3.1). On a CPU, automatic differentiation takes more than twice as long.
@@ -127,8 +127,8 @@ def over_sequences(function: Callable[..., Any], arrays: Any, shared: Shared, st
 
 
 def one_by_one(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`function(arrays of a sequence, shared)` applied to sequences `[B, …]` one after the other. A `vmap`
-    over the result adds more of them."""
+    """`function(arrays of a sequence, shared)` applied to sequences `[B, …]` one after the other. The
+    axis of a `vmap` over the result is looped over as well."""
 
     def loop(arrays: Any, shared: Any) -> Any:
         return jax.lax.map(lambda one: function(one, shared), arrays)

@@ -2,8 +2,9 @@
 and norms of queries and keys where a model has them.
 
 A block is cut where pruning needs it: `attention_units` and `ffn_units` give what enters the two prunable
-projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Everything that
-runs a model (dense, a supernet candidate, a compressed model) goes through these four.
+projections (`o [N, H, D]` and `down [F, D]`), `attention_output` and `ffn_output` apply them. Whatever runs a
+model goes through these. Only the search multiplies with the output weights itself
+(`tyr_jax.scoring.nested.project`), and then calls `after_attention` and `after_ffn`.
 
 Axis letters: `B` sequences, `T` tokens, `D` hidden, `N` query heads, `K` key/value heads, `G = N / K`,
 `H` head dim, `F` FFN width, `X` experts, `V` vocabulary, `L` layers.
@@ -35,7 +36,7 @@ SIGMOID_GAIN = 1.702
 
 ABSENT = -1e30
 """Logit of an entry, or score of an expert, that does not count. It is finite, so that the difference of two,
-and the softmax of none, is not NaN."""
+and the softmax over only such entries, is not NaN."""
 
 
 class Rope(NamedTuple):
@@ -87,7 +88,8 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square normalisation over the last axis, computed in float32 (Zhang & Sennrich 2019)."""
+    """`x [..., D]`, divided by its root mean square over the last axis and multiplied by `weight` (`[D]`, or
+    any shape that broadcasts), computed in float32 (Zhang & Sennrich 2019)."""
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * scale).astype(x.dtype) * weight
@@ -108,8 +110,8 @@ def norm_of_heads(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.A
 def queries_keys_values(
     block: Block, x: jax.Array, rope: Rope, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries `[B, T, N, H]` and keys, both rotated, and values `[B, T, K, H]`, from the residual
-    `x [B, T, D]`."""
+    """Queries `[B, T, N, H]` and keys `[B, T, K, H]`, both rotated, and values `[B, T, K, H]`, from the
+    residual `x [B, T, D]`."""
     normed = before(block, "attn_norm", x, config)
     lying = devices.as_they_lie((block["q"], block["k"], block["v"]))
     q, k, v = (linear(normed, weight) for weight in lying)
@@ -181,7 +183,8 @@ def routing(block: Block, normed: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """The gated activation of GPT-OSS."""
+    """The gated activation of GPT-OSS, `gate · σ(1.702 gate) · (up + 1)` with both clamped at 7, of
+    projections `gate` and `up [..., F]`."""
     gate, up = jnp.minimum(gate, LARGEST_GATE), jnp.clip(up, -LARGEST_GATE, LARGEST_GATE)
     return gate * jax.nn.sigmoid(SIGMOID_GAIN * gate) * (up + 1)
 

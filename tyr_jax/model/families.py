@@ -28,7 +28,8 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": None,
 }
 """Keys that are read for every family, with their values when absent, unless the family's entry says
-otherwise. If they are `None`, numbers of heads and their dimension follow from other keys."""
+otherwise. Where they are `None`, the number of key/value heads and the head dimension follow from other
+keys."""
 
 WINDOW = "sliding_window"
 
@@ -94,7 +95,8 @@ class Family:
     """Keys that are read, with the values that transformers uses when they are absent, where these differ
     from the common `DEFAULTS`, or of keys in `OPTIONAL`."""
     rope: tuple[float, float] = (10000.0, 1.0)
-    """Base of the rotary embeddings, and share of the channels that turn, when `config.json` does not say."""
+    """Base of the rotary embeddings, and share of the channels that are rotated, when `config.json` does not
+    say."""
     rope_given: bool = False
     """Whether `config.json` must describe the rotary embeddings: transformers' default has a scaling, which
     is not assumed here."""
@@ -114,7 +116,8 @@ class Family:
     fused: tuple[str, ...] = ()
     """Modules that hold several tensors: `qkv_proj`, `gate_up_proj`."""
     neighbours: bool = False
-    """Whether rotary embeddings turn channels 2i and 2i + 1 together, not i and i + H/2."""
+    """Whether channels 2i and 2i + 1 are rotated as a pair, not half of the rotated channels with the other
+    half."""
     pre_norms: bool = True
     """Whether a norm precedes each sublayer."""
     post_norms: bool = False
@@ -126,7 +129,8 @@ class Family:
     embed_by_width: bool = False
     """Whether embeddings are multiplied by √D."""
     activation: Activation = "silu"
-    """What gates the neurons. `checked` has the key that says so, unless it is `silu`."""
+    """What gates the neurons. If `config.json` says so in another way than `hidden_act: silu`, `checked` has
+    that key."""
     packed: bool = False
     """Whether the matrices of all experts of a layer are stored as one."""
     quantised: frozenset[str] = frozenset()
@@ -197,7 +201,7 @@ SMOLLM3 = Family(
     },
     rope=(2000000.0, 1.0),
     sliding="without_rotary",
-    # Written by its trainers. Its code uses neither.
+    # SmolLM3's trainers write both keys; its code reads neither.
     checked={"pretraining_tp": (1, 2, None)},
     harmless=frozenset({"max_window_layers"}),
 )

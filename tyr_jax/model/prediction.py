@@ -2,7 +2,7 @@
 
 The head is applied to a part of the vocabulary at a time, with a running softmax (Milakov & Gimelshein 2018),
 so logits are never stored whole. A teacher's predictions are kept exactly, in 2·D + 1 numbers per token
-instead of V. With p the dense model's probabilities, y its logits and z the sparse model's,
+instead of V. With p and y the dense model's probabilities and logits, and q and z the sparse model's,
 
     KL(p ‖ q) = Σ_v p_v (y_v − z_v) − log Σ exp y + log Σ exp z.
 

@@ -28,8 +28,9 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama-3 scaling: wavelengths beyond the original context are stretched by `factor`; middle ones
-    blend."""
+    """Llama-3.1 scaling (transformers' `rope_type` `llama3`): frequencies of wavelengths above
+    `original_max_positions / low_freq_factor` are divided by `factor`, those of wavelengths below
+    `original_max_positions / high_freq_factor` stay, and those between are interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -57,8 +58,8 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023): channels that turn less than `beta_slow` times in the original context are
-    interpolated, those that turn more than `beta_fast` times stay, and those between blend."""
+    """YaRN (Peng et al. 2023): channels with fewer than `beta_slow` full rotations in the original context
+    are interpolated, those with more than `beta_fast` stay, and those between blend."""
 
     factor: float
     original_max_positions: int
@@ -74,7 +75,7 @@ class YarnScaling:
         count = len(frequencies)
 
         def channel(turns: float) -> float:
-            """The channel that turns so many times in the original context."""
+            """The channel with so many full rotations in the original context."""
             return count * math.log(self.original_max_positions / (turns * 2 * math.pi)) / math.log(theta)
 
         first, last = channel(self.beta_fast), channel(self.beta_slow)
@@ -96,8 +97,8 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicScaling:
-    """Dynamic NTK scaling: it changes nothing in a context of up to the model's positions, and `factor` says
-    how it goes on beyond them."""
+    """Dynamic NTK scaling: it changes nothing in a context of up to the model's positions. Beyond that,
+    `factor` scales the base, which is not computed here."""
 
     factor: float
 
@@ -153,7 +154,8 @@ class Positions:
 
 
 def frequencies(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
-    """Rotary frequencies `[H/2]` of the channels of a head, of which the first `rotated` / 2 pairs turn.
+    """Rotary frequencies `[H/2]` of the channels of a head, of which the first `rotated` / 2 pairs are
+    rotated.
 
     A frequency of zero leaves a pair as it is.
     """
@@ -165,16 +167,16 @@ def frequencies(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
 
 
 def amplitudes(positions: Positions, head_dim: int, rotated: int) -> jax.Array:
-    """What queries and keys of a layer are multiplied by, `[H/2]`: not 1 only in pairs that turn."""
+    """What queries and keys of a layer are multiplied by, `[H/2]`: not 1 only in pairs that are rotated."""
     value = 1.0 if positions.scaling is None else positions.scaling.amplitude
     return jnp.pad(jnp.full(rotated // 2, value), (0, (head_dim - rotated) // 2), constant_values=1.0)
 
 
 def paired_channels(head_dim: int, rotated: int, neighbours: bool = False) -> tuple[int, ...]:
-    """The order of a head's channels in which channel i and channel i + H/2 turn together.
+    """The order of a head's channels in which channel i and channel i + H/2 are rotated as a pair.
 
-    In checkpoints, only the first `rotated` channels turn: channel i with channel i + rotated/2, or, as
-    `neighbours`, channel 2i with channel 2i + 1. Those that do not turn fill up both halves.
+    In checkpoints, only the first `rotated` channels are rotated: channel i with channel i + rotated/2, or,
+    as `neighbours`, channel 2i with channel 2i + 1. The others fill up both halves.
     """
     turning = list(range(rotated))
     firsts, seconds = turning[: rotated // 2], turning[rotated // 2 :]

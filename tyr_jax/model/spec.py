@@ -157,7 +157,7 @@ class ModelConfig:
     positions: tuple[Positions, ...] = (Positions(),)
     """How each layer treats positions; a single entry holds for all layers."""
     rotated: int | None = None
-    """Channels of a head that rotary embeddings turn; None for all."""
+    """Channels of a head that are rotated by position; None for all."""
     max_positions: int = 2048
     tied: bool = False
     keys: tuple[tuple[str, str], ...] = ()
@@ -165,7 +165,8 @@ class ModelConfig:
     fused: tuple[str, ...] = ()
     """Modules of a checkpoint that hold several of our tensors."""
     neighbours: bool = False
-    """Whether a checkpoint's rotary embeddings turn channels 2i and 2i + 1 together, not i and i + H/2."""
+    """Whether a checkpoint rotates channels 2i and 2i + 1 as a pair, not half of the rotated channels with
+    the other."""
     attention_scale: float | None = None
     """What attention scores are multiplied by; None for 1 / √H."""
     query_scalar: float | None = None
@@ -321,7 +322,8 @@ class TensorSpec:
 
     @property
     def is_norm(self) -> bool:
-        """Whether it is the scale of a norm, so that ones leave what is normalised as it is."""
+        """Whether it is the scale of a norm, so that a scale of ones leaves the normalised values
+        unchanged."""
         return self.name.endswith("norm")
 
     @property
@@ -365,8 +367,8 @@ def to_stored(values: Any, offset: float, scale: float) -> Any:
 
 
 def along(axis: str, entries: Any, axes: str) -> Any:
-    """`entries` by index of `axis`, `[U]`, or by expert too, `[X, U]`, reshaped to multiply a tensor with
-    these `axes`."""
+    """`entries [U]` along `axis`, or `[X, U]` per expert, reshaped to broadcast against a tensor with these
+    `axes`."""
     sizes = dict(zip(("X" + axis)[-entries.ndim :], entries.shape, strict=True))
     return entries.reshape([sizes.get(letter, 1) for letter in axes])
 
@@ -536,7 +538,8 @@ def random_params(config: ModelConfig, key: jax.Array, scale: float = 0.02) -> P
 
 
 def active_size(spec: TensorSpec, config: ModelConfig) -> int:
-    """How many numbers of a tensor a token uses: of experts, those of as many as it is sent to."""
+    """How many numbers of a tensor one token uses. Of tensors with the axes `X` and `F`, it uses only those
+    of the experts that it is sent to."""
     size = math.prod(spec.shape)
     if "XF" not in spec.axes:
         return size

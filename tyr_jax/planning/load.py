@@ -1,4 +1,4 @@
-"""What is planned, and how many numbers that is: of a model, of its sites, and of the text.
+"""What is planned, and its size: numbers of a model and of its sites, and tokens of the text.
 
 Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
 """

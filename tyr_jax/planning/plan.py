@@ -119,12 +119,12 @@ def disk_bytes(load: Load, written: int) -> dict[str, int]:
 
 def reconstruction_disk_bytes(load: Load) -> int:
     """Bytes on disk for reconstruction: for every target, the sites of the reconstructed model and what its
-    FFNs have learnt; if weights are on disk, also the lessons, and once more what FFNs have learnt."""
+    FFNs have learnt; if weights are on disk, also the mini-batches, and once more what FFNs have learnt."""
     config, settings, itemsize, _ = load
     learnt = learnt_bytes(config, itemsize)
-    lessons = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
+    minibatches = calibration_tokens(settings) * (2 * itemsize * config.hidden + FLOAT)
     sites = len(settings.sparsity) * (level_bytes(config, itemsize) + learnt)
-    return sites + (lessons + learnt if settings.offload else 0)
+    return sites + (minibatches + learnt if settings.offload else 0)
 
 
 def learnt_bytes(config: ModelConfig, itemsize: int) -> int:
@@ -166,7 +166,7 @@ def last_pruning_need(load: Load) -> Need:
     """What the last pruning, to the distribution found, needs: a fold of one level, in which drift may be
     corrected."""
     config, settings, _, _ = load
-    single = fold_need("last pruning", 1, load)
+    single = fold_need("refit", 1, load)
     if not corrects_drift(settings):
         return single
     tokens, length = calibration_tokens(settings), settings.data.sequence_length
@@ -228,8 +228,8 @@ def metric_need(load: Load) -> Need:
 
 def reconstruction_need(load: Load) -> Need:
     """What pruning once more needs if what is left of each FFN is trained: in addition to the last pruning,
-    what FFNs have learnt, the lessons, and Adam's state for an FFN. What enters a site is gone while an FFN
-    learns."""
+    what FFNs have learnt, the mini-batches, and Adam's state for an FFN. What enters a site is gone while an
+    FFN learns."""
     config, settings, itemsize, n = load
     pruned, passes = last_pruning_need(load), settings.pruning.reconstruct
     kept, entering = 1 - min(settings.sparsity), entering_bytes(load)

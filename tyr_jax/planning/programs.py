@@ -303,10 +303,10 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     weights = devices.place(ShapeDtypeStruct(tokens.shape, jnp.float32))
     number, static = ShapeDtypeStruct((), jnp.float32), {"config": config}
     mixed = min(reconstruction.MIXED_BATCHES, -(-data.calibration_tokens // tokens.size))
-    batch: Any = reconstruction.Lesson(x, x, weights)  # type: ignore[arg-type]
-    lessons = {"count": max(1, round(mixed * tokens.size / reconstruction.LESSON_TOKENS))}
-    deal = Program("reconstruction: mixing", reconstruction.deal, ([batch] * mixed,), lessons)
-    lesson = devices.place(deal.result()[0])
+    batch: Any = reconstruction.MiniBatch(x, x, weights)  # type: ignore[arg-type]
+    counts = {"count": max(1, round(mixed * tokens.size / reconstruction.STEP_TOKENS))}
+    mixing = Program("reconstruction: mixing", reconstruction.mix, ([batch] * mixed,), counts)
+    minibatch = devices.place(mixing.result()[0])
     width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
     sizes = {"F": width, "X": config.dense_shape.experts, "D": config.hidden}
     ffn = {
@@ -320,8 +320,8 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
         metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
     return [
         Program("reconstruction: target", reconstruction.target, (block, x, x, number), static),
-        deal,
-        Program("reconstruction: a step", reconstruction.learn, (state, lesson, metric, number), static),
+        mixing,
+        Program("reconstruction: a step", reconstruction.learn, (state, minibatch, metric, number), static),
     ]
 
 

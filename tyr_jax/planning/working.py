@@ -11,7 +11,7 @@ from tyr_jax.planning.load import (
     site_sizes,
     sublayer_parameters,
 )
-from tyr_jax.pruning.reconstruction import LESSON_TOKENS, MIXED_BATCHES
+from tyr_jax.pruning.reconstruction import MIXED_BATCHES, STEP_TOKENS
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.space import KINDS
 
@@ -104,27 +104,27 @@ def drift_working(load: Load) -> float:
 
 
 def reconstruction_working(load: Load) -> float:
-    """Bytes of working memory while an FFN learns: its lessons, and either the mixing of text into lessons or
-    a step."""
+    """Bytes of working memory while an FFN learns: its mini-batches, and either the mixing of text into
+    mini-batches or a step."""
     config, settings, itemsize, n = load
     kept = 1 - min(settings.sparsity)
     ffn = round(kept * sublayer_parameters(config, "ffn"))
     # Weights before learning, before a step and after it, and two moments; weights are gathered one by one.
     state = (itemsize + 4 * FLOAT) * ffn / n
     state += FLOAT / itemsize * gathered(ffn // 3, load) + (n > 1) * FLOAT * 2 * ffn / 3
-    lesson = -(-LESSON_TOKENS // n)
-    learning = state + lesson * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
+    minibatch = -(-STEP_TOKENS // n)
+    learning = state + minibatch * FLOAT * (2 * config.hidden + 2 * kept * site_channels(config)[1])
     # Targets of the text that is mixed (and residuals from disk); both concatenated, and in their new order.
     mixing = (5 + settings.offload) * mixed_tokens(load) * itemsize * config.hidden / n
-    return lesson_bytes(load) + max(mixing, learning)
+    return minibatch_bytes(load) + max(mixing, learning)
 
 
 def mixed_tokens(load: Load) -> int:
-    """Tokens that are mixed into lessons at a time."""
+    """Tokens that are mixed into mini-batches at a time."""
     return min(calibration_tokens(load.settings), load.n * BATCH_TOKENS * MIXED_BATCHES)
 
 
-def lesson_bytes(load: Load) -> float:
+def minibatch_bytes(load: Load) -> float:
     """Bytes per device for what an FFN learns from: residuals and targets."""
     config, settings, itemsize, n = load
     tokens = mixed_tokens(load) if settings.offload else calibration_tokens(settings)

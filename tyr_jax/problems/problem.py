@@ -73,11 +73,12 @@ class Problem:
         return values.reshape(levels.shape[:-2])
 
     def chosen(self, levels: jax.Array | np.ndarray) -> jax.Array:
-        """`levels [C, 2, L]` as shares of every level, one or zero: `[C, 2, L, E]`."""
+        """`levels [C, 2, L]`, one-hot: `[C, 2, L, E]`."""
         return jax.nn.one_hot(jnp.asarray(levels), self.feature.shape[-1])
 
     def value(self, shares: jax.Array, base: jax.Array, alone: jax.Array) -> jax.Array:
-        """The objective of `shares [2, L, E]` of the levels, each the sum over levels by its share."""
+        """The objective where every site is a mixture of its levels with weights `shares [2, L, E]`, from the
+        tables `base []` and `alone [2, L, E]`."""
         feature = jnp.sum(shares * self.feature, axis=-1).reshape(-1)
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         both = product(feature, product(self.pairs, feature))

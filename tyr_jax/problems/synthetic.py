@@ -33,17 +33,17 @@ def synthetic_problem(
 
         Σ_i w_i d_i² + ½ Σ_{i≠j} M_ij d_i d_j + ruggedness · Σ_i w_i (1 − cos π d_i)
 
-    where M is drawn so that the first two terms are not negative either. The optimum is the start after many
-    random shifts, so it meets the budget.
+    where M is drawn so that the sum of the first two terms is never negative. The optimum is the start after
+    many random shifts, so it meets the budget.
 
     Args:
         seed: of all draws.
         depth: layers.
         levels: levels of every site.
         interaction: strength of M, from 0 (none) to 1 (as strong as stays non-negative).
-        ruggedness: every odd number of steps from the optimum costs twice that many times its weight more.
-            Above 1.5, the level two steps from the optimum is a local minimum of its site; above 3.5, the one
-            four steps away as well.
+        ruggedness: a level an odd number of steps from the optimum costs 2 · ruggedness · w_i more. Above
+            1.5, the level two steps from the optimum is a local minimum of its site; above 3.5, the one four
+            steps away as well.
         noise: standard deviation of the differences between sequences, per site, relative to the mean weight.
         sequences: sequences of the search text.
         length: tokens of each.

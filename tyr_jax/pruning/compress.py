@@ -43,7 +43,7 @@ class HeadLayout:
 
 
 def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
-    """The cheapest regular grouping of `kept_heads` (sorted), with `group_size` heads in a dense group.
+    """The cheapest regular grouping of `kept_heads [U]` (sorted), with `group_size` heads in a dense group.
 
     Grouped-query attention needs groups of equal size g. A dense group with c kept heads becomes ⌈c/g⌉
     groups: its key/value head is duplicated and the last group is padded. Each group costs g query/output
@@ -69,7 +69,7 @@ def head_layout(kept_heads: np.ndarray, group_size: int) -> HeadLayout:
 
 
 class Pick(NamedTuple):
-    """One axis of a compressed layer: the dense entries `source [U]` (of each expert its own: `[X, U]`),
+    """One axis of a compressed layer: the dense entries `source [U]` (or `[X, U]`, per expert),
     multiplied by `real [U]`, which is zero for entries that only pad a group."""
 
     source: np.ndarray
@@ -81,7 +81,8 @@ Picks = dict[str, Pick]
 
 
 def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
-    """Pick the query heads `N` and key/value heads `K` of a layer that keeps the query heads `kept` (sorted).
+    """Pick the query heads `N` and key/value heads `K` of a layer that keeps the query heads `kept [U]`
+    (sorted).
 
     If none is kept, attention is removed, unless it has an output bias: then one padded head carries it.
     """
@@ -99,7 +100,7 @@ def pick_heads(kept: np.ndarray, config: ModelConfig) -> Picks:
 
 
 def pick_experts(kept: np.ndarray, config: ModelConfig) -> Picks:
-    """Pick the experts `X` of a layer that keeps the experts `kept` (sorted). If none is kept, the FFN is
+    """Pick the experts `X` of a layer that keeps the experts `kept [U]` (sorted). If none is kept, the FFN is
     removed."""
     if kept.size == 0:
         return {}
@@ -107,7 +108,7 @@ def pick_experts(kept: np.ndarray, config: ModelConfig) -> Picks:
 
 
 def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
-    """Pick the neurons `F` of a layer that keeps the neurons `kept` (sorted), of each expert its own.
+    """Pick the neurons `F` of a layer that keeps the neurons `kept [U]` (sorted), or `[X, U]` per expert.
 
     If none is kept, the FFN is removed, unless it has an output bias: then `multiple` neurons carry it.
     """

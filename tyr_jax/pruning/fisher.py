@@ -37,7 +37,7 @@ SHRINKAGE = 0.05
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(blocks: Block, x: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """(residual `[B, T, D]` after the stacked layers `blocks`, residuals before each of them
+    """(residual `[B, T, D]` after the l stacked layers `blocks`, residuals before each of them
     `[l, B, T, D]`)."""
     rope = decoder.rope_tables(config, x.shape[1])
     run = devices.divided(lambda block, rope, x: decoder.apply_block(block, x, rope, config), whole=2)
@@ -98,8 +98,8 @@ def backward(
 
 @functools.partial(jax.jit, donate_argnames="total")
 def finish(total: jax.Array, tokens: jax.Array) -> jax.Array:
-    """H_out `[l, 2, D, D]` from the upper block triangles of the sums of g gᵀ over this many `tokens`,
-    divided among the devices by columns."""
+    """H_out `[l, 2, D, D]`, the mean of g gᵀ shrunk towards a multiple of the identity (`SHRINKAGE`), from
+    the upper block triangles of the sums over this many `tokens`. Devices have its columns."""
     size = total.shape[-1]
     mean = (jnp.triu(total) + jnp.triu(total, 1).swapaxes(-1, -2)) / tokens
     level = jnp.trace(mean, axis1=-2, axis2=-1)[..., None, None] / size

@@ -124,7 +124,7 @@ def prune(
     `[B, T]`.
 
     Raises:
-        UserError: The model's family has no output biases.
+        UserError: the model has experts or post-norms, or its family has no output biases.
     """
     named = FAMILIES[config.family].tensors
     if config.experts or config.post_norms or not {"out_bias", "mlp_bias"} <= named.keys():

@@ -155,8 +155,8 @@ def dealt_anew(
 
 class Entering(NamedTuple):
     """What enters a site: the inputs `units` of every batch (of the first only, if residuals are on disk or
-    there are experts); their XᵀX in the parts `gram [n, d_in, d_in]` of n devices, of experts
-    `[n, X, F, F]`; and Xᵀd in the parts `pull [n, d_in, D]`, if drift is corrected."""
+    there are experts); their XᵀX in the parts `gram [n, d_in, d_in]` of n devices, or with
+    experts `[n, X, F, F]`; and Xᵀd in the parts `pull [n, d_in, D]`, if drift is corrected."""
 
     units: list[jax.Array | None]
     gram: jax.Array
@@ -208,7 +208,7 @@ def prune_kind(
     given, it is settled.
 
     Raises:
-        UserError: the site's Hessian is not finite; names the site.
+        UserError: the site's Hessian is not finite or cannot be factorised; names the site.
     """
     settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
     apart = stream.by_expert(kind, plan.config)
@@ -241,7 +241,8 @@ def prune_kind(
 def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax.Array | None]:
     """(the next `block`, whose tokens are routed only to the experts that its layer keeps; their rank `[X]`).
 
-    With several levels, or unless whole experts are removed, the block stays as it is.
+    The block stays as it is, and there is no rank, if the grid has several levels or the units are not whole
+    experts.
     """
     layer, config = fold.done, plan.config
     if plan.grid.kept.shape[-1] > 1 or not plan.settings.drops_experts(config):
@@ -276,7 +277,7 @@ def fold_sites(
     them in place of those before; what the FFN has learnt, if it is reconstructed).
 
     Raises:
-        UserError: a site's Hessian is not finite; names the site.
+        UserError: a site's Hessian is not finite or cannot be factorised; names the site.
     """
     layer, config, learnt, rank = fold.done, plan.config, None, None
     count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
@@ -312,7 +313,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     take the place of those in `fold`.
 
     Raises:
-        UserError: a site's Hessian is not finite; names the site.
+        UserError: a site's Hessian is not finite or cannot be factorised; names the site.
     """
     layer = fold.done
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
@@ -353,7 +354,7 @@ def build_supernet(
     the inputs are computed twice instead.
 
     Raises:
-        UserError: a site's Hessian is not finite.
+        UserError: a site's Hessian is not finite or cannot be factorised; names the site.
     """
     chex.assert_rank(texts, 2)
     chex.assert_shape(plan.grid.kept, (len(KINDS), plan.config.depth, None))

@@ -94,5 +94,5 @@ def damping_diagonal(gram: jax.Array, damping: jax.Array | float, scale: Damping
 
 
 def damp(gram: jax.Array, damping: jax.Array | float, scale: DampingScale) -> jax.Array:
-    """`XᵀX + Λ`, with the diagonal Λ of `damping_diagonal`."""
+    """`XᵀX + Λ` `[d_in, d_in]`, with the diagonal Λ of `damping_diagonal`."""
     return gram + jnp.diag(damping_diagonal(gram, damping, scale))

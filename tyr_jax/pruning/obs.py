@@ -41,9 +41,9 @@ PANEL_ROWS = 128
 class Inverse(NamedTuple):
     """Hs⁻¹ on the remaining channels, `base − panelᵀ panel`, and its diagonal blocks.
 
-    `base [d_in, d_in]`, `panel [p, d_in]`, `blocks [U, b, b]`. A removal only adds rows to the panel. The
-    base absorbs a full panel in one product, which has the FLOPs of the many thin downdates it replaces, but
-    reads and writes the matrix only once.
+    `base [d_in, d_in]`, `panel [p, d_in]` with p rows, `blocks [U, b, b]` of units of b channels. A removal
+    only adds rows to the panel. The base absorbs a full panel in one product, which has the FLOPs of the many
+    thin downdates it replaces, but reads and writes the matrix only once.
     """
 
     base: jax.Array
@@ -188,8 +188,9 @@ def solve_levels(
 
 
 def factorise(gram: jax.Array, damping: float, scale: DampingScale) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(damped Hs, its inverse, the damping used). The damping is raised tenfold, at most `MAX_DAMPING_RAISES`
-    times, until the inverse is not just rounding error; the last try is returned either way."""
+    """(damped Hs, its inverse, the damping used) of XᵀX, all `[d_in, d_in]` but the damping. The damping is
+    raised tenfold, at most `MAX_DAMPING_RAISES` times, until the inverse is not just rounding error; the last
+    try is returned either way."""
 
     def attempt(factor: jax.Array) -> jax.Array:
         return linalg.inverse(damp(gram, factor, scale))
@@ -248,7 +249,8 @@ class Known(NamedTuple):
         return cls(dense, gradient, hessian, inverse, used)
 
     def turned(self, metric: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """(W, G) in output coordinates in which every change counts alike."""
+        """(W, G), each `[d_in, D]`, multiplied by the Cholesky factor of the `metric [D, D]` of the output,
+        in whose place is then the identity; unchanged without one."""
         if metric is None:
             return self.dense, self.gradient
         root = linalg.factor(metric)

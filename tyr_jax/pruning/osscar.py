@@ -80,7 +80,8 @@ def exchanged(
 def best_pair(
     hessian: jax.Array, gradient: jax.Array, rank: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The best exchange: (the unit that leaves, the one that enters). Each of the `TRIES` removed units of
+    """The best exchange: (the unit that leaves, the one that enters), from `hessian [d_in, d_in]`, `gradient
+    [d_in, D]` and `rank [U]`, of which the first `count` are kept. Each of the `TRIES` removed units of
     largest gain is tried: it enters, then the unit that loses least energy leaves. Both are the same if
     nothing helps."""
     inside, size = rank < count, len(hessian) // len(rank)
@@ -119,7 +120,7 @@ def solution(hessian: jax.Array, gradient: jax.Array, inside: jax.Array) -> tupl
 
 
 def energy_of(hessian: jax.Array, gradient: jax.Array, rank: jax.Array, count: jax.Array) -> jax.Array:
-    """tr(G_Sᵀ Hs_SS⁻¹ G_S) of the support S of the units in the first `count` places."""
+    """tr(G_Sᵀ Hs_SS⁻¹ G_S) of the support S of the units whose `rank [U]` is below `count`."""
     kept = jnp.repeat(rank < count, len(hessian) // len(rank)).astype(hessian.dtype)
     here = gradient * kept[:, None]
     return jnp.sum(here * linalg.solve(on_support(hessian, kept), here))

@@ -84,7 +84,7 @@ def heads_price(
     layer: int = 0,
     table: Latencies | None = None,
 ) -> int:
-    """What attention that keeps `heads` (sorted) takes of a resource."""
+    """What attention that keeps `heads [U]` (sorted) takes of a resource."""
     shape = shape_of(pick_heads(heads, config))
     return sublayer_price(config, ATTENTION, shape, resource, layer, table)
 

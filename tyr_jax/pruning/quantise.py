@@ -44,7 +44,8 @@ class Rule:
     """Input channels that are decided on together; 0 for all."""
 
     def decide(self, rows: jax.Array, spread: jax.Array) -> jax.Array:
-        """What holds for a group, from its `rows [g, D]`; an error in row i counts as 1 / `spread [g]`²."""
+        """The decision for a group (its scales, or which values stay), from its `rows [g, D]`; an error in
+        row i counts as 1 / `spread [g]`²."""
         raise NotImplementedError
 
     def apply(self, decision: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
@@ -204,8 +205,8 @@ Change = Callable[[jax.Array, jax.Array], jax.Array]
 def change_matrices(
     params: Params, texts: Sequence[np.ndarray], config: ModelConfig, change: Change
 ) -> Params:
-    """The model with every matrix of its blocks changed in turn, on the inputs that those before it now give.
-    `texts` are arrays of tokens `[B, T]`. Embeddings and output head stay as they are.
+    """The model with every matrix of its blocks changed in turn, on the inputs that the matrices changed
+    before it give. `texts` are arrays of tokens `[B, T]`. Embeddings and output head stay as they are.
 
     Raises:
         UserError: The model is a mixture of experts.

@@ -1,4 +1,4 @@
-"""Reconstruction: train what is left of each FFN, for minutes, towards the output of the dense one.
+"""Reconstruction: train what is left of each FFN towards the output of the dense one.
 
 Least squares fits only a site's output projection. Here all that is left of a layer's FFN is trained as soon
 as it is pruned, so that the layers after it are pruned to suit the trained one. Its target is what the dense
@@ -39,14 +39,14 @@ ADAM = optax.scale_by_adam(b2=0.99)
 WARMUP = 0.1
 """Share of the steps that are warm-up. After them the learning rate falls to zero as a cosine."""
 
-LESSON_TOKENS = 2048
+STEP_TOKENS = 2048
 """Tokens of a step, over all devices."""
 
 MIXED_BATCHES = 16
 """Batches of text whose tokens are mixed, so that a step takes tokens of many sequences."""
 
 
-class Lesson(NamedTuple):
+class MiniBatch(NamedTuple):
     """Tokens to learn from: residuals `x [M, D]` before an FFN, the `target [M, D]` of what it adds to them,
     and the tokens' `weights [M]`."""
 
@@ -56,7 +56,7 @@ class Lesson(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """An FFN's tensors after learning, and their mean `error` per token of a lesson before and after."""
+    """An FFN's tensors after learning, and their mean `error` per token of a mini-batch before and after."""
 
     tensors: Block
     before: float
@@ -65,7 +65,7 @@ class Learnt(NamedTuple):
 
 class Plan(NamedTuple):
     """How an FFN of `config` learns: in `passes` over the text, towards the output of the dense one plus a
-    `share` of the drift, in an order that `seed` decides. With `scratch`, the lessons are on disk."""
+    `share` of the drift, in an order that `seed` decides. With `scratch`, the mini-batches are on disk."""
 
     config: ModelConfig
     passes: int
@@ -99,44 +99,44 @@ def target(
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def deal(batches: list[Lesson], count: int) -> tuple[Lesson, ...]:
-    """Deal the tokens of `batches`, whose arrays are `[B, T, ...]`, into `count` lessons `[M, ...]`.
+def mix(batches: list[MiniBatch], count: int) -> tuple[MiniBatch, ...]:
+    """Shuffle the tokens of `batches`, whose arrays are `[B, T, ...]`, into `count` mini-batches `[M, ...]`.
 
-    Each device deals its own tokens: of every `count` consecutive tokens, each lesson gets one at random.
-    Zeros, which weigh nothing, fill up the lessons.
+    Each device shuffles its own tokens: of every `count` consecutive tokens, each mini-batch gets one at
+    random. Zeros, which have no weight, fill up the mini-batches.
     """
 
-    def own(batches: list[Lesson]) -> tuple[Lesson, ...]:
-        tokens = sum(lesson.weights.size for lesson in batches)
+    def own(batches: list[MiniBatch]) -> tuple[MiniBatch, ...]:
+        tokens = sum(batch.weights.size for batch in batches)
         rows = -(-tokens // count)
         turns = jax.random.randint(jax.random.key(0), (rows, 1), 0, count)
         turns = (turns + jnp.arange(count)) % count
 
-        def dealt(*arrays: jax.Array) -> jax.Array:
+        def mixed(*arrays: jax.Array) -> jax.Array:
             flat = jnp.concatenate([array.reshape(-1, *array.shape[2:]) for array in arrays])
             flat = jnp.pad(flat, [(0, rows * count - tokens), *[(0, 0)] * (flat.ndim - 1)])
             table = flat.reshape(rows, count, *flat.shape[1:])
             return jnp.take_along_axis(table, turns.reshape(*turns.shape, *[1] * (flat.ndim - 1)), axis=1)
 
-        table = jax.tree.map(dealt, *batches)
+        table = jax.tree.map(mixed, *batches)
         return tuple(jax.tree.map(lambda array, at=at: array[:, at], table) for at in range(count))
 
     return devices.divided(own)(batches)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def error(tensors: Block, lesson: Lesson, metric: jax.Array | None, config: ModelConfig) -> jax.Array:
+def error(tensors: Block, minibatch: MiniBatch, metric: jax.Array | None, config: ModelConfig) -> jax.Array:
     """The error `[M]` of an FFN with these `tensors` at each token, times the square of the token's weight.
     With the `metric [D, D]` of its output it is in nats; without one it is half the squared distance from the
     target."""
 
-    def own(tensors: Block, metric: jax.Array | None, lesson: Lesson) -> jax.Array:
-        out = decoder.ffn(tensors, lesson.x, config)
-        off = lesson.weights[:, None] * (out.astype(jnp.float32) - lesson.target.astype(jnp.float32))
+    def own(tensors: Block, metric: jax.Array | None, minibatch: MiniBatch) -> jax.Array:
+        out = decoder.ffn(tensors, minibatch.x, config)
+        off = minibatch.weights[:, None] * (out.astype(jnp.float32) - minibatch.target.astype(jnp.float32))
         counted = off if metric is None else linalg.matmul(off, metric)
         return jnp.sum(counted * off, axis=1) / 2
 
-    return devices.divided(own, whole=2)(tensors, metric, lesson)
+    return devices.divided(own, whole=2)(tensors, metric, minibatch)
 
 
 class Learning(NamedTuple):
@@ -153,13 +153,17 @@ def begin(tensors: Block) -> Learning:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def learn(
-    state: Learning, lesson: Lesson, metric: jax.Array | None, learning_rate: jax.Array, config: ModelConfig
+    state: Learning,
+    minibatch: MiniBatch,
+    metric: jax.Array | None,
+    learning_rate: jax.Array,
+    config: ModelConfig,
 ) -> Learning:
     """The state after a step. Neurons whose output weights are all zero only fill up a width, and stay as
     they are."""
 
     def mean(tensors: Block) -> jax.Array:
-        return jnp.mean(error(tensors, lesson, metric, config))
+        return jnp.mean(error(tensors, minibatch, metric, config))
 
     slopes = jax.grad(mean)(state.tensors)
     alive = jnp.any(state.tensors["down"] != 0, axis=-1)
@@ -177,23 +181,23 @@ def learn(
     return Learning(jax.tree.map(move, state.tensors, updates), adam)
 
 
-def learn_from(tensors: Block, lessons: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
-    """Train an FFN's `tensors` in the plan's passes over `lessons`. They stay as they were if the error on
-    the first lesson has not fallen."""
+def learn_from(tensors: Block, minibatches: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
+    """Train an FFN's `tensors` in the plan's passes over `minibatches`. They stay as they were if the error
+    on the first mini-batch has not fallen."""
     types = {name: array.dtype for name, array in tensors.items()}
     state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
 
-    def lesson(index: int) -> Lesson:
-        return devices.settle(devices.place(jax.tree.map(jnp.asarray, lessons[index])))
+    def minibatch(index: int) -> MiniBatch:
+        return devices.settle(devices.place(jax.tree.map(jnp.asarray, minibatches[index])))
 
     def judged(tensors: Block) -> float:
-        return float(jnp.mean(error(tensors, lesson(0), metric, plan.config)))
+        return float(jnp.mean(error(tensors, minibatch(0), metric, plan.config)))
 
     before, rng = judged(tensors), np.random.default_rng(plan.seed)
-    order = [index for _ in range(plan.passes) for index in rng.permutation(len(lessons))]
+    order = [index for _ in range(plan.passes) for index in rng.permutation(len(minibatches))]
     for step, index in enumerate(order):
         pace = rate(jnp.float32(step), jnp.float32(len(order)))
-        state = devices.settle(learn(state, lesson(index), metric, pace, plan.config))
+        state = devices.settle(learn(state, minibatch(index), metric, pace, plan.config))
     learnt = {name: array.astype(types[name]) for name, array in state.tensors.items()}
     after = judged(learnt)
     return Learnt(learnt, before, after) if after < before else Learnt(tensors, before, before)
@@ -209,25 +213,25 @@ class Text(NamedTuple):
     real: list[int]
 
 
-def lessons_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
-    """Lessons from the FFN of the dense `block`. All tokens weigh the same if `even`, else as
+def minibatches_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
+    """Mini-batches from the FFN of the dense `block`. All tokens weigh the same if `even`, else as
     `stream.token_weights` says."""
 
-    def batch(index: int) -> Lesson:
+    def batch(index: int) -> MiniBatch:
         arrays = (text.x[index], None if text.dense is None else text.dense[index])
         x, dense = devices.place(jax.tree.map(jnp.asarray, arrays))
         aim = devices.settle(target(block, x, dense, jnp.float32(plan.share), plan.config))
-        return Lesson(x, aim, stream.token_weights(x, jnp.int32(text.real[index]), even))
+        return MiniBatch(x, aim, stream.token_weights(x, jnp.int32(text.real[index]), even))
 
-    count, lessons = len(text.x), []
+    count, minibatches = len(text.x), []
     groups = -(-count // MIXED_BATCHES)
     for group in range(groups):
-        mixed = [batch(index) for index in range(group, count, groups)]
-        number = max(1, round(sum(lesson.weights.size for lesson in mixed) / LESSON_TOKENS))
-        dealt = devices.settle(deal(mixed, number))
-        lessons += plan.scratch.keep(dealt) if plan.scratch else dealt
-        del mixed, dealt  # before the next ones are made
-    return lessons
+        together = [batch(index) for index in range(group, count, groups)]
+        number = max(1, round(sum(one.weights.size for one in together) / STEP_TOKENS))
+        mixed = devices.settle(mix(together, number))
+        minibatches += plan.scratch.keep(mixed) if plan.scratch else mixed
+        del together, mixed  # before the next ones are made
+    return minibatches
 
 
 def width_for(kept: int, config: ModelConfig) -> int:
@@ -251,7 +255,7 @@ def reconstructed(
         for name, own in axes.items()
     }
     tensors = devices.spread(tensors, config.hidden)
-    learnt = learn_from(tensors, lessons_of(block, text, metric is not None, plan), metric, plan)
+    learnt = learn_from(tensors, minibatches_of(block, text, metric is not None, plan), metric, plan)
 
     def put_back(name: str) -> jax.Array:
         own, new = axes[name], learnt.tensors[name]

@@ -37,9 +37,9 @@ class PruningSettings:
     separately (as in the paper)."""
     at_most: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RESOURCE=SHARE")] = ()
     """Further limits that the pruned model meets, as shares of what the dense model's blocks take:
-    `kv-cache=0.5` halves the cache of keys and values, `flops=0.6` leaves 60 % of the FLOPs; also
-    `parameters`, `active-parameters` and `latency`. With grouped-query attention, the cache shrinks only when
-    whole key/value groups go: use `--attention-unit kv_group`."""
+    `kv-cache=0.5` halves the KV cache, `flops=0.6` leaves 60% of the FLOPs; also
+    `parameters`, `active-parameters` and `latency`. With grouped-query attention, the KV cache shrinks only
+    when whole key/value groups go: use `--attention-unit kv_group`."""
     latencies: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Table of latencies that `scripts/measure_latencies.py` has written, for the device that the pruned
     model is to be fast on."""
@@ -58,10 +58,11 @@ class PruningSettings:
     """Tokens of the calibration text that `--metric fisher` is computed on."""
     drift: float = 0.5
     """Drift is how far the pruned sites before a site have moved the residual stream away from the dense
-    model's. The last pruning corrects this share of it; 0 corrects none (as in the paper)."""
+    model's. The last pruning (`--refit`) corrects this share of it; 0 corrects none (as in the paper)."""
     reconstruct: Annotated[int, tyro.conf.arg(metavar="PASSES")] = 0
     """Passes over the calibration text that train what is left of each FFN, as soon as it is pruned to the
-    distribution found. The published results use 4; 0 skips this (as in the paper)."""
+    distribution found. This project's results in the documentation use 4; 0, the default, skips
+    this (as in the paper)."""
     damping: float = 0.01
     """Damping added to the diagonal of XᵀX, as a fraction of that diagonal."""
     damping_scale: DampingScale = "channel"
@@ -129,11 +130,13 @@ class PruningSettings:
             return False
         if not config.experts:
             raise UserError(
-                f"--expert-unit expert needs a mixture of experts, which a {config.family} is not"
+                f"--expert-unit expert needs a mixture of experts, which this {config.family} model is not: "
+                "leave it out"
             )
         if self.reconstruct:
             raise UserError(
-                "--reconstruct cannot train FFNs that have lost experts: drop it, or --expert-unit expert"
+                "--reconstruct cannot train FFNs that have lost experts: leave out either it or "
+                "--expert-unit expert"
             )
         return True
 
@@ -141,7 +144,7 @@ class PruningSettings:
         """The two kinds of site of a model, with their unit counts.
 
         Raises:
-            UserError: experts are to be removed from a model without.
+            UserError: see `drops_experts`.
         """
         shape = config.dense_shape
         heads = shape.heads if self.attention_unit == "head" else shape.kv_heads

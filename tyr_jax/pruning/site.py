@@ -36,9 +36,9 @@ class Site:
 
     `gram [d_in, d_in]` is XᵀX of its inputs, and `weight [d_in, D]` is dense. `kept [E]` are the units kept
     at each level, and `schedule [S]` the units removed at each step, from `removal_schedule`. Static:
-    `unit_size`, the input channels of a unit; `chunk`, the most units removed in a step; `damping`, λ as a
-    fraction of the diagonal of XᵀX (of its mean, or channel by channel: `damping_scale`); and the `saliency`
-    that orders the removal.
+    `unit_size`, the input channels of a unit; `chunk`, the maximum number of units removed in a step;
+    `damping`, λ as a fraction of the diagonal of XᵀX (of its mean, or channel by channel: `damping_scale`);
+    and the `saliency` that orders the removal.
 
     `metric [D, D]`, symmetric, says how a change Δ of the output counts: as Δᵀ·metric·Δ, or as ‖Δ‖² without
     one. If the `rank [U]` of the units is given, the order in which they are removed is settled.

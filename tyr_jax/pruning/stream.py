@@ -78,7 +78,7 @@ def embedded(
 
 def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
     """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
-    activations `[B, T, F]`, of experts `[B, T, X, F]`."""
+    activations `[B, T, F]`, or with experts `[B, T, X, F]`."""
     if kind == ATTENTION:
         return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
     return decoder.ffn_units(block, x, config)
@@ -99,7 +99,7 @@ Statistics = tuple[jax.Array, jax.Array]
 def site_statistics(
     block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None, kind: int, config: ModelConfig
 ) -> Statistics:
-    """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]`, of experts
+    """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]`, or with experts
     `[n, X, F, F]`, with its XᵀX added in place). In XᵀX, tokens weigh `weights [B, T]`, or 1 without them."""
 
     def collect(block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None) -> Statistics:
@@ -120,7 +120,7 @@ def by_expert(kind: int, config: ModelConfig) -> bool:
 
 
 def gram_shape(kind: int, config: ModelConfig) -> tuple[int, ...]:
-    """Shape of XᵀX of the sites of a kind in a dense model: `[d_in, d_in]`, of experts `[X, F, F]`."""
+    """Shape of XᵀX of the sites of a kind in a dense model: `[d_in, d_in]`, or with experts `[X, F, F]`."""
     shape = config.dense_shape
     size = shape.ffn if kind == FFN else shape.heads * config.head_dim
     return (shape.experts, size, size) if by_expert(kind, config) else (size, size)
@@ -260,7 +260,7 @@ def _by_token(array: jax.Array) -> jax.Array:
 @jax.jit
 def corrected_weight(weight: jax.Array, gram: jax.Array, pull: jax.Array, share: jax.Array) -> jax.Array:
     """A site's `weight [d_in, D]` refitted to correct a `share` of the drift, from XᵀX `gram [d_in, d_in]`,
-    of experts `[X, F, F]`, and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
+    or with experts `[X, F, F]`, and Xᵀd in the parts `pull [n, d_in, D]` of n devices."""
 
     def change(gram: jax.Array, pull: jax.Array) -> jax.Array:
         return linalg.solve(hessian.damp(gram, DRIFT_DAMPING, "channel"), pull)

@@ -28,7 +28,7 @@ class Supernet:
 
     `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections. `attn_rank [L, U]` and
     `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank below
-    k. Of experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`; if whole experts are
+    k. With experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`; if whole experts are
     removed, `mlp_rank [L, X]`.
 
     Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites have

@@ -34,7 +34,7 @@ NOUNS: dict[Resource, str] = {
     "parameters": "parameters",
     "active-parameters": "parameters that a token uses",
     "flops": "FLOPs",
-    "kv-cache": "numbers in the cache",
+    "kv-cache": "KV-cache entries",
     "latency": "nanoseconds",
 }
 """What messages call the resources."""
@@ -176,7 +176,7 @@ def _check_smaller(models: Uniform, sparsity: float, multiple: int) -> None:
     step = ffn_price(multiple, models.config, models.settings, first)
     if limit > blocks - step:
         raise UserError(
-            f"sparsity {sparsity:g} would remove nothing: {blocks - limit:,} of the blocks' {blocks:,} "
-            f"{NOUNS[first]} are fewer than those of {multiple} neurons, the smallest step; choose at least "
-            f"{step / blocks:.2g}"
+            f"sparsity {sparsity:g} is too small to remove anything: the smallest step, {multiple} neurons, "
+            f"has {step:,} {NOUNS[first]}, but only {blocks - limit:,} of the blocks' {blocks:,} are to go; "
+            f"choose at least {step / blocks:.2g}"
         )

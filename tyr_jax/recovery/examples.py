@@ -87,13 +87,13 @@ def load(
         whole = len(found.tokens) // length
         if not whole:
             raise UserError(
-                f"'{source.label}' has {len(found.tokens)} tokens to train on, but a row takes {length}; "
-                "lower --sequence-length, or give another text"
+                f"'{source.label}' has {len(found.tokens)} tokens to train on, but a sequence takes "
+                f"{length}; lower --sequence-length, or give another text"
             )
         if need > MOST_PASSES * whole:
             raise UserError(
-                f"'{source.label}' has only {whole} rows of {length} tokens, which --tokens would repeat "
-                f"{need / whole:.0f} times (at most {MOST_PASSES}); lower --tokens, or give more text"
+                f"'{source.label}' has only {whole} sequences of {length} tokens, which --tokens would "
+                f"repeat {need / whole:.0f} times (at most {MOST_PASSES}); lower --tokens, or give more text"
             )
         rng = np.random.default_rng([seed, index])
         drawn = np.concatenate([rng.permutation(whole) for _ in range(-(-need // whole))])[:need]

@@ -25,7 +25,7 @@ class Loss:
 
     goal: Goal = "kd"
     """`kd` learns the dense model's predictions (knowledge distillation by KL divergence), `next-token` the
-    text itself."""
+    text itself, and `kd+next-token` both: the two losses are added."""
     hidden: float = 0.0
     """Weight of the hidden states after the first, the median and the last layer, each as the squared
     distance relative to the dense model's squared norm, in addition to `kd`."""

@@ -30,11 +30,12 @@ class RecoverySettings:
     """The dense model to learn from (default: the one that was pruned, if that was `builtin`, or with
     --trust-record)."""
     trust_record: bool = False
-    """Load the dense model that the record of the pruned one names. Whoever made the record chose it."""
+    """Load the dense model that the record of the pruned one names. Use this only if
+    you trust whoever made the record."""
     data: tuple[str, ...] = ("builtin",)
     """Text to train on, each SOURCE[@WEIGHT] as for pruning: `builtin`, `self` (text that the dense model
     writes), a .txt, .jsonl, .json or .parquet file, or a hub dataset. A part of each text is held out, as in
-    pruning, except of `self` and of conversations. Of conversations, only the answers are learnt."""
+    pruning, except for `self` and conversations. Of conversations, only the answers are learnt."""
     evaluation: tuple[str, ...] = ()
     """Further texts to measure on."""
     output: Path = Path("recovered")
@@ -50,16 +51,16 @@ class RecoverySettings:
     sequence_length: int = 512
     """Tokens in a training sequence."""
     step_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens in the batch of an optimiser step (default: 2048, or more if that gives every device as many
-    sequences)."""
+    """Tokens in the batch of an optimiser step (default: 2048, rounded up so that every device gets the same
+    number of sequences)."""
     save_every: int = 20
     """Save finished work every this many steps; an interruption loses at most these."""
     evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens in an evaluation window (default: as when it was pruned, or else 2048)."""
+    """Tokens in an evaluation window (default: as when the model was made, or else 2048)."""
     evaluation_windows: int = 20
     """At most this many windows of each evaluation text."""
     bos: bool = False
-    """Start every row and window with the tokenizer's BOS."""
+    """Start every sequence and window with the tokenizer's BOS."""
     dtype: WeightType = "as-stored"
     """Type of the weights that are written."""
     compute_dtype: ComputeType = "float32"
@@ -99,7 +100,9 @@ def validate(settings: RecoverySettings) -> None:
         require(0 <= value < math.inf, flag, value, "0 or more, and finite")
     require(0 <= training.warmup <= 1, "--warmup", training.warmup, "between 0 and 1")
     if settings.loss.hidden and not settings.loss.taught:
-        raise UserError("--hidden compares with the dense model's hidden states: train with --goal kd")
+        raise UserError(
+            "--hidden compares with the dense model's hidden states: train with --goal kd or kd+next-token"
+        )
 
 
 def step_rows(settings: RecoverySettings) -> int:
@@ -120,12 +123,13 @@ def step_shape(settings: RecoverySettings, together: int) -> tuple[int, int, int
     count, n = settings.tokens // length, devices.count()
     if together % n:
         raise UserError(
-            f"a step has {together} rows of {length} tokens, not a multiple of the {n} devices: choose "
-            "another --step-tokens, or use a number of devices that divides it"
+            f"a step has {together} sequences of {length} tokens, not a multiple of the {n} devices: "
+            "choose another --step-tokens, or use a number of devices that divides it"
         )
     if count < together:
         raise UserError(
-            f"{count} rows are fewer than a step's {together}: raise --tokens or lower --step-tokens"
+            f"--tokens gives {count} sequences, fewer than the {together} of one step: raise --tokens or "
+            "lower --step-tokens"
         )
     most = n * max(1, ROW_TOKENS // length)
     width = max(rows for rows in range(n, together + 1, n) if together % rows == 0 and rows <= most)

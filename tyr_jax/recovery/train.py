@@ -33,19 +33,19 @@ class Training:
     """The optimiser."""
 
     method: Method = "lora"
-    """`lora` trains a low-rank change of every projection, merged into the weights in the end; `full` trains
+    """`lora` trains a low-rank update of every projection, merged into the weights in the end; `full` trains
     all weights of the blocks and the final norm. Embeddings and head stay as they are."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` (Jordan et al. 2024) updates matrices by orthogonal steps, and vectors as AdamW does."""
     rank: int = 16
     """LoRA rank."""
     alpha: float = 32.0
-    """LoRA alpha: low-rank changes are scaled by `alpha / rank`."""
+    """LoRA alpha: low-rank updates are scaled by `alpha / rank`."""
     learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Peak learning rate (default: 1.7 divided by the hidden size, a tenth of that for `full`)."""
     warmup: float = 0.05
-    """Share of the steps in which the learning rate rises to its peak; then it decays, as a cosine, to a
-    tenth."""
+    """Share of the steps that are linear warm-up to the peak learning rate; then it decays, as a cosine, to a
+    tenth of the peak."""
     weight_decay: float = 0.0
     """Weight decay of the optimiser."""
     clip: float = 1.0

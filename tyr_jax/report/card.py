@@ -9,7 +9,6 @@ from tyr_jax.report.identity import (
     base_model,
     command_of,
     datasets_of,
-    ffn_units,
     gain_of,
     hub_texts,
     portable_values,
@@ -17,7 +16,7 @@ from tyr_jax.report.identity import (
 )
 from tyr_jax.report.page import fate_of
 from tyr_jax.report.render import fenced, grid, markdown, markdown_table
-from tyr_jax.report.tables import Record, quality_table, recovery_table
+from tyr_jax.report.tables import Record, ffn_units, quality_table, recovery_table
 from tyr_jax.workspace.records import written_model, written_name
 
 

@@ -65,7 +65,10 @@ def summary_of(directory: Path) -> Record:
     """
     summary = read_summary(directory)
     if summary is None:
-        raise UserError(f"{directory} has no summary.json: name a directory that tyr_jax.prune wrote")
+        raise UserError(
+            f"{directory} has no summary.json: name a directory that `python -m tyr_jax.prune` "
+            "wrote, or that `finetune` made of one"
+        )
     return summary
 
 

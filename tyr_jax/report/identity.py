@@ -72,14 +72,6 @@ def hub_texts(summary: Record, recovery: Record | None = None) -> dict[str, Sour
     return {name: source for source in found for name in (source.label, source.label.rpartition("/")[2])}
 
 
-def ffn_units(summary: Record) -> str:
-    """What the units of FFNs are called."""
-    pruning = summary["settings"].get("pruning")
-    if isinstance(pruning, dict) and pruning.get("expert_unit") == "expert":
-        return "experts"
-    return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
-
-
 def kl_of(quality: Record) -> float:
     """The mean KL of a model with this recorded quality."""
     return mean_kl(map(Quality.of, quality.values()))

@@ -14,7 +14,6 @@ from tyr_jax.formatting import duration
 from tyr_jax.report import figures
 from tyr_jax.report.identity import (
     command_of,
-    ffn_units,
     gain_of,
     portable,
     portable_values,
@@ -23,6 +22,7 @@ from tyr_jax.report.identity import (
 from tyr_jax.report.render import Grid, Row, Table, grid, html_table
 from tyr_jax.report.tables import (
     Record,
+    ffn_units,
     models_of,
     number,
     quality_rows,
@@ -116,7 +116,10 @@ def search_section(summary: Record) -> Section:
             '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on '
             "the same tokens"
         )
-        text = "Every generation is scored on other tokens, so compare a winner with its own parent."
+        text = "Every generation is scored on different tokens, so compare a winner with its own parent."
+    text += (
+        " Candidate-tokens, the horizontal axis, are candidates times the tokens that they were scored on."
+    )
     # A user's own search may record nothing, or nothing finite.
     drawn = any(value is not None for points in rounds for point in points for value in point[1:])
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
@@ -156,7 +159,7 @@ def recovery_section(recovery: Record) -> Section:
         "next-token": "the text",
         "kd+next-token": "the dense model's predictions and the text",
     }
-    what = "low-rank changes" if settings["training"]["method"] == "lora" else "all weights of the blocks"
+    what = "low-rank updates" if settings["training"]["method"] == "lora" else "all weights of the blocks"
     text = (
         f"After pruning, {what} were trained on {tokens:,} tokens of "
         f"{', '.join(portable_values(recovery['sources']))} to learn {learnt[settings['loss']['goal']]}. The "
@@ -233,7 +236,7 @@ def provenance(summary: Record) -> Grid:
 def fate_of(summary: Record) -> str:
     """What became of the units that were pruned."""
     masked = summary["settings"]["layout"] == "masked"
-    return "zero, in the dense model's shapes" if masked else "removed"
+    return "set to zero, in the dense model's shapes" if masked else "removed"
 
 
 @functools.cache

@@ -51,15 +51,23 @@ def parameter_rows(models: Sequence[Record]) -> list[Row]:
     return [Row(labels[key], [millions(model, key) for model in models]) for key in there]
 
 
+def ffn_units(summary: Record) -> str:
+    """What the units of FFNs are called."""
+    pruning = summary["settings"].get("pruning")
+    if isinstance(pruning, dict) and pruning.get("expert_unit") == "expert":
+        return "experts"
+    return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
+
+
 def size_rows(summary: Record) -> list[Row]:
     """Parameters, bytes and units of every model."""
     models = list(models_of(summary).values())
     rows = parameter_rows(models)
     rows.append(Row("size", [f"{model['size']['bytes'] / 1e6:.0f} MB" for model in models]))
-    for kind in KINDS:
+    for kind, noun in zip(KINDS, ("heads", ffn_units(summary)), strict=True):
         total = summary["uniform"]["units"][kind]["total"]
         units = [model["units"][kind] for model in models if "units" in model]
-        rows.append(Row(f"{kind} units kept", [str(total), *(str(each["kept"]) for each in units)]))
+        rows.append(Row(f"{noun} kept", [str(total), *(str(each["kept"]) for each in units)]))
         removed = [f"{each['removed']} ({each['sparsity']:.2%})" for each in units]
         rows.append(Row("… removed", ["0", *removed]))
     return rows
@@ -89,10 +97,11 @@ def in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def time_table(seconds: Mapping[str, float]) -> Table:
+def time_table(seconds: Mapping[str, float], title: str = "time") -> Table:
     """How long every stage took, and all of them together."""
     rows = [Row(stage, [duration(value)]) for stage, value in seconds.items()]
-    return Table(["stage", ""], [*rows, Row("all", [duration(sum(seconds.values()))], total=True)], "time")
+    total = Row("total", [duration(sum(seconds.values()))], total=True)
+    return Table(["stage", ""], [*rows, total], title)
 
 
 def targets_table(summaries: Sequence[Record]) -> Table:
@@ -108,7 +117,7 @@ def targets_table(summaries: Sequence[Record]) -> Table:
                 rows.append(Row(f"{label}, {name}", cells, text))
     rows += parameter_rows([dense, *map(written_model, summaries)])
     alone = [duration(sum(summary["seconds"].values())) for summary in summaries]
-    rows.append(Row("time of its own", ["", *alone]))
+    rows.append(Row("time for this target alone", ["", *alone]))
     asked = [f"{summary['sparsity']['asked']:.1%}" for summary in summaries]
     return Table(["", "dense", *asked], rows, "sparsity")
 
@@ -118,7 +127,8 @@ def closing_tables(summaries: Sequence[Record]) -> list[Table]:
     samples = sample_tables(summaries)
     if len(summaries) == 1:
         return [quality_table(summaries[0]), *samples, time_table(summaries[0]["seconds"])]
-    return [targets_table(summaries), *samples, time_table(summaries[0]["shared_seconds"])]
+    shared = time_table(summaries[0]["shared_seconds"], "time shared by all targets")
+    return [targets_table(summaries), *samples, shared]
 
 
 def result_tables(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Table]:
@@ -128,6 +138,11 @@ def result_tables(summary: Record, speed: Speed | None, recovery: Record | None)
     return found + ([recovery_table(recovery, "after recovery")] if recovery else [])
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as `1 site` or `2 sites`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def complaints(health: Record) -> list[str]:
     """A run's problems in sentences, from its health record; none if there were no problems."""
     raised, lost = health["damping_raised"], health["objectives_not_finite"]
@@ -135,11 +150,13 @@ def complaints(health: Record) -> list[str]:
     if raised:
         worst = max(raised, key=lambda entry: entry["damping"])
         sentences.append(
-            f"damping was raised at {len(raised)} sites whose Hessian was not positive definite, most at "
-            f"{worst['site']} ({worst['stage']}), to {worst['damping']:.2g}: more calibration text may help"
+            f"damping was raised at {counted(len(raised), 'site')} whose Hessian could not be inverted "
+            f"accurately, most at {worst['site']} ({worst['stage']}), to {worst['damping']:.2g}: more "
+            "calibration text may help"
         )
     if lost:
-        sentences.append(f"{lost} candidates whose objective was not finite were discarded")
+        were = "was" if lost == 1 else "were"
+        sentences.append(f"{counted(lost, 'candidate')} whose objective was not finite {were} discarded")
     return sentences
 
 
@@ -245,10 +262,10 @@ def needs_table(needs: Sequence[tuple[Need, int]], n: int, flops: float | None) 
         name = need.stage + (f" × {times}" if times > 1 else "")
         rows.append(Row(name, [*map(gigabytes, parts), *work_cells(times * need.flops)]))
     most, work = max(need.memory for need, _ in needs), sum(times * need.flops for need, times in needs)
-    rows.append(Row("all", ["", "", "", "", gigabytes(most), *work_cells(work)], total=True))
-    columns = ["", "weights", "supernet", "text", "working", "in all", "FLOPs", *(["time"] if flops else [])]
-    devices = "the device's" if n == 1 else f"each of {n} devices'"
-    return Table(columns, rows, f"GB of {devices} memory, and work", narrow=True)
+    rows.append(Row("total", ["", "", "", "", gigabytes(most), *work_cells(work)], total=True))
+    columns = ["", "weights", "supernet", "text", "working", "total", "FLOPs", *(["time"] if flops else [])]
+    devices = "the device" if n == 1 else f"each of {n} devices"
+    return Table(columns, rows, f"memory of {devices} in GB, and FLOPs", narrow=True)
 
 
 def bytes_table(title: str, parts: Mapping[str, float]) -> Table:

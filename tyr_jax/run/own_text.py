@@ -104,7 +104,10 @@ def cache_text(file: Path | None, texts: np.ndarray, tell: Callable[[str], None]
         for old in sorted(file.parent.glob("*.npy"), key=lambda path: -path.stat().st_mtime)[MOST_TEXTS:]:
             old.unlink(missing_ok=True)
     except OSError as error:
-        tell(f"the model's own text is not kept for other runs: {error.strerror or error} ({file.parent})")
+        tell(
+            f"self-generated text could not be cached for other runs: {error.strerror or error} "
+            f"({file.parent})"
+        )
 
 
 def separator_of(model: LoadedModel) -> int:
@@ -119,6 +122,6 @@ def separator_of(model: LoadedModel) -> int:
         if token is not None:
             return int(token)
     raise UserError(
-        f"the tokenizer of {model.source} has no BOS or EOS token for the model's own text to begin with; "
+        f"the tokenizer of {model.source} has no BOS or EOS token for self-generated text to begin with; "
         "name a text other than self"
     )

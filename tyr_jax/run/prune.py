@@ -52,7 +52,10 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
     """
     validate(settings)
     if settings.offload and jax.process_count() > 1:
-        raise UserError("--offload is for one host; several divide the weights among their devices")
+        raise UserError(
+            "--offload works on one host only: leave it out; several hosts divide the "
+            "weights among their devices"
+        )
     if settings.prompt and jax.process_count() > 1:
         raise UserError(
             "--prompt is for one host; leave it out, and run `python -m tyr_jax.generate` on the "

@@ -135,7 +135,9 @@ def taught_text(
     if not rows:
         return None
     if teacher is None:
-        raise UserError("--data self needs the dense model, which writes that text: train with --goal kd")
+        raise UserError(
+            "--data self needs the dense model, which writes that text: train with --goal kd or kd+next-token"
+        )
     # Another seed, because pruning with this one used the same text.
     seed = int(np.random.SeedSequence([settings.seed, OWN_TEXT]).generate_state(1)[0])
     shape = rows, settings.sequence_length
@@ -184,8 +186,8 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
         rows = Examples(*(array.reshape(*shape, -1) for array in rows))
         windows = load_evaluation(spec, model.tokenizer)
         stage.advance()
-    if again := [f"{label} ({times:.1f} times)" for label, times in passes.items() if times > 1]:
-        workspace.progress.log(f"read again, for as many tokens: {', '.join(again)}")
+    if again := [f"{label} ({times:.1f} passes in all)" for label, times in passes.items() if times > 1]:
+        workspace.progress.log(f"repeated to reach --tokens: {', '.join(again)}")
     taught = None if teacher is None else teacher.config
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]

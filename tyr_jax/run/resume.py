@@ -3,9 +3,9 @@
 It saves every group of sequences that the model writes itself, every finished block of a supernet, every
 descent step and generation of a search, every round, and the dense model's predictions. All random draws are
 functions of the seed and of how far the work has got. So an interrupted run ends like an uninterrupted one:
-bit for bit on the same number of devices, and up to rounding on another number, because slices then have
-other sizes. (Reconstruction then trains on other mini-batches, because each device draws from its own
-tokens.)
+bit for bit on the same number of devices, and up to rounding on another number, because each device's part
+then has another size. (Reconstruction then trains on other mini-batches, because each device draws from its
+own tokens.)
 
 Each part of the work has its part of the store, which is cleared once the part's result is saved.
 """

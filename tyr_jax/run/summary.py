@@ -75,8 +75,9 @@ def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
 
 
 def health(events: EventLog) -> dict[str, Any]:
-    """What a run had to work around: sites whose damping was raised because their Hessian was not positive
-    definite (to what, and in which stage), and the number of candidates whose objective was not finite."""
+    """What a run had to work around: sites whose damping was raised because their Hessian could not be
+    inverted accurately (to what, and in which stage), and the number of candidates whose objective was not
+    finite."""
     # An interrupted run logs a problem again if the work in which it met it was not saved.
     raised = {(entry["stage"], entry["site"]): entry for entry in events.written("damping raised")}
     lost = {(entry["stage"], entry["step"]): entry for entry in events.written("objective not finite")}

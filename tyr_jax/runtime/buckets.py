@@ -18,7 +18,8 @@ NARROWEST = 16
 
 
 def bucket_widths(units: int, channels: int = 1) -> tuple[int, ...]:
-    """At most `BUCKETS` widths, in units of `channels` channels each, evenly spaced up to all `units`."""
+    """At most `BUCKETS` (on a CPU `CPU_BUCKETS`) widths, in units of `channels` channels each, evenly spaced
+    up to all `units`."""
     most = CPU_BUCKETS if devices.are_cpus() else BUCKETS
     count = min(most, max(1, units * channels // NARROWEST))
     edges = np.unique(-(-units * np.arange(1, count + 1) // count))

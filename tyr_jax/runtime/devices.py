@@ -48,7 +48,7 @@ def steady_virtual_devices() -> None:
     flag = VIRTUAL.search(flags)
     number = max(config.jax_num_cpu_devices, int(flag[1]) if flag else 1)
     if number > 1:
-        # In another order on each, one device would wait in a collective, and another in the next.
+        # If devices ran collectives in different orders, each could wait in a different one.
         if IN_ORDER.partition("=")[0] not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}".strip()
         # A device that waits keeps a thread of the pool, which otherwise has one for each core or device.

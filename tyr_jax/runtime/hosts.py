@@ -50,8 +50,8 @@ class HostSettings:
     """Join the processes that the cluster has started with this command, as it describes them: Slurm, Open
     MPI, Kubernetes, or a TPU slice. --output must be on a file system that all of them share."""
     coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """HOST:PORT of the first process, if no cluster manager describes the processes; give the next two as
-    well."""
+    """HOST:PORT of the first process, if no cluster manager describes the processes; needs
+    --num-processes and --process-id."""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """How many processes there are."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -80,10 +80,10 @@ def joined(settings: HostSettings) -> Iterator[None]:
         jax.distributed.initialize(*explicit, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot join the other processes: {first_line(error)}; give --coordinator-address, "
-            "--num-processes and --process-id, the first the same for all"
+            f"cannot join the other processes: {first_line(error)}; give every process the "
+            "same --coordinator-address and --num-processes, and its own --process-id"
         ) from error
-    # After a host is lost, JAX may end this process outside Python, so that a child process must say why.
+    # After a host is lost, JAX may end this process outside Python, so a child process must say why.
     with subprocess.Popen([sys.executable, "-c", WATCH, LOST], stdin=subprocess.PIPE, text=True) as watch:
         try:
             yield
@@ -118,6 +118,6 @@ def check_agreed(what: str, number: int) -> None:
     different = np.flatnonzero(numbers != numbers[0])
     if len(different):
         raise UserError(
-            f"process {different[0]} has another {what} than process 0; give all hosts the same, and start "
-            "the command on all of them again"
+            f"process {different[0]} has a different {what} from process 0; give all hosts the same, and "
+            "start the command on all of them again"
         )

@@ -64,7 +64,7 @@ class Nested:
 
 def in_order(stack: jax.Array, order: jax.Array, axis: str, axes: str) -> jax.Array:
     """`stack [L, ...]`, whose other axes are `axes`, with the units of each layer along `axis` in the layer's
-    `order [L, U]`, or `[L, X, U]` of experts. It moves layer by layer, so a program that may overwrite
+    `order [L, U]`, or `[L, X, U]` with experts. It moves layer by layer, so a program that may overwrite
     `stack` needs no copy."""
 
     def move(layer: jax.Array, stack: jax.Array) -> jax.Array:
@@ -95,8 +95,8 @@ def reordered(
 
 
 class Orders(NamedTuple):
-    """The units of a supernet in the order of removal: `heads [L, N]`, and `ffn [L, F]` neurons (of experts
-    `[L, X, F]`), or `[L, X]` experts if these are the units; and `ffn_axis`, the axis of an FFN's units."""
+    """The units of a supernet in the order of removal: `heads [L, N]`, and `ffn [L, F]` neurons (`[L, X, F]`
+    with experts), or `[L, X]` experts if these are the units; and `ffn_axis`, the axis of an FFN's units."""
 
     heads: jax.Array
     ffn: jax.Array
@@ -202,8 +202,8 @@ def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, con
 
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
     """The output `[S, T, D]` of a site, without bias, from the activations `units [S, T, U, ...]` of the
-    first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`. Of experts, they
-    are `[S, T, X, U]` and `[L, E, X, U', D]`.
+    first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`. With experts,
+    they are `[S, T, X, U]` and `[L, E, X, U', D]`.
 
     On a CPU, a `vmap` runs candidates one after the other. Each then multiplies with weights in place,
     instead of with a copy of them for every candidate.

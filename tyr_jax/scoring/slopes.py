@@ -102,7 +102,8 @@ def last_slopes(
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective, where `nested` has the last layers of the model."""
+    """Gradients of the objective with respect to `shares [n, 2, L, E]` and `state`, at `levels [2, L]`, where
+    `nested` has the last layers of the model."""
 
     def evaluate(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
         return scoring.score(params, state, batch)[None]
@@ -124,7 +125,8 @@ def earlier_slopes(
     behind: ForwardState,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective for earlier layers, given `behind`, those for the state after them."""
+    """Gradients of the objective for earlier layers, as in `last_slopes`, given `behind`, those for the state
+    after them."""
 
     def run(shares: jax.Array, state: ForwardState) -> ForwardState:
         return chosen_layers(nested, levels, shares, state, scoring)

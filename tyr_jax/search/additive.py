@@ -42,14 +42,14 @@ class Additive(Improving):
     generations: int = 4
     """Times that all sites are probed in a round."""
     reach: int = 2
-    """Most levels by which a site moves, in a probe or a solution."""
+    """Maximum number of levels by which a site moves, in a probe or a solution."""
     probe_tokens: int = 1024
     """Tokens that probes are scored on."""
     score_tokens: int = 8192
-    """Tokens that a solution is scored on, beside the levels before."""
+    """Tokens on which a solution and the levels before it are scored."""
 
     def check(self) -> None:
-        """Refuse a reach of nothing."""
+        """Refuse a reach below 1."""
         super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
 
@@ -92,13 +92,14 @@ class Additive(Improving):
         return jnp.where(there[:, None, None], steps, 0)
 
     def tell(self, state: Probed, candidates: jax.Array, fitness: jax.Array) -> Probed:
-        """The solution of what was probed; or the better of it and the levels before."""
+        """After the probes, the state with the solution of the additive model; after its score, the state
+        with the better of the solution and the levels before."""
         if state.stage == 1:
             return state.after(candidates, fitness)
         values = jnp.asarray(fitness, jnp.float32)
         exists, levels = jnp.asarray(state.space.exists), state.levels
         offsets = self.offsets(state.space)
-        # From levels whose objective is not finite, every probe that has one leads away.
+        # If the objective of the present levels is not finite, every finite probe counts as an improvement.
         worst = jnp.max(jnp.where(jnp.isfinite(values), values, -jnp.inf))
         base = jnp.where(jnp.isfinite(values[0]), values[0], worst)
         changes = (values[1:] - base).reshape(len(offsets), *levels.shape)

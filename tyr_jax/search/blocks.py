@@ -22,7 +22,7 @@ from tyr_jax.space import Levels, relaxed
 
 @flax.struct.dataclass
 class Removal(Incumbent):
-    """The distribution, and the `start [2, L]`, which takes its place where its fitness is not finite."""
+    """The distribution, and the `start [2, L]`, which is used if the distribution's fitness is not finite."""
 
     start: jax.Array
 

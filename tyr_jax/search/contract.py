@@ -48,8 +48,9 @@ and two passes of as many FLOPs for the derivatives."""
 
 
 class Sites(NamedTuple):
-    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`, the `share [2, L]` of
-    the residual stream that the dense output has, and which levels exist, `exists [2, L, E]`."""
+    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`; `share [2, L]`, how
+    much a site's dense output counts (in nats per token with `--metric fisher`, else as a share of the
+    residual stream); and which levels exist, `exists [2, L, E]`."""
 
     error: np.ndarray
     share: np.ndarray
@@ -75,7 +76,8 @@ class SearchSpace:
     @classmethod
     def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
         """The levels of `grid`, with as many units of each kind as `start [2, L]` has, and a search text of
-        `sequences` sequences of `length` tokens. All that is known of its sites is what share they lose."""
+        `sequences` sequences of `length` tokens. The error of a level is the share of units that it removes,
+        and all sites count alike."""
         budget = Budget.of_units(grid.kept, kept_units(grid, start).sum(axis=-1))
         most = grid.kept.max(axis=-1, keepdims=True)
         sites = Sites(1 - grid.kept / np.maximum(most, 1), np.ones(most.shape[:-1]), grid.exists)

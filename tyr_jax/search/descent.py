@@ -3,7 +3,7 @@
 The first generation starts at the distribution of least `disturbance`, where evolution starts as well
 (`tyr_jax.search.surrogate`). Each generation has two stages: slopes at the present levels, then a score of
 these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
-to start from take the place of the last proposal, so that a bad estimate is left again.
+to start from take the place of the last proposal, so that the search can leave a bad estimate.
 
 It was made for this project and has no paper. The nearest known method is sequential quadratic
 programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
@@ -47,14 +47,14 @@ class Descent(Improving):
     estimate: bool = True
     """Start from the distribution of least estimated cost."""
     reach: int = 1
-    """Most levels by which a site moves in a step."""
+    """Maximum number of levels by which a site moves in a step."""
     slope_tokens: int = 2048
     """Tokens that slopes are computed on."""
     score_tokens: int = 2048
     """Tokens that proposals are scored on."""
 
     def check(self) -> None:
-        """Refuse a reach of nothing."""
+        """Refuse a reach below 1."""
         super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
 

@@ -39,13 +39,13 @@ class Distribution(Improving):
     samples: int = 64
     """Candidates sampled in a generation."""
     elite: int = 8
-    """Best candidates that the probabilities learn from."""
+    """Number of best candidates that the probabilities learn from."""
     learning: float = 0.2
     """Share by which the probabilities move towards the levels of the best."""
     spread: float = 0.8
     """Standard deviation, in levels, of the first samples around the start."""
     least_chance: float = 0.01
-    """Least probability of a level, before those of a site are scaled to a sum of one."""
+    """Minimum probability of a level, before each site's probabilities are normalised."""
     score_tokens: int = 2048
     """Tokens that a generation is scored on, drawn anew for each."""
 

@@ -1,7 +1,7 @@
 """The distribution of least estimated cost, as a search of its own: where this project's searches start.
 
-Costs are the relative errors that the fold has measured at each site's levels, weighted by the site's share
-of the residual stream, and added up (`tyr_jax.search.surrogate.estimated_start`). Only two candidates are
+Costs are the relative errors that the fold has measured at each site's levels, weighted by how much the
+site's output counts, and added up (`tyr_jax.search.surrogate.estimated_start`). Only two candidates are
 scored, the start and this one, and the better one stays.
 
 It was made for this project and has no paper. The additive model, solved exactly, is that of Bercovich et

@@ -7,7 +7,7 @@ A generation has several stages. The first scores the parent and its offspring o
 one scores the parent and the remaining offspring on the text that it adds, and averages over all text so far.
 Every random draw is a function of the key and the generation.
 
-Axis letters: `C` candidates, `L` layers, `E` levels.
+Axis letters: `C` candidates, `P` candidates that remain, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -62,11 +62,12 @@ class Evolution(Search):
     offspring: int = 128
     """Offspring of the one parent in a generation."""
     survivors: tuple[int, ...] = (16, 4, 1)
-    """Offspring left after each stage; the parent is scored beside them, and competes in the last."""
+    """Offspring left after each stage; the parent is scored with them, and competes only in
+    the last stage."""
     stage_tokens: tuple[int, ...] = (2048, 16384, 131072)
     """Tokens on which candidates have been scored by the end of each stage."""
     max_shifts: int = 4
-    """Most sparsity shifts of an offspring; their number is the smaller of two random draws."""
+    """Maximum number of sparsity shifts of an offspring; their number is the smaller of two random draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

@@ -2,11 +2,12 @@
 
 Sieberling, Kuznedelev, Kurtic and Alistarh, "EvoPress: Accurate Dynamic Model Compression via Evolutionary
 Search", ICML 2025. The first parent is the best of random candidates. Offspring differ from the parent by a
-few level switches, the smaller of two draws. Selection has several stages, each on text of its own, and the
-parent competes in the last. The paper's evolution (`tyr_jax.search.evolution`) differs in three points: it
-starts from the given distribution, its stages share their text, and the parent is scored in all of them.
+few level switches, whose number is the smaller of two draws. Selection has several stages, each on text of
+its own, and the parent competes in the last. The paper's evolution (`tyr_jax.search.evolution`) differs in
+three points: it starts from the given distribution, its stages share their text, and the parent is scored in
+all of them.
 
-Axis letters: `C` candidates, `L` layers.
+Axis letters: `C` candidates, `P` candidates that remain, `L` layers.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class EvoPress(Improving):
     stage_tokens: tuple[int, ...] = (2048, 8192, 32768)
     """Tokens on which each stage scores."""
     max_shifts: int = 3
-    """Most sparsity shifts of an offspring; their number is the smaller of two random draws."""
+    """Maximum number of sparsity shifts of an offspring; their number is the smaller of two random draws."""
 
     def check(self) -> None:
         """Refuse an invalid schedule."""

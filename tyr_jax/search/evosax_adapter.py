@@ -1,6 +1,6 @@
 """Algorithms of evosax, which search real vectors, on levels.
 
-A vector has a number for every site: the level that it would like, relative to the start and in units of
+A vector has a number for every site: the level that it asks for, relative to the start and in units of
 `scale` levels. It is rounded to those levels within the budget that have the least sum of squared distances.
 With `logits`, it has a logit for every level of every site instead: a level is worth its logit times `scale`,
 less the squared distance from the start, and the levels of the largest sum within the budget are taken. With
@@ -55,8 +55,8 @@ class Evosax(Improving):
     population: int = 64
     """Candidates of a generation."""
     scale: float = 1.0
-    """Levels that one unit of a vector stands for; with logits, the squared distance from the start that one
-    unit makes up for."""
+    """Number of levels that one unit of a vector stands for. With `--logits`, the squared distance from the
+    start that a logit of one makes up for."""
     logits: bool = False
     """Search a logit for every level of every site, not one number for every site."""
     score_tokens: int = 2048
@@ -104,7 +104,7 @@ class Evosax(Improving):
         exists = jnp.asarray(state.space.exists)
         level, last = jnp.arange(exists.shape[-1]), exists.shape[-1] - 1
         scaled = self.scale * jnp.nan_to_num(vector)
-        # Beyond the bounds nothing changes any more, so that a strategy may go off to infinity.
+        # Beyond the bounds nothing changes, and clipping keeps a diverging strategy finite.
         if self.logits:
             cost = (level - state.start[..., None]) ** 2 - jnp.clip(scaled, -(last**2), last**2)
         else:

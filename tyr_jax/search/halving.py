@@ -3,10 +3,10 @@
 Karnin, Koren and Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013; Jamieson and
 Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016. A
 generation is one bracket: it begins with the best so far and mutants of it, and its rungs share their text,
-so that a rung scores only on what it adds. The best so far stays until the last rung, because little text can
-mistake it for a bad one.
+so that a rung scores only on what it adds. The best so far stays until the last rung, because a score on
+little text can rank it too low.
 
-Axis letters: `C` candidates, `L` layers.
+Axis letters: `C` candidates, `P` candidates that remain, `L` layers.
 """
 
 import dataclasses
@@ -54,9 +54,10 @@ class Halving(Improving):
     def check(self) -> None:
         """Refuse a bracket that halves more often than it can."""
         super().check()
-        enough = self.rungs >= 1 and self.candidates >= 2 ** (self.rungs - 1)
-        require(enough, "--rungs", self.rungs, f"at least 1, and 2 ** (rungs - 1) at most --candidates "
-                f"({self.candidates})")  # fmt: skip
+        require(self.candidates >= 1, "--candidates", self.candidates, "at least 1")
+        most = self.candidates.bit_length()
+        halves = f"from 1 to {most}, because each rung halves the {self.candidates} --candidates"
+        require(1 <= self.rungs <= most, "--rungs", self.rungs, halves)
         require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
 
     def ends(self, space: SearchSpace) -> list[int]:

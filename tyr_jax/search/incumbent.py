@@ -1,7 +1,7 @@
 """The state of searches that keep one distribution, the incumbent, from generation to generation.
 
-Fitness on other text is not comparable. So these searches score the incumbent again in every generation, on
-the same text as its competitors.
+Fitness values on different texts are not comparable. So these searches score the incumbent again in every
+generation, on the same text as its competitors.
 
 Axis letters: `C` candidates, `L` layers.
 """

@@ -27,7 +27,7 @@ Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
 """`(candidates [C, 2, L], sequences [S]) -> objective [C]`, lower is better."""
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(levels [2, L], sequences [s]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
+"""`(levels [2, L], sequences [S]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
 the sequences."""
 
 

@@ -20,6 +20,6 @@ class Puzzle(DynamicProgramme):
     generations: int = 1
     """Times that all levels are probed in a round. Each begins at the solution of the one before."""
     reach: int = 64
-    """Most levels by which a site moves, in a probe or a solution; by default any."""
+    """Maximum number of levels by which a site moves, in a probe or a solution; by default unlimited."""
     probe_tokens: int = 2048
     """Tokens that probes are scored on."""

@@ -46,14 +46,14 @@ class Relaxation(Improving):
     rate: float = 0.1
     """Learning rate of Adam on the logits."""
     confidence: float = 2.0
-    """First logit of a level of the start, relative to those of its neighbours."""
+    """How much lower the initial logit is for every level further from the start."""
     slope_tokens: int = 2048
     """Tokens that slopes are computed on."""
     score_tokens: int = 2048
     """Tokens that rounded levels are scored on."""
 
     def check(self) -> None:
-        """Refuse a rate of nothing."""
+        """Refuse a learning rate that is not positive."""
         super().check()
         require(self.rate > 0, "--rate", self.rate, "above 0")
 

@@ -2,24 +2,23 @@
 
 There are two. Each is a cost `[2, L, E]` for every level of every site, summed over sites.
 
-- `disturbance` needs no candidate to be scored. A site disturbs the residual stream by its relative layer
-  error times the share that its output has of the stream (per token, so that the few tokens with massive
-  activations do not drown out the rest). The supernet's fold gives both.
+- `disturbance` needs no candidate to be scored. A site disturbs the model by its relative layer
+  error times how much its output counts, `Sites.share`. The supernet's fold gives both.
 - `expected_change` looks around a distribution, by one forward and one backward pass: the slope of the
   objective towards every level, and a curvature. The weights of nested levels are projections of one
-  another, so a site's own layer error is exactly quadratic on the way from its level to another. It falls
-  from E with slope -2ΔE towards a denser level, and rises from slope 0 towards a sparser one, where ΔE is
-  the difference of the two errors. So the slope towards the next denser level tells how much the objective
-  rises with the site's error: its sensitivity is s = -slope / 2ΔE, and every level costs slope + s·ΔE.
+  another, so a site's own layer error ε is exactly quadratic on the way from its level to another. It
+  falls from ε with slope -2Δε towards a denser level, and rises from slope 0 towards a sparser one, where
+  Δε is the difference of the two errors. So the slope towards the next denser level tells how much the
+  objective rises with the site's error: its sensitivity is s = -slope / 2Δε, and every level costs
+  slope + s·Δε.
 
 Some sites are harmless on most text and ruinous on some, such as those that make attention sinks. A few
 thousand tokens may not show it, and the slopes of these sites also vary most. So a sensitivity is shrunk
 towards what the disturbance predicts; the less the parts of the text agree on it, the more. A sensitivity
 that says that fewer units are better is not trusted.
 
-Neither estimate knows how changes of several sites interact, so moves are limited. Those of a descent are
-limited to one level: at 25 and at 50 % sparsity, two levels got no further, and three got less far. Proposals
-are scored before they are accepted.
+Neither estimate knows how changes of several sites interact, so moves are limited, those of a descent to
+one level by default, and proposals are scored before they are accepted.
 
 Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
@@ -108,8 +107,8 @@ def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: fl
 def cheapest_levels(
     cost: np.ndarray, price: np.ndarray, limit: int, exact: bool = False
 ) -> np.ndarray | None:
-    """Levels `[S]` of least total `cost [S, E]` whose total `price [S, E]`, in integers, is at most `limit`,
-    or equal to it if `exact`; None if there are none. A cost of +inf forbids a level.
+    """Levels `[S]` of S sites of least total `cost [S, E]` whose total `price [S, E]`, in integers, is at
+    most `limit`, or equal to it if `exact`; None if there are none. A cost of +inf forbids a level.
 
     Solved exactly, by dynamic programming over sites and the amount spent, with one exception. Unless
     `exact`, if the amount to deal is more than `BINS` times the greatest common divisor of the prices, prices
@@ -188,7 +187,8 @@ def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
             found.append(levels)
         return bool(budget.spent(levels)[resource] <= budget.limit[resource])
 
-    # Prices are integers, so that no level is worth more than all costs together for each.
+    # Prices are integers, so a multiplier above the number of sites times the range of the costs changes no
+    # choice.
     most = len(flat) * float(np.ptp(cost[np.isfinite(cost)])) + 1e-9
     for resource in range(1, len(multipliers)):
         if solve(resource, 0.0):

@@ -90,7 +90,7 @@ def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
     A site that needs fewer levels than others is padded on both sides with levels that do not exist.
     """
     count = max(map(len, sites))
-    # Keeps the middle one of the levels that exist in the middle of all.
+    # The middle level that exists stays in the middle of the grid.
     fronts = [count // 2 - len(site) // 2 for site in sites]
     pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
     kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]

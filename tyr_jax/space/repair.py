@@ -1,7 +1,7 @@
 """Levels moved back onto a budget, and dealt out by a Lagrange multiplier.
 
 Algorithms that build a candidate site by site, by sampling, crossing or rounding, usually miss the budget.
-One repair serves them all: what a level costs the algorithm decides which sites give way.
+One repair serves them all: which sites move depends on the cost that the algorithm gives to each level.
 
 Axis letters: `L` layers, `E` levels, `R` resources of a budget.
 """
@@ -15,7 +15,7 @@ LARGE = 1e30
 """Larger than any cost."""
 
 BISECTIONS = 40
-"""Halvings of the interval of a Lagrange multiplier: float32 has fewer digits."""
+"""Halvings of the interval of a Lagrange multiplier: float32 has fewer significant bits."""
 
 
 def picked(values: jax.Array, levels: jax.Array) -> jax.Array:
@@ -52,8 +52,8 @@ def repaired(
     first, last = jnp.argmax(exists, axis=-1), count - 1 - jnp.argmax(exists[..., ::-1], axis=-1)
 
     def moved(levels: jax.Array, by: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Which sites can move `[2, L]`, how their cost rises `[2, L]` and what they then take
-        `[R, 2, L]`."""
+        """Which sites can move `[2, L]`, how their cost rises `[2, L]` and how much more they then
+        take `[R, 2, L]`."""
         target = jnp.clip(levels + by, first, last)
         rise = picked(cost, target) - picked(cost, levels)
         return target != levels, rise, picked(price, target) - picked(price, levels)
@@ -78,7 +78,7 @@ def repaired(
         over = jnp.any(room(levels) < 0)
         down, up = sparser(levels), denser(levels)
         can, rank = (jnp.where(over, *both) for both in zip(down, up, strict=True))
-        # A cost that is no number ranks last, but before the sites that cannot move.
+        # NaN ranks last among the sites that can move.
         known = jnp.clip(jnp.nan_to_num(rank, nan=LARGE), -LARGE, LARGE)
         site = jnp.argmin(jnp.where(can, known, jnp.inf))
         chosen = (jnp.arange(can.size) == site).reshape(can.shape) & jnp.any(can)
@@ -90,15 +90,15 @@ def repaired(
 
 
 def relaxed(cost: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array) -> jax.Array:
-    """Levels `[2, L]` of least `cost [2, L, E]` plus a price for each resource, the least at which the budget
-    is kept; then `repaired`.
+    """Levels `[2, L]` of least `cost [2, L, E]` plus price times multiplier, with the smallest multipliers at
+    which the budget is met; then `repaired`, whose `exists` and `fallback` these are.
 
     The multiplier of each resource is found by bisection. With several resources that share sites, all are
     raised together.
     """
     price, limit = jnp.asarray(budget.price, jnp.float32), jnp.asarray(budget.limit)
     known, barred = jnp.where(exists, cost, 0.0), jnp.where(exists, cost, jnp.inf)
-    # Prices are integers, so that no level is worth a larger multiplier.
+    # Prices are integers, so a multiplier above the range of the costs changes no choice.
     most = jnp.full(len(price), jnp.ptp(known) + 1e-6)
 
     def chosen(multiplier: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         pool = jnp.where(number == 0, begins, jnp.where(by < 0, helps, fits))
         move = by * drawn_from(jax.random.fold_in(key, number), pool)
         moved = jnp.where(move != 0, move, shift.moved)
-        # A step that moves nothing would do so for ever.
+        # If one step moves nothing, no later step would.
         return _Shift(number + 1, shift.levels + move, moved, jnp.any(pool))
 
     start = _Shift(jnp.int32(0), distribution, jnp.zeros_like(distribution), jnp.bool_(True))

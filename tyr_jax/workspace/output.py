@@ -172,7 +172,10 @@ def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> 
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}; nothing was left") from error
+        raise UserError(
+            f"cannot write {target}: {error.strerror or error}; no partial file remains: mend "
+            "this and run the command again"
+        ) from error
 
 
 @contextlib.contextmanager

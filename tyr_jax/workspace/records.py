@@ -497,10 +497,12 @@ def _form(
     return Format(TypeAdapter(schema), FORMAT_VERSION, mend, *more)
 
 
-SUMMARY_FORMAT = _form(Summary, "restore it, or prune again with python -m tyr_jax.prune", fits)
-RECOVERY_FORMAT = _form(Recovery, "restore it, or train again with python -m tyr_jax.finetune", recovery_fits)
+SUMMARY_FORMAT = _form(Summary, "restore the file, or prune again with python -m tyr_jax.prune", fits)
+RECOVERY_FORMAT = _form(
+    Recovery, "restore the file, or train again with python -m tyr_jax.finetune", recovery_fits
+)
 BENCHMARK_FORMAT = _form(
-    Benchmark, "delete it, or measure again with python -m tyr_jax.benchmark", benchmark_fits
+    Benchmark, "delete the file, or measure again with python -m tyr_jax.benchmark", benchmark_fits
 )
 ASKED_FORMAT = _form(Asked)
 LOG_MEND = "delete it, or start over with --restart"

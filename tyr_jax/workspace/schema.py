@@ -22,10 +22,10 @@ VERSION = "format_version"
 """The field of every record that has its format version."""
 
 MOST = 100_000
-"""The most entries of a list or mapping. Reports must still fit on a page."""
+"""Maximum number of entries of a list or mapping. Reports must still fit on a page."""
 
 MOST_LAYERS = 4096
-"""The most layers of a model."""
+"""Maximum number of layers of a model."""
 
 DEEPEST = 50
 """The deepest nesting of lists and mappings."""
