@@ -1,4 +1,4 @@
-"""The Python API as in a notebook: prune 25 % of the `builtin` model, look at it, try it, and save it.
+"""The Python API as in a notebook: prune 25% of the `builtin` model, look at it, try it, and save it.
 
   python examples/notebook.py
 

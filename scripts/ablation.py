@@ -3,7 +3,7 @@
 The variants are the modes of error accumulation, the saliency without one of its terms, removal of neurons in
 one step for each level (paper, Table 4), other saliencies, another damping, and alternatives to the local
 pruning (paper, Table 1). For each, the script builds a nine-level supernet and measures its
-centre, the uniform distribution; only FLAP chooses by itself how many units each layer keeps. Rerun:
+centre, the uniform distribution; only FLAP chooses by itself how many units each layer keeps. Usage:
 
   python scripts/ablation.py --calibration my-text.txt --wikitext wikitext-2-raw-test.txt
 """

@@ -2,9 +2,9 @@
 
   python scripts/ablation_budget.py --evaluation wikitext-2-raw-test.txt news.txt
 
-For each seed, the main job runs with `--budget units`, where heads and neurons have budgets of their own, as
-in the paper, and with `--budget parameters`, where they compete, for as many block parameters as the first
-has left. Rerun: the command above. Runs that exist are not repeated.
+For each seed, `python -m tyr_jax.prune` runs with `--budget units`, where heads and neurons have budgets of
+their own, as in the paper, and with `--budget parameters`, where they compete, for as many block parameters
+as the first has left. Runs that exist are not repeated.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Pruning in several steps, reconstructed after each, beside one step to the same number of parameters.
 
 Attention stays whole, and all layers have FFNs of one width. A step prunes what the step before it has left,
-towards what that model computes. Rerun:
+towards what that model computes. Usage:
 
   python scripts/ablation_gradual.py --evaluation wikitext-2-raw-test.txt news.txt
 """

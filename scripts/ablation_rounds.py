@@ -2,12 +2,12 @@
 
   python scripts/ablation_rounds.py --evaluation wikitext-2-raw-test.txt news.txt
 
-Each row is a run of the main job that begins at the uniform distribution, without descent, as in the paper.
-After every round, layers are pruned again around what the search found, to levels half as far apart; the
-generations are shared out so that all rows search equally long. "Search only" has one round with levels
-`--fine` apart over the whole range of the first round (paper, Table 6 and Figure 3). In every generation the
-best are scored on the whole search text, so that objectives can be compared. Runs that exist are not
-repeated.
+Each row is a run of `python -m tyr_jax.prune` that begins at the uniform distribution, without descent, as in
+the paper. After every round, layers are pruned again around what the search found, to levels half as far
+apart; the generations are shared out so that all rows search equally long. "Search only" has one round with
+levels `--fine` apart over the whole range of the first round (paper, Table 6 and Figure 3). In every
+generation the best are scored on the whole search text, so that objectives can be compared. Runs that exist
+are not repeated.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """How much each of five additions to local pruning helps: alone, on top of those before it, and at the end.
 
 Measures uniform models, all with the number of block parameters that `--budget units` leaves at each
-sparsity. All other settings are those of the `standard` preset, in the row `before` as well. The last rows
-leave one addition out of those that need no training. The texts are from the domains that layers were pruned
-on, and from others. Rerun:
+sparsity. All other settings are those of the `standard` preset, in the row `before` as well. Each of the last
+rows leaves out one of the additions that need no training. The texts are from the domains that layers were
+pruned on, and from others. Usage:
 
   python scripts/ablation_steps.py --evaluation wikitext-2-raw-test.txt news.txt
 """

@@ -1,7 +1,7 @@
 """Which text to prune on: uniform models, pruned on equally many tokens of different texts.
 
 The settings are those of the `standard` preset, without search and reconstruction. WikiText-2 is taken from
-Wikipedia, the news are not. Rerun:
+Wikipedia, the news are not. Usage:
 
   python scripts/fetch_wikipedia.py wikipedia.txt
   python scripts/ablation_text.py --texts builtin "builtin self" "builtin wikipedia.txt self@2" \\
@@ -25,8 +25,8 @@ class Comparison(Ablation):
     """What to compare, and on what."""
 
     sparsities: tuple[float, ...] = (0.2109, 0.4463)
-    """Shares of the block parameters to remove. For SmolLM2, the default removes as many parameters as 25 %
-    and 50 % of units."""
+    """Shares of the block parameters to remove. For SmolLM2, the default removes as many parameters as 25%
+    and 50% of units."""
     texts: tuple[str, ...] = ("builtin", "builtin self")
     """Calibration texts to compare. Each is one argument, as for `python -m tyr_jax.prune --calibration`."""
     results: Path = Path("runs/ablation_text.json")

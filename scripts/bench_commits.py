@@ -1,4 +1,4 @@
-"""Whether the code is slower than at an earlier commit: both versions, in turn, on the same machine. Rerun:
+"""Whether the code is slower than at an earlier commit: both versions, in turn, on the same machine. Usage:
 
   python scripts/bench_commits.py --before COMMIT
 

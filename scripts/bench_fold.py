@@ -1,4 +1,4 @@
-"""How long it takes to build a supernet: with one level, with nine levels, and by part of the fold. Rerun:
+"""How long it takes to build a supernet: with one level, with nine levels, and by part of the fold. Usage:
 
   python scripts/bench_fold.py
 

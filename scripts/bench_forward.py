@@ -1,4 +1,4 @@
-"""How fast the dense model runs: our forward, compared with torch's. Rerun:
+"""How fast the dense model runs: our forward, compared with torch's. Usage:
 
   python scripts/bench_forward.py
 

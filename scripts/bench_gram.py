@@ -1,4 +1,4 @@
-"""How much symmetry saves in computing XᵀX, compared with the whole product. Rerun:
+"""How much symmetry saves in computing XᵀX, compared with the whole product. Usage:
 
   python scripts/bench_gram.py
 

@@ -1,4 +1,4 @@
-"""How long the whole job takes, stage by stage, in the plain formulation and in this project's. Rerun:
+"""How long the whole job takes, stage by stage, in the plain formulation and in this project's. Usage:
 
   python scripts/bench_pipeline.py
 

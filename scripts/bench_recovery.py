@@ -1,4 +1,4 @@
-"""How fast recovery trains, compared with the same distillation in torch (LoRA by PEFT). Rerun:
+"""How fast recovery trains, compared with the same distillation in torch (LoRA by PEFT). Usage:
 
   pip install peft
   python scripts/bench_recovery.py

@@ -1,4 +1,4 @@
-"""How long it takes to score a population: at full width, and with only the units that are kept. Rerun:
+"""How long it takes to score a population: at full width, and with only the units that are kept. Usage:
 
   python scripts/bench_search.py
 

@@ -1,13 +1,13 @@
-"""How many searches a second: one program on the device, the host's loop, and algorithms of evosax. Rerun:
+"""How many searches a second: one program on the device, the host's loop, and algorithms of evosax. Usage:
 
   python scripts/bench_searches.py
 
 Each search runs a number of generations of 32 candidates on a synthetic problem of SmolLM2's size. On the
-device, 1 to 256 searches run side by side, and the most of them also divided among the cores of a CPU as
-devices of their own. The host's loop runs one, with compiled steps and the same compiled fitness. Algorithms
-of evosax run by themselves, without budget and levels, on a sphere of as many dimensions, as one program too.
-Times leave the compiler out, and are medians of interleaved repeats. The FLOPs are those of the fitness: for
-every candidate and sequence, a product of its features with the table of pairs, and its costs.
+device, 1 to 256 searches run side by side, and the largest number also with each core of a CPU as a device of
+its own. The host's loop runs one, with compiled steps and the same compiled fitness. Algorithms of evosax run
+by themselves, without budget and levels, on a sphere of as many dimensions, as one program too. Times exclude
+compilation, and are medians of interleaved repeats. The FLOPs are those of the fitness: for every candidate
+and sequence, a product of its features with the table of pairs, and its costs.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How much faster a pruned model runs in JAX and in llama.cpp, next to the limit by FLOPs or bytes. Rerun:
+"""How much faster a pruned model runs in JAX and in llama.cpp, next to the limit by FLOPs or bytes. Usage:
 
   python scripts/bench_serving.py builtin pruned
 

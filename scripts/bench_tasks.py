@@ -1,4 +1,4 @@
-"""Requests per second on tasks, compared with lm-evaluation-harness's own model in torch. Rerun:
+"""Requests per second on tasks, compared with lm-evaluation-harness's own model in torch. Usage:
 
   python scripts/fetch_tasks.py tasks
   python scripts/bench_tasks.py --data-dir tasks

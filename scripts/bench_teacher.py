@@ -1,4 +1,4 @@
-"""Ways to keep the dense model's predictions, and how exact the KL divergence is with each. Rerun:
+"""Ways to keep the dense model's predictions, and how exact the KL divergence is with each. Usage:
 
   python scripts/bench_teacher.py
 

@@ -1,4 +1,4 @@
-"""What each stage of a large model's run needs on TPUs, by the TPU compiler, without a TPU. Rerun:
+"""What each stage of a large model's run needs on TPUs, by the TPU compiler, without a TPU. Usage:
 
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/bench_tpu.py --topology v5e:2x4
 

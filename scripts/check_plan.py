@@ -1,4 +1,4 @@
-"""Compare a plan with the memory that the TPU compiler reports, without a TPU. Rerun:
+"""Compare a plan with the memory that the TPU compiler reports, without a TPU. Usage:
 
   pip install '.[tpu]' && TPU_SKIP_MDS_QUERY=1 python scripts/check_plan.py --topology v5p:2x2x1
 

@@ -1,11 +1,11 @@
-"""Fewer bits and 2:4 zeros on top of pruning: what each costs a dense and a pruned model (paper, Table 7).
+"""Quantisation and 2:4 sparsity on top of pruning: what each costs a dense and a pruned model (Table 7).
 
   python scripts/combinations.py builtin runs/main_results/seed0/0.2109 --wikitext wikitext-2-raw-test.txt
 
 Every matrix of the blocks is changed, each on the inputs that those before it then give on calibration text.
 Embeddings and output head stay as they are. Sizes are of the blocks, in MB: integers with a scale of 16 bits
-for every group (8 bits: for every output), 2:4 zeros with two bits of place for every value that is kept, and
-16 bits for everything else.
+for every group (8 bits: for every output), 2:4 sparsity with two bits of position for every value that is
+kept, and 16 bits for everything else.
 """
 
 import dataclasses
@@ -148,7 +148,10 @@ def main(asked: Combinations) -> None:
     print_header("values", "how", *(f"{Path(name).name}: MB, perplexity, KL" for name in asked.models))
     for way in ways():
         cells = [results.found[key(name, way)] for name in asked.models]
-        shown = (f"{cell['MB']:.0f}, {cell['perplexity']:.1f}, {cell['kl']:.3f}" for cell in cells)
+        # The KL of the dense model to itself may be a little below zero; adding zero drops the sign.
+        shown = (
+            f"{cell['MB']:.0f}, {cell['perplexity']:.1f}, {round(cell['kl'], 3) + 0:.3f}" for cell in cells
+        )
         print_row(way.values, way.how, *shown)
 
 

@@ -1,4 +1,4 @@
-"""Compare searches on a model itself, at equal candidate-tokens. Rerun:
+"""Compare searches on a model itself, at equal candidate-tokens. Usage:
 
   python scripts/compare_on_model.py --settings docs/measurements/comparison.json
 

@@ -1,4 +1,4 @@
-"""Compare every search on every tabulated problem, at equal candidate-tokens. Rerun:
+"""Compare every search on every tabulated problem, at equal candidate-tokens. Usage:
 
   python scripts/compare_searches.py
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the `builtin` model and text, in minutes on two cores: prune 25 %, measure how much faster the
+# The main job on the `builtin` model and text, in minutes on two cores: prune 25%, measure how much faster the
 # smaller model is, and show the gain. The options halve the time of the `quick` preset, and at this sparsity cost
 # little (docs/results.md). Further arguments go to `python -m tyr_jax.prune`. Without --output, the result is
 # written to runs/demo of this repository and replaces the last demo's.

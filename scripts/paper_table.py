@@ -1,4 +1,4 @@
-"""The paper's table: perplexity on WikiText-2, and accuracy on eight tasks. Rerun:
+"""The paper's table: perplexity on WikiText-2, and accuracy on eight tasks. Usage:
 
   python scripts/fetch_tasks.py tasks
   python scripts/paper_table.py builtin pruned recovered --data-dir tasks

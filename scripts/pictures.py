@@ -64,7 +64,7 @@ Line = tuple[str, list[float], np.ndarray]
 
 
 def confidence(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds `[P]` of the 95 % confidence interval of the median over runs, from values `[R, P]`: order
+    """The bounds `[P]` of the 95% confidence interval of the median over runs, from values `[R, P]`: order
     statistics, whatever the distribution. Of five runs or fewer, these are the lowest and the highest."""
     ordered = np.sort(values, axis=0)
     rank = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))

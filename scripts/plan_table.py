@@ -1,4 +1,4 @@
-"""What runs of large models need according to their plans, on 1, 4, 8, 16 and 32 devices. Rerun:
+"""What runs of large models need according to their plans, on 1, 4, 8, 16 and 32 devices. Usage:
 
   python scripts/plan_table.py
 

@@ -1,4 +1,4 @@
-"""Where the time of the fold and of the search goes, by kind of operation. Rerun:
+"""Where the time of the fold and of the search goes, by kind of operation. Usage:
 
   python scripts/profile_stages.py
 

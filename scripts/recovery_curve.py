@@ -1,7 +1,7 @@
 """How much recovery gains: quality against training tokens, for several ways to train.
 
 Each point is a training of its own, with the whole learning-rate schedule. An interrupted training continues,
-and a finished one is not repeated. Rerun:
+and a finished one is not repeated. Usage:
 
   python scripts/recovery_curve.py runs/demo --data builtin wikipedia.txt --evaluation wikitext-2-raw-test.txt
 """

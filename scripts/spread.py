@@ -1,7 +1,7 @@
 """How much a result depends on chance: the same run with several seeds, and with several orders of summation.
 
 A seed draws other text for calibration and search. On another number of devices, sums are taken in another
-order, so that only rounding differs (paper, Table 11, for seeds). On a CPU, the devices are virtual. Rerun:
+order, so that only rounding differs (paper, Table 11, for seeds). On a CPU, the devices are virtual. Usage:
 
   python scripts/spread.py --evaluation wikitext-2-raw-test.txt news.txt
 

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def prune(events: Path) -> Found:
-    """Run at 50 %, and measure on text that neither calibration nor search saw."""
+    """Run at 50%, and measure on text that neither calibration nor search saw."""
     masked: list[Params] = []
 
     def compress_and_keep(params: Params, supernet: Supernet, levels: np.ndarray, *rest: Any) -> Any:

@@ -55,7 +55,7 @@ float64 by up to 2e-3, in torch as well."""
 
 @pytest.fixture(scope="module")
 def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """SmolLM2 after a small run of the whole method, to 50 %."""
+    """SmolLM2 after a small run of the whole method, to 50%."""
     with quick_code():
         return prune(tmp_path_factory.mktemp("run") / "events.jsonl")
 
@@ -63,7 +63,7 @@ def smollm2_found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def test_searching_beats_uniform_on_held_out_text(smollm2_found: Found) -> None:
     outcome = smollm2_found.outcome
     assert outcome.searched is not None
-    # Machines round differently, which leads to different models: 4 to 8 % better, so far.
+    # Machines round differently, which leads to different models: 4 to 8% better, so far.
     assert outcome.held_out_kl(outcome.searched) < 0.98 * outcome.held_out_kl(outcome.uniform)
 
 
@@ -242,7 +242,7 @@ def losses(path: Path, windows: np.ndarray) -> np.ndarray:
 def test_eight_bits_cost_next_to_nothing(
     which: str, smollm2: LoadedModel, smollm2_found: Found, tmp_path: Path
 ) -> None:
-    """The cost is less than 1 % of perplexity, as far as this many tokens can tell."""
+    """The cost is less than 1% of perplexity, as far as this many tokens can tell."""
     outcome = smollm2_found.outcome
     final = outcome.final if which == "searched" else None
     config, params = (final.config, final.params) if final else (smollm2.config, smollm2.params)

@@ -34,7 +34,7 @@ class Died(BaseException):
 
 @pytest.fixture(scope="module")
 def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, pruned to 50 %."""
+    """The tiny model, pruned to 50%."""
     output = tmp_path_factory.mktemp("pruned") / "pruned"
     prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "0", "--output", str(output)])
     return output

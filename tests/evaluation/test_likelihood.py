@@ -78,7 +78,7 @@ def test_requests_of_many_lengths_make_few_programs(params: Params) -> None:
     ]
     parts = likelihood.batches(requests)
     assert [part.tokens.shape for part in parts] == [(21, 96), (21, 96), (32, 64), (32, 32)]
-    # All padding together must add less than 60 % to the tokens of the rows.
+    # All padding together must add less than 60% to the tokens of the rows.
     assert sum(part.tokens.size for part in parts) < 1.6 * sum(len(request.row) for request in requests)
     log_likelihoods(params, requests, CONFIG)
     before = likelihood.answer._cache_size()

@@ -163,7 +163,7 @@ class Family:
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    models="Llama 2, 3, 3.1 and 3.2, SmolLM, SmolLM2, TinyLlama",
+    models="Llama 2, 3, 3.1, 3.2 and 3.3, SmolLM, SmolLM2, TinyLlama",
     tensors={"qkv_bias": "attention_bias", "out_bias": "attention_bias", "mlp_bias": "mlp_bias"},
     defaults={"max_position_embeddings": 2048},
     checked={"sliding_window": (None,)},
