@@ -6,7 +6,7 @@ are measured on the same text. The text in between is cut into sequences, shuffl
 calibration and search. (Where both `sequence_length` and `search_length` divide `evaluation_length`, no
 sequence straddles the seam that a held-out window leaves.)
 
-Letters: `S` sequences, `T` tokens in a sequence, `W` evaluation windows.
+Letters: `B` sequences, `T` tokens in a sequence, `W` evaluation windows.
 """
 
 import dataclasses
@@ -114,19 +114,19 @@ class Splits:
     """Disjoint parts of the text, int32. `sources` describes each text, by the name used in `evaluation`.
     `held` names the evaluation texts that are held-out parts of calibration sources."""
 
-    calibration: np.ndarray  # [S, T]
-    openings: np.ndarray  # [S, 4], taken from the calibration part
-    search: np.ndarray  # [S, T]
+    calibration: np.ndarray  # [B, T]
+    openings: np.ndarray  # [B, 4], taken from the calibration part
+    search: np.ndarray  # [B, T]
     evaluation: dict[str, np.ndarray]  # name → [W, T]
     sources: dict[str, str]
     held: tuple[str, ...]
 
 
 def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.ndarray | None = None) -> Splits:
-    """Calibration and search sequences `[S, T]` drawn by `seed`, and the evaluation windows of `spec`.
+    """Calibration and search sequences `[B, T]` drawn by `seed`, and the evaluation windows of `spec`.
 
     The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
-    proportion to their weights, interleaved so that every prefix is mixed. `written [S, T]`, with the sizes
+    proportion to their weights, interleaved so that every prefix is mixed. `written [B, T]`, with the sizes
     from `to_write`, is the text that the model has written itself, for the source `self`.
 
     Raises:
@@ -438,7 +438,7 @@ def interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
 def with_noise(
     sequences: np.ndarray, share: float, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> np.ndarray:
-    """Sequences `[S, T]` with noise in a `share` of them: about half of their tokens, at random places, are
+    """Sequences `[B, T]` with noise in a `share` of them: about half of their tokens, at random places, are
     replaced by random tokens that are not special.
 
     Raises:
@@ -455,7 +455,7 @@ def with_noise(
 
 
 def openings(sequences: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` pieces `[count, OPENING]` from random places in sequences `[S, T]`; none if S is 0.
+    """`count` pieces `[count, OPENING]` from random places in sequences `[B, T]`; none if B is 0.
 
     Pieces have T tokens if T is less than `OPENING`.
     """
@@ -467,7 +467,7 @@ def openings(sequences: np.ndarray, count: int, rng: np.random.Generator) -> np.
 
 
 def with_bos(sequences: np.ndarray, bos: int | None) -> np.ndarray:
-    """Sequences `[S, T]` with `bos`, if given, put first: each moves right by one, losing its last token."""
+    """Sequences `[B, T]` with `bos`, if given, put first: each moves right by one, losing its last token."""
     if bos is None:
         return sequences
     return np.concatenate([np.full_like(sequences[:, :1], bos), sequences[:, :-1]], axis=1)

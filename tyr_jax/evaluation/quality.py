@@ -1,6 +1,6 @@
 """How good a model is on text: perplexity, and its divergence from the dense model.
 
-Axis letters: `S` windows, `T` tokens, `D` hidden.
+Axis letters: `B` windows, `T` tokens, `D` hidden.
 """
 
 import functools
@@ -57,7 +57,7 @@ def mean_kl(measured: Iterable[Quality]) -> float:
 def predict_windows(
     params: Params, residual: jax.Array, tokens: jax.Array, config: ModelConfig
 ) -> tuple[Prediction, jax.Array]:
-    """(predictions on `tokens [S, T]`, sums `[S]` of their next-token NLL), from the `residual [S, T, D]`
+    """(predictions on `tokens [B, T]`, sums `[B]` of their next-token NLL), from the `residual [B, T, D]`
     after the last layer. `params` has what lies outside the blocks."""
 
     def answer(head: Head, hidden: jax.Array, tokens: jax.Array) -> tuple[Prediction, jax.Array]:
@@ -72,9 +72,9 @@ def predict_windows(
 def window_sums(
     params: Params, residual: jax.Array, tokens: jax.Array, dense: Prediction | None, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """(next-token NLL, KL(dense ‖ model)), each summed over the tokens of a window, `[S]`.
+    """(next-token NLL, KL(dense ‖ model)), each summed over the tokens of a window, `[B]`.
 
-    They come from `tokens [S, T]`, the `residual [S, T, D]` after the last layer, and the predictions `dense`
+    They come from `tokens [B, T]`, the `residual [B, T, D]` after the last layer, and the predictions `dense`
     of the dense model; without these, the KL is NaN. `params` has what lies outside the blocks.
     """
 
@@ -99,7 +99,7 @@ def _quality(nll: float, kl: float, windows: np.ndarray) -> Quality:
 def _read(
     params: Params, windows: np.ndarray, config: ModelConfig
 ) -> Iterator[tuple[BatchRows, jax.Array, jax.Array]]:
-    """Batches of `windows [S, T]`: (which windows, their tokens, the residuals after the last layer)."""
+    """Batches of `windows [B, T]`: (which windows, their tokens, the residuals after the last layer)."""
     rows = batches(windows)
     texts = [jnp.asarray(windows[part.indices]) for part in rows]
     for part, tokens, state in zip(rows, texts, decoder.run_model(params, texts, config), strict=True):
@@ -112,7 +112,7 @@ def measure_dense(
     config: ModelConfig,
     on_windows: Callable[[int], None] = lambda windows: None,
 ) -> tuple[Prediction, Quality]:
-    """The dense model's predictions on `windows [S, T]`, on the host, and its quality."""
+    """The dense model's predictions on `windows [B, T]`, on the host, and its quality."""
     parts, total = [], 0.0
     for (_, real), tokens, residual in _read(params, windows, config):
         answers = predict_windows(decoder.outside(params), residual, tokens, config)
@@ -130,7 +130,7 @@ def measure(
     dense: Prediction | None = None,
     on_windows: Callable[[int], None] = lambda windows: None,
 ) -> Quality:
-    """Quality of a model on `windows [S, T]`. Each window is read on its own, and its first token is given.
+    """Quality of a model on `windows [B, T]`. Each window is read on its own, and its first token is given.
 
     `dense` has the dense model's predictions, from `measure_dense` (pruning leaves the head as it is).
     Without them, `kl` is NaN.

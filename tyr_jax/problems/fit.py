@@ -4,7 +4,7 @@ The logarithm of the objective is linear in the tables of a `Problem`: in what e
 the products of the features of two sites. Ridge regression fits it, first to the mean over sequences, then,
 with a stronger penalty, to each sequence's deviation from it.
 
-Axis letters: `n` candidates, `S` sequences, `L` layers, `E` levels, `p` columns.
+Axis letters: `n` candidates, `B` sequences, `L` layers, `E` levels, `p` columns.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ SEQUENCE_RIDGE = 10.0
 
 class Scores(NamedTuple):
     """Candidates `levels [n, 2, L]` with their objective on each sequence of the search text,
-    `search [n, S]`, and on the held-out text, `held_out [n]`."""
+    `search [n, B]`, and on the held-out text, `held_out [n]`."""
 
     levels: np.ndarray
     search: np.ndarray

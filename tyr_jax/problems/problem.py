@@ -10,7 +10,7 @@ held-out text has a `base` and an `alone` of its own.
 
 Tables are float32. Everything is a JAX function, so that whole searches run on the device.
 
-Axis letters: `S` sequences, `C` candidates, `L` layers, `E` levels; `i`, `j` sites, `2·L` of them.
+Axis letters: `B` sequences, `C` candidates, `L` layers, `E` levels; `i`, `j` sites, `2·L` of them.
 """
 
 import functools
@@ -33,7 +33,7 @@ LINKS: tuple[str, ...] = get_args(Link)
 class Problem:
     """A tabulated objective, and the space that it is defined on.
 
-    What may be chosen, `space`; the levels to start from, `start [2, L]`; `base [S]`; `alone [S, 2, L, E]`;
+    What may be chosen, `space`; the levels to start from, `start [2, L]`; `base [B]`; `alone [B, 2, L, E]`;
     `feature [2, L, E]`; `pairs [2·L, 2·L]`, symmetric with a zero diagonal; and of the held-out text,
     `held_out_base []` and `held_out_alone [2, L, E]`. The least objective on held-out text is `optimum []`,
     NaN where it is unknown.

@@ -1,6 +1,6 @@
 """Synthetic problems of known optimum, with knobs for size, interaction, ruggedness and noise.
 
-Axis letters: `L` layers, `E` levels, `S` sequences; `d_i` level steps from the optimum.
+Axis letters: `L` layers, `E` levels, `B` sequences; `d_i` level steps from the optimum.
 """
 
 import jax

@@ -2,7 +2,7 @@
 
 The part of a text that pruning held out for evaluation stays held out. Of conversations, none are held out.
 
-Letters: `S` rows, `T` tokens.
+Letters: `B` rows, `T` tokens.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ GLANCE = 2**20
 
 
 class Examples(NamedTuple):
-    """`tokens [S, T]`, and which of them to `learn [S, T]`."""
+    """`tokens [B, T]`, and which of them to `learn [B, T]`."""
 
     tokens: np.ndarray
     learn: np.ndarray
@@ -68,7 +68,7 @@ def load(
 
     Rows come from the sources in proportion to their weights, are drawn by `seed`, and are interleaved. A
     source with too few rows is read again; one that gives no row is not read. The rows of the source `self`
-    are `written [S, T]`.
+    are `written [B, T]`.
 
     Raises:
         UserError: a source cannot be read, has less than one row, or far too few for its part of `count`.

@@ -36,7 +36,7 @@ def own_text(
     progress: Progress,
     store: Store,
 ) -> np.ndarray:
-    """Generate text of `shape` `[S, T]` with a dense `model` that is in memory, or take it from the cache. Go
+    """Generate text of `shape` `[B, T]` with a dense `model` that is in memory, or take it from the cache. Go
     on after the sequences that an interrupted job finished. `seed` determines the draws, and `temperature`
     divides the logits.
 
@@ -81,7 +81,7 @@ def cache_file(model: LoadedModel, shape: tuple[int, int], seed: int, temperatur
 
 
 def cached_text(file: Path | None, shape: tuple[int, int]) -> np.ndarray | None:
-    """The text `[S, T]` in a file of the cache; None if there is none, or not a whole one."""
+    """The text `[B, T]` in a file of the cache; None if there is none, or not a whole one."""
     if file is None or not file.is_file():
         return None
     try:

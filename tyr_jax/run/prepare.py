@@ -126,7 +126,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:
     """Metrics `[L, 2, D, D]` that weigh a change of each site's output, from the first sequences of the
-    calibration text `[S, T]`; None with `--metric none`.
+    calibration text `[B, T]`; None with `--metric none`.
 
     Raises:
         UserError: they are not finite.

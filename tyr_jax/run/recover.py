@@ -127,7 +127,7 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
 def taught_text(
     settings: RecoverySettings, teacher: LoadedModel | None, rows: int, workspace: Workspace
 ) -> np.ndarray | None:
-    """The rows `[S, T]` of the source `self`, which the dense model generates; None if there are none.
+    """The rows `[B, T]` of the source `self`, which the dense model generates; None if there are none.
 
     Raises:
         UserError: there is no dense model, or it has no token that separates documents.

@@ -28,7 +28,7 @@ def candidate_tokens() -> int:
 
 
 def batches(sequences: np.ndarray, tokens: int = BATCH_TOKENS) -> list[BatchRows]:
-    """Batches of all `sequences [S, T]`, of at most `tokens` tokens (at least one sequence) per device."""
+    """Batches of all `sequences [B, T]`, of at most `tokens` tokens (at least one sequence) per device."""
     count, length = sequences.shape
     size = devices.count() * max(1, tokens // length)
     parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]

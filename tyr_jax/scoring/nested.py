@@ -10,7 +10,7 @@ They also agree with one another up to the first layer that a mutation changed. 
 runs first, and its residual before every layer is stored. Each chunk of the others starts where its
 candidates first differ from the trunk, with a `fori_loop` over layers whose start is data.
 
-Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads, `H`
+Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads, `H`
 head dim, `F` FFN width, `U` units of a site.
 """
 
@@ -201,9 +201,9 @@ def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, con
 
 
 def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Array) -> jax.Array:
-    """The output `[S, T, D]` of a site, without bias, from the activations `units [S, T, U, ...]` of the
+    """The output `[B, T, D]` of a site, without bias, from the activations `units [B, T, U, ...]` of the
     first units, which it keeps, and the weights of a level in `stack [L, E, U', ..., D]`. With experts,
-    they are `[S, T, X, U]` and `[L, E, X, U', D]`.
+    they are `[B, T, X, U]` and `[L, E, X, U', D]`.
 
     On a CPU, a `vmap` runs candidates one after the other. Each then multiplies with weights in place,
     instead of with a copy of them for every candidate.
@@ -244,7 +244,7 @@ class CandidateLayer(NamedTuple):
 def apply_layer(
     nested: Nested, own: CandidateLayer, x: jax.Array, rope: decoder.Rope, config: ModelConfig
 ) -> jax.Array:
-    """Run a layer of a candidate on the residual `x [S, T, D]`."""
+    """Run a layer of a candidate on the residual `x [B, T, D]`."""
 
     def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
         def run(x: jax.Array) -> jax.Array:
@@ -311,7 +311,7 @@ def apply_to_chunks(
     rope: decoder.Rope,
     config: ModelConfig,
 ) -> jax.Array:
-    """Run a layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, S, T, D]`, with
+    """Run a layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, B, T, D]`, with
     sites at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
 
     def own(nested: Nested, index: jax.Array, rope: decoder.Rope, chunk: Chunks, x: jax.Array) -> jax.Array:
@@ -342,7 +342,7 @@ def run_trunk(
     state: ForwardState,
     scoring: Scoring,
 ) -> tuple[jax.Array, ForwardState]:
-    """The residual `[L + 1, n, S, T, D]` of the candidate `trunk [2, L]` before every layer and after the
+    """The residual `[L + 1, n, B, T, D]` of the candidate `trunk [2, L]` before every layer and after the
     last, and the forward state after the last. `state` is the one before the first, on n devices. Sites run
     at `buckets [2, L]`."""
     (_, depth), x = trunk.shape, state.residual
@@ -361,7 +361,7 @@ def run_trunk(
 class Chunk(NamedTuple):
     """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`.
 
-    They agree in the first `shared` layers with the trunk, whose `residuals [L + 1, n, S, T, D]` are known.
+    They agree in the first `shared` layers with the trunk, whose `residuals [L + 1, n, B, T, D]` are known.
     """
 
     candidates: jax.Array

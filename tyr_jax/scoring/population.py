@@ -4,7 +4,7 @@ A candidate is scored at full width. Its projections are gathered from the super
 scan; embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a chunk. The
 host walks chunks of candidates and sequences of one shape per stage, so each stage compiles once.
 
-Axis letters: `C` candidates, `S` sequences, `T` tokens, `D` hidden, `L` layers.
+Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `L` layers.
 """
 
 import functools

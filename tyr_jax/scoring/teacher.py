@@ -1,6 +1,6 @@
 """The search text with the dense model's predictions on it.
 
-Axis letters: `S` sequences, `T` tokens, `D` hidden.
+Axis letters: `B` sequences, `T` tokens, `D` hidden.
 """
 
 import functools
@@ -23,7 +23,7 @@ from tyr_jax.scoring.objective import Objective, TeacherBatch
 def teacher_answer(
     params: Params, state: ForwardState, tokens: jax.Array, config: ModelConfig
 ) -> TeacherBatch:
-    """The dense model's predictions on `tokens [S, T]`, from its forward state after the last layer. `params`
+    """The dense model's predictions on `tokens [B, T]`, from its forward state after the last layer. `params`
     has the weights outside its blocks."""
     final = decoder.final_hidden(params, state.residual, config)
     answer = devices.divided(predict, whole=1)(decoder.head(params), final)
@@ -37,7 +37,7 @@ def teacher_targets(
     objective: Objective,
     on_batch: Callable[[int], None] = lambda sequences: None,
 ) -> TeacherBatch:
-    """The dense model's predictions on a whole pool `tokens [S, T]`, computed a few sequences at a time."""
+    """The dense model's predictions on a whole pool `tokens [B, T]`, computed a few sequences at a time."""
     rows = batches(tokens, BATCH_TOKENS)
     texts, parts = [jnp.asarray(tokens[part.indices]) for part in rows], []
     states = decoder.run_model(params, texts, config, objective.observed_layers(config.depth))

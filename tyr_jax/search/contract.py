@@ -20,7 +20,7 @@ all random draws must come from the key.
 A search whose methods are JAX functions says `traceable = True`. They are then compiled, and a whole search
 can run as one program on the device, hundreds of them side by side (`tyr_jax.search.device`).
 
-Axis letters: `C` candidates, `L` layers, `E` levels, `S` sequences, `P` parts of a text.
+Axis letters: `C` candidates, `L` layers, `E` levels, `B` sequences, `P` parts of a text.
 """
 
 import functools

@@ -14,7 +14,7 @@ SEQUENCE_DRAW = 1 << 20
 
 
 def drawn_order(key: jax.Array, space: SearchSpace) -> jax.Array:
-    """The sequences `[S]` of the search text in random order."""
+    """The sequences `[B]` of the search text in random order."""
     return jax.random.permutation(jax.random.fold_in(key, SEQUENCE_DRAW), space.sequences)
 
 

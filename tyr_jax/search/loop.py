@@ -1,6 +1,6 @@
 """The host's loop of a search: ask, score, tell, and check that the search keeps its contract.
 
-Axis letters: `C` candidates, `L` layers, `S` sequences.
+Axis letters: `C` candidates, `L` layers, `B` sequences.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ from tyr_jax.search.contract import (
 from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
-"""`(candidates [C, 2, L], sequences [S]) -> objective [C]`, lower is better."""
+"""`(candidates [C, 2, L], sequences [B]) -> objective [C]`, lower is better."""
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(levels [2, L], sequences [S]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
+"""`(levels [2, L], sequences [B]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
 the sequences."""
 
 
