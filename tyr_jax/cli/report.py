@@ -1,9 +1,9 @@
 """Show the results of a pruned model: `python -m tyr_jax.report DIR`.
 
 DIR is what `python -m tyr_jax.prune` wrote, or `finetune` from a pruned model.
-This prints the quality and size of every model of the run, how they continue its --prompt, and
-the speed-up, if `python -m tyr_jax.benchmark` has measured it. It also writes
-the report and the model card anew.
+This prints the quality and size of every model of the run, how they continue
+its --prompt, and the speed-up, if `python -m tyr_jax.benchmark` has measured
+it. It also writes the report and the model card anew.
 """
 
 import dataclasses

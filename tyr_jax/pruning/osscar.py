@@ -80,8 +80,8 @@ def exchanged(
 def best_pair(
     hessian: jax.Array, gradient: jax.Array, rank: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The best exchange: (the unit that leaves, the one that enters), from `hessian [d_in, d_in]`, `gradient
-    [d_in, D]` and `rank [U]`, of which the first `count` are kept. Each of the `TRIES` removed units of
+    """The best exchange: (the unit that leaves, the one that enters), given `gradient [d_in, D]`, `rank [U]`
+    and `hessian [d_in, d_in]`; the first `count` units are kept. Each of the `TRIES` removed units of
     largest gain is tried: it enters, then the unit that loses least energy leaves. Both are the same if
     nothing helps."""
     inside, size = rank < count, len(hessian) // len(rank)
