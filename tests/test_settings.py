@@ -108,7 +108,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("pruning.neuron_multiple", 0, "--neuron-multiple is 0"),
         ("search.generations", 0, "--generations is 0"),
         ("search.max_shifts", 0, "--max-shifts is 0"),
-        ("search.survivors", (4, 1), r"--survivors is \(4, 1\), but must be as many numbers as"),
+        ("search.survivors", (4, 1), "--survivors is 4 1, but must be as many values as --stage-tokens has"),
         ("search.survivors", (4, 5, 1), "--survivors is .* non-increasing"),
         ("search.survivors", (4, 2, 2), "--survivors is .* down to 1"),
         ("search.survivors", (4, 0, 1), "--survivors is"),

@@ -59,7 +59,7 @@ PLAINER = (
     (r"Error parsing (\S+): invalid literal for int\(\).*: '(.*)'", r"\1 is \2, but must be a whole number"),
     (r"Error parsing (\S+): could not convert string to float: '(.*)'", r"\1 is \2, but must be a number"),
     (r"Missing value for argument '(.*)'\. Expected .*", r"\1 needs a value"),
-    (r"Missing from .*: ([A-Z]+) (.*?)\.? \(required\)", r"\1 is missing: \2"),
+    (r"Missing from .*?: ([A-Z]+) (.*?)\.? \(required\)(?: .*)?", r"\1 is missing: \2"),
     (r"Unrecognized options: (.*)", r"unrecognised arguments: \1"),
 )
 """Messages of tyro, as patterns, and what to say in their place."""

@@ -74,7 +74,7 @@ class Evolution(Search):
         super().check()
         require(self.max_shifts >= 1, "--max-shifts", self.max_shifts, "at least 1")
         same = len(self.survivors) == len(self.stage_tokens) >= 1
-        require(same, "--survivors", self.survivors, "as many numbers as --stage-tokens has")
+        require(same, "--survivors", self.survivors, "as many values as --stage-tokens has")
         narrowing = [self.offspring, *self.survivors]
         falls = all(a >= b >= 1 for a, b in itertools.pairwise(narrowing))
         require(falls and narrowing[-1] == 1, "--survivors", self.survivors, "non-increasing, from at most "

@@ -54,7 +54,7 @@ class EvoPress(Improving):
         """Refuse an invalid schedule."""
         super().check()
         same = len(self.survivors) == len(self.stage_tokens) >= 1
-        require(same, "--survivors", self.survivors, "as many numbers as --stage-tokens has")
+        require(same, "--survivors", self.survivors, "as many values as --stage-tokens has")
         falls = all(a >= b >= 1 for a, b in itertools.pairwise([self.offspring, *self.survivors]))
         require(falls and self.survivors[-1] == 1, "--survivors", self.survivors, "non-increasing, from at "
                 f"most --offspring ({self.offspring}) down to 1")  # fmt: skip
