@@ -416,7 +416,7 @@ def test_a_plan(tiny_model: Path, tiny_options: dict[str, Any], capsys: pytest.C
     planned = tyr_jax.plan_pruning(tiny_model, sparsity=0.5, devices=8, flops=1e14, **tiny_options)
     loaded = tyr_jax.load_model(str(tiny_model))
     assert planned == tyr_jax.plan_pruning(loaded, sparsity=0.5, devices=8, flops=1e14, **tiny_options)
-    assert repr(planned).startswith("GB of each of 8 devices' memory, and work")
+    assert repr(planned).startswith("memory of each of 8 devices in GB, and FLOPs")
     assert max(need.memory for need, _ in planned.needs) > 0
     with pytest.raises(UserError, match="--plan-devices is 0, but must be above 0"):
         tyr_jax.plan_pruning(tiny_model, devices=0)

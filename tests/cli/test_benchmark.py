@@ -95,8 +95,8 @@ def test_limits_by_hand(tiny_config: Callable[..., ModelConfig]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--prompts", "0"], "--prompts is (0,)"),
-        (["--batches", "0"], "--batches is (0,)"),
+        (["--prompts", "0"], "--prompts is 0, but must be"),
+        (["--batches", "0"], "--batches is 0, but must be"),
         (["--tokens", "0"], "--tokens is 0"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--prompts", "120"], "need 136 positions"),

@@ -64,7 +64,7 @@ def world(tiny_config: Callable[..., ModelConfig]) -> World:
 
 
 @pytest.fixture(autouse=True)
-def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make mini-batches so short that even the small text fills several."""
     monkeypatch.setattr(reconstruction, "STEP_TOKENS", 2 * LENGTH)
 
@@ -110,7 +110,7 @@ def test_every_token_is_dealt_once(count: int) -> None:
         np.testing.assert_array_equal(minibatch.target, -minibatch.x)
 
 
-def test_lessons_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minibatches_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mini-batch has tokens of every batch, or of all batches that are mixed together."""
     monkeypatch.setattr(reconstruction, "STEP_TOKENS", LENGTH)
     marked = [jnp.full((3, LENGTH, world.config.hidden), float(index)) for index in range(1, 5)]

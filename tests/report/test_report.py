@@ -197,7 +197,7 @@ def test_directories_that_are_not_ours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], summary: dict[str, Any]
 ) -> None:
     for content, sentence in (
-        (None, "has no summary.json: name a directory that tyr_jax.prune wrote"),
+        (None, "has no summary.json: name a directory that `python -m tyr_jax.prune` wrote"),
         (
             {"format_version": 1, "settings": {"data": {}}},
             "lacks arguments; restore the file, or prune again",
@@ -242,7 +242,7 @@ def test_a_run_whose_figures_are_not_finite(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--help"])
-    assert "DIR is what `python -m tyr_jax.prune` or `finetune` wrote" in capsys.readouterr().out
+    assert "DIR is what `python -m tyr_jax.prune` wrote, or `finetune` from" in capsys.readouterr().out
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

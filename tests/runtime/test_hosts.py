@@ -125,7 +125,8 @@ def test_what_is_for_one_host(
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit):
         prune.main([*tiny_arguments, option, "--output", str(tmp_path / "pruned")])
-    assert capsys.readouterr().err.startswith(f"error: {option.partition('=')[0]} is for one host; ")
+    flag = option.partition("=")[0]
+    assert capsys.readouterr().err.startswith(f"error: {flag} works on one host only: leave it out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,7 +150,7 @@ def test_clusters_that_describe_their_processes(
     arguments = [*tiny_arguments, "--distributed", "--output", str(tmp_path / "pruned"), "--seed"]
     processes = [launch([*arguments, str(number)], **cluster(number)) for number in range(2)]
     said = [process.communicate(timeout=60)[1] for process in processes]
-    assert any("process 1 has another command line than process 0" in text for text in said), said
+    assert any("process 1 has a different command line from process 0" in text for text in said), said
     assert all(process.returncode != 0 for process in processes)
     assert list(tmp_path.iterdir()) == []
 

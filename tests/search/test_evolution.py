@@ -120,7 +120,8 @@ def test_staged_selection_by_brute_force(seed: int, survivors: list[int]) -> Non
     finalists = np.concatenate([parent[None], pool])
     last = score(finalists, np.arange(counts[-1]))
     assert (winner == finalists[last.argmin()]).all()
-    np.testing.assert_allclose((fitness, parent_fitness), (last.min(), last[0]), rtol=1e-6)
+    # Fitness is summed in float32, and the terms, of size one, may cancel.
+    np.testing.assert_allclose((fitness, parent_fitness), (last.min(), last[0]), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.inf, np.nan])

@@ -58,8 +58,8 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
         )
     if settings.prompt and jax.process_count() > 1:
         raise UserError(
-            "--prompt is for one host; leave it out, and run `python -m tyr_jax.generate` on the "
-            "written model, on one host"
+            "--prompt works on one host only: leave it out, and run `python -m tyr_jax.generate` on the "
+            "written model there"
         )
     settings = anchor(settings)
     for name in repositories_of(settings) if hosts.is_first() else []:
