@@ -48,3 +48,35 @@ def test_the_help_of_an_option_is_one_paragraph(capsys: pytest.CaptureFixture[st
 def test_a_line_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     command.say("written to a[/b]\x1b[2J\nc")
     assert capsys.readouterr().out == "written to a[/b]\\x1b[2J\\nc\n"
+
+
+FRAMED = """\
+╭─ Unrecognized options ────────────╮
+│ Unrecognized options: --sed, 3    │
+│ ───────────────────────────────── │
+│ Perhaps you meant:                │
+│     --seed INT                    │
+│ ───────────────────────────────── │
+│ For full helptext, run prog --help │
+╰───────────────────────────────────╯
+"""
+
+PLAIN = """\
+ Missing argument
+ ---------------------------------
+  Missing value for argument '--seed'. Expected 1 values.
+  --------------------------------
+  For full helptext, run prog --help
+"""
+
+
+@pytest.mark.parametrize(
+    ("box", "told"),
+    [
+        (FRAMED, "unrecognised arguments: --sed, 3; perhaps --seed was meant"),
+        (PLAIN, "--seed needs a value"),
+    ],
+)
+def test_an_error_is_one_sentence_in_any_terminal(box: str, told: str) -> None:
+    """The parser frames its messages, but not where stdout is ASCII."""
+    assert command.sentence(box) == told
