@@ -138,9 +138,9 @@ def result_tables(summary: Record, speed: Speed | None, recovery: Record | None)
     return found + ([recovery_table(recovery, "after recovery")] if recovery else [])
 
 
-def counted(number: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
     """A number of things, such as `1 site` or `2 sites`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def complaints(health: Record) -> list[str]:
