@@ -327,6 +327,10 @@ def test_termination_leaves_what_is_finished(fails: Fails, monkeypatch: pytest.M
     ("arguments", "message"),
     [
         ([], "error: MODEL is missing"),
+        (
+            ["MODEL", "--tasks", "arc_easy", "--evaluation", "builtin", "--bos", "True"],
+            r"tasks bring their own text.* \(evaluation, bos\)",
+        ),
         (["MODEL", "--windows", "3"], "unrecognised arguments: --windows"),
         (["gone/nowhere/at-all"], "no such file or directory: 'gone/nowhere/at-all'"),
         (["MODEL"], "--evaluation-length is 2048.*has only 128 positions"),

@@ -357,11 +357,8 @@ def evaluate_model(
     dtype = _computed(compute_dtype)
     if not asked.tasks:
         return _perplexities(given, texts, dtype, shown)
-    if texts != TextChoice():
-        given_too = ", ".join(
-            each for each in vars(texts) if getattr(texts, each) != getattr(TextChoice(), each)
-        )
-        raise UserError(f"tasks bring their own text, so leave out what is said of texts ({given_too})")
+    if names := ", ".join(texts.given):
+        raise UserError(f"tasks bring their own text, so leave out what is said of texts ({names})")
     with in_use(), shown:
         return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown, dtype), shown))
 

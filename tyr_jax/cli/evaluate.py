@@ -28,8 +28,6 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
-from tyr_jax.errors import UserError
-from tyr_jax.evaluation.perplexity import TextChoice
 from tyr_jax.results import Perplexities, TaskScores
 from tyr_jax.run.models import Computation, NamedModel
 from tyr_jax.settings import ComputeType
@@ -79,30 +77,10 @@ def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
     Raises:
         UserError: a problem with the model, the texts, the tasks or the settings.
     """
-    model = NamedModel(settings.model, settings.ignore_keys)
-    if settings.tasks:
-        if any(getattr(settings, name) != value for name, value in vars(TextChoice()).items()):
-            raise UserError(
-                "--tasks bring their own text: leave out --evaluation and the options of its text"
-            )
-        return api.evaluate_model(
-            model,
-            tasks=settings.tasks,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            data_dir=settings.data_dir,
-            compute_dtype=settings.compute_dtype,
-        )
-    return api.evaluate_model(
-        model,
-        evaluation=settings.evaluation,
-        evaluation_length=settings.evaluation_length,
-        evaluation_windows=settings.evaluation_windows,
-        bos=settings.bos,
-        chat_template=settings.chat_template,
-        trust_record=settings.trust_record,
-        compute_dtype=settings.compute_dtype,
-    )
+    options = vars(settings).copy()
+    for name in ("model", "ignore_keys", "family", "json"):
+        del options[name]
+    return api.evaluate_model(NamedModel(settings.model, settings.ignore_keys), **options)
 
 
 def run(settings: EvaluateSettings) -> None:

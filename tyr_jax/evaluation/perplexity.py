@@ -24,6 +24,11 @@ class TextChoice:
     trust_record: bool = False
     """Whether to read texts that only the model's record names."""
 
+    @property
+    def given(self) -> list[str]:
+        """The names of the fields that are set."""
+        return [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+
 
 def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSpec:
     """The text to measure the model named `model` on.

@@ -117,11 +117,10 @@ def search_section(summary: Record) -> Section:
             "the same tokens"
         )
         text = "Every generation is scored on different tokens, so compare a winner with its own parent."
-    text += (
-        " Candidate-tokens, the horizontal axis, are candidates times the tokens that they were scored on."
-    )
     # A user's own search may record nothing, or nothing finite.
     drawn = any(value is not None for points in rounds for point in points for value in point[1:])
+    if drawn:
+        text += " The horizontal axis has candidate-tokens: candidates times the tokens they were scored on."
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
 
 
