@@ -17,7 +17,7 @@ from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 @flax.struct.dataclass
 class Chains:
-    """The random key, finished steps, levels `[C, 2, L]` and fitness `[C]` of the chains, which levels exist,
+    """The random key, finished steps, levels `[C, S, L]` and fitness `[C]` of the chains, which levels exist,
     and the budget."""
 
     key: jax.Array

@@ -72,7 +72,7 @@ def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
 
 
 def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:
-    """Offspring `[C, 2, L]` of the uniform distribution."""
+    """Offspring `[C, S, L]` of the uniform distribution."""
     centre = space.centre_distribution(grid)
     choice = SearchSpace.around(grid, centre, 1, 1)
     draw = functools.partial(neighbours, space=choice, count=count, max_shifts=4)

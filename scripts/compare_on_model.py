@@ -152,7 +152,7 @@ def welch(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def judged(world: World, levels: np.ndarray) -> dict[str, float]:
-    """KL and log-perplexity on held-out text of `levels [2, L]`."""
+    """KL and log-perplexity on held-out text of `levels [S, L]`."""
     objectives = {"kl": OBJECTIVE, "log_perplexity": Perplexity()}
     return {name: float(world.judge(levels[None], each)[0]) for name, each in objectives.items()}
 

@@ -199,11 +199,11 @@ class Curves:
 
 
 held_out = jax.jit(jax.vmap(lambda problem, levels: problem.held_out(levels)))
-"""The objective `[R, ...]` on the held-out text of each of R problems, of levels `[R, ..., 2, L]`."""
+"""The objective `[R, ...]` on the held-out text of each of R problems, of levels `[R, ..., S, L]`."""
 
 
 def check_budget(search: Search, problems: Problem, levels: np.ndarray) -> None:
-    """Check the `levels [R, G, 2, L]` that a search has found on stacked problems after each generation.
+    """Check the `levels [R, G, S, L]` that a search has found on stacked problems after each generation.
 
     Raises:
         UserError: some do not meet the budget; names the search.

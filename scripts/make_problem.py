@@ -95,7 +95,7 @@ def scorer(world: World) -> Scorer:
 
 
 def kept(file: Path, levels: np.ndarray, score: Scorer, batch: int = 64) -> Scores:
-    """Scores of candidates `levels [n, 2, L]`, a batch at a time, kept in `file`.
+    """Scores of candidates `levels [n, S, L]`, a batch at a time, kept in `file`.
 
     Raises:
         UserError: Scores are kept of other candidates.
@@ -141,13 +141,13 @@ def spread(choice: SearchSpace, start: np.ndarray, asked: Measured) -> np.ndarra
 
 
 def best_of(levels: np.ndarray, problem: Problem) -> np.ndarray:
-    """The one of `levels [n, 2, L]` with the lowest objective on the search text, in the tables."""
+    """The one of `levels [n, S, L]` with the lowest objective on the search text, in the tables."""
     every = Query(levels, np.arange(problem.space.sequences))
     return np.asarray(levels[int(np.argmin(problem.answer(every)))])
 
 
 def finds(problem: Problem, asked: Measured, number: int) -> np.ndarray:
-    """What searches on the tables find, on their way too, with neighbours: `[n, 2, L]`, no two alike."""
+    """What searches on the tables find, on their way too, with neighbours: `[n, S, L]`, no two alike."""
     keys = jax.random.split(jax.random.key(100 + number), RUNS)
     many = stack_problems([problem] * RUNS)
     rng = np.random.default_rng(number)

@@ -64,7 +64,7 @@ class World(NamedTuple):
         )
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """Slopes `[P, 2, L, E]` on parts of sequences of the search text."""
+        """Slopes `[P, S, L, E]` on parts of sequences of the search text."""
         return slopes.pool_slopes(self.net, levels, self.pool, sequences, self.config, self.objective)
 
     def judge(self, candidates: np.ndarray, objective: Objective = OBJECTIVE) -> np.ndarray:

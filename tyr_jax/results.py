@@ -198,7 +198,7 @@ class PruneResult(ModelResult):
 
     @property
     def kept(self) -> np.ndarray:
-        """The distribution as an array `[2, L]`."""
+        """The distribution as an array `[S, L]`."""
         return np.array([self.distribution[kind] for kind in KINDS])
 
     @property

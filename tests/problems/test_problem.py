@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"depth": 3, "levels": 5, "sequences": 4, "length": 8, "
 
 
 def by_hand(problem: Problem, levels: np.ndarray, sequence: int) -> float:
-    """The objective of `levels [2, L]` on a sequence, site by site."""
+    """The objective of `levels [S, L]` on a sequence, site by site."""
     sites = [(kind, layer) for kind in (0, 1) for layer in range(levels.shape[1])]
     level = [int(levels[site]) for site in sites]
     total = float(problem.base[sequence])

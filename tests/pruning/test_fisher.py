@@ -27,7 +27,7 @@ def predict(params: Params, changes: jax.Array, tokens: jax.Array, config: Model
 
 
 def exact(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Σ over positions of E[g gᵀ] / T, over all labels, `[L, 2, D, D]`."""
+    """Σ over positions of E[g gᵀ] / T, over all labels, `[L, S, D, D]`."""
     none = jnp.zeros((config.depth, 2, len(tokens), config.hidden))
     read = jnp.asarray(tokens)
     slopes = np.asarray(jax.jacobian(lambda changes: predict(params, changes, read, config))(none), float)

@@ -76,7 +76,7 @@ def select(
 
 
 def every_candidate() -> np.ndarray:
-    """All distributions `[C, 2, L]` on the grid that keep as many units as the start."""
+    """All distributions `[C, S, L]` on the grid that keep as many units as the start."""
     rows = [row for row in itertools.product(range(LEVELS), repeat=DEPTH) if sum(row) == START[0].sum()]
     return np.array(list(itertools.product(rows, rows)))
 

@@ -11,7 +11,7 @@ from tyr_jax.space import Budget, values_at
 
 
 def level_units(start: np.ndarray, levels: int) -> Budget:
-    """A budget in which a level costs its number, and each kind may spend as much as `start [2, L]` does."""
+    """A budget in which a level costs its number, and each kind may spend as much as `start [S, L]` does."""
     return Budget.of_units(np.broadcast_to(np.arange(levels), (*start.shape, levels)), start.sum(axis=-1))
 
 
@@ -107,7 +107,7 @@ def test_shifted(by: int, expected: list[float]) -> None:
 
 
 def quadratic(sensitivity: np.ndarray, sites: Sites, levels: np.ndarray) -> np.ndarray:
-    """Slopes `[2, L, E]` at `levels` if each site contributes only `sensitivity [2, L]` × its error."""
+    """Slopes `[S, L, E]` at `levels` if each site contributes only `sensitivity [S, L]` × its error."""
     gain = sites.error - values_at(sites.error, levels)[..., None]
     return np.where(gain < 0, 2 * gain, 0.0) * sensitivity[..., None]
 

@@ -8,12 +8,12 @@ from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
 
 
 def unit_counts(config: ModelConfig) -> np.ndarray:
-    """Heads and neurons of every layer `[2, L]`."""
+    """Heads and neurons of every layer `[S, L]`."""
     return np.array([[layer.heads, layer.ffn] for layer in config.layers]).T
 
 
 def block_flops(config: ModelConfig, units: np.ndarray, length: int, chunk: int = 1) -> float:
-    """FLOPs per token in all blocks with `units [2, L]` heads and neurons, in a sequence of `length` tokens.
+    """FLOPs per token in all blocks with `units [S, L]` heads and neurons, in a sequence of `length` tokens.
 
     Units may be fractional. Attention is computed in chunks of `chunk` query rows (1: what the causal half
     needs). A layer has the key/value heads of `config`, but no more of them than query heads.

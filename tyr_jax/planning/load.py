@@ -1,6 +1,6 @@
 """What is planned, and its size: numbers of a model and of its sites, and tokens of the text.
 
-Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `L` layers, `E` levels.
+Axis letters: `D` hidden, `F` FFN width, `N` heads, `H` head dim, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import math
@@ -141,5 +141,5 @@ def entering_bytes(load: Load) -> float:
 
 
 def kept_units(config: ModelConfig, sparsity: float) -> np.ndarray:
-    """Heads and neurons of every layer `[2, L]` that a sparsity leaves if it is spread evenly."""
+    """Heads and neurons of every layer `[S, L]` that a sparsity leaves if it is spread evenly."""
     return (1 - sparsity) * unit_counts(config)

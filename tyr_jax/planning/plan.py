@@ -148,7 +148,7 @@ def offloaded_bytes(load: Load) -> int:
 
 
 def model_flops(config: ModelConfig, units: np.ndarray, tokens: float, length: int) -> float:
-    """FLOPs of a model with `units [2, L]` on `tokens` tokens, head included."""
+    """FLOPs of a model with `units [S, L]` on `tokens` tokens, head included."""
     return tokens * (block_flops(config, units, length) + head_flops(config))
 
 

@@ -4,7 +4,7 @@ The logarithm of the objective is linear in the tables of a `Problem`: in what e
 the products of the features of two sites. Ridge regression fits it, first to the mean over sequences, then,
 with a stronger penalty, to each sequence's deviation from it.
 
-Axis letters: `n` candidates, `B` sequences, `L` layers, `E` levels, `p` columns.
+Axis letters: `n` candidates, `B` sequences, `S` kinds of site, `L` layers, `E` levels, `p` columns.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ SEQUENCE_RIDGE = 10.0
 
 
 class Scores(NamedTuple):
-    """Candidates `levels [n, 2, L]` with their objective on each sequence of the search text,
+    """Candidates `levels [n, S, L]` with their objective on each sequence of the search text,
     `search [n, B]`, and on the held-out text, `held_out [n]`."""
 
     levels: np.ndarray
@@ -42,8 +42,8 @@ class Scores(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The design of the regression for a space: the level of each site that costs nothing, `origin [2, L]`,
-    and the `feature [2, L, E]`."""
+    """The design of the regression for a space: the level of each site that costs nothing, `origin [S, L]`,
+    and the `feature [S, L, E]`."""
 
     origin: np.ndarray
     feature: np.ndarray
@@ -91,7 +91,7 @@ class Columns(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Logarithms of the objective: `base [k]`, `alone [k, 2, L, E]` and `pairs [2·L, 2·L]` for `k` texts that
+    """Logarithms of the objective: `base [k]`, `alone [k, S, L, E]` and `pairs [S·L, S·L]` for `k` texts that
     share the pairs."""
 
     base: np.ndarray
@@ -106,7 +106,7 @@ def ridge(design: np.ndarray, targets: np.ndarray, penalty: np.ndarray) -> np.nd
 
 
 def fitted(columns: Columns, levels: np.ndarray, logs: np.ndarray) -> Fit:
-    """The fit to `logs [n, k]` of candidates `levels [n, 2, L]`."""
+    """The fit to `logs [n, k]` of candidates `levels [n, S, L]`."""
     design, penalty = columns.design(levels), columns.penalty()
     mean = logs.mean(axis=1, keepdims=True)
     found, rest = ridge(design, mean, penalty), logs - mean
@@ -121,7 +121,7 @@ def fitted(columns: Columns, levels: np.ndarray, logs: np.ndarray) -> Fit:
 
 
 def predicted(columns: Columns, fit: Fit, levels: np.ndarray) -> np.ndarray:
-    """The logarithms `[n, k]` that a fit predicts for candidates `levels [n, 2, L]`."""
+    """The logarithms `[n, k]` that a fit predicts for candidates `levels [n, S, L]`."""
     alone = np.stack([values_at(table, levels).sum(axis=(1, 2)) for table in fit.alone], axis=1)
     both = columns.of_pairs(levels) @ fit.pairs[columns.first, columns.second]
     return fit.base + alone + both[:, None]
@@ -141,7 +141,7 @@ def logs_of(scores: Scores) -> np.ndarray:
 
 
 def fit_problem(space: SearchSpace, start: np.ndarray, scores: Scores) -> Problem:
-    """The problem that predicts `scores`, around the levels to start from, `start [2, L]`."""
+    """The problem that predicts `scores`, around the levels to start from, `start [S, L]`."""
     columns = Columns.around(space, start)
     fit = fitted(columns, scores.levels, logs_of(scores))
     return Problem(

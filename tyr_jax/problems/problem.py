@@ -10,7 +10,8 @@ held-out text has a `base` and an `alone` of its own.
 
 Tables are float32. Everything is a JAX function, so that whole searches run on the device.
 
-Axis letters: `B` sequences, `C` candidates, `L` layers, `E` levels; `i`, `j` sites, `2·L` of them.
+Axis letters: `B` sequences, `C` candidates, `S` kinds of site, `L` layers, `E` levels; `i`, `j` sites, `S·L`
+of them.
 """
 
 import functools
@@ -33,9 +34,9 @@ LINKS: tuple[str, ...] = get_args(Link)
 class Problem:
     """A tabulated objective, and the space that it is defined on.
 
-    What may be chosen, `space`; the levels to start from, `start [2, L]`; `base [B]`; `alone [B, 2, L, E]`;
-    `feature [2, L, E]`; `pairs [2·L, 2·L]`, symmetric with a zero diagonal; and of the held-out text,
-    `held_out_base []` and `held_out_alone [2, L, E]`. The least objective on held-out text is `optimum []`,
+    What may be chosen, `space`; the levels to start from, `start [S, L]`; `base [B]`; `alone [B, S, L, E]`;
+    `feature [S, L, E]`; `pairs [S·L, S·L]`, symmetric with a zero diagonal; and of the held-out text,
+    `held_out_base []` and `held_out_alone [S, L, E]`. The least objective on held-out text is `optimum []`,
     NaN where it is unknown.
     """
 
@@ -51,7 +52,7 @@ class Problem:
     link: Link = flax.struct.field(pytree_node=False, default="identity")
 
     def answer(self, query: Query) -> jax.Array:
-        """The fitness `[C]` of the query's candidates, or slopes `[C, P, 2, L, E]`, of one sequence each."""
+        """The fitness `[C]` of the query's candidates, or slopes `[C, P, S, L, E]`, of one sequence each."""
         sequences = jnp.asarray(query.sequences)
         tables = self.base[sequences], self.alone[sequences]
         chosen = self.chosen(query.candidates)
@@ -66,19 +67,19 @@ class Problem:
         return slopes - now
 
     def held_out(self, levels: jax.Array | np.ndarray) -> jax.Array:
-        """The objective `[...]` of `levels [..., 2, L]` on held-out text."""
+        """The objective `[...]` of `levels [..., S, L]` on held-out text."""
         levels = jnp.asarray(levels)
         flat = self.chosen(levels.reshape(-1, *levels.shape[-2:]))
         values = jax.vmap(lambda shares: self.value(shares, self.held_out_base, self.held_out_alone))(flat)
         return values.reshape(levels.shape[:-2])
 
     def chosen(self, levels: jax.Array | np.ndarray) -> jax.Array:
-        """`levels [C, 2, L]`, one-hot: `[C, 2, L, E]`."""
+        """`levels [C, S, L]`, one-hot: `[C, S, L, E]`."""
         return jax.nn.one_hot(jnp.asarray(levels), self.feature.shape[-1])
 
     def value(self, shares: jax.Array, base: jax.Array, alone: jax.Array) -> jax.Array:
-        """The objective where every site is a mixture of its levels with weights `shares [2, L, E]`, from the
-        tables `base []` and `alone [2, L, E]`."""
+        """The objective where every site is a mixture of its levels with weights `shares [S, L, E]`, from the
+        tables `base []` and `alone [S, L, E]`."""
         feature = jnp.sum(shares * self.feature, axis=-1).reshape(-1)
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         both = product(feature, product(self.pairs, feature))

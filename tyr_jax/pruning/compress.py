@@ -153,7 +153,7 @@ def kept_masks(
     supernet: Supernet, distribution: np.ndarray, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boolean masks of the heads `[L, N]` and of the neurons `[L, F]` or `[L, X, F]`, or experts `[L, X]`,
-    that levels `[2, L]` keep."""
+    that levels `[S, L]` keep."""
     kept = values_at(supernet.kept, distribution)
     ranks = (devices.fetch(getattr(supernet, name)) for name in RANK_FIELDS)
     heads, neurons = (
@@ -165,7 +165,7 @@ def kept_masks(
 
 def layer_at(params: Params, supernet: Supernet, distribution: np.ndarray, layer: int) -> Block:
     """A block in dense shapes, with the pruned projections (and what its FFN has learnt) at levels
-    `distribution [2, L]`."""
+    `distribution [S, L]`."""
     attention, ffn = distribution[:, layer]
     learnt = supernet.learnt[layer] if supernet.learnt else None
     block = layer_block(params["blocks"], layer) | (learnt or {})
@@ -196,7 +196,7 @@ def mask(
     config: ModelConfig,
     finish: OnBlock = lambda block: block,
 ) -> Params:
-    """The model at levels `distribution [2, L]` in dense shapes, with zeros for everything that belongs only
+    """The model at levels `distribution [S, L]` in dense shapes, with zeros for everything that belongs only
     to removed units. It computes the same function as the compressed model."""
     kept = zip(*kept_masks(supernet, distribution, config), strict=True)
     blocks = [
@@ -214,7 +214,7 @@ def compress(
     neuron_multiple: int = 8,
     finish: OnBlock = lambda block: block,
 ) -> tuple[Params, ModelConfig]:
-    """The smaller model (params, config) at levels `distribution [2, L]`. It computes the same function as
+    """The smaller model (params, config) at levels `distribution [S, L]`. It computes the same function as
     the masked model."""
     blocks, shapes = [], []
     for layer, (heads, neurons) in enumerate(zip(*kept_masks(supernet, distribution, config), strict=True)):

@@ -8,7 +8,7 @@ With Hs = XᵀX of the site's inputs over T tokens, a change Δ of its weight th
 One forward and one backward pass of the dense model give H_out, one layer at a time. Only the residuals
 before the layers are kept. If the layers are on disk, only one is in memory at a time.
 
-Axis letters: `L` layers, `B` sequences, `T` tokens, `D` hidden.
+Axis letters: `S` kinds of site, `L` layers, `B` sequences, `T` tokens, `D` hidden.
 """
 
 import functools
@@ -71,7 +71,7 @@ def answer_gradient(
 def backward(
     blocks: Block, before: jax.Array, gradient: jax.Array, total: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """(gradient `[B, T, D]` with respect to the residual before layers `blocks`, `total [l, 2, D, D]` with
+    """(gradient `[B, T, D]` with respect to the residual before layers `blocks`, `total [l, S, D, D]` with
     the sums of g gᵀ of their sites added in place).
 
     `gradient` is that after the layers, and `before [l, B, T, D]` are the residuals before each. Only the
@@ -98,7 +98,7 @@ def backward(
 
 @functools.partial(jax.jit, donate_argnames="total")
 def finish(total: jax.Array, tokens: jax.Array) -> jax.Array:
-    """H_out `[l, 2, D, D]`, the mean of g gᵀ shrunk towards a multiple of the identity (`SHRINKAGE`), from
+    """H_out `[l, S, D, D]`, the mean of g gᵀ shrunk towards a multiple of the identity (`SHRINKAGE`), from
     the upper block triangles of the sums over this many `tokens`. Devices have its columns."""
     size = total.shape[-1]
     mean = (jnp.triu(total) + jnp.triu(total, 1).swapaxes(-1, -2)) / tokens
@@ -115,7 +115,7 @@ def output_metrics(
     scratch: Scratch | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Any:
-    """H_out of every site, `[L, 2, D, D]` in float32, from text `tokens [B, T]` (the output factor of K-FAC).
+    """H_out of every site, `[L, S, D, D]` in float32, from text `tokens [B, T]` (the output factor of K-FAC).
 
     Args:
         params: the dense model, with stacked blocks.
@@ -156,7 +156,7 @@ def batch_sums(
     config: ModelConfig,
     start: Callable[[int], jax.Array],
 ) -> Iterator[tuple[Segment, jax.Array]]:
-    """Sums of g gᵀ `[l, 2, D, D]` over batches `rows` of `tokens [B, T]`, for every segment of layers from
+    """Sums of g gᵀ `[l, S, D, D]` over batches `rows` of `tokens [B, T]`, for every segment of layers from
     the last to the first. They are added to the sums that `start` returns for the l layers of a segment."""
     blocks, layers = params["blocks"], range(config.depth)
     outside, keep = decoder.outside(params), devices.fetch if offload.on_disk(blocks) else lambda x: x

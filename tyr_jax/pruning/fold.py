@@ -6,8 +6,8 @@ The site is linear in its weight, so this is the expectation of Eq. 5 over level
 Every mode of error accumulation is one choice of `p`. With reconstruction, a pruned FFN is trained before it
 passes on its output.
 
-Axis letters: `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H` head dim,
-`F` FFN width, `U` units of a site.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `B` sequences, `T` tokens, `D` hidden, `N` heads, `H`
+head dim, `F` FFN width, `U` units of a site.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class Fold(NamedTuple):
 class FoldPlan:
     """What a fold does: prune every site of a model of `config` to the levels of `grid`, as `settings` say.
 
-    `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, 2, D, D]` are
+    `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, S, D, D]` are
     those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
     are settled. Every site corrects a fraction `drift` of the gap to the dense residual stream. Where sites
     have one level, what is left of each FFN is reconstructed in `passes` over the text. With `scratch`,
@@ -343,7 +343,7 @@ def build_supernet(
     Args:
         params: the dense model, with stacked blocks.
         texts: calibration tokens, arrays `[B, T]` of any lengths T.
-        plan: the model's configuration, the levels of the 2·L sites, and how they are pruned.
+        plan: the model's configuration, the levels of the S·L sites, and how they are pruned.
         batch_tokens: tokens that a device runs at a time, in whole sequences.
         begun: where an earlier call stopped, as given to its `on_block`.
         on_site: called with the name and damping of each finished site.

@@ -4,8 +4,8 @@ Heads cost what they take in the compressed layer, including key/value heads, pa
 queries share keys, fewer heads may cost as much. A sublayer without units costs nothing, unless it has an
 output bias that must stay.
 
-Axis letters: `R` resources, `L` layers, `E` levels, `N` heads, `K` key/value heads, `F` FFN width, `U` units
-of a site.
+Axis letters: `R` resources, `S` kinds of site, `L` layers, `E` levels, `N` heads, `K` key/value heads, `F`
+FFN width, `U` units of a site.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ def level_prices(
     rank: np.ndarray,
     resources: Sequence[Resource] = ("parameters",),
 ) -> np.ndarray:
-    """What all sites take of `resources` at levels that keep `kept [2, L, E]` units: `[R, 2, L, E]`.
+    """What all sites take of `resources` at levels that keep `kept [S, L, E]` units: `[R, S, L, E]`.
     `rank [L, U]` numbers the units of attention, last-removed first."""
     each = config.dense_shape.heads // rank.shape[1]
 

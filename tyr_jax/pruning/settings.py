@@ -152,7 +152,7 @@ class PruningSettings:
         return Kind("attention", heads, 1), Kind("ffn", *ffn)
 
     def whole(self, config: ModelConfig) -> np.ndarray:
-        """The sites that stay whole, as a mask `[2, L]`.
+        """The sites that stay whole, as a mask `[S, L]`.
 
         Raises:
             UserError: a flag names a layer that the model does not have.

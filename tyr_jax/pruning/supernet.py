@@ -2,8 +2,8 @@
 
 The fold over the blocks (`tyr_jax.pruning.fold`) fills it a layer at a time.
 
-Axis letters: `L` layers, `E` levels, `N` heads, `H` head dim, `F` FFN width, `X` experts, `D` hidden, `U`
-units of a site.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `N` heads, `H` head dim, `F` FFN width, `X` experts,
+`D` hidden, `U` units of a site.
 """
 
 import functools
@@ -31,9 +31,9 @@ class Supernet:
     k. With experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`; if whole experts are
     removed, `mlp_rank [L, X]`.
 
-    Levels have `kept [2, L, E]` units, `exists [2, L, E]`, and a relative layer `error [2, L, E]`. Sites have
-    a `share [2, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
-    `damping [2, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
+    Levels have `kept [S, L, E]` units, `exists [S, L, E]`, and a relative layer `error [S, L, E]`. Sites have
+    a `share [S, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
+    `damping [S, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
     (None for those that were not).
     """
 
@@ -172,7 +172,7 @@ def kept_experts(supernet: Supernet, layer: Any, level: Any) -> Block:
 
 
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
-    """Dense-shaped params with the pruned projections of `distribution`, integer levels `[2, L]`."""
+    """Dense-shaped params with the pruned projections of `distribution`, integer levels `[S, L]`."""
     every = jnp.arange(distribution.shape[1])
     blocks = params["blocks"] | {
         "o": picked(supernet.attn_out, distribution[ATTENTION], TEMPORARY),

@@ -5,7 +5,7 @@ budget of parameters or of another resource, it keeps attention whole, because h
 little, and all FFNs have the same width up to one step. Heads are removed as well only if FFNs would
 otherwise keep less than half of the share asked for, or if a further limit is not kept.
 
-Axis letters: `L` layers, `E` levels.
+Axis letters: `S` kinds of site, `L` layers, `E` levels.
 """
 
 import bisect
@@ -42,7 +42,7 @@ NOUNS: dict[Resource, str] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-    """One of the sparsities asked for: the units `kept [2, L]` that the uniform model keeps for it, and the
+    """One of the sparsities asked for: the units `kept [S, L]` that the uniform model keeps for it, and the
     `limits` of what its blocks may take, by resource; none with a budget of units."""
 
     sparsity: float
@@ -55,14 +55,14 @@ class Target:
         return f"{self.sparsity:g}"
 
     def budget(self, kept: np.ndarray, prices: np.ndarray) -> Budget:
-        """The budget of distributions whose levels keep `kept [2, L, E]` units and take `prices
-        [R, 2, L, E]` of the limited resources."""
+        """The budget of distributions whose levels keep `kept [S, L, E]` units and take `prices
+        [R, S, L, E]` of the limited resources."""
         if not self.limits:
             return Budget.of_units(kept, self.kept.sum(axis=-1))
         return Budget.of_prices(prices, list(self.limits.values()))
 
     def spare(self, prices: np.ndarray, levels: np.ndarray) -> dict[Resource, int]:
-        """What `levels [2, L]`, which take `prices [R, 2, L, E]`, leave of each limited resource."""
+        """What `levels [S, L]`, which take `prices [R, S, L, E]`, leave of each limited resource."""
         spent = values_at(prices, levels).sum(axis=(1, 2))
         return {
             resource: limit - int(taken)
@@ -98,7 +98,7 @@ class Uniform:
     limits: dict[Resource, int]
 
     def kept(self, total: int, neurons: int) -> np.ndarray:
-        """Units `[2, L]` that a model keeps."""
+        """Units `[S, L]` that a model keeps."""
         kinds, whole = self.settings.kinds(self.config), self.settings.whole(self.config)
         stay = [int(row.sum()) * kind.units for row, kind in zip(whole, kinds, strict=True)]
         return uniform_centres(kinds, (stay[ATTENTION] + total, stay[FFN] + neurons), whole)
@@ -130,7 +130,7 @@ def _largest(count: int, exceeds: Callable[[int], object]) -> int:
 
 
 def _within(models: Uniform, sparsity: float) -> np.ndarray:
-    """Units `[2, L]` that the largest uniform model within its limits keeps.
+    """Units `[S, L]` that the largest uniform model within its limits keeps.
 
     Raises:
         UserError: nothing fits, or everything does.

@@ -44,7 +44,7 @@ from tyr_jax.space import LevelGrid
 @dataclasses.dataclass(frozen=True)
 class Pruned:
     """A pruned model: params and config (physically smaller, unless its layout is masked), units kept
-    `[2, L]`, the parameters in its blocks (without masked zeros), quality, and continuation of the prompt."""
+    `[S, L]`, the parameters in its blocks (without masked zeros), quality, and continuation of the prompt."""
 
     params: Params
     config: ModelConfig
@@ -108,7 +108,7 @@ def realise(
     passes: int = 0,
     supernet: Supernet | None = None,
 ) -> Pruned:
-    """Prune the model to `kept [2, L]` units, and measure it with weights as they will be written.
+    """Prune the model to `kept [S, L]` units, and measure it with weights as they will be written.
 
     A supernet's weights were fitted to the expectation over many distributions. Once a distribution is
     chosen, every site is pruned again to its one level, on the inputs that the chosen earlier layers really

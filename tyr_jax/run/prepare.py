@@ -56,8 +56,8 @@ class Run:
 class Dense:
     """The model to prune, and what is known before pruning.
 
-    Its `splits` of text; the kinds of site; the sites that stay `whole [2, L]`; the targets; its predictions
-    on the evaluation `texts` and its quality there; the `dtype` of written weights; `metrics [L, 2, D, D]`,
+    Its `splits` of text; the kinds of site; the sites that stay `whole [S, L]`; the targets; its predictions
+    on the evaluation `texts` and its quality there; the `dtype` of written weights; `metrics [L, S, D, D]`,
     which weigh a change of each site's output (None with `--metric none`); and its continuation of the
     prompt.
     """
@@ -125,7 +125,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
 
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:
-    """Metrics `[L, 2, D, D]` that weigh a change of each site's output, from the first sequences of the
+    """Metrics `[L, S, D, D]` that weigh a change of each site's output, from the first sequences of the
     calibration text `[B, T]`; None with `--metric none`.
 
     Raises:

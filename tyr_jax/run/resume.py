@@ -250,7 +250,7 @@ def qualities_of(saved: Mapping[str, Any]) -> dict[str, Quality]:
 
 
 def save_metrics(store: Store, metrics: Any) -> None:
-    """Save the metrics `[L, 2, D, D]` of the sites' outputs, layer by layer."""
+    """Save the metrics `[L, S, D, D]` of the sites' outputs, layer by layer."""
     for layer in range(len(metrics)):
         store.save(f"metric-{layer}", metrics[layer])
 
@@ -293,7 +293,7 @@ def save_round(
     rounds: list[dict[str, Any]],
     heads: np.ndarray | None,
 ) -> None:
-    """Save where a search stands after its last round: units `[2, L]`, the supernet's levels, the records,
+    """Save where a search stands after its last round: units `[S, L]`, the supernet's levels, the records,
     and the ranks `[L, U]` of attention's units, if they are settled."""
     levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
     arrays = {"kept": kept, "grid": levels} | ({} if heads is None else {"heads": heads})
@@ -318,7 +318,7 @@ History = list[list[float | None]]
 
 
 def save_descent(store: Store, step: int, levels: np.ndarray, history: History) -> None:
-    """Save where a descent stands after `step` steps: `levels [2, L]`, and the objectives so far."""
+    """Save where a descent stands after `step` steps: `levels [S, L]`, and the objectives so far."""
     store.save_step("descent", step, levels, {"history": history})
 
 

@@ -38,7 +38,7 @@ Tell = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class SearchProgress:
-    """Where a search stands: units kept `[2, L]`, and a record per round.
+    """Where a search stands: units kept `[S, L]`, and a record per round.
 
     `grid` has the levels of the supernet that they were found in; before the first round, those it will have.
     `heads [L, U]` are the ranks of attention's units there, if the number of parameters depends on them. With
@@ -53,7 +53,7 @@ class SearchProgress:
 
 
 def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGrid:
-    """The levels of round `number` around `kept [2, L]`; their spacing halves every round."""
+    """The levels of round `number` around `kept [S, L]`; their spacing halves every round."""
     rounds = run.settings.rounds
     return space.level_grid(
         dense.kinds, kept, rounds.levels, rounds.interval / 2 ** (number - 1), dense.whole
@@ -108,12 +108,12 @@ def fold(
 
 
 def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
-    """Units kept per layer, by kind, from `[2, L]`."""
+    """Units kept per layer, by kind, from `[S, L]`."""
     return dict(zip(space.KINDS, kept.tolist(), strict=True))
 
 
 def first_parent(sites: Sites, budget: Budget, centre: Levels, estimate: bool) -> Levels:
-    """The levels `[2, L]` that a search starts from: with `estimate`, those of least estimated cost around
+    """The levels `[S, L]` that a search starts from: with `estimate`, those of least estimated cost around
     the `centre`; without, or if there are none, the nearest to it that meet the budget.
 
     Raises:
@@ -153,7 +153,7 @@ class Round:
     def score(
         self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell, stage: str, step: int
     ) -> np.ndarray:
-        """Objective `[C]` of `candidates [C, 2, L]` on `sequences [s]` of the search text, for a `step` of a
+        """Objective `[C]` of `candidates [C, S, L]` on `sequences [s]` of the search text, for a `step` of a
         `stage`: "descent" or "search".
 
         Raises:
@@ -179,14 +179,14 @@ class Round:
         return SearchSpace(self.grid.kept, self.grid.exists, self.budget, self.sites, *self.pool.tokens.shape)
 
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
-        """Slopes `[P, 2, L, E]` of the objective from `levels [2, L]`, on parts of `sequences [s]` of the
+        """Slopes `[P, S, L, E]` of the objective from `levels [S, L]`, on parts of `sequences [s]` of the
         search text."""
         config, objective = self.dense.model.config, self.run.settings.objective
         return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
 def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]:
-    """Step down the objective's slopes from `start [2, L]`: the levels `[2, L]` reached, and the objectives
+    """Step down the objective's slopes from `start [S, L]`: the levels `[S, L]` reached, and the objectives
     on the way."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
     steps, length = settings.rounds.descent_steps, settings.data.search_length
@@ -212,7 +212,7 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
 
 
 def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]]:
-    """Search from `start`: the levels `[2, L]` found, and a record of every step that has one.
+    """Search from `start`: the levels `[S, L]` found, and a record of every step that has one.
 
     Raises:
         UserError: the search breaks its contract.
@@ -268,7 +268,7 @@ def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> S
 
 
 class PricedGrid(NamedTuple):
-    """The levels of a round, its supernet, and the `prices [R, 2, L, E]` of the limited resources."""
+    """The levels of a round, its supernet, and the `prices [R, S, L, E]` of the limited resources."""
 
     grid: LevelGrid
     supernet: Supernet
@@ -346,7 +346,7 @@ def put_back(whole: Supernet, part: Supernet, net: Nested, config: ModelConfig, 
 
 def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
     """Spend what is `spare` of the resources on more neurons, where they are estimated to help most: units
-    `[2, L]`. `kept [2, L]` are the units at `levels [2, L]`. With `--no-refit`, none are added."""
+    `[S, L]`. `kept [S, L]` are the units at `levels [S, L]`. With `--no-refit`, none are added."""
     dense, settings = this.dense, this.run.settings
     if not settings.rounds.refit:
         return kept

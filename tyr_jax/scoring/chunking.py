@@ -1,6 +1,6 @@
 """How a population and the text that it is scored on are divided into chunks that run at a time.
 
-Axis letters: `C` candidates, `L` layers.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers.
 """
 
 import math
@@ -43,7 +43,7 @@ def chunk_shape(candidates: int, sequences: int, length: int) -> ChunkShape:
 class ChunkedPopulation(NamedTuple):
     """Candidates and sequences as they run on n devices.
 
-    `sequences [P, n · rows]` has those of the devices one after the other. `chunks [M, n, width, 2, L]` has,
+    `sequences [P, n · rows]` has those of the devices one after the other. `chunks [M, n, width, S, L]` has,
     M times, a chunk of candidates for each device; every chunk meets all sequences. `real [M]` counts the
     candidates in each of the M that are not padding.
     """
@@ -66,7 +66,7 @@ class ChunkedPopulation(NamedTuple):
 
 
 def chunk_population(candidates: Candidates, sequences: np.ndarray, length: int) -> ChunkedPopulation:
-    """Divide `candidates [C, 2, L]` and `sequences [s]` of `length` tokens. A device scores a chunk of
+    """Divide `candidates [C, S, L]` and `sequences [s]` of `length` tokens. A device scores a chunk of
     candidates on a part of the sequences, and n devices run n such pairs at a time."""
     count, sites = len(candidates), candidates.shape[1:]
     plan = chunk_shape(count, len(sequences), length)

@@ -10,8 +10,8 @@ They also agree with one another up to the first layer that a mutation changed. 
 runs first, and its residual before every layer is stored. Each chunk of the others starts where its
 candidates first differ from the trunk, with a `fori_loop` over layers whose start is data.
 
-Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `L` layers, `E` levels, `N` heads, `H`
-head dim, `F` FFN width, `U` units of a site.
+Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `S` kinds of site, `L` layers, `E`
+levels, `N` heads, `H` head dim, `F` FFN width, `U` units of a site.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Nested:
     `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
     sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]` (of
     experts `[L, E, X, F, D]`);
-    `kept [2, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
+    `kept [S, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
     heads and neurons; `ffn_axis`, the axis of an FFN's units: `F`, or `X` if whole experts are removed.
     """
 
@@ -219,14 +219,14 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
 
 
 def chunk_buckets(nested: Nested, candidates: Candidates) -> np.ndarray:
-    """For every site, the bucket `[2, L]` that fits the largest count among `candidates [C, 2, L]`."""
+    """For every site, the bucket `[S, L]` that fits the largest count among `candidates [C, S, L]`."""
     most = values_at(nested.kept, candidates).max(axis=0)
     most[ATTENTION] *= nested.heads_per_unit
     return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
 
 
 def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
-    """Number of first layers in which candidates `[..., 2, L]` agree, `[...]`."""
+    """Number of first layers in which candidates `[..., S, L]` agree, `[...]`."""
     same = np.all(one == other, axis=-2)
     return np.cumprod(same, axis=-1).sum(axis=-1)
 
@@ -311,8 +311,8 @@ def apply_to_chunks(
     rope: decoder.Rope,
     config: ModelConfig,
 ) -> jax.Array:
-    """Run a layer of n chunks of `candidates [n · C, 2, L]` on their residuals `x [n · C, B, T, D]`, with
-    sites at `buckets [n, 2, L]`: a `vmap` over the candidates of a device's chunk."""
+    """Run a layer of n chunks of `candidates [n · C, S, L]` on their residuals `x [n · C, B, T, D]`, with
+    sites at `buckets [n, S, L]`: a `vmap` over the candidates of a device's chunk."""
 
     def own(nested: Nested, index: jax.Array, rope: decoder.Rope, chunk: Chunks, x: jax.Array) -> jax.Array:
         levels = chunk.levels
@@ -342,9 +342,9 @@ def run_trunk(
     state: ForwardState,
     scoring: Scoring,
 ) -> tuple[jax.Array, ForwardState]:
-    """The residual `[L + 1, n, B, T, D]` of the candidate `trunk [2, L]` before every layer and after the
+    """The residual `[L + 1, n, B, T, D]` of the candidate `trunk [S, L]` before every layer and after the
     last, and the forward state after the last. `state` is the one before the first, on n devices. Sites run
-    at `buckets [2, L]`."""
+    at `buckets [S, L]`."""
     (_, depth), x = trunk.shape, state.residual
     trunks, every = (jnp.repeat(of_sites[None], len(x), axis=0) for of_sites in (trunk, buckets))
     rope = decoder.rope_tables(scoring.config, x.shape[-2])
@@ -359,7 +359,7 @@ def run_trunk(
 
 
 class Chunk(NamedTuple):
-    """n chunks of `candidates [n · C, 2, L]`, one for each device, whose sites run at `buckets [n, 2, L]`.
+    """n chunks of `candidates [n · C, S, L]`, one for each device, whose sites run at `buckets [n, S, L]`.
 
     They agree in the first `shared` layers with the trunk, whose `residuals [L + 1, n, B, T, D]` are known.
     """
@@ -443,8 +443,8 @@ def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
 
 
 class Population(NamedTuple):
-    """A population as it runs: the `trunk [2, L]`; the `others`, in chunks; and the buckets of their sites,
-    `buckets [2, L]` and `other_buckets [M, n, 2, L]`."""
+    """A population as it runs: the `trunk [S, L]`; the `others`, in chunks; and the buckets of their sites,
+    `buckets [S, L]` and `other_buckets [M, n, S, L]`."""
 
     trunk: Levels
     others: ChunkedPopulation
@@ -467,7 +467,7 @@ class Population(NamedTuple):
 def arrange_population(
     nested: Nested, candidates: Candidates, sequences: np.ndarray, length: int
 ) -> tuple[Population, np.ndarray]:
-    """How `candidates [C, 2, L]` run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
+    """How `candidates [C, S, L]` run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
     trunk comes last."""
     shared = shared_layers(candidates[:, None], candidates[None])
     trunk = int(np.argmax(shared.sum(axis=1)))
@@ -489,7 +489,7 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> Fitness:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, as
+    """Mean objective `[C]` of `candidates [C, S, L]` over `sequences [s]` of the pool, as
     `tyr_jax.scoring.population` computes it at full width. `on_chunk` gets the candidate-tokens done."""
     chex.assert_shape(candidates, (None, len(KINDS), config.depth))
     chex.assert_rank([pool.tokens, sequences], [2, 1])

@@ -4,7 +4,7 @@ A candidate is scored at full width. Its projections are gathered from the super
 scan; embeddings, queries, keys, values, gates and the teacher are shared by the candidates of a chunk. The
 host walks chunks of candidates and sequences of one shape per stage, so each stage compiles once.
 
-Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `L` layers.
+Axis letters: `C` candidates, `B` sequences, `T` tokens, `D` hidden, `S` kinds of site, `L` layers.
 """
 
 import functools
@@ -34,7 +34,7 @@ def score_chunk(
     config: ModelConfig,
     objective: Objective,
 ) -> jax.Array:
-    """Objective `[C]` of `candidates [C, 2, L]` on a batch: a `vmap` over distributions."""
+    """Objective `[C]` of `candidates [C, S, L]` on a batch: a `vmap` over distributions."""
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, attn_out, mlp_down, levels, experts = layer
@@ -62,7 +62,7 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> Fitness:
-    """Mean objective `[C]` of `candidates [C, 2, L]` over `sequences [s]` of the pool, at full width, on one
+    """Mean objective `[C]` of `candidates [C, S, L]` over `sequences [s]` of the pool, at full width, on one
     device; `on_chunk` is called with the candidate-tokens done."""
     work = chunk_population(candidates, sequences, pool.tokens.shape[1])
     scores = np.empty((len(work.sequences), len(work.chunks), work.shape.width))

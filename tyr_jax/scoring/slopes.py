@@ -4,7 +4,7 @@ The slope towards a level is the derivative with respect to t, at t = 0, of the 
 weight at `(1 − t) W_now + t W_level`. One forward and one backward pass at full width give all slopes. Layers
 on disk run one at a time: forward, then backward from the stored state before each.
 
-Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `L` layers, `E` levels.
+Axis letters: `P` parts of a text, `T` tokens, `D` hidden, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import functools
@@ -31,7 +31,7 @@ SLOPE_TOKENS = 512
 how slopes vary."""
 
 Gradients = tuple[jax.Array, ForwardState]
-"""Gradients with respect to the level shares `[n, 2, L, E]` of some layers, and to the state before these."""
+"""Gradients with respect to the level shares `[n, S, L, E]` of some layers, and to the state before these."""
 
 
 @jax.custom_vjp
@@ -63,8 +63,8 @@ def chosen_layers(
     state: ForwardState,
     scoring: Scoring,
 ) -> ForwardState:
-    """Run all layers of `nested` at `levels [2, L]`, differentiable with respect to the
-    `shares [n, 2, L, E]` of all levels in each site, one set for each device's part of a batch."""
+    """Run all layers of `nested` at `levels [S, L]`, differentiable with respect to the
+    `shares [n, S, L, E]` of all levels in each site, one set for each device's part of a batch."""
 
     def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
         out, down = (weight[0] for weight in weights)
@@ -102,7 +102,7 @@ def last_slopes(
     batch: TeacherBatch,
     scoring: Scoring,
 ) -> Gradients:
-    """Gradients of the objective with respect to `shares [n, 2, L, E]` and `state`, at `levels [2, L]`, where
+    """Gradients of the objective with respect to `shares [n, S, L, E]` and `state`, at `levels [S, L]`, where
     `nested` has the last layers of the model."""
 
     def evaluate(params: Params, state: ForwardState, batch: TeacherBatch) -> jax.Array:
@@ -143,7 +143,7 @@ def pool_slopes(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
-    """Slopes `[P, 2, L, E]` of the objective from `distribution [2, L]` towards every level, on parts of
+    """Slopes `[P, S, L, E]` of the objective from `distribution [S, L]` towards every level, on parts of
     `sequences [s]` of a pool. A part has at most `SLOPE_TOKENS` tokens, but at least one sequence. `on_chunk`
     is called with the tokens done."""
     chex.assert_shape(distribution, (len(KINDS), config.depth))

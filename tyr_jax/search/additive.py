@@ -9,7 +9,7 @@ every level at once.
 A second stage scores the solution beside the levels that it started from, and the better one stays. Probes
 may break the budget: they only inform.
 
-Axis letters: `L` layers, `E` levels, `W` levels probed at a site.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `W` levels probed at a site.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from tyr_jax.space import Budget, Levels
 
 @flax.struct.dataclass
 class Probed(Incumbent):
-    """The best so far; the solution to score beside it, `solution [2, L]`, in the second stage."""
+    """The best so far; the solution to score beside it, `solution [S, L]`, in the second stage."""
 
     solution: jax.Array
 
@@ -54,7 +54,7 @@ class Additive(Improving):
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
-        """The levels `[2, L]` of least total `cost [2, L, E]`, +inf where a level is out of reach."""
+        """The levels `[S, L]` of least total `cost [S, L, E]`, +inf where a level is out of reach."""
         raise NotImplementedError
 
     def stages(self, space: SearchSpace) -> int:
@@ -82,7 +82,7 @@ class Additive(Improving):
         return Query(jnp.stack([state.levels, state.solution]), text)
 
     def single_steps(self, state: Probed) -> jax.Array:
-        """Every site alone moved by every step, `[W·2·L, 2, L]`; zero where there is no such level."""
+        """Every site alone moved by every step, `[W·S·L, S, L]`; zero where there is no such level."""
         exists = jnp.asarray(state.space.exists)
         site = jnp.eye(state.levels.size, dtype=int).reshape(-1, *state.levels.shape)
         steps = (jnp.asarray(self.offsets(state.space))[:, None, None, None] * site).reshape(
@@ -111,14 +111,14 @@ class Additive(Improving):
 
 
 def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
-    """Whether every level of `levels [2, L]` exists."""
+    """Whether every level of `levels [S, L]` exists."""
     inside = jnp.clip(levels, 0, exists.shape[-1] - 1)
     there = jnp.take_along_axis(exists, inside[..., None], axis=-1)[..., 0]
     return jnp.all((inside == levels) & there)
 
 
 def cheapest(cost: np.ndarray, budget: Budget, around: np.ndarray) -> np.ndarray:
-    """`surrogate.cheapest` over all levels of finite `cost [2, L, E]`; `around [2, L]` if there are none."""
+    """`surrogate.cheapest` over all levels of finite `cost [S, L, E]`; `around [S, L]` if there are none."""
     cost, budget, around = jax.tree.map(np.asarray, (cost, budget, around))
     found = surrogate.cheapest(cost, budget, around, cost.shape[-1])
     return np.asarray(around if found is None else found, np.int32)

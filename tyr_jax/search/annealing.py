@@ -5,7 +5,7 @@ present levels and one neighbour on the same new text, and moves to the neighbou
 probability. The temperature falls geometrically. In the last generations it is so low that the search is
 greedy.
 
-Axis letters: `C` chains, `L` layers.
+Axis letters: `C` chains, `S` kinds of site, `L` layers.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tyr_jax.space import Levels, mutate
 
 @flax.struct.dataclass
 class Chains(Incumbent):
-    """The best of the last generation, and all chains, `chains [C, 2, L]`."""
+    """The best of the last generation, and all chains, `chains [C, S, L]`."""
 
     chains: jax.Array
 

@@ -5,7 +5,7 @@ Expect", 2024, arXiv 2403.03853. Their block influence is 1 − the cosine of a 
 it is how much the outputs of the layer's two sites count, which the fold has measured: their share of the
 residual stream or, with `--metric fisher`, nats. A baseline that no search should lose to.
 
-Axis letters: `L` layers, `E` levels.
+Axis letters: `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from tyr_jax.space import Levels, relaxed
 
 @flax.struct.dataclass
 class Removal(Incumbent):
-    """The distribution, and the `start [2, L]`, which is used if the distribution's fitness is not finite."""
+    """The distribution, and the `start [S, L]`, which is used if the distribution's fitness is not finite."""
 
     start: jax.Array
 

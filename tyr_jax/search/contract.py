@@ -20,7 +20,7 @@ all random draws must come from the key.
 A search whose methods are JAX functions says `traceable = True`. They are then compiled, and a whole search
 can run as one program on the device, hundreds of them side by side (`tyr_jax.search.device`).
 
-Axis letters: `C` candidates, `L` layers, `E` levels, `B` sequences, `P` parts of a text.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels, `B` sequences, `P` parts of a text.
 """
 
 import functools
@@ -48,9 +48,9 @@ and two passes of as many FLOPs for the derivatives."""
 
 
 class Sites(NamedTuple):
-    """What a supernet's fold tells about its sites: relative layer `error [2, L, E]`; `share [2, L]`, how
+    """What a supernet's fold tells about its sites: relative layer `error [S, L, E]`; `share [S, L]`, how
     much a site's dense output counts (in nats per token with `--metric fisher`, else as a share of the
-    residual stream); and which levels exist, `exists [2, L, E]`."""
+    residual stream); and which levels exist, `exists [S, L, E]`."""
 
     error: np.ndarray
     share: np.ndarray
@@ -61,7 +61,7 @@ class Sites(NamedTuple):
 class SearchSpace:
     """What a search may choose from.
 
-    Units `kept [2, L, E]` at the levels of every site; which of these levels exist, `exists [2, L, E]`; the
+    Units `kept [S, L, E]` at the levels of every site; which of these levels exist, `exists [S, L, E]`; the
     `budget` of every candidate; what the fold has measured at the `sites`; and the search text, `sequences`
     sequences of `length` tokens.
     """
@@ -75,7 +75,7 @@ class SearchSpace:
 
     @classmethod
     def around(cls, grid: LevelGrid, start: Levels, sequences: int, length: int) -> Self:
-        """The levels of `grid`, with as many units of each kind as `start [2, L]` has, and a search text of
+        """The levels of `grid`, with as many units of each kind as `start [S, L]` has, and a search text of
         `sequences` sequences of `length` tokens. The error of a level is the share of units that it removes,
         and all sites count alike."""
         budget = Budget.of_units(grid.kept, kept_units(grid, start).sum(axis=-1))
@@ -86,10 +86,10 @@ class SearchSpace:
 
 @flax.struct.dataclass
 class Query:
-    """Candidates to score, `[C, 2, L]`, and the sequences `[s]` of the search text to score them on.
+    """Candidates to score, `[C, S, L]`, and the sequences `[s]` of the search text to score them on.
 
     Its `purpose` is one of three. Candidates that `compete` must meet the budget. Those that only `probe`, to
-    learn what single changes cost, need not. With `slopes`, `tell` gets the slopes `[C, P, 2, L, E]` of the
+    learn what single changes cost, need not. With `slopes`, `tell` gets the slopes `[C, P, S, L, E]` of the
     objective from each candidate towards every level, on parts of the text, in place of its fitness.
     """
 
@@ -118,7 +118,7 @@ class Search(Component):
         require(self.generations >= 1, "--generations", self.generations, "at least 1 (or --rounds 0)")
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> State:
-        """The state before the first step; `start [2, L]` are the levels to start from."""
+        """The state before the first step; `start [S, L]` are the levels to start from."""
         raise NotImplementedError
 
     def ask(self, state: State) -> Query:
@@ -126,15 +126,15 @@ class Search(Component):
         raise NotImplementedError
 
     def tell(self, state: State, candidates: Array, fitness: Array) -> State:
-        """The state after the `candidates [C, 2, L]` that were asked for are scored.
+        """The state after the `candidates [C, S, L]` that were asked for are scored.
 
         `fitness` is `[C]`, infinity where it is not finite. For a query of `slopes`, it holds the slopes
-        `[C, P, 2, L, E]` on P parts of the text.
+        `[C, P, S, L, E]` on P parts of the text.
         """
         raise NotImplementedError
 
     def best(self, state: State) -> Array:
-        """The levels `[2, L]` that are the result if the search ends now."""
+        """The levels `[S, L]` that are the result if the search ends now."""
         raise NotImplementedError
 
     def stages(self, space: SearchSpace) -> int:

@@ -8,7 +8,7 @@ to start from take the place of the last proposal, so that the search can leave 
 It was made for this project and has no paper. The nearest known method is sequential quadratic
 programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
 
-Axis letters: `P` parts of a text, `Q` proposals, `L` layers, `E` levels.
+Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from tyr_jax.space import Budget, Levels
 
 @flax.struct.dataclass
 class Proposed(Incumbent):
-    """The best so far; what is proposed to replace it, `proposals [Q, 2, L]`; and the levels that were given
-    to start from, `start [2, L]`."""
+    """The best so far; what is proposed to replace it, `proposals [Q, S, L]`; and the levels that were given
+    to start from, `start [S, L]`."""
 
     proposals: jax.Array
     start: jax.Array
@@ -98,7 +98,7 @@ def on_host(function: object, shape: tuple[int, ...], *arguments: object) -> jax
 
 
 def estimated(sites: Sites, budget: Budget, around: Levels) -> np.ndarray:
-    """`surrogate.estimated_start`, or `around [2, L]` if it finds none."""
+    """`surrogate.estimated_start`, or `around [S, L]` if it finds none."""
     sites, budget, around = jax.tree.map(np.asarray, (sites, budget, around))
     found = surrogate.estimated_start(sites, budget, around)
     return np.asarray(around if found is None else found, np.int32)
@@ -107,6 +107,6 @@ def estimated(sites: Sites, budget: Budget, around: Levels) -> np.ndarray:
 def proposals(
     slopes: np.ndarray, sites: Sites, budget: Budget, levels: Levels, reach: np.ndarray
 ) -> np.ndarray:
-    """`surrogate.proposals` of slopes `[P, 2, L, E]`: `[Q, 2, L]`."""
+    """`surrogate.proposals` of slopes `[P, S, L, E]`: `[Q, S, L]`."""
     slopes, sites, budget, levels = jax.tree.map(np.asarray, (slopes, sites, budget, levels))
     return surrogate.proposals(slopes, sites, budget, levels, int(reach)).astype(np.int32)

@@ -6,7 +6,7 @@ host between generations, except in searches that solve a dynamic programme: the
 within the program. The host's loop, for fitness that is not one program, is
 `tyr_jax.search.loop`; both give the same result.
 
-Axis letters: `G` generations, `R` runs side by side, `L` layers.
+Axis letters: `G` generations, `R` runs side by side, `S` kinds of site, `L` layers.
 """
 
 import functools
@@ -29,12 +29,12 @@ class Landscape(Protocol):
     start: jax.Array | np.ndarray
 
     def answer(self, query: Query) -> jax.Array:
-        """The fitness `[C]` of the query's candidates, or slopes `[C, P, 2, L, E]`."""
+        """The fitness `[C]` of the query's candidates, or slopes `[C, P, S, L, E]`."""
         ...
 
 
 class Trace(NamedTuple):
-    """The best levels after each generation, `levels [..., G, 2, L]`, and the least fitness told in its last
+    """The best levels after each generation, `levels [..., G, S, L]`, and the least fitness told in its last
     stage, `fitness [..., G]`."""
 
     levels: jax.Array

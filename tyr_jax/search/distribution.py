@@ -4,7 +4,7 @@ Baluja, "Population-Based Incremental Learning", CMU 1994; with several levels p
 marginal distribution algorithm (Mühlenbein, "The Equation for Response to Selection and Its Use for
 Prediction", Evolutionary Computation 1997).
 
-Axis letters: `C` candidates, `L` layers, `E` levels.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from tyr_jax.space import Levels, repaired
 
 @flax.struct.dataclass
 class Marginals(Incumbent):
-    """The best so far, and the probability of each level, `chance [2, L, E]`."""
+    """The best so far, and the probability of each level, `chance [S, L, E]`."""
 
     chance: jax.Array
 
@@ -65,7 +65,7 @@ class Distribution(Improving):
         return Marginals(**vars(plain), chance=self.bounded(jnp.exp(-(away**2) / 2), exists))
 
     def bounded(self, chance: jax.Array, exists: jax.Array) -> jax.Array:
-        """`chance [2, L, E]` as probabilities of the levels that exist, raised to the least and scaled."""
+        """`chance [S, L, E]` as probabilities of the levels that exist, raised to the least and scaled."""
         share = chance / jnp.sum(jnp.where(exists, chance, 0), axis=-1, keepdims=True)
         raised = jnp.where(exists, jnp.maximum(share, self.least_chance), 0)
         return raised / raised.sum(axis=-1, keepdims=True)

@@ -1,6 +1,6 @@
 """Random draws that several searches share: text to score on, neighbours, and candidates from anywhere.
 
-Axis letters: `C` candidates, `L` layers, `E` levels, `s` sequences to score on.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels, `s` sequences to score on.
 """
 
 import jax
@@ -26,14 +26,14 @@ def drawn_text(key: jax.Array, space: SearchSpace, tokens: int) -> jax.Array:
 def neighbours(
     key: jax.Array, parent: jax.Array, space: SearchSpace, count: int, max_shifts: int
 ) -> jax.Array:
-    """Offspring `[C, 2, L]` of `parent [2, L]`, each by independent sparsity shifts."""
+    """Offspring `[C, S, L]` of `parent [S, L]`, each by independent sparsity shifts."""
     keys, exists = jax.random.split(key, count), jnp.asarray(space.exists)
     return jax.vmap(lambda key: mutate(key, parent, exists, space.budget, max_shifts))(keys)
 
 
 def scattered(key: jax.Array, space: SearchSpace, count: int, fallback: jax.Array) -> jax.Array:
-    """Candidates `[C, 2, L]` from all over the space: every site at a random level, then repaired in random
-    order; `fallback [2, L]` where that fails."""
+    """Candidates `[C, S, L]` from all over the space: every site at a random level, then repaired in random
+    order; `fallback [S, L]` where that fails."""
     exists = jnp.asarray(space.exists)
 
     def one(key: jax.Array) -> jax.Array:

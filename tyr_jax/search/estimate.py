@@ -25,7 +25,7 @@ from tyr_jax.space import Levels
 
 @flax.struct.dataclass
 class Estimated(Incumbent):
-    """The better of the start and the estimate so far, and the `estimate [2, L]`."""
+    """The better of the start and the estimate so far, and the `estimate [S, L]`."""
 
     estimate: jax.Array
 

@@ -7,7 +7,7 @@ A generation has several stages. The first scores the parent and its offspring o
 one scores the parent and the remaining offspring on the text that it adds, and averages over all text so far.
 Every random draw is a function of the key and the generation.
 
-Axis letters: `C` candidates, `P` candidates that remain, `L` layers, `E` levels.
+Axis letters: `C` candidates, `P` candidates that remain, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from tyr_jax.space import Levels
 class EvolutionState:
     """Where the search stands.
 
-    Key; what may be chosen, `space`; finished generations; the `parent [2, L]`, with its `fitness` in the
+    Key; what may be chosen, `space`; finished generations; the `parent [S, L]`, with its `fitness` in the
     last generation, and the fitness there of the parent it had to beat, `beaten`; the `stage` of the present
-    generation, with the remaining candidates `pool [P, 2, L]`, the parent first, and the `sums [P]` of their
+    generation, with the remaining candidates `pool [P, S, L]`, the parent first, and the `sums [P]` of their
     fitness over the sequences so far.
     """
 
@@ -115,7 +115,7 @@ class Evolution(Search):
         return [(*query, self.generations) for query in self.generation_queries(space.length)]
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
-        """A search whose first parent is `start [2, L]`."""
+        """A search whose first parent is `start [S, L]`."""
         parent, unknown = jnp.asarray(start, jnp.int32), jnp.float32(jnp.inf)
         return EvolutionState(
             key, space, jnp.int32(0), parent, unknown, unknown, parent[None], jnp.zeros(1), stage=0

@@ -7,7 +7,7 @@ its own, and the parent competes in the last. The paper's evolution (`tyr_jax.se
 three points: it starts from the given distribution, its stages share their text, and the parent is scored in
 all of them.
 
-Axis letters: `C` candidates, `P` candidates that remain, `L` layers.
+Axis letters: `C` candidates, `P` candidates that remain, `S` kinds of site, `L` layers.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from tyr_jax.space import Levels
 
 @flax.struct.dataclass
 class Selection(Incumbent):
-    """An incumbent, and the offspring that remain before the present stage, `pool [P, 2, L]`."""
+    """An incumbent, and the offspring that remain before the present stage, `pool [P, S, L]`."""
 
     pool: jax.Array
 

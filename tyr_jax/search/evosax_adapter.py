@@ -11,7 +11,7 @@ Lange, "evosax: JAX-based Evolution Strategies", 2022, arXiv 2212.04180. The def
 Hansen and Ostermeier, "Completely Derandomized Self-Adaptation in Evolution Strategies", Evolutionary
 Computation, 2001.
 
-Axis letters: `C` candidates, `L` layers, `E` levels.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ UNFIT = "LM_MA_ES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES"
 
 @flax.struct.dataclass
 class Strategy(Incumbent):
-    """The best so far; the levels to start from, `start [2, L]`; what the strategy asks for next, `vectors
-    [C, 2, L]`, or `[C, 2, L, E]` of logits; and its own state after that, `inner`."""
+    """The best so far; the levels to start from, `start [S, L]`; what the strategy asks for next, `vectors
+    [C, S, L]`, or `[C, S, L, E]` of logits; and its own state after that, `inner`."""
 
     start: jax.Array
     vectors: jax.Array
@@ -99,8 +99,8 @@ class Evosax(Improving):
         return Query(jnp.concatenate([state.levels[None], levels]), text)
 
     def rounded(self, vector: jax.Array, state: Strategy) -> jax.Array:
-        """The levels `[2, L]` within the budget that are nearest to a `vector [2, L]`, or whose logits,
-        `vector [2, L, E]`, are largest."""
+        """The levels `[S, L]` within the budget that are nearest to a `vector [S, L]`, or whose logits,
+        `vector [S, L, E]`, are largest."""
         exists = jnp.asarray(state.space.exists)
         level, last = jnp.arange(exists.shape[-1]), exists.shape[-1] - 1
         scaled = self.scale * jnp.nan_to_num(vector)

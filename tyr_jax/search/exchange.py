@@ -4,7 +4,7 @@ Teitz and Bart, "Heuristic Methods for Estimating the Generalized Vertex Median 
 Operations Research 1968. Each generation tries some of the pairs that the budget allows, drawn at random
 without repetition, or all of them, and exchanges the best one if that helps.
 
-Axis letters: `C` candidates, `L` layers.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers.
 """
 
 import dataclasses
@@ -52,12 +52,12 @@ class Exchange(Improving):
 
 
 def allowed_swaps(levels: jax.Array, space: SearchSpace) -> jax.Array:
-    """Whether the budget allows site i to be one level denser than in `levels [2, L]` and site j one level
-    sparser: `[2·L, 2·L]`, sites counted over both kinds."""
+    """Whether the budget allows site i to be one level denser than in `levels [S, L]` and site j one level
+    sparser: `[S·L, S·L]`, sites counted over both kinds."""
     exists, price = jnp.asarray(space.exists), jnp.asarray(space.budget.price)
 
     def moved(by: int) -> tuple[jax.Array, jax.Array]:
-        """Which sites can move `[2·L]`, and what more they then take `[R, 2·L]`."""
+        """Which sites can move `[S·L]`, and what more they then take `[R, S·L]`."""
         target = jnp.clip(levels + by, 0, exists.shape[-1] - 1)
         can = (target == levels + by) & picked(exists, target)
         taken = picked(price, target) - picked(price, levels)

@@ -3,7 +3,7 @@
 Uniform crossover takes every site's level from one of two parents (Syswerda, "Uniform Crossover in Genetic
 Algorithms", ICGA 1989). A child is then moved back onto the budget, and mutated by sparsity shifts.
 
-Axis letters: `C` candidates, `M` parents, `L` layers.
+Axis letters: `C` candidates, `M` parents, `S` kinds of site, `L` layers.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from tyr_jax.space import Levels, mutate, repaired
 
 @flax.struct.dataclass
 class Population(Incumbent):
-    """The best so far, and the `parents [M, 2, L]`, the best first."""
+    """The best so far, and the `parents [M, S, L]`, the best first."""
 
     parents: jax.Array
 
@@ -70,7 +70,7 @@ class Genetic(Improving):
         return Query(jnp.concatenate([state.parents, children]), text)
 
     def child(self, key: jax.Array, state: Population) -> jax.Array:
-        """A child `[2, L]` of two parents, or of one."""
+        """A child `[S, L]` of two parents, or of one."""
         draws = jax.random.split(key, 5)
         one, other = state.parents[jax.random.randint(draws[0], (2,), 0, self.parents)]
         exists, budget = jnp.asarray(state.space.exists), state.space.budget

@@ -6,7 +6,7 @@ generation is one bracket: it begins with the best so far and mutants of it, and
 so that a rung scores only on what it adds. The best so far stays until the last rung, because a score on
 little text can rank it too low.
 
-Axis letters: `C` candidates, `P` candidates that remain, `L` layers.
+Axis letters: `C` candidates, `P` candidates that remain, `S` kinds of site, `L` layers.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from tyr_jax.space import Levels
 @flax.struct.dataclass
 class Bracket(Incumbent):
     """The best so far; the candidates that remain before the present stage, which is a rung, `pool
-    [P, 2, L]` with the best so far in front; and the `sums [P]` of their fitness over the sequences so
+    [P, S, L]` with the best so far in front; and the `sums [P]` of their fitness over the sequences so
     far."""
 
     pool: jax.Array

@@ -3,7 +3,7 @@
 Fitness values on different texts are not comparable. So these searches score the incumbent again in every
 generation, on the same text as its competitors.
 
-Axis letters: `C` candidates, `L` layers.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from tyr_jax.space import Levels
 
 @flax.struct.dataclass
 class Incumbent:
-    """Key; what may be chosen, `space`; finished generations; the incumbent's `levels [2, L]`, and
+    """Key; what may be chosen, `space`; finished generations; the incumbent's `levels [S, L]`, and
     their `fitness` in the last generation; and the `stage` of the present one, which is static, because every
     stage has shapes of its own."""
 
@@ -41,7 +41,7 @@ class Incumbent:
         return jax.random.fold_in(self.key, self.generation)
 
     def after(self, candidates: jax.Array, fitness: jax.Array) -> Self:
-        """After a generation: the best of `candidates [C, 2, L]`, the first of equals."""
+        """After a generation: the best of `candidates [C, S, L]`, the first of equals."""
         levels, value = best_of(candidates, fitness)
         return self.replace(  # type: ignore[attr-defined]
             generation=self.generation + 1, levels=levels, fitness=value, stage=0
@@ -73,7 +73,7 @@ class Improving(Search):
 
 
 def best_of(candidates: jax.Array, fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The candidate `[2, L]` of least `fitness [C]`, the first of equals, and its fitness."""
+    """The candidate `[S, L]` of least `fitness [C]`, the first of equals, and its fitness."""
     values = jnp.asarray(fitness, jnp.float32)
     index = jnp.argmin(values)
     return jnp.asarray(candidates, jnp.int32)[index], values[index]

@@ -3,7 +3,7 @@
 Everett, "Generalized Lagrange Multiplier Method for Solving Problems of Optimum Allocation of Resources",
 Operations Research 1963.
 
-Axis letters: `L` layers, `E` levels.
+Axis letters: `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Lagrangian(Additive):
 
 
 def connected(known: jax.Array, levels: jax.Array) -> jax.Array:
-    """The levels `[2, L, E]` that can be reached from `levels [2, L]` step by step over those `known`."""
+    """The levels `[S, L, E]` that can be reached from `levels [S, L]` step by step over those `known`."""
     level = jnp.arange(known.shape[-1])
     above = jnp.cumprod(jnp.where(level >= levels[..., None], known, True), axis=-1)
     below = jnp.cumprod(jnp.where(level <= levels[..., None], known, True)[..., ::-1], axis=-1)[..., ::-1]

@@ -1,6 +1,6 @@
 """The host's loop of a search: ask, score, tell, and check that the search keeps its contract.
 
-Axis letters: `C` candidates, `L` layers, `B` sequences.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `B` sequences.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ from tyr_jax.search.contract import (
 from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 Scorer = Callable[[Candidates, np.ndarray], np.ndarray]
-"""`(candidates [C, 2, L], sequences [B]) -> objective [C]`, lower is better."""
+"""`(candidates [C, S, L], sequences [B]) -> objective [C]`, lower is better."""
 
 SlopesFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(levels [2, L], sequences [B]) -> slopes [P, 2, L, E]` of the objective towards every level, on parts of
+"""`(levels [S, L], sequences [B]) -> slopes [P, S, L, E]` of the objective towards every level, on parts of
 the sequences."""
 
 
@@ -68,11 +68,11 @@ def run(
         score: the objective of candidates on given sequences of the search text.
         done: steps that led to `state`.
         on_step: called after each step with its number, the state after it, and the answer: the fitness
-            `[C]`, or slopes `[C, P, 2, L, E]`.
+            `[C]`, or slopes `[C, P, S, L, E]`.
         slopes: the objective's slopes, for a search that asks for them.
 
     Returns:
-        The levels `[2, L]` found.
+        The levels `[S, L]` found.
 
     Raises:
         UserError: the search breaks its contract.
@@ -97,7 +97,7 @@ def run(
 
 
 def answer_to(query: Query, score: Scorer, slopes: SlopesFunction) -> np.ndarray:
-    """The answer to a query: the fitness `[C]`, or slopes `[C, P, 2, L, E]`. None of it is NaN."""
+    """The answer to a query: the fitness `[C]`, or slopes `[C, P, S, L, E]`. None of it is NaN."""
     if query.purpose == "slopes":
         of_each = [slopes(levels, query.sequences) for levels in query.candidates]
         return told(query, np.asarray(np.stack(of_each), float))

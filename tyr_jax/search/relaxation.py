@@ -7,7 +7,7 @@ Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic 
 A generation has two stages: slopes at the rounded levels, then a score of the newly rounded levels beside the
 best so far.
 
-Axis letters: `P` parts of a text, `L` layers, `E` levels.
+Axis letters: `P` parts of a text, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from tyr_jax.space import Levels, relaxed
 
 @flax.struct.dataclass
 class Relaxed(Incumbent):
-    """The best so far; the `logits [2, L, E]` of the levels, with the moments of their optimiser; and the
-    levels that they are rounded to, `rounded [2, L]`."""
+    """The best so far; the `logits [S, L, E]` of the levels, with the moments of their optimiser; and the
+    levels that they are rounded to, `rounded [S, L]`."""
 
     logits: jax.Array
     moments: optax.OptState

@@ -1,6 +1,6 @@
 """Additive estimates of what a distribution costs, solved exactly under the budget: where evolution starts.
 
-There are two. Each is a cost `[2, L, E]` for every level of every site, summed over sites.
+There are two. Each is a cost `[S, L, E]` for every level of every site, summed over sites.
 
 - `disturbance` needs no candidate to be scored. A site disturbs the model by its relative layer
   error times how much its output counts, `Sites.share`. The supernet's fold gives both.
@@ -20,7 +20,7 @@ that says that fewer units are better is not trusted.
 Neither estimate knows how changes of several sites interact, so moves are limited, those of a descent to
 one level by default, and proposals are scored before they are accepted.
 
-Axis letters: `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
 import numpy as np
@@ -48,13 +48,13 @@ LEAST_RATIO = 0.05
 
 
 def disturbance(sites: Sites) -> np.ndarray:
-    """Estimated cost `[2, L, E]` of every level: relative error × share; +inf where it does not exist."""
+    """Estimated cost `[S, L, E]` of every level: relative error × share; +inf where it does not exist."""
     return np.where(sites.exists, sites.error * sites.share[..., None], np.inf)
 
 
 def sensitivity(slopes: ArrayLike, sites: Sites, levels: Levels) -> np.ndarray:
-    """How much the objective rises with the relative layer error of each site `[2, L]`, at `levels [2, L]`,
-    from `slopes [P, 2, L, E]` of the objective on parts of a text.
+    """How much the objective rises with the relative layer error of each site `[S, L]`, at `levels [S, L]`,
+    from `slopes [P, S, L, E]` of the objective on parts of a text.
 
     A kind's sensitivities are expected to be its shares times one factor. The logarithm of the ratio between
     measured and expected sensitivity is shrunk towards zero like a normal mean, given how it varies from part
@@ -90,10 +90,10 @@ def _shrunk(of_parts: np.ndarray, share: np.ndarray, known: np.ndarray) -> np.nd
 
 
 def expected_change(slopes: ArrayLike, sites: Sites, levels: Levels, caution: float = 1.0) -> np.ndarray:
-    """Expected change of the objective `[2, L, E]` if one site moves from its level in `levels [2, L]` to
+    """Expected change of the objective `[S, L, E]` if one site moves from its level in `levels [S, L]` to
     another; +inf where that does not exist.
 
-    `slopes [P, 2, L, E]` are those of the objective towards every level, on parts of a text. `caution`
+    `slopes [P, S, L, E]` are those of the objective towards every level, on parts of a text. `caution`
     multiplies the curvature: the larger it is, the fewer and smaller moves seem worth it.
     """
     slope = np.asarray(slopes, float).mean(axis=0)
@@ -148,8 +148,8 @@ def shifted(values: np.ndarray, by: int) -> np.ndarray:
 
 
 def cheapest(cost: np.ndarray, budget: Budget, around: Levels, reach: int) -> Levels | None:
-    """The distribution `[2, L]` of least total `cost [2, L, E]` that meets the budget, with every site at
-    most `reach` levels from its level in `around [2, L]`; None if there is none."""
+    """The distribution `[S, L]` of least total `cost [S, L, E]` that meets the budget, with every site at
+    most `reach` levels from its level in `around [S, L]`; None if there is none."""
     near = np.abs(np.arange(cost.shape[-1]) - around[..., None]) <= reach
     cost, found = np.where(near, cost, np.inf), np.array(around, np.int32)
     if not budget.exact and len(budget.limit) > 1:
@@ -165,7 +165,7 @@ def cheapest(cost: np.ndarray, budget: Budget, around: Levels, reach: int) -> Le
 
 
 def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
-    """Levels `[2, L]` of little total `cost [2, L, E]` that meet a budget of several resources, which sites
+    """Levels `[S, L]` of little total `cost [S, L, E]` that meet a budget of several resources, which sites
     share; None if none are found.
 
     The first resource is dealt exactly. Every other one has a price, which is raised, one resource after the
@@ -203,25 +203,25 @@ def cheapest_of_several(cost: np.ndarray, budget: Budget) -> Levels | None:
 
 
 def nearest(budget: Budget, exists: np.ndarray, around: Levels) -> Levels | None:
-    """The distribution `[2, L]` that meets the budget by the fewest level steps from `around [2, L]`, among
-    the levels that exist, `exists [2, L, E]`; None if there is none."""
+    """The distribution `[S, L]` that meets the budget by the fewest level steps from `around [S, L]`, among
+    the levels that exist, `exists [S, L, E]`; None if there is none."""
     away = np.abs(np.arange(exists.shape[-1]) - around[..., None])
     return cheapest(np.where(exists, away, np.inf), budget, around, exists.shape[-1])
 
 
 def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Levels | None:
-    """The distribution `[2, L]` of least `disturbance` that meets the budget, within `reach` levels of
-    `around [2, L]`; None if there is none."""
+    """The distribution `[S, L]` of least `disturbance` that meets the budget, within `reach` levels of
+    `around [S, L]`; None if there is none."""
     return cheapest(disturbance(sites), budget, around, reach)
 
 
 def widened(
     kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
 ) -> np.ndarray:
-    """Add `count` times `multiple` neurons to `kept [2, L]`, or as many as fit up to the next levels: units
-    `[2, L]`. Sites grow to at most their next level, in the order of `disturbance` saved per neuron.
+    """Add `count` times `multiple` neurons to `kept [S, L]`, or as many as fit up to the next levels: units
+    `[S, L]`. Sites grow to at most their next level, in the order of `disturbance` saved per neuron.
 
-    Levels keep `units [2, L, E]`; the sites are at `levels [2, L]`.
+    Levels keep `units [S, L, E]`; the sites are at `levels [S, L]`.
     """
     cost, ffn = disturbance(sites)[FFN], levels[FFN]
     denser = np.minimum(ffn + 1, cost.shape[-1] - 1)
@@ -237,7 +237,7 @@ def widened(
 
 def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, reach: int = 1) -> Candidates:
     """For each of `CAUTIONS`, the distribution of least `expected_change` that meets the budget within
-    `reach` levels of `levels [2, L]`, or `levels` if there is none: `[Q, 2, L]`. `slopes [P, 2, L, E]`."""
+    `reach` levels of `levels [S, L]`, or `levels` if there is none: `[Q, S, L]`. `slopes [P, S, L, E]`."""
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
     found = (cheapest(cost, budget, levels, reach) for cost in costs)
     return np.stack([levels if each is None else each for each in found])
@@ -252,7 +252,7 @@ def descend(
     sloped: np.ndarray,
     scored: np.ndarray,
 ) -> tuple[Levels, list[float]]:
-    """A step down from `levels [2, L]`: slopes are computed on sequences `sloped`, proposals scored on
+    """A step down from `levels [S, L]`: slopes are computed on sequences `sloped`, proposals scored on
     `scored`.
 
     Returns the best of `levels` and the proposals, and the objectives of all of them, in this order. If the

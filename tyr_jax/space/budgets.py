@@ -1,6 +1,6 @@
 """What a distribution may cost, in units of each kind (the paper) or in resources such as parameters.
 
-Axis letters: `L` layers, `E` levels, `R` resources.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `R` resources.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ MOST = 2**30
 class Budget(NamedTuple):
     """What a distribution may cost: integers, in one or several resources.
 
-    The `price [R, 2, L, E]` of every level; what all sites together may take of each resource, `limit [R]`;
+    The `price [R, S, L, E]` of every level; what all sites together may take of each resource, `limit [R]`;
     and `exact`, whether they must take all of it.
     """
 
@@ -29,14 +29,14 @@ class Budget(NamedTuple):
 
     @classmethod
     def of_units(cls, kept: np.ndarray, total: ArrayLike) -> Self:
-        """Each kind keeps `total [2]` units (the paper); levels keep `kept [2, L, E]`."""
+        """Each kind keeps `total [2]` units (the paper); levels keep `kept [S, L, E]`."""
         kinds = np.arange(len(KINDS))
         price = np.where(kinds[:, None, None, None] == kinds[:, None, None], kept, 0)
         return cls(price.astype(np.int32), np.asarray(total, np.int32), np.bool_(True))
 
     @classmethod
     def of_prices(cls, prices: np.ndarray, limits: Sequence[int]) -> Self:
-        """Both kinds together take at most `limits [R]` of each resource; levels cost `prices [R, 2, L, E]`.
+        """Both kinds together take at most `limits [R]` of each resource; levels cost `prices [R, S, L, E]`.
 
         The prices of a resource are in units of their greatest common divisor. Where they would still be too
         large, the unit is larger, and prices are rounded up.
@@ -53,11 +53,11 @@ class Budget(NamedTuple):
         return cls(scaled.astype(np.int32), np.minimum(limit, MOST).astype(np.int32), np.bool_(False))
 
     def spent(self, levels: ArrayLike) -> np.ndarray:
-        """What levels `[..., 2, L]` cost, `[..., R]`."""
+        """What levels `[..., S, L]` cost, `[..., R]`."""
         spent = values_at(self.price, np.asarray(levels)[..., None, :, :])
         return spent.sum(axis=(-1, -2), dtype=np.int64)
 
     def allows(self, levels: ArrayLike) -> np.ndarray:
-        """Whether levels `[..., 2, L]` meet the budget, `[...]`."""
+        """Whether levels `[..., S, L]` meet the budget, `[...]`."""
         spent = self.spent(levels)
         return np.all(spent == self.limit if self.exact else spent <= self.limit, axis=-1)

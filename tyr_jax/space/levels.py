@@ -1,6 +1,6 @@
 """Sparsity levels of every site, in whole units (method §2).
 
-Axis letters: `C` candidates, `L` layers, `E` levels.
+Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from tyr_jax.space.kinds import KINDS, Kind
 from tyr_jax.space.units import uniform_centres, unit_budget
 
 Levels = np.ndarray
-"""A level for every site, int32 `[2, L]`."""
+"""A level for every site, int32 `[S, L]`."""
 
 Candidates = np.ndarray
-"""Levels of several candidates, int32 `[C, 2, L]`."""
+"""Levels of several candidates, int32 `[C, S, L]`."""
 
 Fitness = np.ndarray
 """The objective of every candidate `[C]`, float64; lower is better."""
@@ -26,7 +26,7 @@ Fitness = np.ndarray
 class LevelGrid:
     """Levels of every site around its centre; level `E // 2` is the centre, higher levels are denser.
 
-    `kept [2, L, E]` units (clipped where a level does not exist), `exists [2, L, E]`, `step [2]` units.
+    `kept [S, L, E]` units (clipped where a level does not exist), `exists [S, L, E]`, `step [2]` units.
     """
 
     kept: np.ndarray
@@ -51,8 +51,8 @@ def level_grid(
     interval: float,
     whole: ArrayLike = False,
 ) -> LevelGrid:
-    """`levels` levels around `centres [2, L]` (units), `interval` (a fraction of a layer's units) apart.
-    Sites that are to stay `whole [2, L]` have the centre only."""
+    """`levels` levels around `centres [S, L]` (units), `interval` (a fraction of a layer's units) apart.
+    Sites that are to stay `whole [S, L]` have the centre only."""
     steps = np.array([step_units(kind, interval) for kind in kinds])
     units = np.array([kind.units for kind in kinds])
     offsets = np.arange(levels) - levels // 2
@@ -100,7 +100,7 @@ def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
 
 
 def worthwhile_grid(grid: LevelGrid, price: np.ndarray) -> LevelGrid:
-    """`grid` without levels that cost as much, by `price [R, 2, L, E]`, as the next denser one."""
+    """`grid` without levels that cost as much, by `price [R, S, L, E]`, as the next denser one."""
     denser = np.minimum(np.arange(price.shape[-1]) + 1, price.shape[-1] - 1)
     equal = np.all(price[..., denser] == price, axis=0)
     same = equal & grid.exists[..., denser] & (denser > np.arange(len(denser)))
@@ -112,12 +112,12 @@ def worthwhile_grid(grid: LevelGrid, price: np.ndarray) -> LevelGrid:
 
 
 def centre_distribution(grid: LevelGrid) -> np.ndarray:
-    """The distribution at which every site sits at its centre, int32 levels `[2, L]`."""
+    """The distribution at which every site sits at its centre, int32 levels `[S, L]`."""
     return np.full(grid.kept.shape[:2], grid.centre, np.int32)
 
 
 def values_at(values: ArrayLike, levels: ArrayLike) -> np.ndarray:
-    """`values [..., 2, L, E]` at `levels [..., 2, L]`; leading axes broadcast."""
+    """`values [..., S, L, E]` at `levels [..., S, L]`; leading axes broadcast."""
     values, levels = np.asarray(values), np.asarray(levels)
     shape = np.broadcast_shapes(values.shape[:-1], levels.shape)
     every = np.broadcast_to(values, (*shape, values.shape[-1]))
@@ -125,13 +125,13 @@ def values_at(values: ArrayLike, levels: ArrayLike) -> np.ndarray:
 
 
 def kept_units(grid: LevelGrid, distribution: np.ndarray) -> np.ndarray:
-    """Units kept at every site `[..., 2, L]` by level distributions `[..., 2, L]` of a grid."""
+    """Units kept at every site `[..., S, L]` by level distributions `[..., S, L]` of a grid."""
     return values_at(grid.kept, distribution)
 
 
 def levels_of(grid: LevelGrid, kept: np.ndarray) -> Levels:
-    """For every site, the sparsest level of a grid that keeps at least `kept [2, L]` units, or the densest if
-    none does: `[2, L]`."""
+    """For every site, the sparsest level of a grid that keeps at least `kept [S, L]` units, or the densest if
+    none does: `[S, L]`."""
     enough = (grid.kept >= kept[..., None]) & grid.exists
     last = grid.exists.shape[-1] - 1 - np.argmax(grid.exists[..., ::-1], axis=-1)
     return np.where(enough.any(axis=-1), np.argmax(enough, axis=-1), last).astype(np.int32)

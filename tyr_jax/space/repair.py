@@ -3,7 +3,7 @@
 Algorithms that build a candidate site by site, by sampling, crossing or rounding, usually miss the budget.
 One repair serves them all: which sites move depends on the cost that the algorithm gives to each level.
 
-Axis letters: `L` layers, `E` levels, `R` resources of a budget.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `R` resources of a budget.
 """
 
 import jax
@@ -19,13 +19,13 @@ BISECTIONS = 40
 
 
 def picked(values: jax.Array, levels: jax.Array) -> jax.Array:
-    """`values [..., 2, L, E]` at `levels [2, L]`: `[..., 2, L]`."""
+    """`values [..., S, L, E]` at `levels [S, L]`: `[..., S, L]`."""
     index = jnp.broadcast_to(levels[..., None], (*values.shape[:-1], 1))
     return jnp.take_along_axis(values, index, axis=-1)[..., 0]
 
 
 def allowed(levels: jax.Array, budget: Budget) -> jax.Array:
-    """Whether `levels [2, L]` meet the budget; as `Budget.allows`, traceable."""
+    """Whether `levels [S, L]` meet the budget; as `Budget.allows`, traceable."""
     spent = picked(jnp.asarray(budget.price), levels).sum(axis=(-1, -2))
     limit = jnp.asarray(budget.limit)
     return jnp.where(budget.exact, jnp.all(spent == limit), jnp.all(spent <= limit))
@@ -34,7 +34,7 @@ def allowed(levels: jax.Array, budget: Budget) -> jax.Array:
 def repaired(
     cost: jax.Array, levels: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array
 ) -> jax.Array:
-    """Levels that meet the budget, near `levels [2, L]`, of little total `cost [2, L, E]`.
+    """Levels that meet the budget, near `levels [S, L]`, of little total `cost [S, L, E]`.
 
     While a limit is exceeded, the site whose cost rises least for what it saves becomes one level sparser.
     Then, while there is room, the site that gains most for what it takes becomes one level denser; unless the
@@ -43,17 +43,17 @@ def repaired(
     Args:
         cost: cost of every level that exists.
         levels: levels to begin with.
-        exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
+        exists: which levels exist, `[S, L, E]`; those of a site are contiguous.
         budget: what all sites may cost.
-        fallback: levels `[2, L]` that meet the budget, returned if the moves do not reach it.
+        fallback: levels `[S, L]` that meet the budget, returned if the moves do not reach it.
     """
     price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
     count = exists.shape[-1]
     first, last = jnp.argmax(exists, axis=-1), count - 1 - jnp.argmax(exists[..., ::-1], axis=-1)
 
     def moved(levels: jax.Array, by: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Which sites can move `[2, L]`, how their cost rises `[2, L]` and how much more they then
-        take `[R, 2, L]`."""
+        """Which sites can move `[S, L]`, how their cost rises `[S, L]` and how much more they then
+        take `[R, S, L]`."""
         target = jnp.clip(levels + by, first, last)
         rise = picked(cost, target) - picked(cost, levels)
         return target != levels, rise, picked(price, target) - picked(price, levels)
@@ -90,7 +90,7 @@ def repaired(
 
 
 def relaxed(cost: jax.Array, exists: jax.Array, budget: Budget, fallback: jax.Array) -> jax.Array:
-    """Levels `[2, L]` of least `cost [2, L, E]` plus price times multiplier, with the smallest multipliers at
+    """Levels `[S, L]` of least `cost [S, L, E]` plus price times multiplier, with the smallest multipliers at
     which the budget is met; then `repaired`, whose `exists` and `fallback` these are.
 
     The multiplier of each resource is found by bisection. With several resources that share sites, all are

@@ -1,6 +1,6 @@
 """The sparsity shift, and offspring made by several shifts (method §3).
 
-Axis letters: `L` layers, `E` levels, `R` resources of a budget.
+Axis letters: `S` kinds of site, `L` layers, `E` levels, `R` resources of a budget.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ STEPS = 8
 
 
 class _Shift(NamedTuple):
-    """A shift in progress: the number of steps, levels `[2, L]`, the direction in which each site has moved,
-    `[2, L]`, and whether the last step moved any."""
+    """A shift in progress: the number of steps, levels `[S, L]`, the direction in which each site has moved,
+    `[S, L]`, and whether the last step moved any."""
 
     number: jax.Array
     levels: jax.Array
@@ -34,12 +34,12 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
 
     Args:
         key: PRNG key.
-        distribution: levels `[2, L]`.
-        exists: which levels exist, `[2, L, E]`; those of a site are contiguous.
+        distribution: levels `[S, L]`.
+        exists: which levels exist, `[S, L, E]`; those of a site are contiguous.
         budget: what all sites may cost.
 
     Returns:
-        The shifted levels `[2, L]`; the same distribution if no shift was found that meets the budget.
+        The shifted levels `[S, L]`; the same distribution if no shift was found that meets the budget.
     """
     levels = exists.shape[-1]
     price, limit = jnp.asarray(budget.price), jnp.asarray(budget.limit)
@@ -52,7 +52,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
         room = limit - now.sum(axis=(1, 2))
 
         def change(by: int) -> tuple[jax.Array, jax.Array]:
-            """Whether each site can move `[2, L]`, and how much more it would then cost `[R, 2, L]`."""
+            """Whether each site can move `[S, L]`, and how much more it would then cost `[R, S, L]`."""
             target = shift.levels + by
             index = jnp.clip(target, 0, levels - 1)
             can = picked(exists, index) & (target == index) & (shift.moved != -by)
@@ -79,7 +79,7 @@ def sparsity_shift(key: jax.Array, distribution: jax.Array, exists: jax.Array, b
 
 
 def drawn_from(key: jax.Array, pool: jax.Array) -> jax.Array:
-    """A mask `[2, L]` of one site, drawn from those in `pool [2, L]` with equal chances; empty if that is."""
+    """A mask `[S, L]` of one site, drawn from those in `pool [S, L]` with equal chances; empty if that is."""
     place = jnp.cumsum(pool.reshape(-1)).reshape(pool.shape)
     drawn = jax.random.randint(key, (), 0, jnp.maximum(pool.sum(), 1))
     return pool & (place == drawn + 1)
@@ -88,7 +88,7 @@ def drawn_from(key: jax.Array, pool: jax.Array) -> jax.Array:
 def mutate(
     key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget, max_shifts: int = 4
 ) -> jax.Array:
-    """An offspring `[2, L]` of `parent [2, L]`, by as many shifts as the smaller of two draws from
+    """An offspring `[S, L]` of `parent [S, L]`, by as many shifts as the smaller of two draws from
     {1…max_shifts}."""
     key_count, key_shifts = jax.random.split(key)
     count = jax.random.randint(key_count, (2,), 1, max_shifts + 1).min()

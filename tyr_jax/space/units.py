@@ -1,6 +1,6 @@
 """Units that all sites of a kind keep together, and how a uniform model divides them (method §2).
 
-Axis letters: `L` layers.
+Axis letters: `S` kinds of site, `L` layers.
 """
 
 import numpy as np
@@ -59,8 +59,8 @@ def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
 
 
 def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
-    """Units kept `[2, L]` when the sites of a kind keep equal shares of its budget, except those that are to
-    stay `whole [2, L]`."""
+    """Units kept `[S, L]` when the sites of a kind keep equal shares of its budget, except those that are to
+    stay `whole [S, L]`."""
     kept = np.empty(whole.shape, int)
     for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
         row[stays] = kind.units
