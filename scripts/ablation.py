@@ -33,7 +33,6 @@ from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
 from tyr_jax.pruning.settings import ACCUMULATIONS
 from tyr_jax.pruning.supernet import select
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset
-from tyr_jax.space import ATTENTION, FFN
 from tyr_jax.workspace.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -109,7 +108,7 @@ def measure(
     with progress.stage(f"{variant}, seed {seed}", 2 * depth, "sites") as stage:
         if variant == FLAP:
             heads, neurons = (int(kept) for kept in space.kept_units(grid, centre).sum(axis=-1))
-            units = kinds[ATTENTION].units, kinds[FFN].units
+            units = kinds[0].units, kinds[1].units
             masked, config = flap.prune(model.params, texts, model.config, units, (heads, neurons))
             stage.advance(2 * depth)
         else:

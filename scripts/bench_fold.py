@@ -26,7 +26,8 @@ from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import Block, ModelConfig, layer_block
 from tyr_jax.pruning import fold, hessian, stream, supernet
-from tyr_jax.pruning.site import PrunedSite, prune_site
+from tyr_jax.pruning.kinds import HEADS, NEURONS, SiteKind
+from tyr_jax.pruning.site import PrunedSite
 from tyr_jax.runtime.timing import matmul_rate, medians
 
 
@@ -57,10 +58,12 @@ def main(bench: Bench) -> None:
     tokens = rng.integers(0, config.vocab, (bench.tokens // length, length))
     grids = {levels: space.uniform_grid(kinds, depth, bench.sparsity, levels, 0.125) for levels in (1, 9)}
 
-    def prune(kind: int, size: int, weight: jax.Array) -> PrunedSite:
-        kept, exists = grids[9].kept[kind, 0], grids[9].exists[kind, 0]
+    def prune(kind: SiteKind) -> PrunedSite:
+        row, weight = (HEADS, NEURONS).index(kind), block[kind.output]
+        levels, size = (grids[9].kept[row, 0], grids[9].exists[row, 0]), weight.size // config.hidden
         gram = hessian.finish(grams[size])
-        return prune_site(settings.site(gram, weight, kept, exists, kinds[kind].units), settings.pruner)
+        site = settings.site(gram, weight.reshape(size, -1), *levels, kind.count(config))
+        return kind.prune(site, settings.pruner)
 
     block = layer_block(params["blocks"], 0)
     inputs = {n: jnp.asarray(rng.standard_normal((bench.batch_tokens, n), np.float32)) for n in (width, ffn)}
@@ -71,11 +74,11 @@ def main(bench: Bench) -> None:
     neurons = inputs[ffn].reshape(rows, length, ffn)
     residuals = {n: jnp.array(x) for n in (width, ffn)}
 
-    def collect(kind: int, n: int, statistics: Any = stream.site_statistics) -> jax.Array:
+    def collect(kind: SiteKind, n: int, statistics: Any = stream.site_statistics) -> jax.Array:
         units, grams[n] = statistics(block, x, grams[n], None, kind, config)
         return units
 
-    def leave(kind: int, n: int, units: jax.Array) -> jax.Array:
+    def leave(kind: SiteKind, n: int, units: jax.Array) -> jax.Array:
         residuals[n] = stream.add_output(block, residuals[n], units, kind, config)
         return residuals[n]
 
@@ -83,7 +86,7 @@ def main(bench: Bench) -> None:
 
     @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
     def unhalved(
-        block: Block, x: jax.Array, gram: jax.Array, counts: None, kind: int, config: ModelConfig
+        block: Block, x: jax.Array, gram: jax.Array, counts: None, kind: SiteKind, config: ModelConfig
     ) -> tuple[jax.Array, jax.Array]:
         units = decoder.ffn_units(block, x, config)
         inputs = units.reshape(-1, ffn)
@@ -92,16 +95,14 @@ def main(bench: Bench) -> None:
     rate = matmul_rate()
     parts = medians(
         {
-            "attention and its XᵀX": lambda: collect(space.ATTENTION, width),
+            "attention and its XᵀX": lambda: collect(HEADS, width),
             "gate and up": lambda: alone(block, x),
-            "gate, up and their XᵀX": lambda: collect(space.FFN, ffn),
-            "gate, up and XᵀX, not by symmetry": lambda: collect(space.FFN, ffn, unhalved),
-            "attention output": lambda: leave(space.ATTENTION, width, heads),
-            "FFN output": lambda: leave(space.FFN, ffn, neurons),
-            "order and solves, attention": lambda: prune(
-                space.ATTENTION, width, block["o"].reshape(width, -1)
-            ),
-            "order and solves, FFN": lambda: prune(space.FFN, ffn, block["down"]),
+            "gate, up and their XᵀX": lambda: collect(NEURONS, ffn),
+            "gate, up and XᵀX, not by symmetry": lambda: collect(NEURONS, ffn, unhalved),
+            "attention output": lambda: leave(HEADS, width, heads),
+            "FFN output": lambda: leave(NEURONS, ffn, neurons),
+            "order and solves, attention": lambda: prune(HEADS),
+            "order and solves, FFN": lambda: prune(NEURONS),
         },
         5,
     )

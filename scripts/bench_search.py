@@ -28,7 +28,7 @@ from tyr_jax import space
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.pruning.supernet import Supernet, empty_supernet
 from tyr_jax.runtime.timing import matmul_rate, medians
 from tyr_jax.scoring import nested, population
 from tyr_jax.scoring.objective import KL
@@ -54,21 +54,13 @@ class Bench(OnModel):
 
 def random_supernet(config: ModelConfig, grid: space.LevelGrid) -> Supernet:
     """A supernet of equal weights with units removed in random order. The values do not affect the time."""
-    rng, shape, depth = np.random.default_rng(0), config.dense_shape, config.depth
-    ranks = [np.stack([rng.permutation(units) for _ in range(depth)]) for units in (shape.heads, shape.ffn)]
-    levels = grid.kept.shape[-1]
-    zeros = jnp.zeros((2, depth, levels))
-    return Supernet(
-        attn_out=jnp.full((depth, levels, shape.heads, config.head_dim, config.hidden), 0.01),
-        mlp_down=jnp.full((depth, levels, shape.ffn, config.hidden), 0.01),
-        attn_rank=jnp.asarray(ranks[0]),
-        mlp_rank=jnp.asarray(ranks[1]),
-        kept=jnp.asarray(grid.kept),
-        exists=jnp.asarray(grid.exists),
-        error=zeros,
-        share=zeros[..., 0],
-        damping=zeros[..., 0],
-    )
+    rng, empty = np.random.default_rng(0), empty_supernet(jnp.float32, config, grid, PruningSettings())
+
+    def order(ranks: jax.Array) -> jax.Array:
+        return jnp.asarray(np.stack([rng.permutation(ranks.shape[-1]) for _ in range(len(ranks))]))
+
+    weights = {name: jnp.full_like(stack, 0.01) for name, stack in empty.weights.items()}
+    return empty.replace(weights=weights, ranks={name: order(ranks) for name, ranks in empty.ranks.items()})
 
 
 def random_offspring(grid: LevelGrid, count: int) -> np.ndarray:

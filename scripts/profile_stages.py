@@ -28,10 +28,9 @@ from on_model import OnBatches
 
 from tyr_jax import space
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import OUTPUTS, layer_block
+from tyr_jax.model.spec import layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.site import prune_site
 from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.objective import KL, Scoring
 from tyr_jax.scoring.teacher import teacher_targets
@@ -116,26 +115,25 @@ def programs(profile: Profile) -> Iterator[Program]:
     """Every program of the fold and of the search."""
     model = profile.load()
     params, config, settings, objective = model.params, model.config, PruningSettings(), KL()
-    rng, length, ffn = np.random.default_rng(0), profile.sequence_length, config.dense_shape.ffn
-    kinds, width = settings.kinds(config), config.dense_shape.heads * config.head_dim
+    rng, length, kinds = np.random.default_rng(0), profile.sequence_length, settings.kinds(config)
     grid = space.uniform_grid(kinds, config.depth, profile.sparsity, 9, 0.125)
     block = layer_block(params["blocks"], 0)
     x = jnp.asarray(rng.standard_normal((profile.batch_tokens // length, length, config.hidden), np.float32))
-    for kind, size in ((space.ATTENTION, width), (space.FFN, ffn)):
-        name, one = space.KINDS[kind], {"kind": kind, "config": config}
-        enter, leave, weight = stream.site_statistics, stream.add_output, block[OUTPUTS[space.KINDS[kind]]]
+    for row, kind in enumerate(settings.site_kinds(config)):
+        one, weight = {"kind": kind, "config": config}, block[kind.output]
+        enter, leave, size = stream.site_statistics, stream.add_output, weight.size // config.hidden
         gram = jnp.zeros((1, size, size))
-        yield Program(f"{name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
+        yield Program(f"{kind.name}: what enters, and XᵀX", enter, (block, x, gram, None), one, 2)
         units, gram = enter(block, x, jnp.zeros_like(gram), None, **one)
-        yield Program(f"{name}: what it adds", leave, (block, x, units), one, 1)
-        levels = grid.kept[kind, 0], grid.exists[kind, 0]
-        site = settings.site(hessian.finish(gram), weight.reshape(size, -1), *levels, kinds[kind].units)
-        yield Program(f"{name}: order and solves", prune_site, (site,), {"pruner": settings.pruner})
+        yield Program(f"{kind.name}: what it adds", leave, (block, x, units), one, 1)
+        levels, count = (grid.kept[row, 0], grid.exists[row, 0]), kind.count(config)
+        site = settings.site(hessian.finish(gram), weight.reshape(size, -1), *levels, count)
+        yield Program(f"{kind.name}: order and solves", kind.prune, (site,), {"pruner": settings.pruner})
     tokens = rng.integers(0, config.vocab, (1, length))
     pool = teacher_targets(params, tokens, config, objective)
     net = nested.nest(params, random_supernet(config, grid), config)
     candidates = random_offspring(grid, 4)
-    population, _ = nested.arrange_population(net, candidates, np.arange(1), length)
+    population, _ = nested.arrange_population(net, candidates, np.arange(1), length, config)
     scoring = Scoring.of_model(config, objective)
     (part,) = nested.parts_of(net, range(config.depth), scoring)
     state = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.model.spec import ModelConfig, layer_block
+from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.space import ATTENTION, FFN, LevelGrid
+from tyr_jax.space import LevelGrid
 
 Array = np.ndarray
 
@@ -135,19 +136,22 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
         inside = inside.repeat(dims[rank.ndim - 2] // rank.shape[-1], axis=-1)
         return values * inside.reshape(*inside.shape, *[1] * (values.ndim - inside.ndim))
 
-    experts = [shape.experts] if config.experts else []
-    attn_rank, mlp_rank = ranks(attention_units), ranks(*experts, shape.ffn)
-    figures = np.zeros((2, depth, levels)), np.zeros((2, depth)), np.zeros((2, depth))
-    fields = (
-        weights(attn_rank, grid.kept[ATTENTION], shape.heads, config.head_dim),
-        weights(mlp_rank, grid.kept[FFN], *experts, shape.ffn),
-        attn_rank,
-        mlp_rank,
-        grid.kept,
-        grid.exists,
-        *figures,
+    settings = PruningSettings(units=() if attention_units == shape.heads else ("kv_group",))
+    kinds = settings.site_kinds(config)
+    drawn = {kind.name: ranks(*kind.rank_shape(config)) for kind in kinds}
+    return Supernet(
+        weights={
+            kind.name: jnp.asarray(weights(drawn[kind.name], grid.kept[row], *kind.shape(config)[:-1]))
+            for row, kind in enumerate(kinds)
+        },
+        ranks={name: jnp.asarray(rank) for name, rank in drawn.items()},
+        kept=jnp.asarray(grid.kept),
+        exists=jnp.asarray(grid.exists),
+        error=jnp.zeros((2, depth, levels)),
+        share=jnp.zeros((2, depth)),
+        damping=jnp.zeros((2, depth)),
+        kinds=kinds,
     )
-    return Supernet(*map(jnp.asarray, fields))
 
 
 HIDDEN, VOCAB = 16, 50

@@ -20,6 +20,7 @@ import torch
 from quick_code import quick_code
 from reference import random_supernet
 from smollm2_run import ARGUMENTS, Found, prune
+from tiny import ATTENTION
 from transformers import AutoModelForCausalLM
 
 from tyr_jax import space
@@ -34,7 +35,6 @@ from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.results import PruneResult
 from tyr_jax.run.summary import summarise
-from tyr_jax.space import ATTENTION
 
 pytestmark = [pytest.mark.slow, pytest.mark.longest, pytest.mark.smollm2, pytest.mark.usefixtures("modules")]
 
@@ -133,8 +133,9 @@ def without(dense: LoadedModel, gone: tuple[list[int], list[int]]) -> Model:
         row[layers] = 0
     kinds = PruningSettings().kinds(config)
     net = random_supernet(config, space.level_grid(kinds, kept, 1, 0.125), kinds[ATTENTION].units)
-    heads, neurons = net.attn_out != 0, net.mlp_down != 0
-    net = net.replace(attn_out=blocks["o"][:, None] * heads, mlp_down=blocks["down"][:, None] * neurons)
+    heads, neurons = net.weights["attention"] != 0, net.weights["ffn"] != 0
+    weights = {"attention": blocks["o"][:, None] * heads, "ffn": blocks["down"][:, None] * neurons}
+    net = net.replace(weights=weights)
     levels = np.zeros((2, config.depth), int)
     params, small = compress(dense.params, net, levels, config)
     return Model(small, params, config, mask(dense.params, net, levels, config))

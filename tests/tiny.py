@@ -13,6 +13,9 @@ EXTRA_TENSORS = (
 )
 """Tensors that no family has, with their unit axis in various places."""
 
+ATTENTION, FFN = 0, 1
+"""Rows of the two kinds of site of these models."""
+
 TINY = LayerShape(heads=4, kv_heads=2, ffn=48)
 
 

@@ -24,7 +24,6 @@ from tyr_jax.report import page, render, tables
 from tyr_jax.report.files import portable_records, renew_report, write_report
 from tyr_jax.report.render import Table
 from tyr_jax.runtime import devices, hosts
-from tyr_jax.space import KINDS
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
@@ -199,7 +198,7 @@ class PruneResult(ModelResult):
     @property
     def kept(self) -> np.ndarray:
         """The distribution as an array `[S, L]`."""
-        return np.array([self.distribution[kind] for kind in KINDS])
+        return np.array(list(self.distribution.values()))
 
     @property
     def quality(self) -> dict[str, Quality]:

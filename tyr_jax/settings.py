@@ -254,10 +254,10 @@ def validate(settings: Settings) -> None:
             "--offload cannot be combined with --prompt: to continue it, models need all weights in memory; "
             "leave --prompt out, and run `python -m tyr_jax.generate` on the written model"
         )
-    if settings.layout == "masked" and pruning.expert_unit == "expert":
+    if settings.layout == "masked" and "expert" in pruning.units:
         raise UserError(
             "--layout masked keeps the dense model's shapes, where tokens would still be routed to removed "
-            "experts; leave it out, or remove neurons with --expert-unit neuron"
+            "experts; leave it out, or remove neurons, without --units expert"
         )
     enough = data.calibration_tokens >= data.sequence_length
     require(enough, "--calibration-tokens", data.calibration_tokens, "at least one sequence")
@@ -265,9 +265,9 @@ def validate(settings: Settings) -> None:
     require(0 <= pruning.drift <= 1, "--drift", pruning.drift, "between 0 and 1")
     require(0 < pruning.damping < math.inf, "--damping", pruning.damping, "above 0 and finite")
     require(pruning.metric_tokens >= 1, "--metric-tokens", pruning.metric_tokens, "at least 1")
-    timed = "latency" in pruning.resources and pruning.expert_unit == "expert"
-    require(not timed, "--expert-unit", "expert", "neuron where latency is limited, because tables have no "
-            "times of fewer experts")  # fmt: skip
+    timed = "latency" in pruning.resources and "expert" in pruning.units
+    require(not timed, "--units", "expert", "left out where latency is limited, because tables have no times "
+            "of fewer experts")  # fmt: skip
     require(pruning.neuron_chunk >= 1, "--neuron-chunk", pruning.neuron_chunk, "at least 1")
     require(pruning.neuron_multiple >= 1, "--neuron-multiple", pruning.neuron_multiple, "at least 1")
     for component in (pruning.pruner, pruning.saliency):

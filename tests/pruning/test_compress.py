@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from reference import logits64, random_supernet
+from tiny import ATTENTION, FFN
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
@@ -27,11 +28,12 @@ from tyr_jax.model.spec import (
     iter_tensors,
     random_params,
 )
-from tyr_jax.pruning.compress import compress, head_layout, kept_masks, mask
+from tyr_jax.pruning.compress import compress, kept_masks, mask
+from tyr_jax.pruning.cut import head_layout
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.kinds import GROUPS, NEURONS
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, select
-from tyr_jax.space import ATTENTION, FFN
 
 Configs = Callable[..., ModelConfig]
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
@@ -92,7 +94,7 @@ def make(
     config: ModelConfig, heads: list[int], neurons: list[int], unit: Any = "head", seed: int = 0
 ) -> tuple[Params, Supernet, np.ndarray]:
     """(dense params, supernet, distribution) whose layers keep `heads` (units) and `neurons`."""
-    kinds = PruningSettings(attention_unit=unit).kinds(config)
+    kinds = PruningSettings(units=(unit,)).kinds(config)
     grid = space.level_grid(kinds, np.array([heads, neurons]), 3, 0.25)
     net = random_supernet(config, grid, kinds[ATTENTION].units, seed)
     return random_params(config, jax.random.key(seed), scale=0.2), net, space.centre_distribution(grid)
@@ -147,7 +149,7 @@ def test_compressed_and_masked_models_are_one_function(problem: Any, tiny_config
     config = tiny_config(**changes)
     params, net, levels = make(config, heads, neurons, unit, seed)
     _, shape = check(config, params, net, levels)
-    per_unit = config.dense_shape.heads // net.attn_rank.shape[1]
+    per_unit = config.dense_shape.heads // net.ranks["attention"].shape[1]
     for layer, kept in enumerate(heads):
         assert shape.layers[layer].heads >= kept * per_unit
         if unit == "kv_group" and kept:
@@ -175,14 +177,14 @@ def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
     config = tiny_config(layers=1, shape=LayerShape(6, 2, 24))
     params, net, _ = make(config, [4], [8])
     # Three heads of the first group and one of the second: the second is padded.
-    net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3, 4, 5]]))
+    net = net.replace(ranks=net.ranks | {"attention": jnp.asarray([[0, 1, 2, 3, 4, 5]])})
     levels = np.array([[1], [1]])
     small, shape = compress(params, net, levels, config)
     assert shape.layers == (LayerShape(6, 2, 8),)
     dense, cut = (
         {name: np.asarray(array[0]) for name, array in model["blocks"].items()} for model in (params, small)
     )
-    heads, neurons = [0, 1, 2, 3, 0, 0], np.flatnonzero(np.asarray(net.mlp_rank[0]) < 8)
+    heads, neurons = [0, 1, 2, 3, 0, 0], np.flatnonzero(np.asarray(net.ranks["ffn"][0]) < 8)
     real = np.array([1, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(cut["head_extra"], dense["head_extra"][:, heads] * real)
     np.testing.assert_array_equal(cut["group_extra"], dense["group_extra"])
@@ -192,7 +194,8 @@ def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
     zeros = mask(params, net, levels, config)["blocks"]
     assert np.abs(zeros["head_extra"][0]).sum(axis=0).astype(bool).tolist() == [True] * 4 + [False] * 2
     # One head of the second group, now without the first group.
-    net = net.replace(attn_rank=jnp.asarray([[1, 2, 3, 4, 5, 0]]), kept=net.kept.at[ATTENTION].set(1))
+    last = {"attention": jnp.asarray([[1, 2, 3, 4, 5, 0]])}
+    net = net.replace(ranks=net.ranks | last, kept=net.kept.at[ATTENTION].set(1))
     cut, _ = compress(params, net, levels, config)
     np.testing.assert_array_equal(cut["blocks"]["both_extra"][0], dense["both_extra"][5:, 1:])
     np.testing.assert_array_equal(cut["blocks"]["group_extra"][0], dense["group_extra"][..., 1:])
@@ -239,9 +242,10 @@ def test_query_biases_of_padded_heads_are_gone(tiny_config: Configs) -> None:
     config = tiny_config(shape=LayerShape(6, 2, 24), layers=1, qkv_bias=True)
     params, net, _ = make(config, [4], [24])
     # Three heads of the first group and one of the second: the second is padded.
-    net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3, 4, 5]]))
+    net = net.replace(ranks=net.ranks | {"attention": jnp.asarray([[0, 1, 2, 3, 4, 5]])})
     real = (np.arange(6) < 4)[:, None, None]
-    net = net.replace(attn_out=jnp.asarray(np.broadcast_to(real, net.attn_out.shape) * 0.3))
+    heads = jnp.asarray(np.broadcast_to(real, net.weights["attention"].shape) * 0.3)
+    net = net.replace(weights=net.weights | {"attention": heads})
     small, shape = check(config, params, net, np.array([[1], [1]]))
     assert shape.layers == (LayerShape(6, 2, 24),)
     blocks = small["blocks"]
@@ -253,9 +257,9 @@ def test_query_biases_of_padded_heads_are_gone(tiny_config: Configs) -> None:
 def test_a_uniform_result_stays_stacked(tiny_config: Configs) -> None:
     config = tiny_config(layers=2)
     params, net, levels = make(config, [2, 2], [16, 16], unit="head", seed=3)
-    net = net.replace(attn_rank=jnp.asarray([[0, 1, 2, 3], [3, 2, 1, 0]]))
-    kept = (np.asarray(net.attn_rank) < 2)[:, None, :, None, None]
-    net = net.replace(attn_out=net.attn_out * 0 + 0.1 * kept)
+    net = net.replace(ranks=net.ranks | {"attention": jnp.asarray([[0, 1, 2, 3], [3, 2, 1, 0]])})
+    kept = (np.asarray(net.ranks["attention"]) < 2)[:, None, :, None, None]
+    net = net.replace(weights=net.weights | {"attention": net.weights["attention"] * 0 + 0.1 * kept})
     small, shape = check(config, params, net, levels)
     assert shape.layers == (LayerShape(2, 1, 16),) * 2
     assert isinstance(small["blocks"], dict)
@@ -265,10 +269,10 @@ def test_a_uniform_result_stays_stacked(tiny_config: Configs) -> None:
 
 def test_masks_of_kept_heads_and_neurons(tiny_config: Configs) -> None:
     config = tiny_config(layers=2, shape=LayerShape(6, 3, 4))
-    ranks = {"attn_rank": jnp.array([[2, 0, 1], [1, 2, 0]]), "mlp_rank": jnp.array([[3, 0, 2, 1]] * 2)}
+    ranks = {"attention": jnp.array([[2, 0, 1], [1, 2, 0]]), "ffn": jnp.array([[3, 0, 2, 1]] * 2)}
     kept = jnp.array([[[0, 1, 2]] * 2, [[1, 2, 3]] * 2])
-    net = Supernet(None, None, **ranks, kept=kept, exists=None, error=None, share=None, damping=None)
-    heads, neurons = kept_masks(net, np.array([[1, 2], [0, 2]]), config)
+    net = Supernet({}, ranks, kept, None, None, None, None, kinds=(GROUPS, NEURONS))
+    heads, neurons = kept_masks(net, np.array([[1, 2], [0, 2]]), config).values()
     # One group of the first layer is kept, two of the second, of two heads each.
     assert heads.astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 1, 1]]
     assert neurons.astype(int).tolist() == [[0, 1, 0, 0], [0, 1, 1, 1]]
@@ -277,7 +281,7 @@ def test_masks_of_kept_heads_and_neurons(tiny_config: Configs) -> None:
 def test_a_mask_leaves_nothing_of_removed_units(tiny_config: Configs) -> None:
     config = tiny_config(**BIASES)
     params, net, levels = make(config, [2, 0, 1], [16, 48, 0])
-    heads, neurons = kept_masks(net, levels, config)
+    heads, neurons = kept_masks(net, levels, config).values()
     kv = np.stack([heads[:, :2].any(axis=1), heads[:, 2:].any(axis=1)], axis=1)
     zeros = mask(params, net, levels, config)
     for letter, kept, count in (("N", heads, 3), ("K", kv, 4), ("F", neurons, 5)):
@@ -295,14 +299,14 @@ def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -
     config = tiny_config()
     params, net, levels = make(config, [1, 2, 3], [8, 16, 24], seed=5)
     small, _ = check(config, params, net, levels)
-    heads, neurons = kept_masks(net, levels, config)
+    heads, neurons = kept_masks(net, levels, config).values()
     assert heads.sum(axis=1).tolist() == [1, 2, 3]
     assert neurons.sum(axis=1).tolist() == [8, 16, 24]
     for layer, block in enumerate(small["blocks"]):
         dense = {name: array[layer] for name, array in params["blocks"].items()}
         np.testing.assert_array_equal(block["up"], dense["up"][:, neurons[layer]])
         np.testing.assert_array_equal(block["gate"], dense["gate"][:, neurons[layer]])
-        np.testing.assert_array_equal(block["down"], net.mlp_down[layer, 1][neurons[layer]])
+        np.testing.assert_array_equal(block["down"], net.weights["ffn"][layer, 1][neurons[layer]])
         np.testing.assert_array_equal(block["mlp_norm"], dense["mlp_norm"])
         np.testing.assert_array_equal(block["attn_norm"], dense["attn_norm"])
         for name in ("k", "v"):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import f64, norm64
+from tiny import FFN
 
 from tyr_jax import space
 from tyr_jax.errors import UserError
@@ -17,13 +18,13 @@ from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_blo
 from tyr_jax.pruning import fisher, hessian, stream
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
+from tyr_jax.pruning.kinds import EXPERT_NEURONS
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site
 from tyr_jax.scoring import nested, population
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.slopes import pool_slopes
 from tyr_jax.scoring.teacher import teacher_targets
-from tyr_jax.space import FFN
 
 EXPERTS, ROUTED, WIDTH = 5, 2, 24
 
@@ -79,8 +80,9 @@ def test_of_equal_experts_the_first_are_taken(world: World) -> None:
 
 
 def statistics(world: World, weights: jax.Array | None = None) -> jax.Array:
-    gram = jnp.zeros((1, *stream.gram_shape(FFN, world.config)))
-    return hessian.finish(stream.site_statistics(world.block, world.x, gram, weights, FFN, world.config)[1])
+    kind, config = EXPERT_NEURONS, world.config
+    gram = jnp.zeros((1, *kind.gram_shape(config)))
+    return hessian.finish(stream.site_statistics(world.block, world.x, gram, weights, kind, config)[1])
 
 
 def test_every_expert_has_the_statistics_of_its_tokens(world: World) -> None:
@@ -151,7 +153,7 @@ def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
     settings = PruningSettings(neuron_multiple=1, accumulation="centre")
     kept = np.array([[3, 4, 2], [11, 24, 7]])
     grid = space.level_grid(settings.kinds(config), kept, 1, 0.1)
-    metrics = fisher.output_metrics(params, text, config, 0)
+    metrics = fisher.output_metrics(params, text, config, settings.site_kinds(config), 0)
     plan = FoldPlan(config, grid, settings, metrics=metrics, drift=0.5, passes=passes)
     net = build_supernet(params, [text], plan, batch_tokens=480)
     levels = np.zeros((2, 3), int)
@@ -169,7 +171,7 @@ def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
         np.testing.assert_array_equal(router, net.learnt[0]["router"])
 
 
-WHOLE = PruningSettings(expert_unit="expert")
+WHOLE = PruningSettings(units=("expert",))
 
 
 @pytest.mark.parametrize("with_metric", [True, False])
@@ -181,7 +183,8 @@ def test_the_experts_that_put_out_most_are_kept(with_metric: bool, world: World)
     kept, exists = np.array([0, 1, 3, 5]), np.ones(4, bool)
     weight = world.block["down"].reshape(-1, world.config.hidden)
     given = jnp.asarray(metric, jnp.float32) if with_metric else None
-    pruned = keep_experts(WHOLE.site(statistics(world), weight, kept, exists, EXPERTS, given))
+    site = WHOLE.site(statistics(world), weight, kept, exists, EXPERTS, given)
+    pruned = keep_experts(site, WHOLE.pruner)
     order = np.argsort(-energy)
     np.testing.assert_array_equal(np.argsort(pruned.rank), order)
     levels = np.asarray(pruned.weights).reshape(4, EXPERTS, WIDTH, -1)
@@ -257,7 +260,7 @@ def test_the_last_pruning_passes_on_what_the_model_computes(world: World) -> Non
 
 
 def test_whole_experts_where_there_are_none(tiny_config: Callable[..., ModelConfig], world: World) -> None:
-    with pytest.raises(UserError, match="--expert-unit expert needs a mixture of experts"):
+    with pytest.raises(UserError, match="--units expert needs a mixture of experts"):
         WHOLE.kinds(tiny_config())
-    with pytest.raises(UserError, match="leave out either it or --expert-unit expert"):
+    with pytest.raises(UserError, match="leave out either it or --units expert"):
         dataclasses.replace(WHOLE, reconstruct=4).kinds(world.config)

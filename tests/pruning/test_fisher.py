@@ -11,8 +11,10 @@ from tiny import make_tiny_config
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params
 from tyr_jax.pruning import fisher
+from tyr_jax.pruning.kinds import HEADS, NEURONS
 from tyr_jax.runtime.offload import Scratch, Stack
 
+KINDS = HEADS, NEURONS
 CONFIG = make_tiny_config(layers=2, shape=LayerShape(2, 1, 12), vocab=11, hidden=8, head_dim=4)
 
 
@@ -52,7 +54,7 @@ def test_the_mean_over_draws_is_the_fisher_information(monkeypatch: pytest.Monke
     tokens = np.array([3, 7, 1], np.int32)
     told: list[int] = []
     many = np.repeat(tokens[None], 6000, axis=0)
-    ours = fisher.output_metrics(params, many, CONFIG, 0, on_tokens=told.append)
+    ours = fisher.output_metrics(params, many, CONFIG, KINDS, 0, on_tokens=told.append)
     assert told == [9000, 9000]
     wanted = shrunk(exact(params, tokens, CONFIG))
     for site, truth in zip(np.asarray(ours).reshape(-1, 8, 8), wanted.reshape(-1, 8, 8), strict=True):
@@ -64,25 +66,31 @@ def test_layers_on_disk_give_the_same(tmp_path: Path) -> None:
     config = make_tiny_config(layers=3, qkv_bias=True)
     params = random_params(config, jax.random.key(0), scale=0.2)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (5, 8)).astype(np.int32)
-    here = np.asarray(fisher.output_metrics(params, tokens, config, 3))
+    here = np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 3))
     blocks = {
         name: Stack(len(array), array.shape[1:], np.asarray(array).dtype, np.asarray(array).__getitem__)
         for name, array in params["blocks"].items()
     }
     told: list[int] = []
     there = fisher.output_metrics(
-        params | {"blocks": blocks}, tokens, config, 3, scratch=Scratch(tmp_path), on_tokens=told.append
+        params | {"blocks": blocks},
+        tokens,
+        config,
+        KINDS,
+        3,
+        scratch=Scratch(tmp_path),
+        on_tokens=told.append,
     )
     assert isinstance(there, np.memmap)
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5 * np.abs(here).max())
-    assert not np.array_equal(here, np.asarray(fisher.output_metrics(params, tokens, config, 4)))
+    assert not np.array_equal(here, np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 4)))
 
 
 def test_a_batch_is_filled_up_with_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_tiny_config()
     params = random_params(config, jax.random.key(0), scale=0.2)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (5, 8)).astype(np.int32)
-    whole = np.asarray(fisher.output_metrics(params, tokens, config, 0))
+    whole = np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 0))
     monkeypatch.setattr(fisher, "BATCH_TOKENS", 16)
-    parts = np.asarray(fisher.output_metrics(params, tokens, config, 0))
+    parts = np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 0))
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())

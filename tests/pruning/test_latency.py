@@ -8,7 +8,6 @@ import pytest
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape
 from tyr_jax.pruning.latency import Latencies, read_latencies
-from tyr_jax.space import ATTENTION, FFN
 
 TABLE = Latencies(
     device="none",
@@ -23,21 +22,21 @@ def nanoseconds(kind: int, heads: int = 0, groups: int = 0, ffn: int = 0) -> int
 
 
 def test_latencies_by_hand() -> None:
-    assert nanoseconds(ATTENTION) == nanoseconds(FFN) == 0
-    assert nanoseconds(ATTENTION, 1, 1) == 2000
+    assert nanoseconds("attention") == nanoseconds("ffn") == 0
+    assert nanoseconds("attention", 1, 1) == 2000
     # Two heads were measured as faster than one, which they never count as.
-    assert nanoseconds(ATTENTION, 2, 1) == 2000
-    assert nanoseconds(ATTENTION, 4, 2) == 5000
-    assert nanoseconds(FFN, ffn=4) == 1000
-    assert nanoseconds(FFN, ffn=12) == 2000
-    assert nanoseconds(FFN, ffn=24) == 3000
+    assert nanoseconds("attention", 2, 1) == 2000
+    assert nanoseconds("attention", 4, 2) == 5000
+    assert nanoseconds("ffn", ffn=4) == 1000
+    assert nanoseconds("ffn", ffn=12) == 2000
+    assert nanoseconds("ffn", ffn=24) == 3000
 
 
 def test_sizes_that_were_not_measured() -> None:
     with pytest.raises(UserError, match="no attention of 3 heads and 3 key/value heads"):
-        nanoseconds(ATTENTION, 3, 3)
+        nanoseconds("attention", 3, 3)
     with pytest.raises(UserError, match="no FFN of 32 neurons, only up to 24"):
-        nanoseconds(FFN, ffn=32)
+        nanoseconds("ffn", ffn=32)
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

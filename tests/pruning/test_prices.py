@@ -10,25 +10,18 @@ import jax
 import numpy as np
 import pytest
 from reference import random_supernet
-from tiny import make_tiny_config
+from tiny import FFN, make_tiny_config
 
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.cost import block_flops, unit_counts
 from tyr_jax.model.spec import LayerShape, Positions, count_parameters, random_params
 from tyr_jax.pruning.compress import compress
+from tyr_jax.pruning.kinds import EXPERT_NEURONS, HEADS, NEURONS
 from tyr_jax.pruning.latency import Latencies
-from tyr_jax.pruning.prices import (
-    blocks_take,
-    dearest_heads,
-    ffn_price,
-    heads_price,
-    level_prices,
-    sublayer_price,
-)
+from tyr_jax.pruning.prices import Pricing, level_prices, sublayer_price
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
-from tyr_jax.space import ATTENTION, FFN
 
 EXPERTS = {"routed": 2}
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
@@ -40,12 +33,12 @@ def test_a_distribution_costs_what_its_compressed_model_has(
     options: dict[str, Any], unit: Literal["head", "kv_group"]
 ) -> None:
     config = make_tiny_config(layers=3, shape=LayerShape(6, 2, 48, 5 if options == EXPERTS else 0), **options)
-    pruning = PruningSettings(attention_unit=unit)
+    pruning = PruningSettings(units=(unit,))
     attention, ffn = pruning.kinds(config)
     centres = np.array([[attention.units // 2] * 3, [24] * 3])
     grid = space.level_grid((attention, ffn), centres, 7, 1 / 6)
     supernet = random_supernet(config, grid, attention.units)
-    (prices,) = level_prices(config, pruning, grid.kept, np.asarray(supernet.attn_rank))
+    (prices,) = level_prices(config, pruning, grid.kept, supernet.ranks)
     params, rng = random_params(config, jax.random.key(0)), np.random.default_rng(0)
     for _ in range(20):
         present = [[np.flatnonzero(site) for site in kind] for kind in grid.exists]
@@ -59,14 +52,16 @@ def test_active_parameters_are_those_of_as_many_experts_as_a_token_uses() -> Non
     settings = PruningSettings(budget="active-parameters", neuron_multiple=1)
     # The router, a norm, and three matrices of two experts.
     dense = 32 * 5 + 32 + 3 * 2 * 32 * 16
-    assert sublayer_price(config, FFN, config.dense_shape, "active-parameters") == dense
+    pricing = Pricing.of(config, settings, "active-parameters")
+    assert pricing.sublayer(EXPERT_NEURONS, config.dense_shape) == dense
     kept = np.array([[[6, 3]] * 2, [[16, 4]] * 2])
-    (prices,) = level_prices(config, settings, kept, np.tile(np.arange(6), (2, 1)), ["active-parameters"])
+    ranks = {"attention": np.tile(np.arange(6), (2, 1))}
+    (prices,) = level_prices(config, settings, kept, ranks, ["active-parameters"])
     assert prices[FFN].tolist() == [[dense, dense - 3 * 2 * 32 * 12]] * 2
-    assert blocks_take(config, "active-parameters") == prices[..., 0].sum()
-    assert blocks_take(config, "parameters") == count_parameters(config)[0]
+    assert pricing.blocks() == prices[..., 0].sum()
+    assert Pricing.of(config, PruningSettings(), "parameters").blocks() == count_parameters(config)[0]
     limits = target_of(config, settings, 0.3).limits
-    assert limits == {"active-parameters": int(0.7 * blocks_take(config, "active-parameters"))}
+    assert limits == {"active-parameters": int(0.7 * pricing.blocks())}
 
 
 def test_flops_and_cache_by_hand() -> None:
@@ -78,33 +73,36 @@ def test_flops_and_cache_by_hand() -> None:
     scores = 2 * 2 * 6 * 8  # of a query with a key, and of the weighted sum
     everything = sum(range(1, tokens + 1))
     near = sum(min(row + 1, 16) for row in range(tokens))
-    price = functools.partial(sublayer_price, windowed, shape=windowed.dense_shape)
-    assert price(FFN, resource="flops") == tokens * ffn
-    assert price(ATTENTION, resource="flops", layer=1) == tokens * attention + scores * everything
-    assert price(ATTENTION, resource="flops", layer=0) == tokens * attention + scores * near
-    assert price(ATTENTION, resource="kv-cache", layer=1) == 2 * 2 * 8 * tokens
-    assert price(ATTENTION, resource="kv-cache", layer=0) == 2 * 2 * 8 * 16
-    assert price(FFN, resource="kv-cache") == 0
-    assert blocks_take(windowed, "kv-cache") == 2 * 2 * 8 * (tokens + 16)
+    price = functools.partial(sublayer_price, config=windowed, shape=windowed.dense_shape)
+    assert price(NEURONS, resource="flops") == tokens * ffn
+    assert price(HEADS, resource="flops", layer=1) == tokens * attention + scores * everything
+    assert price(HEADS, resource="flops", layer=0) == tokens * attention + scores * near
+    assert price(HEADS, resource="kv-cache", layer=1) == 2 * 2 * 8 * tokens
+    assert price(HEADS, resource="kv-cache", layer=0) == 2 * 2 * 8 * 16
+    assert price(NEURONS, resource="kv-cache") == 0
+    assert Pricing.of(windowed, PruningSettings(), "kv-cache").blocks() == 2 * 2 * 8 * (tokens + 16)
     # As the cost model counts them.
     flops = block_flops(config, unit_counts(config), tokens) * tokens
-    assert blocks_take(config, "flops") == pytest.approx(flops, rel=1e-9)
+    assert Pricing.of(config, PruningSettings(), "flops").blocks() == pytest.approx(flops, rel=1e-9)
 
 
 def test_heads_of_smollm2_by_hand() -> None:
     config = make_tiny_config(shape=LayerShape(9, 3, 48), hidden=576, head_dim=64)
     # Two matrices of a head and two of a key/value head, of 576 × 64 each, and a norm of 576.
     matrix = 576 * 64
-    assert heads_price(np.arange(9), config) == 24 * matrix + 576
-    assert heads_price(np.arange(6), config) == 16 * matrix + 576
+    pricing = Pricing.of(config, PruningSettings())
+    price = functools.partial(pricing.entries, HEADS)
+    assert price(np.arange(9)) == 24 * matrix + 576
+    assert price(np.arange(6)) == 16 * matrix + 576
     # Heads in groups of 3, 1 and 0: padded to two groups of three.
-    assert heads_price(np.array([0, 1, 2, 3]), config) == 16 * matrix + 576
-    assert heads_price(np.array([0, 1, 3, 4]), config) == 12 * matrix + 576
-    assert heads_price(np.array([], int), config) == 0
-    assert dearest_heads(4, config) == 16 * matrix + 576
-    assert dearest_heads(8, config) == dearest_heads(9, config) == 24 * matrix + 576
-    assert dearest_heads(0, config) == 0
-    assert sublayer_price(config, ATTENTION, config.dense_shape) == 24 * matrix + 576
+    assert price(np.array([0, 1, 2, 3])) == 16 * matrix + 576
+    assert price(np.array([0, 1, 3, 4])) == 12 * matrix + 576
+    assert price(np.array([], int)) == 0
+    dearest = functools.partial(pricing.dearest, HEADS)
+    assert dearest(4) == 16 * matrix + 576
+    assert dearest(8) == dearest(9) == 24 * matrix + 576
+    assert dearest(0) == 0
+    assert pricing.sublayer(HEADS, config.dense_shape) == 24 * matrix + 576
 
 
 def test_latencies_are_those_of_the_table_as_it_is_now(tmp_path: Path) -> None:
@@ -116,8 +114,9 @@ def test_latencies_are_those_of_the_table_as_it_is_now(tmp_path: Path) -> None:
         (tmp_path / "table.json").write_text(table.model_dump_json())
         # Files that are written within a tick of the clock are otherwise the same.
         os.utime(tmp_path / "table.json", ns=(nanoseconds, nanoseconds))
-        assert dearest_heads(4, config, "latency", table=pruning.table("latency")) == nanoseconds
-        assert ffn_price(8, config, pruning, "latency") == nanoseconds
-        assert blocks_take(config, "latency", pruning.table("latency")) == 2 * nanoseconds
+        pricing = Pricing.of(config, pruning, "latency")
+        assert pricing.dearest(HEADS, 4) == nanoseconds
+        assert pricing.level(NEURONS, 8) == nanoseconds
+        assert pricing.blocks() == 2 * nanoseconds
     with pytest.raises(UserError, match="a budget of latency needs --latencies FILE"):
-        blocks_take(config, "latency", PruningSettings(budget="latency").table("latency"))
+        Pricing.of(config, PruningSettings(budget="latency"), "latency").blocks()

@@ -9,7 +9,7 @@ from tiny import make_tiny_config
 from tyr_jax.model.linear import linear
 from tyr_jax.model.spec import layer_block, random_params
 from tyr_jax.pruning import linalg, stream
-from tyr_jax.space import FFN
+from tyr_jax.pruning.kinds import NEURONS
 
 
 def test_tokens_weigh_by_their_residuals() -> None:
@@ -47,17 +47,19 @@ def test_errors_are_measured_behind_a_norm() -> None:
         return gain * product / np.sqrt(np.mean(product**2, axis=-1, keepdims=True) + config.norm_eps)
 
     exact = np.sum((added(weight + change) - added(weight)) ** 2)
-    weights = stream.behind_norm(FFN, block, jnp.asarray(units, jnp.float32), None, config)
+    weights = stream.behind_norm(NEURONS, block, jnp.asarray(units, jnp.float32), None, config)
     assert weights is not None
     moved = np.asarray(weights)[..., None] * (units @ change)
-    metric = stream.metric_behind(jnp.eye(config.hidden), stream.behind_gain(FFN, block, config))
+    metric = stream.metric_behind(jnp.eye(config.hidden), stream.behind_gain(NEURONS, block, config))
     measured = np.sum((moved @ np.asarray(metric)) * moved)
     assert measured == pytest.approx(exact, rel=3 / config.hidden)
-    doubled = stream.behind_norm(FFN, block, jnp.asarray(units, jnp.float32), 2 * jnp.ones((1, 200)), config)
+    doubled = stream.behind_norm(
+        NEURONS, block, jnp.asarray(units, jnp.float32), 2 * jnp.ones((1, 200)), config
+    )
     np.testing.assert_allclose(doubled, 2 * weights, rtol=1e-6)
     plain = make_tiny_config(layers=1)
-    assert stream.behind_norm(FFN, block, jnp.asarray(units), None, plain) is None
-    assert stream.metric_behind(metric, stream.behind_gain(FFN, block, plain)) is metric
+    assert stream.behind_norm(NEURONS, block, jnp.asarray(units), None, plain) is None
+    assert stream.metric_behind(metric, stream.behind_gain(NEURONS, block, plain)) is metric
 
 
 @pytest.mark.parametrize("with_metric", [True, False])
@@ -70,7 +72,7 @@ def test_shares_of_outputs_in_bfloat16_are_float32(with_metric: bool) -> None:
     block = layer_block(random_params(config, jax.random.key(0))["blocks"], 0)
     block = jax.tree.map(lambda array: array.astype(jnp.bfloat16), block)
     metric = jnp.eye(config.hidden) if with_metric else None
-    ours = stream.output_share(block, x, units, metric, FFN, 2, config)
+    ours = stream.output_share(block, x, units, metric, NEURONS, 2, config)
     out, residual = (np.asarray(array, np.float64) for array in (linear(units, block["down"]), x))
     size = np.sum(out**2, axis=-1)
     exact = size / 2 if with_metric else size / np.sum(residual**2, axis=-1)

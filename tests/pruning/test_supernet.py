@@ -9,19 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
+from tiny import ATTENTION, FFN
 
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
 from tyr_jax.pruning import stream
 from tyr_jax.pruning.fold import FoldPlan, build_supernet, dealt_anew, level_probabilities
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
 from tyr_jax.pruning.site import prune_site, removal_schedule
-from tyr_jax.pruning.supernet import Supernet, at_levels, select
+from tyr_jax.pruning.supernet import Supernet, at_levels, level_index, select
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
-from tyr_jax.space import ATTENTION, FFN, LevelGrid
+from tyr_jax.space import LevelGrid
 
 SEQUENCES, LENGTH, LEVELS, CHUNK = 6, 16, 5, 4
 # Heads kept and neurons kept at the centre: some levels of every layer are masked.
@@ -96,7 +98,7 @@ def naive_supernet(
     kinds = settings.kinds(config)
     x = f64(world.params["embed"])[world.tokens]
     dense = x
-    out: dict[str, list[np.ndarray]] = {"attn_out": [], "mlp_down": [], "attn_rank": [], "mlp_rank": []}
+    out: dict[str, list[np.ndarray]] = {"o": [], "down": [], "attention": [], "ffn": []}
     for layer in range(config.depth):
         block = layer_block(world.params["blocks"], layer)
         for kind, name, run, add in (
@@ -117,8 +119,8 @@ def naive_supernet(
                 schedule = removal_schedule(kinds[kind].units, chunk, kept, exists)
                 pruned = prune_site(site.replace(chunk=chunk, schedule=jnp.asarray(schedule)), OBS())
             weights = np.asarray(pruned.weights).reshape(LEVELS, *block[name].shape)
-            out["attn_out" if kind == ATTENTION else "mlp_down"].append(weights)
-            out["attn_rank" if kind == ATTENTION else "mlp_rank"].append(np.asarray(pruned.rank))
+            out[name].append(weights)
+            out[kinds[kind].name].append(np.asarray(pruned.rank))
             if settings.accumulation == "none":
                 x = add(block, x, units)
                 continue
@@ -130,12 +132,11 @@ def naive_supernet(
 
 
 def assert_same(ours: Supernet, naive: dict[str, np.ndarray]) -> None:
-    for name in ("attn_rank", "mlp_rank"):
-        np.testing.assert_array_equal(np.asarray(getattr(ours, name)), naive[name], err_msg=name)
-    for name in ("attn_out", "mlp_down"):
-        actual, expected = np.asarray(getattr(ours, name)), naive[name]
+    for kind in ours.kinds:
+        np.testing.assert_array_equal(ours.ranks[kind.name], naive[kind.name], err_msg=kind.name)
+        actual, expected = np.asarray(ours.weights[kind.name]), naive[kind.output]
         difference = np.linalg.norm(actual - expected, axis=-1) / np.linalg.norm(expected)
-        assert difference.max() < 1e-4, name
+        assert difference.max() < 1e-4, kind.name
 
 
 @pytest.mark.parametrize("mode", ACCUMULATIONS)
@@ -161,19 +162,22 @@ def test_a_model_that_keeps_all_takes_nothing_back(world: World) -> None:
         world.params, [world.tokens], dataclasses.replace(world.plan(settings, grid), drift=1.0)
     )
     np.testing.assert_allclose(
-        built.mlp_down[:, 0], world.params["blocks"]["down"], rtol=1e-3, atol=1e-5 * np.ptp(built.mlp_down)
+        built.weights["ffn"][:, 0],
+        world.params["blocks"]["down"],
+        rtol=1e-3,
+        atol=1e-5 * np.ptp(built.weights["ffn"]),
     )
 
 
 def test_modes_differ_after_the_first_site_only(world: World) -> None:
     built = {mode: world.build(chosen(accumulation=mode), seed=7) for mode in ACCUMULATIONS}
-    first = np.asarray(built["none"].attn_out)
+    first = np.asarray(built["none"].weights["attention"])
     for mode in ACCUMULATIONS:
-        same = np.asarray(built[mode].attn_out)
+        same = np.asarray(built[mode].weights["attention"])
         np.testing.assert_array_equal(same[0], first[0])
         if mode != "none":
             assert np.abs(same[1:] - first[1:]).max() > 1e-3
-    downs = [np.asarray(built[mode].mlp_down)[-1] for mode in ACCUMULATIONS]
+    downs = [np.asarray(built[mode].weights["ffn"])[-1] for mode in ACCUMULATIONS]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(downs) for b in downs[:i])
 
 
@@ -183,7 +187,7 @@ def test_the_seed_matters_to_the_random_mode_alone(world: World) -> None:
         first, again, other = (world.build(settings, seed=seed) for seed in (7, 7, 8))
         for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-        changed = np.abs(np.asarray(first.mlp_down - other.mlp_down)).max() > 1e-4
+        changed = np.abs(np.asarray(first.weights["ffn"] - other.weights["ffn"])).max() > 1e-4
         assert changed == (mode == "random")
 
 
@@ -215,25 +219,29 @@ def test_random_levels_are_drawn_among_those_that_exist() -> None:
 
 
 def test_each_block_runs_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int]] = []
     run = stream.site_statistics
 
-    def counted(block: Any, x: Any, gram: Any, counts: Any, kind: int, config: ModelConfig) -> Any:
-        calls.append((kind, x.shape[0]))
+    def counted(block: Any, x: Any, gram: Any, counts: Any, kind: SiteKind, config: ModelConfig) -> Any:
+        calls.append((kind.name, x.shape[0]))
         return run(block, x, gram, counts, kind, config)
 
     monkeypatch.setattr(stream, "site_statistics", counted)
     world.build(chosen())
-    assert calls == ([(ATTENTION, 3)] * 2 + [(FFN, 3)] * 2) * world.config.depth
+    assert calls == ([("attention", 3)] * 2 + [("ffn", 3)] * 2) * world.config.depth
 
 
 @pytest.mark.parametrize("batch", [4, 100])
 def test_the_batch_does_not_matter(batch: int, world: World) -> None:
     settings = chosen()
     whole, parts = world.build(settings), world.build(settings, batch_tokens=batch * LENGTH)
-    np.testing.assert_array_equal(np.asarray(whole.mlp_rank), np.asarray(parts.mlp_rank))
-    np.testing.assert_allclose(np.asarray(whole.attn_out), np.asarray(parts.attn_out), rtol=2e-3, atol=2e-5)
-    np.testing.assert_allclose(np.asarray(whole.mlp_down), np.asarray(parts.mlp_down), rtol=2e-3, atol=2e-5)
+    np.testing.assert_array_equal(np.asarray(whole.ranks["ffn"]), np.asarray(parts.ranks["ffn"]))
+    np.testing.assert_allclose(
+        np.asarray(whole.weights["attention"]), np.asarray(parts.weights["attention"]), rtol=2e-3, atol=2e-5
+    )
+    np.testing.assert_allclose(
+        np.asarray(whole.weights["ffn"]), np.asarray(parts.weights["ffn"]), rtol=2e-3, atol=2e-5
+    )
 
 
 def test_texts_of_any_length_count_alike(world: World) -> None:
@@ -246,9 +254,9 @@ def test_texts_of_any_length_count_alike(world: World) -> None:
             [world.tokens, world.tokens[:, :4]],
         )
     )
-    np.testing.assert_allclose(halves.attn_out, whole.attn_out, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(halves.mlp_down, whole.mlp_down, rtol=1e-3, atol=1e-4)
-    assert np.abs(np.asarray(more.mlp_down - whole.mlp_down)).max() > 1e-3
+    np.testing.assert_allclose(halves.weights["attention"], whole.weights["attention"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(halves.weights["ffn"], whole.weights["ffn"], rtol=1e-3, atol=1e-4)
+    assert np.abs(np.asarray(more.weights["ffn"] - whole.weights["ffn"])).max() > 1e-3
 
 
 def test_shapes_levels_and_reports(world: World) -> None:
@@ -259,27 +267,24 @@ def test_shapes_levels_and_reports(world: World) -> None:
     assert [name for name, _ in reports] == names
     assert [damping for _, damping in reports] == pytest.approx([0.01] * 6)
     assert net.learnt == ()
-    assert {name: array.shape for name, array in vars(net).items() if name != "learnt"} == {
-        "attn_out": (3, LEVELS, 4, 8, 32),
-        "mlp_down": (3, LEVELS, 48, 32),
-        "attn_rank": (3, 4),
-        "mlp_rank": (3, 48),
-        "kept": (2, 3, LEVELS),
-        "exists": (2, 3, LEVELS),
-        "error": (2, 3, LEVELS),
-        "share": (2, 3),
-        "damping": (2, 3),
+    assert {name: array.shape for name, array in net.weights.items()} == {
+        "attention": (3, LEVELS, 4, 8, 32),
+        "ffn": (3, LEVELS, 48, 32),
     }
+    assert {name: array.shape for name, array in net.ranks.items()} == {"attention": (3, 4), "ffn": (3, 48)}
+    for name in ("kept", "exists", "error"):
+        assert getattr(net, name).shape == (2, 3, LEVELS)
+    assert net.share.shape == net.damping.shape == (2, 3)
     grid = world.grid(settings)
     np.testing.assert_array_equal(np.asarray(net.kept), grid.kept)
     np.testing.assert_array_equal(np.asarray(net.exists), grid.exists)
-    heads = np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0
-    neurons = np.abs(np.asarray(net.mlp_down)).sum(axis=-1) > 0
+    heads = np.abs(np.asarray(net.weights["attention"])).sum(axis=(-1, -2)) > 0
+    neurons = np.abs(np.asarray(net.weights["ffn"])).sum(axis=-1) > 0
     np.testing.assert_array_equal(heads.sum(-1), grid.kept[ATTENTION])
     np.testing.assert_array_equal(neurons.sum(-1), grid.kept[FFN])
     kept = np.asarray(net.kept)[..., None]
-    np.testing.assert_array_equal(heads, np.asarray(net.attn_rank)[:, None] < kept[ATTENTION])
-    np.testing.assert_array_equal(neurons, np.asarray(net.mlp_rank)[:, None] < kept[FFN])
+    np.testing.assert_array_equal(heads, np.asarray(net.ranks["attention"])[:, None] < kept[ATTENTION])
+    np.testing.assert_array_equal(neurons, np.asarray(net.ranks["ffn"])[:, None] < kept[FFN])
     # More units, less error; none at all loses everything, all of them nothing.
     error = np.asarray(net.error)
     assert (np.diff(error, axis=-1) <= 1e-5).all()
@@ -293,8 +298,8 @@ def test_select_takes_the_levels_of_a_distribution(world: World) -> None:
     picked = select(world.params, net, jnp.asarray(distribution))
     for layer in range(3):
         o, down = picked["blocks"]["o"][layer], picked["blocks"]["down"][layer]
-        np.testing.assert_array_equal(o, net.attn_out[layer, distribution[ATTENTION, layer]])
-        np.testing.assert_array_equal(down, net.mlp_down[layer, distribution[FFN, layer]])
+        np.testing.assert_array_equal(o, net.weights["attention"][layer, distribution[ATTENTION, layer]])
+        np.testing.assert_array_equal(down, net.weights["ffn"][layer, distribution[FFN, layer]])
     untouched = set(picked["blocks"]) - {"o", "down"}
     assert all(picked["blocks"][name] is world.params["blocks"][name] for name in untouched)
     assert picked["embed"] is world.params["embed"]
@@ -306,12 +311,11 @@ def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
     shared = build_supernet(world.params, [world.tokens], world.plan(settings, space.joint_grid(grids)))
     for grid in grids:
         own = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
-        part = at_levels(shared, grid)
+        part = at_levels(shared, level_index(shared, grid), grid)
         for name in ("kept", "exists", "share", "damping"):
             np.testing.assert_array_equal(getattr(part, name), getattr(own, name))
-        for name in ("attn_out", "mlp_down"):
-            exists = grid.exists[ATTENTION if name == "attn_out" else FFN]
-            ours, expected = (np.asarray(getattr(net, name))[exists] for net in (part, own))
+        for row, name in enumerate(own.weights):
+            ours, expected = (np.asarray(net.weights[name])[grid.exists[row]] for net in (part, own))
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
         error = np.asarray(own.error)[grid.exists]
         np.testing.assert_allclose(np.asarray(part.error)[grid.exists], error, rtol=1e-3, atol=1e-5)
@@ -329,15 +333,15 @@ def test_the_dense_level_is_the_dense_weight(world: World) -> None:
 
 
 def test_whole_key_value_groups_are_removed(world: World) -> None:
-    settings = chosen(attention_unit="kv_group")
+    settings = chosen(units=("kv_group",))
     attention, ffn = settings.kinds(world.config)
     assert (attention.units, attention.multiple) == (2, 1)
     assert (ffn.units, ffn.multiple) == (48, 8)
     centres = np.array([[1, 1, 1], [24, 24, 24]])
     grid = world.grid(settings, centres)
     net = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
-    assert net.attn_rank.shape == (3, 2)
-    alive = (np.abs(np.asarray(net.attn_out)).sum(axis=(-1, -2)) > 0).reshape(3, LEVELS, 2, 2)
+    assert net.ranks["attention"].shape == (3, 2)
+    alive = (np.abs(np.asarray(net.weights["attention"])).sum(axis=(-1, -2)) > 0).reshape(3, LEVELS, 2, 2)
     assert (alive[..., 0] == alive[..., 1]).all()
     np.testing.assert_array_equal(alive[..., 0].sum(-1), grid.kept[ATTENTION])
 
@@ -381,7 +385,7 @@ def test_a_projection_of_zeros_is_no_error(world: World) -> None:
     blocks["o"] = blocks["o"].at[1].set(0.0)
     settings = chosen()
     net = build_supernet(world.params | {"blocks": blocks}, [world.tokens], world.plan(settings))
-    assert not np.asarray(net.attn_out[1]).any()
+    assert not np.asarray(net.weights["attention"][1]).any()
     assert np.isfinite(np.asarray(net.error)).all()
 
 

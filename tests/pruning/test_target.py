@@ -8,14 +8,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tiny import make_tiny_config
+from tiny import ATTENTION, FFN, make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters
-from tyr_jax.pruning.prices import blocks_take, dearest_heads, ffn_price
+from tyr_jax.pruning.kinds import NEURONS
+from tyr_jax.pruning.prices import Pricing
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
-from tyr_jax.space import ATTENTION, FFN, Budget
+from tyr_jax.space import Budget
 
 SMOLLM2 = ModelConfig("llama", 49152, 576, 64, (LayerShape(9, 3, 1536),) * 30)
 
@@ -70,8 +71,9 @@ def test_a_uniform_model_is_just_within_its_limit(
     except UserError:
         return
     limit, kept = target.limits["parameters"], target.kept
-    spent = sum(dearest_heads(int(count), config) for count in kept[ATTENTION])
-    spent += sum(ffn_price(int(count), config, pruning) for count in kept[FFN])
+    pricing = Pricing.of(config, pruning)
+    rows = zip(pricing.kinds, kept.tolist(), strict=True)
+    spent = sum(pricing.dearest(kind, count) for kind, row in rows for count in row)
     assert spent <= limit
     assert (kept[ATTENTION, list(heads)] == shape[0]).all()
     assert (kept[FFN, list(neurons)] == shape[2]).all()
@@ -80,7 +82,8 @@ def test_a_uniform_model_is_just_within_its_limit(
     # One more step would exceed the budget, unless a layer is full, or has lost all neurons and its norm.
     if movable.max() < shape[2] // multiple * multiple and movable.min() > 0:
         one = dataclasses.replace(pruning, neuron_multiple=1)
-        neuron = ffn_price(2, config, one) - ffn_price(1, config, one)
+        own = Pricing.of(config, one)
+        neuron = own.level(NEURONS, 2) - own.level(NEURONS, 1)
         assert spent + neuron > limit - (multiple - 1) * neuron
 
 
@@ -95,7 +98,7 @@ def test_a_further_limit_takes_heads_from_the_uniform_model() -> None:
     assert (target.kept[FFN] > free.kept[FFN]).all()
     flops = target_of(config, PruningSettings(budget="flops"), 0.3)
     # Scores count too, so that a share of the FLOPs is not that of the parameters.
-    assert flops.limits["flops"] == math.floor(0.7 * blocks_take(config, "flops"))
+    assert flops.limits["flops"] == math.floor(0.7 * Pricing.of(config, PruningSettings(), "flops").blocks())
     assert flops.kept[FFN].sum() < free.kept[FFN].sum()
 
 
@@ -142,7 +145,7 @@ def test_a_budget_of_parameters_serves_all_levels() -> None:
         (
             0.0001,
             {},
-            r"sparsity 0\.0001 is too small .* 8 neurons, has 14,\d+ parameters, but only 10,\d+ of",
+            r"sparsity 0\.0001 is too small .* 8 FFN neurons, has 14,\d+ parameters, but only 10,\d+ of",
         ),
         (
             0.9999,

@@ -116,7 +116,7 @@ def test_models_without_some_experts(
     """A layer has fewer than a token was sent to, and one has none. If all layers have lost as many, no code
     of ours is needed."""
     dense = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
-    config, pruning = dense.config, PruningSettings(expert_unit="expert", accumulation="centre")
+    config, pruning = dense.config, PruningSettings(units=("expert",), accumulation="centre")
     heads, experts = config.dense_shape.heads, config.dense_shape.experts
     for number, kept in enumerate(([experts - 1, 1, 0], [experts - 2] * 3)):
         grid = space.level_grid(pruning.kinds(config), np.array([[heads] * 3, kept]), 1, 0.2)
@@ -154,13 +154,13 @@ def test_in_llama_cpp_or_refused(
     ("name", "options"),
     [
         ("smollm3-windows", "--reconstruct 1 --compute-dtype bfloat16"),
-        ("granite-tied", "--reconstruct 1 --attention-unit kv_group"),
+        ("granite-tied", "--reconstruct 1 --units kv_group"),
         ("phi3-partial", ""),
         ("gemma3-scaled", ""),
         ("olmo3", "--reconstruct 1"),
         ("gemma2-caps", "--reconstruct 1"),
         ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
-        ("qwen3-moe-normed", "--expert-unit expert --sparsity 0.4"),
+        ("qwen3-moe-normed", "--units expert --sparsity 0.4"),
         ("mixtral", ""),
         ("gpt-oss", "--reconstruct 1"),
     ],

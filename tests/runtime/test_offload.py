@@ -101,8 +101,7 @@ def search_world(config: ModelConfig, objective: Objective) -> tuple[Any, ...]:
 
 
 def stored(supernet: Supernet) -> Supernet:
-    weights = {"attn_out": supernet.attn_out, "mlp_down": supernet.mlp_down}
-    return supernet.replace(**Scratch().keep(weights))  # type: ignore[attr-defined, no-any-return]
+    return supernet.replace(weights=Scratch().keep(supernet.weights))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("consume", [False, True])
@@ -132,7 +131,7 @@ def test_the_search_of_a_supernet_on_disk(
 
     net = nested.nest(lazy, stored(supernet), config, consume=consume)
     assert offload.on_disk([net.params["blocks"]["q"]])
-    assert offload.on_disk([net.attn_out])
+    assert offload.on_disk([net.weights["attention"]])
     np.testing.assert_allclose(
         nested.score_population(net, candidates, *rest, told.append), expected, rtol=1e-5
     )
@@ -152,7 +151,7 @@ def test_the_fold_and_what_comes_of_it(tiny_config: Configs) -> None:
     plan = FoldPlan(config, grid, settings)
     whole = build_supernet(params, texts, plan, **options)
     lazy = build_supernet(on_disk(params), texts, dataclasses.replace(plan, scratch=Scratch()), **options)
-    assert offload.on_disk([lazy.attn_out])
+    assert offload.on_disk([lazy.weights["attention"]])
     for ours, expected in zip(jax.tree.leaves(lazy), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
     levels = space.centre_distribution(grid)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import random_supernet
+from tiny import ATTENTION, FFN
 
 from tyr_jax import space
 from tyr_jax.model import decoder
@@ -21,7 +22,7 @@ from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.evolution import Evolution
-from tyr_jax.space import ATTENTION, FFN, LevelGrid
+from tyr_jax.space import LevelGrid
 
 LENGTH, LEVELS = 16, 5
 KL_DIVERGENCE = KL()
@@ -44,7 +45,7 @@ class World(NamedTuple):
 
 
 def make_world(config: ModelConfig, unit: str = "head", objective: Objective = KL_DIVERGENCE) -> World:
-    kinds = PruningSettings(attention_unit=unit).kinds(config)  # type: ignore[arg-type]
+    kinds = PruningSettings(units=(unit,)).kinds(config)
     half = np.repeat([[kinds[0].units // 2], [kinds[1].units // 2]], config.depth, axis=1)
     grid = space.level_grid(kinds, half, LEVELS, 0.2)
     params = random_params(config, jax.random.key(0), scale=0.2)
@@ -106,12 +107,12 @@ def test_a_further_tensor_is_moved_and_cut_along_its_axes(
     world = make_world(config, unit)
     net, layer = nested.nest(world.params, world.supernet, config), 1
     dense = {name: np.asarray(array[layer]) for name, array in world.params["blocks"].items()}
-    per_unit = 6 // world.supernet.attn_rank.shape[1]
-    ranks = np.repeat(world.supernet.attn_rank[layer], per_unit) * per_unit
+    per_unit = 6 // world.supernet.ranks["attention"].shape[1]
+    ranks = np.repeat(world.supernet.ranks["attention"][layer], per_unit) * per_unit
     heads = np.argsort(ranks + np.arange(6) % per_unit)
-    neurons = np.argsort(world.supernet.mlp_rank[layer])
-    attention = nested.prefix(net, jnp.int32(layer), "attention", 3, config)
-    ffn = nested.prefix(net, jnp.int32(layer), "ffn", 20, config)
+    neurons = np.argsort(world.supernet.ranks["ffn"][layer])
+    attention = nested.prefix(net, jnp.int32(layer), net.kinds[ATTENTION], 3, config)
+    ffn = nested.prefix(net, jnp.int32(layer), net.kinds[FFN], 20, config)
     tensors = {tensor.name: tensor for tensor in config.tensors if tensor.name not in ("o", "down")}
     assert attention.keys() | ffn.keys() == tensors.keys() | {"kv_head"}
     assert attention.keys() & ffn.keys() == set()
@@ -149,13 +150,14 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
     world = make_world(tiny_config())
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
-    buckets, batch = jnp.asarray(nested.chunk_buckets(net, one)), take(world.pool, np.arange(2))
+    buckets, batch = jnp.asarray(nested.chunk_buckets(net, one, world.config)), take(world.pool, np.arange(2))
     state = decoder.begin(decoder.outside(net.params), batch.tokens[None])
     scoring = Scoring.of_model(world.config, KL_DIVERGENCE)
     residuals, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, state, scoring)
     chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), residuals)
     for broken in range(3):
-        poisoned = net.replace(mlp_down=net.mlp_down.at[broken].set(jnp.nan))
+        down = {"ffn": net.weights["ffn"].at[broken].set(jnp.nan)}
+        poisoned = net.replace(weights=net.weights | down)
         (value,) = nested.score_chunk(
             poisoned, chunk, None, batch, Scoring.of_model(world.config, KL_DIVERGENCE)
         )
@@ -165,11 +167,13 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
 def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[..., ModelConfig]) -> None:
     config = tiny_config(qkv_bias=True, mlp_bias=True)
     world = make_world(config)
-    blocks, shape = world.params["blocks"], world.supernet.attn_out.shape
+    blocks, levels = world.params["blocks"], world.supernet.weights
     whole = jnp.array([config.dense_shape.heads, config.dense_shape.ffn])
     dense = world.supernet.replace(
-        attn_out=jnp.broadcast_to(blocks["o"][:, None], shape),
-        mlp_down=jnp.broadcast_to(blocks["down"][:, None], world.supernet.mlp_down.shape),
+        weights={
+            kind.name: jnp.broadcast_to(blocks[kind.output][:, None], levels[kind.name].shape)
+            for kind in world.supernet.kinds
+        },
         kept=jnp.broadcast_to(whole[:, None, None], (2, 3, LEVELS)),
     )
     scores = nested.score_population(
@@ -189,9 +193,9 @@ def test_a_consumed_supernet_comes_back(unit: str, tiny_config: Callable[..., Mo
     world = make_world(config, unit)
     before = jax.tree.map(np.array, world.supernet)
     net = nested.nest(world.params, world.supernet, config, consume=True)
-    assert world.supernet.mlp_down.is_deleted()
-    assert world.supernet.attn_out.is_deleted()
-    assert not np.array_equal(net.mlp_down, before.mlp_down)
+    assert world.supernet.weights["ffn"].is_deleted()
+    assert world.supernet.weights["attention"].is_deleted()
+    assert not np.array_equal(net.weights["ffn"], before.weights["ffn"])
     chex.assert_trees_all_equal(nested.restored(net, world.supernet, config), before)
 
 
@@ -222,7 +226,7 @@ def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConf
     assert kept[FFN, 0].tolist() == [8, 24, 40, 56, 72]
     candidates = np.array([[[1, 3], [0, 2]], [[2, 0], [0, 3]]])
     # Units kept: attention 0|1 and 2|0, FFN 8|8 and 40|56.
-    assert nested.chunk_buckets(net, candidates).tolist() == [[0, 1], [0, 3]]
+    assert nested.chunk_buckets(net, candidates, config).tolist() == [[0, 1], [0, 3]]
 
 
 def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
@@ -282,16 +286,17 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
     parts = slopes.pool_slopes(net, now, world.pool, sequences, world.config, KL_DIVERGENCE)
     assert parts.shape[1:] == (2, 2, LEVELS)
     found = parts.mean(axis=0)
-    for kind, layer, name in ((ATTENTION, 1, "attn_out"), (FFN, 0, "mlp_down")):
+    for kind, layer, name in ((ATTENTION, 1, "attention"), (FFN, 0, "ffn")):
         here = int(now[kind, layer])
         assert found[kind, layer, here] == pytest.approx(0.0, abs=1e-6)
-        levels = getattr(net, name)
+        levels = net.weights[name]
         for level in {0, 3} - {here}:
             values = []
             for t in (-0.02, 0.02):
                 moved = (1 - t) * levels[layer, here] + t * levels[layer, level]
                 # Weights outside a level's own units must count, as they do in the slope.
-                wide = net.replace(**{name: levels.at[layer, here].set(moved)}, kept=whole)
+                weights = net.weights | {name: levels.at[layer, here].set(moved)}
+                wide = net.replace(weights=weights, kept=whole)
                 values.append(
                     nested.score_population(
                         wide, now[None], world.pool, sequences, world.config, KL_DIVERGENCE

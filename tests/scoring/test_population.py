@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import kl64, layer_outputs64, logits64, nll64, random_supernet
+from tiny import FFN
 
 from tyr_jax import space
 from tyr_jax.model.decoder import forward
@@ -150,10 +151,11 @@ def test_progress_counts_sequences(world: World, monkeypatch: pytest.MonkeyPatch
 def test_the_teacher_is_at_no_distance_from_itself(world: World) -> None:
     # A supernet whose every level is the dense weight.
     blocks = world.params["blocks"]
-    dense = world.supernet.replace(
-        attn_out=jnp.broadcast_to(blocks["o"][:, None], world.supernet.attn_out.shape),
-        mlp_down=jnp.broadcast_to(blocks["down"][:, None], world.supernet.mlp_down.shape),
-    )
+    weights = {
+        kind.name: jnp.broadcast_to(blocks[kind.output][:, None], world.supernet.weights[kind.name].shape)
+        for kind in world.supernet.kinds
+    }
+    dense = world.supernet.replace(weights=weights)
     scores = population.score_population(
         world.params, dense, world.candidates[:2], world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
     )
@@ -161,10 +163,10 @@ def test_the_teacher_is_at_no_distance_from_itself(world: World) -> None:
 
 
 def test_one_broken_candidate_does_not_touch_the_others(world: World) -> None:
-    down = world.supernet.mlp_down.at[1, 3].set(jnp.nan)
-    broken = world.supernet.replace(mlp_down=down)
+    down = world.supernet.weights["ffn"].at[1, 3].set(jnp.nan)
+    broken = world.supernet.replace(weights=world.supernet.weights | {"ffn": down})
     candidates = np.stack([np.full((2, 3), 2), np.full((2, 3), 2)])
-    candidates[1, space.FFN, 1] = 3
+    candidates[1, FFN, 1] = 3
     scores = population.score_population(
         world.params, broken, candidates, world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
     )

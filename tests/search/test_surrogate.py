@@ -84,11 +84,10 @@ def test_what_is_left_of_a_budget_becomes_neurons_where_they_are_worth_most() ->
     units = np.tile(np.array([0, 16, 32, 48]), (2, 3, 1))
     levels, kept = np.full((2, 3), 1), np.full((2, 3), 16)
     error = np.tile([1.0, 0.5, 0.2, 0.0], (2, 3, 1))
-    sites = Sites(error, np.array([[9.0] * 3, [1.0, 3.0, 2.0]]), np.ones(error.shape, bool))
-    wider = surrogate.widened(kept, levels, sites, units, 3, 8)
-    assert wider.tolist() == [[16, 16, 16], [16, 32, 24]]
-    sites.exists[1, 1, 2] = False
-    assert surrogate.widened(kept, levels, sites, units, 9, 8)[1].tolist() == [32, 16, 32]
+    sites = Sites(error[1], np.array([1.0, 3.0, 2.0]), np.ones((3, 4), bool))
+    assert surrogate.widened(kept[1], levels[1], sites, units[1], 3, 8).tolist() == [16, 32, 24]
+    sites.exists[1, 2] = False
+    assert surrogate.widened(kept[1], levels[1], sites, units[1], 9, 8).tolist() == [32, 16, 32]
 
 
 def test_levels_that_do_not_exist_are_never_chosen() -> None:

@@ -49,9 +49,6 @@ UNIT_AXES: dict[Sublayer, str] = {"attention": "N", "ffn": "F"}
 AXES: dict[Sublayer, str] = {"attention": "DNKH", "ffn": "DXF"}
 """The axes that tensors of a sublayer can have."""
 
-OUTPUTS: dict[Sublayer, str] = {"attention": "o", "ffn": "down"}
-"""The prunable projections: every level of a supernet has its own weights for them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class BlockTensor:
@@ -137,9 +134,6 @@ BLOCK_TENSORS = (
 saving, pruning, compressing) depends only on their axes. So a new one needs a row here, a flag in
 `ModelConfig` and its use in the decoder."""
 
-POST_NORMS: dict[Sublayer, str] = {"attention": "attn_post_norm", "ffn": "mlp_post_norm"}
-"""The norm after each sublayer, in models that have them."""
-
 DERIVED = frozenset(tensor.name for tensor in BLOCK_TENSORS if not tensor.key) | {"logit_cap"}
 """Tensors that follow from the configuration: of a block, and the soft-cap of the logits outside."""
 
@@ -222,6 +216,17 @@ class ModelConfig:
         there = (tensor for tensor in BLOCK_TENSORS if not tensor.flag or getattr(self, tensor.flag))
         keys = dict(self.keys)
         return tuple(dataclasses.replace(one, key=keys.get(one.name, one.key)) for one in there)
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Axis letters of the tensors of a block, by name."""
+        return {tensor.name: tensor.axes for tensor in self.tensors}
+
+    def sizes(self, layer: int = 0) -> dict[str, int]:
+        """Sizes of the axes of a layer's tensors, by letter."""
+        shape = self.layers[layer]
+        sizes = {"D": self.hidden, "H": self.head_dim, "N": shape.heads, "K": shape.kv_heads}
+        return sizes | {"F": shape.ffn, "X": shape.experts}
 
     @property
     def context(self) -> int:
@@ -400,10 +405,7 @@ def model_specs(config: ModelConfig) -> tuple[TensorSpec, ...]:
 
 def block_specs(config: ModelConfig, layer: int) -> tuple[TensorSpec, ...]:
     """Tensors of block `layer` that are stored, without those of absent sublayers."""
-    shape = config.layers[layer]
-    channels = config.channels
-    sizes = {"D": config.hidden, "N": shape.heads, "K": shape.kv_heads, "H": config.head_dim, "F": shape.ffn}
-    sizes["X"] = shape.experts
+    channels, sizes = config.channels, config.sizes(layer)
     return tuple(
         TensorSpec(
             tensor.name,

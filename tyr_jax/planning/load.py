@@ -10,12 +10,14 @@ import numpy as np
 
 from tyr_jax.data import OPENING, evaluation_sources
 from tyr_jax.model.cost import unit_counts
-from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
+from tyr_jax.model.spec import UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
+from tyr_jax.pruning.kinds import SiteKind
+from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.settings import Settings
-from tyr_jax.space import KINDS, LevelGrid, centre_distribution, level_grid
+from tyr_jax.space import LevelGrid, centre_distribution, level_grid
 
 FLOAT = 4
 """Bytes of a number in the dense model's predictions, in XᵀX and in the computation of softmaxes."""
@@ -54,21 +56,24 @@ def level_bytes(config: ModelConfig, itemsize: int) -> int:
     return itemsize * config.depth * config.hidden * sum(site_channels(config))
 
 
-def site_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites: N·H and F, those of one expert."""
-    shape = config.dense_shape
-    return shape.heads * config.head_dim, shape.ffn
+def kinds_of(config: ModelConfig) -> tuple[SiteKind, ...]:
+    """The kinds of site of a model. Which of several units is removed changes none of the sizes here."""
+    return PruningSettings().site_kinds(config)
 
 
-def site_counts(config: ModelConfig) -> tuple[int, int]:
-    """How many XᵀX a layer's two sites have: one, or one for each expert."""
-    return 1, max(1, config.dense_shape.experts)
+def site_sizes(config: ModelConfig) -> list[int]:
+    """Rows of XᵀX of each of a layer's sites: N·H and F, of one expert."""
+    return [kind.gram_shape(config)[-1] for kind in kinds_of(config)]
 
 
-def site_channels(config: ModelConfig) -> tuple[int, int]:
-    """Input channels of a layer's two sites, of all experts together."""
-    attention, ffn = np.multiply(site_sizes(config), site_counts(config)).tolist()
-    return attention, ffn
+def site_counts(config: ModelConfig) -> list[int]:
+    """How many XᵀX each of a layer's sites has: one, or one for each expert."""
+    return [math.prod(kind.gram_shape(config)[:-2]) for kind in kinds_of(config)]
+
+
+def site_channels(config: ModelConfig) -> list[int]:
+    """Input channels of each of a layer's sites, of all experts together."""
+    return np.multiply(site_sizes(config), site_counts(config)).tolist()
 
 
 def weight_bytes(load: Load) -> float:
@@ -84,7 +89,7 @@ def metric_bytes(load: Load) -> float:
     config, settings, _, n = load
     if settings.pruning.metric == "none":
         return 0
-    return FLOAT * share_held(len(KINDS) * config.depth * config.hidden**2, load) / n
+    return FLOAT * share_held(len(kinds_of(config)) * config.depth * config.hidden**2, load) / n
 
 
 def held_bytes(load: Load) -> float:
@@ -113,9 +118,9 @@ def evaluation_tokens(settings: Settings) -> int:
 def ordered_parameters(config: ModelConfig) -> int:
     """Parameters of a dense model that a search holds in the order of removal: those of every tensor with an
     axis of units, except the output projections, of which a supernet has every level."""
-    units = set(UNIT_AXES.values())
+    units, outputs = set(UNIT_AXES.values()), {kind.output for kind in kinds_of(config)}
     specs = (spec for layer in range(config.depth) for spec in block_specs(config, layer))
-    moved = (spec for spec in specs if units & set(spec.axes) and spec.name not in OUTPUTS.values())
+    moved = (spec for spec in specs if units & set(spec.axes) and spec.name not in outputs)
     return sum(math.prod(spec.shape) for spec in moved)
 
 

@@ -14,7 +14,7 @@ from tyr_jax.components import guarded
 from tyr_jax.data import to_write
 from tyr_jax.evaluation import writing
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import UNIT_AXES, ModelConfig, count_parameters
 from tyr_jax.planning.load import (
     FLOAT,
     Load,
@@ -23,6 +23,7 @@ from tyr_jax.planning.load import (
     evaluation_tokens,
     held_bytes,
     kept_units,
+    kinds_of,
     level_bytes,
     metric_bytes,
     ordered_parameters,
@@ -53,7 +54,6 @@ from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
 from tyr_jax.search import surrogate
 from tyr_jax.settings import Settings
-from tyr_jax.space import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +216,13 @@ def metric_need(load: Load) -> Need:
     residuals = (share_held(config.depth, load) + 2) * together * config.hidden * itemsize
     # The activations of both sublayers are kept for the backward pass, and there are new sums for both.
     units = attention_working(config, together, 0, itemsize) + ffn_working(config, together, itemsize)
-    block = gathered(max(sublayer_parameters(config, kind) for kind in KINDS), load)
-    layer = block + BACKWARD * units + 2 * len(KINDS) * FLOAT * config.hidden**2
+    block = gathered(max(sublayer_parameters(config, sublayer) for sublayer in UNIT_AXES), load)
+    sites = len(kinds_of(config))
+    layer = block + BACKWARD * units + 2 * sites * FLOAT * config.hidden**2
     working = residuals + max(layer, head_working(together, load))
     # Forward, recomputed, and backward to the inputs.
     flops = tokens * (3 * block_flops(config, unit_counts(config), length) + 2 * head_flops(config))
-    flops += len(KINDS) * config.depth * gram_flops(config.hidden, tokens)
+    flops += sites * config.depth * gram_flops(config.hidden, tokens)
     weights = weight_bytes(load) + metric_bytes(load)
     return Need("Fisher metric", weights, 0, 0, working, flops)
 

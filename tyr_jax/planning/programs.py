@@ -19,10 +19,11 @@ from tyr_jax.data import to_write
 from tyr_jax.evaluation import quality, writing
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
 from tyr_jax.planning.load import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
-from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site, removal_schedule
+from tyr_jax.pruning.kinds import SiteKind
+from tyr_jax.pruning.site import removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.scoring import nested, slopes
@@ -31,7 +32,6 @@ from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_answer
 from tyr_jax.search import surrogate
 from tyr_jax.settings import Settings
-from tyr_jax.space import ATTENTION, FFN, KINDS
 
 
 class Program(NamedTuple):
@@ -69,20 +69,19 @@ def texts(count: int, length: int) -> ShapeDtypeStruct:
 
 
 def site_stages(
-    kind: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
+    row: int, block: Block, x: ShapeDtypeStruct, config: ModelConfig, settings: Settings
 ) -> list[Program]:
-    """The stages of a site in the fold, on a batch of residuals `x [B, T, D]`: statistics, XᵀX, pruning,
-    drift, and the residual after it."""
-    weight, static = block[OUTPUTS[KINDS[kind]]], {"kind": kind, "config": config}
-    size, grid = math.prod(weight.shape[:-1]), planned_grid(config, settings)
-    units = settings.pruning.kinds(config)[kind].units
-    shape, experts = stream.gram_shape(kind, config), stream.by_expert(kind, config)
+    """The stages of a layer's site in a row of the levels in the fold, on a batch of residuals `x [B, T, D]`:
+    statistics, XᵀX, pruning, drift, and the residual after it."""
+    kind, grid = settings.pruning.site_kinds(config)[row], planned_grid(config, settings)
+    weight, static = block[kind.output], {"kind": kind, "config": config}
+    size, units, shape = math.prod(weight.shape[:-1]), kind.count(config), kind.gram_shape(config)
     gram = devices.place(ShapeDtypeStruct((devices.count(), *shape), jnp.float32))
-    statistics = Program(f"{KINDS[kind]}: statistics", stream.site_statistics, (block, x, gram, None), static)
+    statistics = Program(f"{kind.name}: statistics", stream.site_statistics, (block, x, gram, None), static)
     inputs = devices.place(statistics.result()[0])
-    total = Program(f"{KINDS[kind]}: XᵀX", hessian.finish, (gram,), {})
+    total = Program(f"{kind.name}: XᵀX", hessian.finish, (gram,), {})
     matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
-    levels = grid.kept[kind, 0], grid.exists[kind, 0]
+    levels = grid.kept[row, 0], grid.exists[row, 0]
     xtx: Any = devices.place(total.result(), axis=len(shape) - 1)
 
     metric: Any = None
@@ -98,22 +97,18 @@ def site_stages(
     steps = int(np.count_nonzero(removal_schedule(units, known.chunk, *levels)))
     panels = -(-steps // obs.panel_steps(known.chunk, known.unit_size))
     loops = 0, panels, -(-shape[-1] // linalg.BLOCK) + len(levels[0])
-    if kind == FFN and settings.pruning.drops_experts(config):
-        prune = Program(f"{KINDS[kind]}: pruning", keep_experts, (known,), {})
-    else:
-        pruning, options = prune_experts if experts else prune_site, {"pruner": settings.pruning.pruner}
-        prune = Program(f"{KINDS[kind]}: pruning", pruning, (known,), options, loops)
+    prune = Program(f"{kind.name}: pruning", kind.prune, (known,), {"pruner": settings.pruning.pruner}, loops)
     return [
         statistics,
         total,
         prune,
         *drift_stages(kind, block, x, inputs, matrix, xtx, config),
-        Program(f"{KINDS[kind]}: residual", stream.add_output, (block, x, inputs), static),
+        Program(f"{kind.name}: residual", stream.add_output, (block, x, inputs), static),
     ]
 
 
 def drift_stages(
-    kind: int,
+    kind: SiteKind,
     block: Block,
     x: ShapeDtypeStruct,
     units: ShapeDtypeStruct,
@@ -130,8 +125,8 @@ def drift_stages(
     back = weight, gram, pull, ShapeDtypeStruct((), jnp.float32)
     blocks = (-(-gram.shape[-1] // linalg.BLOCK),)
     return [
-        Program(f"{KINDS[kind]}: drift", stream.follow_dense, follow, static),
-        Program(f"{KINDS[kind]}: drift corrected", stream.corrected_weight, back, {}, blocks),
+        Program(f"{kind.name}: drift", stream.follow_dense, follow, static),
+        Program(f"{kind.name}: drift corrected", stream.corrected_weight, back, {}, blocks),
     ]
 
 
@@ -143,10 +138,9 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     block = block_of(params, 0, config)
     whole = abstract_supernet(params, config, settings)
     sites = devices.spread(jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden)
-    layer = ShapeDtypeStruct((), jnp.int32)
+    layer, rows = ShapeDtypeStruct((), jnp.int32), range(len(whole.kinds))
     return [
-        *site_stages(ATTENTION, block, devices.place(x), config, settings),
-        *site_stages(FFN, block, devices.place(x), config, settings),
+        *(stage for row in rows for stage in site_stages(row, block, devices.place(x), config, settings)),
         Program("supernet: a layer", supernet.fill_layer, (whole, layer, sites), {}),
     ]
 
@@ -163,10 +157,12 @@ def metric_stages(params: Params, config: ModelConfig, settings: Settings) -> It
     real = devices.place(ShapeDtypeStruct((len(rows),), bool))
     answer = (decoder.outside(params), x, keys, real)
     yield Program("metric: answers", fisher.answer_gradient, answer, static)
-    shape = config.depth, len(KINDS), config.hidden, config.hidden
+    kinds = settings.pruning.site_kinds(config)
+    shape = config.depth, len(kinds), config.hidden, config.hidden
     total = devices.place(ShapeDtypeStruct(shape, jnp.float32), axis=3)
     before = devices.place(forward.result()[1], axis=1)
-    yield Program("metric: backward", fisher.backward, (params["blocks"], before, x, total), static)
+    back = params["blocks"], before, x, total
+    yield Program("metric: backward", fisher.backward, back, static | {"kinds": kinds})
     tokens = ShapeDtypeStruct((), jnp.float32)
     yield Program("metric: of all tokens", fisher.finish, (total, tokens), {})
 
@@ -194,7 +190,7 @@ def scoring_stages(
     shape = chunk_shape(candidates - 1, sequences, length)
     batch = answers(net.params, n * shape.rows, config, settings)
     integers = functools.partial(ShapeDtypeStruct, dtype=jnp.int32)
-    sites = integers((2, depth))
+    sites = integers(net.kept.shape[:2])
     tokens = devices.place(integers((n, shape.rows, length)))
     outside = decoder.outside(net.params)
     state = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
@@ -205,7 +201,7 @@ def scoring_stages(
     states, state = trunk.result()
     states, state = devices.place(states, axis=1), devices.place(state)
     own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, state, batch), static)
-    levels, buckets = (devices.place(integers((rows, 2, depth))) for rows in (n * shape.width, n))
+    levels, buckets = (devices.place(integers((rows, *sites.shape))) for rows in (n * shape.width, n))
     chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
     loops = (depth,) * (1 + len(set(scoring.observed)))
     name = f"search: {shape.width} candidates, {name}"
@@ -307,7 +303,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
     counts = {"count": max(1, round(mixed * tokens.size / reconstruction.STEP_TOKENS))}
     mixing = Program("reconstruction: mixing", reconstruction.mix, ([batch] * mixed,), counts)
     minibatch = devices.place(mixing.result()[0])
-    width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[FFN, 0]), config)
+    width = reconstruction.width_for(int(kept_units(config, min(settings.sparsity))[-1, 0]), config)
     sizes = {"F": width, "X": config.dense_shape.experts, "D": config.hidden}
     ffn = {
         tensor.name: ShapeDtypeStruct([sizes[axis] for axis in tensor.axes], jnp.float32)

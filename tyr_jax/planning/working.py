@@ -2,7 +2,7 @@
 
 from tyr_jax.model.attention import LONG_QUERY_CHUNK
 from tyr_jax.model.prediction import VOCABULARY_CHUNK
-from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.spec import UNIT_AXES, ModelConfig
 from tyr_jax.planning.load import (
     FLOAT,
     Load,
@@ -13,7 +13,6 @@ from tyr_jax.planning.load import (
 )
 from tyr_jax.pruning.reconstruction import MIXED_BATCHES, STEP_TOKENS
 from tyr_jax.runtime.batches import BATCH_TOKENS
-from tyr_jax.space import KINDS
 
 ADDING_DEVICES = 64
 """From this many devices on, parts are gathered by a sum, as the TPU compiler does on three-dimensional
@@ -53,7 +52,7 @@ def layer_working(tokens: int, length: int, load: Load) -> float:
     """Bytes of working memory when a layer runs on `tokens` tokens of a device. If weights are divided, those
     of one sublayer are gathered at a time."""
     config, _, itemsize, n = load
-    attention, ffn = (itemsize * (n > 1) * sublayer_parameters(config, sublayer) for sublayer in KINDS)
+    attention, ffn = (itemsize * (n > 1) * sublayer_parameters(config, sublayer) for sublayer in UNIT_AXES)
     return max(
         attention + attention_working(config, tokens, length, itemsize),
         ffn + ffn_working(config, tokens, itemsize),

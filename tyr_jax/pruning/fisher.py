@@ -23,10 +23,10 @@ from tyr_jax.model import decoder
 from tyr_jax.model.prediction import sampled_score, sequence_keys
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning import hessian
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.batches import BatchRows, batches
 from tyr_jax.runtime.offload import Scratch, Segment
-from tyr_jax.space import KINDS
 
 BATCH_TOKENS = 2048
 """Tokens that a device runs at a time: the residuals before all layers are in memory together."""
@@ -67,9 +67,14 @@ def answer_gradient(
     return devices.divided(own, whole=1)(params, x, keys, real)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="total")
+@functools.partial(jax.jit, static_argnames=("config", "kinds"), donate_argnames="total")
 def backward(
-    blocks: Block, before: jax.Array, gradient: jax.Array, total: jax.Array, config: ModelConfig
+    blocks: Block,
+    before: jax.Array,
+    gradient: jax.Array,
+    total: jax.Array,
+    config: ModelConfig,
+    kinds: tuple[SiteKind, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """(gradient `[B, T, D]` with respect to the residual before layers `blocks`, `total [l, S, D, D]` with
     the sums of g gᵀ of their sites added in place).
@@ -80,11 +85,14 @@ def backward(
     rope = decoder.rope_tables(config, gradient.shape[1])
 
     def own(block: Block, rope: decoder.Rope, x: jax.Array, behind: jax.Array) -> tuple[jax.Array, jax.Array]:
-        middle, through_attention = jax.vjp(lambda x: decoder.add_attention(block, x, rope, config), x)
-        _, through_ffn = jax.vjp(lambda x: decoder.add_ffn(block, x, config), middle)
-        between = through_ffn(behind)[0]
-        sums = [hessian.update(hessian.init(config.hidden), g) for g in (between, behind)]
-        return through_attention(between)[0], jnp.stack(sums)[None]
+        backs, sums = [], []
+        for kind in kinds:
+            x, back = jax.vjp(lambda x, kind=kind: kind.add(block, x, rope, config), x)
+            backs.append(back)
+        for back in reversed(backs):
+            sums.append(hessian.update(hessian.init(config.hidden), behind))
+            behind = back(behind)[0]
+        return behind, jnp.stack(sums[::-1])[None]
 
     def step(state: tuple[jax.Array, jax.Array], layer: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         (gradient, total), (index, block, x) = state, layer
@@ -110,6 +118,7 @@ def output_metrics(
     params: Params,
     tokens: np.ndarray,
     config: ModelConfig,
+    kinds: tuple[SiteKind, ...],
     seed: int,
     *,
     scratch: Scratch | None = None,
@@ -121,12 +130,13 @@ def output_metrics(
         params: the dense model, with stacked blocks.
         tokens: the text.
         config: the model's configuration.
+        kinds: its kinds of site.
         seed: decides which tokens are drawn from the predictions on the text.
         scratch: where the result is kept on disk; the layers of `params` are then on disk too.
         on_tokens: called with the number of tokens finished since its last call.
     """
     keys, rows = sequence_keys(seed, len(tokens)), batches(tokens, BATCH_TOKENS)
-    shape = (len(KINDS), config.hidden, config.hidden)
+    shape = (len(kinds), config.hidden, config.hidden)
 
     def no_sums(layers: int) -> jax.Array:
         return devices.place(jnp.zeros((layers, *shape)), 3)
@@ -134,11 +144,12 @@ def output_metrics(
     if scratch is None:
         total = no_sums(config.depth)
         for part in rows:
-            ((_, total),) = batch_sums(params, [part], tokens, keys, config, functools.partial(_same, total))
+            start = functools.partial(_same, total)
+            ((_, total),) = batch_sums(params, [part], tokens, keys, config, kinds, start)
             on_tokens(part.real * tokens.shape[1])
         return finish(total, jnp.float32(tokens.size))
     metrics = scratch.empty(jax.ShapeDtypeStruct((config.depth, *shape), np.float32))
-    for segment, sums in batch_sums(params, rows, tokens, keys, config, no_sums):
+    for segment, sums in batch_sums(params, rows, tokens, keys, config, kinds, no_sums):
         metrics[segment.start : segment.stop] = devices.fetch(finish(sums, jnp.float32(tokens.size)))
         on_tokens(tokens.size * (segment.stop - segment.start) // config.depth)
     return metrics
@@ -154,6 +165,7 @@ def batch_sums(
     tokens: np.ndarray,
     keys: np.ndarray,
     config: ModelConfig,
+    kinds: tuple[SiteKind, ...],
     start: Callable[[int], jax.Array],
 ) -> Iterator[tuple[Segment, jax.Array]]:
     """Sums of g gᵀ `[l, S, D, D]` over batches `rows` of `tokens [B, T]`, for every segment of layers from
@@ -175,5 +187,5 @@ def batch_sums(
     for segment in offload.segments(blocks, layers[::-1]):
         weights, sums = devices.spread(segment.weights, config.hidden), start(segment.stop - segment.start)
         for index, seen in enumerate(before.pop()):
-            gradients[index], sums = backward(weights, seen, gradients[index], sums, config)
+            gradients[index], sums = backward(weights, seen, gradients[index], sums, config, kinds)
         yield segment, sums

@@ -22,13 +22,13 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.families import FAMILIES
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, block_specs, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params, block_specs, layer_block
+from tyr_jax.pruning.kinds import HEADS, NEURONS, SiteKind
 from tyr_jax.pruning.stream import add_output, embedded, site_units, token_weights
 from tyr_jax.runtime import devices
-from tyr_jax.space import KINDS
 
-BIASES = "o_bias", "down_bias"
-"""The output biases of the sites of each kind."""
+SITES = {HEADS: "o_bias", NEURONS: "down_bias"}
+"""The kinds of site, with their output biases."""
 
 
 class Moments(NamedTuple):
@@ -62,7 +62,7 @@ def compensation(weight: np.ndarray, mean: np.ndarray, stays: np.ndarray) -> np.
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"))
 def _sums(
-    block: Block, x: jax.Array, weights: jax.Array, centre: jax.Array, kind: int, config: ModelConfig
+    block: Block, x: jax.Array, weights: jax.Array, centre: jax.Array, kind: SiteKind, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over tokens of how far the inputs of the site of a kind are from `centre [d_in]`, and of the
     squares of that, `[d_in]` each. Tokens count as `weights [B, T]`."""
@@ -84,7 +84,7 @@ def measure(params: Params, texts: Sequence[np.ndarray], config: ModelConfig) ->
     found = []
     for layer in range(config.depth):
         block, of_layer = layer_block(params["blocks"], layer), []
-        for kind in range(len(KINDS)):
+        for kind in SITES:
             of_layer.append(moments_of(kind, block, stream, weights, config))
             stream = [add_output(block, x, None, kind, config) for x in stream]
         found.append(of_layer)
@@ -92,7 +92,11 @@ def measure(params: Params, texts: Sequence[np.ndarray], config: ModelConfig) ->
 
 
 def moments_of(
-    kind: int, block: Block, stream: Sequence[jax.Array], weights: Sequence[jax.Array], config: ModelConfig
+    kind: SiteKind,
+    block: Block,
+    stream: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    config: ModelConfig,
 ) -> Moments:
     """The moments of the site of a kind, from the residuals before it, `stream [B, T, D]`, whose tokens count
     as `weights [B, T]`.
@@ -100,7 +104,7 @@ def moments_of(
     Sums are of differences from the mean of the first batch: those of a channel that is nearly constant would
     otherwise cancel.
     """
-    size = block[OUTPUTS[KINDS[kind]]].size // config.hidden
+    size = block[kind.output].size // config.hidden
     first, _ = _sums(block, stream[0], weights[0], jnp.zeros(size), kind, config)
     centre = first / jnp.sum(weights[0])
     pairs = zip(stream, weights, strict=True)
@@ -132,14 +136,14 @@ def prune(
     moments = measure(params, texts, config)
     biased = dataclasses.replace(config, qkv_bias=True, out_bias=True, mlp_bias=True)
     blocks = without_effect(biased) | dict(params["blocks"])
-    for kind, bias in enumerate(BIASES):
-        name = OUTPUTS[KINDS[kind]]
+    for row, (kind, bias) in enumerate(SITES.items()):
+        name = kind.output
         stack = np.asarray(blocks[name], np.float64)
         weights = stack.reshape(config.depth, -1, config.hidden)
-        sites = [of_layer[kind] for of_layer in moments]
+        sites = [of_layer[row] for of_layer in moments]
         pairs = zip(weights, sites, strict=True)
-        scores = np.stack([fluctuation(weight, site.variance, units[kind]) for weight, site in pairs])
-        stays = np.repeat(allocate(scores, kept[kind]), weights.shape[1] // units[kind], axis=1)
+        scores = np.stack([fluctuation(weight, site.variance, units[row]) for weight, site in pairs])
+        stays = np.repeat(allocate(scores, kept[row]), weights.shape[1] // units[row], axis=1)
         means = [site.mean for site in sites]
         moved = [compensation(*each) for each in zip(weights, means, stays, strict=True)]
         dtype = blocks[name].dtype

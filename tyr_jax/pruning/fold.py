@@ -12,32 +12,27 @@ head dim, `F` FFN width, `U` units of a site.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import OUTPUTS, Block, ModelConfig, Params, layer_block
-from tyr_jax.pruning import hessian, stream
+from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.pruning import hessian, linalg, stream
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
-from tyr_jax.pruning.site import PrunedSite, keep_experts, prune_experts, prune_site
-from tyr_jax.pruning.supernet import (
-    RANK_FIELDS,
-    WEIGHT_FIELDS,
-    Layer,
-    Supernet,
-    empty_supernet,
-    with_layer,
-)
+from tyr_jax.pruning.site import PrunedSite
+from tyr_jax.pruning.supernet import Layer, Supernet, empty_supernet, with_layer
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch, on_disk
-from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
+from tyr_jax.space import LevelGrid
 
 
 def level_probabilities(
@@ -83,10 +78,10 @@ class FoldPlan:
     """What a fold does: prune every site of a model of `config` to the levels of `grid`, as `settings` say.
 
     `seed` is that of the `random` mode of accumulation and of reconstruction. `metrics [L, S, D, D]` are
-    those of the sites' outputs, if they have any. `heads [L, U]` are the ranks of attention's units, if these
-    are settled. Every site corrects a fraction `drift` of the gap to the dense residual stream. Where sites
-    have one level, what is left of each FFN is reconstructed in `passes` over the text. With `scratch`,
-    weights and residuals are on disk.
+    those of the sites' outputs, if they have any. `ranks` has the ranks `[L, U]` of the units of those kinds,
+    by name, for which these are settled. Every site corrects a fraction `drift` of the gap to the dense
+    residual stream. Where sites have one level, what is left of each FFN is reconstructed in `passes` over
+    the text. With `scratch`, weights and residuals are on disk.
     """
 
     config: ModelConfig
@@ -94,27 +89,48 @@ class FoldPlan:
     settings: PruningSettings
     seed: int = 0
     metrics: Any = None
-    heads: np.ndarray | None = None
+    ranks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     drift: float = 0.0
     passes: int = 0
     scratch: Scratch | None = None
 
-    def rank(self, kind: int, layer: int) -> jax.Array | None:
-        """Rank `[U]` of a site's units, if it is settled."""
-        if self.heads is None or kind != ATTENTION:
-            return None
-        return jnp.asarray(self.heads[layer])
+    def tasks(self, layer: int) -> list["SiteTask"]:
+        """The sites of a layer, in the order in which they run."""
+        kinds, whole = self.settings.site_kinds(self.config), self.settings.whole(self.config)
+        return [self.task(row, kind, layer, bool(whole[row, layer])) for row, kind in enumerate(kinds)]
 
-    def metric(self, kind: int, layer: int) -> jax.Array | None:
-        """Metric `[D, D]` of a site's output, if it has one."""
-        if self.metrics is None:
-            return None
-        return devices.place(jnp.asarray(self.metrics[layer][kind]), 1)
+    def task(self, row: int, kind: SiteKind, layer: int, whole: bool) -> "SiteTask":
+        """The site of a kind in a layer."""
+        levels = self.grid.kept[row, layer], self.grid.exists[row, layer]
+        metric = None if self.metrics is None else devices.place(jnp.asarray(self.metrics[layer][row]), 1)
+        rank = jnp.asarray(self.ranks[kind.name][layer]) if kind.name in self.ranks else None
+        return SiteTask(row, layer, kind, *levels, whole, metric, rank)
 
-    def left_to_learn(self, layer: int) -> int:
-        """Neurons of a layer's FFN that are left to be reconstructed; 0 if the FFN is not reconstructed."""
-        whole = self.settings.whole(self.config)[FFN, layer]
-        return 0 if whole or not self.passes else int(self.grid.kept[FFN, layer, 0])
+
+class SiteTask(NamedTuple):
+    """A site to prune, of a `kind`, which is row `row` of the grid, in a `layer`: levels that keep `kept [E]`
+    units, of which those in `exists [E]` exist; whether it stays `whole`; the `metric [D, D]` of its output,
+    if it has one; and the `rank [U]` of its units, if that is settled."""
+
+    row: int
+    layer: int
+    kind: SiteKind
+    kept: np.ndarray
+    exists: np.ndarray
+    whole: bool
+    metric: jax.Array | None
+    rank: jax.Array | None
+
+    @property
+    def name(self) -> str:
+        """The site's name, such as `layer 3 ffn`."""
+        return f"layer {self.layer} {self.kind.name}"
+
+    def left_to_learn(self, plan: FoldPlan) -> int:
+        """Entries along the axis of units that are left to be reconstructed; 0 if there is nothing to
+        learn."""
+        learns = self.kind.learns and plan.passes and not self.whole
+        return int(self.kept[0]) * self.kind.span(plan.config) if learns else 0
 
 
 def begin_fold(
@@ -163,11 +179,11 @@ class Entering(NamedTuple):
     pull: jax.Array | None
 
 
-def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig) -> tuple[Entering, Fold]:
-    """What enters the site of a kind, which has `size` input channels; and the fold. If the fold follows the
-    dense model, that model's residuals are now those after the site."""
-    stays, apart = on_disk(fold.residual), stream.by_expert(kind, config)
-    gram = devices.copies(jnp.zeros(stream.gram_shape(kind, config)))
+def collect(kind: SiteKind, block: Block, fold: Fold, config: ModelConfig) -> tuple[Entering, Fold]:
+    """What enters the site of a kind; and the fold. If the fold follows the dense model, that model's
+    residuals are now those after the site."""
+    stays, size = on_disk(fold.residual), block[kind.output].size // config.hidden
+    gram = devices.copies(jnp.zeros(kind.gram_shape(config)))
     dense = None if fold.dense is None else list(fold.dense)
     pull = None if dense is None else devices.copies(jnp.zeros((size, config.hidden)))
     units: list[jax.Array | None] = []
@@ -185,11 +201,11 @@ def collect(kind: int, block: Block, fold: Fold, size: int, config: ModelConfig)
                 dense[index][...] = devices.fetch(after)
             else:
                 dense[index] = after
-        units.append(None if (stays or apart) and units else unit)
+        units.append(None if (stays or kind.apart(config)) and units else unit)
     return Entering(units, gram, pull), fold._replace(dense=dense)
 
 
-def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: ModelConfig) -> Fold:
+def pass_on(kind: SiteKind, block: Block, fold: Fold, units: list[Any], config: ModelConfig) -> Fold:
     """The fold with the residuals after the site of a kind in place of those before it."""
     pairs = zip(fold.residual, units, strict=True)
     if not on_disk(fold.residual):
@@ -200,112 +216,131 @@ def pass_on(kind: int, block: Block, fold: Fold, units: list[Any], config: Model
     return fold
 
 
-def prune_kind(
-    kind: int, layer: int, entering: Entering, block: Block, plan: FoldPlan, rank: jax.Array | None = None
+def prune_task(
+    task: SiteTask, entering: Entering, block: Block, plan: FoldPlan
 ) -> tuple[PrunedSite, jax.Array]:
-    """Prune the site of a kind in a layer, whose dense tensors are `block`. Returns the pruned site and the
-    weight `[d_in, D]` under which its output is passed on, W̄ of Eq. 5. If the `rank [U]` of its units is
-    given, it is settled.
+    """Prune a site of a layer, whose dense tensors are `block`. Returns the pruned site and the weight
+    `[d_in, D]` under which its output is passed on, W̄ of Eq. 5.
 
     Raises:
         UserError: the site's Hessian is not finite or cannot be factorised; names the site.
     """
-    settings, units = plan.settings, plan.settings.kinds(plan.config)[kind].units
-    apart = stream.by_expert(kind, plan.config)
-    kept, exists = plan.grid.kept[kind, layer], plan.grid.exists[kind, layer]
-    weight = block[OUTPUTS[KINDS[kind]]].reshape(-1, plan.config.hidden)
-    metric = stream.metric_behind(plan.metric(kind, layer), stream.behind_gain(kind, block, plan.config))
-    rank = plan.rank(kind, layer) if rank is None else rank
-    gram, known = devices.settle(hessian.finish(entering.gram)), (metric, rank)
+    settings, config, kind = plan.settings, plan.config, task.kind
+    weight = block[kind.output].reshape(-1, config.hidden)
+    metric = stream.metric_behind(task.metric, stream.behind_gain(kind, block, config))
+    gram, known = devices.settle(hessian.finish(entering.gram)), (metric, task.rank)
     # A site that stays whole keeps its weights.
-    if entering.pull is not None and not settings.whole(plan.config)[kind, layer]:
-        share = plan.drift / plan.config.routed if apart else plan.drift
+    if entering.pull is not None and not task.whole:
+        share = plan.drift / config.routed if kind.apart(config) else plan.drift
         weight = devices.settle(stream.corrected_weight(weight, gram, entering.pull, jnp.float32(share)))
-    made = settings.site(gram, weight, kept, exists, units, *known)
-    if kind == FFN and settings.drops_experts(plan.config):
-        site = keep_experts(made)
-    else:
-        site = (prune_experts if apart else prune_site)(made, settings.pruner)
+    units = kind.count(config)
+    site = kind.prune(settings.site(gram, weight, task.kept, task.exists, units, *known), settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
         raise UserError(
-            f"the inputs of {site_name(kind, layer)} gave a Hessian that is not finite or cannot be "
-            "factorised even with more damping; check the weights of this layer and of those before it"
+            f"the inputs of {task.name} gave a Hessian that is not finite or cannot be factorised even with "
+            "more damping; check the weights of this layer and of those before it"
         )
     if settings.accumulation == "none":
         return site, weight
-    rng = np.random.default_rng((plan.seed, layer, kind))
-    p = level_probabilities(settings.accumulation, kept, exists, units, rng)
-    return site, devices.settle(jnp.einsum("e,eio->io", p, site.weights).astype(weight.dtype))
+    rng = np.random.default_rng((plan.seed, task.layer, task.row))
+    p = level_probabilities(settings.accumulation, task.kept, task.exists, units, rng)
+    return site, devices.settle(passed_weight(site.weights, jnp.asarray(p), weight.dtype))
 
 
-def choose_experts(block: Block, fold: Fold, plan: FoldPlan) -> tuple[Block, jax.Array | None]:
-    """(the next `block`, whose tokens are routed only to the experts that its layer keeps; their rank `[X]`).
-
-    The block stays as it is, and there is no rank, if the grid has several levels or the units are not whole
-    experts.
-    """
-    layer, config = fold.done, plan.config
-    if plan.grid.kept.shape[-1] > 1 or not plan.settings.drops_experts(config):
-        return block, None
-    size = block[OUTPUTS["ffn"]].size // config.hidden
-    entering, _ = collect(FFN, block, fold._replace(dense=None), size, config)
-    rank = prune_kind(FFN, layer, entering, block, plan)[0].rank
-    return block | {"kept_experts": rank < int(plan.grid.kept[FFN, layer, 0])}, rank
+def passed_weight(weights: jax.Array, p: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """W̄ `[d_in, D]` of Eq. 5, the sum of levels `weights [E, d_in, D]` with `p [E]`."""
+    return jnp.einsum("e,eio->io", p, weights, precision=linalg.HIGHEST).astype(dtype)
 
 
-def reconstruct(block: Block, site: PrunedSite, fold: Fold, plan: FoldPlan) -> Learnt:
-    """What the FFN of the next block, whose dense tensors are `block`, has learnt after its `site` is pruned,
-    in dense shapes. `fold` has the residuals before the FFN, and the dense ones after it."""
-    layer, projection = fold.done, OUTPUTS["ffn"]
-    weight = block[projection]
-    pruned = block | {projection: site.weights.reshape(weight.shape).astype(weight.dtype)}
+def settle_admitted(task: SiteTask, block: Block, fold: Fold, plan: FoldPlan) -> tuple[SiteTask, Block]:
+    """If removing units changes the inputs of others, and the site has one level: the task with a settled
+    rank, and the block which knows the units that are kept. Otherwise both as they are."""
+    kind = task.kind
+    if kind.admit is None or len(task.kept) > 1:
+        return task, block
+    entering, _ = collect(kind, block, fold._replace(dense=None), plan.config)
+    rank = prune_task(task, entering, block, plan)[0].rank
+    return task._replace(rank=rank), block | kind.admit(rank < int(task.kept[0]))
+
+
+def reconstruct(task: SiteTask, block: Block, site: PrunedSite, fold: Fold, plan: FoldPlan) -> Learnt:
+    """What the sublayer of a site, in a block whose dense tensors are `block`, has learnt after it is pruned
+    to `site`, in dense shapes. `fold` has the residuals before it, and the dense ones after it."""
+    weight = block[task.kind.output]
+    pruned = block | {task.kind.output: site.weights.reshape(weight.shape).astype(weight.dtype)}
     text = Text(fold.residual, fold.dense, fold.real)
-    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, layer), plan.scratch)
-    kept, metric = plan.left_to_learn(layer), plan.metric(FFN, layer)
-    return reconstructed(pruned, block, site.rank, kept, text, metric, how)
+    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, task.layer), plan.scratch)
+    order = task.kind.entries(jnp.argsort(site.rank, axis=-1), plan.config)
+    return reconstructed(pruned, block, order, task.left_to_learn(plan), text, task.metric, how)
 
 
-def site_name(kind: int, layer: int) -> str:
-    """The name of a site, such as `layer 3 ffn`."""
-    return f"layer {layer} {KINDS[kind]}"
+class FoldedSite(NamedTuple):
+    """A site as the supernet keeps it: `weights [E, ...]`, `rank [U]`, `error [E]`, `share []` and `damping
+    []`; and what its sublayer has learnt, if it was reconstructed."""
+
+    weights: jax.Array
+    rank: jax.Array
+    error: jax.Array
+    share: jax.Array
+    damping: jax.Array
+    learnt: Learnt | None = None
+
+    @classmethod
+    def absent(cls, task: SiteTask, dtype: DTypeLike, config: ModelConfig) -> Self:
+        """That of a layer which lacks the kind."""
+        shape, ranks = task.kind.shape(config), task.kind.rank_shape(config)
+        rank = jnp.broadcast_to(jnp.arange(ranks[-1], dtype=jnp.int32), ranks)
+        levels, none = len(task.kept), jnp.zeros(())
+        return cls(jnp.zeros((levels, *shape), dtype), rank, jnp.zeros(levels), none, none)
+
+
+def fold_site(
+    task: SiteTask, block: Block, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]
+) -> tuple[FoldedSite, Block, Fold]:
+    """(a site of the next block, whose dense tensors are `block`; the block, which may know the units that
+    are kept; the fold with the residuals after the site in place of those before).
+
+    Raises:
+        UserError: the site's Hessian is not finite or cannot be factorised; names the site.
+    """
+    kind, config, x, learnt = task.kind, plan.config, fold.residual[0], None
+    if not kind.has(config, task.layer):
+        return FoldedSite.absent(task, x.dtype, config), block, fold
+    task, block = settle_admitted(task, block, fold, plan)
+    entering, fold = collect(kind, block, fold, config)
+    site, passed = prune_task(task, entering, block, plan)
+    on_site(task.name, float(devices.fetch(site.damping)))
+    units, count = entering.units, min(fold.real[0], max(1, stream.SHARE_TOKENS // x.shape[1]))
+    share = stream.output_share(block, x, units[0], task.metric, kind, count, config)
+    shape, levels = block[kind.output].shape, site.weights
+    pruned = block | {kind.output: passed.reshape(shape)}
+    del entering, x
+    if task.left_to_learn(plan):
+        units = [None] * len(units)  # These are large, and must be computed again.
+        learnt = reconstruct(task, block, site, fold, plan)
+        pruned, levels = block | learnt.tensors, learnt.tensors[kind.output]
+    fold = pass_on(kind, pruned, fold, units, config)
+    folded = FoldedSite(levels.reshape(-1, *shape), site.rank, site.error, share, site.damping, learnt)
+    return folded, block, fold
 
 
 def fold_sites(
     block: Block, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]
 ) -> tuple[Layer, Fold, Learnt | None]:
-    """(the two sites of the next block, whose dense tensors are `block`; the fold with the residuals after
-    them in place of those before; what the FFN has learnt, if it is reconstructed).
+    """(the sites of the next block, whose dense tensors are `block`; the fold with the residuals after them
+    in place of those before; what a sublayer has learnt, if one is reconstructed).
 
     Raises:
-        UserError: a site's Hessian is not finite or cannot be factorised; names the site.
+        UserError: as `fold_site`.
     """
-    layer, config, learnt, rank = fold.done, plan.config, None, None
-    count = min(fold.real[0], max(1, stream.SHARE_TOKENS // fold.residual[0].shape[1]))
-    sites: dict[str, Any] = {"error": [], "share": [], "damping": []}
-    for kind in (ATTENTION, FFN):
-        projection = OUTPUTS[KINDS[kind]]
-        if kind == FFN:
-            block, rank = choose_experts(block, fold, plan)
-        weight = block[projection]
-        entering, fold = collect(kind, block, fold, weight.size // config.hidden, config)
-        site, passed = prune_kind(kind, layer, entering, block, plan, rank)
-        on_site(site_name(kind, layer), float(devices.fetch(site.damping)))
-        units, metric = entering.units, plan.metric(kind, layer)
-        share = stream.output_share(block, fold.residual[0], units[0], metric, kind, count, config)
-        pruned, weights = block | {projection: passed.reshape(weight.shape)}, site.weights
-        del entering
-        if kind == FFN and plan.left_to_learn(layer):
-            units = [None] * len(units)  # These are large, and must be computed again.
-            learnt = reconstruct(block, site, fold, plan)
-            pruned, weights = block | learnt.tensors, learnt.tensors[projection]
-        fold = pass_on(kind, pruned, fold, units, config)
-        del units
-        sites[WEIGHT_FIELDS[kind]] = weights.reshape(-1, *weight.shape)
-        sites[RANK_FIELDS[kind]] = site.rank
-        for name, value in (("error", site.error), ("share", share), ("damping", site.damping)):
-            sites[name].append(value)
-    stacked = {name: jnp.stack(part) if isinstance(part, list) else part for name, part in sites.items()}
-    return stacked, fold, learnt
+    sites: dict[str, FoldedSite] = {}
+    for task in plan.tasks(fold.done):
+        sites[task.kind.name], block, fold = fold_site(task, block, fold, plan, on_site)
+    rows = ([getattr(site, name) for site in sites.values()] for name in ("error", "share", "damping"))
+    weights = {name: site.weights for name, site in sites.items()}
+    ranks = {name: site.rank for name, site in sites.items()}
+    learnt = [site.learnt for site in sites.values() if site.learnt is not None]
+    return Layer(weights, ranks, *map(jnp.stack, rows)), fold, learnt[0] if learnt else None
 
 
 def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[str, float], None]) -> Fold:
@@ -321,7 +356,8 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     sites, fold, learnt = fold_sites(block, fold, plan, on_site)
     if learnt:
         # The supernet has the projection itself.
-        rest = {name: array for name, array in learnt.tensors.items() if name != OUTPUTS["ffn"]}
+        outputs = {kind.output for kind in plan.settings.site_kinds(plan.config)}
+        rest = {name: array for name, array in learnt.tensors.items() if name not in outputs}
         learnt = learnt._replace(tensors=plan.scratch.keep(rest) if plan.scratch else rest)
     if plan.passes:
         fold = fold._replace(learnt=(*fold.learnt, learnt))
@@ -357,14 +393,14 @@ def build_supernet(
         UserError: a site's Hessian is not finite or cannot be factorised; names the site.
     """
     chex.assert_rank(texts, 2)
-    chex.assert_shape(plan.grid.kept, (len(KINDS), plan.config.depth, None))
+    chex.assert_shape(plan.grid.kept, (len(plan.settings.site_kinds(plan.config)), plan.config.depth, None))
     fold = begun
     if fold is None:
-        dtype = params["blocks"]["o"].dtype
+        dtype = params["embed"].dtype
         empty = empty_supernet(dtype, plan.config, plan.grid, plan.settings, plan.scratch)
         fold = begin_fold(params, empty, texts, batch_tokens, plan.scratch, plan.drift > 0)
     while fold.done < plan.config.depth:
         fold = fold_block(params, fold, plan, on_site)
         on_block(fold)
     learnt = tuple(each and each.tensors for each in fold.learnt)
-    return fold.supernet.replace(learnt=learnt)  # type: ignore[attr-defined]
+    return fold.supernet.replace(learnt=learnt)

@@ -13,8 +13,7 @@ import numpy as np
 import pydantic
 
 from tyr_jax.errors import UserError, first_line
-from tyr_jax.model.spec import LayerShape
-from tyr_jax.space import ATTENTION
+from tyr_jax.model.spec import LayerShape, Sublayer
 
 NANOSECONDS = 1e9
 
@@ -31,15 +30,16 @@ class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
     attention: Annotated[tuple[tuple[Count, Count, Seconds], ...], pydantic.Field(min_length=1)]
     ffn: Annotated[tuple[tuple[Count, Seconds], ...], pydantic.Field(min_length=1)]
 
-    def nanoseconds(self, kind: int, shape: LayerShape) -> int:
-        """Nanoseconds of the sublayer of a kind in a layer of this `shape`.
+    def nanoseconds(self, sublayer: Sublayer, shape: LayerShape) -> int:
+        """Nanoseconds of a sublayer in a layer of this `shape`.
 
         Times are made monotonic, because noise can make a larger sublayer seem faster.
 
         Raises:
             UserError: this shape is not in the table.
         """
-        return self._attention(shape) if kind == ATTENTION else self._ffn(shape.ffn)
+        by_name = {"attention": lambda: self._attention(shape), "ffn": lambda: self._ffn(shape.ffn)}
+        return by_name[sublayer]()
 
     def _attention(self, shape: LayerShape) -> int:
         """Nanoseconds of attention."""

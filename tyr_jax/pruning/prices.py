@@ -10,18 +10,18 @@ FFN width, `U` units of a site.
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
-from tyr_jax.pruning.compress import pick_experts, pick_heads, pick_neurons, shape_of
+from tyr_jax.pruning.cut import shape_of
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.latency import Latencies
 from tyr_jax.pruning.settings import PruningSettings, Resource
-from tyr_jax.space import ATTENTION, FFN, KINDS
 
 CONTEXT = 2048
 """Tokens of the sequence for which FLOPs and the cache are counted."""
@@ -29,14 +29,14 @@ CONTEXT = 2048
 
 @functools.lru_cache(maxsize=2**16)
 def sublayer_price(
+    kind: SiteKind,
     config: ModelConfig,
-    kind: int,
     shape: LayerShape,
     resource: Resource = "parameters",
     layer: int = 0,
     table: Latencies | None = None,
 ) -> int:
-    """What the sublayer of a kind takes of a resource, in a layer of this `shape`.
+    """What the sublayer of a kind of site takes of a resource, in a layer of this `shape`.
 
     `parameters`; `active-parameters`, of the experts only as many as a token is sent to; `flops`, those of
     the matrix products for a sequence of `CONTEXT` tokens; `kv-cache`, the numbers in the cache of keys and
@@ -47,13 +47,13 @@ def sublayer_price(
         UserError: latency is counted without a table, or this shape is not in it.
     """
     one = dataclasses.replace(config, layers=(shape,))
-    specs = [spec for spec in block_specs(one, 0) if spec.sublayer == KINDS[kind]]
+    specs = [spec for spec in block_specs(one, 0) if spec.sublayer == kind.sublayer]
     if resource == "latency":
         if table is None:
             raise UserError(
                 "a budget of latency needs --latencies FILE, as scripts/measure_latencies.py writes it"
             )
-        return table.nanoseconds(kind, shape)
+        return table.nanoseconds(kind.sublayer, shape)
     if resource == "parameters":
         return sum(math.prod(spec.shape) for spec in specs)
     if resource == "active-parameters":
@@ -61,92 +61,85 @@ def sublayer_price(
     positions = config.positions[layer if config.mixed else 0]
     window = min(CONTEXT, positions.window or CONTEXT)
     if resource == "kv-cache":
-        return 2 * config.head_dim * shape.kv_heads * window if kind == ATTENTION else 0
+        return kind.cached(config, shape) * window
     products = CONTEXT * 2 * sum(active_size(spec, config) for spec in specs if len(spec.shape) > 1)
     # Every token attends to those before it, as far as the window goes, and to itself.
     pairs = window * (window + 1) // 2 + (CONTEXT - window) * window
-    return products + (4 * config.head_dim * shape.heads * pairs if kind == ATTENTION else 0)
+    return products + kind.paired(config, shape) * pairs
 
 
-def blocks_take(config: ModelConfig, resource: Resource, table: Latencies | None = None) -> int:
-    """What the blocks of a model, dense or compressed, take of a resource."""
-    return sum(
-        sublayer_price(config, kind, shape, resource, layer, table)
-        for kind in (ATTENTION, FFN)
-        for layer, shape in enumerate(config.layers)
-    )
+@dataclasses.dataclass(frozen=True)
+class Pricing:
+    """How prices are counted: sublayers of a model of `config`, whose `kinds` of site may be pruned, by a
+    `resource`; latency by its `table`. A sublayer that only carries a bias keeps `multiple` units."""
+
+    config: ModelConfig
+    kinds: tuple[SiteKind, ...]
+    multiple: int
+    resource: Resource
+    table: Latencies | None
+
+    @classmethod
+    def of(cls, config: ModelConfig, settings: PruningSettings, resource: Resource = "parameters") -> Self:
+        """Prices of a resource for a model that is pruned as `settings` say.
+
+        Raises:
+            UserError: the table of latencies is none.
+        """
+        table, kinds = settings.table(resource), settings.site_kinds(config)
+        return cls(config, kinds, settings.neuron_multiple, resource, table)
+
+    def sublayer(self, kind: SiteKind, shape: LayerShape, layer: int = 0) -> int:
+        """What the sublayer of a kind takes in a layer of this `shape`."""
+        return sublayer_price(kind, self.config, shape, self.resource, layer, self.table)
+
+    def blocks(self, layers: Sequence[LayerShape] | None = None) -> int:
+        """What the blocks of a model with `layers` of these shapes take (default: the dense one)."""
+        shapes = list(enumerate(self.config.layers if layers is None else layers))
+        return sum(self.sublayer(kind, shape, layer) for kind in self.kinds for layer, shape in shapes)
+
+    def entries(self, kind: SiteKind, entries: np.ndarray, layer: int = 0) -> int:
+        """What a sublayer takes that keeps these `entries [U]` (sorted) along the axis of its units."""
+        picks = kind.pick(entries, self.config, self.multiple)
+        return self.sublayer(kind, shape_of(picks), layer)
+
+    def level(self, kind: SiteKind, count: int, layer: int = 0, rank: np.ndarray | None = None) -> int:
+        """What a site takes that keeps `count` units: those of lowest `rank [U]`, or any, where only their
+        number counts."""
+        if not kind.has(self.config, layer):
+            return 0
+        units = np.arange(count) if rank is None else np.sort(np.flatnonzero(rank < count))
+        return self.entries(kind, kind.entries(units, self.config), layer)
+
+    def dearest(self, kind: SiteKind, count: int, layer: int = 0) -> int:
+        """The most that a site with `count` units can take, whichever units they are."""
+        if kind.spreads is None or not kind.has(self.config, layer):
+            return self.level(kind, count, layer)
+        return _dearest(self, kind, count * kind.span(self.config), layer)
 
 
-def heads_price(
-    heads: np.ndarray,
-    config: ModelConfig,
-    resource: Resource = "parameters",
-    layer: int = 0,
-    table: Latencies | None = None,
-) -> int:
-    """What attention that keeps `heads [U]` (sorted) takes of a resource."""
-    shape = shape_of(pick_heads(heads, config))
-    return sublayer_price(config, ATTENTION, shape, resource, layer, table)
-
-
-def ffn_price(
-    count: int, config: ModelConfig, settings: PruningSettings, resource: Resource = "parameters"
-) -> int:
-    """What an FFN that keeps `count` units takes of a resource: neurons, of every expert if there are
-    several, or experts."""
-    units = np.arange(count)
-    if settings.drops_experts(config):
-        picks = pick_experts(units, config)
-    else:
-        picks = pick_neurons(units, config, settings.neuron_multiple)
-    return sublayer_price(config, FFN, shape_of(picks), resource, table=settings.table(resource))
+@functools.lru_cache(maxsize=2**16)
+def _dearest(pricing: Pricing, kind: SiteKind, count: int, layer: int) -> int:
+    spreads = () if kind.spreads is None else kind.spreads(count, pricing.config)
+    return max(pricing.entries(kind, entries, layer) for entries in spreads)
 
 
 def level_prices(
     config: ModelConfig,
     settings: PruningSettings,
     kept: np.ndarray,
-    rank: np.ndarray,
+    ranks: Mapping[str, np.ndarray],
     resources: Sequence[Resource] = ("parameters",),
 ) -> np.ndarray:
-    """What all sites take of `resources` at levels that keep `kept [S, L, E]` units: `[R, S, L, E]`.
-    `rank [L, U]` numbers the units of attention, last-removed first."""
-    each = config.dense_shape.heads // rank.shape[1]
+    """What all sites take of `resources` at levels that keep `kept [S, L, E]` units: `[R, S, L, E]`. Where it
+    depends on which units these are, `ranks` has their ranks `[L, U]`, last-removed first, by kind."""
 
-    def attention(layer: int, count: int, resource: Resource) -> int:
-        units = np.sort(np.flatnonzero(rank[layer] < count))
-        heads = (units[:, None] * each + np.arange(each)).ravel()
-        return heads_price(heads, config, resource, layer, settings.table(resource))
-
-    return np.array(
-        [
-            [
-                [
-                    [attention(layer, count, resource) for count in site]
-                    for layer, site in enumerate(kept[ATTENTION])
-                ],
-                [[ffn_price(count, config, settings, resource) for count in site] for site in kept[FFN]],
+    def rows(pricing: Pricing) -> Iterator[list[list[int]]]:
+        for kind, layers in zip(pricing.kinds, kept, strict=True):
+            rank = [None] * len(layers) if kind.spreads is None else ranks[kind.name]
+            yield [
+                [pricing.level(kind, count, layer, own) for count in counts]
+                for layer, (counts, own) in enumerate(zip(layers, rank, strict=True))
             ]
-            for resource in resources
-        ],
-        np.int64,
-    )
 
-
-@functools.lru_cache(maxsize=2**16)
-def dearest_heads(
-    count: int,
-    config: ModelConfig,
-    resource: Resource = "parameters",
-    layer: int = 0,
-    table: Latencies | None = None,
-) -> int:
-    """The most that attention with `count` heads can take of a resource, whichever heads they are."""
-    groups, size = config.dense_shape.kv_heads, config.dense_shape.heads // config.dense_shape.kv_heads
-    chosen = itertools.combinations_with_replacement(range(size + 1), groups)
-    spread = (
-        np.concatenate([group * size + np.arange(heads) for group, heads in enumerate(choice)]).astype(int)
-        for choice in chosen
-        if sum(choice) == count
-    )
-    return max(heads_price(heads, config, resource, layer, table) for heads in spread)
+    return np.array([[*rows(Pricing.of(config, settings, resource))] for resource in resources], np.int64)

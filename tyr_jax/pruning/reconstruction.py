@@ -167,7 +167,7 @@ def learn(
 
     slopes = jax.grad(mean)(state.tensors)
     alive = jnp.any(state.tensors["down"] != 0, axis=-1)
-    axes = {tensor.name: tensor.axes for tensor in config.tensors}
+    axes = config.axes
     slopes = {
         name: slope * along("F", alive, axes[name]) if "F" in axes[name] else slope
         for name, slope in slopes.items()
@@ -240,15 +240,15 @@ def width_for(kept: int, config: ModelConfig) -> int:
 
 
 def reconstructed(
-    pruned: Block, block: Block, rank: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
+    pruned: Block, block: Block, order: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
 ) -> Learnt:
     """What the FFN of the `pruned` block has learnt, in dense shapes.
 
-    `block` is the dense one. The `kept` neurons of lowest `rank [F]`, of every expert `[X, F]`, are left.
-    `metric [D, D]` is that of the FFN's output.
+    `block` is the dense one. The neurons `order [F]`, of every expert `[X, F]`, are in the order of removal,
+    last removed first; `kept` of them are left. `metric [D, D]` is that of the FFN's output.
     """
     config = plan.config
-    chosen = jnp.argsort(rank, axis=-1)[..., : width_for(kept, config)]
+    chosen = order[..., : width_for(kept, config)]
     axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == "ffn"}
     tensors = {
         name: taken(pruned[name], chosen, "F", own) if "F" in own else pruned[name]

@@ -12,11 +12,12 @@ import tyro
 from tyr_jax.errors import UserError, require
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.hessian import DampingScale
+from tyr_jax.pruning.kinds import SITE_KINDS, SiteKind, find_kind
 from tyr_jax.pruning.latency import Latencies, read_latencies
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
 from tyr_jax.pruning.site import LocalPruner, Site, removal_schedule
-from tyr_jax.space import ATTENTION, Kind
+from tyr_jax.space import Kind
 
 Resource = Literal["parameters", "active-parameters", "flops", "kv-cache", "latency"]
 RESOURCES: tuple[str, ...] = get_args(Resource)
@@ -39,7 +40,7 @@ class PruningSettings:
     """Further limits that the pruned model meets, as shares of what the dense model's blocks take:
     `kv-cache=0.5` halves the KV cache, `flops=0.6` leaves 60% of the FLOPs; also
     `parameters`, `active-parameters` and `latency`. With grouped-query attention, the KV cache shrinks only
-    when whole key/value groups go: use `--attention-unit kv_group`."""
+    when whole key/value groups go: use `--units kv_group`."""
     latencies: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """Table of latencies that `scripts/measure_latencies.py` has written, for the device that the pruned
     model is to be fast on."""
@@ -69,12 +70,12 @@ class PruningSettings:
     """Damping relative to the `mean` of the diagonal (as in the paper), or to each `channel`'s own entry."""
     neuron_chunk: int = 16
     """Neurons removed between two updates of the remaining weights."""
-    attention_unit: Literal["head", "kv_group"] = "head"
-    """What is removed from attention: single heads (as in the paper) or whole key/value groups."""
-    expert_unit: Literal["neuron", "expert"] = "neuron"
-    """What is removed from a mixture of experts: the same number of neurons from every expert of a layer, or
-    whole experts. Those of the smallest outputs are removed first, whatever the `--pruner`, and their
-    tokens go to the remaining ones."""
+    units: Annotated[tuple[str, ...], tyro.conf.arg(metavar="UNIT [UNIT ...]")] = ()
+    """What is removed, where that is not the default. Of attention: `head`, single heads (the default, as in
+    the paper), or `kv_group`, whole key/value groups. Of FFNs: `neuron` (the default); in a mixture of
+    experts, that is the same number of neurons of every expert of a layer, and `expert` removes whole
+    experts: those of the smallest outputs first, whatever the `--pruner`, and their tokens go to the
+    remaining ones. Or MODULE:NAME of a kind of site of your own."""
     neuron_multiple: int = 8
     """FFN widths are kept a multiple of this; 128 suits TPUs."""
     keep_heads: tuple[int, ...] = ()
@@ -120,52 +121,48 @@ class PruningSettings:
         """
         return read_latencies(self.latencies) if self.latencies and resource == "latency" else None
 
-    def drops_experts(self, config: ModelConfig) -> bool:
-        """Whether whole experts are removed.
+    def site_kinds(self, config: ModelConfig) -> tuple[SiteKind, ...]:
+        """The kinds of site of a model.
 
         Raises:
-            UserError: they are to be, but the model has none; or what is left is to be reconstructed.
+            UserError: `units` names one that the model does not have, or cannot be used as asked.
         """
-        if self.expert_unit == "neuron":
-            return False
-        if not config.experts:
-            raise UserError(
-                f"--expert-unit expert needs a mixture of experts, which this {config.family} model is not: "
-                "leave it out"
-            )
-        if self.reconstruct:
+        chosen: dict[str, SiteKind] = {}
+        for kind in SITE_KINDS:
+            if kind.there(config):
+                chosen.setdefault(kind.name, kind)
+        for unit in self.units:
+            kind = find_kind(unit, config)
+            chosen[kind.name] = kind
+        kinds = tuple(chosen.values())
+        if self.reconstruct and not any(kind.learns for kind in kinds):
             raise UserError(
                 "--reconstruct cannot train FFNs that have lost experts: leave out either it or "
-                "--expert-unit expert"
+                "--units expert"
             )
-        return True
+        return kinds
 
-    def kinds(self, config: ModelConfig) -> tuple[Kind, Kind]:
-        """The two kinds of site of a model, with their unit counts.
+    def kinds(self, config: ModelConfig) -> tuple[Kind, ...]:
+        """The kinds of site of a model, with their unit counts.
 
         Raises:
-            UserError: see `drops_experts`.
+            UserError: see `site_kinds`.
         """
-        shape = config.dense_shape
-        heads = shape.heads if self.attention_unit == "head" else shape.kv_heads
-        ffn = (shape.experts, 1) if self.drops_experts(config) else (shape.ffn, self.neuron_multiple)
-        return Kind("attention", heads, 1), Kind("ffn", *ffn)
+        return tuple(kind.of(config, self.neuron_multiple) for kind in self.site_kinds(config))
 
     def whole(self, config: ModelConfig) -> np.ndarray:
-        """The sites that stay whole, as a mask `[S, L]`.
+        """The sites that stay whole, as a mask `[S, L]`; also those of layers that lack the kind.
 
         Raises:
             UserError: a flag names a layer that the model does not have.
         """
-        depth = config.depth
-        sites = np.zeros((2, depth), bool)
-        # A norm over all heads would divide by another number without some of them.
-        sites[ATTENTION] = config.wide_qk_norm
-        for row, flag, layers in zip(
-            sites, ("--keep-heads", "--keep-neurons"), (self.keep_heads, self.keep_neurons), strict=True
-        ):
-            for layer in layers:
+        kinds, depth = self.site_kinds(config), config.depth
+        sites = np.zeros((len(kinds), depth), bool)
+        for row, kind in zip(sites, kinds, strict=True):
+            row[:] = [kind.whole(config) or not kind.has(config, layer) for layer in range(depth)]
+            for layer in getattr(self, kind.keep):
                 if not 0 <= layer < depth:
+                    flag = "--" + kind.keep.replace("_", "-")
                     raise UserError(f"{flag} names layer {layer}, but the model has layers 0 to {depth - 1}")
                 row[layer] = True
         return sites

@@ -120,13 +120,16 @@ def prune_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
     each, energy = jax.lax.map(prune, (site.gram, weight))
     weights = jnp.moveaxis(each.weights, 0, 1).reshape(-1, *site.weight.shape)
     share = energy / jnp.maximum(jnp.sum(energy), jnp.finfo(energy.dtype).tiny)
-    return PrunedSite(weights, each.rank, share @ each.error, jnp.max(each.damping))
+    return PrunedSite(
+        weights, each.rank, jnp.matmul(share, each.error, precision=HIGHEST), jnp.max(each.damping)
+    )
 
 
-@jax.jit
-def keep_experts(site: Site) -> PrunedSite:
-    """The levels of a site that keep whole experts, with their dense weights: those of the largest outputs,
-    in squares weighted by the metric, or those of lowest `site.rank [X]` if that is settled.
+@functools.partial(jax.jit, static_argnames="pruner")
+def keep_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
+    """The levels of a site that keep whole experts, with their dense weights, whatever the `pruner`: those of
+    the largest outputs, in squares weighted by the metric, or those of lowest `site.rank [X]` if that is
+    settled.
 
     `gram` is `[X, F, F]` and `weight [X·F, D]`. Like the score of REAP (Lasby et al. 2025), outputs are
     weighted by the router. The error of a level is the share of what the removed experts put out.

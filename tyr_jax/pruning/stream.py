@@ -26,12 +26,12 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.linear import linear
-from tyr_jax.model.spec import OUTPUTS, POST_NORMS, Block, ModelConfig, Params
+from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.pruning import hessian, linalg
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BATCH_TOKENS, batches
 from tyr_jax.runtime.offload import Scratch
-from tyr_jax.space import ATTENTION, FFN, KINDS
 
 LEAST_GAIN = 0.1
 """Gain of a norm's channel, relative to the root mean square of all, below which the channel corrects ever
@@ -76,19 +76,9 @@ def embedded(
     return residual, real
 
 
-def site_units(kind: int, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
-    """What enters the site of a kind, from residuals `x [B, T, D]`: head outputs `[B, T, N, H]`, or neuron
-    activations `[B, T, F]`, or with experts `[B, T, X, F]`."""
-    if kind == ATTENTION:
-        return decoder.attention_units(block, x, decoder.rope_tables(config, x.shape[1]), config)
-    return decoder.ffn_units(block, x, config)
-
-
-def site_output(kind: int, block: Block, x: jax.Array, units: jax.Array, config: ModelConfig) -> jax.Array:
-    """What the site of a kind adds to the residual `x [B, T, D]` before it, from what enters it."""
-    if kind == ATTENTION:
-        return decoder.attention_output(block, units, config)
-    return decoder.ffn_output(block, x, units, config)
+def site_units(kind: SiteKind, block: Block, x: jax.Array, config: ModelConfig) -> jax.Array:
+    """What enters the site of a kind, `[B, T, ...]`, from residuals `x [B, T, D]`."""
+    return kind.inputs(block, x, decoder.rope_tables(config, x.shape[1]), config)
 
 
 Statistics = tuple[jax.Array, jax.Array]
@@ -97,7 +87,12 @@ Statistics = tuple[jax.Array, jax.Array]
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="gram")
 def site_statistics(
-    block: Block, x: jax.Array, gram: jax.Array, weights: jax.Array | None, kind: int, config: ModelConfig
+    block: Block,
+    x: jax.Array,
+    gram: jax.Array,
+    weights: jax.Array | None,
+    kind: SiteKind,
+    config: ModelConfig,
 ) -> Statistics:
     """(what enters the site of a kind, from residuals `x [B, T, D]`; `gram [n, d_in, d_in]`, or with experts
     `[n, X, F, F]`, with its XᵀX added in place). In XᵀX, tokens weigh `weights [B, T]`, or 1 without them."""
@@ -107,40 +102,28 @@ def site_statistics(
         weights = behind_norm(kind, block, units, weights, config)
         # `gram` keeps its first axis: to remove and restore it, the TPU compiler would copy it twice.
         inputs = weighed(units, weights)
-        if by_expert(kind, config):
+        if kind.apart(config):
             return units, hessian.update_experts(gram, inputs.reshape(units.shape))
         return units, hessian.update(gram, inputs)
 
     return devices.divided(collect, whole=1)(block, x, gram, weights)
 
 
-def by_expert(kind: int, config: ModelConfig) -> bool:
-    """Whether the sites of a kind have units of several experts."""
-    return kind == FFN and config.experts
-
-
-def gram_shape(kind: int, config: ModelConfig) -> tuple[int, ...]:
-    """Shape of XᵀX of the sites of a kind in a dense model: `[d_in, d_in]`, or with experts `[X, F, F]`."""
-    shape = config.dense_shape
-    size = shape.ffn if kind == FFN else shape.heads * config.head_dim
-    return (shape.experts, size, size) if by_expert(kind, config) else (size, size)
-
-
 def behind_norm(
-    kind: int, block: Block, units: jax.Array, weights: jax.Array | None, config: ModelConfig
+    kind: SiteKind, block: Block, units: jax.Array, weights: jax.Array | None, config: ModelConfig
 ) -> jax.Array | None:
     """Weights `[B, T]` of tokens: their `weights [B, T]`, if any, divided by the output's root mean square if
     a norm follows the site, because that norm divides any error by it too."""
     if not config.post_norms:
         return weights
-    out = linear(units.reshape(*units.shape[:2], -1), block[OUTPUTS[KINDS[kind]]]).astype(jnp.float32)
+    out = linear(units.reshape(*units.shape[:2], -1), block[kind.output]).astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(out * out, axis=-1) + config.norm_eps)
     return scale if weights is None else weights * scale
 
 
-def behind_gain(kind: int, block: Block, config: ModelConfig) -> jax.Array | None:
+def behind_gain(kind: SiteKind, block: Block, config: ModelConfig) -> jax.Array | None:
     """The gain `[D]` of the norm that follows a site, in float32; None if there is none."""
-    return block[POST_NORMS[KINDS[kind]]].astype(jnp.float32) if config.post_norms else None
+    return block[kind.post_norm].astype(jnp.float32) if config.post_norms else None
 
 
 def metric_behind(metric: jax.Array | None, gain: jax.Array | None) -> jax.Array | None:
@@ -179,14 +162,14 @@ def token_weights(x: jax.Array, real: jax.Array, even: bool) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="x")
 def add_output(
-    block: Block, x: jax.Array, units: jax.Array | None, kind: int, config: ModelConfig
+    block: Block, x: jax.Array, units: jax.Array | None, kind: SiteKind, config: ModelConfig
 ) -> jax.Array:
     """The residual after the site of a kind, in place of `x [B, T, D]` before it, with the output projection
     of `block`. `units` is what enters the site; without it, that is computed from `x`."""
 
     def add(block: Block, x: jax.Array, units: jax.Array | None) -> jax.Array:
         units = site_units(kind, block, x, config) if units is None else units
-        return x + site_output(kind, block, x, units, config)
+        return x + kind.out(block, x, units, config)
 
     return devices.divided(add, whole=1)(block, x, units)
 
@@ -197,7 +180,7 @@ def output_share(
     x: jax.Array,
     units: jax.Array,
     metric: jax.Array | None,
-    kind: int,
+    kind: SiteKind,
     count: int,
     config: ModelConfig,
 ) -> jax.Array:
@@ -208,12 +191,12 @@ def output_share(
     mean of ‖y‖² / ‖residual‖².
     """
     x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
-    out = linear(inputs, block[OUTPUTS[KINDS[kind]]])
+    out = linear(inputs, block[kind.output])
     if (gain := behind_gain(kind, block, config)) is not None:
         out = decoder.rms_norm(out, gain, config.norm_eps)
     out, x = out.astype(jnp.float32), x.astype(jnp.float32)
     if metric is not None:
-        return jnp.mean(jnp.sum((out @ metric) * out, axis=-1)) / 2
+        return jnp.mean(jnp.sum(linalg.matmul(out, metric) * out, axis=-1)) / 2
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
@@ -225,7 +208,7 @@ def follow_dense(
     weights: jax.Array,
     dense: jax.Array,
     pull: jax.Array,
-    kind: int,
+    kind: SiteKind,
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """(the dense model's residual after the site of a kind, in place of `dense [B, T, D]` before it;
@@ -238,10 +221,11 @@ def follow_dense(
     def follow(
         block: Block, x: jax.Array, units: jax.Array, weights: jax.Array, dense: jax.Array, pull: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        whole = {name: array for name, array in block.items() if name != "kept_experts"}
+        told = () if kind.admit is None else kind.admit(None)
+        whole = {name: array for name, array in block.items() if name not in told}
         entering = site_units(kind, whole, dense, config)
-        after = dense + site_output(kind, whole, dense, entering, config)
-        own = x + site_output(kind, block, x, units, config)
+        after = dense + kind.out(whole, dense, entering, config)
+        own = x + kind.out(block, x, units, config)
         drift = after.astype(jnp.float32) - own.astype(jnp.float32)
         if (gain := behind_gain(kind, block, config)) is not None:
             # A channel of almost no gain cannot correct much.

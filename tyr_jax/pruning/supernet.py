@@ -16,56 +16,56 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
-from tyr_jax.space import ATTENTION, FFN, KINDS, LevelGrid
+from tyr_jax.space import LevelGrid
 
 
-@flax.struct.dataclass
-class Supernet:
+class Supernet(flax.struct.PyTreeNode):
     """The stacked parameter pytree indexed by sparsity level.
 
-    `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]` are the pruned projections. `attn_rank [L, U]` and
-    `mlp_rank [L, F]` number units last-removed first, so that a level with k units keeps those of rank below
-    k. With experts, these are `mlp_down [L, E, X, F, D]` and `mlp_rank [L, X, F]`; if whole experts are
-    removed, `mlp_rank [L, X]`.
+    For each of its `kinds` of site, by name, it has the pruned projections, `weights [L, E, ...]` (for heads
+    `[L, E, N, H, D]`), and the `ranks [L, U]` of units, which number them last-removed first, so that a level
+    with k units keeps those of rank below k. Where experts are pruned by themselves, ranks are `[L, X, U]`.
 
     Levels have `kept [S, L, E]` units, `exists [S, L, E]`, and a relative layer `error [S, L, E]`. Sites have
     a `share [S, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
-    `damping [S, L]`. If FFNs were reconstructed, `learnt` has their other tensors, in dense shapes, by layer
-    (None for those that were not).
+    `damping [S, L]`. If sublayers were reconstructed, `learnt` has their other tensors, in dense shapes, by
+    layer (None for those that were not).
     """
 
-    attn_out: jax.Array
-    mlp_down: jax.Array
-    attn_rank: jax.Array
-    mlp_rank: jax.Array
-    kept: jax.Array
-    exists: jax.Array
-    error: jax.Array
-    share: jax.Array
-    damping: jax.Array
+    weights: dict[str, Any]
+    ranks: dict[str, Any]
+    kept: Any
+    exists: Any
+    error: Any
+    share: Any
+    damping: Any
     learnt: tuple[Block | None, ...] = ()
+    kinds: tuple[SiteKind, ...] = flax.struct.field(pytree_node=False, default=())
+
+    def admitted(self, layer: Any, levels: Any) -> Block:
+        """Tensors of a block that say which units `levels [S]` of a layer keep, for kinds that need them.
+        Instead of one layer, `layer` may be all of them, `[L]`, with `levels [S, L]`."""
+        found: Block = {}
+        for row, kind in enumerate(self.kinds):
+            if kind.admit is not None:
+                count = jnp.asarray(self.kept)[row, layer, levels[row]]
+                found |= kind.admit(jnp.asarray(self.ranks[kind.name])[layer] < count[..., None])
+        return found
 
 
-Layer = dict[str, jax.Array]
-"""The part of a supernet for one layer, by the names of its fields."""
+class Layer(flax.struct.PyTreeNode):
+    """A supernet's part for one layer: `weights [E, ...]` and `ranks [U]` by kind, `error [S, E]`, and
+    `share` and `damping [S]`."""
 
-WEIGHT_FIELDS = ("attn_out", "mlp_down")
-"""Pruned projections by kind; they may be on disk."""
-
-RANK_FIELDS = ("attn_rank", "mlp_rank")
-"""Ranks of units by kind."""
-
-LAYER_AXES = dict.fromkeys((*WEIGHT_FIELDS, *RANK_FIELDS), 0)
-LAYER_AXES |= dict.fromkeys(("error", "share", "damping"), 1)
-"""The axis of each field that counts layers. It comes after the axis of kinds, where there is one."""
-
-
-def layer_index(name: str, layer: Any) -> tuple[Any, ...]:
-    """The index of a layer's part in a field of a supernet."""
-    return (*[slice(None)] * LAYER_AXES[name], layer)
+    weights: dict[str, Any]
+    ranks: dict[str, Any]
+    error: Any
+    share: Any
+    damping: Any
 
 
 def empty_supernet(
@@ -81,102 +81,100 @@ def empty_supernet(
     Raises:
         UserError: the disk has no room for them.
     """
-    shape, (depth, levels) = config.dense_shape, grid.kept.shape[1:]
-    attention, ffn = settings.kinds(config)
-    experts, whole = [shape.experts] if config.experts else [], settings.drops_experts(config)
+    kinds, (depth, levels) = settings.site_kinds(config), grid.kept.shape[1:]
+    shapes = {kind.name: jax.ShapeDtypeStruct((depth, levels, *kind.shape(config)), dtype) for kind in kinds}
 
-    def make() -> Supernet:
+    def make(weights: bool) -> Supernet:
         supernet = Supernet(
-            attn_out=jnp.zeros((depth, levels, shape.heads, config.head_dim, config.hidden), dtype),
-            mlp_down=jnp.zeros((depth, levels, *experts, shape.ffn, config.hidden), dtype),
-            attn_rank=jnp.zeros((depth, attention.units), jnp.int32),
-            mlp_rank=jnp.zeros((depth, *([] if whole else experts), ffn.units), jnp.int32),
+            weights={name: jnp.zeros(one.shape, dtype) for name, one in shapes.items() if weights},
+            ranks={kind.name: jnp.zeros((depth, *kind.rank_shape(config)), jnp.int32) for kind in kinds},
             kept=jnp.asarray(grid.kept),
             exists=jnp.asarray(grid.exists),
             error=jnp.zeros(grid.kept.shape),
-            share=jnp.zeros((len(KINDS), depth)),
-            damping=jnp.zeros((len(KINDS), depth)),
+            share=jnp.zeros(grid.kept.shape[:2]),
+            damping=jnp.zeros(grid.kept.shape[:2]),
+            kinds=kinds,
         )
         return devices.spread(supernet, config.hidden)
 
-    if scratch is None:
-        return jax.jit(make)()
-    stacks = {name: getattr(jax.eval_shape(make), name) for name in WEIGHT_FIELDS}
-    rest = jax.jit(lambda: make().replace(**dict.fromkeys(stacks)))()  # type: ignore[attr-defined]
-    return rest.replace(**scratch.empty(stacks))
+    supernet = jax.jit(make, static_argnums=0)(scratch is None)
+    return supernet if scratch is None else supernet.replace(weights=scratch.empty(shapes))
 
 
 def of_layer(supernet: Supernet, layer: int) -> Layer:
     """The part of a supernet for a layer."""
-    return {name: getattr(supernet, name)[layer_index(name, layer)] for name in LAYER_AXES}
+    stacked, by_kind = jax.tree.map(lambda stack: stack[layer], (supernet.weights, supernet.ranks)), []
+    for array in (supernet.error, supernet.share, supernet.damping):
+        by_kind.append(array[:, layer])
+    return Layer(*stacked, *by_kind)
 
 
 @functools.partial(jax.jit, donate_argnames="supernet")
 def fill_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
-    """Write the parts `sites` of a layer into a supernet, in place."""
-    filled = {
-        name: getattr(supernet, name).at[layer_index(name, layer)].set(part) for name, part in sites.items()
-    }
-    supernet = supernet.replace(**filled)  # type: ignore[attr-defined]
-    return devices.spread(supernet, sites["mlp_down"].shape[-1]) if "mlp_down" in sites else supernet
+    """Write the part `sites` of a layer into a supernet, in place."""
+    given, empty = (sites.weights, sites.ranks), (supernet.weights, supernet.ranks)
+    weights, ranks = jax.tree.map(lambda stack, part: stack.at[layer].set(part), empty, given)
+    names = ("error", "share", "damping")
+    rows = {name: getattr(supernet, name).at[:, layer].set(getattr(sites, name)) for name in names}
+    filled = supernet.replace(weights=weights, ranks=ranks, **rows)
+    hidden = next((part.shape[-1] for part in jax.tree.leaves(sites.weights)), None)
+    return filled if hidden is None else devices.spread(filled, hidden)
 
 
 def with_layer(supernet: Supernet, layer: int, sites: Layer) -> Supernet:
     """Write the part of a layer into a supernet, in place; its weights may be on disk."""
     if not on_disk(supernet):
         return fill_layer(supernet, jnp.int32(layer), sites)
-    weights = {name: getattr(supernet, name) for name in WEIGHT_FIELDS}
-    for name, stack in weights.items():
-        stack[layer] = devices.fetch(sites[name])
-    rest = {name: part for name, part in sites.items() if name not in weights}
-    none: Any = supernet.replace(**dict.fromkeys(weights))  # type: ignore[attr-defined]
-    return fill_layer(none, jnp.int32(layer), rest).replace(**weights)
+    for name, stack in supernet.weights.items():
+        stack[layer] = devices.fetch(sites.weights[name])
+    filled = fill_layer(supernet.replace(weights={}), jnp.int32(layer), sites.replace(weights={}))
+    return filled.replace(weights=supernet.weights)
 
 
-def at_levels(supernet: Supernet, grid: LevelGrid, scratch: Scratch = TEMPORARY) -> Supernet:
-    """A supernet cut down to the levels of `grid`; it must have all of these that exist. If it is on disk,
-    the result is on that of `scratch`."""
+def level_index(supernet: Supernet, grid: LevelGrid) -> jax.Array:
+    """Where a supernet has the levels of `grid`, `[S, L, E']`; it must have all of these that exist."""
     same = (supernet.kept[..., None, :] == grid.kept[..., None]) & supernet.exists[..., None, :]
-    index = jnp.argmax(same, axis=-1)
-    return supernet.replace(  # type: ignore[attr-defined]
-        attn_out=picked(supernet.attn_out, index[ATTENTION], scratch),
-        mlp_down=picked(supernet.mlp_down, index[FFN], scratch),
+    return jnp.argmax(same, axis=-1)
+
+
+def at_levels(
+    supernet: Supernet, index: jax.Array, grid: LevelGrid, scratch: Scratch = TEMPORARY
+) -> Supernet:
+    """A supernet cut down to the levels of `grid`, which it has at `index [S, L, E']`. If it is on disk, the
+    result is on that of `scratch`. Weights of which all levels are taken are not copied."""
+    weights = {
+        kind.name: picked(supernet.weights[kind.name], index[row], scratch)
+        for row, kind in enumerate(supernet.kinds)
+    }
+    return supernet.replace(
+        weights=weights,
         kept=jnp.asarray(grid.kept),
         exists=jnp.asarray(grid.exists),
         error=jnp.take_along_axis(supernet.error, index, axis=-1),
     )
 
 
+def takes_all(index: jax.Array, levels: int) -> bool:
+    """Whether `index [L, E']` takes all `levels` of every layer as they are. Unknown while it is traced."""
+    if isinstance(index, jax.core.Tracer):
+        return False
+    return np.array_equal(devices.fetch(index), np.broadcast_to(np.arange(levels), (len(index), levels)))
+
+
 def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
     """The levels `index [L, E']` of every layer of `stack [L, E, ...]`; one level of each for `index [L]`."""
-    every = np.broadcast_to(np.arange(stack.shape[1]), (len(index), stack.shape[1]))
-    if not isinstance(index, jax.core.Tracer) and np.array_equal(devices.fetch(index), every):
+    if takes_all(index, stack.shape[1]):
         return stack
     if on_disk(stack):
         return scratch.stack(len(index), lambda layer: stack[layer][np.asarray(index[layer])])
     return jax.vmap(lambda levels, e: levels[e])(stack, index)
 
 
-def drops_experts(supernet: Supernet) -> bool:
-    """Whether the units of FFNs are whole experts."""
-    return supernet.mlp_down.ndim == 5 and supernet.mlp_rank.ndim == 2
-
-
-def kept_experts(supernet: Supernet, layer: Any, level: Any) -> Block:
-    """Which experts a level of a layer keeps, `[X]`, as a tensor of its block; nothing if the units are
-    neurons. `layer` and `level` may also be arrays `[L]`."""
-    if not drops_experts(supernet):
-        return {}
-    count = jnp.asarray(supernet.kept)[FFN, layer, level]
-    return {"kept_experts": jnp.asarray(supernet.mlp_rank)[layer] < count[..., None]}
-
-
 def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
     """Dense-shaped params with the pruned projections of `distribution`, integer levels `[S, L]`."""
     every = jnp.arange(distribution.shape[1])
-    blocks = params["blocks"] | {
-        "o": picked(supernet.attn_out, distribution[ATTENTION], TEMPORARY),
-        "down": picked(supernet.mlp_down, distribution[FFN], TEMPORARY),
-        **kept_experts(supernet, every, distribution[FFN]),
+    pruned = {
+        kind.output: picked(supernet.weights[kind.name], distribution[row], TEMPORARY)
+        for row, kind in enumerate(supernet.kinds)
     }
-    return params | {"blocks": blocks}
+    return params | {"blocks": params["blocks"] | pruned | supernet.admitted(every, distribution)}

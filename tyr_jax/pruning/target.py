@@ -3,7 +3,8 @@
 With a budget of units, the uniform model loses the same share of heads and of neurons in every layer. With a
 budget of parameters or of another resource, it keeps attention whole, because heads matter much and cost
 little, and all FFNs have the same width up to one step. Heads are removed as well only if FFNs would
-otherwise keep less than half of the share asked for, or if a further limit is not kept.
+otherwise keep less than half of the share asked for, or if a further limit is not kept. In general, kinds of
+site are thinned from the last of the table to the first.
 
 Axis letters: `S` kinds of site, `L` layers, `E` levels.
 """
@@ -11,24 +12,16 @@ Axis letters: `S` kinds of site, `L` layers, `E` levels.
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.pruning.compress import has_output_bias
-from tyr_jax.pruning.prices import blocks_take, dearest_heads, ffn_price
+from tyr_jax.pruning.cut import has_output_bias
+from tyr_jax.pruning.prices import Pricing
 from tyr_jax.pruning.settings import PruningSettings, Resource
-from tyr_jax.space import (
-    ATTENTION,
-    FFN,
-    Budget,
-    check_multiple,
-    uniform_centres,
-    unit_budget,
-    values_at,
-)
+from tyr_jax.space import Budget, check_multiple, uniform_centres, unit_budget, values_at
 
 NOUNS: dict[Resource, str] = {
     "parameters": "parameters",
@@ -78,50 +71,75 @@ def target_of(config: ModelConfig, settings: PruningSettings, sparsity: float) -
     """
     kinds, whole = settings.kinds(config), settings.whole(config)
     if settings.budget == "units":
-        stay = whole.sum(axis=1).tolist()
-        budgets = [unit_budget(kind, config.depth, sparsity, n) for kind, n in zip(kinds, stay, strict=True)]
-        return Target(sparsity, uniform_centres(kinds, (budgets[0], budgets[1]), whole), {})
-    check_multiple(kinds[FFN])
+        there = np.stack([kind.there(config.depth) for kind in kinds])
+        counts = there.sum(axis=1).tolist(), (there & whole).sum(axis=1).tolist()
+        rows = zip(kinds, *counts, strict=True)
+        budgets = [unit_budget(kind, depth, sparsity, stay) for kind, depth, stay in rows]
+        return Target(sparsity, uniform_centres(kinds, budgets, whole), {})
+    for kind in kinds:
+        check_multiple(kind)
     shares = {settings.budget: 1 - sparsity, **settings.shares}
-    dense = {name: blocks_take(config, name, settings.table(name)) for name in shares}
+    dense = {name: Pricing.of(config, settings, name).blocks() for name in shares}
     limits = {name: math.floor(share * dense[name]) for name, share in shares.items()}
-    return Target(sparsity, _within(Uniform(config, settings, limits), sparsity), limits)
+    return Target(sparsity, Uniform(config, settings, limits).largest(sparsity), limits)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Uniform:
-    """The uniform models of a configuration, which differ in their `total` of heads and of `neurons` in all
-    layers that are pruned; and the `limits` of what their blocks may take, by resource."""
+    """The uniform models of a configuration, which differ in how many steps of units each kind keeps in all
+    of the layers that are pruned; and the `limits` of what their blocks may take, by resource."""
 
     config: ModelConfig
     settings: PruningSettings
     limits: dict[Resource, int]
 
-    def kept(self, total: int, neurons: int) -> np.ndarray:
-        """Units `[S, L]` that a model keeps."""
+    def kept(self, steps: Sequence[int]) -> np.ndarray:
+        """Units `[S, L]` that a model keeps, given the multiples that layers which are pruned keep in all, of
+        each kind."""
         kinds, whole = self.settings.kinds(self.config), self.settings.whole(self.config)
-        stay = [int(row.sum()) * kind.units for row, kind in zip(whole, kinds, strict=True)]
-        return uniform_centres(kinds, (stay[ATTENTION] + total, stay[FFN] + neurons), whole)
+        rows = zip(kinds, whole, steps, strict=True)
+        depth = self.config.depth
+        budgets = [int(kind.most(depth)[row].sum()) + count * kind.multiple for kind, row, count in rows]
+        return uniform_centres(kinds, budgets, whole)
 
-    def exceeded(self, total: int, neurons: int) -> list[Resource]:
-        """The limits that a model exceeds, whichever heads it keeps."""
-        heads, widths = self.kept(total, neurons).tolist()
-        each = self._heads_each
+    def exceeded(self, steps: Sequence[int]) -> list[Resource]:
+        """The limits that a model exceeds, whichever units it keeps."""
+        kept = self.kept(steps).tolist()
 
         def spent(resource: Resource) -> int:
-            table = self.settings.table(resource)
-            attention = sum(
-                dearest_heads(count * each, self.config, resource, layer, table)
-                for layer, count in enumerate(heads)
-            )
-            return attention + sum(ffn_price(width, self.config, self.settings, resource) for width in widths)
+            pricing = Pricing.of(self.config, self.settings, resource)
+            rows = zip(pricing.kinds, map(enumerate, kept), strict=True)
+            return sum(pricing.dearest(kind, count, layer) for kind, row in rows for layer, count in row)
 
         return [resource for resource, limit in self.limits.items() if limit < spent(resource)]
 
-    @property
-    def _heads_each(self) -> int:
-        """Query heads of a unit of attention."""
-        return self.config.dense_shape.heads // self.settings.kinds(self.config)[ATTENTION].units
+    def largest(self, sparsity: float) -> np.ndarray:
+        """Units `[S, L]` that the largest model within the limits keeps: each kind in turn as many as fit
+        while those after it keep at least half of the share asked for.
+
+        Raises:
+            UserError: nothing fits, or everything does.
+        """
+        kinds, last = self.settings.kinds(self.config), self.settings.site_kinds(self.config)[-1]
+        pruned = (~self.settings.whole(self.config)).sum(axis=1).tolist()
+        rows = list(zip(kinds, pruned, strict=True))
+        # A sublayer whose output bias must stay keeps some units to carry it.
+        floor = pruned[-1] if has_output_bias(self.config, last.sublayer) else 0
+        steps = [
+            math.floor((1 - sparsity) / 2 * layers * kind.units / kind.multiple) for kind, layers in rows
+        ]
+        steps[-1] = max(steps[-1], floor)
+        for row, (kind, layers) in enumerate(rows):
+
+            def too_many(count: int, row: int = row) -> list[Resource]:
+                return self.exceeded([*steps[:row], count, *steps[row + 1 :]])
+
+            found = _largest(layers * (kind.units // kind.multiple), too_many)
+            steps[row] = found if row + 1 == len(rows) else max(0, found)
+        if steps[-1] < floor or not any(steps):
+            raise _too_small(self, sparsity, self.exceeded([*steps[:-1], max(floor, 1)]))
+        _check_smaller(self, sparsity)
+        return self.kept(steps)
 
 
 def _largest(count: int, exceeds: Callable[[int], object]) -> int:
@@ -129,33 +147,11 @@ def _largest(count: int, exceeds: Callable[[int], object]) -> int:
     return bisect.bisect_left(range(count + 1), True, key=lambda number: bool(exceeds(number))) - 1
 
 
-def _within(models: Uniform, sparsity: float) -> np.ndarray:
-    """Units `[S, L]` that the largest uniform model within its limits keeps.
-
-    Raises:
-        UserError: nothing fits, or everything does.
-    """
-    config, settings = models.config, models.settings
-    attention, ffn = settings.kinds(config)
-    movable, thinned = (int((~stays).sum()) for stays in settings.whole(config))
-    # An FFN whose output bias must stay keeps some neurons to carry it.
-    floor = thinned * ffn.multiple if has_output_bias(config, "ffn") else 0
-    half = math.floor((1 - sparsity) / 2 * thinned * ffn.units / ffn.multiple) * ffn.multiple
-    least = max(floor, half)
-    total = max(0, _largest(movable * attention.units, lambda total: models.exceeded(total, least)))
-    most = thinned * (ffn.units // ffn.multiple)
-    neurons = ffn.multiple * _largest(most, lambda steps: models.exceeded(total, steps * ffn.multiple))
-    if neurons < floor or (total == 0 and neurons == 0):
-        raise _too_small(models, sparsity, models.exceeded(total, max(floor, ffn.multiple)))
-    _check_smaller(models, sparsity, ffn.multiple)
-    return models.kept(total, neurons)
-
-
 def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> UserError:
     """What to say of limits that leave too little; `exceeded` are those that the smallest model exceeds."""
     first = next(iter(models.limits))
     tightest = next(iter(exceeded), first)
-    blocks = blocks_take(models.config, tightest, models.settings.table(tightest))
+    blocks = Pricing.of(models.config, models.settings, tightest).blocks()
     asked = f"sparsity {sparsity:g}" if tightest == first else f"--at-most {tightest}"
     return UserError(
         f"{asked} would keep {max(0, models.limits[tightest]):,} of {blocks:,} {NOUNS[tightest]} of the "
@@ -165,18 +161,19 @@ def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> Us
     )
 
 
-def _check_smaller(models: Uniform, sparsity: float, multiple: int) -> None:
+def _check_smaller(models: Uniform, sparsity: float) -> None:
     """Check that a target removes something.
 
     Raises:
-        UserError: it asks for less than a step of neurons.
+        UserError: it asks for less than the smallest step.
     """
     first, limit = next(iter(models.limits.items()))
-    blocks = blocks_take(models.config, first, models.settings.table(first))
-    step = ffn_price(multiple, models.config, models.settings, first)
+    pricing = Pricing.of(models.config, models.settings, first)
+    kind, multiple = pricing.kinds[-1], models.settings.kinds(models.config)[-1].multiple
+    blocks, step = pricing.blocks(), pricing.level(kind, multiple)
     if limit > blocks - step:
         raise UserError(
-            f"sparsity {sparsity:g} is too small to remove anything: the smallest step, {multiple} neurons, "
-            f"has {step:,} {NOUNS[first]}, but only {blocks - limit:,} of the blocks' {blocks:,} are to go; "
-            f"choose at least {step / blocks:.2g}"
+            f"sparsity {sparsity:g} is too small to remove anything: the smallest step, {multiple} "
+            f"{kind.noun}, has {step:,} {NOUNS[first]}, but only {blocks - limit:,} of the blocks' "
+            f"{blocks:,} are to go; choose at least {step / blocks:.2g}"
         )

@@ -31,8 +31,7 @@ from tyr_jax.report.tables import (
     size_rows,
     time_table,
 )
-from tyr_jax.space import KINDS
-from tyr_jax.workspace.records import written_model, written_name
+from tyr_jax.workspace.records import KINDS, written_model, written_name
 
 MOST_ROUNDS = 32
 """At most this many rounds are shown layer by layer: the last ones."""

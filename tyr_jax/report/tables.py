@@ -9,8 +9,7 @@ from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Speed, Timing
 from tyr_jax.formatting import duration, in_words
 from tyr_jax.planning.plan import Need
 from tyr_jax.report.render import Row, Table
-from tyr_jax.space import KINDS
-from tyr_jax.workspace.records import PRUNED, written_model
+from tyr_jax.workspace.records import KINDS, PRUNED, written_model
 
 Record = Mapping[str, Any]
 """The content of a run's `summary.json`, or of a training's `recovery.json`."""
@@ -54,7 +53,7 @@ def parameter_rows(models: Sequence[Record]) -> list[Row]:
 def ffn_units(summary: Record) -> str:
     """What the units of FFNs are called."""
     pruning = summary["settings"].get("pruning")
-    if isinstance(pruning, dict) and pruning.get("expert_unit") == "expert":
+    if isinstance(pruning, dict) and "expert" in pruning.get("units", ()):
         return "experts"
     return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
 

@@ -28,6 +28,7 @@ from tyr_jax.run.measure import Qualities, measure
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
 from tyr_jax.run.rounds import (
+    Ranks,
     SearchProgress,
     first_rounds,
     fold,
@@ -35,6 +36,7 @@ from tyr_jax.run.rounds import (
     round_grid,
     search,
     search_pool,
+    settled_ranks,
 )
 from tyr_jax.run.samples import sample_of
 from tyr_jax.runtime import devices
@@ -104,7 +106,7 @@ def realise(
     kept: np.ndarray,
     grid: LevelGrid | None,
     name: str,
-    heads: np.ndarray | None = None,
+    ranks: Ranks | None = None,
     passes: int = 0,
     supernet: Supernet | None = None,
 ) -> Pruned:
@@ -116,11 +118,11 @@ def realise(
     comparable. With `--no-refit`, the weights are those of the supernet of `grid`, in which the distribution
     was found (None where none was built); unless that `supernet` is given, it is built again.
 
-    The model keeps as many parameters as the search found: given `heads [L, U]`, it keeps the heads of lowest
+    The model keeps as many parameters as the search found: of kinds in `ranks`, it keeps the units of lowest
     rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
 
     Raises:
-        UserError: the pruner keeps other heads than `heads` says.
+        UserError: the pruner keeps other units than `ranks` says.
     """
     model, settings = dense.model, run.settings
     pruning, drift = settings.pruning, 0.0
@@ -131,18 +133,15 @@ def realise(
         supernet = None
     if supernet is None:
         what, store = f"prune {name}", run.store.part(f"prune-{name}")
-        supernet = fold(run, dense, grid, pruning, what, store, heads, drift, passes)
+        supernet = fold(run, dense, grid, pruning, what, store, ranks, drift, passes)
     levels = space.levels_of(grid, kept)
-    ranks = devices.fetch(supernet.attn_rank)
-    parameters = int(level_prices(model.config, pruning, kept[..., None], ranks).sum())
-    if heads is not None:
-        found = int(level_prices(model.config, pruning, kept[..., None], heads).sum())
-        if parameters != found:
-            raise broken(
-                pruning.pruner,
-                f"keeps other heads than the site's `rank` says, of {parameters:,} parameters in place of "
-                f"{found:,}: it must keep to it where it is given, as `keep_rows` does",
-            )
+    parameters = parameters_kept(run, dense, kept, settled_ranks(supernet))
+    if ranks and parameters != (found := parameters_kept(run, dense, kept, ranks)):
+        raise broken(
+            pruning.pruner,
+            f"keeps other heads than the site's `rank` says, of {parameters:,} parameters in place of "
+            f"{found:,}: it must keep to it where it is given, as `keep_rows` does",
+        )
 
     finish = functools.partial(finished, run, dense)
     if settings.layout == "masked":
@@ -159,13 +158,18 @@ def realise(
     return Pruned(params, config, kept, parameters, measured, sample)
 
 
+def parameters_kept(run: Run, dense: Dense, kept: np.ndarray, ranks: Ranks) -> int:
+    """Parameters of blocks that keep the `kept [S, L]` units of lowest rank."""
+    return int(level_prices(dense.model.config, run.settings.pruning, kept[..., None], ranks).sum())
+
+
 def reconstructed(
-    run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, heads: np.ndarray | None = None
+    run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, ranks: Ranks | None = None
 ) -> Pruned | None:
     """The model of `realise`, pruned once more with its remaining FFN weights reconstructed; None unless that
     was requested."""
     passes = run.settings.pruning.reconstruct
-    return realise(run, dense, kept, grid, "reconstructed", heads, passes) if passes else None
+    return realise(run, dense, kept, grid, "reconstructed", ranks, passes) if passes else None
 
 
 def finished(run: Run, dense: Dense, block: Block) -> Any:
@@ -206,8 +210,8 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
         ended = search(part, dense, pool, target, begun)
         known, only = ended.supernet, run.settings.rounds.rounds == 1
         uniform = realise(part, dense, kept, first, "uniform", supernet=known if only else None)
-        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.heads, supernet=known)
+        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.ranks, supernet=known)
         del known
         ended = dataclasses.replace(ended, supernet=None)
-        learnt = reconstructed(part, dense, ended.kept, ended.grid, ended.heads)
+        learnt = reconstructed(part, dense, ended.kept, ended.grid, ended.ranks)
         yield Outcome(part, dense, target, uniform, searched, ended.rounds, learnt)

@@ -64,7 +64,7 @@ class Dense:
 
     model: LoadedModel
     splits: Splits
-    kinds: tuple[Kind, Kind]
+    kinds: tuple[Kind, ...]
     whole: np.ndarray
     targets: tuple[Target, ...]
     texts: EvaluationTexts
@@ -141,7 +141,13 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
             stage.advance(text.size, note=resume.KEPT)
             return metrics
         metrics = fisher.output_metrics(
-            model.params, text, model.config, run.settings.seed, scratch=run.scratch, on_tokens=stage.advance
+            model.params,
+            text,
+            model.config,
+            settings.site_kinds(model.config),
+            run.settings.seed,
+            scratch=run.scratch,
+            on_tokens=stage.advance,
         )
         if not all(np.isfinite(devices.fetch(metrics[layer])).all() for layer in range(model.config.depth)):
             raise overflow(f"{model.source} on the calibration text")

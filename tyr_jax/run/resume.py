@@ -25,7 +25,7 @@ from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import Params
 from tyr_jax.pruning.fold import Fold, dealt_anew
 from tyr_jax.pruning.reconstruction import Learnt
-from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
+from tyr_jax.pruning.supernet import Layer, Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
 from tyr_jax.scoring.objective import TeacherBatch
@@ -145,7 +145,7 @@ def save_block(store: Store, depth: int, fold: Fold) -> None:
     """Save the block that a fold over `depth` blocks has just finished, and the residuals after it in place
     of the previous ones. Residuals after the last block are not needed."""
     layer = fold.done - 1
-    store.save(f"sites-{layer}", of_layer(fold.supernet, layer))
+    store.save(f"sites-{layer}", vars(of_layer(fold.supernet, layer)))
     if fold.learnt and (learnt := fold.learnt[layer]):
         store.save(f"learnt-{layer}", learnt.tensors, {"before": learnt.before, "after": learnt.after})
     # The dense model's come after the pruned one's.
@@ -194,11 +194,11 @@ def load_fold(
         if saved is None:
             return None
         with store.reading(f"sites-{index}"):
-            supernet = with_layer(supernet, index, saved.arrays)
+            supernet = with_layer(supernet, index, Layer(**saved.arrays))
     # After the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
     learnt = [load_learnt(store, index, scratch) for index in range(layer + 1)] if learns else []
-    hidden = supernet.mlp_down.shape[-1]
+    hidden = next(iter(supernet.weights.values())).shape[-1]
     learnt = [each and each._replace(tensors=devices.spread(each.tensors, hidden)) for each in learnt]
     return Fold(supernet, layer + 1, pruned or [], real, dense, tuple(learnt))
 
@@ -291,18 +291,18 @@ def save_round(
     kept: np.ndarray,
     grid: LevelGrid,
     rounds: list[dict[str, Any]],
-    heads: np.ndarray | None,
+    ranks: Mapping[str, np.ndarray],
 ) -> None:
     """Save where a search stands after its last round: units `[S, L]`, the supernet's levels, the records,
-    and the ranks `[L, U]` of attention's units, if they are settled."""
+    and the ranks `[L, U]` of units that are settled, by kind."""
     levels = {"kept": grid.kept, "exists": grid.exists, "step": grid.step}
-    arrays = {"kept": kept, "grid": levels} | ({} if heads is None else {"heads": heads})
+    arrays = {"kept": kept, "grid": levels} | ({"ranks": dict(ranks)} if ranks else {})
     store.save_step("round", len(rounds), arrays, {"rounds": rounds})
 
 
 def load_round(
     store: Store,
-) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]], np.ndarray | None] | None:
+) -> tuple[np.ndarray, LevelGrid, list[dict[str, Any]], dict[str, np.ndarray]] | None:
     """What `save_round` saved last; None before the first round."""
     last = store.last_step("round", records.ROUND_FACTS)
     if last is None:
@@ -310,7 +310,7 @@ def load_round(
     number, saved = last
     with store.reading(f"round-{number}"):
         found, grid = saved.arrays, LevelGrid(**saved.arrays["grid"])
-        return found["kept"], grid, saved.facts["rounds"], found.get("heads")
+        return found["kept"], grid, saved.facts["rounds"], found.get("ranks", {})
 
 
 History = list[list[float | None]]

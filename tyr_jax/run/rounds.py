@@ -12,28 +12,30 @@ import numpy as np
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import ModelConfig
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
-from tyr_jax.pruning.prices import ffn_price, level_prices
+from tyr_jax.pruning.prices import Pricing, level_prices
 from tyr_jax.pruning.settings import PruningSettings, Resource
-from tyr_jax.pruning.supernet import WEIGHT_FIELDS, Supernet, at_levels, empty_supernet
+from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet, level_index, takes_all
 from tyr_jax.pruning.target import Target
 from tyr_jax.run import resume
 from tyr_jax.run.prepare import Dense, Run
 from tyr_jax.runtime import devices
-from tyr_jax.runtime.offload import TEMPORARY, Scratch
+from tyr_jax.runtime.offload import TEMPORARY
 from tyr_jax.scoring import nested, slopes
 from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
 from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
-from tyr_jax.space import Budget, LevelGrid, Levels
+from tyr_jax.space import Budget, Kind, LevelGrid, Levels
 from tyr_jax.workspace.store import Store
 
 Tell = Callable[[int], None]
 """Callback that is given the amount of work just done."""
+
+Ranks = dict[str, np.ndarray]
+"""Ranks `[L, U]` of units, last removed first, by kind of site."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +43,14 @@ class SearchProgress:
     """Where a search stands: units kept `[S, L]`, and a record per round.
 
     `grid` has the levels of the supernet that they were found in; before the first round, those it will have.
-    `heads [L, U]` are the ranks of attention's units there, if the number of parameters depends on them. With
+    `ranks` has the ranks `[L, U]` of units there, for kinds whose price depends on which units are kept. With
     `--no-refit`, `supernet` is that of the last round, unless several targets share it.
     """
 
     kept: np.ndarray
     grid: LevelGrid
     rounds: list[dict[str, Any]]
-    heads: np.ndarray | None = None
+    ranks: Ranks = dataclasses.field(default_factory=dict)
     supernet: Supernet | None = None
 
 
@@ -67,21 +69,22 @@ def fold(
     pruning: PruningSettings,
     name: str,
     store: Store,
-    heads: np.ndarray | None = None,
+    ranks: Ranks | None = None,
     drift: float = 0.0,
     passes: int = 0,
 ) -> Supernet:
     """Build the supernet of `grid` on the calibration text, and show progress. `store` keeps its finished
-    blocks. `heads` are the ranks `[L, U]` of attention's units where they are settled. Sites correct the
+    blocks. `ranks` has those of units where they are settled. Sites correct the
     fraction `drift` of the gap to the dense residual stream, and FFNs are reconstructed in `passes` passes
     over the text."""
     model = dense.model
-    with run.progress.stage(name, 2 * model.config.depth, "sites") as stage:
-        dtype = model.params["blocks"]["o"].dtype
+    kinds = len(dense.kinds)
+    with run.progress.stage(name, kinds * model.config.depth, "sites") as stage:
+        dtype = model.params["embed"].dtype
         empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
         begun = resume.load_fold(store, empty, run.scratch, passes > 0)
         if begun is not None:
-            stage.advance(2 * begun.done, note=resume.KEPT)
+            stage.advance(kinds * begun.done, note=resume.KEPT)
 
         def on_site(site: str, damping: float) -> None:
             raised = damping > pruning.damping * 1.01
@@ -100,16 +103,16 @@ def fold(
         return build_supernet(
             model.params,
             (dense.splits.calibration, dense.splits.openings),
-            FoldPlan(model.config, grid, pruning, seed, dense.metrics, heads, drift, passes, scratch),
+            FoldPlan(model.config, grid, pruning, seed, dense.metrics, ranks or {}, drift, passes, scratch),
             begun=begun,
             on_site=on_site,
             on_block=on_block,
         )
 
 
-def kept_by_kind(kept: np.ndarray) -> dict[str, list[int]]:
-    """Units kept per layer, by kind, from `[S, L]`."""
-    return dict(zip(space.KINDS, kept.tolist(), strict=True))
+def by_kind(kinds: Sequence[Kind], rows: np.ndarray) -> dict[str, Any]:
+    """A number for every kind, or for every layer of it, by the kind's name, from `[S]` or `[S, L]`."""
+    return dict(zip((kind.name for kind in kinds), rows.tolist(), strict=True))
 
 
 def first_parent(sites: Sites, budget: Budget, centre: Levels, estimate: bool) -> Levels:
@@ -268,25 +271,30 @@ def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> S
 
 
 class PricedGrid(NamedTuple):
-    """The levels of a round, its supernet, and the `prices [R, S, L, E]` of the limited resources."""
+    """The levels of a round, its supernet, and the `prices [R, S, L, E]` of the limited resources. Of the
+    kinds in `shared`, the weights are those of the supernet that the levels were chosen from."""
 
     grid: LevelGrid
     supernet: Supernet
     prices: np.ndarray
+    shared: list[str]
 
 
 def priced_grid(
-    run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet, ranks: np.ndarray
+    run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet, ranks: Ranks
 ) -> PricedGrid:
     """The levels of `grid` with their prices. Where resources are limited, levels that cost as much as a
-    denser one are left out of the grid and of the supernet. `ranks [L, U]` are those of attention's units."""
-    priced = functools.partial(level_prices, dense.model.config, run.settings.pruning, rank=ranks)
+    denser one are left out of the grid and of the supernet."""
+    priced = functools.partial(level_prices, dense.model.config, run.settings.pruning, ranks=ranks)
     prices = priced(grid.kept, resources=tuple(target.limits))
     better = space.worthwhile_grid(grid, prices) if target.limits else grid
     if better is grid:
-        return PricedGrid(grid, supernet, prices)
-    supernet = at_levels(supernet, better, run.scratch or TEMPORARY)
-    return PricedGrid(better, supernet, priced(better.kept, resources=tuple(target.limits)))
+        return PricedGrid(grid, supernet, prices, list(supernet.weights))
+    index = level_index(supernet, better)
+    levels = {name: stack.shape[1] for name, stack in supernet.weights.items()}
+    shared = [name for row, name in enumerate(levels) if takes_all(index[row], levels[name])]
+    supernet = at_levels(supernet, index, better, run.scratch or TEMPORARY)
+    return PricedGrid(better, supernet, priced(better.kept, resources=tuple(target.limits)), shared)
 
 
 def search_round(
@@ -307,9 +315,9 @@ def search_round(
     if shared is None:
         whole = supernet_of_round(run, dense, built, number)
     else:
-        whole = at_levels(shared, built, scratch)
-    ranks = devices.fetch(whole.attn_rank)
-    grid, supernet, prices = priced_grid(run, dense, target, built, whole, ranks)
+        whole = at_levels(shared, level_index(shared, built), built, scratch)
+    ranks = settled_ranks(whole)
+    grid, supernet, prices, shared_weights = priced_grid(run, dense, target, built, whole, ranks)
     last = number == rounds.rounds and not rounds.refit and shared is None
     for_models = whole if last else None
     del whole
@@ -321,55 +329,57 @@ def search_round(
     this = Round(run, dense, pool, number, grid, net, sites, budget, work_of(run, number))
     start, descent = descend(this, start) if rounds.descent_steps else (start, [])
     levels, history = run_search(this, start)
-    kept, heads = space.kept_units(grid, levels), None
+    kept = space.kept_units(grid, levels)
     if target.limits:
-        kept, heads = widened(kept, target.spare(prices, levels), levels, this), ranks
-    steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
-    record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
+        kept = widened(kept, target.spare(prices, levels), levels, this)
+    steps = by_kind(dense.kinds, grid.step)
+    record = {"round": number, "step": steps, "descent": descent, "kept": by_kind(dense.kinds, kept)}
     if for_models is not None:
-        for_models = put_back(for_models, supernet, net, model.config, scratch)
+        found = nested.restored(net, supernet, model.config, scratch=scratch).weights
+        # The search has overwritten the weights that it shares.
+        found = {name: found[name] for name in shared_weights}
+        for_models = for_models.replace(weights=for_models.weights | found)
     searched = built if shared is None else progress.grid
     entry = record | {"history": history}
-    progress = SearchProgress(kept, searched, [*progress.rounds, entry], heads, for_models)
-    resume.save_round(run.store, progress.kept, progress.grid, progress.rounds, progress.heads)
+    settled = ranks if target.limits else {}
+    progress = SearchProgress(kept, searched, [*progress.rounds, entry], settled, for_models)
+    resume.save_round(run.store, progress.kept, progress.grid, progress.rounds, progress.ranks)
     run.events.write("round", **record)
     return progress
 
 
-def put_back(whole: Supernet, part: Supernet, net: Nested, config: ModelConfig, scratch: Scratch) -> Supernet:
-    """The `whole` supernet of a round after its search, which ran on a `part` of the levels, nested as `net`.
-    Weights of which no level was left out are the same arrays in both, so `nest` has overwritten them."""
-    found = nested.restored(net, part, config, scratch=scratch)
-    overwritten = [name for name in WEIGHT_FIELDS if getattr(part, name) is getattr(whole, name)]
-    return whole.replace(**{name: getattr(found, name) for name in overwritten})  # type: ignore[attr-defined]
+def settled_ranks(supernet: Supernet) -> Ranks:
+    """The ranks `[L, U]` of units, by kind, for kinds whose price depends on which units are kept."""
+    kinds = [kind.name for kind in supernet.kinds if kind.spreads is not None]
+    return {name: devices.fetch(supernet.ranks[name]) for name in kinds}
 
 
 def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
-    """Spend what is `spare` of the resources on more neurons, where they are estimated to help most: units
-    `[S, L]`. `kept [S, L]` are the units at `levels [S, L]`. With `--no-refit`, none are added."""
-    dense, settings = this.dense, this.run.settings
+    """Spend what is `spare` of the resources on more units of the last kind of site, such as neurons, where
+    they are estimated to help most: units `[S, L]`. `kept [S, L]` are the units at `levels [S, L]`. With
+    `--no-refit`, none are added."""
+    dense, settings, last = this.dense, this.run.settings, len(kept) - 1
     if not settings.rounds.refit:
         return kept
-    multiple, config = dense.kinds[space.FFN].multiple, dense.model.config
+    config, (own, before, at) = dense.model.config, (dense.kinds[last], kept[last], levels[last])
+    sites = Sites(*(field[last] for field in this.sites))
 
     def with_more(count: int) -> np.ndarray:
-        return surrogate.widened(kept, levels, this.sites, this.grid.kept, count, multiple)
+        return surrogate.widened(before, at, sites, this.grid.kept[last], count, own.multiple)
 
     def too_many(count: int) -> bool:
-        """Whether so many steps of neurons more take more than is spare of some resource."""
-        before, after = kept[space.FFN], with_more(count)[space.FFN]
-        return any(
-            sum(
-                ffn_price(int(units), config, settings.pruning, resource) * sign
-                for widths, sign in ((after, 1), (before, -1))
-                for units in widths
-            )
-            > left
-            for resource, left in spare.items()
-        )
+        """Whether so many steps of units more take more than is spare of some resource."""
 
-    most = config.depth * dense.kinds[space.FFN].units // multiple
-    return with_more(bisect.bisect_left(range(most + 1), True, key=too_many) - 1)
+        def taken(resource: Resource) -> int:
+            pricing = Pricing.of(config, settings.pruning, resource)
+            each = functools.partial(pricing.level, pricing.kinds[last])
+            return sum(map(each, with_more(count).tolist())) - sum(map(each, before.tolist()))
+
+        return any(taken(resource) > left for resource, left in spare.items())
+
+    most = config.depth * own.units // own.multiple
+    more = bisect.bisect_left(range(most + 1), True, key=too_many) - 1
+    return np.concatenate([kept[:last], with_more(more)[None]])
 
 
 def search_pool(run: Run, dense: Dense) -> TeacherBatch:

@@ -12,10 +12,10 @@ from tyr_jax import __version__
 from tyr_jax.data import fingerprint
 from tyr_jax.model.spec import ModelConfig, active_size, all_specs, count_parameters
 from tyr_jax.options import as_json
-from tyr_jax.pruning.prices import blocks_take
+from tyr_jax.pruning.prices import Pricing
 from tyr_jax.run.measure import figures
 from tyr_jax.run.pipeline import Outcome, Pruned
-from tyr_jax.run.rounds import kept_by_kind
+from tyr_jax.run.rounds import by_kind
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.records import FORMAT_VERSION
 
@@ -36,7 +36,7 @@ def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
     depth = outcome.dense.model.config.depth
     result = {}
     for row, kind in enumerate(outcome.dense.kinds):
-        total, kept = depth * kind.units, int(pruned.kept[row].sum())
+        total, kept = int(kind.most(depth).sum()), int(pruned.kept[row].sum())
         result[kind.name] = {
             "total": total,
             "kept": kept,
@@ -56,17 +56,14 @@ def resources_left(outcome: Outcome) -> dict[str, float]:
     """The share that the final model's blocks take of every limited resource, relative to the dense model's.
     In the masked layout they take all of it."""
     dense, final = outcome.dense.model.config, outcome.final.config
-    table = outcome.run.settings.pruning.table
-    return {
-        name: blocks_take(final, name, table(name)) / blocks_take(dense, name, table(name))
-        for name in outcome.target.limits
-    }
+    pricings = {name: Pricing.of(dense, outcome.run.settings.pruning, name) for name in outcome.target.limits}
+    return {name: pricing.blocks(final.layers) / pricing.blocks() for name, pricing in pricings.items()}
 
 
 def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
     """One pruned model: units per layer, sparsity obtained, size and quality."""
     return {
-        "kept": kept_by_kind(pruned.kept),
+        "kept": by_kind(outcome.dense.kinds, pruned.kept),
         "units": units(outcome, pruned),
         "size": size(pruned.config, outcome.dense.dtype),
         "quality": figures(pruned.quality),
@@ -123,7 +120,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
             **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
         },
         "base_model": as_json(dense.model.origin),
-        "distribution": kept_by_kind(outcome.final.kept),
+        "distribution": by_kind(dense.kinds, outcome.final.kept),
         "dense": {
             "size": size(dense.model.config, dense.model.stored_dtype),
             "quality": figures(dense.quality),

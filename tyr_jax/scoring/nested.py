@@ -16,8 +16,9 @@ levels, `N` heads, `H` head dim, `F` FFN width, `U` units of a site.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import chex
 import flax.struct
@@ -27,39 +28,32 @@ import numpy as np
 
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import OUTPUTS, UNIT_AXES, Block, ModelConfig, Params, Sublayer, taken
-from tyr_jax.pruning.supernet import RANK_FIELDS, WEIGHT_FIELDS, Supernet, drops_experts
+from tyr_jax.model.spec import Block, ModelConfig, Params, taken
+from tyr_jax.pruning.kinds import SiteKind
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
 from tyr_jax.runtime.buckets import bucket_widths
 from tyr_jax.runtime.offload import TEMPORARY, Scratch, on_disk
 from tyr_jax.scoring.chunking import ChunkedPopulation, chunk_population
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import ATTENTION, FFN, KINDS, Candidates, Fitness, Levels, values_at
+from tyr_jax.space import Candidates, Fitness, Levels, values_at
 
 
-@flax.struct.dataclass
-class Nested:
+class Nested(flax.struct.PyTreeNode):
     """A model and its supernet with the units of every site in the order of removal.
 
-    `params` as in `tyr_jax.model.spec`, with `kv_head [L, N]`, the key/value head of every query head, as
-    sorted heads no longer lie group by group; `attn_out [L, E, N, H, D]`, `mlp_down [L, E, F, D]` (of
-    experts `[L, E, X, F, D]`);
-    `kept [S, L, E]` units, those of attention having `heads_per_unit` heads each; `widths`, the buckets in
-    heads and neurons; `ffn_axis`, the axis of an FFN's units: `F`, or `X` if whole experts are removed.
+    `params` as in `tyr_jax.model.spec`, with what their blocks need in another order (`SiteKind.reads`);
+    `weights`, by kind, of every level, `[L, E, N, H, D]` or `[L, E, F, D]` (of experts `[L, E, X, F, D]`);
+    `kept [S, L, E]` units; the `kinds` of site; and `widths`, the buckets of every kind in entries along the
+    axis of its units.
     """
 
     params: Params
-    attn_out: jax.Array
-    mlp_down: jax.Array
-    kept: jax.Array
-    heads_per_unit: int = flax.struct.field(pytree_node=False)
-    widths: tuple[tuple[int, ...], tuple[int, ...]] = flax.struct.field(pytree_node=False)
-    ffn_axis: str = flax.struct.field(pytree_node=False, default=UNIT_AXES["ffn"])
-
-    def unit_axis(self, sublayer: Sublayer) -> str:
-        """The axis of a sublayer's units."""
-        return self.ffn_axis if sublayer == "ffn" else UNIT_AXES[sublayer]
+    weights: dict[str, Any]
+    kept: Any
+    kinds: tuple[SiteKind, ...] = flax.struct.field(pytree_node=False)
+    widths: tuple[tuple[int, ...], ...] = flax.struct.field(pytree_node=False)
 
 
 def in_order(stack: jax.Array, order: jax.Array, axis: str, axes: str) -> jax.Array:
@@ -94,35 +88,28 @@ def reordered(
     return stack
 
 
-class Orders(NamedTuple):
-    """The units of a supernet in the order of removal: `heads [L, N]`, and `ffn [L, F]` neurons (`[L, X, F]`
-    with experts), or `[L, X]` experts if these are the units; and `ffn_axis`, the axis of an FFN's units."""
-
-    heads: jax.Array
-    ffn: jax.Array
-    ffn_axis: str
-
-    @classmethod
-    def of(cls, supernet: Supernet, heads: int) -> Self:
-        """Those of a supernet, whose layers have this many `heads`."""
-        depth, units = supernet.attn_rank.shape
-        in_unit = jnp.arange(heads // units)
-        order = jnp.argsort(supernet.attn_rank, axis=1)[..., None] * len(in_unit) + in_unit
-        ffn_axis = "X" if drops_experts(supernet) else "F"
-        return cls(order.reshape(depth, heads), jnp.argsort(supernet.mlp_rank, axis=-1), ffn_axis)
+def orders_of(supernet: Supernet, config: ModelConfig) -> dict[str, jax.Array]:
+    """The entries along the axis of units in the order of removal, by kind: `[L, N]` heads, `[L, F]` neurons
+    (`[L, X, F]` of experts)."""
+    ranks = {kind: supernet.ranks[kind.name] for kind in supernet.kinds}
+    return {kind.name: kind.entries(jnp.argsort(rank, axis=-1), config) for kind, rank in ranks.items()}
 
 
 def reordered_weights(
-    attn_out: Any, mlp_down: Any, orders: Orders, config: ModelConfig, scratch: Scratch, overwrite: bool
-) -> tuple[Any, Any]:
-    """The weights of a supernet, `attn_out [L, E, N, H, D]` and `mlp_down [L, E, F, D]`, with units in
-    `orders`; see `reordered`."""
-    axes = {tensor.name: tensor.axes for tensor in config.tensors}
-    attention, ffn = ("E" + axes[name] for name in OUTPUTS.values())
-    return (
-        reordered(attn_out, orders.heads, "N", attention, scratch, overwrite=overwrite),
-        reordered(mlp_down, orders.ffn, orders.ffn_axis, ffn, scratch, overwrite=overwrite),
-    )
+    weights: dict[str, Any],
+    orders: dict[str, jax.Array],
+    kinds: tuple[SiteKind, ...],
+    config: ModelConfig,
+    scratch: Scratch,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The `weights [L, E, ...]` of a supernet, by kind, with units in `orders`; see `reordered`."""
+
+    def of(kind: SiteKind) -> Any:
+        axes, order = "E" + config.axes[kind.output], orders[kind.name]
+        return reordered(weights[kind.name], order, kind.axis, axes, scratch, overwrite=overwrite)
+
+    return {kind.name: of(kind) for kind in kinds}
 
 
 def nest(
@@ -133,32 +120,28 @@ def nest(
     consume: bool = False,
     scratch: Scratch = TEMPORARY,
 ) -> Nested:
-    """Sort the units of a dense model (blocks stacked) and its supernet by removal. Key/value heads stay
-    where they are. What is on disk stays there, in `scratch`.
+    """Sort the units of a dense model (blocks stacked) and its supernet by removal. What other entries share,
+    such as key/value heads, stays where it is. What is on disk stays there, in `scratch`.
 
     With `consume`, the supernet's weights are overwritten, and it must not be used afterwards, except by
     `restored`.
     """
-    shape = config.dense_shape
-    in_unit = shape.heads // supernet.attn_rank.shape[1]
-    order = Orders.of(supernet, shape.heads)
-    orders = {"N": order.heads, order.ffn_axis: order.ffn}
-    axes = {tensor.name: tensor.axes for tensor in config.tensors}
+    kinds, orders = supernet.kinds, orders_of(supernet, config)
     # The supernet has the output weights of every level.
-    blocks = {name: stack for name, stack in params["blocks"].items() if name not in OUTPUTS.values()}
-    for name in blocks:
-        for axis in orders.keys() & set(axes[name]):
-            blocks[name] = reordered(blocks[name], orders[axis], axis, axes[name], scratch)
+    outputs = {kind.output for kind in kinds}
+    blocks = {name: stack for name, stack in params["blocks"].items() if name not in outputs}
+    for kind in kinds:
+        order = orders[kind.name]
+        for name in blocks:
+            if kind.axis in config.axes.get(name, ""):
+                blocks[name] = reordered(blocks[name], order, kind.axis, config.axes[name], scratch)
+        blocks |= {name: make(order, config) for name, make in kind.reads}
     net = Nested(
-        params | {"blocks": blocks | {"kv_head": order.heads // (shape.heads // shape.kv_heads)}},
-        *reordered_weights(supernet.attn_out, supernet.mlp_down, order, config, scratch, consume),
+        params | {"blocks": blocks},
+        reordered_weights(supernet.weights, orders, kinds, config, scratch, consume),
         supernet.kept,
-        in_unit,
-        (
-            tuple(in_unit * width for width in used_widths(supernet, ATTENTION, in_unit * config.head_dim)),
-            used_widths(supernet, FFN),
-        ),
-        order.ffn_axis,
+        kinds,
+        tuple(used_widths(supernet, row, config) for row in range(len(kinds))),
     )
     return devices.spread(net, config.hidden)
 
@@ -168,34 +151,37 @@ def restored(
 ) -> Supernet:
     """The `supernet` that `nest` has consumed, with all units where they were. `nested` must not be used
     afterwards, because its weights are overwritten in turn."""
-    order = Orders.of(supernet, config.dense_shape.heads)
-    back = Orders(jnp.argsort(order.heads, axis=-1), jnp.argsort(order.ffn, axis=-1), order.ffn_axis)
-    weights = reordered_weights(nested.attn_out, nested.mlp_down, back, config, scratch, True)
-    named = dict(zip(WEIGHT_FIELDS, weights, strict=True))
-    return devices.spread(supernet.replace(**named), config.hidden)  # type: ignore[attr-defined]
+    orders = {name: jnp.argsort(order, axis=-1) for name, order in orders_of(supernet, config).items()}
+    weights = reordered_weights(nested.weights, orders, supernet.kinds, config, scratch, True)
+    return devices.spread(supernet.replace(weights=weights), config.hidden)
 
 
-def used_widths(supernet: Supernet, kind: int, channels: int = 1) -> tuple[int, ...]:
-    """The widths, in units of `channels` channels each, that the levels of a kind of site run at; all that
+def used_widths(supernet: Supernet, row: int, config: ModelConfig) -> tuple[int, ...]:
+    """The widths, in entries along the axis of units, that the levels of a kind of site run at; all that
     there are, if the levels are not known yet."""
-    widths = bucket_widths(getattr(supernet, RANK_FIELDS[kind]).shape[-1], channels)
-    if isinstance(supernet.kept, jax.core.Tracer):
-        return widths
-    kept, exists = devices.fetch((supernet.kept, supernet.exists))
-    used = np.unique(np.searchsorted(widths, kept[kind][exists[kind]]))
-    return tuple(widths[bucket] for bucket in used)
+    kind = supernet.kinds[row]
+    span, units = kind.span(config), kind.count(config)
+    *rows, _ = kind.shape(config)
+    channels = math.prod(rows[config.axes[kind.output].index(kind.axis) + 1 :])
+    widths = bucket_widths(units, 1 if kind.apart(config) else span * channels)
+    if not isinstance(supernet.kept, jax.core.Tracer):
+        kept, exists = devices.fetch((supernet.kept, supernet.exists))
+        used = np.unique(np.searchsorted(widths, kept[row][exists[row]]))
+        widths = tuple(widths[bucket] for bucket in used)
+    # Layers that lack the kind run at a width of zero.
+    return (0,) * any(kind.layers(config)) + tuple(span * width for width in widths)
 
 
-def prefix(nested: Nested, layer: jax.Array, sublayer: Sublayer, units: int, config: ModelConfig) -> Block:
-    """The weights of the first `units` heads, neurons or experts of a layer's `sublayer`, except output
-    weights."""
-    blocks, unit = nested.params["blocks"], nested.unit_axis(sublayer)
-    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == sublayer}
-    axes |= {"kv_head": "N"} if sublayer == "attention" else {}
-    del axes[OUTPUTS[sublayer]]
+def prefix(nested: Nested, layer: jax.Array, kind: SiteKind, width: int, config: ModelConfig) -> Block:
+    """The weights of a layer's sublayer for the first `width` entries along the axis of its units, except
+    output weights."""
+    blocks = nested.params["blocks"]
+    axes = {tensor.name: tensor.axes for tensor in config.tensors if tensor.sublayer == kind.sublayer}
+    axes |= {name: kind.axis for name, _ in kind.reads}
+    del axes[kind.output]
 
     def cut(name: str) -> jax.Array:
-        return blocks[name][layer, *(slice(units if axis == unit else None) for axis in axes[name])]
+        return blocks[name][layer, *(slice(width if axis == kind.axis else None) for axis in axes[name])]
 
     return {name: cut(name) for name in axes}
 
@@ -218,11 +204,13 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
     return jax.lax.platform_dependent(stack, layer, level, units, cpu=in_turn, default=product)
 
 
-def chunk_buckets(nested: Nested, candidates: Candidates) -> np.ndarray:
+def chunk_buckets(nested: Nested, candidates: Candidates, config: ModelConfig) -> np.ndarray:
     """For every site, the bucket `[S, L]` that fits the largest count among `candidates [C, S, L]`."""
     most = values_at(nested.kept, candidates).max(axis=0)
-    most[ATTENTION] *= nested.heads_per_unit
-    return np.stack([np.searchsorted(widths, row) for widths, row in zip(nested.widths, most, strict=True)])
+    rows = zip(nested.kinds, nested.widths, most, strict=True)
+    found = [np.searchsorted(widths, np.maximum(row * kind.span(config), 1)) for kind, widths, row in rows]
+    there = [[kind.has(config, layer) for layer in range(config.depth)] for kind in nested.kinds]
+    return np.where(there, found, 0)
 
 
 def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
@@ -232,8 +220,8 @@ def shared_layers(one: Candidates, other: Candidates) -> np.ndarray:
 
 
 class CandidateLayer(NamedTuple):
-    """A candidate's layer: its index `layer []`, its `levels [2]`, the units it keeps at them, `kept [2]`,
-    and the width `buckets [2]` it runs at."""
+    """A candidate's layer: its index `layer []`, its `levels [S]`, the units it keeps at them, `kept [S]`,
+    and the width `buckets [S]` it runs at."""
 
     layer: jax.Array
     levels: jax.Array
@@ -246,40 +234,36 @@ def apply_layer(
 ) -> jax.Array:
     """Run a layer of a candidate on the residual `x [B, T, D]`."""
 
-    def attention(heads: int) -> Callable[[jax.Array], jax.Array]:
+    def at(row: int, width: int) -> Callable[[jax.Array], jax.Array]:
+        """The site of a kind, run at a width."""
+        kind = nested.kinds[row]
+
         def run(x: jax.Array) -> jax.Array:
-            block = prefix(nested, own.layer, "attention", heads, config)
-            units = decoder.attention_units(block, x, rope, config)
-            out = project(nested.attn_out, own.layer, own.levels[ATTENTION], units)
-            return x + decoder.after_attention(block, out, config)
+            if not width:
+                return x
+            block = prefix(nested, own.layer, kind, width, config)
+            if kind.admit is not None:
+                block |= kind.admit(jnp.arange(width // kind.span(config)) < own.kept[row])
+            units = kind.inputs(block, x, rope, config)
+            out = project(nested.weights[kind.name], own.layer, own.levels[row], units)
+            return x + kind.after(block, x, out, config)
 
         return run
 
-    def ffn(neurons: int) -> Callable[[jax.Array], jax.Array]:
-        def run(x: jax.Array) -> jax.Array:
-            block = prefix(nested, own.layer, "ffn", neurons, config)
-            if nested.ffn_axis == "X":
-                block["kept_experts"] = jnp.arange(neurons) < own.kept[FFN]
-            units = decoder.ffn_units(block, x, config)
-            out = project(nested.mlp_down, own.layer, own.levels[FFN], units)
-            return x + decoder.after_ffn(block, x, out, config)
-
-        return run
-
-    heads, neurons = nested.widths
-    x = jax.lax.switch(own.buckets[ATTENTION], [attention(width) for width in heads], x)
-    return jax.lax.switch(own.buckets[FFN], [ffn(width) for width in neurons], x)
+    for row, widths in enumerate(nested.widths):
+        x = jax.lax.switch(own.buckets[row], [at(row, width) for width in widths], x)
+    return x
 
 
 class Chunks(NamedTuple):
-    """A layer of the candidates that run at a time: their `levels [n · C, 2]`, the units they keep at them,
-    `kept [n · C, 2]`, the `buckets [n, 2]` of their sites, and, on several devices, the weights of those
-    levels: `attn_out [n · C, N, H, D]` and `mlp_down [n · C, F, D]`."""
+    """A layer of the candidates that run at a time: their `levels [n · C, S]`, the units they keep at them,
+    `kept [n · C, S]`, the `buckets [n, S]` of their sites, and, on several devices, the weights of those
+    levels, `[n · C, ...]` by kind."""
 
     levels: jax.Array
     kept: jax.Array
     buckets: jax.Array
-    weights: tuple[jax.Array, ...] = ()
+    weights: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 def of_layer(
@@ -292,13 +276,16 @@ def of_layer(
     """
     if devices.count() == 1:
         return nested, layer, chunks
-    stacks = nested.params["blocks"], nested.attn_out, nested.mlp_down
+    stacks = nested.params["blocks"], nested.weights
     # Sharded like the whole stack: otherwise the whole stack would be gathered.
-    blocks, *levels = devices.spread(
+    blocks, levels = devices.spread(
         jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
     )
-    weights = tuple(devices.place(stack[0, chunks.levels[:, kind]]) for kind, stack in enumerate(levels))
-    alone = nested.replace(params={"blocks": blocks}, attn_out=None, mlp_down=None)  # type: ignore[attr-defined]
+    weights = {
+        kind.name: devices.place(levels[kind.name][0, chunks.levels[:, row]])
+        for row, kind in enumerate(nested.kinds)
+    }
+    alone = nested.replace(params={"blocks": blocks}, weights={})
     return alone, jnp.int32(0), chunks._replace(weights=weights)
 
 
@@ -318,9 +305,8 @@ def apply_to_chunks(
         levels = chunk.levels
         if chunk.weights:
             # The level axis of these weights has one entry for each candidate.
-            attn_out, mlp_down = (stack[None] for stack in chunk.weights)
-            nested = nested.replace(attn_out=attn_out, mlp_down=mlp_down)  # type: ignore[attr-defined]
-            levels = jnp.repeat(jnp.arange(len(levels))[:, None], len(KINDS), axis=1)
+            nested = nested.replace(weights={name: stack[None] for name, stack in chunk.weights.items()})
+            levels = jnp.broadcast_to(jnp.arange(len(levels))[:, None], levels.shape)
 
         def alone(levels: jax.Array, kept: jax.Array, x: jax.Array) -> jax.Array:
             return apply_layer(nested, CandidateLayer(index, levels, kept, chunk.buckets[0]), x, rope, config)
@@ -328,7 +314,7 @@ def apply_to_chunks(
         return jax.vmap(alone)(levels, chunk.kept, x)
 
     levels = candidates[..., layer]
-    kept = jnp.asarray(nested.kept)[jnp.arange(len(KINDS)), layer, levels]
+    kept = jnp.asarray(nested.kept)[jnp.arange(len(nested.kinds)), layer, levels]
     chunks = Chunks(levels, kept, buckets[..., layer])
     one, index, chunks = of_layer(nested, layer, chunks, config.hidden)
     return devices.divided(own, whole=3)(one, index, rope, chunks, x)
@@ -432,12 +418,11 @@ class Part(NamedTuple):
 
 def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
     """The `layers` of a nested supernet, part by part: all at once, or one by one if they are on disk."""
-    stacks = {"blocks": nested.params["blocks"], "attn_out": nested.attn_out, "mlp_down": nested.mlp_down}
+    stacks = {"blocks": nested.params["blocks"], "levels": nested.weights}
     for segment in offload.segments(stacks, layers):
         start, stop, weights = segment
         params = nested.params | {"blocks": weights["blocks"]}
-        levels = {"attn_out": weights["attn_out"], "mlp_down": weights["mlp_down"]}
-        net = nested.replace(params=params, kept=nested.kept[:, start:stop], **levels)  # type: ignore[attr-defined]
+        net = nested.replace(params=params, weights=weights["levels"], kept=nested.kept[:, start:stop])
         own = dataclasses.replace(scoring, observed=segment.own(scoring.observed))
         yield Part(devices.spread(net, scoring.config.hidden), start, stop, own)
 
@@ -465,7 +450,7 @@ class Population(NamedTuple):
 
 
 def arrange_population(
-    nested: Nested, candidates: Candidates, sequences: np.ndarray, length: int
+    nested: Nested, candidates: Candidates, sequences: np.ndarray, length: int, config: ModelConfig
 ) -> tuple[Population, np.ndarray]:
     """How `candidates [C, S, L]` run on `sequences [s]` of `length` tokens, and in which order `[C]`: the
     trunk comes last."""
@@ -474,10 +459,9 @@ def arrange_population(
     # Sorted, so that candidates that run together have about the same number of layers left to run.
     order = np.argsort(shared[trunk] + (np.arange(len(candidates)) == trunk), kind="stable")
     others = chunk_population(candidates[order[:-1]], sequences, length)
-    buckets = np.array([[chunk_buckets(nested, own) for own in chunk] for chunk in others.chunks])
-    return Population(
-        candidates[trunk], others, chunk_buckets(nested, candidates[trunk][None]), buckets
-    ), order
+    buckets = np.array([[chunk_buckets(nested, own, config) for own in chunk] for chunk in others.chunks])
+    own = chunk_buckets(nested, candidates[trunk][None], config)
+    return Population(candidates[trunk], others, own, buckets), order
 
 
 def score_population(
@@ -491,10 +475,10 @@ def score_population(
 ) -> Fitness:
     """Mean objective `[C]` of `candidates [C, S, L]` over `sequences [s]` of the pool, as
     `tyr_jax.scoring.population` computes it at full width. `on_chunk` gets the candidate-tokens done."""
-    chex.assert_shape(candidates, (None, len(KINDS), config.depth))
+    chex.assert_shape(candidates, (None, len(nested.kinds), config.depth))
     chex.assert_rank([pool.tokens, sequences], [2, 1])
     depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)
-    population, order = arrange_population(nested, candidates, sequences, length)
+    population, order = arrange_population(nested, candidates, sequences, length, config)
     work, n = population.others, devices.count()
     batches = [take(pool, together) for together in work.sequences]
     trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]

@@ -18,11 +18,11 @@ import numpy as np
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.pruning.supernet import Supernet, kept_experts
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring.chunking import chunk_population
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import ATTENTION, FFN, Candidates, Fitness
+from tyr_jax.space import Candidates, Fitness
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective"))
@@ -37,13 +37,13 @@ def score_chunk(
     """Objective `[C]` of `candidates [C, S, L]` on a batch: a `vmap` over distributions."""
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
-        block, attn_out, mlp_down, levels, experts = layer
-        block = block | {"o": attn_out[levels[ATTENTION]], "down": mlp_down[levels[FFN]]} | experts
-        return decoder.apply_block(block, x, rope, config)
+        block, stacks, levels, admitted = layer
+        pruned = {kind.output: stacks[kind.name][levels[row]] for row, kind in enumerate(supernet.kinds)}
+        return decoder.apply_block(block | pruned | admitted, x, rope, config)
 
     def alone(distribution: jax.Array) -> jax.Array:
-        experts = kept_experts(supernet, jnp.arange(config.depth), distribution[FFN])
-        layers = params["blocks"], supernet.attn_out, supernet.mlp_down, distribution.T, experts
+        admitted = supernet.admitted(jnp.arange(config.depth), distribution)
+        layers = params["blocks"], supernet.weights, distribution.T, admitted
         state = ForwardState.begin(decoder.embed(params, batch.tokens))
         scoring = Scoring.of_model(config, objective)
         state = decoder.scan_layers(layers, apply, state, config, scoring.observed)

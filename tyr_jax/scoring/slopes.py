@@ -24,7 +24,7 @@ from tyr_jax.scoring.chunking import part_rows
 from tyr_jax.scoring.nested import Nested, Part, parts_of
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take
-from tyr_jax.space import FFN, KINDS, Levels
+from tyr_jax.space import Levels
 
 SLOPE_TOKENS = 512
 """Tokens in a part of the text that slopes are computed on: few, so that there are many parts and one sees
@@ -66,28 +66,26 @@ def chosen_layers(
     """Run all layers of `nested` at `levels [S, L]`, differentiable with respect to the
     `shares [n, S, L, E]` of all levels in each site, one set for each device's part of a batch."""
 
-    def own(block: Block, rope: decoder.Rope, weights: list[jax.Array], x: jax.Array) -> jax.Array:
-        out, down = (weight[0] for weight in weights)
-        return decoder.apply_block(block | {"o": out, "down": down}, x, rope, scoring.config)
+    config, kinds = scoring.config, nested.kinds
 
-    def with_experts(block: Block, kept: jax.Array) -> Block:
-        """The block, whose tokens are sent only to the experts that are kept, if these are the units."""
-        if nested.ffn_axis != "X":
-            return block
-        return block | {"kept_experts": jnp.arange(block["router"].shape[1]) < kept}
+    def own(block: Block, rope: decoder.Rope, weights: Block, x: jax.Array) -> jax.Array:
+        pruned = {name: weight[0] for name, weight in weights.items()}
+        return decoder.apply_block(block | pruned, x, rope, config)
 
     def apply(layer: Any, rope: decoder.Rope, x: jax.Array) -> jax.Array:
         block, stacks, levels, shares, kept = layer
-        block = with_experts(block, kept)
-        chosen = [pick_level(stack, levels[kind], shares[:, kind]) for kind, stack in enumerate(stacks)]
+        chosen = {}
+        for row, kind in enumerate(kinds):
+            chosen[kind.output] = pick_level(stacks[kind.name], levels[row], shares[:, row])
+            if kind.admit is not None:
+                block = block | kind.admit(jnp.arange(kind.count(config)) < kept[row])
         # Picked where the levels are stored, as are their slopes, so that no device gathers all levels.
-        weights = devices.place(devices.spread(chosen, scoring.config.hidden))
+        weights = devices.place(devices.spread(chosen, config.hidden))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
-    stacks = [nested.attn_out, nested.mlp_down]
-    kept = jnp.asarray(nested.kept)[FFN, jnp.arange(levels.shape[1]), levels[FFN]]
-    layers = nested.params["blocks"], stacks, levels.T, jnp.moveaxis(shares, 2, 0), kept
-    return decoder.scan_layers(layers, apply, state, scoring.config, scoring.observed)
+    kept = jnp.take_along_axis(jnp.asarray(nested.kept), levels[..., None], axis=-1)[..., 0]
+    layers = nested.params["blocks"], nested.weights, levels.T, jnp.moveaxis(shares, 2, 0), kept.T
+    return decoder.scan_layers(layers, apply, state, config, scoring.observed)
 
 
 advance = jax.jit(chosen_layers, static_argnames="scoring")
@@ -146,7 +144,7 @@ def pool_slopes(
     """Slopes `[P, S, L, E]` of the objective from `distribution [S, L]` towards every level, on parts of
     `sequences [s]` of a pool. A part has at most `SLOPE_TOKENS` tokens, but at least one sequence. `on_chunk`
     is called with the tokens done."""
-    chex.assert_shape(distribution, (len(KINDS), config.depth))
+    chex.assert_shape(distribution, (len(nested.kinds), config.depth))
     scoring = Scoring.of_model(config, objective)
     length, together = pool.tokens.shape[1], devices.count()
     parts = sequences.reshape(-1, part_rows(len(sequences), SLOPE_TOKENS // length))

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from tyr_jax.search.contract import Sites
 from tyr_jax.search.loop import Scorer, SlopesFunction
-from tyr_jax.space import FFN, Budget, Candidates, Levels, values_at
+from tyr_jax.space import Budget, Candidates, Levels, values_at
 
 CAUTIONS = (0.8, 1.25)
 """Factors on the curvature, one for each proposal of a descent. How far the sum over sites can be trusted
@@ -218,19 +218,20 @@ def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2
 def widened(
     kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
 ) -> np.ndarray:
-    """Add `count` times `multiple` neurons to `kept [S, L]`, or as many as fit up to the next levels: units
-    `[S, L]`. Sites grow to at most their next level, in the order of `disturbance` saved per neuron.
+    """Add `count` times `multiple` units to `kept [L]`, those of one kind of site, or as many as fit up to
+    the next levels: units `[L]`. Sites grow to at most their next level, in the order of `disturbance` saved
+    per unit.
 
-    Levels keep `units [S, L, E]`; the sites are at `levels [S, L]`.
+    Levels keep `units [L, E]`; the sites are at `levels [L]`, and `sites` has the parts of this kind.
     """
-    cost, ffn = disturbance(sites)[FFN], levels[FFN]
-    denser = np.minimum(ffn + 1, cost.shape[-1] - 1)
-    room = np.where(values_at(sites.exists[FFN], denser), values_at(units[FFN], denser) - kept[FFN], 0)
-    worth = (values_at(cost, ffn) - np.where(room > 0, values_at(cost, denser), np.inf)) / np.maximum(room, 1)
+    cost = disturbance(sites)
+    denser = np.minimum(levels + 1, cost.shape[-1] - 1)
+    room = np.where(values_at(sites.exists, denser), values_at(units, denser) - kept, 0)
+    worth = values_at(cost, levels) - np.where(room > 0, values_at(cost, denser), np.inf)
     result = kept.copy()
-    for site in np.argsort(-worth, kind="stable"):
+    for site in np.argsort(-worth / np.maximum(room, 1), kind="stable"):
         more = min(count, int(room[site]) // multiple)
-        result[FFN, site] += more * multiple
+        result[site] += more * multiple
         count -= more
     return result
 

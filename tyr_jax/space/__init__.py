@@ -1,13 +1,12 @@
 """What pruning and search share: kinds of site, levels in whole units, budgets, shifts (method §2 and §3).
 
-Two kinds of site share the space: row 0 is attention (units: heads or key/value groups), row 1 the FFN
-(units: neurons). Within a kind all sites share one integer step `u`; the levels of a site keep
-`centre + j·u` units, and a shift moves one step from one site of a kind to another, so that the number of
-units kept in a kind is the same for every candidate.
+A row of the space is a kind of site, as in `tyr_jax.pruning.kinds`. Within a kind all sites share one integer
+step `u`; the levels of a site keep `centre + j·u` units, and a shift moves one step from one site of a kind
+to another, so that the number of units kept in a kind is the same for every candidate.
 """
 
 from tyr_jax.space.budgets import Budget
-from tyr_jax.space.kinds import ATTENTION, FFN, KINDS, Kind
+from tyr_jax.space.kinds import Kind
 from tyr_jax.space.levels import (
     Candidates,
     Fitness,
@@ -28,9 +27,6 @@ from tyr_jax.space.shifts import mutate, sparsity_shift
 from tyr_jax.space.units import check_multiple, uniform_centres, uniform_split, unit_budget
 
 __all__ = [
-    "ATTENTION",
-    "FFN",
-    "KINDS",
     "Budget",
     "Candidates",
     "Fitness",

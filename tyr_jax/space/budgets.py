@@ -9,7 +9,6 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.space.kinds import KINDS
 from tyr_jax.space.levels import values_at
 
 MOST = 2**30
@@ -29,14 +28,14 @@ class Budget(NamedTuple):
 
     @classmethod
     def of_units(cls, kept: np.ndarray, total: ArrayLike) -> Self:
-        """Each kind keeps `total [2]` units (the paper); levels keep `kept [S, L, E]`."""
-        kinds = np.arange(len(KINDS))
+        """Each kind keeps `total [S]` units (the paper); levels keep `kept [S, L, E]`."""
+        kinds = np.arange(len(kept))
         price = np.where(kinds[:, None, None, None] == kinds[:, None, None], kept, 0)
         return cls(price.astype(np.int32), np.asarray(total, np.int32), np.bool_(True))
 
     @classmethod
     def of_prices(cls, prices: np.ndarray, limits: Sequence[int]) -> Self:
-        """Both kinds together take at most `limits [R]` of each resource; levels cost `prices [R, S, L, E]`.
+        """All kinds together take at most `limits [R]` of each resource; levels cost `prices [R, S, L, E]`.
 
         The prices of a resource are in units of their greatest common divisor. Where they would still be too
         large, the unit is larger, and prices are rounded up.

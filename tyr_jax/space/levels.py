@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.space.kinds import KINDS, Kind
+from tyr_jax.space.kinds import Kind
 from tyr_jax.space.units import uniform_centres, unit_budget
 
 Levels = np.ndarray
@@ -45,7 +45,7 @@ def step_units(kind: Kind, interval: float) -> int:
 
 
 def level_grid(
-    kinds: tuple[Kind, Kind],
+    kinds: Sequence[Kind],
     centres: np.ndarray,
     levels: int,
     interval: float,
@@ -54,21 +54,21 @@ def level_grid(
     """`levels` levels around `centres [S, L]` (units), `interval` (a fraction of a layer's units) apart.
     Sites that are to stay `whole [S, L]` have the centre only."""
     steps = np.array([step_units(kind, interval) for kind in kinds])
-    units = np.array([kind.units for kind in kinds])
+    most = np.stack([kind.most(centres.shape[1]) for kind in kinds])[..., None]
     offsets = np.arange(levels) - levels // 2
     kept = centres[..., None] + offsets * steps[:, None, None]
-    exists = (kept >= 0) & (kept <= units[:, None, None])
+    exists = (kept >= 0) & (kept <= most)
     exists &= (offsets == 0) | ~np.asarray(whole)[..., None]
-    return LevelGrid(np.clip(kept, 0, units[:, None, None]).astype(np.int32), exists, steps)
+    return LevelGrid(np.clip(kept, 0, most).astype(np.int32), exists, steps)
 
 
 def uniform_grid(
-    kinds: tuple[Kind, Kind], depth: int, sparsity: float, levels: int, interval: float
+    kinds: Sequence[Kind], depth: int, sparsity: float, levels: int, interval: float
 ) -> LevelGrid:
     """Levels around the uniform distribution of a sparsity; raises as `unit_budget` does."""
-    budgets = tuple(unit_budget(kind, depth, sparsity) for kind in kinds)
-    centres = uniform_centres(kinds, budgets, np.zeros((2, depth), bool))
-    return level_grid(kinds, centres, levels, interval)
+    whole = np.stack([~kind.there(depth) for kind in kinds])
+    budgets = [unit_budget(kind, int((~row).sum()), sparsity) for kind, row in zip(kinds, whole, strict=True)]
+    return level_grid(kinds, uniform_centres(kinds, budgets, whole), levels, interval, whole)
 
 
 def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
@@ -85,7 +85,7 @@ def joint_grid(grids: Sequence[LevelGrid]) -> LevelGrid:
 
 
 def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
-    """A grid of `sites`, given the units kept at the levels of each; those of attention come first.
+    """A grid of `sites`, given the units kept at the levels of each, kind by kind.
 
     A site that needs fewer levels than others is padded on both sides with levels that do not exist.
     """
@@ -95,7 +95,7 @@ def packed_grid(sites: Sequence[np.ndarray], step: np.ndarray) -> LevelGrid:
     pads = [(front, count - len(site) - front) for front, site in zip(fronts, sites, strict=True)]
     kept = [np.pad(site, pad, mode="edge") for site, pad in zip(sites, pads, strict=True)]
     exists = [np.pad(np.ones(len(site), bool), pad) for site, pad in zip(sites, pads, strict=True)]
-    shape = (len(KINDS), -1, count)
+    shape = (len(step), -1, count)
     return LevelGrid(np.reshape(kept, shape).astype(np.int32), np.reshape(exists, shape), step)
 
 

@@ -3,6 +3,8 @@
 Axis letters: `S` kinds of site, `L` layers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tyr_jax.errors import UserError
@@ -58,11 +60,10 @@ def uniform_split(kind: Kind, depth: int, budget: int) -> np.ndarray:
     return np.diff(shares) * kind.multiple
 
 
-def uniform_centres(kinds: tuple[Kind, Kind], budgets: tuple[int, ...], whole: np.ndarray) -> np.ndarray:
+def uniform_centres(kinds: Sequence[Kind], budgets: Sequence[int], whole: np.ndarray) -> np.ndarray:
     """Units kept `[S, L]` when the sites of a kind keep equal shares of its budget, except those that are to
-    stay `whole [S, L]`."""
-    kept = np.empty(whole.shape, int)
+    stay `whole [S, L]`, as all do in layers that lack the kind."""
+    kept = np.stack([kind.most(whole.shape[1]) for kind in kinds])
     for row, stays, kind, budget in zip(kept, whole, kinds, budgets, strict=True):
-        row[stays] = kind.units
-        row[~stays] = uniform_split(kind, int((~stays).sum()), budget - int(stays.sum()) * kind.units)
+        row[~stays] = uniform_split(kind, int((~stays).sum()), budget - int(row[stays].sum()))
     return kept

@@ -20,7 +20,6 @@ from typing_extensions import TypedDict
 from tyr_jax.data import DataSpec, parse_source
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
-from tyr_jax.space import KINDS
 from tyr_jax.workspace.schema import (
     Count,
     Fault,
@@ -43,6 +42,9 @@ T = TypeVar("T")
 SUMMARY = "summary.json"
 RECOVERY = "recovery.json"
 BENCHMARK = "benchmark.json"
+
+KINDS = ("attention", "ffn")
+"""The kinds of site."""
 
 MEASURES: tuple[Literal["first token"], Literal["each token after"]] = ("first token", "each token after")
 """What a benchmark measures."""
