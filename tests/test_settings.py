@@ -57,7 +57,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     # What the paper does not do at all.
     assert (paper.pruning.drift, paper.pruning.reconstruct, paper.rounds.refit) == (0.0, 0, False)
     assert (paper.pruning.at_most, paper.pruning.keep_heads, paper.pruning.keep_neurons) == ((), (), ())
-    assert paper.pruning.attention_unit == "head"
+    assert paper.pruning.units == ()
     assert to_write(paper.data) is None
     assert paper.objective == KL()
     assert (search.name, paper.pruning.pruner) == ("evolution", OBS())
@@ -135,17 +135,15 @@ def test_a_search_needs_text() -> None:
 def test_removed_experts_have_no_latencies() -> None:
     timed = changed(SETTINGS, "pruning.budget", "latency")
     validate(timed)
-    with pytest.raises(
-        UserError, match="--expert-unit is expert, but must be neuron where latency is limited"
-    ):
-        validate(changed(timed, "pruning.expert_unit", "expert"))
+    with pytest.raises(UserError, match="--units is expert, but must be left out where latency is limited"):
+        validate(changed(timed, "pruning.units", ("expert",)))
 
 
 def test_removed_experts_cannot_be_masked() -> None:
     masked = changed(SETTINGS, "layout", "masked")
     validate(masked)
     with pytest.raises(UserError, match="--layout masked keeps the dense model's shapes, where tokens would"):
-        validate(changed(masked, "pruning.expert_unit", "expert"))
+        validate(changed(masked, "pruning.units", ("expert",)))
 
 
 def test_without_rounds_nothing_about_the_search_matters() -> None:

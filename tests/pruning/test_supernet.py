@@ -314,8 +314,8 @@ def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
         part = at_levels(shared, level_index(shared, grid), grid)
         for name in ("kept", "exists", "share", "damping"):
             np.testing.assert_array_equal(getattr(part, name), getattr(own, name))
-        for row, name in enumerate(own.weights):
-            ours, expected = (np.asarray(net.weights[name])[grid.exists[row]] for net in (part, own))
+        for row, kind in enumerate(own.kinds):
+            ours, expected = (np.asarray(net.weights[kind.name])[grid.exists[row]] for net in (part, own))
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
         error = np.asarray(own.error)[grid.exists]
         np.testing.assert_allclose(np.asarray(part.error)[grid.exists], error, rtol=1e-3, atol=1e-5)

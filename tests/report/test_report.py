@@ -111,7 +111,7 @@ def test_a_card_of_experts(summary: dict[str, Any]) -> None:
     size = summary["dense"]["size"] | {"active_parameters": 9}
     mixture = summary | {"dense": summary["dense"] | {"size": size}}
     assert "neurons of every expert are removed" in card.render(mixture, False)
-    pruning = summary["settings"]["pruning"] | {"expert_unit": "expert"}
+    pruning = summary["settings"]["pruning"] | {"units": ["expert"]}
     mixture |= {"settings": summary["settings"] | {"pruning": pruning}}
     assert "experts are removed" in card.render(mixture, False)
     assert "Experts that each layer keeps" in page.render(mixture)

@@ -59,17 +59,17 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
     chunking.candidate_tokens = lambda: 2 * LENGTH
     stream.SHARE_TOKENS = 2 * LENGTH
     with devices.in_use(number):
-        params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden)
-        metrics = fisher.output_metrics(params, calibration, config, 0)
+        params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden_axes)
+        metrics = fisher.output_metrics(params, calibration, config, settings.site_kinds(config), 0)
         plan = fold.FoldPlan(config, grid, settings, metrics=metrics)
         supernet = fold.build_supernet(params, [calibration, openings], plan, batch_tokens=32)
         teacher, dense = quality.measure_dense(params, windows, config)
         pool = teacher_targets(params, search, config, objective)
         found: dict[str, Any] = {
             "metrics": metrics,
-            "supernet": dataclasses.asdict(supernet),
+            "supernet": arrays_of(supernet),
             "reconstructed": reconstruct(params, metrics[0][1], calibration, config),
-            "drift": dataclasses.asdict(drawn_back(params, [calibration, openings], plan)),
+            "drift": arrays_of(drawn_back(params, [calibration, openings], plan)),
             "teacher": teacher,
             "quality": (dense, quality.measure(params, windows, config, teacher)),
             "pool": pool,
@@ -94,20 +94,27 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
             )
         given = random_supernet(config, grid, config.dense_shape.heads)
         consumed = nested.nest(params, given, config, consume=True)
-        found["supernet that comes back"] = dataclasses.asdict(nested.restored(consumed, given, config))
+        found["supernet that comes back"] = arrays_of(nested.restored(consumed, given, config))
         # Layer by layer from disk.
         scratch, some = offload.Scratch(), np.arange(4)
         lazy = params | {"blocks": scratch.keep(devices.fetch(params["blocks"]))}
         plan = dataclasses.replace(plan, scratch=scratch)
         stored = fold.build_supernet(lazy, [calibration], plan, batch_tokens=32)
-        found["metrics on disk"] = fisher.output_metrics(lazy, calibration, config, 0, scratch=scratch)
-        found["supernet on disk"] = dataclasses.asdict(stored)
-        found["drift on disk"] = dataclasses.asdict(drawn_back(lazy, [calibration], plan))
+        found["metrics on disk"] = fisher.output_metrics(
+            lazy, calibration, config, settings.site_kinds(config), 0, scratch=scratch
+        )
+        found["supernet on disk"] = arrays_of(stored)
+        found["drift on disk"] = arrays_of(drawn_back(lazy, [calibration], plan))
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective
         found["scores from disk"] = nested.score_population(stored, candidates, *rest)
         found["slopes from disk"] = slopes.pool_slopes(stored, candidates[0], *rest)
     return jax.tree.map(np.asarray, found)
+
+
+def arrays_of(net: Any) -> dict[str, Any]:
+    """The arrays of a supernet, by name."""
+    return {name: value for name, value in vars(net).items() if name != "kinds"}
 
 
 def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: ModelConfig) -> Any:

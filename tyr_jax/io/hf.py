@@ -156,7 +156,7 @@ def load_params(
 
     # With several devices, each gets its shards at once, so no device needs room for the whole model.
     stacked = functools.partial(_stack, read=read, dtype=jnp.dtype(dtype)) if offload else None
-    return build_params(config, lambda spec: devices.spread(read(spec), config.hidden), stacked)
+    return build_params(config, lambda spec: devices.spread(read(spec), config.hidden_axes), stacked)
 
 
 def _stack(specs: Sequence[TensorSpec], read: Callable[[TensorSpec], np.ndarray], dtype: np.dtype) -> Stack:

@@ -332,7 +332,7 @@ def run_model(
     A layer on disk runs on all texts before the next one is read."""
     states: Iterator[ForwardState] = (begin(outside(params), tokens) for tokens in texts)
     for segment in offload.segments(params["blocks"], range(config.depth)):
-        blocks = devices.spread(segment.weights, config.hidden)
+        blocks = devices.spread(segment.weights, config.hidden_axes)
         run = functools.partial(run_blocks, blocks, config=config, observed=segment.own(observed))
         states = map(run, states) if segment.stop == config.depth else iter([run(state) for state in states])
     return states

@@ -222,6 +222,13 @@ class ModelConfig:
         """Axis letters of the tensors of a block, by name."""
         return {tensor.name: tensor.axes for tensor in self.tensors}
 
+    @property
+    def hidden_axes(self) -> dict[str, int]:
+        """The axis `D` of every weight that has one, by name, counted from the end."""
+        outside = {"embed": "VD", "unembed": "VD", "final_norm": "D"}
+        tensors = (outside | self.axes).items()
+        return {name: axes.index("D") - len(axes) for name, axes in tensors if "D" in axes}
+
     def sizes(self, layer: int = 0) -> dict[str, int]:
         """Sizes of the axes of a layer's tensors, by letter."""
         shape = self.layers[layer]

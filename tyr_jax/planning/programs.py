@@ -80,7 +80,7 @@ def site_stages(
     statistics = Program(f"{kind.name}: statistics", stream.site_statistics, (block, x, gram, None), static)
     inputs = devices.place(statistics.result()[0])
     total = Program(f"{kind.name}: XᵀX", hessian.finish, (gram,), {})
-    matrix = devices.spread(ShapeDtypeStruct((size, config.hidden), weight.dtype), config.hidden)
+    matrix = devices.place(ShapeDtypeStruct((size, config.hidden), weight.dtype), axis=1)
     levels = grid.kept[row, 0], grid.exists[row, 0]
     xtx: Any = devices.place(total.result(), axis=len(shape) - 1)
 
@@ -137,7 +137,9 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
     block = block_of(params, 0, config)
     whole = abstract_supernet(params, config, settings)
-    sites = devices.spread(jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden)
+    sites = devices.spread(
+        jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden_axes
+    )
     layer, rows = ShapeDtypeStruct((), jnp.int32), range(len(whole.kinds))
     return [
         *(stage for row in rows for stage in site_stages(row, block, devices.place(x), config, settings)),
@@ -171,14 +173,14 @@ def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -
     """The first round's supernet, abstract."""
     dtype, grid = params["embed"].dtype, planned_grid(config, settings)
     whole = jax.eval_shape(lambda: supernet.empty_supernet(dtype, config, grid, settings.pruning))
-    return devices.spread(whole, config.hidden)
+    return devices.spread(whole, config.hidden_axes)
 
 
 def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> nested.Nested:
     """The nested supernet that the search runs on, abstract."""
     whole = abstract_supernet(params, config, settings)
     net = jax.eval_shape(lambda params, whole: nested.nest(params, whole, config), params, whole)
-    return devices.spread(net, config.hidden)
+    return devices.spread(net, config.hidden_axes)
 
 
 def scoring_stages(
@@ -284,7 +286,7 @@ def writing_stages(params: Params, config: ModelConfig, settings: Settings) -> l
 def block_of(params: Params, layer: int, config: ModelConfig) -> Block:
     """A layer's tensors, abstract."""
     return devices.spread(
-        jax.eval_shape(lambda blocks: layer_block(blocks, layer), params["blocks"]), config.hidden
+        jax.eval_shape(lambda blocks: layer_block(blocks, layer), params["blocks"]), config.hidden_axes
     )
 
 
@@ -310,7 +312,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
         for tensor in config.tensors
         if tensor.sublayer == "ffn"
     }
-    state = devices.spread(jax.eval_shape(reconstruction.begin, ffn), config.hidden)
+    state = devices.spread(jax.eval_shape(reconstruction.begin, ffn), config.hidden_axes)
     metric: Any = None
     if settings.pruning.metric != "none":
         metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)
@@ -339,7 +341,7 @@ def quality_stages(params: Params, config: ModelConfig, settings: Settings) -> I
 
 def all_stages(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[Program]:
     """Every stage of a run on the current devices, with weights and activations of `dtype`."""
-    params = devices.spread(abstract_params(config, dtype), config.hidden)
+    params = devices.spread(abstract_params(config, dtype), config.hidden_axes)
     fold = fold_stages(params, config, settings)
     metric = [] if settings.pruning.metric == "none" else metric_stages(params, config, settings)
     net = abstract_nested(params, config, settings)

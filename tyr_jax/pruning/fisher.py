@@ -175,7 +175,7 @@ def batch_sums(
     x = [decoder.embed(params, devices.place(jnp.asarray(tokens[part.indices]))) for part in rows]
     before: list[list[Any]] = []
     for segment in offload.segments(blocks, layers):
-        ran = [forward(devices.spread(segment.weights, config.hidden), each, config) for each in x]
+        ran = [forward(devices.spread(segment.weights, config.hidden_axes), each, config) for each in x]
         x, seen = map(list, zip(*ran, strict=True))
         before.append([keep(each) for each in seen])
     gradients = []
@@ -185,7 +185,10 @@ def batch_sums(
             answer_gradient(outside, each, devices.place(jnp.asarray(keys[part.indices])), real, config)
         )
     for segment in offload.segments(blocks, layers[::-1]):
-        weights, sums = devices.spread(segment.weights, config.hidden), start(segment.stop - segment.start)
+        weights, sums = (
+            devices.spread(segment.weights, config.hidden_axes),
+            start(segment.stop - segment.start),
+        )
         for index, seen in enumerate(before.pop()):
             gradients[index], sums = backward(weights, seen, gradients[index], sums, config, kinds)
         yield segment, sums

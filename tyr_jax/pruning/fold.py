@@ -352,7 +352,7 @@ def fold_block(params: Params, fold: Fold, plan: FoldPlan, on_site: Callable[[st
     """
     layer = fold.done
     block = jax.tree.map(jnp.asarray, layer_block(params["blocks"], layer))
-    block = devices.settle(devices.spread(block, plan.config.hidden))
+    block = devices.settle(devices.spread(block, plan.config.hidden_axes))
     sites, fold, learnt = fold_sites(block, fold, plan, on_site)
     if learnt:
         # The supernet has the projection itself.

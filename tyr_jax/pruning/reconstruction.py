@@ -254,7 +254,7 @@ def reconstructed(
         name: taken(pruned[name], chosen, "F", own) if "F" in own else pruned[name]
         for name, own in axes.items()
     }
-    tensors = devices.spread(tensors, config.hidden)
+    tensors = devices.spread(tensors, config.hidden_axes)
     learnt = learn_from(tensors, minibatches_of(block, text, metric is not None, plan), metric, plan)
 
     def put_back(name: str) -> jax.Array:
@@ -264,4 +264,6 @@ def reconstructed(
         at = jnp.broadcast_to(along("F", chosen, own), new.shape)
         return jnp.put_along_axis(pruned[name], at, new, own.index("F"), inplace=False)
 
-    return learnt._replace(tensors=devices.spread({name: put_back(name) for name in axes}, config.hidden))
+    return learnt._replace(
+        tensors=devices.spread({name: put_back(name) for name in axes}, config.hidden_axes)
+    )

@@ -26,9 +26,10 @@ from tyr_jax.space import LevelGrid
 class Supernet(flax.struct.PyTreeNode):
     """The stacked parameter pytree indexed by sparsity level.
 
-    For each of its `kinds` of site, by name, it has the pruned projections, `weights [L, E, ...]` (for heads
-    `[L, E, N, H, D]`), and the `ranks [L, U]` of units, which number them last-removed first, so that a level
-    with k units keeps those of rank below k. Where experts are pruned by themselves, ranks are `[L, X, U]`.
+    For each of its `kinds` of site it has the pruned projection, `weights [L, E, ...]` by the tensor's name
+    (for heads `[L, E, N, H, D]`), and the `ranks [L, U]` of units by the kind's name, which number them
+    last-removed first, so that a level with k units keeps those of rank below k. Where experts are pruned by
+    themselves, ranks are `[L, X, U]`.
 
     Levels have `kept [S, L, E]` units, `exists [S, L, E]`, and a relative layer `error [S, L, E]`. Sites have
     a `share [S, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
@@ -46,6 +47,11 @@ class Supernet(flax.struct.PyTreeNode):
     learnt: tuple[Block | None, ...] = ()
     kinds: tuple[SiteKind, ...] = flax.struct.field(pytree_node=False, default=())
 
+    @property
+    def hidden_axes(self) -> dict[str, int]:
+        """The axis `D` of the weights of every kind, counted from the end."""
+        return {kind.name: -1 for kind in self.kinds}
+
     def admitted(self, layer: Any, levels: Any) -> Block:
         """Tensors of a block that say which units `levels [S]` of a layer keep, for kinds that need them.
         Instead of one layer, `layer` may be all of them, `[L]`, with `levels [S, L]`."""
@@ -58,7 +64,7 @@ class Supernet(flax.struct.PyTreeNode):
 
 
 class Layer(flax.struct.PyTreeNode):
-    """A supernet's part for one layer: `weights [E, ...]` and `ranks [U]` by kind, `error [S, E]`, and
+    """A supernet's part for one layer: `weights [E, ...]` and `ranks [U]`, `error [S, E]`, and
     `share` and `damping [S]`."""
 
     weights: dict[str, Any]
@@ -95,7 +101,7 @@ def empty_supernet(
             damping=jnp.zeros(grid.kept.shape[:2]),
             kinds=kinds,
         )
-        return devices.spread(supernet, config.hidden)
+        return devices.spread(supernet, supernet.hidden_axes)
 
     supernet = jax.jit(make, static_argnums=0)(scratch is None)
     return supernet if scratch is None else supernet.replace(weights=scratch.empty(shapes))
@@ -117,8 +123,7 @@ def fill_layer(supernet: Supernet, layer: jax.Array, sites: Layer) -> Supernet:
     names = ("error", "share", "damping")
     rows = {name: getattr(supernet, name).at[:, layer].set(getattr(sites, name)) for name in names}
     filled = supernet.replace(weights=weights, ranks=ranks, **rows)
-    hidden = next((part.shape[-1] for part in jax.tree.leaves(sites.weights)), None)
-    return filled if hidden is None else devices.spread(filled, hidden)
+    return devices.spread(filled, filled.hidden_axes)
 
 
 def with_layer(supernet: Supernet, layer: int, sites: Layer) -> Supernet:

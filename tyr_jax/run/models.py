@@ -121,7 +121,7 @@ def load(model: GivenModel, dtype: DTypeLike = jnp.float32, *, on_disk: bool = F
         loaded = load_model(model.name, dtype, offload=on_disk, ignore_keys=model.ignore_keys)
     else:
         loaded = _in_dtype(given, jnp.dtype(dtype), on_disk)
-    return dataclasses.replace(loaded, params=devices.spread(loaded.params, loaded.config.hidden))
+    return dataclasses.replace(loaded, params=devices.spread(loaded.params, loaded.config.hidden_axes))
 
 
 def _in_dtype(model: LoadedModel, dtype: jnp.dtype, on_disk: bool) -> LoadedModel:

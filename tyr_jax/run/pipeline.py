@@ -151,7 +151,9 @@ def realise(
         params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
     # Measuring needs the model alone, and a plan counts on that.
     del supernet
-    params = devices.spread(params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden)
+    params = devices.spread(
+        params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden_axes
+    )
     measured = measure(run, name, params, config, dense.texts)
     pruned = dataclasses.replace(model, params=params, config=config)
     sample = sample_of(name, pruned, settings.prompt, run.progress)

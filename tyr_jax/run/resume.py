@@ -22,7 +22,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.formatting import in_words
 from tyr_jax.model.prediction import Prediction
-from tyr_jax.model.spec import Params
+from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.fold import Fold, dealt_anew
 from tyr_jax.pruning.reconstruction import Learnt
 from tyr_jax.pruning.supernet import Layer, Supernet, of_layer, with_layer
@@ -180,10 +180,14 @@ def load_residual(store: Store, scratch: Scratch | None) -> tuple[int, list[list
 
 
 def load_fold(
-    store: Store, make_empty: Callable[[], Supernet], scratch: Scratch | None, learns: bool = False
+    store: Store,
+    make_empty: Callable[[], Supernet],
+    scratch: Scratch | None,
+    config: ModelConfig | None = None,
 ) -> Fold | None:
     """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
-    With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt."""
+    With `scratch`, residuals are on disk. Where FFNs of a model of `config` learn, it has what each has
+    learnt."""
     kept = load_residual(store, scratch)
     if kept is None:
         return None
@@ -197,9 +201,10 @@ def load_fold(
             supernet = with_layer(supernet, index, Layer(**saved.arrays))
     # After the last block, no stream is needed.
     pruned, dense = (*streams, None, None)[:2]
-    learnt = [load_learnt(store, index, scratch) for index in range(layer + 1)] if learns else []
-    hidden = next(iter(supernet.weights.values())).shape[-1]
-    learnt = [each and each._replace(tensors=devices.spread(each.tensors, hidden)) for each in learnt]
+    learnt = [load_learnt(store, index, scratch) for index in range(layer + 1)] if config else []
+    if config is not None:
+        axes = config.hidden_axes
+        learnt = [each and each._replace(tensors=devices.spread(each.tensors, axes)) for each in learnt]
     return Fold(supernet, layer + 1, pruned or [], real, dense, tuple(learnt))
 
 

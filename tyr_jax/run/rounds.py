@@ -82,7 +82,7 @@ def fold(
     with run.progress.stage(name, kinds * model.config.depth, "sites") as stage:
         dtype = model.params["embed"].dtype
         empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
-        begun = resume.load_fold(store, empty, run.scratch, passes > 0)
+        begun = resume.load_fold(store, empty, run.scratch, model.config if passes else None)
         if begun is not None:
             stage.advance(kinds * begun.done, note=resume.KEPT)
 
@@ -291,8 +291,11 @@ def priced_grid(
     if better is grid:
         return PricedGrid(grid, supernet, prices, list(supernet.weights))
     index = level_index(supernet, better)
-    levels = {name: stack.shape[1] for name, stack in supernet.weights.items()}
-    shared = [name for row, name in enumerate(levels) if takes_all(index[row], levels[name])]
+    shared = [
+        kind.name
+        for row, kind in enumerate(supernet.kinds)
+        if takes_all(index[row], supernet.weights[kind.name].shape[1])
+    ]
     supernet = at_levels(supernet, index, better, run.scratch or TEMPORARY)
     return PricedGrid(better, supernet, priced(better.kept, resources=tuple(target.limits)), shared)
 

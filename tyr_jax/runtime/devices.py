@@ -11,7 +11,7 @@ divided.
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -147,19 +147,19 @@ def settle(tree: Tree) -> Tree:
     return jax.block_until_ready(tree) if count() > 1 and are_cpus() else tree
 
 
-def place(tree: Tree, axis: int = 0) -> Tree:
+def place(tree: Tree, axis: int | None = 0) -> Tree:
     """Shard the arrays of a pytree along `axis`, as `_placed` does."""
-    return _placed(tree, lambda shape: axis)
+    return _placed(tree, lambda name: axis)
 
 
-def spread(weights: Tree, hidden: int) -> Tree:
-    """Shard a pytree of weights along the axis of length `hidden` of each array, if any, as `_placed`
-    does."""
-    return _placed(weights, lambda shape: shape.index(hidden) if hidden in shape else None)
+def spread(weights: Tree, axes: Mapping[str, int]) -> Tree:
+    """Shard a pytree of weights along the axis that `axes` has for the name of each, if any, counted from the
+    end, as `_placed` does. Its name is the last key on the way to it."""
+    return _placed(weights, axes.get)
 
 
-def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
-    """Put the arrays of a pytree on the devices, sharded along the axis that `axis` gives for their shape.
+def _placed(tree: Tree, axis: Callable[[str], int | None]) -> Tree:
+    """Put the arrays of a pytree on the devices, sharded along the axis that `axis` gives for their name.
 
     Arrays without such an axis, or whose axis the devices do not divide evenly, are whole on every device;
     within a jitted function, they stay as the compiler has them. Abstract arrays get the sharding that they
@@ -168,12 +168,11 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
     if count() == 1:
         return tree
 
-    def put(array: Any) -> Any:
+    def put(path: Any, array: Any) -> Any:
         if offload.on_disk(array):
             return array
-        at = axis(array.shape)
-        if at is not None and array.shape[at] % count():
-            at = None
+        at = axis(str(getattr(path[-1], "key", "")) if path else "")
+        at = None if at is None or array.shape[at] % count() else at % len(array.shape)
         spec = PartitionSpec() if at is None else PartitionSpec(*[None] * at, AXIS)
         if isinstance(array, jax.core.Tracer):
             return array if at is None else jax.lax.with_sharding_constraint(array, spec)
@@ -185,4 +184,4 @@ def _placed(tree: Tree, axis: Callable[[tuple[int, ...]], int | None]) -> Tree:
         # `device_put` would compare the arrays of all hosts, which sends as much data as they load.
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree_util.tree_map_with_path(put, tree)

@@ -44,9 +44,9 @@ class Nested(flax.struct.PyTreeNode):
     """A model and its supernet with the units of every site in the order of removal.
 
     `params` as in `tyr_jax.model.spec`, with what their blocks need in another order (`SiteKind.reads`);
-    `weights`, by kind, of every level, `[L, E, N, H, D]` or `[L, E, F, D]` (of experts `[L, E, X, F, D]`);
-    `kept [S, L, E]` units; the `kinds` of site; and `widths`, the buckets of every kind in entries along the
-    axis of its units.
+    `weights`, as in a supernet, of every level, `[L, E, N, H, D]` or `[L, E, F, D]` (of experts `[L, E, X, F,
+    D]`); `kept [S, L, E]` units; the `kinds` of site; and `widths`, the buckets of every kind in entries
+    along the axis of its units.
     """
 
     params: Params
@@ -54,6 +54,10 @@ class Nested(flax.struct.PyTreeNode):
     kept: Any
     kinds: tuple[SiteKind, ...] = flax.struct.field(pytree_node=False)
     widths: tuple[tuple[int, ...], ...] = flax.struct.field(pytree_node=False)
+
+    def hidden_axes(self, config: ModelConfig) -> dict[str, int]:
+        """The axis `D` of all weights, counted from the end."""
+        return config.hidden_axes | {kind.name: -1 for kind in self.kinds}
 
 
 def in_order(stack: jax.Array, order: jax.Array, axis: str, axes: str) -> jax.Array:
@@ -143,7 +147,7 @@ def nest(
         kinds,
         tuple(used_widths(supernet, row, config) for row in range(len(kinds))),
     )
-    return devices.spread(net, config.hidden)
+    return devices.spread(net, net.hidden_axes(config))
 
 
 def restored(
@@ -153,7 +157,7 @@ def restored(
     afterwards, because its weights are overwritten in turn."""
     orders = {name: jnp.argsort(order, axis=-1) for name, order in orders_of(supernet, config).items()}
     weights = reordered_weights(nested.weights, orders, supernet.kinds, config, scratch, True)
-    return devices.spread(supernet.replace(weights=weights), config.hidden)
+    return devices.spread(supernet.replace(weights=weights), supernet.hidden_axes)
 
 
 def used_widths(supernet: Supernet, row: int, config: ModelConfig) -> tuple[int, ...]:
@@ -267,7 +271,7 @@ class Chunks(NamedTuple):
 
 
 def of_layer(
-    nested: Nested, layer: jax.Array, chunks: Chunks, hidden: int
+    nested: Nested, layer: jax.Array, chunks: Chunks, config: ModelConfig
 ) -> tuple[Nested, jax.Array, Chunks]:
     """(a net with the layer to gather, the layer's index in it, `chunks` with the weights of their levels).
     On one device, the layer is read in place, and all three stay as they are.
@@ -278,15 +282,14 @@ def of_layer(
         return nested, layer, chunks
     stacks = nested.params["blocks"], nested.weights
     # Sharded like the whole stack: otherwise the whole stack would be gathered.
-    blocks, levels = devices.spread(
-        jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks), hidden
-    )
+    alone = jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, layer, 1), stacks)
+    blocks, levels = devices.spread(alone, nested.hidden_axes(config))
     weights = {
         kind.name: devices.place(levels[kind.name][0, chunks.levels[:, row]])
         for row, kind in enumerate(nested.kinds)
     }
-    alone = nested.replace(params={"blocks": blocks}, weights={})
-    return alone, jnp.int32(0), chunks._replace(weights=weights)
+    net = nested.replace(params={"blocks": blocks}, weights={})
+    return net, jnp.int32(0), chunks._replace(weights=weights)
 
 
 def apply_to_chunks(
@@ -316,7 +319,7 @@ def apply_to_chunks(
     levels = candidates[..., layer]
     kept = jnp.asarray(nested.kept)[jnp.arange(len(nested.kinds)), layer, levels]
     chunks = Chunks(levels, kept, buckets[..., layer])
-    one, index, chunks = of_layer(nested, layer, chunks, config.hidden)
+    one, index, chunks = of_layer(nested, layer, chunks, config)
     return devices.divided(own, whole=3)(one, index, rope, chunks, x)
 
 
@@ -424,7 +427,7 @@ def parts_of(nested: Nested, layers: range, scoring: Scoring) -> Iterator[Part]:
         params = nested.params | {"blocks": weights["blocks"]}
         net = nested.replace(params=params, weights=weights["levels"], kept=nested.kept[:, start:stop])
         own = dataclasses.replace(scoring, observed=segment.own(scoring.observed))
-        yield Part(devices.spread(net, scoring.config.hidden), start, stop, own)
+        yield Part(devices.spread(net, net.hidden_axes(scoring.config)), start, stop, own)
 
 
 class Population(NamedTuple):

@@ -80,7 +80,7 @@ def chosen_layers(
             if kind.admit is not None:
                 block = block | kind.admit(jnp.arange(kind.count(config)) < kept[row])
         # Picked where the levels are stored, as are their slopes, so that no device gathers all levels.
-        weights = devices.place(devices.spread(chosen, config.hidden))
+        weights = devices.place(devices.spread(chosen, config.hidden_axes))
         return devices.divided(own, whole=2)(block, rope, weights, x)
 
     kept = jnp.take_along_axis(jnp.asarray(nested.kept), levels[..., None], axis=-1)[..., 0]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from tyr_jax.errors import require
 from tyr_jax.search.contract import Query, SearchSpace
-from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.draws import ACCEPTANCE_DRAW, drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, mutate
 
@@ -74,7 +74,8 @@ class Annealing(Improving):
         (now, then), at = jnp.split(values, 2), jnp.split(jnp.asarray(candidates, jnp.int32), 2)
         done = state.generation / max(1, self.generations - 1)
         temperature = self.heat * self.cooled**done * jnp.abs(now)
-        luck = jnp.log(jax.random.uniform(jax.random.fold_in(state.draw, 1), now.shape, minval=1e-9))
+        key = jax.random.fold_in(state.draw, ACCEPTANCE_DRAW)
+        luck = jnp.log(jax.random.uniform(key, now.shape, minval=1e-9))
         goes = (then <= now) | (jnp.isfinite(then) & (now - then > luck * temperature))
         chains = jnp.where(goes[:, None, None], at[1], at[0])
         return state.after(candidates, fitness).replace(chains=chains)  # type: ignore[attr-defined]
