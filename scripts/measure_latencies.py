@@ -62,7 +62,7 @@ def attention_runs(config: ModelConfig, x: jax.Array) -> Sizes:
     dense = config.dense_shape
     most = dense.heads // dense.kv_heads
     for size in range(1, most + 1):
-        # `tyr_jax.pruning.compress.head_layout` groups heads at no greater cost than the dense model's.
+        # `tyr_jax.pruning.cut.head_layout` groups heads at no greater cost than the dense model's.
         for groups in range(1, dense.kv_heads * (most + 1) // (size + 1) + 1):
             shape = dataclasses.replace(dense, heads=groups * size, kv_heads=groups)
             one, block = layer_of(config, shape)

@@ -125,7 +125,7 @@ def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
 
 def test_several_limits_are_kept_at_once(run: Prune) -> None:
     limits = "--at-most", "kv-cache=0.7", "flops=0.75"
-    output = run("--attention-unit", "kv_group", *limits)
+    output = run("--units", "kv_group", *limits)
     summary = summary_of(output)
     caches = sum(layer.kv_heads for layer in load_model(str(output)).config.layers)
     groups = summary["uniform"]["units"]["attention"]["total"]
@@ -421,7 +421,7 @@ def assert_stock_classes_compute(directory: Path, expected: LoadedModel) -> None
 
 
 def test_layers_pruned_alike_need_no_modelling_file(run: Prune) -> None:
-    alike = "--rounds", "0", "--budget", "units", "--attention-unit", "kv_group", "--sparsity", "0.5"
+    alike = "--rounds", "0", "--budget", "units", "--units", "kv_group", "--sparsity", "0.5"
     directory = run(*alike)
     assert_stock_classes_compute(directory, load_model(str(directory)))
 
@@ -440,7 +440,7 @@ def test_the_masked_layout_is_the_same_model_for_stock_transformers(
 
 
 def test_whole_key_value_groups(run: Prune) -> None:
-    directory = run("--attention-unit", "kv_group", "--sparsity", "0.5", "--rounds", "1", "--budget", "units")
+    directory = run("--units", "kv_group", "--sparsity", "0.5", "--rounds", "1", "--budget", "units")
     units = summary_of(directory)["searched"]["units"]["attention"]
     assert (units["total"], units["kept"]) == (6, 3)
     for layer, groups in zip(

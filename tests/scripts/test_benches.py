@@ -13,7 +13,7 @@ from tiny import make_tiny_config
 from tyr_jax.cli import prune
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import LayerShape
-from tyr_jax.pruning.compress import head_layout
+from tyr_jax.pruning.cut import head_layout
 
 pytestmark = pytest.mark.slow
 

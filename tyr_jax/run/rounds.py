@@ -338,10 +338,8 @@ def search_round(
     steps = by_kind(dense.kinds, grid.step)
     record = {"round": number, "step": steps, "descent": descent, "kept": by_kind(dense.kinds, kept)}
     if for_models is not None:
-        found = nested.restored(net, supernet, model.config, scratch=scratch).weights
-        # The search has overwritten the weights that it shares.
-        found = {name: found[name] for name in shared_weights}
-        for_models = for_models.replace(weights=for_models.weights | found)
+        found = nested.restored(net, supernet, model.config, scratch=scratch)
+        for_models = put_back(for_models, found, shared_weights)
     searched = built if shared is None else progress.grid
     entry = record | {"history": history}
     settled = ranks if target.limits else {}
@@ -355,6 +353,12 @@ def settled_ranks(supernet: Supernet) -> Ranks:
     """The ranks `[L, U]` of units, by kind, for kinds whose price depends on which units are kept."""
     kinds = [kind.name for kind in supernet.kinds if kind.spreads is not None]
     return {name: devices.fetch(supernet.ranks[name]) for name in kinds}
+
+
+def put_back(whole: Supernet, found: Supernet, shared: Sequence[str]) -> Supernet:
+    """The `whole` supernet of a round after its search, which has overwritten the weights of the kinds `shared`;
+    these are taken from what was `found` again."""
+    return whole.replace(weights=whole.weights | {name: found.weights[name] for name in shared})
 
 
 def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
