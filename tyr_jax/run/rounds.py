@@ -356,8 +356,8 @@ def settled_ranks(supernet: Supernet) -> Ranks:
 
 
 def put_back(whole: Supernet, found: Supernet, shared: Sequence[str]) -> Supernet:
-    """The `whole` supernet of a round after its search, which has overwritten the weights of the kinds `shared`;
-    these are taken from what was `found` again."""
+    """The `whole` supernet of a round after its search, which has overwritten the weights of the kinds
+    `shared`; these are taken from what was `found` again."""
     return whole.replace(weights=whole.weights | {name: found.weights[name] for name in shared})
 
 
