@@ -14,6 +14,7 @@ import numpy as np
 
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation import generation
+from tyr_jax.evaluation.settings import BenchmarkSettings
 from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Timing
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
@@ -29,28 +30,7 @@ Runs = dict[str, Callable[[], object]]
 """The function to time, by model."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cases:
-    """What to time.
-
-    Every prompt length in `prompts` (tokens) is combined with every batch size in `batches` (sequences). Each
-    case times the prompt, and `tokens` tokens after it, `repeats` times. With `llama_cpp`, llama.cpp is timed
-    as well, with one sequence at a time.
-    """
-
-    prompts: tuple[int, ...] = (128, 512)
-    batches: tuple[int, ...] = (1, 4)
-    tokens: int = 16
-    repeats: int = 5
-    llama_cpp: bool = False
-
-    @property
-    def longest(self) -> int:
-        """Positions that the longest case takes."""
-        return max(self.prompts) + self.tokens
-
-
-def validate(cases: Cases) -> None:
+def validate(cases: BenchmarkSettings) -> None:
     """Check every value that can be checked before anything is read.
 
     Raises:
@@ -136,7 +116,7 @@ class Case:
     itemsize: int
 
 
-def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -> list[Timing]:
+def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: BenchmarkSettings) -> list[Timing]:
     """Time one case: a timing of the prompt, and one of the tokens after it."""
     configs = {name: model.config for name, model in models.items()}
     run = case.length, case.batch, case.itemsize
@@ -173,7 +153,7 @@ def sizes(models: Models) -> Sizes:
     }
 
 
-def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
+def measure(models: Models, cases: BenchmarkSettings, progress: Progress) -> list[Timing]:
     """Time every case in JAX, and in llama.cpp if `cases` ask for it.
 
     Raises:
@@ -196,7 +176,7 @@ def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
     return timings + (measure_in_llama_cpp(models, cases, progress) if cases.llama_cpp else [])
 
 
-def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
+def measure_in_llama_cpp(models: Models, cases: BenchmarkSettings, progress: Progress) -> list[Timing]:
     """Time every prompt length in llama.cpp, on float32 files."""
     timings = []
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
