@@ -15,6 +15,7 @@ from markdown_table import print_header, print_row
 
 import tyr_jax
 from tyr_jax.cli import command
+from tyr_jax.evaluation.settings import BenchmarkSettings
 from tyr_jax.evaluation.speed import MEASURES, Timing
 
 
@@ -26,22 +27,14 @@ class Bench:
     """The dense model."""
     pruned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRUNED")]
     """The pruned model."""
-    prompts: tuple[int, ...] = (128, 512)
-    """Lengths of the prompt, in tokens."""
-    batches: tuple[int, ...] = (1, 4)
-    """Sequences that run together. In llama.cpp it is always one."""
-    tokens: int = 16
-    """Tokens to generate in each timing."""
-    repeats: int = 9
-    """Timings of each."""
-    llama_cpp: bool = True
-    """Also compare in llama.cpp."""
+    settings: command.Flat[BenchmarkSettings] = dataclasses.field(
+        default_factory=lambda: BenchmarkSettings(repeats=9, llama_cpp=True)
+    )
 
 
 def main(bench: Bench) -> None:
     """Print a row per engine, prompt and batch."""
-    given = dataclasses.asdict(bench)
-    found = tyr_jax.benchmark_model(given.pop("dense"), given.pop("pruned"), **given)
+    found = tyr_jax.benchmark_model(bench.dense, bench.pruned, settings=bench.settings)
     cases: dict[tuple[str, int, int], dict[str, Timing]] = {}
     for timing in found.timings:
         cases.setdefault((timing.engine, timing.prompt, timing.batch), {})[timing.measure] = timing

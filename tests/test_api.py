@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -108,27 +109,48 @@ def test_modules_that_are_commands_stay_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "settings", "apart"),
+    ("function", "arguments", "apart"),
     [
-        (api.evaluate_model, evaluate.EvaluateSettings, {"json"}),
-        (api.generate_text, generate.GenerateSettings, {"sampling"}),
-        (api.stream_text, generate.GenerateSettings, {"sampling", "prompts"}),
-        (api.export_model, export.ExportSettings, {"output", "format"}),
-        (api.benchmark_model, benchmark.BenchmarkSettings, {"output", "overwrite"}),
+        (api.prune_model, prune.PruneArguments, {"plan", "hosts", "components"}),
+        (api.recover_model, finetune.FinetuneArguments, set()),
+        (api.evaluate_model, evaluate.EvaluateArguments, {"json"}),
+        (api.generate_text, generate.GenerateArguments, set()),
+        (api.stream_text, generate.GenerateArguments, {"prompts"}),
+        (api.export_model, export.ExportArguments, {"output", "format"}),
+        (api.benchmark_model, benchmark.BenchmarkArguments, {"output", "overwrite"}),
     ],
 )
-def test_options_of_commands_are_keywords(
-    function: Callable[..., Any], settings: type, apart: set[str]
+def test_a_command_and_its_function_share_their_options(
+    function: Callable[..., Any], arguments: type, apart: set[str]
 ) -> None:
-    parameters = inspect.signature(function).parameters
-    # In Python, these are passed to `load_model`.
-    of_models = {"family", "ignore_keys"}
-    assert of_models <= inspect.signature(tyr_jax.load_model).parameters.keys()
-    for field in dataclasses.fields(settings):
-        if field.name not in apart | of_models:
-            parameter = parameters[field.name]
-            defaults = parameter.default or None, field.default or None
-            assert field.default is dataclasses.MISSING or defaults[0] == defaults[1], field.name
+    """In Python, the options of `reading` are passed to `load_model`."""
+    taken, given = typing.get_type_hints(function), typing.get_type_hints(arguments)
+    assert taken["settings"] == given["settings"] | None
+    assert {field.name for field in dataclasses.fields(arguments)} - taken.keys() == apart | {"reading"}
+    parameters = inspect.signature(tyr_jax.load_model).parameters
+    assert {field.name for field in dataclasses.fields(given["reading"])} <= parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: tyr_jax.evaluate_model("x", window=4), "there is no option 'window'; perhaps"),
+        (lambda: tyr_jax.evaluate_model("x", tasks=3), "tasks is 3, but must be a string"),
+        (
+            lambda: tyr_jax.generate_text("x", "y", max_token=4),
+            "there is no option 'max_token'; perhaps 'max_tokens' was meant",
+        ),
+        (lambda: tyr_jax.benchmark_model("x", "y", prompts="many"), "prompts is 'many', but must be a whole"),
+        (
+            lambda: tyr_jax.export_model("x", settings=tyr_jax.ExportSettings(neuron_multiple=0)),
+            "--neuron-multiple is 0, but must be at least 1",
+        ),
+    ],
+)
+def test_mistakes_in_options(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        call()
+    assert str(raised.value).startswith(sentence)
 
 
 # Models
@@ -385,20 +407,23 @@ def test_tasks(result: PruneResult, questions: Path) -> None:
     assert "tasks of" in repr(scores)
     assert scores.as_json()["tasks"][0]["shots"] == 0
     with pytest.raises(UserError, match=r"tasks bring their own text, .*\(evaluation\)"):
-        api.evaluate_model(result, tasks=["arc_easy"], evaluation="builtin")  # type: ignore[call-overload]
+        api.evaluate_model(result, tasks=["arc_easy"], evaluation="builtin")
 
 
 def test_text(result: PruneResult, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"max_tokens": 6, "temperature": 1.5, "seed": 3, "progress": False}
     ours = tyr_jax.generate_text(result, [PROMPT, "other"], **options)
     assert ours == tyr_jax.generate_text(written, [PROMPT, "other"], **options)
+    settings = tyr_jax.GenerationSettings(seed=3, sampling=tyr_jax.Sampling(temperature=1.5))
+    again = tyr_jax.generate_text(result, [PROMPT, "other"], settings=settings, max_tokens=6, progress=False)
+    assert again == ours
     (alone,) = tyr_jax.generate_text(result.model, PROMPT, **options)
     assert "".join(tyr_jax.stream_text(result, PROMPT, **options)) == alone
     assert capsys.readouterr() == ("", "")
     with pytest.raises(UserError, match="--max-tokens is 0, but must be at least 1"):
         tyr_jax.stream_text(result, PROMPT, max_tokens=0)
     with pytest.raises(UserError, match="top_k is 'all', but must be a whole number"):
-        tyr_jax.generate_text(result, PROMPT, top_k="all")  # type: ignore[arg-type]
+        tyr_jax.generate_text(result, PROMPT, top_k="all")
 
 
 def test_a_file_for_llama_cpp(result: PruneResult, written: Path, tmp_path: Path) -> None:
@@ -409,7 +434,7 @@ def test_a_file_for_llama_cpp(result: PruneResult, written: Path, tmp_path: Path
     with pytest.raises(UserError, match="exists; choose another"):
         tyr_jax.export_model(result, paths[0])
     with pytest.raises(UserError, match="quantize is 'q7', but must be one of 'f32'"):
-        tyr_jax.export_model(result, tmp_path / "x", quantize="q7")  # type: ignore[arg-type]
+        tyr_jax.export_model(result, tmp_path / "x", quantize="q7")
 
 
 def test_a_plan(tiny_model: Path, tiny_options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 
 from tyr_jax.cli import command, prune
 from tyr_jax.errors import UserError
+from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, GenerationSettings
 from tyr_jax.options import arguments_of, every_option, options_of, with_options
 from tyr_jax.recovery.settings import RecoverySettings
 from tyr_jax.scoring.objective import HiddenKL
@@ -31,7 +31,8 @@ CHANGED: dict[str, Any] = {
 
 
 def test_names_are_unique_in_all_of_them() -> None:
-    for settings in (Settings(), RecoverySettings("pruned")):
+    others = EvaluationSettings(), GenerationSettings(), BenchmarkSettings()
+    for settings in (Settings(), RecoverySettings("pruned"), *others):
         assert list(options_of(settings).values()) == list(every_option(settings))
     assert options_of(Settings())["rounds"].path == ("rounds", "rounds")
     assert options_of(Settings())["first_order"].path == ("pruning", "saliency", "first_order")
@@ -72,7 +73,7 @@ def test_the_command_line_of_a_training() -> None:
     }
     settings = with_options(default, changed)
     parsed = command.parse(
-        tyro.conf.OmitArgPrefixes[RecoverySettings],
+        RecoverySettings,
         ["pruned", *arguments_of(settings, default)],
         prog="x",
         description="",

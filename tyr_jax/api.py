@@ -23,13 +23,11 @@ import jax.numpy as jnp
 from tyr_jax.data import DataSpec as DataSpec
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation import benchmark, continuation, perplexity
-from tyr_jax.evaluation.benchmark import Cases
-from tyr_jax.evaluation.continuation import ContinuationSettings
-from tyr_jax.evaluation.generation import Sampling
-from tyr_jax.evaluation.perplexity import TextChoice
+from tyr_jax.evaluation.generation import Sampling as Sampling
 from tyr_jax.evaluation.provenance import provenance_of
+from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, GenerationSettings
 from tyr_jax.evaluation.speed import MODELS
-from tyr_jax.evaluation.tasks import TaskChoice, task_scores
+from tyr_jax.evaluation.tasks import task_scores
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.checkpoint import load_model as load_model
 from tyr_jax.options import arguments_of, check_names, with_options
@@ -43,8 +41,8 @@ from tyr_jax.recovery.settings import RecoverySettings
 from tyr_jax.recovery.train import Training as Training
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, PruningPlan, RecoverResult, TaskScores
 from tyr_jax.run import export, prune, recover
-from tyr_jax.run.export import GgufSettings, Quantize, default_path
-from tyr_jax.run.models import AnyModel, Computation, GivenModel, load, load_shown
+from tyr_jax.run.export import ExportSettings, default_path
+from tyr_jax.run.models import AnyModel, GivenModel, load, load_shown
 from tyr_jax.runtime.devices import in_use, steady_virtual_devices
 from tyr_jax.scoring.objective import Objective as Objective
 from tyr_jax.search.contract import Search as Search
@@ -53,7 +51,6 @@ from tyr_jax.settings import (
     COMPONENTS,
     PRESET_NAMES,
     PRESETS,
-    ComputeType,
     Preset,
     Settings,
     validate,
@@ -273,224 +270,121 @@ def recover_model(
 
 @overload
 def evaluate_model(
-    model: AnyModel,
-    *,
-    evaluation: str | Sequence[str] = TextChoice.evaluation,
-    evaluation_length: int | None = TextChoice.evaluation_length,
-    evaluation_windows: int | None = TextChoice.evaluation_windows,
-    bos: bool | None = TextChoice.bos,
-    chat_template: bool | None = TextChoice.chat_template,
-    trust_record: bool = TextChoice.trust_record,
-    compute_dtype: ComputeType = Computation.compute_dtype,
-    progress: bool = True,
-) -> Perplexities: ...
+    model: AnyModel, *, tasks: str | Sequence[str], progress: bool = True, **options: Any
+) -> TaskScores: ...
 @overload
 def evaluate_model(
-    model: AnyModel,
-    *,
-    tasks: str | Sequence[str],
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    data_dir: str | Path | None = None,
-    compute_dtype: ComputeType = Computation.compute_dtype,
-    progress: bool = True,
-) -> TaskScores: ...
+    model: AnyModel, *, settings: EvaluationSettings, progress: bool = True, **options: Any
+) -> Perplexities | TaskScores: ...
+@overload
+def evaluate_model(model: AnyModel, *, progress: bool = True, **options: Any) -> Perplexities: ...
 def evaluate_model(
-    model: AnyModel,
-    *,
-    evaluation: str | Sequence[str] = TextChoice.evaluation,
-    evaluation_length: int | None = TextChoice.evaluation_length,
-    evaluation_windows: int | None = TextChoice.evaluation_windows,
-    bos: bool | None = TextChoice.bos,
-    chat_template: bool | None = TextChoice.chat_template,
-    trust_record: bool = TextChoice.trust_record,
-    tasks: str | Sequence[str] = (),
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    data_dir: str | Path | None = None,
-    compute_dtype: ComputeType = Computation.compute_dtype,
-    progress: bool = True,
+    model: AnyModel, *, settings: EvaluationSettings | None = None, progress: bool = True, **options: Any
 ) -> Perplexities | TaskScores:
     """Measure a model's quality, as `python -m tyr_jax.evaluate` does: perplexity on texts, or task metrics.
 
     Args:
         model: a model, dense or pruned.
-        evaluation: texts, in the command's notation (default: those that the model was measured on when it
-            was pruned, or else `builtin`).
-        evaluation_length: tokens in a window (default: as when the model was pruned, or else 2048).
-        evaluation_windows: at most this many windows of each text (default: likewise, or else 20).
-        bos: start every window with the tokenizer's BOS (default: likewise, or else no BOS).
-        chat_template: render conversations with the model's chat template (default: likewise).
-        trust_record: read texts that only the record in the model's directory names.
-        tasks: tasks of lm-evaluation-harness, in place of perplexity; needs `tyr-jax[tasks]`.
-        num_fewshot: examples before a question (default: the task's own number).
-        limit: at most this many questions of each task (default: all).
-        data_dir: where the tasks' datasets are, each under its name on the hub (default: the hub).
-        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
+        settings: settings to take the defaults from.
         progress: show progress.
+        options: options by their names in `EvaluationSettings`, such as `evaluation_windows=4`.
 
     Raises:
-        UserError: the model, a text or a task cannot be used.
+        UserError: the model, a text, a task or an option cannot be used.
     """
-    given, shown = GivenModel(model), Progress(quiet=not progress)
-    texts = with_options(
-        TextChoice(),
-        {
-            "evaluation": evaluation,
-            "evaluation_length": evaluation_length,
-            "evaluation_windows": evaluation_windows,
-            "bos": bos,
-            "chat_template": chat_template,
-            "trust_record": trust_record,
-        },
-    )
-    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
-    asked = with_options(
-        TaskChoice(),
-        {
-            "tasks": [name for name in names if name],
-            "num_fewshot": num_fewshot,
-            "limit": limit,
-            "data_dir": data_dir,
-        },
-    )
-    dtype = _computed(compute_dtype)
-    if not asked.tasks:
-        return _perplexities(given, texts, dtype, shown)
-    if names := ", ".join(texts.given):
+    asked, shown = with_options(settings or EvaluationSettings(), options), Progress(quiet=not progress)
+    given, dtype = GivenModel(model), asked.compute_dtype
+    if not asked.task_names:
+        made = provenance_of(*given.records())
+        asked = dataclasses.replace(asked, trust_record=asked.trust_record or given.made_here)
+        spec = perplexity.data_spec(asked, given.name, made)
+        with in_use(), shown:
+            loaded = load_shown(given, shown, dtype)
+            return Perplexities(given.name, perplexity.perplexities(loaded, spec, made, shown))
+    if names := ", ".join(asked.text_options):
         raise UserError(f"tasks bring their own text, so leave out what is said of texts ({names})")
     with in_use(), shown:
         return TaskScores(given.name, task_scores(asked, lambda: load_shown(given, shown, dtype), shown))
-
-
-def _computed(compute_dtype: ComputeType) -> ComputeType:
-    """The type in which a model is computed.
-
-    Raises:
-        UserError: there is no such type.
-    """
-    return with_options(Computation(), {"compute_dtype": compute_dtype}).compute_dtype
-
-
-def _perplexities(
-    given: GivenModel, texts: TextChoice, dtype: ComputeType, progress: Progress
-) -> Perplexities:
-    """Perplexities of a model on texts."""
-    made = provenance_of(*given.records())
-    texts = dataclasses.replace(texts, trust_record=texts.trust_record or given.made_here)
-    spec = perplexity.data_spec(texts, given.name, made)
-    with in_use(), progress:
-        measured = perplexity.perplexities(load_shown(given, progress, dtype), spec, made, progress)
-    return Perplexities(given.name, measured)
 
 
 def generate_text(
     model: AnyModel,
     prompts: str | Sequence[str],
     *,
-    chat: bool = ContinuationSettings.chat,
-    max_tokens: int = ContinuationSettings.max_tokens,
-    seed: int = ContinuationSettings.seed,
-    temperature: float = Sampling.temperature,
-    top_k: int = Sampling.top_k,
-    top_p: float = Sampling.top_p,
-    compute_dtype: ComputeType = Computation.compute_dtype,
+    settings: GenerationSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> list[str]:
     """Continue text, as `python -m tyr_jax.generate` does, several prompts together.
 
     Args:
         model: a model, dense or pruned.
         prompts: texts to continue.
-        chat: give each prompt to the model as a user's message, through its chat template.
-        max_tokens: generate at most this many tokens for each prompt.
-        seed: seed of the sampling (at a temperature above 0).
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: sample from this many likeliest tokens; 0 means all.
-        top_p: sample from the likeliest tokens that together have this probability.
-        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
+        settings: settings to take the defaults from.
         progress: show progress while the model is loaded.
+        options: options by their names in `GenerationSettings`, such as `max_tokens=20`.
 
     Returns:
         The continuation of each prompt, without the prompt.
 
     Raises:
-        UserError: a setting is invalid, there is no such model, or a prompt does not fit into its context.
+        UserError: an option is invalid, there is no such model, or a prompt does not fit into its context.
     """
-    sampling = Sampling(temperature, top_k, top_p)
-    asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
+    asked = with_options(settings or GenerationSettings(), options)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    continuation.validate(texts, asked)
-    return continuation.continued(_load(model, compute_dtype, progress), texts, asked)
+    return continuation.continued(_load(model, texts, asked, progress), texts, asked)
 
 
 def stream_text(
     model: AnyModel,
     prompt: str,
     *,
-    chat: bool = ContinuationSettings.chat,
-    max_tokens: int = ContinuationSettings.max_tokens,
-    seed: int = ContinuationSettings.seed,
-    temperature: float = Sampling.temperature,
-    top_k: int = Sampling.top_k,
-    top_p: float = Sampling.top_p,
-    compute_dtype: ComputeType = Computation.compute_dtype,
+    settings: GenerationSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Iterator[str]:
     """Continue a text, and yield each piece as soon as it is there. Arguments as for `generate_text`.
 
     Raises:
         UserError: as `generate_text`, at the call, before the first piece is asked for.
     """
-    sampling = Sampling(temperature, top_k, top_p)
-    asked = _continuation(sampling, chat=chat, max_tokens=max_tokens, seed=seed)
-    continuation.validate([prompt], asked)
-    return continuation.streamed(_load(model, compute_dtype, progress), prompt, asked)
+    asked = with_options(settings or GenerationSettings(), options)
+    return continuation.streamed(_load(model, [prompt], asked, progress), prompt, asked)
 
 
-def _continuation(sampling: Sampling, **options: Any) -> ContinuationSettings:
-    """The settings of a continuation.
-
-    Raises:
-        UserError: an option has a value of the wrong type.
-    """
-    return with_options(ContinuationSettings(), options | vars(sampling))
-
-
-def _load(model: AnyModel, compute_dtype: ComputeType, progress: bool) -> LoadedModel:
-    """Load a model, with or without showing progress."""
-    dtype = _computed(compute_dtype)
+def _load(
+    model: AnyModel, prompts: Sequence[str], settings: GenerationSettings, progress: bool
+) -> LoadedModel:
+    """The model that is to continue prompts. They and the settings are checked before it is read."""
+    continuation.validate(prompts, settings)
     with Progress(quiet=not progress) as shown:
-        return load_shown(GivenModel(model), shown, dtype)
+        return load_shown(GivenModel(model), shown, settings.compute_dtype)
 
 
 def export_model(
     model: AnyModel,
     path: str | Path | None = None,
     *,
-    quantize: Quantize = GgufSettings.quantize,
-    neuron_multiple: int = GgufSettings.neuron_multiple,
-    overwrite: bool = GgufSettings.overwrite,
+    settings: ExportSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Path:
     """Write a GGUF file that stock llama.cpp runs, as `python -m tyr_jax.export` does.
 
     Args:
         model: a model, dense or pruned.
         path: the file to write (default: model-TYPE.gguf, in the model's directory if it has one).
-        quantize: type of the matrices; those with a `k` need `tyr-jax[llama]`.
-        neuron_multiple: pad FFN widths with zeros to a multiple of this, beyond what the type needs.
-        overwrite: replace an existing file, once the new one is complete.
+        settings: settings to take the defaults from.
         progress: show progress.
+        options: options by their names in `ExportSettings`, such as `quantize="q8_0"`.
 
     Returns:
         The path of the file.
 
     Raises:
-        UserError: the model or a setting cannot be used, or the file cannot be written.
+        UserError: the model or an option cannot be used, or the file cannot be written.
     """
-    options = {"quantize": quantize, "neuron_multiple": neuron_multiple, "overwrite": overwrite}
-    given, asked = GivenModel(model), with_options(GgufSettings(), options)
+    given, asked = GivenModel(model), with_options(settings or ExportSettings(), options)
     target = default_path(given.name, asked) if path is None else Path(path)
     export.export(given, target, asked, Progress(quiet=not progress))
     return target
@@ -500,13 +394,9 @@ def benchmark_model(
     dense: AnyModel,
     pruned: AnyModel,
     *,
-    prompts: int | Sequence[int] = Cases.prompts,
-    batches: int | Sequence[int] = Cases.batches,
-    tokens: int = Cases.tokens,
-    repeats: int = Cases.repeats,
-    llama_cpp: bool = Cases.llama_cpp,
-    compute_dtype: ComputeType = Computation.compute_dtype,
+    settings: BenchmarkSettings | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Benchmark:
     """Measure how much faster a pruned model is, as `python -m tyr_jax.benchmark` does.
 
@@ -515,29 +405,23 @@ def benchmark_model(
     Args:
         dense: the dense model.
         pruned: the pruned model.
-        prompts: prompt lengths, in tokens.
-        batches: numbers of sequences that run together (llama.cpp: always one).
-        tokens: tokens to generate in a timing.
-        repeats: repeat each timing this many times and take the median.
-        llama_cpp: compare in llama.cpp as well, on float32 files; needs `tyr-jax[llama]`.
-        compute_dtype: type of weights and activations; `bfloat16` halves their memory.
+        settings: settings to take the defaults from.
         progress: show progress.
+        options: options by their names in `BenchmarkSettings`, such as `prompts=128`.
 
     Raises:
-        UserError: a model or a setting cannot be used.
+        UserError: a model or an option cannot be used.
     """
-    options = {"prompts": prompts, "batches": batches, "tokens": tokens, "repeats": repeats}
-    cases = with_options(Cases(), options | {"llama_cpp": llama_cpp})
-    benchmark.validate(cases)
-    dtype = _computed(compute_dtype)
+    asked = with_options(settings or BenchmarkSettings(), options)
+    benchmark.validate(asked)
     given = dict(zip(MODELS, map(GivenModel, (dense, pruned)), strict=True))
     models = {}
     with Progress(quiet=not progress) as shown:
         with shown.stage("load models", len(given), "models") as stage:
             for name, one in given.items():
-                models[name] = load(one, dtype)
+                models[name] = load(one, asked.compute_dtype)
                 stage.advance()
-        timings = benchmark.measure(models, cases, shown)
+        timings = benchmark.measure(models, asked, shown)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     names = {name: one.name for name, one in given.items()}
     return Benchmark(names, device, benchmark.sizes(models), timings)

@@ -1,12 +1,8 @@
 """`python -m tyr_jax.benchmark`: see `tyr_jax.cli.benchmark`."""
 
-from tyr_jax import process
+from tyr_jax.process import entry_point
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, with the arguments of the process if none are given."""
-    process.launch("benchmark", arguments)
-
+main = entry_point("benchmark")
 
 if __name__ == "__main__":
     main()

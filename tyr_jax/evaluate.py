@@ -1,12 +1,8 @@
 """`python -m tyr_jax.evaluate`: see `tyr_jax.cli.evaluate`."""
 
-from tyr_jax import process
+from tyr_jax.process import entry_point
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, with the arguments of the process if none are given."""
-    process.launch("evaluate", arguments)
-
+main = entry_point("evaluate")
 
 if __name__ == "__main__":
     main()

@@ -1,12 +1,8 @@
 """`python -m tyr_jax.export`: see `tyr_jax.cli.export`."""
 
-from tyr_jax import process
+from tyr_jax.process import entry_point
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, with the arguments of the process if none are given."""
-    process.launch("export", arguments)
-
+main = entry_point("export")
 
 if __name__ == "__main__":
     main()

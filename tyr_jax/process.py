@@ -63,10 +63,17 @@ _written: list[Path] = []
 """Outputs that the running command has moved into place."""
 
 
-def launch(name: str, arguments: list[str] | None = None) -> None:
-    """Run the command `name` of `tyr_jax.cli`. Its imports, which take seconds, run under the same signal and
-    error handling."""
-    run(lambda: importlib.import_module(f"tyr_jax.cli.{name}").main(arguments))
+def entry_point(name: str) -> Callable[..., None]:
+    """The function that runs the command `name` of `tyr_jax.cli`, with the arguments of the process if none
+    are given."""
+    return lambda arguments=None: run(lambda: _launch(name, sys.argv[1:] if arguments is None else arguments))
+
+
+def _launch(name: str, arguments: list[str]) -> None:
+    """Import a command, which takes seconds, and start it."""
+    # If an extension of JAX imported NumPy first, a signal meanwhile would be printed and forgotten.
+    importlib.import_module("numpy")
+    importlib.import_module(f"tyr_jax.cli.{name}").main(arguments)
 
 
 def note_written(path: Path) -> None:
@@ -87,10 +94,8 @@ def run(command: Callable[[], None]) -> None:
         try:
             command()
             sys.stdout.flush()
-        except (UserError, OSError, MemoryError, KeyboardInterrupt) as error:
-            raise SystemExit(report(error)) from None
-        except Exception as error:
-            if not is_memory(error):
+        except (Exception, KeyboardInterrupt) as error:
+            if not (isinstance(error, UserError | OSError | KeyboardInterrupt) or is_memory(error)):
                 raise
             raise SystemExit(report(error)) from None
 
@@ -172,8 +177,7 @@ def report(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     _settle_output()
     if isinstance(error, KeyboardInterrupt):
-        stop = next(stop for stop in STOPS.values() if isinstance(error, stop.exception))
-        stop = next((each for each in STOPS.values() if type(error) is each.exception), stop)
+        stop = next((each for each in STOPS.values() if type(error) is each.exception), STOPS[signal.SIGINT])
         complete = f"{', '.join(map(str, _written))} is complete" if _written else "nothing was written"
         _tell(f"{stop.name}: {str(error) or complete}")
         return stop.status

@@ -1,12 +1,8 @@
 """`python -m tyr_jax.prune`: see `tyr_jax.cli.prune`."""
 
-from tyr_jax import process
+from tyr_jax.process import entry_point
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, with the arguments of the process if none are given."""
-    process.launch("prune", arguments)
-
+main = entry_point("prune")
 
 if __name__ == "__main__":
     main()

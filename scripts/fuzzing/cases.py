@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 from fuzzing import mutation
 from fuzzing.material import SMALL
 from fuzzing.sandbox import Stop
-from tyr_jax.cli.benchmark import BenchmarkSettings
-from tyr_jax.cli.evaluate import EvaluateSettings
-from tyr_jax.cli.export import ExportSettings
+from tyr_jax.cli.benchmark import BenchmarkArguments
+from tyr_jax.cli.command import Reading
+from tyr_jax.cli.evaluate import EvaluateArguments
+from tyr_jax.cli.export import ExportArguments
 from tyr_jax.cli.finetune import FinetuneArguments
-from tyr_jax.cli.generate import GenerateSettings
+from tyr_jax.cli.generate import GenerateArguments
 from tyr_jax.cli.prune import PruneArguments
+from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, GenerationSettings
 from tyr_jax.options import every_option
 from tyr_jax.recovery.settings import RecoverySettings
+from tyr_jax.run.export import ExportSettings
 from tyr_jax.settings import PRESETS
 
 NUMBERS = (
@@ -180,11 +183,11 @@ def strange_flags(draw: random.Random, place: Place) -> Case:
     """A command with flag values that are not expected."""
     settings: dict[str, Any] = {
         "prune": PruneArguments(draw.choice(list(PRESETS.values()))),
-        "finetune": FinetuneArguments(RecoverySettings("x")),
-        "evaluate": EvaluateSettings("x"),
-        "export": ExportSettings("x"),
-        "generate": GenerateSettings("x", ()),
-        "benchmark": BenchmarkSettings("x", "x"),
+        "finetune": FinetuneArguments(RecoverySettings("x"), Reading()),
+        "evaluate": EvaluateArguments("x", EvaluationSettings(), Reading()),
+        "export": ExportArguments("x", ExportSettings(), Reading()),
+        "generate": GenerateArguments("x", (), GenerationSettings(), Reading()),
+        "benchmark": BenchmarkArguments("x", "x", BenchmarkSettings(), Reading()),
     }
     names = {name: [each.flag for each in every_option(value)] for name, value in settings.items()}
     while True:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tyr_jax.cli import evaluate, prune
 from tyr_jax.data import DataSpec, load_evaluation
-from tyr_jax.evaluation.perplexity import TextChoice, data_spec
+from tyr_jax.evaluation.perplexity import data_spec
+from tyr_jax.evaluation.settings import EvaluationSettings
 from tyr_jax.io.checkpoint import load_model
 
 pytestmark = pytest.mark.slow
@@ -172,6 +173,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_summary_the_builtin_text_is_measured() -> None:
-    assert data_spec(TextChoice(), "m", None) == DataSpec(calibration=(), evaluation=("builtin",))
-    asked = data_spec(TextChoice(evaluation=("a.txt",), evaluation_windows=5, bos=True), "m", None)
+    assert data_spec(EvaluationSettings(), "m", None) == DataSpec(calibration=(), evaluation=("builtin",))
+    asked = data_spec(EvaluationSettings(evaluation=("a.txt",), evaluation_windows=5, bos=True), "m", None)
     assert asked == DataSpec(calibration=(), evaluation=("a.txt",), evaluation_windows=5, bos=True)

@@ -17,7 +17,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
-from tyr_jax.run.export import GgufSettings, Quantize, default_path
+from tyr_jax.run.export import ExportSettings, Quantize, default_path
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +67,8 @@ def test_every_type_has_a_writer() -> None:
 
 
 def test_the_file_lies_in_the_models_directory(pruned: Path) -> None:
-    assert default_path(str(pruned), GgufSettings()) == pruned / "model-f16.gguf"
-    assert default_path("builtin", GgufSettings(quantize="q8_0")) == Path("model-q8_0.gguf")
+    assert default_path(str(pruned), ExportSettings()) == pruned / "model-f16.gguf"
+    assert default_path("builtin", ExportSettings(quantize="q8_0")) == Path("model-q8_0.gguf")
 
 
 @pytest.mark.parametrize(

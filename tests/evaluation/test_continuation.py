@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.evaluation.continuation import ContinuationSettings, encode, stop_tokens, validate
+from tyr_jax.evaluation.continuation import encode, stop_tokens, validate
+from tyr_jax.evaluation.settings import GenerationSettings
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 
 
@@ -32,10 +33,10 @@ def test_tokens_that_end_a_text(given: Any, found: set[int], model: LoadedModel)
 
 def test_a_prompt_that_is_not_unicode() -> None:
     with pytest.raises(UserError, match=r"the prompt 'a\\udcff' is not Unicode text; give it in UTF-8"):
-        validate(["a\udcff"], ContinuationSettings())
+        validate(["a\udcff"], GenerationSettings())
 
 
 def test_a_template_that_fails(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.tokenizer, "chat_template", "{{ 'x' * 10**12 }}")
     with pytest.raises(UserError, match=f"{model.source}: the model's chat template fails: it needs too"):
-        encode(model, ["hi"], ContinuationSettings(chat=True))
+        encode(model, ["hi"], GenerationSettings(chat=True))

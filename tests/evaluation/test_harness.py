@@ -20,7 +20,8 @@ from tyr_jax.data.builtin import builtin_documents
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import harness
 from tyr_jax.evaluation.harness import HarnessModel
-from tyr_jax.evaluation.tasks import TaskChoice, task_scores
+from tyr_jax.evaluation.settings import EvaluationSettings
+from tyr_jax.evaluation.tasks import task_scores
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.workspace.progress import Progress
 
@@ -161,7 +162,7 @@ def test_local_data_is_read_every_time(questions: Path, tiny_model: Path, tmp_pa
 
     def measured(directory: Path) -> tuple[int, str | None]:
         with Progress(quiet=True) as progress:
-            choice = TaskChoice(("arc_easy",), data_dir=directory)
+            choice = EvaluationSettings(tasks=("arc_easy",), data_dir=directory)
             found = task_scores(choice, lambda: load_model(str(tiny_model)), progress)
         assert list(Path(datasets.config.HF_DATASETS_CACHE).glob("*arc*")) == []
         return found[0].questions, found[0].data

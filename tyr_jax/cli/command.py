@@ -25,29 +25,44 @@ from tyr_jax.model.families import load_family
 from tyr_jax.options import check_sizes
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.report.tables import in_one_line
+from tyr_jax.run.models import NamedModel
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.cache import keep_compiled
 
 T = TypeVar("T")
 
-Family = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="MODULE:NAME",
-        help="Your own model family: a `Family` in a module that is installed or in the current directory.",
-    ),
-]
-"""An option of every command that reads models."""
+Flat = Annotated[T, tyro.conf.arg(name="")]
+"""Settings whose options are shown among the command's own."""
 
-IgnoredKeys = Annotated[
-    tuple[str, ...],
+Model = Annotated[
+    tyro.conf.Positional[str],
     tyro.conf.arg(
-        metavar="KEY",
-        help="Keys of the model's config.json that tyr_jax does not know, and that do not change what the "
-        "model computes. Any other unknown key is an error.",
+        metavar="MODEL", help="A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."
     ),
 ]
-"""The option for configuration keys to ignore, also of every command that reads models."""
+"""The model of a command that reads one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How models are read: options of every command that reads some."""
+
+    family: Annotated[str | None, tyro.conf.arg(metavar="MODULE:NAME")] = None
+    """Your own model family: a `Family` in a module that is installed or in the current directory."""
+    ignore_keys: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY")] = ()
+    """Keys of the model's config.json that tyr_jax does not know, and that do not change what the model
+    computes. Any other unknown key is an error."""
+
+    def named(self, model: str) -> NamedModel:
+        """The model of that name. Its family, if it is the user's own, is known from then on.
+
+        Raises:
+            UserError: the family does not exist, or cannot be registered.
+        """
+        if self.family is not None:
+            load_family(self.family)
+        return NamedModel(model, self.ignore_keys)
+
 
 NO_LIMIT = 10_000
 """Width of a terminal, in columns, that is enough for anything."""
@@ -80,18 +95,11 @@ def execute(
     given = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
     devices.steady_virtual_devices()
-
-    def carry_out() -> None:
-        parsed = parse(settings, given, prog=prog, description=description or "")
-        if (family := getattr(parsed, "family", None)) is not None:
-            load_family(family)
-        run(parsed)
-
-    process.run(carry_out)
+    process.run(lambda: run(parse(settings, given, prog=prog, description=description)))
 
 
 def parse(
-    settings: type[T], arguments: list[str], *, prog: str, description: str, default: T | None = None
+    settings: type[T], arguments: list[str], *, prog: str, description: str | None, default: T | None = None
 ) -> T:
     """Settings from command-line arguments. What is not given comes from `default`, or from the class.
 
@@ -101,7 +109,7 @@ def parse(
     """
     if {"-h", "--help"} & set(arguments):
         # tyro would join the lines of a description.
-        print(description)
+        print(description or "")
     options: dict[str, Any] = {} if default is None else {"default": default}
     for argument in arguments:
         if not argument.isascii() and argument != argument.encode("utf-8", "replace").decode("utf-8"):
@@ -110,7 +118,13 @@ def parse(
     try:
         with contextlib.redirect_stderr(box):
             parsed = tyro.cli(
-                settings, args=arguments, prog=prog, description="", registry=paragraphs(), **options
+                settings,
+                args=arguments,
+                prog=prog,
+                description="",
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=paragraphs(),
+                **options,
             )
     except SystemExit as error:
         if not error.code:

@@ -21,85 +21,36 @@ Examples:
 
 import dataclasses
 import json
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
-from tyr_jax.results import Perplexities, TaskScores
-from tyr_jax.run.models import Computation, NamedModel
-from tyr_jax.settings import ComputeType
+from tyr_jax.evaluation.settings import EvaluationSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-    """What to measure, and on what."""
+class EvaluateArguments:
+    """What to measure, and how to show it."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
-    evaluation: tuple[str, ...] = ()
-    """Texts: `builtin`, .txt, .jsonl, .json or .parquet files, hub datasets (default: those the model was
-    measured on when it was made, or else `builtin`)."""
-    evaluation_length: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens in a window (default: as when the model was made, or else 2048)."""
-    evaluation_windows: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """At most this many windows of each text (default: as when the model was made, or else 20)."""
-    bos: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
-    """Start every window with the tokenizer's BOS (default: as when the model was made, or else not)."""
-    chat_template: Annotated[bool | None, tyro.conf.arg(metavar="{True,False}")] = None
-    """Render conversations with the model's chat template (default: as when the model was made,
-    or else not)."""
-    trust_record: bool = False
-    """Read the files and hub datasets that the record in the model's directory names. Use this only if you
-    trust whoever made the record."""
-    tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…")] = ""
-    """Tasks of lm-evaluation-harness to answer, in place of perplexity."""
-    num_fewshot: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Few-shot examples before each question (default: the task's own number)."""
-    limit: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """At most this many questions of each task (default: all)."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where the tasks' datasets are, each under its name on the hub, such as DIR/allenai/ai2_arc (default:
-    the hub)."""
-    compute_dtype: ComputeType = Computation.compute_dtype
-    """Type of weights and activations; `bfloat16` halves their memory and suits accelerators."""
+    model: command.Model
+    settings: command.Flat[EvaluationSettings]
+    reading: command.Flat[command.Reading]
     json: bool = False
     """Print JSON on stdout in place of the table."""
-    family: command.Family = None
-    ignore_keys: command.IgnoredKeys = ()
 
 
-def measure(settings: EvaluateSettings) -> Perplexities | TaskScores:
-    """Measure the model on tasks, if any are named, or else on texts.
+def run(asked: EvaluateArguments) -> None:
+    """Measure the model on tasks, if any are named, or else on texts, and print the results.
 
     Raises:
         UserError: a problem with the model, the texts, the tasks or the settings.
     """
-    options = vars(settings).copy()
-    for name in ("model", "ignore_keys", "family", "json"):
-        del options[name]
-    return api.evaluate_model(NamedModel(settings.model, settings.ignore_keys), **options)
-
-
-def run(settings: EvaluateSettings) -> None:
-    """Measure the model and print the results.
-
-    Raises:
-        UserError: as `measure`.
-    """
-    found = measure(settings)
-    if settings.json:
+    found = api.evaluate_model(asked.reading.named(asked.model), settings=asked.settings)
+    if asked.json:
         print(json.dumps(found.as_json(), indent=2))
     else:
         command.show(found.tables())
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Entry point of the evaluation job."""
-    command.execute(run, EvaluateSettings, arguments, prog="python -m tyr_jax.evaluate", description=__doc__)
-
-
-if __name__ == "__main__":
-    main()
+    command.execute(run, EvaluateArguments, arguments, prog="python -m tyr_jax.evaluate", description=__doc__)

@@ -16,24 +16,18 @@ Examples:
 """
 
 import dataclasses
-import sys
-
-import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.recovery.settings import RecoverySettings
-from tyr_jax.run.models import NamedModel
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneArguments:
     """What to train, and how."""
 
-    settings: RecoverySettings
-    """Settings"""
-    family: command.Family = None
-    ignore_keys: command.IgnoredKeys = ()
+    settings: command.Flat[RecoverySettings]
+    reading: command.Flat[command.Reading]
 
 
 def run(asked: FinetuneArguments, arguments: list[str]) -> None:
@@ -42,10 +36,10 @@ def run(asked: FinetuneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: a problem with the models, the data, the output or the settings.
     """
-    settings, keys = asked.settings, asked.ignore_keys
+    settings, named = asked.settings, asked.reading.named
     result = api.recover_model(
-        NamedModel(settings.model, keys),
-        teacher=None if settings.teacher is None else NamedModel(settings.teacher, keys),
+        named(settings.model),
+        teacher=None if settings.teacher is None else named(settings.teacher),
         settings=settings,
         output=settings.output,
         arguments=arguments,
@@ -54,17 +48,12 @@ def run(asked: FinetuneArguments, arguments: list[str]) -> None:
     command.tell_model(result.name, result.recovery["text"])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Entry point of the recovery job."""
-    given = sys.argv[1:] if arguments is None else arguments
     command.execute(
-        lambda asked: run(asked, given),
-        tyro.conf.OmitArgPrefixes[FinetuneArguments],
-        given,
+        lambda asked: run(asked, arguments),
+        FinetuneArguments,
+        arguments,
         prog="python -m tyr_jax.finetune",
         description=__doc__,
     )
-
-
-if __name__ == "__main__":
-    main()

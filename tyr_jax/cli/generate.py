@@ -18,66 +18,42 @@ import tyro
 
 from tyr_jax import api
 from tyr_jax.cli import command
-from tyr_jax.evaluation.continuation import ContinuationSettings
-from tyr_jax.evaluation.generation import Sampling
+from tyr_jax.evaluation.settings import GenerationSettings
 from tyr_jax.formatting import shown
-from tyr_jax.run.models import Computation, NamedModel
-from tyr_jax.settings import ComputeType
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateSettings:
+class GenerateArguments:
     """What to continue, and how."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A directory (pruned or dense), a .gguf file, a hub id, or `builtin`."""
+    model: command.Model
     prompts: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
         tyro.conf.arg(metavar="PROMPT [PROMPT ...]", help_behavior_hint="(required)"),
     ]
     """Texts to continue."""
-    chat: bool = ContinuationSettings.chat
-    """Put each prompt to the model as a user's message, through its chat template."""
-    max_tokens: int = ContinuationSettings.max_tokens
-    """Tokens to generate at most, for each prompt."""
-    seed: int = ContinuationSettings.seed
-    """Seed of the sampling; it has no effect at --temperature 0."""
-    compute_dtype: ComputeType = Computation.compute_dtype
-    """Type of weights and activations; `bfloat16` halves their memory and suits accelerators."""
-    family: command.Family = None
-    ignore_keys: command.IgnoredKeys = ()
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = dataclasses.field(default_factory=Sampling)
-    """Sampling"""
+    settings: command.Flat[GenerationSettings]
+    reading: command.Flat[command.Reading]
 
 
-def run(settings: GenerateSettings) -> None:
+def run(asked: GenerateArguments) -> None:
     """Print the model's continuations of the prompts. A single one is streamed.
 
     Raises:
         UserError: a problem with the model, the prompts or the settings.
     """
-    model = NamedModel(settings.model, settings.ignore_keys)
-    options = dataclasses.asdict(settings.sampling) | {
-        "chat": settings.chat,
-        "max_tokens": settings.max_tokens,
-        "seed": settings.seed,
-        "compute_dtype": settings.compute_dtype,
-    }
-    if len(settings.prompts) == 1:
-        for piece in api.stream_text(model, settings.prompts[0], **options):
+    model = asked.reading.named(asked.model)
+    if len(asked.prompts) == 1:
+        for piece in api.stream_text(model, asked.prompts[0], settings=asked.settings):
             print(shown(piece), end="", flush=True)
         print()
         return
-    texts = api.generate_text(model, settings.prompts, **options)
-    for prompt, text in zip(settings.prompts, texts, strict=True):
+    texts = api.generate_text(model, asked.prompts, settings=asked.settings)
+    for prompt, text in zip(asked.prompts, texts, strict=True):
         print(f"== {shown(prompt)}")
         print(shown(text))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Entry point of generation."""
-    command.execute(run, GenerateSettings, arguments, prog="python -m tyr_jax.generate", description=__doc__)
-
-
-if __name__ == "__main__":
-    main()
+    command.execute(run, GenerateArguments, arguments, prog="python -m tyr_jax.generate", description=__doc__)

@@ -31,19 +31,14 @@ Examples:
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
-
-import tyro
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
-from tyr_jax.model.families import load_family
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
 from tyr_jax.report.tables import Record
-from tyr_jax.results import PruningPlan
 from tyr_jax.run.models import NamedModel
 from tyr_jax.run.prune import repositories_of
 from tyr_jax.runtime import hosts
@@ -56,15 +51,13 @@ from tyr_jax.settings import PRESETS, ComponentNames, Settings, with_components
 class PruneArguments:
     """What to prune and how, or to plan."""
 
-    settings: Settings
-    """Settings"""
+    settings: command.Flat[Settings]
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
     """Plan"""
     hosts: HostSettings = dataclasses.field(default_factory=HostSettings)
     """Several hosts"""
     components: ComponentNames = dataclasses.field(default_factory=ComponentNames)
-    family: command.Family = None
-    ignore_keys: command.IgnoredKeys = ()
+    reading: command.Flat[command.Reading] = dataclasses.field(default_factory=command.Reading)
 
 
 def parse(arguments: list[str]) -> PruneArguments:
@@ -84,10 +77,10 @@ def parse(arguments: list[str]) -> PruneArguments:
     default = PruneArguments(with_components(preset, vars(names)), components=names)
     check_names(default)
     return command.parse(
-        tyro.conf.OmitArgPrefixes[PruneArguments],
+        PruneArguments,
         arguments,
         prog="python -m tyr_jax.prune",
-        description=__doc__ or "",
+        description=__doc__,
         default=default,
     )
 
@@ -102,9 +95,8 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Entry point of the main job."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     keep_compiled()
     process.run(lambda: carry_out(parse(arguments), arguments))
 
@@ -115,36 +107,30 @@ def carry_out(asked: PruneArguments, arguments: list[str]) -> None:
     Raises:
         UserError: a problem with the model, the data, the output or the settings.
     """
-    if asked.family is not None:
-        load_family(asked.family)
-    if asked.plan.plan:
-        command.show(plan(asked).tables())
-    else:
-        with hosts.joined(asked.hosts):
-            run(asked, arguments)
-
-
-def plan(asked: PruneArguments) -> PruningPlan:
-    """What a run would need."""
     settings, wanted = asked.settings, asked.plan
-    return api.plan_pruning(
-        NamedModel(settings.model, asked.ignore_keys),
-        sparsity=settings.sparsity,
-        settings=settings,
-        devices=wanted.plan_devices,
-        flops=wanted.plan_flops,
-    )
+    model = asked.reading.named(settings.model)
+    if wanted.plan:
+        planned = api.plan_pruning(
+            model,
+            sparsity=settings.sparsity,
+            settings=settings,
+            devices=wanted.plan_devices,
+            flops=wanted.plan_flops,
+        )
+        command.show(planned.tables())
+        return
+    with hosts.joined(asked.hosts):
+        run(model, settings, arguments)
 
 
-def run(asked: PruneArguments, arguments: list[str]) -> None:
+def run(model: NamedModel, settings: Settings, arguments: list[str]) -> None:
     """Prune, write the output directory, print the closing tables, and upload what was asked for.
 
     Raises:
         UserError: a problem with the model, the data, the output, the settings or an upload.
     """
-    settings = asked.settings
     results = api.prune_model(
-        NamedModel(settings.model, asked.ignore_keys),
+        model,
         sparsity=settings.sparsity,
         settings=settings,
         output=settings.output,
@@ -165,7 +151,3 @@ def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> Non
         command.say(f"note: {sentence}")
     for summary, output in zip(summaries, outputs, strict=True):
         command.tell_model(output, summary["settings"]["data"])
-
-
-if __name__ == "__main__":
-    main()

@@ -37,10 +37,6 @@ def run(settings: ReportSettings) -> None:
     command.tell_written(written)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Entry point of the report."""
     command.execute(run, ReportSettings, arguments, prog="python -m tyr_jax.report", description=__doc__)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ import numpy as np
 
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation import generation
+from tyr_jax.evaluation.settings import BenchmarkSettings
 from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Timing
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
@@ -29,38 +30,17 @@ Runs = dict[str, Callable[[], object]]
 """The function to time, by model."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cases:
-    """What to time.
-
-    Every prompt length in `prompts` (tokens) is combined with every batch size in `batches` (sequences). Each
-    case times the prompt, and `tokens` tokens after it, `repeats` times. With `llama_cpp`, llama.cpp is timed
-    as well, with one sequence at a time.
-    """
-
-    prompts: tuple[int, ...] = (128, 512)
-    batches: tuple[int, ...] = (1, 4)
-    tokens: int = 16
-    repeats: int = 5
-    llama_cpp: bool = False
-
-    @property
-    def longest(self) -> int:
-        """Positions that the longest case takes."""
-        return max(self.prompts) + self.tokens
-
-
-def validate(cases: Cases) -> None:
+def validate(settings: BenchmarkSettings) -> None:
     """Check every value that can be checked before anything is read.
 
     Raises:
         UserError: names the flag and what is wanted.
     """
-    for flag, values in (("--prompts", cases.prompts), ("--batches", cases.batches)):
+    for flag, values in (("--prompts", settings.prompts), ("--batches", settings.batches)):
         require(min(values, default=0) >= 1, flag, values, "numbers of at least 1")
-    for flag, value in (("--tokens", cases.tokens), ("--repeats", cases.repeats)):
+    for flag, value in (("--tokens", settings.tokens), ("--repeats", settings.repeats)):
         require(value >= 1, flag, value, "at least 1")
-    if cases.llama_cpp:
+    if settings.llama_cpp:
         llama_cpp.bindings()
 
 
@@ -136,7 +116,7 @@ class Case:
     itemsize: int
 
 
-def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -> list[Timing]:
+def compare(runs: tuple[Runs, Runs], models: Models, case: Case, settings: BenchmarkSettings) -> list[Timing]:
     """Time one case: a timing of the prompt, and one of the tokens after it."""
     configs = {name: model.config for name, model in models.items()}
     run = case.length, case.batch, case.itemsize
@@ -144,10 +124,10 @@ def compare(runs: tuple[Runs, Runs], models: Models, case: Case, cases: Cases) -
         {name: prefill_flops(config, case.length) for name, config in configs.items()},
         {name: read_bytes(config, *run) for name, config in configs.items()},
     )
-    units = (1.0, cases.tokens)
+    units = (1.0, settings.tokens)
     timings = []
     for measure, work, limit, unit in zip(MEASURES, runs, limits, units, strict=True):
-        seconds = medians(work, cases.repeats)
+        seconds = medians(work, settings.repeats)
         dense, pruned = (seconds[model] / unit for model in MODELS)
         allowed = limit["dense"] / limit["pruned"]
         timings.append(Timing(case.engine, case.length, case.batch, measure, dense, pruned, allowed))
@@ -173,30 +153,30 @@ def sizes(models: Models) -> Sizes:
     }
 
 
-def measure(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
-    """Time every case in JAX, and in llama.cpp if `cases` ask for it.
+def measure(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
+    """Time every case in JAX, and in llama.cpp if `settings` ask for it.
 
     Raises:
         UserError: a model has too few positions for the longest case.
     """
     for model in models.values():
-        if cases.longest > model.config.context:
+        if settings.longest > model.config.context:
             raise UserError(
-                f"--prompts and --tokens need {cases.longest} positions, but {model.source} has only "
+                f"--prompts and --tokens need {settings.longest} positions, but {model.source} has only "
                 f"{model.config.context}; lower them"
             )
     timings = []
-    pairs = [(length, batch) for length in cases.prompts for batch in cases.batches]
+    pairs = [(length, batch) for length in settings.prompts for batch in settings.batches]
     itemsize = computed_itemsize(models["dense"])
     with progress.stage("JAX", len(pairs), "cases") as stage:
         for length, batch in pairs:
-            runs = jax_runs(models, length, batch, cases.tokens)
-            timings += compare(runs, models, Case("JAX", length, batch, itemsize), cases)
+            runs = jax_runs(models, length, batch, settings.tokens)
+            timings += compare(runs, models, Case("JAX", length, batch, itemsize), settings)
             stage.advance()
-    return timings + (measure_in_llama_cpp(models, cases, progress) if cases.llama_cpp else [])
+    return timings + (measure_in_llama_cpp(models, settings, progress) if settings.llama_cpp else [])
 
 
-def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> list[Timing]:
+def measure_in_llama_cpp(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
     """Time every prompt length in llama.cpp, on float32 files."""
     timings = []
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
@@ -204,10 +184,10 @@ def measure_in_llama_cpp(models: Models, cases: Cases, progress: Progress) -> li
         for name, model in models.items():
             path = Path(directory) / f"{name}.gguf"
             deci.write_gguf(path, model.config, model.params, model.tokenizer, "f32")
-            sessions[name] = stack.enter_context(llama_cpp.session(path, cases.longest))
-        with progress.stage("llama.cpp", len(cases.prompts), "cases") as stage:
-            for length in cases.prompts:
-                runs = llama_runs(sessions, length, cases.tokens)
-                timings += compare(runs, models, Case("llama.cpp", length, 1, 4), cases)
+            sessions[name] = stack.enter_context(llama_cpp.session(path, settings.longest))
+        with progress.stage("llama.cpp", len(settings.prompts), "cases") as stage:
+            for length in settings.prompts:
+                runs = llama_runs(sessions, length, settings.tokens)
+                timings += compare(runs, models, Case("llama.cpp", length, 1, 4), settings)
                 stage.advance()
     return timings

@@ -1,6 +1,5 @@
 """Continue prompts: encode them, and decode the text of the tokens that a model generates after them."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,26 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.data import chat, encoding
 from tyr_jax.errors import UserError, require
-from tyr_jax.evaluation.generation import Sampling, generate, unstack
+from tyr_jax.evaluation.generation import generate, unstack
+from tyr_jax.evaluation.settings import GenerationSettings
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.config_values import of_file, shown
 
 
-@dataclasses.dataclass(frozen=True)
-class ContinuationSettings:
-    """How prompts are continued."""
-
-    chat: bool = False
-    """Whether each prompt is given to the model as a user's message, through its chat template."""
-    max_tokens: int = 128
-    """Maximum number of tokens to generate for each prompt."""
-    seed: int = 0
-    """Seed of the random choice, if there is one."""
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    """How the next token is chosen."""
-
-
-def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
+def validate(prompts: Sequence[str], settings: GenerationSettings) -> None:
     """Check every value that can be checked before anything is read.
 
     Raises:
@@ -53,7 +39,7 @@ def validate(prompts: Sequence[str], settings: ContinuationSettings) -> None:
         require(*check)
 
 
-def encode(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> list[list[int]]:
+def encode(model: LoadedModel, prompts: Sequence[str], settings: GenerationSettings) -> list[list[int]]:
     """Tokens of the prompts.
 
     Raises:
@@ -97,7 +83,7 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
     return frozenset(ids if own is None else (*ids, own))
 
 
-def steps(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> Iterator[np.ndarray]:
+def steps(model: LoadedModel, prompts: Sequence[str], settings: GenerationSettings) -> Iterator[np.ndarray]:
     """The next tokens `[B]` of all prompts, one step at a time.
 
     Raises:
@@ -127,13 +113,13 @@ def pieces(tokenizer: PreTrainedTokenizerFast, tokens: Iterator[int]) -> Iterato
     yield tokenizer.decode(ids, skip_special_tokens=True)[len(shown) :]
 
 
-def streamed(model: LoadedModel, prompt: str, settings: ContinuationSettings) -> Iterator[str]:
+def streamed(model: LoadedModel, prompt: str, settings: GenerationSettings) -> Iterator[str]:
     """The model's continuation of a prompt, piece by piece as it is generated."""
     tokens = steps(model, [prompt], settings)
     return pieces(model.tokenizer, (int(one[0]) for one in tokens))
 
 
-def continued(model: LoadedModel, prompts: Sequence[str], settings: ContinuationSettings) -> list[str]:
+def continued(model: LoadedModel, prompts: Sequence[str], settings: GenerationSettings) -> list[str]:
     """The model's continuation of every prompt; all prompts run together."""
     rows = np.stack(list(steps(model, prompts, settings)), axis=1)
     return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]

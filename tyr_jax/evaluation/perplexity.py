@@ -8,53 +8,33 @@ from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation import quality
 from tyr_jax.evaluation.provenance import Provenance
 from tyr_jax.evaluation.scores import TextPerplexity
+from tyr_jax.evaluation.settings import EvaluationSettings
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.workspace.progress import Progress
 
 
-@dataclasses.dataclass(frozen=True)
-class TextChoice:
-    """Which text to measure on, and how. What is not set is as it was when the model was made."""
-
-    evaluation: tuple[str, ...] = ()
-    evaluation_length: int | None = None
-    evaluation_windows: int | None = None
-    bos: bool | None = None
-    chat_template: bool | None = None
-    trust_record: bool = False
-    """Whether to read texts that only the model's record names."""
-
-    @property
-    def given(self) -> list[str]:
-        """The names of the fields that are set."""
-        return [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
-
-
-def data_spec(choice: TextChoice, model: str, made: Provenance | None) -> DataSpec:
+def data_spec(settings: EvaluationSettings, model: str, made: Provenance | None) -> DataSpec:
     """The text to measure the model named `model` on.
 
-    That is the text it was measured on when it was made, except for what `choice` sets. Of text that it has
+    That is the text it was measured on when it was made, except for what `settings` sets. Of text that it has
     learnt from, the held-out windows are used.
 
     Raises:
         UserError: no windows of the requested length were held out, or a text is named only by the model's
             record, which is not trusted.
     """
-    asked = {
-        field: getattr(choice, field)
-        for field in ("evaluation_length", "evaluation_windows", "bos", "chat_template")
-        if getattr(choice, field) is not None
-    }
+    chosen = [name for name in settings.text_options if name not in ("evaluation", "trust_record")]
+    asked = {name: getattr(settings, name) for name in chosen}
     if made is None:
-        return DataSpec(calibration=(), evaluation=choice.evaluation or ("builtin",), **asked)
+        return DataSpec(calibration=(), evaluation=settings.evaluation or ("builtin",), **asked)
     spec = dataclasses.replace(made.spec, **asked)
-    if choice.evaluation:
-        held = tuple(source for source in choice.evaluation if made.has_learnt(source))
-        others = tuple(source for source in choice.evaluation if source not in held)
+    if settings.evaluation:
+        held = tuple(source for source in settings.evaluation if made.has_learnt(source))
+        others = tuple(source for source in settings.evaluation if source not in held)
         spec = dataclasses.replace(spec, calibration=held, evaluation=others)
-    named = [name for name in (*spec.calibration, *spec.evaluation) if name not in choice.evaluation]
+    named = [name for name in (*spec.calibration, *spec.evaluation) if name not in settings.evaluation]
     strange = [name for name in named if needs_trust(name)]
-    if strange and not choice.trust_record:
+    if strange and not settings.trust_record:
         raise UserError(
             f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust the "
             "record, read those texts with --trust-record, or name others with --evaluation"

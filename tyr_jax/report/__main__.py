@@ -1,12 +1,8 @@
 """`python -m tyr_jax.report`: see `tyr_jax.cli.report`."""
 
-from tyr_jax import process
+from tyr_jax.process import entry_point
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command, with the arguments of the process if none are given."""
-    process.launch("report", arguments)
-
+main = entry_point("report")
 
 if __name__ == "__main__":
     main()

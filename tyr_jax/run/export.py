@@ -18,21 +18,25 @@ Quantize = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class GgufSettings:
-    """The file to write: its type, the multiple that FFN widths are padded to, whether it may replace one."""
+class ExportSettings:
+    """The file to write. (The command line is generated from this class.)"""
 
     quantize: Quantize = "f16"
+    """Type of the matrices; those with a `k` are made by llama.cpp's own quantiser, in `tyr-jax[llama]`."""
     neuron_multiple: int = 1
+    """Pad FFN widths with zeros to a multiple of this, beyond what the type itself needs; 256 lets
+    llama.cpp's tools quantise the file further."""
     overwrite: bool = False
+    """Replace a file that this command wrote, once the new one is complete."""
 
 
-def default_path(model: str, settings: GgufSettings) -> Path:
+def default_path(model: str, settings: ExportSettings) -> Path:
     """The file to write if none is named: in the model's directory if it has one, else in the current one."""
     directory, name = Path(model), f"model-{settings.quantize}.gguf"
     return directory / name if directory.is_dir() else Path(name)
 
 
-def export(given: GivenModel, path: Path, settings: GgufSettings, progress: Progress) -> None:
+def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
     """Read a model and write it as a GGUF file.
 
     Raises:
@@ -46,7 +50,7 @@ def export(given: GivenModel, path: Path, settings: GgufSettings, progress: Prog
         write(model, staged, settings, progress)
 
 
-def write(model: LoadedModel, path: Path, settings: GgufSettings, progress: Progress) -> None:
+def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:
     """Write the file. Where llama.cpp quantises it, a temporary float32 file is written first.
 
     Raises:

@@ -17,7 +17,6 @@ from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.results import ModelResult
 from tyr_jax.runtime import devices, offload
-from tyr_jax.settings import ComputeType
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import read_recovery, read_summary
 
@@ -28,14 +27,6 @@ class NamedModel:
 
     name: str
     ignore_keys: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Computation:
-    """How a model is computed."""
-
-    compute_dtype: ComputeType = "float32"
-    """Type of weights and activations."""
 
 
 AnyModel = str | os.PathLike[str] | NamedModel | LoadedModel | ModelResult

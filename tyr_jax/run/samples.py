@@ -5,12 +5,12 @@ import dataclasses
 import jax
 
 from tyr_jax.evaluation import continuation
-from tyr_jax.evaluation.continuation import ContinuationSettings
+from tyr_jax.evaluation.settings import GenerationSettings
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.progress import Progress
 
-SETTINGS = ContinuationSettings(max_tokens=24)
+SETTINGS = GenerationSettings(max_tokens=24)
 """The most likely tokens, about one sentence."""
 
 
