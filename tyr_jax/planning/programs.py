@@ -137,9 +137,8 @@ def fold_stages(params: Params, config: ModelConfig, settings: Settings) -> list
     x = ShapeDtypeStruct((*tokens.shape, config.hidden), params["embed"].dtype)
     block = block_of(params, 0, config)
     whole = abstract_supernet(params, config, settings)
-    sites = devices.spread(
-        jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole), config.hidden_axes
-    )
+    sites = jax.eval_shape(lambda whole: supernet.of_layer(whole, 0), whole)
+    sites = devices.spread(sites, whole.hidden_axes)
     layer, rows = ShapeDtypeStruct((), jnp.int32), range(len(whole.kinds))
     return [
         *(stage for row in rows for stage in site_stages(row, block, devices.place(x), config, settings)),
@@ -173,14 +172,14 @@ def abstract_supernet(params: Params, config: ModelConfig, settings: Settings) -
     """The first round's supernet, abstract."""
     dtype, grid = params["embed"].dtype, planned_grid(config, settings)
     whole = jax.eval_shape(lambda: supernet.empty_supernet(dtype, config, grid, settings.pruning))
-    return devices.spread(whole, config.hidden_axes)
+    return devices.spread(whole, whole.hidden_axes)
 
 
 def abstract_nested(params: Params, config: ModelConfig, settings: Settings) -> nested.Nested:
     """The nested supernet that the search runs on, abstract."""
     whole = abstract_supernet(params, config, settings)
     net = jax.eval_shape(lambda params, whole: nested.nest(params, whole, config), params, whole)
-    return devices.spread(net, config.hidden_axes)
+    return devices.spread(net, net.hidden_axes(config))
 
 
 def scoring_stages(

@@ -185,10 +185,8 @@ def batch_sums(
             answer_gradient(outside, each, devices.place(jnp.asarray(keys[part.indices])), real, config)
         )
     for segment in offload.segments(blocks, layers[::-1]):
-        weights, sums = (
-            devices.spread(segment.weights, config.hidden_axes),
-            start(segment.stop - segment.start),
-        )
+        weights = devices.spread(segment.weights, config.hidden_axes)
+        sums = start(segment.stop - segment.start)
         for index, seen in enumerate(before.pop()):
             gradients[index], sums = backward(weights, seen, gradients[index], sums, config, kinds)
         yield segment, sums

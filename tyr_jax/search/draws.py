@@ -13,11 +13,9 @@ SEQUENCE_DRAW = 1 << 20
 """Folded into a generation's key to draw the order of the text. Smaller numbers would give keys that `split`
 gives too: under JAX's partitionable threefry, `split(key, n)[i]` is `fold_in(key, i)`."""
 
-ACCEPTANCE_DRAW, POPULATION_DRAW, BEGIN_DRAW, ASK_DRAW, TELL_DRAW = range(
-    SEQUENCE_DRAW + 1, SEQUENCE_DRAW + 6
-)
+ACCEPTANCE_DRAW, POPULATION_DRAW, BEGIN_DRAW, TELL_DRAW = range(SEQUENCE_DRAW + 1, SEQUENCE_DRAW + 5)
 """Folded into a key to accept neighbours, for a first population, and for what a strategy draws when it
-begins, asks and is told."""
+begins and is told."""
 
 
 def drawn_order(key: jax.Array, space: SearchSpace) -> jax.Array:

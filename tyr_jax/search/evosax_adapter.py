@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from tyr_jax.errors import UserError, require
 from tyr_jax.search.contract import Query, SearchSpace
-from tyr_jax.search.draws import ASK_DRAW, BEGIN_DRAW, POPULATION_DRAW, TELL_DRAW, drawn_text
+from tyr_jax.search.draws import BEGIN_DRAW, POPULATION_DRAW, TELL_DRAW, drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
@@ -82,19 +82,15 @@ class Evosax(Improving):
         plain, algorithm = Incumbent.at(key, start, space), self.algorithm(space)
         shape = self.shape(space)
         if has_population(self.strategy):
-            drawn = (
-                jax.random.normal(jax.random.fold_in(key, POPULATION_DRAW), (self.population, *shape))
-                .at[0]
-                .set(0.0)
-            )
+            draw = jax.random.fold_in(key, POPULATION_DRAW)
+            drawn = jax.random.normal(draw, (self.population, *shape)).at[0].set(0.0)
             begun = drawn, jnp.full(self.population, jnp.inf)
         else:
             begun = (jnp.zeros(shape),)  # type: ignore[assignment]
         inner = algorithm.init(jax.random.fold_in(key, BEGIN_DRAW), *begun, algorithm.default_params)
         # Of the types that later states have, so that nothing compiles twice.
         inner = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), inner)
-        draw = jax.random.fold_in(plain.draw, ASK_DRAW)
-        vectors, inner = algorithm.ask(draw, inner, algorithm.default_params)
+        vectors, inner = algorithm.ask(plain.draw, inner, algorithm.default_params)
         return Strategy(**vars(plain), start=plain.levels, vectors=vectors, inner=inner)
 
     def ask(self, state: Strategy) -> Query:
@@ -131,8 +127,7 @@ class Evosax(Improving):
         told = draw, state.vectors, known, state.inner, algorithm.default_params
         inner, _ = algorithm.tell(*told)
         after = state.after(candidates, values)
-        draw = jax.random.fold_in(after.draw, ASK_DRAW)
-        vectors, inner = algorithm.ask(draw, inner, algorithm.default_params)
+        vectors, inner = algorithm.ask(after.draw, inner, algorithm.default_params)
         return after.replace(vectors=vectors, inner=inner)  # type: ignore[attr-defined]
 
 
