@@ -1,7 +1,7 @@
 """Quality of a job's models on its evaluation texts: measured once, logged and saved."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.run import resume
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.pytrees import SAVED
+from tyr_jax.workspace.records import QUALITY_FACTS
 from tyr_jax.workspace.store import Store
 
 Qualities = dict[str, Quality]
@@ -58,10 +60,11 @@ def measure_dense(
     """
     count = sum(map(len, windows.values()))
     with job.progress.stage("evaluate dense", count, "windows") as stage:
-        answers = resume.load_answers(job.store)
-        if answers is not None:
+        like = dict.fromkeys(windows, Prediction(SAVED, SAVED, SAVED))
+        saved = job.store.load("dense", QUALITY_FACTS, like)
+        if saved is not None:
             stage.advance(count, note=resume.KEPT)
-            return EvaluationTexts(windows, answers[0]), answers[1]
+            return EvaluationTexts(windows, saved.tree), qualities_of(saved.facts)
         dense, measured = {}, {}
         for name, text in windows.items():
             dense[name], measured[name] = quality.measure_dense(
@@ -69,7 +72,7 @@ def measure_dense(
             )
             if not np.isfinite(dense[name].normaliser).all():
                 raise overflow(f"{model.source} on {name}")
-    resume.save_answers(job.store, (dense, measured))
+    job.store.save("dense", dense, figures(measured))
     log_quality(job, "dense", measured)
     return EvaluationTexts(windows, dense), measured
 
@@ -77,15 +80,15 @@ def measure_dense(
 def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
     """Quality of the model called `name` on every text; its KL divergence is NaN without a dense model."""
     with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
-        measured = resume.load_qualities(job.store, name)
-        if measured is not None:
+        saved = job.store.load(name, QUALITY_FACTS)
+        if saved is not None:
             stage.advance(texts.number, note=resume.KEPT)
-            return measured
+            return qualities_of(saved.facts)
         measured = {
             text: quality.measure(params, windows, config, texts.dense.get(text), stage.advance)
             for text, windows in texts.windows.items()
         }
-    resume.save_qualities(job.store, name, measured)
+    job.store.save(name, facts=figures(measured))
     log_quality(job, name, measured)
     return measured
 
@@ -98,3 +101,8 @@ def log_quality(job: Job, name: str, measured: Qualities) -> None:
 def figures(measured: Qualities) -> dict[str, dict[str, float | None]]:
     """Qualities as JSON values."""
     return {text: each.as_json() for text, each in measured.items()}
+
+
+def qualities_of(saved: Mapping[str, Any]) -> Qualities:
+    """The qualities that `figures` made JSON values of."""
+    return {text: Quality.of(each) for text, each in saved.items()}

@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +20,7 @@ from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import TrainingRows
 from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape, validate
-from tyr_jax.recovery.train import Models, Plan, State
+from tyr_jax.recovery.train import Models, Plan
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
@@ -31,7 +30,7 @@ from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
 from tyr_jax.workspace.records import FORMAT_VERSION, TRAINING_FACTS
-from tyr_jax.workspace.store import Store
+from tyr_jax.workspace.store import Saved, Store
 
 OWN_TEXT = 1
 """Distinguishes the seed of text that the dense model generates from other seeds."""
@@ -203,26 +202,15 @@ def load_step_rows(store: Store, settings: RecoverySettings) -> int:
     return step_rows(settings) if begun is None else int(begun["step_rows"])
 
 
-def load_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
-    """(steps done, the state after them, their losses) as saved; `(0, begun, [])` if nothing is saved."""
-    last = store.last_step("step", TRAINING_FACTS)
-    if last is None:
-        return 0, begun, []
-    done, saved = last
-    with store.reading(f"step-{done}"):
-        leaves = [jnp.asarray(array) for array in saved.arrays]
-        state = jax.tree.unflatten(jax.tree.structure(begun), leaves)
-    return done, state, saved.facts["losses"]
-
-
 def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) -> tuple[Any, list[float]]:
     """Train: (the trained parameters, the loss of every step).
 
     Raises:
         UserError: the loss is not finite.
     """
-    begun = train.begin(task.model.params, task.plan, settings.seed)
-    done, state, losses = load_state(workspace.store, begun)
+    begun = Saved(train.begin(task.model.params, task.plan, settings.seed), {"losses": []})
+    done, (state, facts) = workspace.store.last_step("step", TRAINING_FACTS, begun)
+    losses = facts["losses"]
     models = Models(
         adapters.frozen(task.model.params, settings.training.method),
         None if task.teacher is None else task.teacher.params,
@@ -242,7 +230,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
                 )
             workspace.events.write("step", step=number, loss=losses[-1])
             if number % settings.save_every == 0 or number == task.plan.steps:
-                workspace.store.save_step("step", number, jax.tree.leaves(state), {"losses": losses})
+                workspace.store.save_step("step", number, state, {"losses": losses})
             stage.advance(tokens, note=f"loss {losses[-1]:.4f}")
     return state.trained, losses
 

@@ -36,6 +36,7 @@ from tyr_jax.workspace.schema import (
     check,
     check_version,
     mended,
+    no_faults,
 )
 
 T = TypeVar("T")
@@ -48,7 +49,10 @@ MEASURES: tuple[Literal["first token"], Literal["each token after"]] = ("first t
 """What a benchmark measures."""
 
 FORMAT_VERSION = 1
-"""Version of all records here. Records may get separate versions once one of them changes."""
+"""Version of the records of finished work, and of events."""
+
+WORK_VERSION = 2
+"""Version of what an unfinished job keeps for itself: settings, the current stage, and finished work."""
 
 Target = Annotated[float, Field(gt=0, lt=1)]
 Perplexity = Annotated[float, Field(gt=0)]
@@ -355,13 +359,6 @@ class InputFacts(TypedDict):
     step_rows: NotRequired[Positive]
 
 
-class LearntFacts(TypedDict):
-    """Mean error per token of a layer's FFN on its first lesson, before and after its reconstruction."""
-
-    before: float
-    after: float
-
-
 class ResidualFacts(TypedDict):
     """Facts of the residual stream after the last finished block: how many sequences of each batch are real
     (not padding), and the number of devices that they ran on."""
@@ -382,19 +379,11 @@ class DescentFacts(TypedDict):
     history: Many[Many[float | None]]
 
 
-class EmptyLeaf(TypedDict):
-    """An array without elements."""
-
-    shape: Annotated[list[Count], Field(max_length=32)]
-    dtype: str
-
-
 class SearchFacts(TypedDict):
     """The progress of a search, stored with its state."""
 
     history: Many[Step]
     spent: Count
-    empty: Named[EmptyLeaf]
 
 
 class TrainingFacts(TypedDict):
@@ -488,13 +477,12 @@ def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: Mapping[s
                 yield Fault(f"{field}.{kind}[{layer}]", count, f"be at most {most}, what a layer has")
 
 
-def _form(
-    schema: Any,
-    mend: str = "start over with --restart",
-    faults: Callable[[Any], Iterator[Fault]] | None = None,
-) -> Format:
-    more = () if faults is None else (faults,)
-    return Format(TypeAdapter(schema), FORMAT_VERSION, mend, *more)
+def _form(schema: Any, mend: str, faults: Callable[[Any], Iterator[Fault]] = no_faults) -> Format:
+    return Format(TypeAdapter(schema), FORMAT_VERSION, mend, faults)
+
+
+def _work(schema: Any) -> Format:
+    return Format(TypeAdapter(schema), WORK_VERSION, "start over with --restart")
 
 
 SUMMARY_FORMAT = _form(Summary, "restore the file, or prune again with python -m tyr_jax.prune", fits)
@@ -504,9 +492,9 @@ RECOVERY_FORMAT = _form(
 BENCHMARK_FORMAT = _form(
     Benchmark, "delete the file, or measure again with python -m tyr_jax.benchmark", benchmark_fits
 )
-ASKED_FORMAT = _form(Asked)
+ASKED_FORMAT = _work(Asked)
 LOG_MEND = "delete it, or start over with --restart"
-STAGE_FORMAT = _form(Ended)
+STAGE_FORMAT = _work(Ended)
 EVENT_FORMAT = _form(Event, LOG_MEND)
 EVENT_FORMATS = {
     "damping raised": _form(DampedEvent, LOG_MEND),
@@ -515,16 +503,15 @@ EVENT_FORMATS = {
 }
 """Formats by event name. For other events, only the fields of `Event` are checked."""
 
-ANY_FACTS = _form(dict[str, Any])
-MODEL_FACTS = _form(ModelFacts)
-INPUT_FACTS = _form(InputFacts)
-RESIDUAL_FACTS = _form(ResidualFacts)
-LEARNT_FACTS = _form(LearntFacts)
-QUALITY_FACTS = _form(Qualities)
-ROUND_FACTS = _form(RoundFacts)
-DESCENT_FACTS = _form(DescentFacts)
-SEARCH_FACTS = _form(SearchFacts)
-TRAINING_FACTS = _form(TrainingFacts)
+ANY_FACTS = _work(dict[str, Any])
+MODEL_FACTS = _work(ModelFacts)
+INPUT_FACTS = _work(InputFacts)
+RESIDUAL_FACTS = _work(ResidualFacts)
+QUALITY_FACTS = _work(Qualities)
+ROUND_FACTS = _work(RoundFacts)
+DESCENT_FACTS = _work(DescentFacts)
+SEARCH_FACTS = _work(SearchFacts)
+TRAINING_FACTS = _work(TrainingFacts)
 """Formats of the facts that a job stores, in addition to arrays, to continue from."""
 
 
@@ -567,7 +554,7 @@ def read_asked(path: Path) -> dict[str, Any] | None:
 
 def asked_record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a job's settings, which `read_asked` reads."""
-    return {"format_version": FORMAT_VERSION, "settings": settings}
+    return {"format_version": WORK_VERSION, "settings": settings}
 
 
 def read_stage(path: Path) -> dict[str, Any] | None:
@@ -581,7 +568,7 @@ def read_stage(path: Path) -> dict[str, Any] | None:
 
 def stage_record(ended: Mapping[str, Any]) -> dict[str, Any]:
     """The record of the current stage, which `read_stage` reads."""
-    return {"format_version": FORMAT_VERSION, **ended}
+    return {"format_version": WORK_VERSION, **ended}
 
 
 def check_event(entry: Any, where: str) -> None:
