@@ -180,7 +180,7 @@ def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/sites-1", 0), (1, 8, "round-1", 2)]
+    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/block-1", 0), (1, 8, "round-1", 2)]
 )
 def test_a_run_goes_on_on_another_number_of_devices(
     before: int, after: int, piece: str, rounds: int, tiny_arguments: list[str], tmp_path: Path
@@ -216,7 +216,7 @@ from tyr_jax.workspace import pytrees
 from tyr_jax.workspace.store import Store
 
 store = Store(Path(sys.argv[1]))
-plain = [np.arange(16 * 24, dtype=np.float32).reshape(16, 24), np.ones((5, 3))]
+plain = [np.arange(16 * 24, dtype=np.float32).reshape(16, 24), np.ones((5, 3), np.float32)]
 with devices.in_use():
     rows, columns = devices.place(plain), devices.place(plain, 1)
     assert pytrees.encode(rows)[1]["0"] is rows[0]
