@@ -16,6 +16,7 @@ from tyr_jax.settings import Settings
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
+from tyr_jax.workspace.records import Work
 
 SETTINGS = Settings(sparsity=(0.5,))
 
@@ -76,7 +77,7 @@ class Killed(BaseException):
 def interrupted(settings: Job) -> None:
     """A job that has finished some work when it ends."""
     with contextlib.suppress(Killed), open_workspace(settings, QUIET) as workspace:
-        workspace.store.save("piece", facts={"a": 1})
+        workspace.store.save("piece", facts=Work(a=1))
         raise Killed
 
 

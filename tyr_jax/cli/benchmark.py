@@ -18,11 +18,11 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.benchmark import Cases
-from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
 from tyr_jax.results import Benchmark, claimed_benchmark, update_reports
 from tyr_jax.run.models import Computation, NamedModel
 from tyr_jax.settings import ComputeType
+from tyr_jax.workspace.records import Speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(settings: BenchmarkSettings) -> None:
         UserError: a problem with the models, the output or the settings.
     """
     directory = Path(settings.pruned)
-    output = settings.output or (directory / NAME if directory.is_dir() else Path(NAME))
+    output = settings.output or (directory / Speed.file if directory.is_dir() else Path(Speed.file))
     found = None
     try:
         with claimed_benchmark(output, settings.overwrite) as staged:

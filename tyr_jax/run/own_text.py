@@ -19,7 +19,6 @@ from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.run import resume
 from tyr_jax.runtime import cache, devices
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import ANY_FACTS
 from tyr_jax.workspace.store import Saved, Store
 
 LEAST_TOKENS = 4096
@@ -48,7 +47,7 @@ def own_text(
     check_length("--sequence-length or --search-length", length, model)
     file = cache_file(model, shape, seed, temperature)
     with progress.stage("self-generated text", count * length, "tokens") as stage:
-        done, (texts, _) = store.last_step("written", ANY_FACTS, Saved(np.zeros((0, length), np.int32), {}))
+        done, (texts, _) = store.last_step("written", Saved(np.zeros((0, length), np.int32)))
         if not done and (cached := cached_text(file, shape)) is not None:
             stage.advance(cached.size, note="from the cache")
             store.save_step("written", count, cached)

@@ -26,8 +26,8 @@ from tyr_jax.pruning.reconstruction import Learnt
 from tyr_jax.pruning.supernet import Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
-from tyr_jax.workspace import records
 from tyr_jax.workspace.pytrees import SAVED, checksum
+from tyr_jax.workspace.records import Checksums, Inputs, ResidualFacts
 from tyr_jax.workspace.store import Saved, Store
 
 KEPT = "done before the interruption"
@@ -56,9 +56,9 @@ def check_space(store: Store, needed: int) -> None:
         )
 
 
-def begun_with(store: Store) -> dict[str, Any] | None:
+def begun_with(store: Store) -> Inputs | None:
     """What a run recorded when it began; None if it has not begun."""
-    saved = store.load("inputs", records.INPUT_FACTS)
+    saved = store.load("inputs", Inputs)
     return None if saved is None else saved.facts
 
 
@@ -76,9 +76,9 @@ def check_models(store: Store, models: Mapping[str, Params]) -> None:
     now = {name: checksum(jax.tree.map(sample, params)) for name, params in models.items()}
     for what, number in {**now, "number of devices": devices.count()}.items():
         hosts.check_agreed(what, number)
-    begun = store.load("models", records.MODEL_FACTS)
+    begun = store.load("models", Checksums)
     if begun is None:
-        store.save("models", facts=now)
+        store.save("models", facts=Checksums(checksums=now))
     else:
         check_unchanged(begun.facts, now)
 
@@ -87,7 +87,7 @@ def check_inputs(
     store: Store,
     text: Any,
     tell: Callable[[str], None],
-    notes: Mapping[str, Any] | None = None,
+    step_rows: int | None = None,
     others: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse to continue if a text differs from what the run began with, or between hosts.
@@ -96,7 +96,7 @@ def check_inputs(
         store: where the run keeps its work.
         text: the text, a pytree of arrays.
         tell: called with a sentence if the run continues on another number of devices.
-        notes: saved for `begun_with`.
+        step_rows: in training, the rows of a step, for `begun_with`.
         others: further pytrees of arrays that must not differ, by name.
 
     Raises:
@@ -107,23 +107,23 @@ def check_inputs(
         hosts.check_agreed(what, number)
     begun = begun_with(store)
     if begun is None:
-        store.save("inputs", facts={**now, "devices": devices.count(), **(notes or {})})
+        store.save("inputs", facts=Inputs(checksums=now, devices=devices.count(), step_rows=step_rows))
         return
-    if begun["devices"] != devices.count():
+    if begun.devices != devices.count():
         tell(
-            f"begun on {begun['devices']} devices, continuing on {devices.count()}: results are equal up to "
+            f"begun on {begun.devices} devices, continuing on {devices.count()}: results are equal up to "
             "rounding"
         )
     check_unchanged(begun, now)
 
 
-def check_unchanged(begun: Mapping[str, Any], now: Mapping[str, int]) -> None:
+def check_unchanged(begun: Checksums, now: Mapping[str, int]) -> None:
     """Refuse to continue if a checksum differs from the one of the same name that a run began with.
 
     Raises:
         UserError: one does.
     """
-    changed = [name for name, value in now.items() if begun[name] != value]
+    changed = [name for name, value in now.items() if begun.checksums.get(name) != value]
     if changed:
         raise UserError(
             f"the {' and the '.join(changed)} of the interrupted run changed since it began; bring back what "
@@ -144,7 +144,7 @@ def save_block(store: Store, depth: int, fold: Fold) -> None:
     layer, learnt = fold.done - 1, fold.learnt[-1] if fold.learnt else None
     store.save(f"block-{layer}", (of_layer(fold.supernet, layer), learnt))
     streams = [fold.residual, *([fold.dense] if fold.dense else [])] if fold.done < depth else None
-    facts = {"real": fold.real, "devices": devices.count()}
+    facts = ResidualFacts(real=fold.real, devices=devices.count())
     store.save_step("residual", fold.done, streams, facts)
 
 
@@ -154,7 +154,8 @@ def load_fold(
     """The fold as far as it is saved, its supernet filled in from `make_empty()`; None if no block is saved.
     With `scratch`, residuals are on disk. A fold that `learns` also has what each FFN has learnt. If the
     number of devices has changed, the residuals are batched again."""
-    done, (streams, facts) = store.last_step("residual", records.RESIDUAL_FACTS, Saved(SAVED, {}))
+    begun = Saved(SAVED, ResidualFacts(real=[], devices=devices.count()))
+    done, (streams, facts) = store.last_step("residual", begun)
     if not done:
         return None
 
@@ -174,8 +175,8 @@ def load_fold(
                 found = Learnt(**found | {"tensors": devices.spread(placed(found["tensors"]), hidden)})
             learnt.append(found)
     with store.reading(f"residual-{done}"):
-        streams, real = streams or [], facts["real"]
-        if streams and facts["devices"] != devices.count():
+        streams, real = streams or [], facts.real
+        if streams and facts.devices != devices.count():
             anew = [dealt_anew(stream, real) for stream in streams]
             streams, real = [stream for stream, _ in anew], anew[0][1]
         pruned, dense = (*(devices.place(placed(stream)) for stream in streams), None, None)[:2]

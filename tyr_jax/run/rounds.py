@@ -34,6 +34,7 @@ from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
 from tyr_jax.space import Budget, LevelGrid, Levels
 from tyr_jax.workspace import records
 from tyr_jax.workspace.pytrees import SAVED
+from tyr_jax.workspace.records import DescentFacts, SearchFacts, Step
 from tyr_jax.workspace.store import Saved, Store
 
 Tell = Callable[[int], None]
@@ -51,7 +52,7 @@ class SearchProgress:
 
     kept: np.ndarray
     grid: LevelGrid
-    rounds: list[dict[str, Any]]
+    rounds: list[records.Round]
     heads: np.ndarray | None = None
     supernet: Supernet | None = None
 
@@ -199,9 +200,8 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of the slopes, and candidate-tokens of the proposals and of the levels they start from.
     cost = (2 + len(surrogate.CAUTIONS)) * count * length
-    begun = Saved(start, {"history": []})
-    done, (levels, facts) = this.store.last_step("descent", records.DESCENT_FACTS, begun)
-    history = facts["history"]
+    done, (levels, facts) = this.store.last_step("descent", Saved(start, DescentFacts(history=[])))
+    history = facts.history
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:
             stage.advance(done * cost, note=resume.KEPT)
@@ -213,11 +213,11 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float
                 levels, this.sites, this.budget, slopes, score, sloped, scored
             )
             history = [*history, *([as_json(objectives)] if objectives else [])]
-            this.store.save_step("descent", step + 1, levels, {"history": history})
+            this.store.save_step("descent", step + 1, levels, DescentFacts(history=history))
     return levels, history
 
 
-def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]]:
+def run_search(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
     """Search from `start`: the levels `[S, L]` found, and a record of every step that has one.
 
     Raises:
@@ -226,9 +226,9 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
     run, search = this.run, this.run.settings.search
     space = this.space()
     key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
-    begun = Saved(loop.begin(search, key, start, space), {"history": [], "spent": 0})
-    done, (state, facts) = this.store.last_step("search", records.SEARCH_FACTS, begun)
-    history, spent = facts["history"], facts["spent"]
+    begun = Saved(loop.begin(search, key, start, space), SearchFacts(history=[], spent=0))
+    done, (state, facts) = this.store.last_step("search", begun)
+    history, spent = facts.history, facts.spent
     with guarded(search, "queries"):
         total = search.candidate_tokens(space)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
@@ -252,12 +252,13 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
                 return
             noted = loop.checked_record(search, record)
             entry = as_json({"generation": step, "objective": float(answer.min()), **noted})
-            history.append(entry | {"candidate_tokens": spent})
+            entry |= {"candidate_tokens": spent}
+            history.append(Step(**entry))
             best = entry["objective"]
             told = "not finite" if best is None else f"{best:.4f}"
             stage.advance(0, f"generation {entry['generation']}, objective {told}")
-            this.store.save_step("search", step, state, {"history": history, "spent": spent})
-            run.events.write("generation", round=this.number, **history[-1])
+            this.store.save_step("search", step, state, SearchFacts(history=history, spent=spent))
+            run.events.write("generation", round=this.number, **entry)
 
         slopes = functools.partial(this.slopes, on_tokens=lambda tokens: spend(SLOPE_COST * tokens))
         return loop.run(search, state, space, score, done, on_step, slopes), history
@@ -332,14 +333,14 @@ def search_round(
     if target.limits:
         kept, heads = widened(kept, target.spare(prices, levels), levels, this), ranks
     steps = dict(zip(space.KINDS, map(int, grid.step), strict=True))
-    record = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
+    record: dict[str, Any] = {"round": number, "step": steps, "descent": descent, "kept": kept_by_kind(kept)}
     if for_models is not None:
         for_models = put_back(for_models, supernet, net, model.config, scratch)
     searched = built if shared is None else progress.grid
-    entry = record | {"history": history}
+    entry = records.Round(**record, history=history)
     progress = SearchProgress(kept, searched, [*progress.rounds, entry], heads, for_models)
     tree = progress.kept, vars(progress.grid), progress.heads
-    run.store.save_step("round", number, tree, {"rounds": progress.rounds})
+    run.store.save_step("round", number, tree, records.RoundFacts(rounds=progress.rounds))
     run.events.write("round", **record)
     return progress
 
@@ -408,9 +409,9 @@ def search(
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
     """Where the search stood when it was interrupted; `start` if no round was finished."""
-    begun = Saved((start.kept, vars(start.grid), None), {"rounds": []})
-    done, ((kept, grid, heads), facts) = run.store.last_step("round", records.ROUND_FACTS, begun)
-    return SearchProgress(kept, LevelGrid(**grid), facts["rounds"], heads) if done else start
+    begun = Saved((start.kept, vars(start.grid), None), records.RoundFacts(rounds=[]))
+    done, ((kept, grid, heads), facts) = run.store.last_step("round", begun)
+    return SearchProgress(kept, LevelGrid(**grid), facts.rounds, heads) if done else start
 
 
 def first_rounds(

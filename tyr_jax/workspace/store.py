@@ -24,18 +24,18 @@ from tyr_jax.files import parse_json
 from tyr_jax.runtime import hosts
 from tyr_jax.workspace import pytrees
 from tyr_jax.workspace.pytrees import SAVED, Leaf
-from tyr_jax.workspace.records import ANY_FACTS, WORK_VERSION
-from tyr_jax.workspace.schema import Format, check, check_version, mended
+from tyr_jax.workspace.records import Work
+from tyr_jax.workspace.schema import VERSION, check_version, mended, parse
 
 IN_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
 """How to read an array on the host."""
 
 
 class Saved(NamedTuple):
-    """A piece of finished work: a pytree, and facts as JSON."""
+    """A piece of finished work: a pytree, and facts."""
 
     tree: Any
-    facts: Any
+    facts: Any = Work()
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -67,7 +67,7 @@ class Store:
         """The store of a part of the work."""
         return Store(self.directory and self.directory / name, self.root)
 
-    def save(self, name: str, tree: Any = None, facts: Mapping[str, Any] | None = None) -> None:
+    def save(self, name: str, tree: Any = None, facts: Work | None = None) -> None:
         """Store a pytree and `facts` as the piece `name`.
 
         Raises:
@@ -80,7 +80,7 @@ class Store:
         if self.root is not None and not self.root.is_dir():
             raise UserError(f"{self.root} has disappeared during the run; start the same command again")
         leaves, arrays = pytrees.encode(tree)
-        record = {"format_version": WORK_VERSION, "leaves": leaves, "facts": facts or {}}
+        record = {VERSION: Work.version, "leaves": leaves, "facts": facts.as_json() if facts else {}}
         told = json.dumps(record, allow_nan=False)
         piece = {"checksum": _checksum(told, arrays), "arrays": arrays}
         try:
@@ -96,12 +96,12 @@ class Store:
                 "and run the same command again, which continues from here"
             ) from error
 
-    def load(self, name: str, form: Format = ANY_FACTS, like: Any = SAVED) -> Saved | None:
+    def load(self, name: str, kind: type[Work] = Work, like: Any = SAVED) -> Saved | None:
         """The piece `name`, or None if there is none.
 
         Args:
             name: its name.
-            form: the format of its facts.
+            kind: the class of its facts.
             like: an example of its pytree, as `tyr_jax.workspace.pytrees.decode` takes it. Arrays that lie on
                 several devices there are read as they lie there; each host reads its part.
 
@@ -113,9 +113,9 @@ class Store:
         path, where = self.directory / name, f"finished work in {self.directory / name}"
         with self.reading(name), _unlogged(), _checkpointer() as checkpointer:
             told = checkpointer.metadata(path.resolve()).custom_metadata["record"]
-            with mended(form):
+            with mended(kind):
                 record = parse_json(told, where)
-            check_version(record, form, where)
+            check_version(record, kind, where)
             leaves = [Leaf(*each) for each in record["leaves"]]
             wanted = {"checksum": IN_NUMPY, "arrays": _wanted(leaves, like)}
             args = ocp.args.PyTreeRestore(restore_args=wanted)
@@ -123,8 +123,8 @@ class Store:
             arrays = piece["arrays"]
             if piece["checksum"] != _checksum(told, arrays):
                 raise ValueError("its checksum differs")
-            check(record["facts"], form, where)
-            return Saved(pytrees.decode(leaves, arrays, like), record["facts"])
+            facts = parse(kind, record["facts"], where)
+            return Saved(pytrees.decode(leaves, arrays, like), facts)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -144,20 +144,18 @@ class Store:
                 "--restart"
             ) from error
 
-    def save_step(
-        self, name: str, step: int, tree: Any = None, facts: Mapping[str, Any] | None = None
-    ) -> None:
+    def save_step(self, name: str, step: int, tree: Any = None, facts: Work | None = None) -> None:
         """Store the state of the work `name` after `step` steps, and delete that after fewer."""
         self.save(f"{name}-{step}", tree, facts)
         for before in self._steps(name):
             if before < step:
                 self.drop(f"{name}-{before}")
 
-    def last_step(self, name: str, form: Format, begun: Saved) -> tuple[int, Saved]:
+    def last_step(self, name: str, begun: Saved) -> tuple[int, Saved]:
         """(steps done, the state after them) of the work `name` as saved last. If nothing is saved, (0, what
-        it is `begun` with); otherwise the pytree of that is the example for `load`."""
+        it is `begun` with), which otherwise is the example for `load`."""
         steps = self._steps(name)
-        saved = self.load(f"{name}-{max(steps)}", form, begun.tree) if steps else None
+        saved = self.load(f"{name}-{max(steps)}", type(begun.facts), begun.tree) if steps else None
         return (max(steps), saved) if saved else (0, begun)
 
     def _steps(self, name: str) -> list[int]:
