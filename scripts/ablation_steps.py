@@ -123,7 +123,7 @@ def measure(settings: Settings, sparsities: tuple[float, ...], progress: Progres
     return {
         f"{sparsity:g}": {
             "parameters": model.block_parameters,
-            "texts": {name: quality.as_json() for name, quality in model.quality.items()},
+            "texts": {name: quality.saved().as_json() for name, quality in model.quality.items()},
         }
         # What reconstruction makes counts here even where the job would not write it.
         for sparsity, outcome in zip(sparsities, outcomes, strict=True)

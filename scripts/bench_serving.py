@@ -16,7 +16,7 @@ from markdown_table import print_header, print_row
 import tyr_jax
 from tyr_jax.cli import command
 from tyr_jax.evaluation.settings import BenchmarkSettings
-from tyr_jax.evaluation.speed import MEASURES, Timing
+from tyr_jax.workspace.records import MEASURES, Timing
 
 
 @dataclasses.dataclass(frozen=True)

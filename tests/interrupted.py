@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tyr_jax.workspace.store import Store
+
 RESULTS = (
     "distribution",
     "rounds",
@@ -20,6 +24,18 @@ RESULTS = (
 
 class Died(BaseException):
     """The end of a process, as its own code sees it: nothing catches it."""
+
+
+def die_at(patch: pytest.MonkeyPatch, work: str) -> None:
+    """Let the process die when it would save a piece, or a step, of this work."""
+    save = Store.save
+
+    def dying(store: Store, name: str, *rest: Any, **more: Any) -> None:
+        if name.rstrip("-0123456789") == work:
+            raise Died
+        save(store, name, *rest, **more)
+
+    patch.setattr(Store, "save", dying)
 
 
 def result(directory: Path) -> dict[str, Any]:

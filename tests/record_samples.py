@@ -23,15 +23,15 @@ def size(parameters: int) -> dict[str, int]:
     return {"block_parameters": parameters // 2, "parameters": parameters, "bytes": 4 * parameters}
 
 
-def units(total: int, kept: int) -> dict[str, Any]:
+def units(total: int, kept: int, noun: str) -> dict[str, Any]:
     share = 1 - kept / total
-    return {"total": total, "kept": kept, "removed": total - kept, "sparsity": share}
+    return {"total": total, "kept": kept, "removed": total - kept, "sparsity": share, "noun": noun}
 
 
 def pruned(attention: list[int], ffn: list[int], perplexity: float) -> dict[str, Any]:
     return {
         "kept": {"attention": attention, "ffn": ffn},
-        "units": {"attention": units(12, 6), "ffn": units(144, 72)},
+        "units": {"attention": units(12, 6, "heads"), "ffn": units(144, 72, "FFN neurons")},
         "size": size(32480),
         "quality": quality(perplexity, 0.5),
     }

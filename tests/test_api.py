@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import Died, die_at
 
 import tyr_jax
 from tyr_jax import api
@@ -240,10 +241,6 @@ def test_the_recorded_command_line_makes_the_model_again(
     assert again == (written / "model.safetensors").read_bytes()
 
 
-class Died(BaseException):
-    """Raised where a process would have been killed."""
-
-
 def test_in_a_directory_it_works_as_the_command(
     tiny_model: Path,
     tiny_options: dict[str, Any],
@@ -254,11 +251,8 @@ def test_in_a_directory_it_works_as_the_command(
 ) -> None:
     asked: dict[str, Any] = {"sparsity": 0.5, "output": tmp_path / "pruned", **tiny_options}
 
-    def die(*_: Any) -> None:
-        raise Died
-
     with monkeypatch.context() as patch, contextlib.suppress(Died):
-        patch.setattr(resume, "save_round", die)
+        die_at(patch, "round")
         tyr_jax.prune_model(tiny_model, **asked)
     assert names_of(tmp_path) == {".pruned.unfinished"}
     with pytest.raises(UserError, match="used a different --seed"):

@@ -281,9 +281,9 @@ def test_a_full_disk_spares_the_old_output(
     (work / "pruned").mkdir()
     (work / "pruned" / "summary.json").write_text('{"versions": {"tyr_jax": "0"}}')
     owner, name = {
-        "settings": (job, "write_json"),
+        "settings": (job, "write"),
         "weights": (checkpoint, "save_file"),
-        "summary": (results, "write_json"),
+        "summary": (results, "write"),
         "events": (events.EventLog, "write"),
     }[stage]
     monkeypatch.setattr(owner, name, full_disk)

@@ -26,7 +26,6 @@ from tyr_jax.evaluation import benchmark, continuation, perplexity
 from tyr_jax.evaluation.generation import Sampling as Sampling
 from tyr_jax.evaluation.provenance import provenance_of
 from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, GenerationSettings
-from tyr_jax.evaluation.speed import MODELS
 from tyr_jax.evaluation.tasks import task_scores
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.checkpoint import load_model as load_model
@@ -59,6 +58,7 @@ from tyr_jax.settings import (
 from tyr_jax.settings import Rounds as Rounds
 from tyr_jax.workspace.job import Request
 from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.records import MODELS
 
 S = TypeVar("S")
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tyr_jax.evaluation import speed
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.evaluation.speed import Sizes, Speed, Timing, read_speed
 from tyr_jax.files import write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
@@ -28,12 +26,15 @@ from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import (
-    FORMAT_VERSION,
-    RECOVERY,
-    SUMMARY,
-    read_recovery,
-    read_summary,
-    written_model,
+    Recovery,
+    Sizes,
+    Speed,
+    Summary,
+    Timing,
+    is_benchmark,
+    read,
+    versioned,
+    write,
 )
 
 
@@ -77,9 +78,7 @@ def write_weights(directory: Path, model: LoadedModel, progress: Progress) -> No
         stage.advance()
 
 
-def write_records(
-    directory: Path, summary: Mapping[str, Any] | None, recovery: Mapping[str, Any] | None = None
-) -> None:
+def write_records(directory: Path, summary: Summary | None, recovery: Recovery | None = None) -> None:
     """Write the records of how the model in `directory` was made, and its report.
 
     With several hosts, only the first one writes.
@@ -89,10 +88,8 @@ def write_records(
     """
     if not hosts.is_first():
         return
-    if summary:
-        write_json(directory / SUMMARY, summary)
-    if recovery:
-        write_json(directory / RECOVERY, recovery)
+    for record in filter(None, (summary, recovery)):
+        write(directory, record)
     if summary:
         write_report(directory, summary, recovery)
 
@@ -127,15 +124,24 @@ class ModelResult(Shown):
     @property
     def argument(self) -> str:
         """The model as a command-line argument: its directory, or the one that the command would write."""
-        record = self.recovery or self.summary
-        if self.directory or record is None:
+        summary, recovery = self.records()
+        if recovery and not self.directory:
+            return str(Path(recovery.settings.output))
+        if self.directory or summary is None:
             return self.name
-        several = not self.recovery and len(record["settings"]["sparsity"]) > 1
-        return str(Path(record["settings"]["output"], f"{record['sparsity']['asked']:g}" if several else ""))
+        several = len(summary.settings.sparsity) > 1
+        return str(Path(summary.settings.output, f"{summary.sparsity.asked:g}" if several else ""))
+
+    def records(self) -> tuple[Summary | None, Recovery | None]:
+        """How it was pruned, and how it was trained, each None if that is not known."""
+        return (
+            None if self.summary is None else Summary.model_validate(self.summary),
+            None if self.recovery is None else Recovery.model_validate(self.recovery),
+        )
 
     def _speed(self) -> Speed | None:
         """Its measured speed, if its directory has a benchmark."""
-        return read_speed(self.directory) if self.directory else None
+        return read(Speed, self.directory) if self.directory else None
 
     def save(self, output: str | Path, *, overwrite: bool = False) -> Path:
         """Write what the command writes: model, tokenizer, records, report, model card and events.
@@ -157,7 +163,7 @@ class ModelResult(Shown):
             return target
         with new_directory(target, overwrite) as staging:
             write_weights(staging, model, quiet)
-            write_records(staging, self.summary, self.recovery)
+            write_records(staging, *self.records())
             self.events.save(staging)
         return target
 
@@ -204,15 +210,20 @@ class PruneResult(ModelResult):
     def quality(self) -> dict[str, Quality]:
         """Perplexity, and mean KL to the dense model in nats per token, by evaluation text. NaN for a value
         that is not finite."""
-        final = written_model(self.summary)
-        return {text: Quality.of(figures) for text, figures in final["quality"].items()}
+        final = self.record.final
+        return {text: Quality.of(figures) for text, figures in final.quality.items()}
 
     def tables(self) -> list[Table]:
         """Quality and size."""
-        return [tables.quality_table(self.summary)]
+        return [tables.quality_table(self.record)]
 
     def _repr_html_(self) -> str:
-        return str(page.fragment(self.summary, self._speed()))
+        return str(page.fragment(self.record, self._speed()))
+
+    @property
+    def record(self) -> Summary:
+        """The summary, with attributes for its fields."""
+        return Summary.model_validate(self.summary)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -226,16 +237,22 @@ class RecoverResult(ModelResult):
     def quality(self) -> dict[str, dict[str, float | None]]:
         """`perplexity`, and mean `kl` to the dense model in nats per token, by evaluation text. None for a
         value that was not measured or is not finite."""
-        return dict(self.recovery["quality"]["recovered"])
+        return {text: quality.as_json() for text, quality in self.record.quality.recovered.items()}
 
     def tables(self) -> list[Table]:
         """Perplexities before and after training."""
-        return [tables.recovery_table(self.recovery, f"perplexity of {self.name}")]
+        return [tables.recovery_table(self.record, f"perplexity of {self.name}")]
 
     def _repr_html_(self) -> str:
-        if self.summary is None:
+        summary, recovery = self.records()
+        if summary is None:
             return super()._repr_html_()
-        return str(page.fragment(self.summary, self._speed(), self.recovery))
+        return str(page.fragment(summary, self._speed(), recovery))
+
+    @property
+    def record(self) -> Recovery:
+        """The record of the training, with attributes for its fields."""
+        return Recovery.model_validate(self.recovery)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -280,13 +297,13 @@ def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Pat
     """
     if _is_reported(path):
         # Damaged records should be found before anything is timed.
-        read_recovery(path.parent)
-    return staged_file(path, overwrite, speed.is_ours)
+        read(Recovery, path.parent)
+    return staged_file(path, overwrite, is_benchmark)
 
 
 def _is_reported(benchmark: Path) -> bool:
     """Whether a benchmark's path is that of the benchmark in a pruned model's directory."""
-    return benchmark.name == speed.NAME and read_summary(benchmark.parent) is not None
+    return benchmark.name == Speed.file and read(Summary, benchmark.parent) is not None
 
 
 def update_reports(benchmark: Path) -> list[Path]:
@@ -313,13 +330,8 @@ class Benchmark(Shown):
 
     def as_json(self) -> dict[str, Any]:
         """The contents of `benchmark.json`."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "models": self.models,
-            "device": self.device,
-            "sizes": self.sizes,
-            "rows": [speed.as_json(timing) for timing in self.timings],
-        }
+        rows = [Timing(**timing.as_json(), ratio=timing.ratio) for timing in self.timings]
+        return versioned(Speed(models=self.models, device=self.device, sizes=self.sizes, rows=rows))
 
     def save(self, output: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the benchmark as JSON; as `benchmark.json` of a pruned model, it also goes into the report.

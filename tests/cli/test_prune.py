@@ -119,6 +119,7 @@ def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
         "kept": HEADS,
         "removed": 0,
         "sparsity": 0.0,
+        "noun": "heads",
     }
     assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
 
@@ -145,7 +146,8 @@ def test_budgets_of_units_are_met_exactly(run: Prune) -> None:
     summary = summary_of(run("--budget", "units"))
     for name in ("uniform", "searched"):
         units = summary[name]["units"]
-        assert units["attention"] == {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25}
+        found = {"total": HEADS, "kept": 9, "removed": 3, "sparsity": 0.25, "noun": "heads"}
+        assert units["attention"] == found
         # 108 of 144 neurons are to be kept: halfway between 104 and 112, which are multiples of 8.
         assert units["ffn"]["kept"] == sum(summary[name]["kept"]["ffn"]) == 112
     blocks = summary["searched"]["size"]["block_parameters"]

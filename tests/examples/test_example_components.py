@@ -16,7 +16,6 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.saliency import SiteStatistics
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import prune_site
-from tyr_jax.run import resume
 from tyr_jax.scoring.objective import mean_kl
 from tyr_jax.workspace.store import Store
 
@@ -75,17 +74,17 @@ def test_a_search(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest
             3 * 2 * 32 * n for n in (1, 2, 3)
         ]
     # A state of any kind survives an interruption.
-    keep = resume.save_search
+    keep = Store.save_step
 
-    def die(store: Store, step: int, *rest: Any) -> None:
-        keep(store, step, *rest)
-        if step == 2:
+    def die(store: Store, name: str, step: int, *rest: Any) -> None:
+        keep(store, name, step, *rest)
+        if (name, step) == ("search", 2):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume, "save_search", die)
+    monkeypatch.setattr(Store, "save_step", die)
     with pytest.raises(SystemExit):
         prune.main([*arguments, str(tmp_path / "resumed")])
-    monkeypatch.setattr(resume, "save_search", keep)
+    monkeypatch.setattr(Store, "save_step", keep)
     prune.main([*arguments, str(tmp_path / "resumed")])
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
     assert weights[0] == weights[1]

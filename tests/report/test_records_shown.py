@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard
 from record_samples import quality, recovery, rounds, summary, units
 
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
 from tyr_jax.report import card, figures, page, tables
 from tyr_jax.report.files import renew_report
 from tyr_jax.report.render import as_text
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, TaskScores
 from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing
 
 
 def test_what_is_not_finite_is_said() -> None:
@@ -26,10 +26,12 @@ def test_what_is_not_finite_is_said() -> None:
     won["quality"]["pruned"] = quality(None, None)
     for record in made["rounds"]:
         record["history"] = [{"generation": 1, "objective": None, "parent": None, "candidate_tokens": 0}]
-    shown = page.render(made, None, won)
+    pruned, trained = Summary(**made), Recovery(**won)
+    shown = page.render(pruned, None, trained)
     assert "not finite" in shown
-    assert "not finite" in card.render(made, True, won)
-    assert "not finite" in as_text([*tables.closing_tables([made]), *tables.closing_tables([made, made])])
+    assert "not finite" in card.render(pruned, True, trained)
+    closing = [*tables.closing_tables([pruned]), *tables.closing_tables([pruned, pruned])]
+    assert "not finite" in as_text(closing)
     assert "<h2>Search</h2>" in shown
     assert "None" not in re.sub(r"<[^>]*>", " ", shown).replace("&#34;None", "")
 
@@ -39,7 +41,7 @@ def test_headline_figures_are_those_of_the_model_that_was_written() -> None:
     record = summary()
     worse = record["searched"] | {"quality": quality(600.25, 0.75)}
     record |= {"reconstructed": worse, "written": "searched"}
-    shown = page.tiles(record)
+    shown = page.tiles(Summary(**record))
     assert [figure for figure, _ in shown[:2]] == ["556.30", "0.5000"]
     assert shown[1][1].startswith("KL to dense, searched;")
 
@@ -71,9 +73,9 @@ def test_a_search_that_notes_nothing_has_no_figure() -> None:
     made = summary()
     for record in made["rounds"]:
         record["history"] = []
-    assert "<circle" not in page.render(made)
+    assert "<circle" not in page.render(Summary(**made))
     made["rounds"][1] = rounds()[1]
-    assert "<circle" in page.render(made)
+    assert "<circle" in page.render(Summary(**made))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-13, 1e39, 1.7e308, -1.7e308])
@@ -115,14 +117,19 @@ def test_a_page_of_many_layers_and_rounds_is_bounded() -> None:
     depth = 1000
     made, kept = summary(), {"attention": [1] * depth, "ffn": [1] * depth}
     for model in ("uniform", "searched"):
-        made[model] |= {"kept": kept, "units": dict.fromkeys(("attention", "ffn"), units(2 * depth, depth))}
+        made[model] |= {"kept": kept, "units": dict.fromkeys(kept, units(2 * depth, depth, "heads"))}
     made |= {"distribution": kept, "rounds": [rounds()[0] | {"kept": kept} for _ in range(200)]}
     began = time.monotonic()
-    shown = page.render(made)
+    shown = page.render(Summary(**made))
     assert len(shown) < 20e6
     assert "width=&#34;-" not in shown
     assert 'width="-' not in shown
     assert time.monotonic() - began < 10
+
+
+def timings(engine: str) -> list[Timing]:
+    case = {"engine": engine, "prompt": 16, "batch": 1, "dense": 0.2, "pruned": 0.1, "limit": 2.0}
+    return [Timing(**case, measure=measure) for measure in MEASURES]
 
 
 MARKUP = "a|b`````<script>alert(1)</script>](x)[/y]\n# z\x1b"
@@ -140,9 +147,13 @@ def test_names_are_text_in_the_page_and_the_card() -> None:
     won["fingerprints"] = {MARKUP: "94"}
     made["texts"][MARKUP] = made["texts"].pop("words.txt")
     made["seconds"] = {MARKUP: 1.0}
-    shown = page.render(made, Speed(MARKUP, [Timing(MARKUP, 1, 1, m, 2.0, 1.0, 2.0) for m in MEASURES]), won)
+    for model in (made["uniform"], made["searched"]):
+        for each in model["units"].values():
+            each["noun"] = MARKUP
+    pruned, trained = Summary(**made), Recovery(**won)
+    shown = page.render(pruned, Speed(device=MARKUP, rows=timings(MARKUP)), trained)
     assert "<script" not in shown
-    text = card.render(made, True, won)
+    text = card.render(pruned, True, trained)
     above, fence, command = text.partition("\n``````bash\n")
     assert fence
     assert command.endswith("\n``````\n")
@@ -165,8 +176,7 @@ def test_a_benchmark_keeps_the_recovery(tmp_path: Path) -> None:
     write(tmp_path, "summary.json", summary())
     write(tmp_path, "recovery.json", recovery())
     renew_report(tmp_path)
-    timings = [Timing("JAX", 16, 1, measure, 0.2, 0.1, 2.0) for measure in MEASURES]
-    found = Benchmark({"dense": "d", "pruned": "p"}, "1 × cpu", {}, timings)
+    found = Benchmark({"dense": "d", "pruned": "p"}, "1 × cpu", {}, timings("JAX"))
     names = [path.name for path in found.save(tmp_path / "benchmark.json")]
     assert names == ["benchmark.json", "report.html", "README.md"]
     assert json.loads((tmp_path / "benchmark.json").read_text())["format_version"] == 1
@@ -181,7 +191,7 @@ def test_a_benchmark_is_not_written_beside_records_that_cannot_be_read(name: str
     write(tmp_path, "summary.json", summary())
     write(tmp_path, "recovery.json", recovery())
     (tmp_path / name).write_text("{")
-    found = Benchmark({}, "cpu", {}, [Timing("JAX", 16, 1, m, 0.2, 0.1, 2.0) for m in MEASURES])
+    found = Benchmark({}, "cpu", {}, timings("JAX"))
     with pytest.raises(Exception, match=rf"{name} is not valid JSON"):
         found.save(tmp_path / "benchmark.json")
     assert not (tmp_path / "benchmark.json").exists()

@@ -18,13 +18,12 @@ from huggingface_hub import ModelCard
 from tyr_jax.cli import prune
 from tyr_jax.cli import report as command
 from tyr_jax.evaluation import quality
-from tyr_jax.evaluation.speed import MEASURES, Speed, Timing
 from tyr_jax.report import card, page
-from tyr_jax.report.files import write_report
+from tyr_jax.report.files import summary_of, write_report
 from tyr_jax.report.identity import gain_of
 from tyr_jax.scoring import nested
 from tyr_jax.workspace.events import read_entries
-from tyr_jax.workspace.records import read_summary
+from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing, versioned
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ class Reader(HTMLParser):
         self.text.append(data)
 
 
-def read(source: str) -> Reader:
+def html_of(source: str) -> Reader:
     reader = Reader()
     reader.feed(source)
     assert reader.open == []
@@ -70,7 +69,7 @@ def read(source: str) -> Reader:
 
 def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, Any]) -> None:
     source = (pruned / "report.html").read_text(encoding="utf-8")
-    reader = read(source)
+    reader = html_of(source)
     text = " ".join(" ".join(reader.text).split())
     for name in ("dense", "uniform", "searched"):
         quality = summary[name]["quality"]["words.txt"]
@@ -82,7 +81,7 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
     model = Path(summary["settings"]["model"]).name
     assert f"python -m tyr_jax.prune --model {model}" in text
     assert f"{model}, pruned to 50.0% sparsity" in text
-    assert gain_of(summary) in text
+    assert gain_of(Summary(**summary)) in text
     assert str(pruned.parent) not in source
     assert '"generations": 2' in text
     assert summary["versions"]["jax"] in text
@@ -96,34 +95,41 @@ def test_the_page_tells_what_the_summary_has(pruned: Path, summary: dict[str, An
 def test_a_run_without_rounds(summary: dict[str, Any]) -> None:
     plain = summary | {"rounds": [], "searched": None, "distribution": summary["uniform"]["kept"]}
     plain["written"] = "uniform"
-    reader = read(page.render(plain))
+    reader = html_of(page.render(Summary(**plain)))
     assert reader.figures == 2
     assert "Search" not in reader.text
-    assert "| searched |" not in card.render(plain, False)
+    assert "| searched |" not in card.render(Summary(**plain), False)
 
 
 def test_a_card_of_experts(summary: dict[str, Any]) -> None:
-    """The units of FFNs have their name, and llama.cpp is named only if it can run the model."""
-    plain = card.render(summary, False)
+    """The units have their name, and llama.cpp is named only if it can run the model."""
+    plain = card.render(Summary(**summary), False)
     assert "FFN neurons are removed" in plain
     assert "llama-cli" in plain
-    assert "llama" not in card.render(summary, False, gguf=False).partition("## Run it")[2]
-    size = summary["dense"]["size"] | {"active_parameters": 9}
-    mixture = summary | {"dense": summary["dense"] | {"size": size}}
-    assert "neurons of every expert are removed" in card.render(mixture, False)
-    pruning = summary["settings"]["pruning"] | {"units": ["expert"]}
-    mixture |= {"settings": summary["settings"] | {"pruning": pruning}}
+    assert "llama" not in card.render(Summary(**summary), False, gguf=False).partition("## Run it")[2]
+    kinds = summary["uniform"]["units"]
+    kinds["ffn"]["noun"] = "experts"
+    mixture = Summary(**summary)
     assert "experts are removed" in card.render(mixture, False)
     assert "Experts that each layer keeps" in page.render(mixture)
+    del kinds["ffn"]["noun"]
+    assert "ffn are removed" in card.render(Summary(**summary), False)
+    other = kinds | {"state": kinds["attention"] | {"noun": "state heads"}}
+    for name in ("uniform", "searched"):
+        summary[name]["units"], summary[name]["kept"]["state"] = other, summary[name]["kept"]["ffn"]
+    summary["distribution"]["state"] = summary["distribution"]["ffn"]
+    for record in summary["rounds"]:
+        record["kept"]["state"] = record["kept"]["ffn"]
+    assert "Heads, ffn and state heads are removed" in page.render(Summary(**summary))
 
 
 def test_what_a_name_may_hold_is_escaped(summary: dict[str, Any]) -> None:
     settings = summary["settings"] | {"model": "<script>alert(1)</script>"}
     base = summary["base_model"] | {"name": "<script>alert(2)</script>"}
     odd = summary | {"settings": settings, "base_model": base, "arguments": ["--model", "a b&c"]}
-    source = page.render(odd)
+    source = page.render(Summary(**odd))
     assert "<script" not in source
-    assert not re.search(r"(?<!\\)<script", card.render(odd, False).partition("\n---\n")[2])
+    assert not re.search(r"(?<!\\)<script", card.render(Summary(**odd), False).partition("\n---\n")[2])
     assert html.escape("--model 'a b&c'", quote=True) in source.replace("&#39;", "&#x27;")
 
 
@@ -131,19 +137,19 @@ def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
     text = (pruned / "README.md").read_text(encoding="utf-8")
     assert str(pruned.parent) not in text
     heads, neurons = (summary["searched"]["units"][kind]["removed"] for kind in ("attention", "ffn"))
-    assert f"{heads} of 12 attention heads and {neurons} of 144 FFN neurons" in " ".join(text.split())
+    assert f"{heads} of 12 heads and {neurons} of 144 FFN neurons" in " ".join(text.split())
     assert "trust_remote_code=True" in text
-    assert "trust_remote_code" not in card.render(summary, False)
+    assert "trust_remote_code" not in card.render(Summary(**summary), False)
     final = summary["searched"]["quality"]["words.txt"]
     assert re.search(rf"\| words.txt, perplexity \|.*\| {final['perplexity']:.2f} \|", text)
     assert f"--model {Path(summary['settings']['model']).name}" in text
-    assert gain_of(summary) in " ".join(text.split())
+    assert gain_of(Summary(**summary)) in " ".join(text.split())
 
 
 def test_the_headline_of_a_trained_model_is_its_own() -> None:
-    summary, recovery = record_samples.summary(), record_samples.recovery()
+    summary, recovery = Summary(**record_samples.summary()), Recovery(**record_samples.recovery())
     source = page.render(summary, recovery=recovery)
-    text = " ".join(" ".join(read(source).text).split())
+    text = " ".join(" ".join(html_of(source).text).split())
     assert gain_of(summary, recovery) in text
     assert "550.10 perplexity, words.txt; before training 556.30" in text
     assert "0.3000 KL to dense, recovered; before training 0.4000" in text
@@ -159,7 +165,8 @@ def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
     summary["settings"]["data"]["evaluation"] = ["someone/other:raw:test"]
     summary["searched"]["quality"]["other:raw:test"] = hub_text
     for recovery in (None, record_samples.recovery()):
-        path.write_text(card.render(summary, False, recovery), encoding="utf-8")
+        trained = recovery and Recovery(**recovery)
+        path.write_text(card.render(Summary(**summary), False, trained), encoding="utf-8")
         found = ModelCard.load(path, ignore_metadata_errors=False)
         assert found.data.base_model == "someone/Dense-1M"
         assert found.data.license == "mit"
@@ -175,7 +182,7 @@ def test_what_the_hub_reads_of_the_card(tmp_path: Path) -> None:
                 ("someone/other", "raw", "test") if on_hub else (result.dataset_name, None, None)
             )
     del summary["base_model"]
-    path.write_text(card.render(summary, False), encoding="utf-8")
+    path.write_text(card.render(Summary(**summary), False), encoding="utf-8")
     assert ModelCard.load(path).data.base_model is None
 
 
@@ -190,7 +197,7 @@ def test_both_are_made_again(
     for name in ("report.html", "README.md"):
         assert (copy / name).read_text() == (pruned / name).read_text()
         assert f"written to {copy / name}" in capsys.readouterr().out or name == "README.md"
-    assert [path.name for path in write_report(copy, summary)] == ["report.html", "README.md"]
+    assert [path.name for path in write_report(copy, Summary(**summary))] == ["report.html", "README.md"]
 
 
 def test_directories_that_are_not_ours(
@@ -227,7 +234,7 @@ def test_a_run_whose_figures_are_not_finite(
     prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "1", "--output", str(output)])
     text = (output / "summary.json").read_text()
     made = json.loads(text, parse_constant=pytest.fail)
-    assert made == read_summary(output)
+    assert made == versioned(summary_of(output))
     assert set(made["searched"]["quality"]["words.txt"].values()) == {None}
     assert {entry["parent"] for entry in made["rounds"][0]["history"]} == {None}
     assert made["rounds"][0]["descent"][0][0] is None
@@ -253,11 +260,11 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 def test_in_a_browser(width: int, summary: dict[str, Any], tmp_path: Path) -> None:
     """At the width of a phone and of a desktop, nothing scrolls sideways and there are no console errors."""
     timings = [
-        Timing(engine, 512, 4, measure, 0.2, 0.1, 2.2)
+        Timing(engine=engine, prompt=512, batch=4, measure=measure, dense=0.2, pruned=0.1, limit=2.2)
         for engine in ("JAX", "llama.cpp")
         for measure in MEASURES
     ]
-    source = html.escape(page.render(summary, Speed("4 × TPU", timings)))
+    source = html.escape(page.render(Summary(**summary), Speed(device="4 × TPU", rows=timings)))
     probe = """<title></title>
 <iframe id="frame" style="border:0;width:{0}px;height:800px" srcdoc="{1}"></iframe>
 <script>addEventListener("load", () => {{

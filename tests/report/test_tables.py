@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from record_samples import summary, units
 
 from tyr_jax.cli.prune import print_results
 from tyr_jax.options import as_json
 from tyr_jax.report.render import Row, Table, as_html, as_text, grid, markdown_table
 from tyr_jax.report.tables import quality_table, time_table
 from tyr_jax.settings import PRESETS
+from tyr_jax.workspace.records import Summary
 
 
 def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -23,18 +25,20 @@ def model(parameters: int, perplexity: float, kept: tuple[int, int] | None = Non
         "size": {"parameters": parameters, "block_parameters": parameters // 2, "bytes": 4 * parameters},
     }
     if kept:
-        totals = {"attention": 270, "ffn": 46080}
+        named = {"attention": (270, "heads"), "ffn": (46080, "FFN neurons")}
+        result["kept"] = {kind: [count] for kind, count in zip(named, kept, strict=True)}
         result["units"] = {
-            kind: {"total": total, "kept": units, "removed": total - units, "sparsity": 1 - units / total}
-            for (kind, total), units in zip(totals.items(), kept, strict=True)
+            kind: units(total, count, noun)
+            for (kind, (total, noun)), count in zip(named.items(), kept, strict=True)
         }
     return result
 
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    return {
-        "settings": {"data": {"calibration": ["builtin"], "evaluation": []}},
+    made = summary()
+    made["settings"]["data"]["calibration"] = ["builtin"]
+    return made | {
         "sparsity": {"asked": 0.25},
         "dense": model(134_515_008, 21.234),
         "uniform": model(107_600_000, 35.5, (202, 34560)),
@@ -50,7 +54,7 @@ def cells(*reports: dict[str, Any]) -> list[list[str]]:
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream), pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
-        print_results(reports, outputs)
+        print_results([Summary(**report) for report in reports], outputs)
     lines = [line.split("  ") for line in stream.getvalue().splitlines()]
     return [[cell.strip() for cell in line if cell.strip()] for line in lines]
 
@@ -105,7 +109,7 @@ def test_several_targets_stand_side_by_side(report: dict[str, Any]) -> None:
 
 
 def test_rows_say_what_they_are_about_where_nothing_else_does(report: dict[str, Any]) -> None:
-    header, *rows = grid(quality_table(report))
+    header, *rows = grid(quality_table(Summary(**report)))
     assert header == ["", "dense", "uniform", "searched"]
     assert rows[:2] == [
         ["builtin:topics, perplexity", "21.23", "35.50", "29.25"],
@@ -120,7 +124,7 @@ def test_rows_say_what_they_are_about_where_nothing_else_does(report: dict[str, 
 
 
 def test_text_is_what_a_terminal_shows(report: dict[str, Any]) -> None:
-    lines = as_text([quality_table(report), time_table(report["seconds"])]).splitlines()
+    lines = as_text([quality_table(Summary(**report)), time_table(report["seconds"])]).splitlines()
     shown = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert lines[0] == "pruned to 25.0% sparsity"
     assert ["… perplexity", "21.23", "35.50", "29.25"] in shown

@@ -165,18 +165,17 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
     # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
     few = dataclasses.replace(settings.data, calibration_tokens=32, calibration_openings=0)
     thin = PruningSettings(damping=1e-7, damping_scale="mean")
-    health = summary.summarise(prune(dataclasses.replace(settings, data=few, pruning=thin), tmp_path), [])[
-        "health"
-    ]
+    outcome = prune(dataclasses.replace(settings, data=few, pruning=thin), tmp_path)
+    health = summary.summarise(outcome, []).health
     assert calls > 2
-    assert health["objectives_not_finite"] == calls
-    raised = health["damping_raised"]
-    assert {entry["stage"] for entry in raised} == {
+    assert health.objectives_not_finite == calls
+    raised = health.damping_raised
+    assert {entry.stage for entry in raised} == {
         "round 1/1: supernet",
         "prune uniform",
         "prune searched",
     }
-    assert all(entry["damping"] > 1e-7 for entry in raised)
+    assert all(entry.damping > 1e-7 for entry in raised)
     first, second = complaints(health)
     assert first.startswith(f"damping was raised at {len(raised)} sites whose Hessian")
     assert second == f"{calls} candidates whose objective was not finite were discarded"

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from commands import main_job
-from interrupted import Died, result
+from interrupted import Died, die_at, result
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax.cli import prune
@@ -244,11 +244,8 @@ def test_text_that_is_written_is_not_written_again(
 def interrupted(command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The finished work of a run that ended when its first round was done."""
 
-    def die(*_: Any) -> None:
-        raise Died
-
     with monkeypatch.context() as patch, contextlib.suppress(Died):
-        patch.setattr(resume, "save_round", die)
+        die_at(patch, "round")
         prune.main(command)
     return tmp_path / ".pruned.unfinished" / "finished"
 
@@ -295,16 +292,13 @@ def test_what_is_met_again_counts_once(
     def losing(net: Any, candidates: Any, *rest: Any) -> Any:
         return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))
 
-    def die(*_: Any) -> None:
-        raise Died
-
     monkeypatch.setattr(nested, "score_population", losing)
     # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
     few = ["--calibration-tokens", "32", "--calibration-openings", "0"]
     arguments = [*command, *few, "--damping", "1e-7", "--damping-scale", "mean", "--rounds", "1"]
-    for unsaved in ("save_block", "save_descent", "save_search"):
+    for unsaved in ("block", "descent", "search"):
         with monkeypatch.context() as patch, contextlib.suppress(Died):
-            patch.setattr(resume, unsaved, die)
+            die_at(patch, unsaved)
             prune.main(arguments)
     prune.main(arguments)
     prune.main([*arguments, "--output", str(tmp_path / "whole")])
@@ -378,7 +372,7 @@ def test_another_model_after_the_first_has_written_text_is_refused(
 def test_damaged_work_is_named(
     damage: str, interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    data = max((interrupted / "work-1" / "sites-1").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = max((interrupted / "work-1" / "block-1").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     if damage == "truncated":
         content = content[: len(content) // 2]
@@ -386,7 +380,7 @@ def test_damaged_work_is_named(
         content[len(content) // 2] ^= 16
     data.write_bytes(content)
     sentence = refused(command, capsys)
-    assert f"{interrupted}/work-1/sites-1 is damaged" in sentence
+    assert f"{interrupted}/work-1/block-1 is damaged" in sentence
     assert "--restart" in sentence
     prune.main([*command, "--restart"])
     assert (tmp_path / "pruned" / "summary.json").is_file()
@@ -396,7 +390,7 @@ def test_damaged_settings_are_named(
     interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = interrupted.parent / "settings.json"
-    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 1, "settings": 3}'):
+    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 2, "settings": 3}'):
         settings.write_text(content)
         sentence = refused(command, capsys)
         assert str(settings) in sentence

@@ -180,7 +180,7 @@ def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/sites-1", 0), (1, 8, "round-1", 2)]
+    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/block-1", 0), (1, 8, "round-1", 2)]
 )
 def test_a_run_goes_on_on_another_number_of_devices(
     before: int, after: int, piece: str, rounds: int, tiny_arguments: list[str], tmp_path: Path
@@ -202,6 +202,49 @@ def test_a_run_goes_on_on_another_number_of_devices(
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "moved"))
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_divided_arrays_are_saved_as_they_lie(tmp_path: Path) -> None:
+    """Nothing gathers them. They are read in any division, and their checksum does not depend on it."""
+    code = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from tyr_jax.errors import UserError
+from tyr_jax.runtime import devices
+from tyr_jax.workspace import pytrees
+from tyr_jax.workspace.store import Store
+
+store = Store(Path(sys.argv[1]))
+plain = [np.arange(16 * 24, dtype=np.float32).reshape(16, 24), np.ones((5, 3), np.float32)]
+with devices.in_use():
+    rows, columns = devices.place(plain), devices.place(plain, 1)
+    assert pytrees.encode(rows)[1]["0"] is rows[0]
+    assert len({pytrees.checksum(tree) for tree in (plain, rows, columns)}) == 1
+    store.save("piece", rows)
+    for like in (rows, columns):
+        found = store.load("piece", like=like).tree
+        for array, example, expected in zip(found, like, plain, strict=True):
+            assert array.sharding == example.sharding
+            np.testing.assert_array_equal(array, expected)
+with devices.in_use(2):
+    few = devices.place(plain)
+    assert store.load("piece", like=few).tree[0].sharding == few[0].sharding
+for array, expected in zip(store.load("piece").tree, plain, strict=True):
+    assert isinstance(array, np.ndarray)
+    np.testing.assert_array_equal(array, expected)
+for file in Path(sys.argv[1]).rglob("d/*"):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+try:
+    store.load("piece", like=columns)
+except UserError as error:
+    assert "is damaged" in str(error)
+else:
+    raise AssertionError
+"""
+    run("-c", code, str(tmp_path))
 
 
 def test_where_there_is_no_mesh_nothing_is_divided() -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
-from tyr_jax.run.resume import like_key, plain_key
 from tyr_jax.search import contract, loop
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import generation_tokens, search_many, search_on_device
@@ -21,6 +20,7 @@ from tyr_jax.search.exchange import Exchange
 from tyr_jax.search.lagrangian import connected
 from tyr_jax.search.registry import SEARCHES
 from tyr_jax.space import Budget, values_at
+from tyr_jax.workspace import pytrees
 
 pytestmark = pytest.mark.usefixtures("forget_often")
 
@@ -160,9 +160,8 @@ def test_a_search_continues_from_a_saved_state_without_compiling_again(search: S
     assert programs[-1] == programs[stages - 1]  # nothing is compiled after the first generation
     saved = states[2 * stages]
     assert search.record(saved) is not None
-    structure = jax.tree.structure(states[0])
-    assert jax.tree.structure(saved) == structure  # so that a saved state is loaded into a new one
-    leaves = [like_key(np.array(plain_key(leaf)), leaf) for leaf in jax.tree.leaves(saved)]
+    # A saved state is loaded into a new one.
+    assert jax.tree.structure(saved) == jax.tree.structure(states[0])
 
     def score(asked: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.asarray(answered(PROBLEM, Query(asked, sequences)))
@@ -170,7 +169,7 @@ def test_a_search_continues_from_a_saved_state_without_compiling_again(search: S
     def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.asarray(answered(PROBLEM, Query(levels[None], sequences, "slopes")))[0]
 
-    resumed = jax.tree.unflatten(structure, leaves)
+    resumed = pytrees.decode(*pytrees.encode(saved), like=states[0])
     again = loop.run(search, resumed, PROBLEM.space, score, done=2 * stages, slopes=slopes)
     np.testing.assert_array_equal(again, whole)
     assert len(COMPILED) == programs[-1] > 0

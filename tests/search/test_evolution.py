@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 
 from tyr_jax import space
-from tyr_jax.run.resume import like_key, plain_key
 from tyr_jax.search import contract, loop
 from tyr_jax.search.contract import SearchSpace
 from tyr_jax.search.evolution import Evolution, EvolutionState
 from tyr_jax.space import Fitness, Kind
+from tyr_jax.workspace import pytrees
 
 DEPTH, LEVELS, POOL, LENGTH = 4, 5, 12, 8
 KINDS = (Kind("attention", 6, 1), Kind("ffn", 48, 8))
@@ -220,9 +220,7 @@ def test_a_saved_search_continues_to_the_same_end(before: int) -> None:
         on_step=lambda step, state, _: states.append(state),
     )
     # Convert the state to plain arrays and back, as for a file. The step may be within a generation.
-    saved = [np.array(plain_key(leaf)) for leaf in jax.tree.leaves(states[before])]
-    leaves, structure = jax.tree.flatten(states[before])
-    restored = jax.tree.unflatten(structure, [*map(like_key, saved, leaves)])
+    restored = pytrees.decode(*pytrees.encode(states[before]), like=states[before])
     resumed = run(Recorder(noise=1.0), state=restored, done=before)
     assert int(resumed.generation) == SCHEDULE.generations
     assert (SCHEDULE.best(resumed) == whole).all()

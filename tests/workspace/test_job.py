@@ -16,6 +16,7 @@ from tyr_jax.settings import Settings
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
+from tyr_jax.workspace.records import Work
 
 SETTINGS = Settings(sparsity=(0.5,))
 
@@ -24,7 +25,7 @@ def test_a_job_goes_on_with_what_it_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     claim(path, SETTINGS)
     record = json.loads(path.read_text())
-    assert record == {"format_version": 1, "settings": asked(SETTINGS)}
+    assert record == {"format_version": 2, "settings": asked(SETTINGS)}
     claim(path, dataclasses.replace(SETTINGS, overwrite=True))
     with pytest.raises(UserError, match="used a different --seed, --sparsity; give the same"):
         claim(path, Settings(seed=1))
@@ -40,7 +41,7 @@ def test_numbers_that_are_not_finite_are_the_same_again(tmp_path: Path) -> None:
 def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     refusals = []
-    for what, record in altered({"format_version": 1, "settings": asked(SETTINGS)}):
+    for what, record in altered({"format_version": 2, "settings": asked(SETTINGS)}):
         path.write_text(json.dumps(record))
         try:
             claim(path, SETTINGS)
@@ -50,7 +51,7 @@ def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
     assert not [each for each in refusals if "--restart" not in each[1]]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", b"\xff", "[" * 5000, '{"format_version": 2}', "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", b"\xff", "[" * 5000, '{"format_version": 3}', "{}"])
 def test_what_is_no_note(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -76,7 +77,7 @@ class Killed(BaseException):
 def interrupted(settings: Job) -> None:
     """A job that has finished some work when it ends."""
     with contextlib.suppress(Killed), open_workspace(settings, QUIET) as workspace:
-        workspace.store.save("piece", facts={"a": 1})
+        workspace.store.save("piece", facts=Work(a=1))
         raise Killed
 
 
@@ -85,7 +86,7 @@ def test_seconds_of_a_stage_that_was_killed_count_once(tmp_path: Path) -> None:
     interrupted(settings)
     write_json(
         work_paths(settings.output).stage,
-        {"format_version": 1, "part": "", "stage": "search", "seconds": 40.0},
+        {"format_version": 2, "part": "", "stage": "search", "seconds": 40.0},
     )
     for _ in range(2):
         interrupted(settings)

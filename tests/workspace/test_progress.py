@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from tyr_jax.formatting import duration
-from tyr_jax.workspace.progress import Ended, Progress
+from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.records import Ended
 
 
 class Clock:
@@ -77,16 +78,20 @@ def test_times_add_up_by_name_and_nest() -> None:
     assert progress.timings == {"part": 4.0, "all": 4.0}
 
 
+def ended_after(part: str, stage: str, seconds: float) -> Ended:
+    return Ended(part=part, stage=stage, seconds=seconds)
+
+
 def test_what_an_interrupted_run_took_counts() -> None:
     clock, ended = Clock(), []
-    earlier = [Ended("", "a", 2.0), Ended("", "a", 1.0), Ended("0.5", "b", 4.0)]
+    earlier = [ended_after("", "a", 2.0), ended_after("", "a", 1.0), ended_after("0.5", "b", 4.0)]
     progress, _ = plain(clock, earlier=earlier, on_end=ended.append)
     part = progress.part("0.5")
     for stages, name in ((progress, "a"), (part, "b"), (part, "c")):
         with stages.stage(name):
             clock.now += 1.0
     assert (progress.timings, part.timings, part.shared) == ({"a": 4.0}, {"b": 5.0, "c": 1.0}, {"a": 4.0})
-    assert ended == [Ended("", "a", 1.0), Ended("0.5", "b", 1.0), Ended("0.5", "c", 1.0)]
+    assert ended == [ended_after("", "a", 1.0), ended_after("0.5", "b", 1.0), ended_after("0.5", "c", 1.0)]
 
 
 def test_signs_of_life_come_now_and_then() -> None:

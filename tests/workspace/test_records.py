@@ -1,6 +1,7 @@
 """Stored records are input. A record that was changed is either read as it is or refused in a sentence."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -17,16 +18,16 @@ from record_samples import altered, benchmark, events, recovery, summary
 from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.provenance import provenance_of
-from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.options import as_json
 from tyr_jax.recovery.loss import Loss
 from tyr_jax.recovery.train import Training
 from tyr_jax.report import card, page, tables
+from tyr_jax.report.files import summary_of
 from tyr_jax.run.summary import health
 from tyr_jax.settings import Settings
-from tyr_jax.workspace import job, records, schema
+from tyr_jax.workspace import records, schema
 from tyr_jax.workspace.events import EventLog, read_entries
-from tyr_jax.workspace.records import read_benchmark, read_recovery, read_summary
+from tyr_jax.workspace.records import Recovery, SavedSpec, Speed, StageEvent, Summary, read, versioned
 
 Read = Callable[[Path], Any]
 
@@ -36,9 +37,9 @@ def read_events_of(directory: Path) -> Any:
 
 
 READERS: dict[str, tuple[Callable[[], Any], Read]] = {
-    "summary.json": (summary, read_summary),
-    "recovery.json": (recovery, read_recovery),
-    "benchmark.json": (benchmark, read_benchmark),
+    "summary.json": (summary, functools.partial(read, Summary)),
+    "recovery.json": (recovery, functools.partial(read, Recovery)),
+    "benchmark.json": (benchmark, functools.partial(read, Speed)),
     "events.jsonl": (events, read_events_of),
 }
 EVERY = pytest.mark.parametrize("name", READERS)
@@ -71,17 +72,18 @@ def test_a_record_is_read_as_it_is(name: str, tmp_path: Path) -> None:
     record = make()
     (record[1] if isinstance(record, list) else record)["of a later day"] = {"x": [None]}
     write(tmp_path / name, record)
-    assert read(tmp_path) == record
+    found = read(tmp_path)
+    assert (found if name == "events.jsonl" else versioned(found)) == record
 
 
 def show(directory: Path) -> None:
     """Show everything that is known about a model."""
-    made, won = read_summary(directory) or {}, read_recovery(directory)
-    assert page.render(made, read_speed(directory), won)
+    made, won = summary_of(directory), read(Recovery, directory)
+    assert page.render(made, read(Speed, directory), won)
     assert card.render(made, True, won)
     assert tables.closing_tables([made])
     assert tables.closing_tables([made, made])
-    tables.complaints(made["health"])
+    tables.complaints(made.health)
     provenance = provenance_of(made, won)
     assert provenance is not None
     assert isinstance(provenance.spec, DataSpec)
@@ -114,8 +116,8 @@ def test_whatever_is_done_to_a_record(name: str, tmp_path: Path) -> None:
 def take_up(path: Path) -> None:
     """Read the records that a job reads when it continues."""
     with EventLog(path) as log:
-        assert all(job.ended_of(entry["ended"]).seconds >= 0 for entry in log.written("stage"))
-        assert health(log)["objectives_not_finite"] >= 0
+        assert all(StageEvent(**entry).ended.seconds >= 0 for entry in log.written("stage"))
+        assert health(log).objectives_not_finite >= 0
 
 
 @EVERY
@@ -226,7 +228,7 @@ def test_what_differs_within_a_recovery_or_a_benchmark(tmp_path: Path) -> None:
     record = recovery()
     record["quality"]["dense"] = {}
     write(tmp_path / "recovery.json", record)
-    assert read_recovery(tmp_path) == record
+    assert versioned(READERS["recovery.json"][1](tmp_path)) == record
     del record["fingerprints"]["words.txt"]
     write(tmp_path / "recovery.json", record)
     assert "fingerprints is a mapping of 1, but must have the same texts" in refused(
@@ -252,14 +254,14 @@ def test_a_huge_record_is_refused_at_once(tmp_path: Path) -> None:
 def test_text_that_can_be_asked_for_can_be_read_again() -> None:
     """The schema has the fields of the class that it describes, and allows what the command line allows."""
     fields = {field.name for field in dataclasses.fields(DataSpec)}
-    assert fields == set(typing.get_type_hints(records.SavedSpec))
+    assert fields == set(records.SavedSpec.model_fields)
     assert typing.get_type_hints(Loss)["goal"] == typing.get_type_hints(records.Goal)["goal"]
     assert typing.get_type_hints(Training)["method"] == typing.get_type_hints(records.Method)["method"]
     assert typing.get_type_hints(Settings)["layout"] == typing.get_type_hints(records.RunSettings)["layout"]
-    spec = records.spec_of(record_samples.spec())
+    spec = SavedSpec(**record_samples.spec()).spec()
     assert as_json(spec) == record_samples.spec()
     before = {name: value for name, value in record_samples.spec().items() if name != "self_temperature"}
-    assert records.spec_of(before) == spec
+    assert SavedSpec(**before).spec() == spec
     least = dataclasses.replace(
         DataSpec(calibration=()),
         sequence_length=2,
@@ -270,4 +272,4 @@ def test_text_that_can_be_asked_for_can_be_read_again() -> None:
     check_sizes(least)
     made = summary()
     made["settings"]["data"] = as_json(least)
-    assert not list(schema.faults_of(made, records.SUMMARY_FORMAT))
+    assert schema.parse(Summary, made, "here").settings.data.spec() == least

@@ -12,15 +12,28 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
-from tyr_jax.run import recover, resume
-from tyr_jax.workspace.store import Store
+from tyr_jax.model.prediction import Prediction
+from tyr_jax.run import resume
+from tyr_jax.run.measure import figures, qualities_of
+from tyr_jax.scoring.objective import TeacherBatch
+from tyr_jax.workspace.pytrees import SAVED
+from tyr_jax.workspace.records import (
+    DescentFacts,
+    QualityFacts,
+    RoundFacts,
+    SearchFacts,
+    TrainingFacts,
+    Work,
+)
+from tyr_jax.workspace.store import Saved, Store
 
 PIECE = {
     "weights": np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32),
     "parts": [np.arange(3), {"half": jnp.ones((2, 2), jnp.bfloat16)}],
     "number": np.float32(3),
 }
-FACTS = {"history": [0.1, 1e-30, {"x": None}], "a b/c": 1e300}
+VALUES = {"history": [0.1, 1e-30, {"x": None}], "a b/c": 1e300}
+FACTS = Work(**VALUES)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -38,11 +51,11 @@ def test_pieces_come_back(tmp_path: Path) -> None:
     again = Store(tmp_path / "a").part("b")
     saved = again.load("piece")
     assert saved is not None
-    assert same(PIECE, saved.arrays)
+    assert same(PIECE, saved.tree)
     assert saved.facts == FACTS
     facts = again.part("c").load("facts")
     assert facts is not None
-    assert (facts.arrays, facts.facts) == (None, FACTS)
+    assert (facts.tree, facts.facts) == (None, FACTS)
 
 
 def test_a_piece_can_be_replaced_and_forgotten(tmp_path: Path) -> None:
@@ -51,7 +64,7 @@ def test_a_piece_can_be_replaced_and_forgotten(tmp_path: Path) -> None:
         store.save("piece", np.full(3, number))
     saved = store.load("piece")
     assert saved is not None
-    assert saved.arrays.tolist() == [2, 2, 2]
+    assert saved.tree.tolist() == [2, 2, 2]
     store.drop("piece")
     store.drop("piece")
     assert store.load("piece") is None
@@ -60,14 +73,14 @@ def test_a_piece_can_be_replaced_and_forgotten(tmp_path: Path) -> None:
 
 def test_the_last_step_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.last_step("work") is None
+    begun = Saved(np.zeros(2))
+    assert store.last_step("work", begun) == (0, begun)
     store.save("work-x", np.ones(1))
     store.save("other-work-7", np.ones(1))
     for step in (1, 2, 10):
-        store.save_step("work", step, np.full(2, step), {"step": step})
-        last = store.last_step("work")
-        assert last is not None
-        assert (last[0], last[1].arrays.tolist(), last[1].facts) == (step, [step] * 2, {"step": step})
+        store.save_step("work", step, np.full(2, step), Work(step=step))
+        done, (tree, facts) = store.last_step("work", begun)
+        assert (done, tree.tolist(), facts) == (step, [step] * 2, Work(step=step))
     assert {path.name for path in tmp_path.iterdir()} == {"work-x", "other-work-7", "work-10"}
 
 
@@ -76,9 +89,7 @@ def test_half_of_a_piece_is_none(tmp_path: Path) -> None:
     store.save_step("work", 1, np.ones(2))
     shutil.copytree(tmp_path / "work-1", tmp_path / "work-2.orbax-checkpoint-tmp")
     shutil.copytree(tmp_path / "work-1", tmp_path / "work-3.dropped")
-    last = store.last_step("work")
-    assert last is not None
-    assert last[0] == 1
+    assert store.last_step("work", Saved(SAVED))[0] == 1
     store.save_step("work", 2, np.zeros(2))
     store.save_step("work", 3, np.zeros(2))
     store.clear()
@@ -90,7 +101,8 @@ def test_without_a_directory_nothing_is_kept() -> None:
     store.save("piece", PIECE)
     store.save_step("work", 1)
     store.clear()
-    assert (store.load("piece"), store.last_step("work")) == (None, None)
+    begun = Saved(3)
+    assert (store.load("piece"), store.last_step("work", begun)) == (None, (0, begun))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
@@ -114,33 +126,41 @@ def test_damage_is_found_or_does_no_harm(damage: str, tmp_path: Path) -> None:
             found += 1
         else:
             assert saved is not None
-            assert same(PIECE, saved.arrays)
+            assert same(PIECE, saved.tree)
             assert saved.facts == FACTS
     assert found >= 2
 
 
-@pytest.mark.parametrize(("version", "said"), [(0, "an earlier tyr_jax"), (2, "a later tyr_jax")])
+@pytest.mark.parametrize(("version", "said"), [(1, "an earlier tyr_jax"), (3, "a later tyr_jax")])
 def test_work_of_another_version_is_told(
     version: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("tyr_jax.workspace.store.FORMAT_VERSION", version)
+        patch.setattr("tyr_jax.workspace.records.Work.version", version)
         store.save_step("work", 3, PIECE, FACTS)
     with pytest.raises(UserError, match=rf"work-3 has format_version {version}.*{said}.* --restart"):
-        store.last_step("work")
+        store.last_step("work", Saved(SAVED))
+
+
+def step(name: str, tree: Any, facts: Work) -> Any:
+    """A reader of the last step of a work that begins with a pytree and facts."""
+    return lambda store: store.last_step(name, Saved(tree, facts))
+
+
+PREDICTION = Prediction(SAVED, SAVED, SAVED)
 
 
 @pytest.mark.parametrize(
     ("read", "name"),
     [
-        (resume.load_answers, "dense"),
-        (resume.load_pool, "pool"),
-        (resume.load_round, "round-1"),
-        (resume.load_descent, "descent-1"),
-        (lambda store: resume.load_search(store, np.zeros(2)), "search-1"),
-        (lambda store: resume.load_qualities(store, "uniform"), "uniform"),
-        (lambda store: recover.load_state(store, np.zeros(2)), "step-1"),  # type: ignore[arg-type]
+        (lambda store: store.load("dense", QualityFacts, {"a": PREDICTION}), "dense"),
+        (lambda store: store.load("pool", like=TeacherBatch(SAVED, PREDICTION, SAVED)), "pool"),
+        (step("round", (SAVED, {"kept": SAVED}, SAVED), RoundFacts(rounds=[])), "round-1"),
+        (step("descent", np.zeros(2), DescentFacts(history=[])), "descent-1"),
+        (step("search", np.zeros(2), SearchFacts(history=[], spent=0)), "search-1"),
+        (lambda store: store.load("uniform", QualityFacts), "uniform"),
+        (step("step", np.zeros(2), TrainingFacts(losses=[])), "step-1"),
         (lambda store: resume.check_models(store, {"model": {}}), "models"),
         (lambda store: resume.check_inputs(store, {}, print), "inputs"),
     ],
@@ -148,11 +168,10 @@ def test_work_of_another_version_is_told(
 def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Path) -> None:
     """The facts or arrays are complete, but belong to another piece."""
     right = {
-        "dense": {"a": {"perplexity": 2.0, "kl": None}},
-        "uniform": {"a": {"perplexity": 2.0, "kl": None}},
+        "dense": {"quality": {"a": {"perplexity": 2.0, "kl": None}}},
         "round-1": {"rounds": []},
         "descent-1": {"history": [[1.0, None]]},
-        "search-1": {"history": [], "spent": 0, "empty": {}},
+        "search-1": {"history": [], "spent": 0},
         "step-1": {"losses": [1.0]},
     }
     pieces = [
@@ -160,19 +179,22 @@ def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Pa
         (PIECE, {"rounds": [{}], "history": 3, "losses": ["a"]}),
         (None, {"real": 3}),
     ]
-    if name not in ("uniform", "descent-1", "models", "inputs"):
+    if name not in ("uniform", "models", "inputs"):
         pieces += [(PIECE, right.get(name, {})), ([np.ones(1)] * 3, right.get(name, {}))]
     for arrays, facts in pieces:
-        Store(tmp_path).save(name, arrays, facts)
+        Store(tmp_path).save(name, arrays, Work(**facts))
         with pytest.raises(UserError, match=rf"{name}.*--restart"):
             read(Store(tmp_path))
 
 
 def test_what_is_not_finite_is_kept_as_none(tmp_path: Path) -> None:
     store, measured = Store(tmp_path), {"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.inf)}
-    resume.save_qualities(store, "uniform", measured)
-    found = resume.load_qualities(store, "uniform")
-    assert str(found) == str({"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.nan)})
+    store.save("uniform", facts=QualityFacts(quality=figures(measured)))
+    saved = store.load("uniform", QualityFacts)
+    assert saved is not None
+    assert str(qualities_of(saved.facts.quality)) == str(
+        {"a": Quality(math.nan, 0.5), "b": Quality(2.0, math.nan)}
+    )
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:

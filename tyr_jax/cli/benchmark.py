@@ -18,9 +18,9 @@ import tyro
 from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.settings import BenchmarkSettings
-from tyr_jax.evaluation.speed import NAME
 from tyr_jax.files import write_json
 from tyr_jax.results import claimed_benchmark, update_reports
+from tyr_jax.workspace.records import Speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run(asked: BenchmarkArguments) -> None:
         UserError: a problem with the models, the output or the settings.
     """
     directory = Path(asked.pruned)
-    output = asked.output or (directory / NAME if directory.is_dir() else Path(NAME))
+    output = asked.output or (directory / Speed.file if directory.is_dir() else Path(Speed.file))
     dense, pruned = map(asked.reading.named, (asked.dense, asked.pruned))
     found = None
     try:

@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,6 +28,7 @@ from tyr_jax.report.tables import in_one_line
 from tyr_jax.run.models import NamedModel
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.cache import keep_compiled
+from tyr_jax.workspace.records import SavedSpec
 
 T = TypeVar("T")
 
@@ -234,9 +235,9 @@ def tell_written(paths: Iterable[Path]) -> None:
         say(f"written to {path}")
 
 
-def tell_model(output: object, texts: Mapping[str, Any]) -> None:
+def tell_model(output: object, texts: SavedSpec) -> None:
     """Print where a model was written, and how to measure it on the `texts` of its record."""
-    named = any(map(needs_trust, (*texts["calibration"], *texts["evaluation"])))
+    named = any(map(needs_trust, texts.sources))
     trust = ["--trust-record"] if named else []
     evaluate = shlex.join(["python", "-m", "tyr_jax.evaluate", str(output), *trust])
     say(f"written to {output}: evaluate with `{evaluate}`")

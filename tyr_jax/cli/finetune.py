@@ -45,7 +45,7 @@ def run(asked: FinetuneArguments, arguments: list[str]) -> None:
         arguments=arguments,
     )
     command.show(result.tables())
-    command.tell_model(result.name, result.recovery["text"])
+    command.tell_model(result.name, result.record.text)
 
 
 def main(arguments: list[str]) -> None:

@@ -38,13 +38,13 @@ from tyr_jax.cli import command
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
-from tyr_jax.report.tables import Record
 from tyr_jax.run.models import NamedModel
 from tyr_jax.run.prune import repositories_of
 from tyr_jax.runtime import hosts
 from tyr_jax.runtime.cache import keep_compiled
 from tyr_jax.runtime.hosts import HostSettings
 from tyr_jax.settings import PRESETS, ComponentNames, Settings, with_components
+from tyr_jax.workspace.records import Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +138,16 @@ def run(model: NamedModel, settings: Settings, arguments: list[str]) -> None:
     )
     if not hosts.is_first():
         return
-    print_results([result.summary for result in results], [result.name for result in results])
+    print_results([result.record for result in results], [result.name for result in results])
     for result, name in zip(results, repositories_of(settings), strict=False):
         command.say(f"uploaded to {result.push_to_hub(name, overwrite=settings.overwrite)}")
 
 
-def print_results(summaries: Sequence[Record], outputs: Sequence[object]) -> None:
+def print_results(summaries: Sequence[Summary], outputs: Sequence[object]) -> None:
     """Print a run's results for each of its targets, and the directories that they were written to."""
     command.show(tables.closing_tables(summaries))
-    notes = [sentence for summary in summaries for sentence in tables.complaints(summary["health"])]
+    notes = [sentence for summary in summaries for sentence in tables.complaints(summary.health)]
     for sentence in dict.fromkeys(notes):
         command.say(f"note: {sentence}")
     for summary, output in zip(summaries, outputs, strict=True):
-        command.tell_model(output, summary["settings"]["data"])
+        command.tell_model(output, summary.settings.data)

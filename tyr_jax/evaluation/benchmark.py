@@ -15,13 +15,13 @@ import numpy as np
 from tyr_jax.errors import UserError, require
 from tyr_jax.evaluation import generation
 from tyr_jax.evaluation.settings import BenchmarkSettings
-from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Timing
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig, count_parameters
 from tyr_jax.runtime.timing import medians
 from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.records import MEASURES, MODELS, Sizes, Timing
 
 Models = dict[str, LoadedModel]
 """The models, under the keys `dense` and `pruned`."""
@@ -129,8 +129,17 @@ def compare(runs: tuple[Runs, Runs], models: Models, case: Case, settings: Bench
     for measure, work, limit, unit in zip(MEASURES, runs, limits, units, strict=True):
         seconds = medians(work, settings.repeats)
         dense, pruned = (seconds[model] / unit for model in MODELS)
-        allowed = limit["dense"] / limit["pruned"]
-        timings.append(Timing(case.engine, case.length, case.batch, measure, dense, pruned, allowed))
+        timings.append(
+            Timing(
+                engine=case.engine,
+                prompt=case.length,
+                batch=case.batch,
+                measure=measure,
+                dense=dense,
+                pruned=pruned,
+                limit=limit["dense"] / limit["pruned"],
+            )
+        )
     return timings
 
 

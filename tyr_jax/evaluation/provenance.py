@@ -1,14 +1,13 @@
 """How a model was made, as far as its evaluation needs to know: the text it learnt from, and its quality
 then."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tyr_jax.data import DataSpec, fingerprint, parse_source
 from tyr_jax.data.sources import is_described, labels, leaves
-from tyr_jax.workspace.records import spec_of, written_model
+from tyr_jax.workspace.records import Recovery, Summary
 
 
 class Provenance(NamedTuple):
@@ -35,22 +34,20 @@ class Provenance(NamedTuple):
         return any(is_described(part, known) for part in parts for known in self.learnt)
 
 
-def provenance_of(
-    summary: Mapping[str, Any] | None, recovery: Mapping[str, Any] | None = None
-) -> Provenance | None:
+def provenance_of(summary: Summary | None, recovery: Recovery | None = None) -> Provenance | None:
     """The provenance that the records of a model's pruning and training give, or None without records."""
     learnt: tuple[str, ...] = ()
     found = None
     if summary:
-        spec = spec_of(summary["settings"]["data"])
-        described = [text["source"] for text in summary["texts"].values() if text["source"]]
+        spec = summary.settings.data.spec()
+        described = [text.source for text in summary.texts.values() if text.source]
         pruned_on = labels(spec.calibration)
         learnt = tuple(each for each in described if each.rpartition(" (")[0] in pruned_on)
-        measured = written_model(summary)["quality"]
-        prints = {name: text["sha256"] for name, text in summary["texts"].items() if name in measured}
-        found = Provenance(spec, learnt, prints, {n: each["perplexity"] for n, each in measured.items()})
+        measured = summary.final.quality
+        prints = {name: text.sha256 for name, text in summary.texts.items() if name in measured}
+        found = Provenance(spec, learnt, prints, {n: each.perplexity for n, each in measured.items()})
     if recovery:
-        learnt += tuple(recovery["sources"])
-        perplexities = {name: each["perplexity"] for name, each in recovery["quality"]["recovered"].items()}
-        found = Provenance(spec_of(recovery["text"]), learnt, recovery["fingerprints"], perplexities)
+        learnt += tuple(recovery.sources)
+        perplexities = {name: each.perplexity for name, each in recovery.quality.recovered.items()}
+        found = Provenance(recovery.text.spec(), learnt, recovery.fingerprints, perplexities)
     return found

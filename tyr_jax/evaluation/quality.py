@@ -5,7 +5,7 @@ Axis letters: `B` windows, `T` tokens, `D` hidden.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Self
 
 import jax
@@ -24,6 +24,7 @@ from tyr_jax.model.prediction import (
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import BatchRows, batches
+from tyr_jax.workspace import records
 
 MAX_LOG_PERPLEXITY = 700.0
 """Beyond it a float64 perplexity would overflow."""
@@ -35,15 +36,16 @@ class Quality(NamedTuple):
     perplexity: float
     kl: float
 
-    def as_json(self) -> dict[str, float | None]:
-        """The values for JSON, with None for those that are not finite."""
-        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+    def saved(self) -> records.Quality:
+        """Its record, with None for values that are not finite."""
+        found = {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+        return records.Quality(**found)
 
     @classmethod
-    def of(cls, saved: Mapping[str, float | None]) -> Self:
-        """The quality that `as_json` saved, with NaN for values that were not finite."""
-        perplexity, kl = (saved[name] for name in cls._fields)
-        return cls(math.nan if perplexity is None else perplexity, math.nan if kl is None else kl)
+    def of(cls, saved: records.Quality) -> Self:
+        """The quality in a record, with NaN for values that were not finite."""
+        found = (saved.perplexity, saved.kl)
+        return cls(*(math.nan if value is None else value for value in found))
 
 
 def mean_kl(measured: Iterable[Quality]) -> float:

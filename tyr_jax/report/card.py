@@ -16,14 +16,14 @@ from tyr_jax.report.identity import (
 )
 from tyr_jax.report.page import fate_of
 from tyr_jax.report.render import fenced, grid, markdown, markdown_table
-from tyr_jax.report.tables import Record, ffn_units, quality_table, recovery_table
-from tyr_jax.workspace.records import written_model, written_name
+from tyr_jax.report.tables import listed, quality_table, recovery_table
+from tyr_jax.workspace.records import Recovery, Summary
 
 
-def metadata(summary: Record, recovery: Record | None = None) -> str:
+def metadata(summary: Summary, recovery: Recovery | None = None) -> str:
     """The card's metadata for the hub, as YAML: dense model, its licence, datasets, perplexity by text."""
     dense = base_model(summary)
-    quality = recovery["quality"]["recovered"] if recovery else written_model(summary)["quality"]
+    quality = recovery.quality.recovered if recovery else summary.final.quality
     on_hub = hub_texts(summary, recovery)
     results = [
         EvalResult(
@@ -34,14 +34,14 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
             dataset_split=on_hub[text].split if text in on_hub else None,
             metric_type="perplexity",
             metric_name="Perplexity",
-            metric_value=round(figures["perplexity"], 4),
+            metric_value=round(figures.perplexity, 4),
         )
         for text, figures in quality.items()
-        if figures["perplexity"] is not None
+        if figures.perplexity is not None
     ]
     data = ModelCardData(
-        base_model=dense["hub_id"],
-        license=dense["licence"],
+        base_model=dense.hub_id,
+        license=dense.licence,
         datasets=datasets_of(summary, recovery) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -53,7 +53,7 @@ def metadata(summary: Record, recovery: Record | None = None) -> str:
     return data.to_yaml(line_break="\n")
 
 
-def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: bool = True) -> str:
+def render(summary: Summary, trust: bool, recovery: Recovery | None = None, gguf: bool = True) -> str:
     """The card of the model of `summary`.
 
     `trust` says whether the model comes with a modelling file, and `gguf` whether it can be written as a GGUF
@@ -61,19 +61,21 @@ def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: b
     """
     source = importlib.resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    units, dense = written_model(summary)["units"], base_model(summary)
+    dense, nouns = base_model(summary), summary.nouns
+    removed = [
+        f"{units.removed:,} of {units.total:,} {markdown(nouns[kind])}"
+        for kind, units in summary.final.units.items()
+    ]
     return environment.from_string(source).render(
         metadata=metadata(summary, recovery),
         title=markdown(title_of(summary, recovery)),
-        model=f"[{markdown(dense['name'])}](https://huggingface.co/{dense['hub_id']})"
-        if dense["hub_id"]
-        else markdown(dense["name"]),
-        heads=f"{units['attention']['removed']:,} of {units['attention']['total']:,}",
-        neurons=f"{units['ffn']['removed']:,} of {units['ffn']['total']:,}",
-        noun=ffn_units(summary),
+        model=f"[{markdown(dense.name)}](https://huggingface.co/{dense.hub_id})"
+        if dense.hub_id
+        else markdown(dense.name),
+        removed=listed(removed),
         gguf=gguf,
         choice=", in every layer alike"
-        if written_name(summary) == "uniform"
+        if summary.written_name == "uniform"
         else "; a search chose how many in each layer",
         gain=markdown(gain_of(summary, recovery)),
         figures=markdown_table(grid(quality_table(summary))),
@@ -81,6 +83,6 @@ def render(summary: Record, trust: bool, recovery: Record | None = None, gguf: b
         trust=trust,
         command=fenced(command_of(summary, recovery)),
         recovery=recovery,
-        sources=markdown(", ".join(portable_values(recovery["sources"]))) if recovery else "",
+        sources=markdown(", ".join(portable_values(recovery.sources))) if recovery else "",
         recovered=markdown_table(grid(recovery_table(recovery, digits=2))) if recovery else "",
     )

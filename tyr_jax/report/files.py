@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tyr_jax.errors import UserError
-from tyr_jax.evaluation.speed import read_speed
 from tyr_jax.files import as_text, read_json, write_text
 from tyr_jax.io import deci, hf
 from tyr_jax.io.checkpoint import load_config
@@ -11,12 +10,16 @@ from tyr_jax.io.config_values import read_values
 from tyr_jax.report import card, page, tables
 from tyr_jax.report.identity import gain_of, portable_values
 from tyr_jax.report.render import Table
-from tyr_jax.report.tables import Record
 from tyr_jax.workspace import events
-from tyr_jax.workspace.records import BENCHMARK, RECOVERY, SUMMARY, read_recovery, read_summary
+from tyr_jax.workspace.records import (
+    Recovery,
+    Speed,
+    Summary,
+    read,
+)
 
 
-def write_report(directory: Path, summary: Record, recovery: Record | None = None) -> list[Path]:
+def write_report(directory: Path, summary: Summary, recovery: Recovery | None = None) -> list[Path]:
     """Write `report.html` and `README.md` of the model in `directory`, and return their paths.
 
     `summary` is the record of its pruning, and `recovery` that of its training, if it was trained.
@@ -26,7 +29,7 @@ def write_report(directory: Path, summary: Record, recovery: Record | None = Non
     """
     trust = (directory / "modeling_pruned.py").is_file()
     files = {
-        "report.html": page.render(summary, read_speed(directory), recovery),
+        "report.html": page.render(summary, read(Speed, directory), recovery),
         "README.md": card.render(summary, trust, recovery, runs_in_llama_cpp(directory)),
     }
     try:
@@ -54,16 +57,16 @@ def renew_report(directory: Path) -> list[Path]:
     Raises:
         UserError: it is not the directory of a pruned model, or as `write_report`.
     """
-    return write_report(directory, summary_of(directory), read_recovery(directory))
+    return write_report(directory, summary_of(directory), read(Recovery, directory))
 
 
-def summary_of(directory: Path) -> Record:
+def summary_of(directory: Path) -> Summary:
     """The summary of the model in a directory.
 
     Raises:
         UserError: it is not the directory of a pruned model.
     """
-    summary = read_summary(directory)
+    summary = read(Summary, directory)
     if summary is None:
         raise UserError(
             f"{directory} has no summary.json: name a directory that `python -m tyr_jax.prune` "
@@ -78,8 +81,8 @@ def results_of(directory: Path) -> tuple[str, list[Table]]:
     Raises:
         UserError: it is not the directory of a pruned model, or has a benchmark that cannot be read.
     """
-    summary, recovery = summary_of(directory), read_recovery(directory)
-    found = tables.result_tables(summary, read_speed(directory), recovery)
+    summary, recovery = summary_of(directory), read(Recovery, directory)
+    found = tables.result_tables(summary, read(Speed, directory), recovery)
     return gain_of(summary, recovery), found
 
 
@@ -91,7 +94,7 @@ def portable_records(directory: Path) -> dict[str, str]:
         UserError: a record cannot be read.
     """
     found = {}
-    for name in (SUMMARY, RECOVERY, BENCHMARK):
+    for name in (Summary.file, Recovery.file, Speed.file):
         if (path := directory / name).is_file():
             found[name] = as_text(portable_values(read_json(path)))
     if (log := directory / events.NAME).is_file():

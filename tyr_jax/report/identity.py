@@ -6,13 +6,14 @@ Where files are on the maker's machine is private: only the last part of a path 
 import math
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from tyr_jax.data import parse_source
 from tyr_jax.data.sources import Source
 from tyr_jax.evaluation.quality import Quality, mean_kl
-from tyr_jax.report.tables import Record
-from tyr_jax.workspace.records import written_model, written_name
+from tyr_jax.workspace import records
+from tyr_jax.workspace.records import Origin, Recovery, Summary
 
 ABSOLUTE = re.compile(r"(?:~|/|[A-Za-z]:[\\/]).*[\\/](?=[^\\/])|/(?=[^/])|[A-Za-z]:[\\/](?=[^\\/])")
 """The folders of a path that starts at a root or at home."""
@@ -33,63 +34,63 @@ def portable_values(value: Any) -> Any:
     return portable(value) if isinstance(value, str) else value
 
 
-def base_model(summary: Record) -> dict[str, Any]:
+def base_model(summary: Summary) -> Origin:
     """Name, hub id and licence of the dense model, the last two if they are known."""
-    unknown = {"name": portable(summary["settings"]["model"]), "hub_id": None, "licence": None}
-    return dict(summary.get("base_model", unknown))
+    unknown = Origin(name=portable(summary.settings.model) or "model", hub_id=None, licence=None)
+    return summary.base_model or unknown
 
 
-def title_of(summary: Record, recovery: Record | None = None) -> str:
+def title_of(summary: Summary, recovery: Recovery | None = None) -> str:
     """What the model is called."""
-    pruned = f"{base_model(summary)['name']}, pruned to {summary['sparsity']['asked']:.1%} sparsity"
+    pruned = f"{base_model(summary).name}, pruned to {summary.sparsity.asked:.1%} sparsity"
     return f"{pruned} and recovered" if recovery else pruned
 
 
-def command_of(summary: Record, recovery: Record | None) -> str:
+def command_of(summary: Summary, recovery: Recovery | None) -> str:
     """The command lines that made the model."""
     jobs = {"prune": summary, "finetune": recovery}
     lines = [
-        shlex.join(["python", "-m", f"tyr_jax.{job}", *map(portable, done["arguments"])])
+        shlex.join(["python", "-m", f"tyr_jax.{job}", *map(portable, done.arguments)])
         for job, done in jobs.items()
         if done
     ]
     return "\n".join(lines)
 
 
-def datasets_of(summary: Record, recovery: Record | None = None) -> list[str]:
+def datasets_of(summary: Summary, recovery: Recovery | None = None) -> list[str]:
     """Hub datasets that the model was calibrated and trained on."""
-    trained_on = recovery["settings"]["data"] if recovery else []
-    sources = map(parse_source, [*summary["settings"]["data"]["calibration"], *trained_on])
+    trained_on = recovery.settings.data if recovery else []
+    sources = map(parse_source, [*summary.settings.data.calibration, *trained_on])
     return list(dict.fromkeys(source.name for source in sources if source.kind == "hub"))
 
 
-def hub_texts(summary: Record, recovery: Record | None = None) -> dict[str, Source]:
+def hub_texts(summary: Summary, recovery: Recovery | None = None) -> dict[str, Source]:
     """The hub datasets among the texts that the model was measured on, by the names that the texts have in
     records, with and without the owner."""
-    specs = [summary["settings"]["data"], *([recovery["text"]] if recovery else [])]
-    named = [source for spec in specs for source in (*spec["calibration"], *spec["evaluation"])]
+    specs = [summary.settings.data, *([recovery.text] if recovery else [])]
+    named = [source for spec in specs for source in spec.sources]
     found = [source for source in map(parse_source, named) if source.kind == "hub"]
     return {name: source for source in found for name in (source.label, source.label.rpartition("/")[2])}
 
 
-def kl_of(quality: Record) -> float:
+def kl_of(quality: Mapping[str, records.Quality]) -> float:
     """The mean KL of a model with this recorded quality."""
     return mean_kl(map(Quality.of, quality.values()))
 
 
-def gain_of(summary: Record, recovery: Record | None = None) -> str:
+def gain_of(summary: Summary, recovery: Recovery | None = None) -> str:
     """What pruning gained, in one sentence. If the model was then trained, its divergence is that after the
     training."""
-    final, name = written_model(summary), written_name(summary)
-    dense, size = (one["size"]["parameters"] for one in (summary["dense"], final))
+    final, name = summary.final, summary.written_name
+    dense, size = (one.size.parameters for one in (summary.dense, final))
     if recovery:
-        found, other = (kl_of(recovery["quality"][one]) for one in ("recovered", "pruned"))
+        found, other = map(kl_of, (recovery.quality.recovered, recovery.quality.pruned))
         than = "that before the training"
     else:
-        found = kl_of(final["quality"])
-        other = math.inf if name == "uniform" else kl_of(summary["uniform"]["quality"])
+        found = kl_of(final.quality)
+        other = math.inf if name == "uniform" else kl_of(summary.uniform.quality)
         than = "that of uniform pruning"
-    masked = summary["settings"]["layout"] == "masked"
+    masked = summary.settings.layout == "masked"
     kept = "It has the dense model's shapes" if masked else f"It has {1 - size / dense:.0%} fewer parameters"
     if not math.isfinite(found):
         return f"{kept}."

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from tyr_jax.evaluation.speed import MEASURES, Speed
 from tyr_jax.formatting import duration
 from tyr_jax.report import figures
 from tyr_jax.report.identity import (
@@ -21,8 +20,7 @@ from tyr_jax.report.identity import (
 )
 from tyr_jax.report.render import Grid, Row, Table, grid, html_table
 from tyr_jax.report.tables import (
-    Record,
-    ffn_units,
+    listed,
     models_of,
     number,
     quality_rows,
@@ -31,7 +29,7 @@ from tyr_jax.report.tables import (
     size_rows,
     time_table,
 )
-from tyr_jax.workspace.records import KINDS, written_model, written_name
+from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary
 
 MOST_ROUNDS = 32
 """At most this many rounds are shown layer by layer: the last ones."""
@@ -59,19 +57,23 @@ class Section(NamedTuple):
     """Whether the table holds sentences."""
 
 
-def models_grid(summary: Record, rows: Sequence[Row]) -> Grid:
+def capitalised(text: str) -> str:
+    """Text that begins a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def models_grid(summary: Summary, rows: Sequence[Row]) -> Grid:
     """Rows with a column for each model that a run compared."""
     return grid(Table(["", *models_of(summary)], rows))
 
 
-def layer_section(summary: Record, kind: str) -> Section:
+def layer_section(summary: Summary, kind: str) -> Section:
     """What each layer keeps of one kind of unit, and how that changed from round to round."""
-    noun = "heads" if kind == "attention" else ffn_units(summary).removeprefix("FFN ")
-    units = written_model(summary)["units"][kind]
-    uniform, kept = summary["uniform"]["kept"][kind], summary["distribution"][kind]
-    per_layer = units["total"] // len(kept)
-    rounds = summary["rounds"][-MOST_ROUNDS:]
-    steps = [("uniform", uniform), *((f"round {r['round']}", r["kept"][kind]) for r in rounds)]
+    noun, units = summary.nouns[kind], summary.final.units[kind]
+    uniform, kept = summary.uniform.kept[kind], summary.distribution[kind]
+    per_layer = units.total // len(kept)
+    rounds = summary.rounds[-MOST_ROUNDS:]
+    steps = [("uniform", uniform), *((f"round {each.round}", each.kept[kind]) for each in rounds)]
     numbers = [["layer", *(name for name, _ in steps)]]
     numbers += [
         [str(layer), *map(str, row)] for layer, row in enumerate(zip(*(k for _, k in steps), strict=True))
@@ -79,38 +81,38 @@ def layer_section(summary: Record, kind: str) -> Section:
     pictures = [
         Figure(
             figures.kept_bars(kept, uniform, per_layer, noun),
-            f"{noun.capitalize()} that each layer keeps, of {per_layer}; the line is the uniform share.",
+            f"{capitalised(noun)} that each layer keeps, of {per_layer}; the line is the uniform share.",
             numbers,
         )
     ]
-    if summary["rounds"]:
+    if summary.rounds:
         caption = f"The same, round by round: the more {noun} a layer keeps, the stronger the colour."
         pictures.append(Figure(figures.kept_rows(steps, per_layer, noun), caption, ()))
-    obtained = f"{units['kept']:,} of {units['total']:,} {noun} are kept"
-    return Section(f"Layers: {noun}", f"{obtained}; {units['sparsity']:.2%} are removed.", pictures)
+    obtained = f"{units.kept:,} of {units.total:,} {noun} are kept"
+    return Section(f"Layers: {noun}", f"{obtained}; {units.sparsity:.2%} are removed.", pictures)
 
 
-def search_section(summary: Record) -> Section:
+def search_section(summary: Summary) -> Section:
     """The objective over candidate-tokens."""
     rounds = [
-        [(entry["candidate_tokens"], entry["objective"], entry.get("parent")) for entry in record["history"]]
-        for record in summary["rounds"]
+        [(step.candidate_tokens, step.objective, step.parent) for step in record.history]
+        for record in summary.rounds
     ]
-    steps = [(record["round"], entry) for record in summary["rounds"] for entry in record["history"]]
+    steps = [(record.round, step) for record in summary.rounds for step in record.history]
     numbers: list[Sequence[object]] = [["round", "generation", "candidate-tokens", "objective", "parent"]]
     numbers += [
         [
             number_of_round,
-            entry["generation"],
-            f"{entry['candidate_tokens']:,}",
-            number(entry["objective"], ".4f"),
-            number(entry["parent"], ".4f") if "parent" in entry else "",
+            step.generation,
+            f"{step.candidate_tokens:,}",
+            number(step.objective, ".4f"),
+            number(step.parent, ".4f") if step.has_parent else "",
         ]
-        for number_of_round, entry in figures.thinned(steps, MOST_STEPS)
+        for number_of_round, step in figures.thinned(steps, MOST_STEPS)
     ]
     legend = Markup('<span class="key" style="background:var(--mark)"></span>winner of a generation')
-    text = f"The search was {summary['settings']['search'].get('search', 'evolution')}."
-    if any("parent" in entry for _, entry in steps):
+    text = f"The search was {summary.settings.search.search}."
+    if any(step.has_parent for _, step in steps):
         legend += Markup(
             '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on '
             "the same tokens"
@@ -123,10 +125,10 @@ def search_section(summary: Record) -> Section:
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
 
 
-def speed_section(summary: Record, speed: Speed | None) -> Section:
+def speed_section(summary: Summary, speed: Speed | None) -> Section:
     """How many times faster the model is than the dense one, or how to measure that."""
     if speed is None:
-        model = shlex.quote(portable(summary["settings"]["model"]))
+        model = shlex.quote(portable(summary.settings.model))
         line = f"python -m tyr_jax.benchmark {model} DIR"
         return Section("Speed", f"Not measured yet. Run {line} to measure it and add it here.")
     pictures = []
@@ -135,7 +137,7 @@ def speed_section(summary: Record, speed: Speed | None) -> Section:
     ):
         timings = {
             f"{timing.engine}, prompt {timing.prompt}, batch {timing.batch}": timing
-            for timing in speed.timings
+            for timing in speed.rows
             if timing.measure == measure
         }
         bars = [(name, timing.ratio, timing.limit) for name, timing in timings.items()]
@@ -149,27 +151,27 @@ def speed_section(summary: Record, speed: Speed | None) -> Section:
     return Section("Speed", f"On {speed.device}, in turn with the dense model.", pictures)
 
 
-def recovery_section(recovery: Record) -> Section:
+def recovery_section(recovery: Recovery) -> Section:
     """What training recovered."""
-    settings, tokens = recovery["settings"], recovery["trained_tokens"]
+    settings, tokens = recovery.settings, recovery.trained_tokens
     learnt = {
         "kd": "the dense model's predictions",
         "next-token": "the text",
         "kd+next-token": "the dense model's predictions and the text",
     }
-    what = "low-rank updates" if settings["training"]["method"] == "lora" else "all weights of the blocks"
+    what = "low-rank updates" if settings.training.method == "lora" else "all weights of the blocks"
     text = (
         f"After pruning, {what} were trained on {tokens:,} tokens of "
-        f"{', '.join(portable_values(recovery['sources']))} to learn {learnt[settings['loss']['goal']]}. The "
+        f"{', '.join(portable_values(recovery.sources))} to learn {learnt[settings.loss.goal]}. The "
         "tables above are from before this training."
     )
-    picture = Figure(figures.loss_line(recovery["losses"], tokens), "The loss of every step.", ())
+    picture = Figure(figures.loss_line(recovery.losses, tokens), "The loss of every step.", ())
     return Section("Recovery", text, [picture], grid(recovery_table(recovery, digits=2)))
 
 
-def sections(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Section]:
+def sections(summary: Summary, speed: Speed | None, recovery: Recovery | None) -> list[Section]:
     """The parts of the page."""
-    times = grid(time_table({**summary["shared_seconds"], **summary["seconds"]}))
+    times = grid(time_table({**summary.shared_seconds, **summary.seconds}))
     qualities, sizes = (models_grid(summary, rows) for rows in (quality_rows(summary), size_rows(summary)))
     samples = [
         Section("Samples", f"What each model writes {table.title}.", table=grid(table), words=True)
@@ -181,59 +183,58 @@ def sections(summary: Record, speed: Speed | None, recovery: Record | None) -> l
         *([recovery_section(recovery)] if recovery else []),
         Section("Size", table=sizes),
         speed_section(summary, speed),
-        *(layer_section(summary, kind) for kind in KINDS),
-        *([search_section(summary)] if summary["rounds"] else []),
-        Section("Time", f"On {summary['device']}.", table=times),
+        *(layer_section(summary, kind) for kind in summary.nouns),
+        *([search_section(summary)] if summary.rounds else []),
+        Section("Time", f"On {summary.device}.", table=times),
     ]
 
 
-def tiles(summary: Record) -> list[tuple[str, str]]:
+def tiles(summary: Summary) -> list[tuple[str, str]]:
     """The headline figures of the model that was written: (figure, name)."""
-    name, final, dense = written_name(summary), written_model(summary), summary["dense"]
-    text, quality = next(iter(final["quality"].items()))
-    gone = 1 - final["size"]["parameters"] / dense["size"]["parameters"]
+    final, dense = summary.final, summary.dense
+    text, quality = next(iter(final.quality.items()))
+    gone = 1 - final.size.parameters / dense.size.parameters
+    even = summary.uniform.quality[text]
     return [
         (
-            number(quality["perplexity"], ".2f"),
-            f"perplexity, {text}; dense {number(dense['quality'][text]['perplexity'], '.2f')}",
+            number(quality.perplexity, ".2f"),
+            f"perplexity, {text}; dense {number(dense.quality[text].perplexity, '.2f')}",
         ),
         (
-            number(quality["kl"], ".4f"),
-            f"KL to dense, {name}; uniform {number(summary['uniform']['quality'][text]['kl'], '.4f')}",
+            number(quality.kl, ".4f"),
+            f"KL to dense, {summary.written_name}; uniform {number(even.kl, '.4f')}",
         ),
-        (f"{final['size']['parameters'] / 1e6:.0f} M", f"parameters, {gone:.1%} fewer"),
-        (duration(sum({**summary["shared_seconds"], **summary["seconds"]}.values())), "to make it"),
+        (f"{final.size.parameters / 1e6:.0f} M", f"parameters, {gone:.1%} fewer"),
+        (duration(sum({**summary.shared_seconds, **summary.seconds}.values())), "to make it"),
     ]
 
 
-def recovered_tiles(summary: Record, recovery: Record) -> list[tuple[str, str]]:
+def recovered_tiles(summary: Summary, recovery: Recovery) -> list[tuple[str, str]]:
     """The headline figures of a model that was trained: (figure, name)."""
-    measured = recovery["quality"]
-    text, found = next(iter(measured["recovered"].items()))
-    before = measured["pruned"][text]
-    perplexity, was = (number(quality["perplexity"], ".2f") for quality in (found, before))
+    text, found = next(iter(recovery.quality.recovered.items()))
+    before = recovery.quality.pruned[text]
+    perplexity, was = (number(quality.perplexity, ".2f") for quality in (found, before))
     shown = [(perplexity, f"perplexity, {text}; before training {was}")]
-    if found["kl"] is not None:
-        was = number(before["kl"], ".4f")
-        shown.append((number(found["kl"], ".4f"), f"KL to dense, recovered; before training {was}"))
-    jobs = (summary["shared_seconds"], summary["seconds"], recovery["seconds"])
+    if found.kl is not None:
+        was = number(before.kl, ".4f")
+        shown.append((number(found.kl, ".4f"), f"KL to dense, recovered; before training {was}"))
+    jobs = (summary.shared_seconds, summary.seconds, recovery.seconds)
     spent = sum(sum(stages.values()) for stages in jobs)
     return [*shown, tiles(summary)[2], (duration(spent), "to make it")]
 
 
-def provenance(summary: Record) -> Grid:
+def provenance(summary: Summary) -> Grid:
     """Versions, and the texts that were used."""
-    rows: list[Sequence[object]] = [["", ""], *summary["versions"].items()]
-    for name, text in summary["texts"].items():
-        rows.append(
-            [name, f"{text['sequences']} × {text['length']} tokens, {portable(text['source'] or 'sampled')}"]
-        )
+    rows: list[Sequence[object]] = [["", ""], *summary.versions.items()]
+    for name, text in summary.texts.items():
+        source = portable(text.source or "sampled")
+        rows.append([name, f"{text.sequences} × {text.length} tokens, {source}"])
     return rows
 
 
-def fate_of(summary: Record) -> str:
+def fate_of(summary: Summary) -> str:
     """What became of the units that were pruned."""
-    masked = summary["settings"]["layout"] == "masked"
+    masked = summary.settings.layout == "masked"
     return "set to zero, in the dense model's shapes" if masked else "removed"
 
 
@@ -244,7 +245,7 @@ def templates() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
-def fragment(summary: Record, speed: Speed | None = None, recovery: Record | None = None) -> Markup:
+def fragment(summary: Summary, speed: Speed | None = None, recovery: Recovery | None = None) -> Markup:
     """The content of the page about the model of `summary`, as HTML to put into another page.
 
     `speed` is given if it was measured, and `recovery` if the model was trained.
@@ -254,20 +255,20 @@ def fragment(summary: Record, speed: Speed | None = None, recovery: Record | Non
         .get_template("fragment.html")
         .render(
             title=title_of(summary, recovery),
-            subtitle=f"{gain_of(summary, recovery)} Attention heads and {ffn_units(summary)} are "
+            subtitle=f"{gain_of(summary, recovery)} {capitalised(listed(summary.nouns.values()))} are "
             f"{fate_of(summary)}.",
             tiles=recovered_tiles(summary, recovery) if recovery else tiles(summary),
             sections=sections(summary, speed, recovery),
             table=html_table,
             command=command_of(summary, recovery),
-            settings=json.dumps(portable_values(summary["settings"]), indent=2, ensure_ascii=False),
+            settings=json.dumps(portable_values(summary.settings.as_json()), indent=2, ensure_ascii=False),
             provenance=provenance(summary),
         )
     )
     return Markup(shown)
 
 
-def render(summary: Record, speed: Speed | None = None, recovery: Record | None = None) -> str:
+def render(summary: Summary, speed: Speed | None = None, recovery: Recovery | None = None) -> str:
     """The page about the model of `summary`. The arguments are those of `fragment`."""
     shown = fragment(summary, speed, recovery)
     title = title_of(summary, recovery)

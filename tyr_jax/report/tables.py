@@ -1,18 +1,24 @@
 """Tables: a run's models, times and plan; perplexities, tasks and speed; and what training recovered."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.evaluation.speed import MEASURES, MODELS, Sizes, Speed, Timing
 from tyr_jax.formatting import duration, in_words
 from tyr_jax.planning.plan import Need
 from tyr_jax.report.render import Row, Table
-from tyr_jax.workspace.records import KINDS, PRUNED, written_model
-
-Record = Mapping[str, Any]
-"""The content of a run's `summary.json`, or of a training's `recovery.json`."""
+from tyr_jax.workspace.records import (
+    MEASURES,
+    MODELS,
+    Dense,
+    Health,
+    Recovery,
+    Sizes,
+    Speed,
+    Summary,
+    Timing,
+)
 
 
 def number(value: float | None, form: str) -> str:
@@ -22,72 +28,69 @@ def number(value: float | None, form: str) -> str:
     return f"{value:{form if abs(value) < 1e9 else '.3g'}}"
 
 
-def models_of(summary: Record) -> dict[str, Record]:
+def models_of(summary: Summary) -> dict[str, Dense]:
     """The models that a run compared, by name."""
-    return {name: summary[name] for name in ("dense", *PRUNED) if summary.get(name)}
+    return {"dense": summary.dense, **summary.pruned}
 
 
-def quality_rows(summary: Record) -> list[Row]:
+def quality_rows(summary: Summary) -> list[Row]:
     """Perplexity and KL of every model on every text."""
     rows = []
-    for text in summary["dense"]["quality"]:
-        measured = [model["quality"][text] for model in models_of(summary).values()]
-        rows.append(Row("perplexity", [number(each["perplexity"], ".2f") for each in measured], text))
-        rows.append(Row("KL to dense", [number(each["kl"], ".4f") for each in measured], text))
+    for text in summary.dense.quality:
+        measured = [model.quality[text] for model in models_of(summary).values()]
+        rows.append(Row("perplexity", [number(each.perplexity, ".2f") for each in measured], text))
+        rows.append(Row("KL to dense", [number(each.kl, ".4f") for each in measured], text))
     return rows
 
 
-def parameter_rows(models: Sequence[Record]) -> list[Row]:
+def parameter_rows(models: Sequence[Dense]) -> list[Row]:
     """Parameters in millions, and by what share they are fewer than the first model's."""
 
-    def millions(model: Record, key: str) -> str:
-        count, first = model["size"][key], models[0]["size"][key]
+    def millions(count: int, first: int) -> str:
         return f"{count / 1e6:.1f} M" + (f" (−{1 - count / first:.1%})" if count < first else "")
 
-    labels = {"parameters": "parameters", "block_parameters": "… in blocks"}
-    labels["active_parameters"] = "… used by a token"
-    there = [key for key in labels if all(key in model["size"] for model in models)]
-    return [Row(labels[key], [millions(model, key) for model in models]) for key in there]
+    sizes = [model.size for model in models]
+    counts: dict[str, list[Any]] = {
+        "parameters": [size.parameters for size in sizes],
+        "… in blocks": [size.block_parameters for size in sizes],
+        "… used by a token": [size.active_parameters for size in sizes],
+    }
+    return [
+        Row(label, [millions(count, found[0]) for count in found])
+        for label, found in counts.items()
+        if None not in found
+    ]
 
 
-def ffn_units(summary: Record) -> str:
-    """What the units of FFNs are called."""
-    pruning = summary["settings"].get("pruning")
-    if isinstance(pruning, dict) and "expert" in pruning.get("units", ()):
-        return "experts"
-    return "neurons of every expert" if "active_parameters" in summary["dense"]["size"] else "FFN neurons"
-
-
-def size_rows(summary: Record) -> list[Row]:
+def size_rows(summary: Summary) -> list[Row]:
     """Parameters, bytes and units of every model."""
     models = list(models_of(summary).values())
     rows = parameter_rows(models)
-    rows.append(Row("size", [f"{model['size']['bytes'] / 1e6:.0f} MB" for model in models]))
-    for kind, noun in zip(KINDS, ("heads", ffn_units(summary)), strict=True):
-        total = summary["uniform"]["units"][kind]["total"]
-        units = [model["units"][kind] for model in models if "units" in model]
-        rows.append(Row(f"{noun} kept", [str(total), *(str(each["kept"]) for each in units)]))
-        removed = [f"{each['removed']} ({each['sparsity']:.2%})" for each in units]
+    rows.append(Row("size", [f"{model.size.bytes / 1e6:.0f} MB" for model in models]))
+    for kind, noun in summary.nouns.items():
+        units = [model.units[kind] for model in summary.pruned.values()]
+        rows.append(Row(f"{noun} kept", [str(units[0].total), *(str(each.kept) for each in units)]))
+        removed = [f"{each.removed} ({each.sparsity:.2%})" for each in units]
         rows.append(Row("… removed", ["0", *removed]))
     return rows
 
 
-def quality_table(summary: Record) -> Table:
+def quality_table(summary: Summary) -> Table:
     """Quality and size of the dense, the uniform, the searched and the reconstructed model, if they exist."""
-    title = f"pruned to {summary['sparsity']['asked']:.1%} sparsity"
+    title = f"pruned to {summary.sparsity.asked:.1%} sparsity"
     return Table(["", *models_of(summary)], [*quality_rows(summary), *size_rows(summary)], title)
 
 
-def sample_tables(summaries: Sequence[Record]) -> list[Table]:
+def sample_tables(summaries: Sequence[Summary]) -> list[Table]:
     """What the models of a run write after its prompt, in one row each; no table if there was no prompt."""
-    prompt = summaries[0]["settings"].get("prompt")
+    prompt = summaries[0].settings.prompt
     if not prompt:
         return []
-    models = {"dense": summaries[0]["dense"]}
+    models = {"dense": summaries[0].dense}
     for summary in summaries:
-        target = f", {summary['sparsity']['asked']:.1%}" if len(summaries) > 1 else ""
-        models |= {f"{name}{target}": summary[name] for name in PRUNED if summary.get(name)}
-    rows = [Row(name, [in_one_line(model.get("sample") or "")]) for name, model in models.items()]
+        target = f", {summary.sparsity.asked:.1%}" if len(summaries) > 1 else ""
+        models |= {f"{name}{target}": model for name, model in summary.pruned.items()}
+    rows = [Row(name, [in_one_line(model.sample or "")]) for name, model in models.items()]
     return [Table(["", "writes"], rows, f"after \u201c{in_one_line(prompt)}\u201d", words=["writes"])]
 
 
@@ -103,38 +106,45 @@ def time_table(seconds: Mapping[str, float], title: str = "time") -> Table:
     return Table(["stage", ""], [*rows, total], title)
 
 
-def targets_table(summaries: Sequence[Record]) -> Table:
+def targets_table(summaries: Sequence[Summary]) -> Table:
     """Results of one run for each of its several targets."""
-    dense = summaries[0]["dense"]
-    models = [name for name in PRUNED if summaries[0].get(name)]
+    dense, models = summaries[0].dense, list(summaries[0].pruned)
     rows = []
-    for text, quality in dense["quality"].items():
-        for measure, label in (("perplexity", "perplexity"), ("kl", "KL to dense")):
-            for name in models:
-                measured = [quality, *(summary[name]["quality"][text] for summary in summaries)]
-                cells = [number(each[measure], ".4g") for each in measured]
-                rows.append(Row(f"{label}, {name}", cells, text))
-    rows += parameter_rows([dense, *map(written_model, summaries)])
-    alone = [duration(sum(summary["seconds"].values())) for summary in summaries]
+    for text, quality in dense.quality.items():
+        measured = {
+            name: [quality, *(summary.pruned[name].quality[text] for summary in summaries)] for name in models
+        }
+        for name, found in measured.items():
+            rows.append(Row(f"perplexity, {name}", [number(each.perplexity, ".4g") for each in found], text))
+        for name, found in measured.items():
+            rows.append(Row(f"KL to dense, {name}", [number(each.kl, ".4g") for each in found], text))
+    rows += parameter_rows([dense, *(summary.final for summary in summaries)])
+    alone = [duration(sum(summary.seconds.values())) for summary in summaries]
     rows.append(Row("time for this target alone", ["", *alone]))
-    asked = [f"{summary['sparsity']['asked']:.1%}" for summary in summaries]
+    asked = [f"{summary.sparsity.asked:.1%}" for summary in summaries]
     return Table(["", "dense", *asked], rows, "sparsity")
 
 
-def closing_tables(summaries: Sequence[Record]) -> list[Table]:
+def closing_tables(summaries: Sequence[Summary]) -> list[Table]:
     """Results of a run for each of its targets, and how long it took."""
     samples = sample_tables(summaries)
     if len(summaries) == 1:
-        return [quality_table(summaries[0]), *samples, time_table(summaries[0]["seconds"])]
-    shared = time_table(summaries[0]["shared_seconds"], "time shared by all targets")
+        return [quality_table(summaries[0]), *samples, time_table(summaries[0].seconds)]
+    shared = time_table(summaries[0].shared_seconds, "time shared by all targets")
     return [targets_table(summaries), *samples, shared]
 
 
-def result_tables(summary: Record, speed: Speed | None, recovery: Record | None) -> list[Table]:
+def result_tables(summary: Summary, speed: Speed | None, recovery: Recovery | None) -> list[Table]:
     """Results of a model that was written: quality and size, samples, speed, and what training recovered."""
     found = [quality_table(summary), *sample_tables([summary])]
     found += [speedup_table(speed)] if speed else []
     return found + ([recovery_table(recovery, "after recovery")] if recovery else [])
+
+
+def listed(things: Iterable[str]) -> str:
+    """Things in a sentence, such as `a, b and c`."""
+    *before, last = things
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def counted(count: int, noun: str) -> str:
@@ -142,15 +152,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def complaints(health: Record) -> list[str]:
+def complaints(health: Health) -> list[str]:
     """A run's problems in sentences, from its health record; none if there were no problems."""
-    raised, lost = health["damping_raised"], health["objectives_not_finite"]
+    raised, lost = health.damping_raised, health.objectives_not_finite
     sentences = []
     if raised:
-        worst = max(raised, key=lambda entry: entry["damping"])
+        worst = max(raised, key=lambda entry: entry.damping)
         sentences.append(
             f"damping was raised at {counted(len(raised), 'site')} whose Hessian could not be inverted "
-            f"accurately, most at {worst['site']} ({worst['stage']}), to {worst['damping']:.2g}: more "
+            f"accurately, most at {worst.site} ({worst.stage}), to {worst.damping:.2g}: more "
             "calibration text may help"
         )
     if lost:
@@ -168,14 +178,13 @@ def regained(dense: float | None, pruned: float | None, recovered: float | None)
     return f"{(worst - last) / (worst - first):.0%}" if worst > first else "–"
 
 
-def recovery_table(recovery: Record, title: str = "", digits: int = 3) -> Table:
+def recovery_table(recovery: Recovery, title: str = "", digits: int = 3) -> Table:
     """Perplexities before and after a training."""
-    measured = recovery["quality"]
-    models = [name for name in ("dense", "pruned", "recovered") if measured[name]]
+    models = recovery.quality.models
     compared = "dense" in models
     rows = []
-    for text in measured["pruned"]:
-        values = [measured[name][text]["perplexity"] for name in models]
+    for text in recovery.quality.pruned:
+        values = [quality[text].perplexity for quality in models.values()]
         share = [regained(*values)] if compared else []
         rows.append(Row(text, [*(number(value, f".{digits}f") for value in values), *share]))
     corner = "" if title else "perplexity"
@@ -215,7 +224,7 @@ def task_table(model: str, scores: Sequence[TaskScore]) -> Table:
 def speedup_table(speed: Speed) -> Table:
     """How many times faster a pruned model is than the dense one."""
     rows: dict[str, dict[str, str]] = {}
-    for timing in speed.timings:
+    for timing in speed.rows:
         run = f"{timing.engine}, prompt of {timing.prompt} tokens, batch of {timing.batch}"
         rows.setdefault(run, {})[timing.measure] = f"{timing.ratio:.2f}×"
     cells = [Row(run, [ratios.get(measure, "") for measure in MEASURES]) for run, ratios in rows.items()]

@@ -12,8 +12,11 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.run import resume
+from tyr_jax.workspace import records
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.pytrees import SAVED
+from tyr_jax.workspace.records import QualityFacts
 from tyr_jax.workspace.store import Store
 
 Qualities = dict[str, Quality]
@@ -58,10 +61,11 @@ def measure_dense(
     """
     count = sum(map(len, windows.values()))
     with job.progress.stage("evaluate dense", count, "windows") as stage:
-        answers = resume.load_answers(job.store)
-        if answers is not None:
+        like = dict.fromkeys(windows, Prediction(SAVED, SAVED, SAVED))
+        saved = job.store.load("dense", QualityFacts, like)
+        if saved is not None:
             stage.advance(count, note=resume.KEPT)
-            return EvaluationTexts(windows, answers[0]), answers[1]
+            return EvaluationTexts(windows, saved.tree), qualities_of(saved.facts.quality)
         dense, measured = {}, {}
         for name, text in windows.items():
             dense[name], measured[name] = quality.measure_dense(
@@ -69,7 +73,7 @@ def measure_dense(
             )
             if not np.isfinite(dense[name].normaliser).all():
                 raise overflow(f"{model.source} on {name}")
-    resume.save_answers(job.store, (dense, measured))
+    job.store.save("dense", dense, QualityFacts(quality=figures(measured)))
     log_quality(job, "dense", measured)
     return EvaluationTexts(windows, dense), measured
 
@@ -77,24 +81,31 @@ def measure_dense(
 def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
     """Quality of the model called `name` on every text; its KL divergence is NaN without a dense model."""
     with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
-        measured = resume.load_qualities(job.store, name)
-        if measured is not None:
+        saved = job.store.load(name, QualityFacts)
+        if saved is not None:
             stage.advance(texts.number, note=resume.KEPT)
-            return measured
+            return qualities_of(saved.facts.quality)
         measured = {
             text: quality.measure(params, windows, config, texts.dense.get(text), stage.advance)
             for text, windows in texts.windows.items()
         }
-    resume.save_qualities(job.store, name, measured)
+    job.store.save(name, facts=QualityFacts(quality=figures(measured)))
     log_quality(job, name, measured)
     return measured
 
 
 def log_quality(job: Job, name: str, measured: Qualities) -> None:
     """Log the quality of the model called `name`."""
-    job.events.write("quality", model=name, texts=figures(measured))
+    job.events.write(
+        "quality", model=name, texts={text: each.as_json() for text, each in figures(measured).items()}
+    )
 
 
-def figures(measured: Qualities) -> dict[str, dict[str, float | None]]:
-    """Qualities as JSON values."""
-    return {text: each.as_json() for text, each in measured.items()}
+def figures(measured: Qualities) -> dict[str, records.Quality]:
+    """Qualities for a record."""
+    return {text: each.saved() for text, each in measured.items()}
+
+
+def qualities_of(saved: Mapping[str, records.Quality]) -> Qualities:
+    """The qualities that `figures` prepared for a record."""
+    return {text: Quality.of(each) for text, each in saved.items()}

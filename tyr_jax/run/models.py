@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.results import ModelResult
 from tyr_jax.runtime import devices, offload
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import read_recovery, read_summary
+from tyr_jax.workspace.records import Recovery, Summary, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,6 @@ class NamedModel:
 AnyModel = str | os.PathLike[str] | NamedModel | LoadedModel | ModelResult
 """A directory, a .gguf file, a hub id or `builtin`, by itself or with keys to ignore; a loaded model; or the
 result of a job."""
-
-Record = dict[str, Any]
 
 
 class GivenModel(NamedTuple):
@@ -69,15 +67,15 @@ class GivenModel(NamedTuple):
             return self.given
         return self.given.model if isinstance(self.given, ModelResult) else None
 
-    def records(self) -> tuple[Record | None, Record | None]:
+    def records(self) -> tuple[Summary | None, Recovery | None]:
         """(summary of its pruning, record of its training), each None if there is none.
 
         Raises:
             UserError: there is one, but it cannot be read.
         """
         if isinstance(self.given, ModelResult):
-            return self.given.summary, self.given.recovery
-        return read_summary(self.name), read_recovery(self.name)
+            return self.given.records()
+        return read(Summary, self.name), read(Recovery, self.name)
 
     def config(self) -> tuple[ModelConfig, np.dtype]:
         """Its configuration and the dtype of its stored weights. If it is only named, nothing else is read.

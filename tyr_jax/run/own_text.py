@@ -19,7 +19,7 @@ from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.run import resume
 from tyr_jax.runtime import cache, devices
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.store import Store
+from tyr_jax.workspace.store import Saved, Store
 
 LEAST_TOKENS = 4096
 """Shorter texts are not cached: they take seconds."""
@@ -47,13 +47,12 @@ def own_text(
     check_length("--sequence-length or --search-length", length, model)
     file = cache_file(model, shape, seed, temperature)
     with progress.stage("self-generated text", count * length, "tokens") as stage:
-        last = store.last_step("written")
-        if last is None and (cached := cached_text(file, shape)) is not None:
+        done, (texts, _) = store.last_step("written", Saved(np.zeros((0, length), np.int32)))
+        if not done and (cached := cached_text(file, shape)) is not None:
             stage.advance(cached.size, note="from the cache")
             store.save_step("written", count, cached)
             return cached
-        texts = np.zeros((0, length), np.int32) if last is None else np.asarray(last[1].arrays)
-        if texts.size:
+        if done:
             stage.advance(texts.size, note=resume.KEPT)
         arguments = model.params, model.config, separator_of(model), count, length, seed, temperature
         for group in writing.write_texts(*arguments, stage.advance, len(texts)):

@@ -10,7 +10,7 @@ are the progress display, the event log, and what is saved for an interrupted ru
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from tyr_jax.run.rounds import (
 from tyr_jax.run.samples import sample_of
 from tyr_jax.runtime import devices
 from tyr_jax.space import LevelGrid
+from tyr_jax.workspace import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +67,14 @@ class Outcome:
     target: Target
     uniform: Pruned
     searched: Pruned | None
-    rounds: list[dict[str, Any]]
+    rounds: list[records.Round]
     reconstructed: Pruned | None = None
 
     @property
-    def written(self) -> str:
+    def written(self) -> Literal["uniform", "searched", "reconstructed"]:
         """Which model to write: the reconstructed one if training lowered the KL on held-out text; else the
         searched one, or the uniform one if there was no search."""
-        found = "searched" if self.searched else "uniform"
+        found: Literal["uniform", "searched"] = "searched" if self.searched else "uniform"
         pruned, learnt = getattr(self, found), self.reconstructed
         return "reconstructed" if learnt and self.held_out_kl(learnt) < self.held_out_kl(pruned) else found
 

@@ -19,6 +19,7 @@ from tyr_jax.run.summary import summarise
 from tyr_jax.runtime import hosts
 from tyr_jax.settings import Settings, validate
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
+from tyr_jax.workspace.records import versioned
 
 
 def anchor(settings: Settings) -> Settings:
@@ -75,7 +76,7 @@ def finish(outcome: Outcome, part: str, workspace: Workspace, arguments: Sequenc
     """The result for a target, written to its part of the output directory, if there is one."""
     settings, events, model = outcome.run.settings, outcome.run.events, outcome.model
     if workspace.staging is None:
-        return PruneResult(lambda: model, summarise(outcome, arguments), events)
+        return PruneResult(lambda: model, versioned(summarise(outcome, arguments)), events)
     write_weights(workspace.staging / part, model, outcome.run.progress)
     summary = summarise(outcome, arguments)
     write_records(workspace.staging / part, summary)
@@ -88,4 +89,4 @@ def finish(outcome: Outcome, part: str, workspace: Workspace, arguments: Sequenc
         offload=settings.offload,
         ignore_keys=tuple(model.hf_config),
     )
-    return PruneResult(read, summary, events, directory=written)
+    return PruneResult(read, versioned(summary), events, directory=written)

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,17 +21,17 @@ from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import TrainingRows
 from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape, validate
-from tyr_jax.recovery.train import Models, Plan, State
+from tyr_jax.recovery.train import Models, Plan
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
 from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
-from tyr_jax.run.models import GivenModel, NamedModel, Record, load, read_paths
+from tyr_jax.run.models import GivenModel, NamedModel, load, read_paths
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
-from tyr_jax.workspace.records import FORMAT_VERSION, TRAINING_FACTS
-from tyr_jax.workspace.store import Store
+from tyr_jax.workspace.records import Recovery, RecoveryQuality, Summary, TrainingFacts, versioned
+from tyr_jax.workspace.store import Saved, Store
 
 OWN_TEXT = 1
 """Distinguishes the seed of text that the dense model generates from other seeds."""
@@ -55,7 +55,7 @@ class Task(NamedTuple):
     """
 
     model: LoadedModel
-    summary: Record | None
+    summary: Summary | None
     teacher: LoadedModel | None
     rows: Examples
     passes: dict[str, float]
@@ -107,7 +107,7 @@ def load_teacher(settings: RecoverySettings, given: Given, model: LoadedModel) -
             )
         # The keys of the pruned model that no family knows are the dense model's.
         ignored = (*given.model.ignore_keys, *model.hf_config)
-        named = GivenModel(NamedModel(str(summary["settings"]["model"]), ignored))
+        named = GivenModel(NamedModel(summary.settings.model, ignored))
         if named.name != BUILTIN and not settings.trust_record:
             raise UserError(
                 f"the record of {settings.model} says that it was pruned from {named.name}: if you trust the "
@@ -191,28 +191,15 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     taught = None if teacher is None else teacher.config
     plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]
-    also = {"step_rows": rows_of_step}
     resume.check_models(workspace.store, models)
-    resume.check_inputs(workspace.store, inputs, workspace.progress.log, also)
+    resume.check_inputs(workspace.store, inputs, workspace.progress.log, rows_of_step)
     return Task(model, summary, teacher, rows, passes, spec, windows, plan)
 
 
 def load_step_rows(store: Store, settings: RecoverySettings) -> int:
     """Rows of a step: as many as when training began, even if the number of devices has changed since."""
     begun = resume.begun_with(store)
-    return step_rows(settings) if begun is None else int(begun["step_rows"])
-
-
-def load_state(store: Store, begun: State) -> tuple[int, State, list[float]]:
-    """(steps done, the state after them, their losses) as saved; `(0, begun, [])` if nothing is saved."""
-    last = store.last_step("step", TRAINING_FACTS)
-    if last is None:
-        return 0, begun, []
-    done, saved = last
-    with store.reading(f"step-{done}"):
-        leaves = [jnp.asarray(array) for array in saved.arrays]
-        state = jax.tree.unflatten(jax.tree.structure(begun), leaves)
-    return done, state, saved.facts["losses"]
+    return step_rows(settings) if begun is None or begun.step_rows is None else begun.step_rows
 
 
 def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) -> tuple[Any, list[float]]:
@@ -221,8 +208,9 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
     Raises:
         UserError: the loss is not finite.
     """
-    begun = train.begin(task.model.params, task.plan, settings.seed)
-    done, state, losses = load_state(workspace.store, begun)
+    begun = Saved(train.begin(task.model.params, task.plan, settings.seed), TrainingFacts(losses=[]))
+    done, (state, facts) = workspace.store.last_step("step", begun)
+    losses = facts.losses
     models = Models(
         adapters.frozen(task.model.params, settings.training.method),
         None if task.teacher is None else task.teacher.params,
@@ -242,7 +230,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
                 )
             workspace.events.write("step", step=number, loss=losses[-1])
             if number % settings.save_every == 0 or number == task.plan.steps:
-                workspace.store.save_step("step", number, jax.tree.leaves(state), {"losses": losses})
+                workspace.store.save_step("step", number, state, TrainingFacts(losses=losses))
             stage.advance(tokens, note=f"loss {losses[-1]:.4f}")
     return state.trained, losses
 
@@ -279,23 +267,29 @@ def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Ta
     return Trained(final, {"dense": dense, "pruned": before, "recovered": after}, losses)
 
 
-def record_of(settings: RecoverySettings, request: Request, task: Task, trained: Trained) -> dict[str, Any]:
-    """The record of the training, its inputs and its results, as JSON values."""
+def record_of(
+    settings: RecoverySettings,
+    request: Request,
+    task: Task,
+    trained: Trained,
+    seconds: Mapping[str, float],
+) -> Recovery:
+    """The record of the training, its inputs and its results, which took so many `seconds` by stage."""
     sources = leaves(map(parse_source, settings.data))
-    return {
-        "format_version": FORMAT_VERSION,
-        "arguments": list(request.arguments),
-        "settings": as_json(settings),
-        "versions": versions(PACKAGES),
-        "sources": [describe(source) for source in sources],
-        "text": as_json(task.spec),
-        "fingerprints": {name: fingerprint(windows) for name, windows in task.windows.items()},
-        "passes": {label: round(times, 2) for label, times in task.passes.items()},
-        "learning_rate": settings.training.rate(task.model.config.hidden),
-        "trained_tokens": task.rows.tokens.size,
-        "losses": trained.losses,
-        "quality": {model: figures(measured) for model, measured in trained.quality.items()},
-    }
+    return Recovery(
+        arguments=list(request.arguments),
+        settings=as_json(settings),
+        versions=versions(PACKAGES),
+        sources=[describe(source) for source in sources],
+        text=as_json(task.spec),
+        fingerprints={name: fingerprint(windows) for name, windows in task.windows.items()},
+        passes={label: round(times, 2) for label, times in task.passes.items()},
+        learning_rate=settings.training.rate(task.model.config.hidden),
+        trained_tokens=task.rows.tokens.size,
+        losses=trained.losses,
+        quality=RecoveryQuality(**{name: figures(each) for name, each in trained.quality.items()}),
+        seconds=rounded(seconds),
+    )
 
 
 def recover(settings: RecoverySettings, request: Request, given: Given) -> RecoverResult:
@@ -313,13 +307,14 @@ def recover(settings: RecoverySettings, request: Request, given: Given) -> Recov
         trained = train_and_measure(settings, workspace, task)
         if workspace.staging is not None:
             write_weights(workspace.staging, trained.model, workspace.progress)
-        record = record_of(settings, request, task, trained)
-        record["seconds"] = rounded(workspace.progress.timings)
+        record = record_of(settings, request, task, trained, workspace.progress.timings)
+        made = None if task.summary is None else versioned(task.summary)
+        records = made, workspace.events, versioned(record)
         if workspace.staging is None:
-            return RecoverResult(lambda: trained.model, task.summary, workspace.events, record)
+            return RecoverResult(lambda: trained.model, *records)
         write_records(workspace.staging, task.summary, record)
     keys = tuple(trained.model.hf_config)
     read = functools.partial(
         load_model, str(settings.output.resolve()), settings.compute_dtype, ignore_keys=keys
     )
-    return RecoverResult(read, task.summary, workspace.events, record, settings.output)
+    return RecoverResult(read, *records, settings.output)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
+from tyr_jax.model.prediction import Prediction
 from tyr_jax.options import as_json
 from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
 from tyr_jax.pruning.prices import Pricing, level_prices
@@ -29,7 +31,10 @@ from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search import loop, surrogate
 from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
 from tyr_jax.space import Budget, Kind, LevelGrid, Levels
-from tyr_jax.workspace.store import Store
+from tyr_jax.workspace import records
+from tyr_jax.workspace.pytrees import SAVED
+from tyr_jax.workspace.records import DescentFacts, SearchFacts, Step
+from tyr_jax.workspace.store import Saved, Store
 
 Tell = Callable[[int], None]
 """Callback that is given the amount of work just done."""
@@ -49,7 +54,7 @@ class SearchProgress:
 
     kept: np.ndarray
     grid: LevelGrid
-    rounds: list[dict[str, Any]]
+    rounds: list[records.Round]
     ranks: Ranks = dataclasses.field(default_factory=dict)
     supernet: Supernet | None = None
 
@@ -188,9 +193,9 @@ class Round:
         return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
-def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]:
+def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float | None]]]:
     """Step down the objective's slopes from `start [S, L]`: the levels `[S, L]` reached, and the objectives
-    on the way."""
+    on the way, None for each that was not finite."""
     settings, sequences = this.run.settings, len(this.pool.tokens)
     steps, length = settings.rounds.descent_steps, settings.data.search_length
     count = settings.descent_sequences(sequences)
@@ -198,7 +203,8 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
     orders = [rng.permutation(sequences) for _ in range(steps)]
     # Tokens of the slopes, and candidate-tokens of the proposals and of the levels they start from.
     cost = (2 + len(surrogate.CAUTIONS)) * count * length
-    done, levels, history = resume.load_descent(this.store) or (0, start, [])
+    done, (levels, facts) = this.store.last_step("descent", Saved(start, DescentFacts(history=[])))
+    history = facts.history
     with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
         if done:
             stage.advance(done * cost, note=resume.KEPT)
@@ -210,11 +216,11 @@ def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, resume.History]
                 levels, this.sites, this.budget, slopes, score, sloped, scored
             )
             history = [*history, *([as_json(objectives)] if objectives else [])]
-            resume.save_descent(this.store, step + 1, levels, history)
+            this.store.save_step("descent", step + 1, levels, DescentFacts(history=history))
     return levels, history
 
 
-def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]]:
+def run_search(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
     """Search from `start`: the levels `[S, L]` found, and a record of every step that has one.
 
     Raises:
@@ -223,8 +229,9 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
     run, search = this.run, this.run.settings.search
     space = this.space()
     key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
-    begun = loop.begin(search, key, start, space)
-    done, state, history, spent = resume.load_search(this.store, begun)
+    begun = Saved(loop.begin(search, key, start, space), SearchFacts(history=[], spent=0))
+    done, (state, facts) = this.store.last_step("search", begun)
+    history, spent = facts.history, facts.spent
     with guarded(search, "queries"):
         total = search.candidate_tokens(space)
     with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
@@ -248,12 +255,13 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[dict[str, Any]]
                 return
             noted = loop.checked_record(search, record)
             entry = as_json({"generation": step, "objective": float(answer.min()), **noted})
-            history.append(entry | {"candidate_tokens": spent})
+            entry |= {"candidate_tokens": spent}
+            history.append(Step(**entry))
             best = entry["objective"]
             told = "not finite" if best is None else f"{best:.4f}"
             stage.advance(0, f"generation {entry['generation']}, objective {told}")
-            resume.save_search(this.store, step, state, history, spent)
-            run.events.write("generation", round=this.number, **history[-1])
+            this.store.save_step("search", step, state, SearchFacts(history=history, spent=spent))
+            run.events.write("generation", round=this.number, **entry)
 
         slopes = functools.partial(this.slopes, on_tokens=lambda tokens: spend(SLOPE_COST * tokens))
         return loop.run(search, state, space, score, done, on_step, slopes), history
@@ -335,17 +343,24 @@ def search_round(
     kept = space.kept_units(grid, levels)
     if target.limits:
         kept = widened(kept, target.spare(prices, levels), levels, this)
-    steps = by_kind(dense.kinds, grid.step)
-    record = {"round": number, "step": steps, "descent": descent, "kept": by_kind(dense.kinds, kept)}
+    record = records.Round(
+        round=number,
+        step=by_kind(dense.kinds, grid.step),
+        descent=descent,
+        kept=by_kind(dense.kinds, kept),
+        history=history,
+    )
     if for_models is not None:
         found = nested.restored(net, supernet, model.config, scratch=scratch)
         for_models = put_back(for_models, found, shared_weights)
     searched = built if shared is None else progress.grid
-    entry = record | {"history": history}
     settled = ranks if target.limits else {}
-    progress = SearchProgress(kept, searched, [*progress.rounds, entry], settled, for_models)
-    resume.save_round(run.store, progress.kept, progress.grid, progress.rounds, progress.ranks)
-    run.events.write("round", **record)
+    progress = SearchProgress(kept, searched, [*progress.rounds, record], settled, for_models)
+    tree = progress.kept, vars(progress.grid), progress.ranks or None
+    run.store.save_step("round", number, tree, records.RoundFacts(rounds=progress.rounds))
+    run.events.write(
+        "round", **{name: value for name, value in record.as_json().items() if name != "history"}
+    )
     return progress
 
 
@@ -393,13 +408,13 @@ def search_pool(run: Run, dense: Dense) -> TeacherBatch:
     """The search text with the dense model's predictions."""
     text = dense.splits.search
     with run.progress.stage("dense model's predictions on the search text", len(text), "sequences") as stage:
-        pool = resume.load_pool(run.store)
-        if pool is None:
-            model, objective = dense.model, run.settings.objective
-            pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
-            resume.save_pool(run.store, pool)
-        else:
+        saved = run.store.load("pool", like=TeacherBatch(SAVED, Prediction(SAVED, SAVED, SAVED), SAVED))
+        if saved is not None:
             stage.advance(len(text), note=resume.KEPT)
+            return jax.tree.map(jnp.asarray, saved.tree)
+        model, objective = dense.model, run.settings.objective
+        pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
+        run.store.save("pool", pool)
     return pool
 
 
@@ -417,8 +432,9 @@ def search(
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
     """Where the search stood when it was interrupted; `start` if no round was finished."""
-    kept = resume.load_round(run.store)
-    return SearchProgress(*kept) if kept else start
+    begun = Saved((start.kept, vars(start.grid), None), records.RoundFacts(rounds=[]))
+    done, ((kept, grid, ranks), facts) = run.store.last_step("round", begun)
+    return SearchProgress(kept, LevelGrid(**grid), facts.rounds, ranks or {}) if done else start
 
 
 def first_rounds(

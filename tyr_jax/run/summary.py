@@ -1,9 +1,8 @@
-"""What a run found for a target, as the JSON of `summary.json`."""
+"""What a run found for a target: its `summary.json`."""
 
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,32 +16,44 @@ from tyr_jax.run.measure import figures
 from tyr_jax.run.pipeline import Outcome, Pruned
 from tyr_jax.run.rounds import by_kind
 from tyr_jax.workspace.events import EventLog
-from tyr_jax.workspace.records import FORMAT_VERSION
+from tyr_jax.workspace.records import (
+    PRUNED,
+    Damped,
+    Dense,
+    Health,
+    PrunedModel,
+    Size,
+    Sparsity,
+    Summary,
+    Text,
+    Units,
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 
 
-def size(config: ModelConfig, dtype: np.dtype) -> dict[str, int]:
+def size(config: ModelConfig, dtype: np.dtype) -> Size:
     """Parameters inside the blocks, parameters in total, and the bytes that these take in `dtype`. Of a
     mixture of experts, also the parameters that a token uses."""
     block, total = count_parameters(config)
     used = {"active_parameters": sum(active_size(spec, config) for spec in all_specs(config))}
-    counts = {"block_parameters": block, "parameters": total} | (used if config.experts else {})
-    return counts | {"bytes": total * dtype.itemsize}
+    return Size(
+        block_parameters=block,
+        parameters=total,
+        **(used if config.experts else {}),
+        bytes=total * dtype.itemsize,
+    )
 
 
-def units(outcome: Outcome, pruned: Pruned) -> dict[str, dict[str, Any]]:
+def units(outcome: Outcome, pruned: Pruned) -> dict[str, Units]:
     """For each kind: the units it had, keeps and loses, and the resulting sparsity."""
-    depth = outcome.dense.model.config.depth
     result = {}
-    for row, kind in enumerate(outcome.dense.kinds):
-        total, kept = int(kind.most(depth).sum()), int(pruned.kept[row].sum())
-        result[kind.name] = {
-            "total": total,
-            "kept": kept,
-            "removed": total - kept,
-            "sparsity": 1 - kept / total,
-        }
+    config = outcome.dense.model.config
+    nouns = {kind.name: kind.noun for kind in outcome.run.settings.pruning.site_kinds(config)}
+    for kind, layers in zip(outcome.dense.kinds, pruned.kept, strict=True):
+        total, kept = int(kind.most(config.depth).sum()), int(layers.sum())
+        lost, share = total - kept, 1 - kept / total
+        result[kind.name] = Units(total=total, kept=kept, removed=lost, sparsity=share, noun=nouns[kind.name])
     return result
 
 
@@ -60,30 +71,30 @@ def resources_left(outcome: Outcome) -> dict[str, float]:
     return {name: pricing.blocks(final.layers) / pricing.blocks() for name, pricing in pricings.items()}
 
 
-def describe(outcome: Outcome, pruned: Pruned) -> dict[str, Any]:
+def describe(outcome: Outcome, pruned: Pruned) -> PrunedModel:
     """One pruned model: units per layer, sparsity obtained, size and quality."""
-    return {
-        "kept": by_kind(outcome.dense.kinds, pruned.kept),
-        "units": units(outcome, pruned),
-        "size": size(pruned.config, outcome.dense.dtype),
-        "quality": figures(pruned.quality),
-        "sample": pruned.sample,
-    }
+    return PrunedModel(
+        kept=by_kind(outcome.dense.kinds, pruned.kept),
+        units=units(outcome, pruned),
+        size=size(pruned.config, outcome.dense.dtype),
+        quality=figures(pruned.quality),
+        sample=pruned.sample,
+    )
 
 
-def health(events: EventLog) -> dict[str, Any]:
+def health(events: EventLog) -> Health:
     """What a run had to work around: sites whose damping was raised because their Hessian could not be
     inverted accurately (to what, and in which stage), and the number of candidates whose objective was not
     finite."""
     # An interrupted run logs a problem again if the work in which it met it was not saved.
     raised = {(entry["stage"], entry["site"]): entry for entry in events.written("damping raised")}
     lost = {(entry["stage"], entry["step"]): entry for entry in events.written("objective not finite")}
-    return {
-        "damping_raised": [
-            {name: entry[name] for name in ("stage", "site", "damping")} for entry in raised.values()
+    return Health(
+        damping_raised=[
+            Damped(**{name: each[name] for name in Damped.model_fields}) for each in raised.values()
         ],
-        "objectives_not_finite": sum(entry["candidates"] for entry in lost.values()),
-    }
+        objectives_not_finite=sum(entry["candidates"] for entry in lost.values()),
+    )
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -97,50 +108,47 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 1) for name, value in seconds.items()}
 
 
-def summarise(outcome: Outcome, arguments: Sequence[str]) -> dict[str, Any]:
-    """Everything needed to judge and to repeat what a run did for one target, as JSON values."""
+def summarise(outcome: Outcome, arguments: Sequence[str]) -> Summary:
+    """Everything needed to judge and to repeat what a run did for one target."""
     dense, settings = outcome.dense, outcome.run.settings
     texts = {
         "calibration": dense.splits.calibration,
         "search": dense.splits.search,
         **dense.splits.evaluation,
     }
-    searched, learnt = outcome.searched, outcome.reconstructed
-    return {
-        "format_version": FORMAT_VERSION,
-        "arguments": list(arguments),
-        "settings": as_json(settings),
-        "versions": versions(PACKAGES),
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "sparsity": {
-            "asked": outcome.target.sparsity,
-            "budget": outcome.run.settings.pruning.budget,
-            "parameters": parameters_removed(outcome),
-            "left": resources_left(outcome),
-            **{k: u["sparsity"] for k, u in units(outcome, outcome.final).items()},
-        },
-        "base_model": as_json(dense.model.origin),
-        "distribution": by_kind(dense.kinds, outcome.final.kept),
-        "dense": {
-            "size": size(dense.model.config, dense.model.stored_dtype),
-            "quality": figures(dense.quality),
-            "sample": dense.sample,
-        },
-        "uniform": describe(outcome, outcome.uniform),
-        "searched": None if searched is None else describe(outcome, searched),
-        "reconstructed": None if learnt is None else describe(outcome, learnt),
-        "written": outcome.written,
-        "rounds": outcome.rounds,
-        "health": health(outcome.run.events),
-        "texts": {
-            name: {
-                "sequences": len(tokens),
-                "length": int(np.shape(tokens)[1]),
-                "sha256": fingerprint(tokens),
-                "source": dense.splits.sources.get(name),
-            }
+    pruned = {name: getattr(outcome, name) for name in PRUNED}
+    return Summary(
+        arguments=list(arguments),
+        settings=as_json(settings),
+        versions=versions(PACKAGES),
+        device=f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        sparsity=Sparsity(
+            asked=outcome.target.sparsity,
+            budget=settings.pruning.budget,
+            parameters=parameters_removed(outcome),
+            left=resources_left(outcome),
+            **{kind: each.sparsity for kind, each in units(outcome, outcome.final).items()},
+        ),
+        base_model=as_json(dense.model.origin),
+        distribution=by_kind(dense.kinds, outcome.final.kept),
+        dense=Dense(
+            size=size(dense.model.config, dense.model.stored_dtype),
+            quality=figures(dense.quality),
+            sample=dense.sample,
+        ),
+        **{name: model and describe(outcome, model) for name, model in pruned.items()},
+        written=outcome.written,
+        rounds=outcome.rounds,
+        health=health(outcome.run.events),
+        texts={
+            name: Text(
+                sequences=len(tokens),
+                length=int(np.shape(tokens)[1]),
+                sha256=fingerprint(tokens),
+                source=dense.splits.sources.get(name),
+            )
             for name, tokens in texts.items()
         },
-        "seconds": rounded(outcome.run.progress.timings),
-        "shared_seconds": rounded(outcome.run.progress.shared),
-    }
+        seconds=rounded(outcome.run.progress.timings),
+        shared_seconds=rounded(outcome.run.progress.shared),
+    )

@@ -11,8 +11,8 @@ from typing import Any
 from tyr_jax.errors import UserError
 from tyr_jax.files import parse_json, read_text, write_text
 from tyr_jax.options import as_json
-from tyr_jax.workspace.records import EVENT_FORMAT, FORMAT_VERSION, check_event
-from tyr_jax.workspace.schema import check_version, mended
+from tyr_jax.workspace.records import EVENTS, Event
+from tyr_jax.workspace.schema import check_version, mended, parse
 
 NAME = "events.jsonl"
 """Name of the file."""
@@ -37,7 +37,7 @@ class EventLog:
         self._start = time.monotonic()
         self._fields: dict[str, Any] = {}
         if not self._entries:
-            self.write("log", format_version=FORMAT_VERSION)
+            self.write("log", format_version=Event.version)
 
     def __enter__(self) -> "EventLog":
         return self
@@ -114,19 +114,19 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     """
     if not os.path.lexists(path):
         return []
-    with mended(EVENT_FORMAT):
+    with mended(Event):
         *lines, _ = read_text(path, MAX_BYTES).split("\n")
     return [_entry(line, f"{path}, line {number}", number == 1) for number, line in enumerate(lines, 1)]
 
 
 def _entry(line: str, where: str, first: bool) -> dict[str, Any]:
     """The event in a line. The first line has the version."""
-    with mended(EVENT_FORMAT):
+    with mended(Event):
         entry = parse_json(line, where)
     if first:
-        check_version(entry, EVENT_FORMAT, where)
-    check_event(entry, where)
-    return dict(entry)
+        check_version(entry, Event, where)
+    name = parse(Event, entry, where).event
+    return parse(EVENTS.get(name, Event), entry, where).as_json()
 
 
 def read_events(path: Path, event: str) -> list[dict[str, Any]]:

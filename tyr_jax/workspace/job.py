@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
 from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
-from tyr_jax.workspace.progress import Ended, Progress
-from tyr_jax.workspace.records import asked_record, read_asked, read_stage, stage_record
+from tyr_jax.workspace.progress import Progress
+from tyr_jax.workspace.records import Asked, Ended, StageEvent, read, write
 from tyr_jax.workspace.store import Store
 
 INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset", "trust_record"
@@ -85,7 +84,7 @@ def open_workspace(
         progress = stack.enter_context(
             Progress(
                 quiet=request.quiet or not hosts.is_first(),
-                earlier=[ended_of(entry["ended"]) for entry in log.written("stage")],
+                earlier=[StageEvent(**entry).ended for entry in log.written("stage")],
                 on_end=functools.partial(write_stage, log, writing and writing.stage),
                 on_sign=functools.partial(note_stage, writing and writing.stage),
             )
@@ -129,13 +128,13 @@ def write_stage(log: EventLog, running: Path | None, ended: Ended) -> None:
     """Log a stage that has ended, and delete the note `running` of it."""
     if running:
         running.unlink(missing_ok=True)
-    log.write("stage", ended=ended._asdict())
+    log.write("stage", ended=ended.as_json())
 
 
 def note_stage(running: Path | None, so_far: Ended) -> None:
     """Write down how long the current stage has taken so far, in case the process is killed during it."""
     if running:
-        write_json(running, stage_record(so_far._asdict()))
+        write(running, so_far)
 
 
 def count_killed(log: EventLog, running: Path) -> None:
@@ -144,14 +143,9 @@ def count_killed(log: EventLog, running: Path) -> None:
     Raises:
         UserError: the note of it is damaged.
     """
-    noted = read_stage(running)
+    noted = read(Ended, running)
     if noted is not None:
-        write_stage(log, running, ended_of(noted))
-
-
-def ended_of(saved: Mapping[str, Any]) -> Ended:
-    """A stage that has ended, from its record."""
-    return Ended(*(saved[field] for field in Ended._fields))
+        write_stage(log, running, noted)
 
 
 def asked(settings: JobSettings) -> dict[str, Any]:
@@ -165,10 +159,10 @@ def claim(path: Path, settings: JobSettings) -> None:
     Raises:
         UserError: the recorded settings differ (names the options), or the record cannot be read.
     """
-    before = read_asked(path)
+    before = read(Asked, path)
     if before is None:
-        write_json(path, asked_record(asked(settings)))
-    elif flags := differences(before, asked(settings)):
+        write(path, Asked(settings=asked(settings)))
+    elif flags := differences(before.settings, asked(settings)):
         raise UserError(
             f"the interrupted run of {settings.output} used a different {', '.join(flags)}; give the same to "
             "continue it, or start over with --restart"

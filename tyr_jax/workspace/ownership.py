@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
-from tyr_jax.workspace.records import RECOVERY, SUMMARY
+from tyr_jax.workspace.records import Recovery, Summary
 
 WRITTEN = re.compile(
     r"(generation_|tokenizer_)?config\.json|modeling_pruned\.py|model(-\d+-of-\d+)?\.safetensors"
@@ -81,7 +81,7 @@ def foreign_in(directory: Path) -> Path | None:
                 return foreign
         elif not WRITTEN.fullmatch(path.name):
             return path
-    recorded = any(_is_record(directory / name) for name in (SUMMARY, RECOVERY))
+    recorded = any(_is_record(directory / name) for name in (Summary.file, Recovery.file))
     return None if recorded or parts else next(iter(sorted(directory.iterdir())), directory)
 
 

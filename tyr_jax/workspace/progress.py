@@ -5,7 +5,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from tyr_jax.formatting import duration, printable
+from tyr_jax.workspace.records import Ended
 
 
 class Stage:
@@ -67,14 +68,6 @@ class Stage:
             if self.total is not None:
                 parts.append(f"{duration(max(self.total - self.done, 0) / rate)} left")
         return " · ".join([*parts, self.note] if self.note else parts)
-
-
-class Ended(NamedTuple):
-    """A stage that has ended: the `part` of the work (empty: all of it) and the `seconds` that it took."""
-
-    part: str
-    stage: str
-    seconds: float
 
 
 class Progress:
@@ -162,7 +155,7 @@ class Progress:
         def changed(stage: Stage) -> None:
             if self._clock() - self._signed >= self._every:
                 self._signed = self._clock()
-                self._on_sign(Ended(self._part, name, stage.elapsed))
+                self._on_sign(Ended(part=self._part, stage=name, seconds=stage.elapsed))
             if self._bars is not None and task is not None:
                 self._bars.update(task, completed=stage.done, status=stage.status())
             elif self._clock() - self._printed >= self._every:
@@ -178,7 +171,7 @@ class Progress:
         finally:
             seconds = stage.elapsed
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            self._on_end(Ended(self._part, name, seconds))
+            self._on_end(Ended(part=self._part, stage=name, seconds=seconds))
             if self._bars is not None and task is not None:
                 self._bars.remove_task(task)
             self.log(f"{shown}: {ended}{stage.status(ended=True)}")

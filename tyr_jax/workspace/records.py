@@ -1,56 +1,45 @@
-"""Schemas of everything that is stored and read again. Each record has one schema and one version.
+"""Everything that is stored and read again. Each record has one class: it is written, read and shown from it.
 
 A model's directory has records of how it was pruned (`summary.json`), trained (`recovery.json`) and timed
 (`benchmark.json`). A job has records of its settings, its events (`events.jsonl`), and the work that it can
 continue from.
-
-Fields that are not named here are allowed and kept: a user's own components have their own options, and
-fields that a later version adds to a record survive when the record is copied.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter
-from typing_extensions import TypedDict
+from pydantic import Field
 
 from tyr_jax.data import DataSpec, parse_source
 from tyr_jax.errors import UserError
-from tyr_jax.files import read_json
+from tyr_jax.files import read_json, write_json
 from tyr_jax.workspace.schema import (
+    VERSION,
+    AnyRecord,
     Count,
     Fault,
-    Format,
     Layers,
     Many,
     Named,
     Positive,
+    Record,
     Seconds,
     Share,
     Some,
     SomeNamed,
-    check,
     check_version,
     mended,
+    parse,
 )
 
 T = TypeVar("T")
 
-SUMMARY = "summary.json"
-RECOVERY = "recovery.json"
-BENCHMARK = "benchmark.json"
-
-KINDS = ("attention", "ffn")
-"""The kinds of site."""
-
-MEASURES: tuple[Literal["first token"], Literal["each token after"]] = ("first token", "each token after")
+Measure = Literal["first token", "each token after"]
+MEASURES: tuple[Measure, ...] = ("first token", "each token after")
 """What a benchmark measures."""
-
-FORMAT_VERSION = 1
-"""Version of all records here. Records may get separate versions once one of them changes."""
 
 Target = Annotated[float, Field(gt=0, lt=1)]
 Perplexity = Annotated[float, Field(gt=0)]
@@ -58,30 +47,15 @@ HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
 Licence = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
 Ratio = Annotated[float, Field(gt=1e-9, lt=1e9)]
 
-
-def _source(text: str) -> str:
-    try:
-        parse_source(text)
-    except (UserError, OSError) as error:
-        raise ValueError(f"name a text: {error}") from None
-    return text
+ByKind = SomeNamed[T]
+"""A value for each kind of site, by the kind's name. A summary has the same kinds everywhere."""
 
 
-SourceName = Annotated[str, AfterValidator(_source)]
-
-
-class ByKind(TypedDict, Generic[T]):
-    """One value for each of the two kinds of site."""
-
-    attention: T
-    ffn: T
-
-
-class SavedSpec(TypedDict):
+class SavedSpec(Record):
     """A saved `tyr_jax.data.DataSpec`."""
 
-    calibration: Many[SourceName]
-    evaluation: Many[SourceName]
+    calibration: Many[str]
+    evaluation: Many[str]
     sequence_length: Positive
     search_length: Positive
     calibration_tokens: Count
@@ -90,12 +64,23 @@ class SavedSpec(TypedDict):
     search_tokens: Count
     evaluation_length: Annotated[int, Field(ge=2, le=2**60)]
     evaluation_windows: Positive
-    self_temperature: NotRequired[Perplexity]
+    self_temperature: Perplexity = DataSpec.self_temperature
     bos: bool
     chat_template: bool
 
+    @property
+    def sources(self) -> list[str]:
+        """The names of all texts."""
+        return [*self.calibration, *self.evaluation]
 
-class Quality(TypedDict):
+    def spec(self) -> DataSpec:
+        """What was saved."""
+        saved = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(DataSpec))
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in saved}
+        return DataSpec(**values)
+
+
+class Quality(Record):
     """Quality of a model on a text. None for a value that is not finite or not known."""
 
     perplexity: Perplexity | None
@@ -105,30 +90,31 @@ class Quality(TypedDict):
 Qualities = SomeNamed[Quality]
 
 
-class Size(TypedDict):
+class Size(Record):
     """Size of a model."""
 
     block_parameters: Count
-    active_parameters: NotRequired[Count]
+    active_parameters: Count | None = None
     parameters: Positive
     bytes: Positive
 
 
-class Units(TypedDict):
-    """Numbers of units of one kind."""
+class Units(Record):
+    """Numbers of units of one kind, and what these are called."""
 
     total: Positive
     kept: Count
     removed: Count
     sparsity: Share
+    noun: str | None = None
 
 
-class Dense(TypedDict):
+class Dense(Record):
     """The dense model."""
 
     size: Size
     quality: Qualities
-    sample: NotRequired[str | None]
+    sample: str | None = None
 
 
 class PrunedModel(Dense):
@@ -138,16 +124,21 @@ class PrunedModel(Dense):
     units: ByKind[Units]
 
 
-class Step(TypedDict):
+class Step(Record):
     """The record of one step of a search. A user's own search may record more."""
 
     generation: Count
     objective: float | None
-    parent: NotRequired[float | None]
+    parent: float | None = None
     candidate_tokens: Count
 
+    @property
+    def has_parent(self) -> bool:
+        """Whether the search has parents. That one's objective may still not be finite."""
+        return "parent" in self.model_fields_set
 
-class Round(TypedDict):
+
+class Round(Record):
     """One round of supernet and search."""
 
     round: Positive
@@ -157,7 +148,7 @@ class Round(TypedDict):
     history: Many[Step]
 
 
-class Damped(TypedDict):
+class Damped(Record):
     """A site whose damping was raised."""
 
     stage: str
@@ -165,14 +156,14 @@ class Damped(TypedDict):
     damping: float
 
 
-class Health(TypedDict):
+class Health(Record):
     """Numerical problems that a run worked around."""
 
     damping_raised: Many[Damped]
     objectives_not_finite: Count
 
 
-class Text(TypedDict):
+class Text(Record):
     """A text that was read."""
 
     sequences: Count
@@ -181,34 +172,35 @@ class Text(TypedDict):
     source: str | None
 
 
-class Chosen(TypedDict):
+class Chosen(Record):
     """The name of the search."""
 
     search: str
 
 
-class RunSettings(TypedDict):
+class RunSettings(Record):
     """The settings of a pruning run that are read again."""
 
     model: str
     sparsity: Some[Target]
     output: str
-    prompt: NotRequired[str]
+    prompt: str = ""
     layout: Literal["compressed", "masked"]
     data: SavedSpec
     search: Chosen
 
 
-class Sparsity(ByKind[Share]):
-    """The sparsity asked for, and the one reached: of each kind's units, and of the blocks' parameters."""
+class Sparsity(Record):
+    """The sparsity asked for, and the one reached: of the blocks' parameters, and of each kind's units by the
+    kind's name."""
 
     asked: Target
-    budget: NotRequired[Literal["parameters", "active-parameters", "flops", "latency", "units"]]
-    parameters: NotRequired[Share]
-    left: NotRequired[dict[str, Share]]
+    budget: Literal["parameters", "active-parameters", "flops", "latency", "units"] | None = None
+    parameters: Share | None = None
+    left: dict[str, Share] | None = None
 
 
-class BaseModel(TypedDict):
+class Origin(Record):
     """The `tyr_jax.io.origin.Origin` of the dense model."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
@@ -216,60 +208,116 @@ class BaseModel(TypedDict):
     licence: Licence | None
 
 
-class Summary(TypedDict):
-    """`summary.json`."""
+PRUNED: tuple[Literal["uniform", "searched", "reconstructed"], ...] = ("uniform", "searched", "reconstructed")
+"""The pruned models that a summary may describe."""
+
+
+class Summary(Record):
+    """How a model was pruned."""
+
+    file = "summary.json"
+    mend = "restore the file, or prune again with python -m tyr_jax.prune"
 
     arguments: Many[str]
     settings: RunSettings
     versions: Named[str]
     device: str
     sparsity: Sparsity
-    base_model: NotRequired[BaseModel]
+    base_model: Origin | None = None
     distribution: ByKind[Layers]
     dense: Dense
     uniform: PrunedModel
     searched: PrunedModel | None
-    reconstructed: NotRequired[PrunedModel | None]
-    written: NotRequired[Literal["uniform", "searched", "reconstructed"]]
+    reconstructed: PrunedModel | None = None
+    written: Literal["uniform", "searched", "reconstructed"] | None = None
     rounds: Annotated[list[Round], Field(max_length=10_000)]
     health: Health
     texts: Named[Text]
     seconds: Named[Seconds]
     shared_seconds: Named[Seconds]
 
+    @property
+    def pruned(self) -> dict[str, PrunedModel]:
+        """The pruned models that it describes, by name."""
+        return {name: model for name in PRUNED if (model := getattr(self, name)) is not None}
 
-class Goal(TypedDict):
+    @property
+    def written_name(self) -> str:
+        """Name of the pruned model that was written: the last one, if the record does not name it."""
+        return self.written or [*self.pruned][-1]
+
+    @property
+    def final(self) -> PrunedModel:
+        """The pruned model that was written."""
+        return self.pruned[self.written_name]
+
+    @property
+    def nouns(self) -> dict[str, str]:
+        """What the units of each kind are called."""
+        return {kind: units.noun or kind for kind, units in self.uniform.units.items()}
+
+    def faults(self) -> Iterator[Fault]:
+        """Contradictions between its fields."""
+        yield from _unknown_texts("settings.data", self.settings.data)
+        for kind in self.uniform.kept:
+            share: Any = (self.sparsity.model_extra or {}).get(kind)
+            if type(share) not in (int, float) or not 0 <= share <= 1:
+                yield Fault(f"sparsity.{kind}", share, "" if share is None else "be between 0 and 1")
+        for name, model in self.pruned.items():
+            yield from _texts_differ(f"{name}.quality", model.quality, self.dense.quality)
+            yield from _units_differ(name, model, self.uniform)
+        for number, record in enumerate(self.rounds):
+            yield from _layers_differ(f"rounds[{number}].kept", record.kept, self.uniform)
+        if self.written_name not in self.pruned:
+            yield Fault("written", self.written, f"be one of {', '.join(self.pruned)}")
+            return
+        yield from _kinds_differ("distribution", self.distribution, self.uniform)
+        for kind, kept in self.distribution.items():
+            if kept != self.final.kept[kind]:
+                yield Fault(f"distribution.{kind}", kept, f"be what {self.written_name}.kept.{kind} is")
+
+
+class Goal(Record):
     """The loss of a training run."""
 
     goal: Literal["kd", "next-token", "kd+next-token"]
 
 
-class Method(TypedDict):
+class Method(Record):
     """The training method."""
 
     method: Literal["lora", "full"]
 
 
-class TrainingSettings(TypedDict):
+class TrainingSettings(Record):
     """The settings of a training run that are read again."""
 
     model: str
     output: str
-    data: Some[SourceName]
+    data: Some[str]
     loss: Goal
     training: Method
 
 
-class RecoveryQuality(TypedDict):
+class RecoveryQuality(Record):
     """Quality before and after training. `dense` is empty if the dense model was not measured."""
 
     dense: Named[Quality]
     pruned: Qualities
     recovered: Qualities
 
+    @property
+    def models(self) -> dict[str, dict[str, Quality]]:
+        """The models that were measured, by name."""
+        named = {"dense": self.dense, "pruned": self.pruned, "recovered": self.recovered}
+        return {name: quality for name, quality in named.items() if quality}
 
-class Recovery(TypedDict):
-    """`recovery.json`."""
+
+class Recovery(Record):
+    """How a model was trained."""
+
+    file = "recovery.json"
+    mend = "restore the file, or train again with python -m tyr_jax.finetune"
 
     arguments: Many[str]
     settings: TrainingSettings
@@ -282,34 +330,67 @@ class Recovery(TypedDict):
     quality: RecoveryQuality
     seconds: Named[Seconds]
 
+    def faults(self) -> Iterator[Fault]:
+        """Contradictions between its fields."""
+        yield from _unknown("settings.data", self.settings.data)
+        yield from _unknown_texts("text", self.text)
+        for name, quality in self.quality.models.items():
+            yield from _texts_differ(f"quality.{name}", quality, self.quality.recovered)
+        yield from _texts_differ("fingerprints", self.fingerprints, self.quality.recovered)
 
-class TimingRow(TypedDict):
-    """A saved `tyr_jax.evaluation.speed.Timing`."""
+
+MODELS = ("dense", "pruned")
+"""The models that a benchmark compares."""
+
+Sizes = Mapping[str, Mapping[str, int]]
+"""By model: `parameters`, `bytes` in the type they are stored in, and `cache_bytes_per_token` in the type
+that the models run in."""
+
+
+class Timing(Record):
+    """A comparison of a pruned model's speed with the dense one's."""
 
     engine: str
+    """What ran the models."""
     prompt: Positive
+    """Tokens of the prompt."""
     batch: Positive
-    measure: Literal["first token", "each token after"]
+    """Sequences that ran together."""
+    measure: Measure
+    """What was timed."""
     dense: Ratio
+    """Seconds, median."""
     pruned: Ratio
+    """Seconds, median."""
     limit: Ratio
+    """How many times faster the pruned model would be if only FLOPs, or only bytes, counted."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the pruned model is."""
+        return self.dense / self.pruned
 
 
-class Benchmark(TypedDict):
-    """`benchmark.json`."""
+class Speed(Record):
+    """How fast a pruned model is compared with the dense one."""
+
+    file = "benchmark.json"
+    mend = "delete the file, or measure again with python -m tyr_jax.benchmark"
 
     device: str
-    rows: Annotated[list[TimingRow], Field(min_length=1, max_length=10_000)]
+    rows: Annotated[list[Timing], Field(min_length=1, max_length=10_000)]
+
+    def faults(self) -> Iterator[Fault]:
+        """The measures that it lacks."""
+        for measure in MEASURES:
+            if all(row.measure != measure for row in self.rows):
+                yield Fault("rows", self.rows, f"have one of measure '{measure}'")
 
 
-class Asked(TypedDict):
-    """The settings of a job."""
+class Event(Record):
+    """An event of any kind, a line of `events.jsonl`."""
 
-    settings: dict[str, Any]
-
-
-class Event(TypedDict):
-    """An event of any kind."""
+    mend = "delete it, or start over with --restart"
 
     event: str
     seconds: Seconds
@@ -327,8 +408,14 @@ class Lost(Event):
     candidates: Count
 
 
-class Ended(TypedDict):
-    """A saved `tyr_jax.workspace.progress.Ended`."""
+class Work(Record):
+    """What an unfinished job keeps for itself."""
+
+    version = 2
+
+
+class Ended(Work):
+    """A stage that has ended: the `part` of the work (empty: all of it) and the `seconds` that it took."""
 
     part: str
     stage: str
@@ -341,30 +428,34 @@ class StageEvent(Event):
     ended: Ended
 
 
-class ModelFacts(TypedDict):
-    """What identifies the models that a run reads (see `tyr_jax.run.resume`)."""
+EVENTS: dict[str, type[Event]] = {
+    "damping raised": DampedEvent,
+    "objective not finite": Lost,
+    "stage": StageEvent,
+}
+"""Events with fields of their own, by name."""
 
-    model: Count
-    teacher: NotRequired[Count]
+
+class Asked(Work):
+    """The settings of a job."""
+
+    settings: dict[str, Any]
 
 
-class InputFacts(TypedDict):
-    """What identifies a run's other inputs; in training, also the rows of a step."""
+class Checksums(Work):
+    """Checksums that identify the models that a run reads, by name (see `tyr_jax.run.resume`)."""
 
-    text: Count
-    latencies: NotRequired[Count]
+    checksums: Named[Count]
+
+
+class Inputs(Checksums):
+    """Checksums of a run's other inputs, its number of devices and, in training, the rows of a step."""
+
     devices: Positive
-    step_rows: NotRequired[Positive]
+    step_rows: Positive | None = None
 
 
-class LearntFacts(TypedDict):
-    """Mean error per token of a layer's FFN on its first lesson, before and after its reconstruction."""
-
-    before: float
-    after: float
-
-
-class ResidualFacts(TypedDict):
+class ResidualFacts(Work):
     """Facts of the residual stream after the last finished block: how many sequences of each batch are real
     (not padding), and the number of devices that they ran on."""
 
@@ -372,88 +463,49 @@ class ResidualFacts(TypedDict):
     devices: Positive
 
 
-class RoundFacts(TypedDict):
+class QualityFacts(Work):
+    """Quality of a model on every text."""
+
+    quality: Qualities
+
+
+class RoundFacts(Work):
     """All finished rounds."""
 
     rounds: Many[Round]
 
 
-class DescentFacts(TypedDict):
-    """The objectives found in a descent."""
+class DescentFacts(Work):
+    """The objectives found in a descent, step by step. None for each that was not finite."""
 
     history: Many[Many[float | None]]
 
 
-class EmptyLeaf(TypedDict):
-    """An array without elements."""
-
-    shape: Annotated[list[Count], Field(max_length=32)]
-    dtype: str
-
-
-class SearchFacts(TypedDict):
-    """The progress of a search, stored with its state."""
+class SearchFacts(Work):
+    """The progress of a search: its records, and the candidate-tokens spent."""
 
     history: Many[Step]
     spent: Count
-    empty: Named[EmptyLeaf]
 
 
-class TrainingFacts(TypedDict):
+class TrainingFacts(Work):
     """Losses of the finished steps."""
 
     losses: list[float]
 
 
-PRUNED = ("uniform", "searched", "reconstructed")
-"""The pruned models that a summary may describe."""
+def _unknown_texts(field: str, saved: SavedSpec) -> Iterator[Fault]:
+    yield from _unknown(f"{field}.calibration", saved.calibration)
+    yield from _unknown(f"{field}.evaluation", saved.evaluation)
 
 
-def written_name(summary: Mapping[str, Any]) -> str:
-    """Name of the pruned model that was written: the last one in the summary, if that does not name it."""
-    there = [name for name in PRUNED if summary.get(name)]
-    return str(summary.get("written", there[-1]))
-
-
-def written_model(summary: Mapping[str, Any]) -> Any:
-    """The part of a summary about the model that was written."""
-    return summary[written_name(summary)]
-
-
-def fits(summary: Mapping[str, Any]) -> Iterator[Fault]:
-    """Contradictions between the fields of a summary."""
-    uniform, texts = summary["uniform"], summary["dense"]["quality"]
-    there = [name for name in PRUNED if summary.get(name)]
-    for name in there:
-        yield from _texts_differ(f"{name}.quality", summary[name]["quality"], texts)
-        yield from _units_differ(name, summary[name], uniform)
-    for number, record in enumerate(summary["rounds"]):
-        yield from _layers_differ(f"rounds[{number}].kept", record["kept"], uniform)
-    if (written := written_name(summary)) not in there:
-        yield Fault("written", written, f"be one of {', '.join(there)}")
-        return
-    final = summary[written]
-    for kind in KINDS:
-        same = summary["distribution"][kind] == final["kept"][kind]
-        if not same:
-            wanted = f"be what {written}.kept.{kind} is"
-            yield Fault(f"distribution.{kind}", summary["distribution"][kind], wanted)
-
-
-def recovery_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Contradictions between the fields of a training record."""
-    texts = record["quality"]["recovered"]
-    yield from _texts_differ("quality.pruned", record["quality"]["pruned"], texts)
-    if record["quality"]["dense"]:
-        yield from _texts_differ("quality.dense", record["quality"]["dense"], texts)
-    yield from _texts_differ("fingerprints", record["fingerprints"], texts)
-
-
-def benchmark_fits(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """The measures that a benchmark lacks."""
-    for measure in MEASURES:
-        if all(row["measure"] != measure for row in record["rows"]):
-            yield Fault("rows", record["rows"], f"have one of measure '{measure}'")
+def _unknown(field: str, names: Iterable[str]) -> Iterator[Fault]:
+    """Names that are not those of texts."""
+    for number, name in enumerate(names):
+        try:
+            parse_source(name)
+        except (UserError, OSError) as error:
+            yield Fault(f"{field}[{number}]", name, f"name a text: {error}")
 
 
 def _texts_differ(field: str, found: Mapping[str, Any], texts: Mapping[str, Any]) -> Iterator[Fault]:
@@ -461,156 +513,75 @@ def _texts_differ(field: str, found: Mapping[str, Any], texts: Mapping[str, Any]
         yield Fault(field, found, f"have the same texts as the others: {', '.join(texts)}")
 
 
-def _units_differ(field: str, model: Mapping[str, Any], uniform: Mapping[str, Any]) -> Iterator[Fault]:
+def _kinds_differ(field: str, found: Mapping[str, Any], uniform: PrunedModel) -> Iterator[Fault]:
+    """Kinds of site that are missing, or that the uniform model does not have."""
+    for kind in uniform.kept:
+        if kind not in found:
+            yield Fault(f"{field}.{kind}", None, "")
+    if found.keys() != uniform.kept.keys():
+        yield Fault(field, found, f"have the kinds of uniform.kept: {', '.join(uniform.kept)}")
+
+
+def _units_differ(field: str, model: PrunedModel, uniform: PrunedModel) -> Iterator[Fault]:
     """Contradictions between a pruned model's units, those of its layers, and the uniform model's."""
-    yield from _layers_differ(f"{field}.kept", model["kept"], uniform)
-    for kind in KINDS:
-        units, where = model["units"][kind], f"{field}.units.{kind}"
-        total = uniform["units"][kind]["total"]
-        depth, kept = len(model["kept"][kind]), sum(model["kept"][kind])
-        if units["total"] != total:
-            yield Fault(f"{where}.total", units["total"], f"be {total}, as in uniform")
+    yield from _kinds_differ(f"{field}.units", model.units, uniform)
+    yield from _layers_differ(f"{field}.kept", model.kept, uniform)
+    for kind, units in model.units.items():
+        where, total = f"{field}.units.{kind}", uniform.units[kind].total
+        depth, kept = len(model.kept[kind]), sum(model.kept[kind])
+        if units.total != total:
+            yield Fault(f"{where}.total", units.total, f"be {total}, as in uniform")
         if total % depth:
             yield Fault(f"{where}.total", total, f"be a multiple of the {depth} layers")
-        if units["kept"] != kept:
-            yield Fault(f"{where}.kept", units["kept"], f"be {kept}, what the layers keep in all")
-        if units["removed"] != total - kept:
-            yield Fault(f"{where}.removed", units["removed"], f"be {total - kept}, what is not kept")
+        if units.kept != kept:
+            yield Fault(f"{where}.kept", units.kept, f"be {kept}, what the layers keep in all")
+        if units.removed != total - kept:
+            yield Fault(f"{where}.removed", units.removed, f"be {total - kept}, what is not kept")
 
 
-def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: Mapping[str, Any]) -> Iterator[Fault]:
+def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: PrunedModel) -> Iterator[Fault]:
     """Contradictions in what the layers keep: a wrong number of layers, or more units than a layer has."""
-    depth = len(uniform["kept"]["attention"])
-    for kind in KINDS:
-        if len(kept[kind]) != depth:
-            yield Fault(f"{field}.{kind}", kept[kind], f"have {depth} layers, as uniform.kept.attention has")
-        most = uniform["units"][kind]["total"] // depth
-        for layer, count in enumerate(kept[kind]):
+    yield from _kinds_differ(field, kept, uniform)
+    first, layers = next(iter(uniform.kept.items()))
+    depth = len(layers)
+    for kind, counts in kept.items():
+        if len(counts) != depth:
+            yield Fault(f"{field}.{kind}", counts, f"have {depth} layers, as uniform.kept.{first} has")
+        most = uniform.units[kind].total // depth
+        for layer, count in enumerate(counts):
             if count > most:
                 yield Fault(f"{field}.{kind}[{layer}]", count, f"be at most {most}, what a layer has")
 
 
-def _form(
-    schema: Any,
-    mend: str = "start over with --restart",
-    faults: Callable[[Any], Iterator[Fault]] | None = None,
-) -> Format:
-    more = () if faults is None else (faults,)
-    return Format(TypeAdapter(schema), FORMAT_VERSION, mend, *more)
+def is_benchmark(path: Path) -> bool:
+    """Whether a benchmark wrote this file, in any version."""
+    try:
+        return {"models", "device", "rows"} <= read_json(path).keys()
+    except UserError:
+        return False
 
 
-SUMMARY_FORMAT = _form(Summary, "restore the file, or prune again with python -m tyr_jax.prune", fits)
-RECOVERY_FORMAT = _form(
-    Recovery, "restore the file, or train again with python -m tyr_jax.finetune", recovery_fits
-)
-BENCHMARK_FORMAT = _form(
-    Benchmark, "delete the file, or measure again with python -m tyr_jax.benchmark", benchmark_fits
-)
-ASKED_FORMAT = _form(Asked)
-LOG_MEND = "delete it, or start over with --restart"
-STAGE_FORMAT = _form(Ended)
-EVENT_FORMAT = _form(Event, LOG_MEND)
-EVENT_FORMATS = {
-    "damping raised": _form(DampedEvent, LOG_MEND),
-    "objective not finite": _form(Lost, LOG_MEND),
-    "stage": _form(StageEvent, LOG_MEND),
-}
-"""Formats by event name. For other events, only the fields of `Event` are checked."""
-
-ANY_FACTS = _form(dict[str, Any])
-MODEL_FACTS = _form(ModelFacts)
-INPUT_FACTS = _form(InputFacts)
-RESIDUAL_FACTS = _form(ResidualFacts)
-LEARNT_FACTS = _form(LearntFacts)
-QUALITY_FACTS = _form(Qualities)
-ROUND_FACTS = _form(RoundFacts)
-DESCENT_FACTS = _form(DescentFacts)
-SEARCH_FACTS = _form(SearchFacts)
-TRAINING_FACTS = _form(TrainingFacts)
-"""Formats of the facts that a job stores, in addition to arrays, to continue from."""
-
-
-def read_summary(directory: str | Path) -> dict[str, Any] | None:
-    """The summary of the pruning run that made `directory`, or None if there is none.
+def read(kind: type[AnyRecord], path: str | Path) -> AnyRecord | None:
+    """The record of a kind in a file, or in a model's directory; None if there is none.
 
     Raises:
         UserError: there is one, but it cannot be read.
     """
-    return _read(Path(directory, SUMMARY), SUMMARY_FORMAT)
-
-
-def read_recovery(directory: str | Path) -> dict[str, Any] | None:
-    """The record of the training run that made `directory`, or None if there is none.
-
-    Raises:
-        UserError: there is one, but it cannot be read.
-    """
-    return _read(Path(directory, RECOVERY), RECOVERY_FORMAT)
-
-
-def read_benchmark(directory: str | Path) -> dict[str, Any] | None:
-    """The benchmark of the model in `directory`, or None if there is none.
-
-    Raises:
-        UserError: there is one, but it cannot be read.
-    """
-    return _read(Path(directory, BENCHMARK), BENCHMARK_FORMAT)
-
-
-def read_asked(path: Path) -> dict[str, Any] | None:
-    """The job's settings that `asked_record` stored at `path`, or None if there are none.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    record = _read(path, ASKED_FORMAT)
-    return record and record["settings"]
-
-
-def asked_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a job's settings, which `read_asked` reads."""
-    return {"format_version": FORMAT_VERSION, "settings": settings}
-
-
-def read_stage(path: Path) -> dict[str, Any] | None:
-    """The stage, stored by `stage_record`, during which a process was killed; None if there is none.
-
-    Raises:
-        UserError: the record cannot be read.
-    """
-    return _read(path, STAGE_FORMAT)
-
-
-def stage_record(ended: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the current stage, which `read_stage` reads."""
-    return {"format_version": FORMAT_VERSION, **ended}
-
-
-def check_event(entry: Any, where: str) -> None:
-    """Check that `entry`, at `where` in a file, is a valid event.
-
-    Raises:
-        UserError: it is not; names the field.
-    """
-    check(entry, EVENT_FORMAT, where)
-    if entry["event"] in EVENT_FORMATS:
-        check(entry, EVENT_FORMATS[entry["event"]], where)
-
-
-def _read(path: Path, form: Format) -> dict[str, Any] | None:
+    path = Path(path, kind.file)
     # A broken link, for example, does exist, and reading it should raise an error.
     if not os.path.lexists(path):
         return None
-    with mended(form):
-        record = read_json(path)
-    check_version(record, form, str(path))
-    check(record, form, str(path))
-    return record
+    with mended(kind):
+        value = read_json(path)
+    check_version(value, kind, str(path))
+    return parse(kind, {name: field for name, field in value.items() if name != VERSION}, str(path))
 
 
-def spec_of(saved: Mapping[str, Any]) -> DataSpec:
-    """The `DataSpec` that was saved as JSON."""
-    fields_of = (field.name for field in dataclasses.fields(DataSpec))
-    values = ((name, saved[name]) for name in fields_of if name in saved)
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
-    return DataSpec(**fields)
+def write(path: Path, record: Record) -> None:
+    """Write a record to a file, or to a model's directory."""
+    write_json(path / record.file, versioned(record))
+
+
+def versioned(record: Record) -> dict[str, Any]:
+    """The contents of a record's file: the record as JSON values, with its format version first."""
+    return {VERSION: record.version} | record.as_json()

@@ -1,4 +1,5 @@
-"""Checks of stored records when they are read: version, types, ranges, and consistency of their fields.
+"""What all stored records have in common, and their checks when they are read: version, types, ranges, and
+consistency of their fields.
 
 Stored records are input like any other: a disk, an editor or another program may have changed them. Whatever
 is wrong is reported in one sentence that names the file and the field.
@@ -8,10 +9,18 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
@@ -49,82 +58,104 @@ class Fault(NamedTuple):
     wanted: str
 
 
-def no_faults(value: Any) -> Iterator[Fault]:
-    """No faults: for records whose types and ranges are all that can be checked."""
-    yield from ()
+class Record(BaseModel):
+    """A record, or a part of one, with attributes for its fields.
 
-
-class Format(NamedTuple):
-    """The format of a record.
-
-    It has the pydantic `schema` of its types and ranges, the `version` that can be read, what the user can do
-    about a record that cannot be read (`mend`), and a function that finds the `faults` of a record that is
-    valid by the schema.
+    Additional fields are allowed and kept: a user's own components have their own options, and a later
+    version may have written more.
     """
 
-    schema: TypeAdapter[Any]
-    version: int
-    mend: str
-    faults: Callable[[Any], Iterator[Fault]] = no_faults
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    version: ClassVar[int] = 1
+    """The format version that is written, and that can be read."""
+    file: ClassVar[str] = ""
+    """The name of its file in a model's directory, if it has one there."""
+    mend: ClassVar[str] = "start over with --restart"
+    """What the user can do about a record that cannot be read."""
+
+    _names: tuple[str, ...] = PrivateAttr(default=())
+
+    def faults(self) -> Iterator[Fault]:
+        """Contradictions between fields that are valid in themselves."""
+        yield from ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values: the fields that it was made with, in their order."""
+        return self.model_dump()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_names(cls, value: Any, handler: Any) -> Self:
+        made: Self = handler(value)
+        if isinstance(value, dict):
+            made._names = tuple(value)
+        return made
+
+    @model_serializer(mode="wrap")
+    def _by_names(self, handler: Any) -> dict[str, Any]:
+        values = handler(self)
+        return {name: values[name] for name in self._names}
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @contextlib.contextmanager
-def mended(form: Format) -> Iterator[None]:
+def mended(kind: type[Record]) -> Iterator[None]:
     """A context that adds to the body's error what to do about a record that cannot be read.
 
     Raises:
-        UserError: the body's, with `form.mend`.
+        UserError: the body's, with `kind.mend`.
     """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error}; {form.mend}") from None
+        raise UserError(f"{error}; {kind.mend}") from None
 
 
-def check_version(value: Any, form: Format, where: str) -> None:
+def check_version(value: Any, kind: type[Record], where: str) -> None:
     """Check that a record has the version that can be read.
 
     Raises:
         UserError: the version is earlier, later or missing; says what to do.
     """
     version = value.get(VERSION) if isinstance(value, dict) else None
-    if type(version) is int and version > form.version:
+    if type(version) is int and version > kind.version:
         raise UserError(
             f"{where} has {VERSION} {_shown(version)}, written by a later tyr_jax; this one reads "
-            f"{form.version}: update tyr_jax, or {form.mend}"
+            f"{kind.version}: update tyr_jax, or {kind.mend}"
         )
-    if version is None or (type(version) is int and version < form.version):
+    if version is None or (type(version) is int and version < kind.version):
         has = f"no {VERSION}" if version is None else f"{VERSION} {_shown(version)}"
         raise UserError(
             f"{where} has {has}: an earlier tyr_jax or another program wrote it, and this one reads "
-            f"{form.version}; {form.mend}"
+            f"{kind.version}; {kind.mend}"
         )
     if type(version) is not int:
-        _refuse(Fault(VERSION, version, f"be {form.version}"), form, where)
+        _refuse(Fault(VERSION, version, f"be {kind.version}"), kind, where)
 
 
-def check(value: Any, form: Format, where: str) -> None:
-    """Check that a record has the right format.
-
-    Additional fields are allowed: a later version may have written them, and copies of the record keep them.
+def parse(kind: type[AnyRecord], value: Any, where: str) -> AnyRecord:
+    """The record of a `kind` that has this value.
 
     Args:
-        value: the record, as parsed from JSON.
-        form: its format.
+        kind: its class.
+        value: what was parsed from JSON.
         where: where it is stored, for the message.
 
     Raises:
-        UserError: it has another; names the field, its value and what is wanted, and says what to do.
+        UserError: it is not of that kind; names the field, its value and what is wanted, and says what to do.
     """
-    fault = next(faults_of(value, form), None)
-    if fault is not None:
-        _refuse(fault, form, where)
-
-
-def faults_of(value: Any, form: Format) -> Iterator[Fault]:
-    """All faults of a record that the first failing check finds."""
-    odd = list(_odd(value))
-    yield from odd or _mismatches(value, form.schema) or form.faults(value)
+    for fault in _odd(value):
+        _refuse(fault, kind, where)
+    try:
+        record = kind.model_validate(value)
+    except ValidationError as error:
+        _refuse(_fault(error.errors(include_url=False, include_context=False)[0]), kind, where)
+    for fault in record.faults():
+        _refuse(fault, kind, where)
+    return record
 
 
 def _odd(value: Any) -> Iterator[Fault]:
@@ -141,21 +172,12 @@ def _odd(value: Any) -> Iterator[Fault]:
             left += ((each, (*path, key)) for key, each in pairs if isinstance(each, (float, dict, list)))
 
 
-def _mismatches(value: Any, schema: TypeAdapter[Any]) -> list[Fault]:
-    """Where `value` does not match the schema."""
-    try:
-        schema.validate_python(value, strict=True)
-    except ValidationError as error:
-        return [_fault(each) for each in error.errors(include_url=False, include_context=False)]
-    return []
-
-
 def _fault(error: Any) -> Fault:
     """The fault of a pydantic error, worded for this project's messages."""
     field = _field(error["loc"])
     if error["type"] == "missing":
         return Fault(field, None, "")
-    message = re.sub(r" after validation, not \d+$", "", error["msg"].removeprefix("Value error, "))
+    message = re.sub(r" after validation, not \d+$| or instance of \w+$", "", error["msg"])
     return Fault(field, error["input"], re.sub(r"^\w+ should ", "", message))
 
 
@@ -175,9 +197,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _refuse(fault: Fault, form: Format, where: str) -> NoReturn:
+def _refuse(fault: Fault, kind: type[Record], where: str) -> NoReturn:
     field, value, wanted = fault
     if not wanted:
-        raise UserError(f"{where} lacks {field}; {form.mend}")
+        raise UserError(f"{where} lacks {field}; {kind.mend}")
     subject = f"{where}: {field} is" if field else f"{where} is"
-    raise UserError(f"{subject} {_shown(value)}, but must {wanted}; {form.mend}")
+    raise UserError(f"{subject} {_shown(value)}, but must {wanted}; {kind.mend}")

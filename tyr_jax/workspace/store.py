@@ -1,8 +1,9 @@
 """Finished work of a run on disk, from which an interrupted run can continue.
 
-Every piece is an Orbax checkpoint: a directory with a pytree of arrays and a JSON text of facts. Orbax moves
-it into place once it is complete, so a piece is either complete or missing, whenever the process dies. Of
-work in steps, only the last finished step is kept; the one before is deleted once the new one is in place.
+Every piece is an Orbax checkpoint: a directory with the arrays of a pytree, and a JSON text of what else it
+consists of and of facts. Each host writes its part of arrays that are divided between hosts. Orbax moves the
+directory into place once it is complete, so a piece is either complete or missing, whenever the process dies.
+Of work in steps, only the last finished step is kept; the one before is deleted once the new one is in place.
 """
 
 import contextlib
@@ -15,30 +16,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import parse_json
-from tyr_jax.runtime import devices, hosts
-from tyr_jax.workspace.records import ANY_FACTS, FORMAT_VERSION
-from tyr_jax.workspace.schema import Format, check, check_version, mended
+from tyr_jax.runtime import hosts
+from tyr_jax.workspace import pytrees
+from tyr_jax.workspace.pytrees import SAVED, Leaf
+from tyr_jax.workspace.records import Work
+from tyr_jax.workspace.schema import VERSION, check_version, mended, parse
+
+IN_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
+"""How to read an array on the host."""
 
 
 class Saved(NamedTuple):
-    """A piece of finished work: a pytree of dicts and lists of arrays, and facts as JSON."""
+    """A piece of finished work: a pytree, and facts."""
 
-    arrays: Any
-    facts: dict[str, Any]
-
-
-def checksum(arrays: Any) -> int:
-    """CRC-32 of all arrays of a pytree."""
-    total = 0
-    for array in jax.tree.leaves(arrays):
-        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
-    return total
+    tree: Any
+    facts: Any = Work()
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -70,8 +67,8 @@ class Store:
         """The store of a part of the work."""
         return Store(self.directory and self.directory / name, self.root)
 
-    def save(self, name: str, arrays: Any = None, facts: Mapping[str, Any] | None = None) -> None:
-        """Store `arrays` (a pytree of arrays that are not empty) and `facts` as the piece `name`.
+    def save(self, name: str, tree: Any = None, facts: Work | None = None) -> None:
+        """Store a pytree and `facts` as the piece `name`.
 
         Raises:
             UserError: they cannot be written, for example because the disk is full; or the root directory of
@@ -82,15 +79,15 @@ class Store:
         path = self.directory / name
         if self.root is not None and not self.root.is_dir():
             raise UserError(f"{self.root} has disappeared during the run; start the same command again")
-        told = json.dumps({"format_version": FORMAT_VERSION, "facts": facts or {}}, allow_nan=False)
-        piece = {"facts": np.frombuffer(told.encode(), np.uint8)}
-        if arrays is not None:
-            piece["arrays"] = devices.fetch(arrays)
-        piece["checksum"] = np.asarray(checksum(piece), np.uint32)
+        leaves, arrays = pytrees.encode(tree)
+        record = {VERSION: Work.version, "leaves": leaves, "facts": facts.as_json() if facts else {}}
+        told = json.dumps(record, allow_nan=False)
+        piece = {"checksum": _checksum(told, arrays), "arrays": arrays}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with _checkpointer() as checkpointer:
-                checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(piece), force=True)
+                saved, note = ocp.args.PyTreeSave(piece), {"record": told}
+                checkpointer.save(path.resolve(), args=saved, force=True, custom_metadata=note)
         except (OSError, ValueError) as error:
             if hosts.is_lost(error):
                 raise
@@ -99,32 +96,35 @@ class Store:
                 "and run the same command again, which continues from here"
             ) from error
 
-    def load(self, name: str, form: Format = ANY_FACTS) -> Saved | None:
-        """The piece `name`, with NumPy arrays, or None if there is none.
+    def load(self, name: str, kind: type[Work] = Work, like: Any = SAVED) -> Saved | None:
+        """The piece `name`, or None if there is none.
 
         Args:
             name: its name.
-            form: the format of its facts.
+            kind: the class of its facts.
+            like: an example of its pytree, as `tyr_jax.workspace.pytrees.decode` takes it. Arrays that lie on
+                several devices there are read as they lie there; each host reads its part.
 
         Raises:
             UserError: the piece is damaged, or of another version of this program.
         """
         if self.directory is None or not (self.directory / name).is_dir():
             return None
-        path = self.directory / name
-        with self.reading(name):
-            with _unlogged(), _checkpointer() as checkpointer:
-                tree = checkpointer.metadata(path.resolve()).item_metadata.tree
-                numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                piece = checkpointer.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=numpy))
-            if piece.pop("checksum") != checksum(piece):
+        path, where = self.directory / name, f"finished work in {self.directory / name}"
+        with self.reading(name), _unlogged(), _checkpointer() as checkpointer:
+            told = checkpointer.metadata(path.resolve()).custom_metadata["record"]
+            with mended(kind):
+                record = parse_json(told, where)
+            check_version(record, kind, where)
+            leaves = [Leaf(*each) for each in record["leaves"]]
+            wanted = {"checksum": IN_NUMPY, "arrays": _wanted(leaves, like)}
+            args = ocp.args.PyTreeRestore(restore_args=wanted)
+            piece = checkpointer.restore(path.resolve(), args=args)
+            arrays = piece["arrays"]
+            if piece["checksum"] != _checksum(told, arrays):
                 raise ValueError("its checksum differs")
-            where = f"finished work in {path}"
-            with mended(form):
-                told = parse_json(piece["facts"].tobytes().decode(), where)
-            check_version(told, form, where)
-            check(told["facts"], form, where)
-            return Saved(piece.get("arrays"), told["facts"])
+            facts = parse(kind, record["facts"], where)
+            return Saved(pytrees.decode(leaves, arrays, like), facts)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -144,20 +144,19 @@ class Store:
                 "--restart"
             ) from error
 
-    def save_step(
-        self, name: str, step: int, arrays: Any = None, facts: Mapping[str, Any] | None = None
-    ) -> None:
-        """Store the state of the work `name` after `step`, and delete that of earlier steps."""
-        self.save(f"{name}-{step}", arrays, facts)
+    def save_step(self, name: str, step: int, tree: Any = None, facts: Work | None = None) -> None:
+        """Store the state of the work `name` after `step` steps, and delete that after fewer."""
+        self.save(f"{name}-{step}", tree, facts)
         for before in self._steps(name):
             if before < step:
                 self.drop(f"{name}-{before}")
 
-    def last_step(self, name: str, form: Format = ANY_FACTS) -> tuple[int, Saved] | None:
-        """(step, stored state) of the last step of the work `name`, or None if there is none."""
+    def last_step(self, name: str, begun: Saved) -> tuple[int, Saved]:
+        """(steps done, the state after them) of the work `name` as saved last. If nothing is saved, (0, what
+        it is `begun` with), which otherwise is the example for `load`."""
         steps = self._steps(name)
-        saved = self.load(f"{name}-{max(steps)}", form) if steps else None
-        return (max(steps), saved) if saved else None
+        saved = self.load(f"{name}-{max(steps)}", type(begun.facts), begun.tree) if steps else None
+        return (max(steps), saved) if saved else (0, begun)
 
     def _steps(self, name: str) -> list[int]:
         """The stored steps of the work `name`."""
@@ -180,6 +179,24 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.directory.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _checksum(told: str, arrays: Mapping[str, Any]) -> np.ndarray:
+    """The checksum of a piece: of its JSON text and of its arrays."""
+    return np.asarray(zlib.crc32(told.encode(), pytrees.checksum(arrays)), np.uint32)
+
+
+def _wanted(leaves: list[Leaf], like: Any) -> dict[str, ocp.RestoreArgs]:
+    """How to read each array: in NumPy, or as it lies on devices in an example of the pytree."""
+    examples: dict[Any, Any] = dict(pytrees.placed_leaves(like))
+    wanted = {}
+    for number, leaf in enumerate(leaves):
+        if leaf.shape is not None and 0 not in leaf.shape:
+            example = examples.get(tuple(leaf.place))
+            wanted[str(number)] = (
+                ocp.ArrayRestoreArgs(sharding=example.sharding) if pytrees.is_divided(example) else IN_NUMPY
+            )
+    return wanted
 
 
 def _reason(error: Exception) -> str:
