@@ -4,15 +4,17 @@ import gc
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests share most of their compiled programs with other modules and with the last run.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# Tests share most of their compiled programs with other modules, other processes and the last run.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # The compiler takes most of the tests' time. Tests that spend it on computing use `quick_code`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's older CPU code generator compiles in a third of the time. Its flag will be removed some day.
@@ -38,19 +40,39 @@ from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model import spec
 from tyr_jax.model.spec import ModelConfig, random_params
-from tyr_jax.runtime.cache import keep_compiled
+from tyr_jax.runtime.cache import MOST_BYTES, cache_directory, processor
 
-keep_compiled()
+PROGRAMS = cache_directory() / "tests" / processor()
+"""Compiled programs of all tests. JAX would look at every one of them before it adds one, if it had to bound
+their size, as it does for the commands."""
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    size = sum(path.stat().st_size for path in PROGRAMS.glob("*"))
+    if "PYTEST_XDIST_WORKER" not in os.environ and size > MOST_BYTES:
+        shutil.rmtree(PROGRAMS)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
+    jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+
+DURATIONS = Path(__file__).with_name("durations.json")
+"""Seconds of every test, by file and name, from `scripts/record_durations.py`."""
+
+UNKNOWN = 10.0
+"""Seconds of a test that is not in `DURATIONS`."""
 
 MOST_MAPS = 30_000
 """Number of memory maps after which a process drops its compiled programs."""
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with long tests first, the longest before all others, so that no process is left with a long
-    one at the end."""
-    longest, slow = ({i.path for i in items if i.get_closest_marker(name)} for name in ("longest", "slow"))
-    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
+    """Run the files whose chosen tests take longest first, so that no process is left with a long one at the
+    end. Tests without a record count as long."""
+    recorded = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    seconds: dict[Path, float] = defaultdict(float)
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        seconds[item.path] += recorded.get(file, {}).get(name, UNKNOWN)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -149,10 +149,13 @@ def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
         return {stage.name: largest_collective(stage.lower().compile().as_text()) for stage in every}
 
 
+def stages(number: int) -> dict[str, dict[str, Any]]:
+    """The results of every config."""
+    return {name: results(number, config) for name, config in CONFIGS.items()}
+
+
 if __name__ == "__main__":
-    with open(sys.argv[1], "wb") as file:
-        numbers = [int(number) for number in sys.argv[2:]]
-        found = {
-            number: {name: results(number, config) for name, config in CONFIGS.items()} for number in numbers
-        }
-        pickle.dump((found, {number: largest_collectives(number) for number in numbers if number > 1}), file)
+    path, what, *numbers = sys.argv[1:]
+    compute = {"stages": stages, "collectives": largest_collectives}[what]
+    with open(path, "wb") as file:
+        pickle.dump([compute(int(number)) for number in numbers], file)
