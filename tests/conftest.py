@@ -32,10 +32,12 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 import jax
 import pytest
+from filelock import FileLock
 from tiny import EXTRA_TENSORS, make_tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
+from tyr_jax.cli import prune
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model import spec
@@ -56,8 +58,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 DURATIONS = Path(__file__).with_name("durations.json")
 """Seconds of every test, by file and name, from `scripts/record_durations.py`."""
 
-UNKNOWN = 10.0
-"""Seconds of a test that is not in `DURATIONS`."""
+UNKNOWN = 5.0
+"""Seconds of a slow test that is not in `DURATIONS`."""
 
 MOST_MAPS = 30_000
 """Number of memory maps after which a process drops its compiled programs."""
@@ -66,12 +68,13 @@ MOST_MAPS = 30_000
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files whose chosen tests take longest first, so that no process is left with a long one at the
-    end. Tests without a record count as long."""
+    end."""
     recorded = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
     seconds: dict[Path, float] = defaultdict(float)
     for item in items:
         file, _, name = item.nodeid.partition("::")
-        seconds[item.path] += recorded.get(file, {}).get(name, UNKNOWN)
+        unknown = UNKNOWN if item.get_closest_marker("slow") else 0.0
+        seconds[item.path] += recorded.get(file, {}).get(name, unknown)
     items.sort(key=lambda item: -seconds[item.path])
 
 
@@ -169,27 +172,66 @@ def save_tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a directory by its name, once for all processes of a test run; not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name / "done").exists():
+                shutil.rmtree(root / name, ignore_errors=True)
+                (root / name).mkdir()
+                make(root / name)
+                (root / name / "done").touch()
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny_model(save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny random model; not to be written to."""
     return save_tiny(tmp_path_factory.mktemp("tiny") / "dense")
 
 
-@pytest.fixture(scope="session")
-def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of a few thousand random words."""
+def write_words(path: Path) -> Path:
+    """Write a few thousand random words."""
     words = ["the", "cat", "and", "hat", "other", "thing", "sat", "on", "a", "mat", "with", "old", "dogs"]
-    path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(random.Random(0).choices(words, k=5000)), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
-    """Arguments of `tyr_jax.prune`, without `--output`, for a run of seconds. Later ones override them."""
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a few thousand random words."""
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+def arguments_of(model: Path, text: Path) -> list[str]:
+    """Arguments of a run of seconds that prunes `model`, without `--output`."""
     small = """--sequence-length 32 --search-length 32 --calibration-tokens 512 --search-tokens 256
         --evaluation-length 32 --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5
         --generations 2 --offspring 4 --survivors 2 1 --stage-tokens 32 64"""
-    return ["--model", str(tiny_model), "--calibration", str(tiny_text), *small.split()]
+    return ["--model", str(model), "--calibration", str(text), *small.split()]
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
+    """Arguments of `tyr_jax.prune`, without `--output`, for a run of seconds. Later ones override them."""
+    return arguments_of(tiny_model, tiny_text)
+
+
+@pytest.fixture(scope="session")
+def pruned(save_tiny: Callable[..., Path], shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A searched model at 50% whose layers differ, beside the `dense` one; not to be written to."""
+
+    def make(directory: Path) -> None:
+        dense, text = save_tiny(directory / "dense"), write_words(directory / "words.txt")
+        prune.main([*arguments_of(dense, text), "--sparsity", "0.5", "--output", str(directory / "pruned")])
+
+    return shared("tiny", make) / "pruned"
 
 
 @pytest.fixture(scope="session")

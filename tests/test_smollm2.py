@@ -239,6 +239,7 @@ def losses(path: Path, windows: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["dense", "searched"])
 def test_eight_bits_cost_next_to_nothing(
     which: str, smollm2: LoadedModel, smollm2_found: Found, tmp_path: Path
@@ -275,6 +276,7 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_documentation_leads_to_text_in_every_runtime(
     directory: Path, smollm2: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,13 +149,11 @@ def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
         return {stage.name: largest_collective(stage.lower().compile().as_text()) for stage in every}
 
 
-def stages(number: int) -> dict[str, dict[str, Any]]:
-    """The results of every config."""
-    return {name: results(number, config) for name, config in CONFIGS.items()}
-
-
 if __name__ == "__main__":
     path, what, *numbers = sys.argv[1:]
-    compute = {"stages": stages, "collectives": largest_collectives}[what]
     with open(path, "wb") as file:
-        pickle.dump([compute(int(number)) for number in numbers], file)
+        found = [
+            results(int(number), CONFIGS[what]) if what in CONFIGS else largest_collectives(int(number))
+            for number in numbers
+        ]
+        pickle.dump(found, file)

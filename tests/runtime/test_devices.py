@@ -112,9 +112,16 @@ print(value, os.environ["XLA_FLAGS"], os.environ["PJRT_NPROC"], file=sys.stderr)
     assert said[-1] == str(2 + (os.cpu_count() or 1))
 
 
-@pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
-def test_every_stage(number: int, results: Callable[..., Any]) -> None:
-    one, other = (jax.tree.flatten_with_path(found)[0] for found in results("stages", 1, number))
+@pytest.mark.parametrize(
+    ("number", "config"),
+    [
+        (RUN, "mixed"),
+        (RUN, "experts"),
+        *(pytest.param(COMPILED, name, marks=pytest.mark.long) for name in ("plain", "mixed", "experts")),
+    ],
+)
+def test_every_stage(number: int, config: str, results: Callable[..., Any]) -> None:
+    one, other = (jax.tree.flatten_with_path(found)[0] for found in results(config, 1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
         name = jax.tree_util.keystr(path)
         if "own text" in name:

@@ -111,6 +111,7 @@ def work(directory: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dying_at_every_change_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process dies before it makes, moves or deletes any file or directory, and the next one goes on from
     what is left."""
