@@ -170,9 +170,9 @@ def end_after_a_while(
     return process.returncode, said
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("times", "least"), [(3, 1), pytest.param(10, 4, marks=pytest.mark.long)])
 def test_killed_again_and_again(
-    times: int, command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
+    times: int, least: int, command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:
     """Real processes are killed at random moments, and the last one may finish."""
     longer = ["--generations", "100"]
@@ -195,7 +195,7 @@ def test_killed_again_and_again(
     lines = (tmp_path / "pruned" / "events.jsonl").read_text().splitlines()
     kinds = [json.loads(line)["event"] for line in lines]
     # A process that finished nothing left nothing. The others repeated no generation that had been kept.
-    assert times // 3 < kinds.count("start") <= times + 1
+    assert least < kinds.count("start") <= times + 1
     assert kinds.count("generation") <= 2 * 100
 
 
