@@ -31,6 +31,7 @@ WORK = Path(os.environ.get("TYR_JAX_FUZZ") or tempfile.mkdtemp(prefix="fuzz-"))
 # Libraries read the locations of their caches when they are imported.
 os.environ |= {"HOME": str(WORK / "home"), "TMPDIR": str(WORK / "tmp"), "HF_HUB_OFFLINE": "1"}
 os.environ |= {"TYR_JAX_CACHE": str(WORK / "home" / "tyr_jax"), "XDG_CACHE_HOME": str(WORK / "home")}
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # a place that cases must not write to
 os.environ |= {"HF_HOME": str(WORK / "home" / "hf"), "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
 os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks: formatting, lint, types, and every test, in two processes. `quick` skips the slow tests. Further
-# arguments go to pytest.
+# Formatting, lint, types, and the tests, in two processes. `quick` skips the slow tests. `long` runs the tests
+# that nothing else runs: what needs an environment, a server or minutes of its own. Further arguments go to pytest.
 #
 # The tests compare with torch. On Linux, pip would install the CUDA build of torch (gigabytes). To avoid that,
 # set pip's variable PIP_EXTRA_INDEX_URL to the index of PyTorch's CPU builds first.
@@ -9,11 +9,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 environment '[test]'
 
 cd "$repo"
-if [ "${1:-}" = quick ]; then
-  shift
-  set -- -m "not slow and not smollm2" "$@"
+chosen="not long"
+case "${1:-}" in
+  quick) shift && chosen="not long and not slow and not smollm2" ;;
+  long) shift && chosen="long" ;;
+esac
+if [ "$chosen" != long ]; then
+  ruff check
+  ruff format --check
+  mypy
 fi
-ruff check
-ruff format --check
-mypy
-python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 "$@"
+# Processes take whole files, in the order that tests/conftest.py gives them.
+python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"

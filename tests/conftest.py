@@ -4,15 +4,17 @@ import gc
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests share most of their compiled programs with other modules and with the last run.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# Tests share most of their compiled programs with other modules, other processes and the last run.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # The compiler takes most of the tests' time. Tests that spend it on computing use `quick_code`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's older CPU code generator compiles in a third of the time. Its flag will be removed some day.
@@ -30,27 +32,50 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 import jax
 import pytest
+from filelock import FileLock
 from tiny import EXTRA_TENSORS, make_tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, dynamic_module_utils
 
+from tyr_jax.cli import prune
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model import spec
 from tyr_jax.model.spec import ModelConfig, random_params
-from tyr_jax.runtime.cache import keep_compiled
+from tyr_jax.runtime.cache import MOST_BYTES, cache_directory, processor
 
-keep_compiled()
+PROGRAMS = cache_directory() / "tests" / processor()
+"""Compiled programs of all tests. JAX would look at every one of them before it adds one, if it had to bound
+their size, as it does for the commands."""
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    size = sum(path.stat().st_size for path in PROGRAMS.glob("*"))
+    if "PYTEST_XDIST_WORKER" not in os.environ and size > MOST_BYTES:
+        shutil.rmtree(PROGRAMS)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
+    jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+
+DURATIONS = Path(__file__).with_name("durations.json")
+"""Seconds of every test, by file and name, from `scripts/record_durations.py`."""
+
+UNKNOWN = 5.0
+"""Seconds of a slow test that is not in `DURATIONS`."""
 
 MOST_MAPS = 30_000
 """Number of memory maps after which a process drops its compiled programs."""
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with long tests first, the longest before all others, so that no process is left with a long
-    one at the end."""
-    longest, slow = ({i.path for i in items if i.get_closest_marker(name)} for name in ("longest", "slow"))
-    items.sort(key=lambda item: (item.path not in longest, item.path not in slow))
+    """Run the files whose chosen tests take longest first, so that no process is left with a long one at the
+    end."""
+    recorded = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
+    seconds: dict[Path, float] = defaultdict(float)
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        unknown = UNKNOWN if item.get_closest_marker("slow") else 0.0
+        seconds[item.path] += recorded.get(file, {}).get(name, unknown)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -147,27 +172,66 @@ def save_tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a directory by its name, once for all processes of a test run; not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name / "done").exists():
+                shutil.rmtree(root / name, ignore_errors=True)
+                (root / name).mkdir()
+                make(root / name)
+                (root / name / "done").touch()
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny_model(save_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny random model; not to be written to."""
     return save_tiny(tmp_path_factory.mktemp("tiny") / "dense")
 
 
-@pytest.fixture(scope="session")
-def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of a few thousand random words."""
+def write_words(path: Path) -> Path:
+    """Write a few thousand random words."""
     words = ["the", "cat", "and", "hat", "other", "thing", "sat", "on", "a", "mat", "with", "old", "dogs"]
-    path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(random.Random(0).choices(words, k=5000)), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
-    """Arguments of `tyr_jax.prune`, without `--output`, for a run of seconds. Later ones override them."""
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a few thousand random words."""
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+def arguments_of(model: Path, text: Path) -> list[str]:
+    """Arguments of a run of seconds that prunes `model`, without `--output`."""
     small = """--sequence-length 32 --search-length 32 --calibration-tokens 512 --search-tokens 256
         --evaluation-length 32 --evaluation-windows 4 --neuron-chunk 4 --rounds 2 --levels 5
         --generations 2 --offspring 4 --survivors 2 1 --stage-tokens 32 64"""
-    return ["--model", str(tiny_model), "--calibration", str(tiny_text), *small.split()]
+    return ["--model", str(model), "--calibration", str(text), *small.split()]
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tiny_model: Path, tiny_text: Path) -> list[str]:
+    """Arguments of `tyr_jax.prune`, without `--output`, for a run of seconds. Later ones override them."""
+    return arguments_of(tiny_model, tiny_text)
+
+
+@pytest.fixture(scope="session")
+def pruned(save_tiny: Callable[..., Path], shared: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A searched model at 50% whose layers differ, beside the `dense` one; not to be written to."""
+
+    def make(directory: Path) -> None:
+        dense, text = save_tiny(directory / "dense"), write_words(directory / "words.txt")
+        prune.main([*arguments_of(dense, text), "--sparsity", "0.5", "--output", str(directory / "pruned")])
+
+    return shared("tiny", make) / "pruned"
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,7 @@ def test_every_equation_names_what_computes_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_site_builds(tmp_path: Path) -> None:
     """It builds with every link, anchor and code name resolved."""
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}

@@ -13,7 +13,7 @@ import pytest
 
 import tyr_jax
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = Path(tyr_jax.__file__).parents[1]
 MINUTES = 60.0

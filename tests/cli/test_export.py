@@ -12,7 +12,7 @@ import llama_reference
 import numpy as np
 import pytest
 
-from tyr_jax.cli import export, prune
+from tyr_jax.cli import export
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import load_model
@@ -22,14 +22,6 @@ from tyr_jax.run.export import ExportSettings, Quantize, default_path
 pytestmark = pytest.mark.slow
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A searched model whose layers differ."""
-    directory = tmp_path_factory.mktemp("run") / "pruned"
-    prune.main([*tiny_arguments, "--rounds", "1", "--sparsity", "0.5", "--output", str(directory)])
-    return directory
 
 
 def logits(name: Path) -> np.ndarray:

@@ -85,29 +85,37 @@ def test_it_gets_better_and_loads_in_torch(extra: list[str], command: list[str],
         np.testing.assert_allclose(theirs(torch.tensor(tokens)).logits, ours, atol=1e-4)
 
 
-def test_an_interruption_costs_nothing(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_dying_at_every_write(
+    when: str, command: list[str], tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The process dies before or after its first to fourth write or deletion, in turn."""
+    command = [*command, "--data", str(tiny_text), "self"]
     finetune.main(command)
-    whole = tmp_path / "whole"
-    (tmp_path / "recovered").rename(whole)
-    save = Store.save
-    for deaths in (1, 2, 3):
-        left = 1
+    recovered, whole = tmp_path / "recovered", tmp_path / "whole"
+    recovered.rename(whole)
+    left = 0
 
-        def dying(store: Store, name: str, *rest: object, **more: object) -> None:
-            nonlocal left
-            save(store, name, *rest, **more)  # type: ignore[arg-type]
-            left -= name.startswith("step")
-            if not left:
-                raise Died
+    def dying(act: Callable[..., None], *arguments: Any, **more: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left or when == "after":
+            act(*arguments, **more)
+        if not left:
+            raise Died
 
-        monkeypatch.setattr(Store, "save", dying if deaths < 3 else save)
+    for name in ("save", "clear"):
+        act = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *rest, act=act, **more: dying(act, *rest, **more))
+    lives = 0
+    while not recovered.is_dir():
+        left, lives = lives % 4 + 1, lives + 1
         with contextlib.suppress(Died):
             finetune.main(command)
+    assert lives > 3
     for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "recovered" / name).read_bytes() == (whole / name).read_bytes()
-    assert record(tmp_path / "recovered")["losses"] == record(whole)["losses"]
+        assert (recovered / name).read_bytes() == (whole / name).read_bytes()
+    assert record(recovered)["losses"] == record(whole)["losses"]
     assert {path.name for path in tmp_path.iterdir()} >= {"recovered", "whole"}
     assert not list(tmp_path.glob(".*"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from tyr_jax.cli import generate, prune
+from tyr_jax.cli import generate
 from tyr_jax.evaluation.continuation import pieces, stop_tokens
 from tyr_jax.formatting import shown
 from tyr_jax.io.checkpoint import LoadedModel, load_model
@@ -14,14 +14,6 @@ from tyr_jax.model.decoder import forward
 pytestmark = pytest.mark.slow
 
 PROMPT = "the cat and the hat"
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A searched model whose layers differ."""
-    directory = tmp_path_factory.mktemp("run") / "pruned"
-    prune.main([*tiny_arguments, "--rounds", "1", "--sparsity", "0.5", "--output", str(directory)])
-    return directory
 
 
 def continued(model: LoadedModel, prompt: str, count: int) -> str:

@@ -1,9 +1,14 @@
-"""Every family through the whole chain: read, pruned, compressed, written, and read again, also in torch."""
+"""Every family through the whole chain: read, pruned, compressed, written, and read again, also in torch.
+
+Families that differ in structure do so in every run of the tests, the others among the long tests.
+tests/model/test_parity.py compares all of them as they are read.
+"""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import family_samples
 import jax.numpy as jnp
@@ -32,11 +37,31 @@ from tyr_jax.scoring.teacher import teacher_targets
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules", "forget_often")]
 
 TOKENS = np.random.default_rng(0).integers(0, 290, (3, 40))
+STRUCTURES = {
+    "llama-rope3": "no more than any model has, but positions that are scaled",
+    "smollm3-windows": "biases, a window and layers without positions, by layer",
+    "granite-tied": "multipliers of every part, tied embeddings, biases",
+    "phi3-partial": "fused weights, positions on a part of a head, tied embeddings",
+    "gemma3-scaled": "scaled embeddings, norms on both sides, norms of queries and keys, types of layers",
+    "gemma2-caps": "soft-capped scores and logits",
+    "glm4": "interleaved positions, a fused FFN beside separate attention",
+    "olmo3": "norms behind only, norms over all heads, positions by type of layer",
+    "qwen3-moe-normed": "experts of their own tensors, weights that are normed again, biases",
+    "gpt-oss": "packed experts with biases, sinks, a biased router",
+}
+"""Families that go through the whole chain in every run, and what of them no other here has."""
 FAMILIES = ["llama-rope3", "llama-yarn", "mistral-window", "ministral", "qwen2", "qwen3", "qwen3-windows"]
 FAMILIES += ["smollm3", "smollm3-windows", "granite", "granite-tied", "phi3", "phi3-partial", "phi3-longrope"]
 FAMILIES += ["gemma3", "gemma3-scaled", "gemma2-caps", "glm4", "exaone4", "exaone4-full", "olmo2", "olmo3"]
 EXPERTS = ["qwen3-moe", "qwen3-moe-normed", "mixtral", "olmoe", "gpt-oss", "gpt-oss-full"]
 FAMILIES += EXPERTS
+
+
+def by_structure(names: list[str]) -> list[Any]:
+    """The names as parameters: those without a structure of their own are long."""
+    return [pytest.param(name, marks=[] if name in STRUCTURES else pytest.mark.long) for name in names]
+
+
 LEVELS = np.array([[1, 1, 3], [2, 4, 1]])
 """A heterogeneous distribution, in which a layer loses its attention and another its FFN."""
 
@@ -57,7 +82,7 @@ def assert_close(one: np.ndarray, other: np.ndarray) -> None:
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * max(1.0, float(np.std(other))))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", by_structure(FAMILIES))
 def test_a_pruned_model_is_the_same_everywhere(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -109,7 +134,7 @@ def assert_written_is(
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", by_structure(EXPERTS))
 def test_models_without_some_experts(
     name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -153,16 +178,21 @@ def test_in_llama_cpp_or_refused(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("smollm3-windows", "--reconstruct 1 --compute-dtype bfloat16"),
         ("granite-tied", "--reconstruct 1 --units kv_group"),
-        ("phi3-partial", ""),
         ("gemma3-scaled", ""),
-        ("olmo3", "--reconstruct 1"),
-        ("gemma2-caps", "--reconstruct 1"),
-        ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
         ("qwen3-moe-normed", "--units expert --sparsity 0.4"),
-        ("mixtral", ""),
         ("gpt-oss", "--reconstruct 1"),
+        *(
+            pytest.param(*rest, marks=pytest.mark.long)
+            for rest in (
+                ("smollm3-windows", "--reconstruct 1 --compute-dtype bfloat16"),
+                ("phi3-partial", ""),
+                ("olmo3", "--reconstruct 1"),
+                ("gemma2-caps", "--reconstruct 1"),
+                ("qwen3-moe", "--budget active-parameters --reconstruct 1"),
+                ("mixtral", ""),
+            )
+        ),
     ],
 )
 def test_commands(

@@ -157,9 +157,10 @@ def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], "wb") as file:
-        numbers = [int(number) for number in sys.argv[2:]]
-        found = {
-            number: {name: results(number, config) for name, config in CONFIGS.items()} for number in numbers
-        }
-        pickle.dump((found, {number: largest_collectives(number) for number in numbers if number > 1}), file)
+    path, what, *numbers = sys.argv[1:]
+    with open(path, "wb") as file:
+        found = [
+            results(int(number), CONFIGS[what]) if what in CONFIGS else largest_collectives(int(number))
+            for number in numbers
+        ]
+        pickle.dump(found, file)

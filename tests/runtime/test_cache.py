@@ -19,7 +19,8 @@ jax.jit(lambda x: x * 2 + 1)(1.0)
 
 def compile_in_a_new_process(environment: dict[str, str]) -> None:
     always = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=os.environ | always | environment)
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=inherited | always | environment)
 
 
 def files(directory: Path) -> list[Path]:

@@ -1,11 +1,16 @@
-"""Several devices give the same results as one. Tests run in processes whose CPU counts as eight devices."""
+"""Several devices give the same results as one. Tests run in processes whose CPU counts as several devices.
 
+Programs for eight devices are compiled, and run for two. They also run on eight, among the long tests.
+"""
+
+import functools
 import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,8 @@ from tyr_jax.runtime import devices
 
 pytestmark = pytest.mark.slow
 
-NUMBERS = 1, 8
+RUN, COMPILED = 2, 8
+"""Devices of the runs, and of the programs whose communication is looked at."""
 
 TESTS = Path(__file__).parents[1]
 """Directory of the modules that tests share."""
@@ -36,7 +42,7 @@ def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
 
 
-def run(*arguments: str, number: int = 8) -> str:
+def run(*arguments: str, number: int = RUN) -> str:
     """Run a Python with `number` devices, which must succeed, and return its output."""
     with start(number, *arguments) as running:
         _, said = running.communicate()
@@ -45,11 +51,17 @@ def run(*arguments: str, number: int = 8) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[str, Any]], ...]:
-    """Results and collectives for each number of devices."""
-    path = tmp_path_factory.mktemp("devices") / "results.pickle"
-    run(str(Path(__file__).with_name("device_results.py")), str(path), *map(str, NUMBERS))
-    return pickle.loads(path.read_bytes())
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """What `device_results` writes for its arguments."""
+
+    @functools.cache
+    def results(what: str, *numbers: int) -> Any:
+        path = tmp_path_factory.mktemp("devices") / "results.pickle"
+        script = str(Path(__file__).with_name("device_results.py"))
+        run(script, str(path), what, *map(str, numbers), number=max(numbers))
+        return pickle.loads(path.read_bytes())
+
+    return results
 
 
 def test_a_command_finds_steady_virtual_devices(tmp_path: Path) -> None:
@@ -100,9 +112,16 @@ print(value, os.environ["XLA_FLAGS"], os.environ["PJRT_NPROC"], file=sys.stderr)
     assert said[-1] == str(2 + (os.cpu_count() or 1))
 
 
-@pytest.mark.parametrize("number", NUMBERS[1:])
-def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) -> None:
-    one, other = (jax.tree.flatten_with_path(found[0][n])[0] for n in (1, number))
+@pytest.mark.parametrize(
+    ("number", "config"),
+    [
+        (RUN, "mixed"),
+        (RUN, "experts"),
+        *(pytest.param(COMPILED, name, marks=pytest.mark.long) for name in ("plain", "mixed", "experts")),
+    ],
+)
+def test_every_stage(number: int, config: str, results: Callable[..., Any]) -> None:
+    one, other = (jax.tree.flatten_with_path(found)[0] for found in results(config, 1, number))
     for (path, expected), (_, ours) in zip(one, other, strict=True):
         name = jax.tree_util.keystr(path)
         if "own text" in name:
@@ -117,32 +136,32 @@ def test_every_stage(number: int, found: tuple[dict[int, dict[str, Any]], ...]) 
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("number", NUMBERS[1:])
-def test_no_more_than_a_matrix_of_a_layer_is_gathered(
-    number: int, found: tuple[dict[int, dict[str, Any]], ...]
-) -> None:
+def test_no_more_than_a_matrix_of_a_layer_is_gathered(results: Callable[..., Any]) -> None:
     """In the search this is one level's projection, never all levels or all layers."""
     shape, hidden = make_tiny_config().dense_shape, make_tiny_config().hidden
     largest = max(shape.ffn, make_tiny_config().vocab) * hidden, obs.PANEL_ROWS * shape.ffn
-    bounds = {name: 4 * largest["pruning" in name] for name in found[1][number]}
-    assert {name: what for name, what in found[1][number].items() if what[0] > bounds[name]} == {}
+    (found,) = results("collectives", COMPILED)
+    bounds = {name: 4 * largest["pruning" in name] for name in found}
+    assert {name: what for name, what in found.items() if what[0] > bounds[name]} == {}
 
 
-def test_the_whole_job(tiny_arguments: list[str], tmp_path: Path) -> None:
-    outputs = tmp_path / "one", tmp_path / "eight"
+@pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
+def test_the_whole_job(number: int, tiny_arguments: list[str], tmp_path: Path) -> None:
+    outputs = tmp_path / "one", tmp_path / "several"
     arguments = [*tiny_arguments, "--prompt", "head layer"]
     prune.main([*arguments, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.prune", *arguments, "--output", str(outputs[1]))
-    one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
-    assert one["distribution"] == eight["distribution"]
-    assert one["dense"]["sample"] == eight["dense"]["sample"]
+    run("-m", "tyr_jax.prune", *arguments, "--output", str(outputs[1]), number=number)
+    one, several = (json.loads((output / "summary.json").read_text()) for output in outputs)
+    assert one["distribution"] == several["distribution"]
+    assert one["dense"]["sample"] == several["dense"]["sample"]
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
     assert weights.keys() == others.keys()
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_ffns_learn_on_several_devices(tiny_arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
+def test_ffns_learn_on_several_devices(number: int, tiny_arguments: list[str], tmp_path: Path) -> None:
     """A step then takes other tokens than on one device, so only the effect can be the same."""
     many = [
         "--calibration-tokens",
@@ -154,33 +173,40 @@ def test_ffns_learn_on_several_devices(tiny_arguments: list[str], tmp_path: Path
         "--reconstruct",
         "8",
     ]
-    outputs = tmp_path / "one", tmp_path / "eight"
+    outputs = tmp_path / "one", tmp_path / "several"
     prune.main([*tiny_arguments, *many, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.prune", *tiny_arguments, *many, "--output", str(outputs[1]))
-    one, eight = (json.loads((output / "summary.json").read_text()) for output in outputs)
-    for made in (one, eight):
+    run("-m", "tyr_jax.prune", *tiny_arguments, *many, "--output", str(outputs[1]), number=number)
+    one, several = (json.loads((output / "summary.json").read_text()) for output in outputs)
+    for made in (one, several):
         (plain,), (learnt,) = (made[model]["quality"].values() for model in ("uniform", "reconstructed"))
         assert learnt["kl"] < plain["kl"]
-    (ours,), (theirs,) = (made["reconstructed"]["quality"].values() for made in (one, eight))
+    (ours,), (theirs,) = (made["reconstructed"]["quality"].values() for made in (one, several))
     assert ours["kl"] == pytest.approx(theirs["kl"], rel=0.2)
 
 
-def test_recovery(tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
+def test_recovery(number: int, tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = """--goal kd+next-token --tokens 1024 --sequence-length 32 --step-tokens 256 --rank 4
         --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
     arguments = [str(tiny_model), "--teacher", str(tiny_model), "--data", str(tiny_text), *few.split()]
-    outputs = tmp_path / "one", tmp_path / "eight"
+    outputs = tmp_path / "one", tmp_path / "several"
     finetune.main([*arguments, "--output", str(outputs[0])])
-    run("-m", "tyr_jax.finetune", *arguments, "--output", str(outputs[1]))
-    one, eight = (json.loads((output / "recovery.json").read_text())["losses"] for output in outputs)
-    np.testing.assert_allclose(eight, one, rtol=1e-4)
+    run("-m", "tyr_jax.finetune", *arguments, "--output", str(outputs[1]), number=number)
+    one, several = (json.loads((output / "recovery.json").read_text())["losses"] for output in outputs)
+    np.testing.assert_allclose(several, one, rtol=1e-4)
     weights, others = (load_file(output / "model.safetensors") for output in outputs)
     for name, expected in weights.items():
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "piece", "rounds"), [(8, 4, "prune-uniform/block-1", 0), (1, 8, "round-1", 2)]
+    ("before", "after", "piece", "rounds"),
+    [
+        (4, 2, "prune-uniform/block-1", 0),
+        (1, 2, "round-1", 2),
+        pytest.param(8, 4, "prune-uniform/block-1", 0, marks=pytest.mark.long),
+        pytest.param(1, 8, "round-1", 2, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_goes_on_on_another_number_of_devices(
     before: int, after: int, piece: str, rounds: int, tiny_arguments: list[str], tmp_path: Path
@@ -296,14 +322,14 @@ def results():
 
 alone = list(results())
 with devices.in_use():
-    assert devices.count() == 8
-    for one, eight in zip(alone[:2], results()):
-        np.testing.assert_allclose(eight.mean, one.mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(eight.variance, one.variance, rtol=1e-3, atol=1e-6)
-    for one, eight in zip(alone[2:], list(results())[2:]):
+    assert devices.count() == 2
+    for one, several in zip(alone[:2], results()):
+        np.testing.assert_allclose(several.mean, one.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(several.variance, one.variance, rtol=1e-3, atol=1e-6)
+    for one, several in zip(alone[2:], list(results())[2:]):
         for name in one:
             # A value in the middle between two allowed ones may go either way.
-            assert np.isclose(eight[name], one[name], atol=1e-3).mean() > 0.97, name
+            assert np.isclose(several[name], one[name], atol=1e-3).mean() > 0.97, name
 """
 
 
@@ -312,4 +338,4 @@ def test_matrices_are_changed_alike() -> None:
 
 
 def test_searches_side_by_side_are_divided_and_need_no_communication() -> None:
-    run("-c", SEARCHES)
+    run("-c", SEARCHES, number=COMPILED)

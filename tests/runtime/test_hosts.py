@@ -98,6 +98,7 @@ def end_of_the_other(lost: int, arguments: list[str], until: Path) -> str:
     return said
 
 
+@pytest.mark.long
 def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[str], tmp_path: Path) -> None:
     output = tmp_path / "pruned"
     arguments = [*small, "--output", str(output)]

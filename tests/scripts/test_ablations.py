@@ -57,6 +57,7 @@ def test_main_results_makes_no_run_twice(
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+@pytest.mark.long
 def test_rounds_are_compared_at_equal_generations(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_what_exchange_gains(
         assert sum(kept) >= sum(models["units"]["uniform"]["kept"]["attention"])
 
 
+@pytest.mark.long
 def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = (
         "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
@@ -221,6 +223,7 @@ def test_no_variant_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ablation.distinct(other) == asked.variants
 
 
+@pytest.mark.long
 def test_steps_are_measured_alone_and_together(
     table: Callable[..., Rows], inputs: list[object], tmp_path: Path
 ) -> None:

@@ -112,7 +112,7 @@ def test_every_search_is_in_the_suite() -> None:
 
 
 @pytest.mark.parametrize("search", ALL)
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", ["units", "several", pytest.param("parameters", marks=pytest.mark.long)])
 def test_the_host_and_the_device_find_the_same_within_the_budget(search: Search, budget: str) -> None:
     problem = BUDGETS[budget](PROBLEM)
     search.check()

@@ -1,7 +1,11 @@
 """Finished work is read back unchanged, or not at all."""
 
+import contextlib
+import functools
 import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import Died
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
@@ -94,6 +99,52 @@ def test_half_of_a_piece_is_none(tmp_path: Path) -> None:
     store.save_step("work", 3, np.zeros(2))
     store.clear()
     assert not tmp_path.exists()
+
+
+def work(directory: Path) -> list[float]:
+    """Two steps of work, as far as they are not done, from a piece that is dropped after the first."""
+    directory.mkdir(exist_ok=True)
+    store = Store(directory)
+    done, (array, facts) = store.last_step("work", Saved(SAVED, TrainingFacts(losses=[])))
+    if not done and store.load("start") is None:
+        store.save("start", np.arange(3.0))
+    for step in range(done + 1, 3):
+        before = array if step > 1 else store.load("start").tree  # type: ignore[union-attr]
+        array, facts = 2 * before + step, TrainingFacts(losses=[step])
+        store.save_step("work", step, array, facts)
+        store.drop("start")
+    assert facts.losses == [2]
+    store.part("rest").save("piece", array)
+    store.clear()
+    return [float(number) for number in array]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_dying_at_every_change_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies before it makes, moves or deletes any file or directory, and the next one goes on from
+    what is left."""
+    whole, left = work(tmp_path / "whole"), 0
+
+    def dying(change: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Died
+        change(*arguments, **options)
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, functools.partial(dying, getattr(os, name)))
+    deaths, found = 0, None
+    while found is None:
+        left = deaths = deaths + 1
+        with contextlib.suppress(Died):
+            found = work(tmp_path / f"{deaths}")
+        left = 0
+        assert found is not None or work(tmp_path / f"{deaths}") == whole
+        assert not (tmp_path / f"{deaths}").exists()
+    assert found == whole
+    assert deaths > 20
 
 
 def test_without_a_directory_nothing_is_kept() -> None:
