@@ -33,7 +33,7 @@ from tyr_jax.model.prediction import log_normaliser
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.timing import medians
-from tyr_jax.scoring import nested
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -84,7 +84,7 @@ def times(bench: Bench) -> dict[str, float]:
         "forward": functools.partial(forward, params, jnp.asarray(text[:2])),
         "fold": lambda: build_supernet(first, [text], FoldPlan(few, folded, settings)).error,
         "scoring": functools.partial(
-            nested.score_population, net, np.array(levels, np.int32), pool, np.arange(1), config, KL()
+            scorer.score_population, net, np.array(levels, np.int32), pool, np.arange(1), config, KL()
         ),
     }
     return medians(runs, bench.repeats)

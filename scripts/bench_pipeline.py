@@ -29,7 +29,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.runtime.timing import seconds
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested, population, scorer
 from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
@@ -119,7 +119,7 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
         return np.mean([score(sequence) for sequence in sequences[:, None]], axis=0)
 
     def ours(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        return nested.score_population(net, candidates, pool, sequences, config, OBJECTIVE)
+        return scorer.score_population(net, candidates, pool, sequences, config, OBJECTIVE)
 
     def search(score: loop.Scorer, generations: int) -> tuple[float, np.ndarray]:
         few = dataclasses.replace(schedule, generations=generations)

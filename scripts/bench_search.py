@@ -30,7 +30,7 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, empty_supernet
 from tyr_jax.runtime.timing import matmul_rate, medians
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested, population, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search.contract import SearchSpace
@@ -100,7 +100,7 @@ def main(bench: Bench) -> None:
                 objective,
             ),
             "kept units": functools.partial(
-                nested.score_population, net, candidates, pool, np.arange(1), config, objective
+                scorer.score_population, net, candidates, pool, np.arange(1), config, objective
             ),
         }
         times = medians(runs, bench.repeats)

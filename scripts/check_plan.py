@@ -28,7 +28,7 @@ from tyr_jax.planning.working import (
     statistics_working,
 )
 from tyr_jax.runtime import devices
-from tyr_jax.scoring.nested import Chunk
+from tyr_jax.scoring.scorer import Chunk
 from tyr_jax.settings import Settings
 
 HELD = "and what is held"

@@ -34,7 +34,7 @@ from tyr_jax.cli import command
 from tyr_jax.errors import UserError, require
 from tyr_jax.problems import Problem, save_problem, stack_problems
 from tyr_jax.problems.fit import Scores, errors_of, fit_problem
-from tyr_jax.scoring import nested
+from tyr_jax.scoring.scorer import score_population
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.device import search_many
 from tyr_jax.search.draws import neighbours
@@ -86,7 +86,12 @@ def scorer(world: World) -> Scorer:
 
     def score(levels: np.ndarray) -> Scores:
         each = functools.partial(
-            nested.score_population, world.net, levels, world.pool, config=world.config, objective=OBJECTIVE
+            score_population,
+            world.net,
+            levels,
+            world.pool,
+            config=world.config,
+            objective=OBJECTIVE,
         )
         search = [each(sequences=np.array([s])) for s in range(len(world.pool.tokens))]
         return Scores(levels, np.column_stack(search), world.judge(levels))

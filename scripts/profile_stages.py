@@ -31,7 +31,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring import nested, scorer, slopes
 from tyr_jax.scoring.objective import KL, Scoring
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -133,15 +133,15 @@ def programs(profile: Profile) -> Iterator[Program]:
     pool = teacher_targets(params, tokens, config, objective)
     net = nested.nest(params, random_supernet(config, grid), config)
     candidates = random_offspring(grid, 4)
-    population, _ = nested.arrange_population(net, candidates, np.arange(1), length, config)
+    population, _ = scorer.arrange_population(net, candidates, np.arange(1), length, config)
     scoring = Scoring.of_model(config, objective)
-    (part,) = nested.parts_of(net, range(config.depth), scoring)
+    (part,) = scorer.parts_of(net, range(config.depth), scoring)
     state = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
     static = {"scoring": scoring}
-    residuals, _ = nested.run_trunk(net, *population.lead(part), state, **static)
+    residuals, _ = scorer.run_trunk(net, *population.lead(part), state, **static)
     # All layers run, as if the trunk shared none.
     chunk = population.chunk(0, part, residuals)._replace(shared=jnp.int32(-1))
-    yield Program("search: a candidate", nested.score_chunk, (net, chunk, None, pool), static)
+    yield Program("search: a candidate", scorer.score_chunk, (net, chunk, None, pool), static)
     centre, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
     begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
     yield Program("search: slopes", slopes.last_slopes, (net, centre, shares, begun, pool), static)

@@ -12,7 +12,7 @@ from tyr_jax.io.origin import Origin
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring import nested, scorer, slopes
 from tyr_jax.scoring.objective import KL, Objective, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search.contract import SearchSpace, Sites
@@ -59,7 +59,7 @@ class World(NamedTuple):
 
     def score(self, candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """Objective `[C]` on sequences of the search text."""
-        return nested.score_population(
+        return scorer.score_population(
             self.net, candidates, self.pool, sequences, self.config, self.objective
         )
 
@@ -70,7 +70,7 @@ class World(NamedTuple):
     def judge(self, candidates: np.ndarray, objective: Objective = OBJECTIVE) -> np.ndarray:
         """KL divergence `[C]` on the held-out text, or another objective that needs no hidden states."""
         everything = np.arange(len(self.held_out.tokens))
-        return nested.score_population(
+        return scorer.score_population(
             self.net, candidates, self.held_out, everything, self.config, objective
         )
 

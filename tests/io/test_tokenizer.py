@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.gguf import open_gguf
-from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
+from tyr_jax.io.tokenizer import tokenizer_from_directory
 
 Reference = Callable[[Path, list[str], bool], list[list[int]]]
 Rewriter = Callable[[Path, Path, dict[str, Any]], Path]
@@ -143,7 +144,8 @@ sys.modules["torch"] = None
 from pathlib import Path
 import tyr_jax.io.checkpoint
 from tyr_jax.io.gguf import open_gguf
-from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from tyr_jax.io.tokenizer import tokenizer_from_directory
+from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 path = Path({str(path)!r})
 print(tokenizer_from_gguf(open_gguf(path), path)("ab").input_ids)
 print(tokenizer_from_directory(Path({str(tmp_path)!r}))("the").input_ids)

@@ -21,7 +21,7 @@ from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.kinds import EXPERT_NEURONS
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested, population, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.slopes import pool_slopes
 from tyr_jax.scoring.teacher import teacher_targets
@@ -229,7 +229,7 @@ def test_tokens_go_to_the_experts_that_are_left(world: World, pruned: Pruned) ->
     candidates = np.stack([levels, space.centre_distribution(grid)]).astype(np.int32)
     plain = population.score_population(params, net, candidates, pool, sequences, config, KL())
     sorted_net = nested.nest(params, net, config)
-    sliced = nested.score_population(sorted_net, candidates, pool, sequences, config, KL())
+    sliced = scorer.score_population(sorted_net, candidates, pool, sequences, config, KL())
     np.testing.assert_allclose(sliced, plain, rtol=1e-4)
     targets = pool, np.arange(48), config, KL()
     exact = population.score_population(params, net, candidates[:1], *targets)[0]

@@ -19,7 +19,7 @@ from tyr_jax.pruning.kinds import HEADS, SITE_KINDS, SiteKind
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested, population, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -101,7 +101,7 @@ def test_a_layer_may_lack_a_kind(lacking: PruningSettings) -> None:
     )
     pool, every = teacher_targets(params, tokens, config, KL()), np.arange(3)
     plain = population.score_population(params, net, candidates, pool, every, config, KL())
-    scores = nested.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
+    scores = scorer.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
     np.testing.assert_allclose(scores, plain, rtol=1e-4)
     prices = level_prices(config, lacking, grid.kept, {"attention": np.asarray(net.ranks["attention"])})[0]
     assert prices[0, 1].tolist() == [0, 0, 0]

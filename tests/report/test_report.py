@@ -21,7 +21,7 @@ from tyr_jax.evaluation import quality
 from tyr_jax.report import card, page
 from tyr_jax.report.files import summary_of, write_report
 from tyr_jax.report.identity import gain_of
-from tyr_jax.scoring import nested
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.workspace.events import read_entries
 from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing, versioned
 
@@ -223,7 +223,7 @@ def test_a_run_whose_figures_are_not_finite(
 ) -> None:
     """The pruned model overflows, and so does a parent in the search. All files are still valid JSON that can
     be read again."""
-    score = nested.score_population
+    score = scorer.score_population
 
     def overflowing(net: Any, candidates: Any, *rest: Any) -> Any:
         return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))

@@ -23,7 +23,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.report.tables import complaints
 from tyr_jax.run import pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
-from tyr_jax.scoring import nested
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
 from tyr_jax.workspace.events import EventLog
@@ -151,7 +151,7 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
 def test_what_a_run_had_to_work_around_is_in_its_summary(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, calls = nested.score_population, 0
+    score, calls = scorer.score_population, 0
 
     def sometimes_lost(*arguments: Any) -> np.ndarray:
         nonlocal calls

@@ -27,7 +27,7 @@ from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
-from tyr_jax.scoring import nested
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
@@ -296,7 +296,7 @@ def test_what_is_met_again_counts_once(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run meets its problems again in work that was not saved."""
-    score = nested.score_population
+    score = scorer.score_population
 
     def losing(net: Any, candidates: Any, *rest: Any) -> Any:
         return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))

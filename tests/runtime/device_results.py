@@ -23,7 +23,7 @@ from tyr_jax.pruning import fisher, fold, reconstruction, stream
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices, offload
-from tyr_jax.scoring import chunking, nested, slopes
+from tyr_jax.scoring import chunking, nested, scorer, slopes
 from tyr_jax.scoring.objective import HiddenKL
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.settings import PRESETS
@@ -86,7 +86,7 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
         for count, sequences in ((11, 3), (3, 4), (1, 12)):
             few, some = candidates[:count], np.arange(sequences)
             rest = (pool, some, config, objective)
-            found[f"scores of {count} on {sequences}"] = nested.score_population(net, few, *rest)
+            found[f"scores of {count} on {sequences}"] = scorer.score_population(net, few, *rest)
         for sequences in (3, 12):
             some = np.arange(sequences)
             found[f"slopes on {sequences}"] = slopes.pool_slopes(
@@ -107,7 +107,7 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
         found["drift on disk"] = arrays_of(drawn_back(lazy, [calibration], plan))
         stored = nested.nest(lazy, stored, config, scratch=scratch)
         rest = pool, some, config, objective
-        found["scores from disk"] = nested.score_population(stored, candidates, *rest)
+        found["scores from disk"] = scorer.score_population(stored, candidates, *rest)
         found["slopes from disk"] = slopes.pool_slopes(stored, candidates[0], *rest)
     return jax.tree.map(np.asarray, found)
 

@@ -25,7 +25,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import offload
 from tyr_jax.runtime.offload import Scratch
-from tyr_jax.scoring import chunking, nested, slopes
+from tyr_jax.scoring import chunking, nested, scorer, slopes
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.workspace.store import Store
@@ -126,14 +126,14 @@ def test_the_search_of_a_supernet_on_disk(
         candidates[one, :, :layers] = candidates[7, :, :layers]
     rest = pool, np.array([2, 0]), config, objective
     net = nested.nest(params, supernet, config)
-    expected = nested.score_population(net, candidates, *rest)
+    expected = scorer.score_population(net, candidates, *rest)
     expected_slopes = slopes.pool_slopes(net, candidates[0], *rest)
 
     net = nested.nest(lazy, stored(supernet), config, consume=consume)
     assert offload.on_disk([net.params["blocks"]["q"]])
     assert offload.on_disk([net.weights["attention"]])
     np.testing.assert_allclose(
-        nested.score_population(net, candidates, *rest, told.append), expected, rtol=1e-5
+        scorer.score_population(net, candidates, *rest, told.append), expected, rtol=1e-5
     )
     assert sum(told) == 9 * 2 * LENGTH
     told.clear()

@@ -16,7 +16,7 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.scoring import chunking, nested, population, slopes
+from tyr_jax.scoring import chunking, nested, population, scorer, slopes
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
@@ -86,7 +86,7 @@ def test_it_is_the_objective_at_full_width(
     full = population.score_population(
         world.params, world.supernet, candidates, world.pool, sequences, config, objective
     )
-    sliced = nested.score_population(
+    sliced = scorer.score_population(
         nested.nest(world.params, world.supernet, config),
         candidates,
         world.pool,
@@ -131,8 +131,8 @@ def test_one_candidate_alone(tiny_config: Callable[..., ModelConfig]) -> None:
     candidates, sequences = world.candidates(3), np.arange(3)
     net = nested.nest(world.params, world.supernet, world.config)
     rest = (world.pool, sequences, world.config, KL_DIVERGENCE)
-    together = nested.score_population(net, candidates, *rest)
-    alone = [nested.score_population(net, one[None], *rest, told.append)[0] for one in candidates]
+    together = scorer.score_population(net, candidates, *rest)
+    alone = [scorer.score_population(net, one[None], *rest, told.append)[0] for one in candidates]
     np.testing.assert_allclose(alone, together, rtol=1e-5)
     assert sum(told) == 3 * 3 * LENGTH
 
@@ -142,7 +142,7 @@ def test_layers_that_candidates_share() -> None:
     others = np.array(
         [one, [[9, 1, 2], [3, 4, 5]], [[0, 1, 2], [3, 9, 5]], [[0, 1, 9], [3, 4, 5]], [[0, 9, 2], [3, 4, 9]]]
     )
-    assert nested.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
+    assert scorer.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize("shared", [0, 1, 2, 3])
@@ -150,15 +150,18 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
     """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
     world = make_world(tiny_config())
     net, one = nested.nest(world.params, world.supernet, world.config), world.candidates(1)
-    buckets, batch = jnp.asarray(nested.chunk_buckets(net, one, world.config)), take(world.pool, np.arange(2))
+    buckets, batch = (
+        jnp.asarray(scorer.chunk_buckets(net, one, world.config)),
+        take(world.pool, np.arange(2)),
+    )
     state = decoder.begin(decoder.outside(net.params), batch.tokens[None])
     scoring = Scoring.of_model(world.config, KL_DIVERGENCE)
-    residuals, _ = nested.run_trunk(net, jnp.asarray(one[0]), buckets, state, scoring)
-    chunk = nested.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), residuals)
+    residuals, _ = scorer.run_trunk(net, jnp.asarray(one[0]), buckets, state, scoring)
+    chunk = scorer.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), residuals)
     for broken in range(3):
         down = {"ffn": net.weights["ffn"].at[broken].set(jnp.nan)}
         poisoned = net.replace(weights=net.weights | down)
-        (value,) = nested.score_chunk(
+        (value,) = scorer.score_chunk(
             poisoned, chunk, None, batch, Scoring.of_model(world.config, KL_DIVERGENCE)
         )
         assert np.isfinite(value) == (broken < shared)
@@ -176,7 +179,7 @@ def test_the_reordered_dense_model_is_the_dense_model(tiny_config: Callable[...,
         },
         kept=jnp.broadcast_to(whole[:, None, None], (2, 3, LEVELS)),
     )
-    scores = nested.score_population(
+    scores = scorer.score_population(
         nested.nest(world.params, dense, config),
         world.candidates(2),
         world.pool,
@@ -226,7 +229,7 @@ def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConf
     assert kept[FFN, 0].tolist() == [8, 24, 40, 56, 72]
     candidates = np.array([[[1, 3], [0, 2]], [[2, 0], [0, 3]]])
     # Units kept: attention 0|1 and 2|0, FFN 8|8 and 40|56.
-    assert nested.chunk_buckets(net, candidates, config).tolist() == [[0, 1], [0, 3]]
+    assert scorer.chunk_buckets(net, candidates, config).tolist() == [[0, 1], [0, 3]]
 
 
 def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
@@ -235,8 +238,8 @@ def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfi
     sizes = []
     for level in range(LEVELS):
         candidates = np.full((4, 2, 3), level)
-        nested.score_population(net, candidates, world.pool, np.arange(2), world.config, KL_DIVERGENCE)
-        sizes.append(nested.score_chunk._cache_size())
+        scorer.score_population(net, candidates, world.pool, np.arange(2), world.config, KL_DIVERGENCE)
+        sizes.append(scorer.score_chunk._cache_size())
     assert len(set(sizes)) == 1
 
 
@@ -252,7 +255,7 @@ def test_nothing_compiles_after_the_first_generation(
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         units = space.kept_units(world.grid, candidates).sum(axis=-1)
         totals.update(map(tuple, units.tolist()))
-        return nested.score_population(net, candidates, world.pool, sequences, world.config, KL_DIVERGENCE)
+        return scorer.score_population(net, candidates, world.pool, sequences, world.config, KL_DIVERGENCE)
 
     schedule = Evolution(
         generations=3, offspring=7, survivors=(5, 2, 1), stage_tokens=(LENGTH, 2 * LENGTH, 3 * LENGTH)
@@ -266,7 +269,7 @@ def test_nothing_compiles_after_the_first_generation(
             choice,
             score,
             on_step=lambda step, state, fitness: sizes.append(
-                (nested.score_chunk._cache_size(), nested.run_trunk._cache_size())
+                (scorer.score_chunk._cache_size(), scorer.run_trunk._cache_size())
             ),
         )
     # Keep the last stage of each generation.
@@ -298,7 +301,7 @@ def test_slopes_are_those_of_a_finite_difference(tiny_config: Callable[..., Mode
                 weights = net.weights | {name: levels.at[layer, here].set(moved)}
                 wide = net.replace(weights=weights, kept=whole)
                 values.append(
-                    nested.score_population(
+                    scorer.score_population(
                         wide, now[None], world.pool, sequences, world.config, KL_DIVERGENCE
                     )[0]
                 )

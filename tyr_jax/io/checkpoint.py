@@ -22,9 +22,10 @@ from tyr_jax.io.builtin import ORIGIN, builtin_model
 from tyr_jax.io.config_values import of_file, read_values, shown
 from tyr_jax.io.experts import by_key, is_packed, pack
 from tyr_jax.io.fused import joined, stored_together
+from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
-from tyr_jax.io.tokenizer import tokenizer_from_directory, tokenizer_from_gguf
+from tyr_jax.io.tokenizer import tokenizer_from_directory
 from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.tokenizer import SPACE, SPLITS, pre_tokenizer
+from tyr_jax.io.gguf_tokenizer import SPACE, SPLITS, pre_tokenizer
 
 PROBES = (
     "it's I'M we'll 'tis don'T",

@@ -26,7 +26,7 @@ from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.site import removal_schedule
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
-from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring import nested, scorer, slopes
 from tyr_jax.scoring.chunking import chunk_shape, part_rows
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_answer
@@ -198,15 +198,15 @@ def scoring_stages(
     name = f"{shape.rows} × {length} tokens"
     scoring = Scoring.of_model(config, settings.objective)
     static = {"scoring": scoring}
-    trunk = Program(f"search: trunk, {name}", nested.run_trunk, (net, sites, sites, state), static)
+    trunk = Program(f"search: trunk, {name}", scorer.run_trunk, (net, sites, sites, state), static)
     states, state = trunk.result()
     states, state = devices.place(states, axis=1), devices.place(state)
-    own = Program(f"search: trunk's score, {name}", nested.score_candidates, (outside, state, batch), static)
+    own = Program(f"search: trunk's score, {name}", scorer.score_candidates, (outside, state, batch), static)
     levels, buckets = (devices.place(integers((rows, *sites.shape))) for rows in (n * shape.width, n))
-    chunk = nested.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
+    chunk = scorer.Chunk(levels, buckets, integers(()), states)  # type: ignore[arg-type]
     loops = (depth,) * (1 + len(set(scoring.observed)))
     name = f"search: {shape.width} candidates, {name}"
-    score = Program(name, nested.score_chunk, (net, chunk, None, batch), static, loops)
+    score = Program(name, scorer.score_chunk, (net, chunk, None, batch), static, loops)
     return [trunk, own, score]
 
 

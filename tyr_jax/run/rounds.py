@@ -24,7 +24,7 @@ from tyr_jax.run import resume
 from tyr_jax.run.prepare import Dense, Run
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import TEMPORARY
-from tyr_jax.scoring import nested, slopes
+from tyr_jax.scoring import nested, scorer, slopes
 from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.scoring.teacher import teacher_targets
@@ -168,7 +168,7 @@ class Round:
             UserError: no candidate has a finite objective.
         """
         config, objective = self.dense.model.config, self.run.settings.objective
-        values = nested.score_population(
+        values = scorer.score_population(
             self.net, candidates, self.pool, sequences, config, objective, on_tokens
         )
         lost = int(np.sum(~np.isfinite(values)))

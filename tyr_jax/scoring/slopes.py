@@ -21,8 +21,9 @@ from tyr_jax.model.decoder import ForwardState
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.runtime import devices
 from tyr_jax.scoring.chunking import part_rows
-from tyr_jax.scoring.nested import Nested, Part, parts_of
+from tyr_jax.scoring.nested import Nested
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
+from tyr_jax.scoring.scorer import Part, parts_of
 from tyr_jax.scoring.teacher import take
 from tyr_jax.space import Levels
 
