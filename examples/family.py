@@ -10,7 +10,7 @@ Run this from the directory above this one:
     model = load_model("ByteDance-Seed/Seed-OSS-36B-Instruct", family="examples.family:SEED_OSS")
 """
 
-from tyr_jax.model.families import Family
+from tyr_jax.model.family import Family
 
 SEED_OSS = Family(
     model_type="seed_oss",

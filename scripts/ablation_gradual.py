@@ -19,7 +19,8 @@ from markdown_table import print_header, print_row
 
 from tyr_jax import PruneResult, load_model, prune_model
 from tyr_jax.cli import command
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.run.models import AnyModel
 from tyr_jax.settings import WIKITEXT
 

@@ -20,7 +20,8 @@ from markdown_table import kl_cell, print_header, print_row
 
 from tyr_jax.cli import command
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.run import pipeline, prepare
 from tyr_jax.settings import PRESETS, WIKITEXT, Settings
 from tyr_jax.workspace.events import EventLog

@@ -24,7 +24,8 @@ from on_model import OnBatches
 from tyr_jax import space
 from tyr_jax.model import decoder
 from tyr_jax.model.cost import block_flops, unit_counts
-from tyr_jax.model.spec import Block, ModelConfig, layer_block
+from tyr_jax.model.spec import Block, ModelConfig
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import fold, hessian, stream, supernet
 from tyr_jax.pruning.kinds import HEADS, NEURONS, SiteKind
 from tyr_jax.pruning.site import PrunedSite

@@ -20,7 +20,8 @@ from markdown_table import print_header, print_row
 from on_model import OnModel, torch_model
 
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
-from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import random_params
 from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Loss, TrainingRows

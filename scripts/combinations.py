@@ -25,7 +25,8 @@ from tyr_jax.data import DataSpec, load_evaluation, load_splits
 from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
-from tyr_jax.model.spec import ModelConfig, block_specs
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import block_specs
 from tyr_jax.pruning.quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices

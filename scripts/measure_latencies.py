@@ -24,7 +24,8 @@ from tyr_jax.cli import command
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import load_config
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, ModelConfig, layer_block, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning.latency import Latencies
 from tyr_jax.runtime.timing import medians
 

@@ -28,7 +28,7 @@ from on_model import OnBatches
 
 from tyr_jax import space
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import layer_block
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import hessian, stream
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.scoring import nested, scorer, slopes

@@ -41,7 +41,8 @@ from tyr_jax.cli import prune
 from tyr_jax.io.builtin import builtin_model
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model import spec
-from tyr_jax.model.spec import ModelConfig, random_params
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import random_params
 from tyr_jax.runtime.cache import MOST_BYTES, cache_directory, processor
 
 PROGRAMS = cache_directory() / "tests" / processor()

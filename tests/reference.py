@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.spec import ModelConfig, layer_block
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.space import LevelGrid

@@ -29,7 +29,8 @@ from tyr_jax.io import llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.io.deci import write_gguf
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import ModelConfig, Params, count_parameters
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.planning.load import level_bytes
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.settings import PruningSettings

@@ -15,7 +15,7 @@ from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
 from tyr_jax.files import write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
-from tyr_jax.model.spec import iter_tensors
+from tyr_jax.model.tensors import iter_tensors
 from tyr_jax.options import as_json
 from tyr_jax.planning.plan import Need
 from tyr_jax.report import page, render, tables

@@ -18,7 +18,8 @@ from tyr_jax import api
 from tyr_jax.io.checkpoint import save_model
 from tyr_jax.io.gguf import ggml_names, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, iter_tensors, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import iter_tensors, random_params
 
 WORDS = ["the", "cat", "and", "hat", "other", "thing", "sat", "on", "a", "mat", "with", "old", "dogs"]
 

@@ -21,7 +21,7 @@ from tyr_jax.cli import benchmark, evaluate, export, finetune, generate, prune
 from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import count_parameters
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.settings import PRESETS
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,8 @@ from tyr_jax.data import (
     to_write,
     tokenize,
 )
-from tyr_jax.data.packing import PERIOD, apportion, deal, hold_out, interleave, with_bos, with_noise
+from tyr_jax.data.packing import apportion, deal, hold_out, interleave, with_bos, with_noise
+from tyr_jax.data.splits import PERIOD
 from tyr_jax.errors import UserError
 
 # --- tokens

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tyr_jax.data import Source, describe, load_splits, parse_source, read_documents, read_tokens
 from tyr_jax.data import builtin as builtin_text
-from tyr_jax.data.packing import short_names
 from tyr_jax.data.sources import leaves
+from tyr_jax.data.splits import short_names
 from tyr_jax.errors import UserError
 
 # --- how a source is written

@@ -155,10 +155,10 @@ def test_cutting_documents_changes_no_token(tmp_path: Path) -> None:
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b" * 100}])
-    monkeypatch.setattr(sources, "MOST_LINE", 50)
+    monkeypatch.setattr("tyr_jax.data.documents.MOST_LINE", 50)
     with pytest.raises(UserError, match=r"line 2 of '.*a\.jsonl' has 50 characters or more; cut it"):
         documents(path)
-    monkeypatch.setattr(sources, "MOST_LIST", 50)
+    monkeypatch.setattr("tyr_jax.data.documents.MOST_LIST", 50)
     with pytest.raises(UserError, match=r"a\.json' has more than 50 bytes; write its rows as lines"):
         documents(write(tmp_path / "a.json", "[" + " " * 100 + "]"))
 

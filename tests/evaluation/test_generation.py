@@ -14,7 +14,8 @@ from tyr_jax.evaluation import generation
 from tyr_jax.evaluation.generation import Sampling, sample, unstack
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Positions
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 
 WHOLE = LayerShape(4, 2, 48)
 PROMPTS = [[5, 17, 3], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]]

@@ -13,7 +13,8 @@ from tyr_jax.evaluation import likelihood
 from tyr_jax.evaluation.likelihood import Request, filled_length, log_likelihoods
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.prediction import answers
-from tyr_jax.model.spec import Params, random_params
+from tyr_jax.model.spec import Params
+from tyr_jax.model.tensors import random_params
 
 CONFIG = make_tiny_config()
 

@@ -11,7 +11,8 @@ import pytest
 from reference import kl64, logits64, nll64
 
 from tyr_jax.evaluation import quality
-from tyr_jax.model.spec import ModelConfig, Params, random_params
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 from tyr_jax.runtime.batches import batches
 
 WINDOWS, LENGTH = 5, 16

@@ -11,7 +11,8 @@ from tiny import make_tiny_config
 
 from tyr_jax.evaluation import writing
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import LayerShape, random_params
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import random_params
 
 
 def written(*arguments: Any, **more: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import random_params
+from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings

@@ -19,7 +19,8 @@ from tyr_jax.io import checkpoint
 from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model, plan_shards, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Positions
-from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import iter_tensors, random_params
 
 Configs = Callable[..., ModelConfig]
 GENERATION = {"eos_token_id": 2, "temperature": 0.7}

@@ -17,13 +17,8 @@ from tyr_jax.errors import UserError
 from tyr_jax.io import deci
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Llama3Scaling, Positions
-from tyr_jax.model.spec import (
-    LayerShape,
-    ModelConfig,
-    Params,
-    layer_block,
-    random_params,
-)
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 
 TOKENS = np.random.default_rng(0).integers(0, 290, 40)
 WHOLE, SMALL = LayerShape(4, 2, 48), LayerShape(2, 2, 16)

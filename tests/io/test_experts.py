@@ -19,7 +19,8 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.io.experts import by_key, dequantised
 from tyr_jax.io.hf import load_params
-from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, layer_block, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import iter_tensors, layer_block, random_params
 
 LAYERS = LayerShape(4, 2, 12, 5), LayerShape(0, 0, 5, 5), LayerShape(3, 1, 0)
 THIRD = "model.layers.0.mlp.experts.3.up_proj.weight"

@@ -11,7 +11,8 @@ from io_samples import Arrays
 from tyr_jax.errors import UserError
 from tyr_jax.io.fused import joined, stored_together
 from tyr_jax.io.hf import load_params
-from tyr_jax.model.spec import LayerShape, ModelConfig, iter_tensors, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import iter_tensors, random_params
 
 LAYERS = LayerShape(4, 2, 48), LayerShape(0, 0, 8), LayerShape(3, 1, 0)
 

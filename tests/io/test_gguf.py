@@ -24,7 +24,8 @@ from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.rope import Llama3Scaling
-from tyr_jax.model.spec import ModelConfig, all_specs
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import all_specs
 
 Writer = Callable[..., Path]
 SIZES: dict[str, Any] = {

@@ -19,7 +19,7 @@ from tyr_jax.io.gguf import GgufSource, open_gguf, read_hf_config
 from tyr_jax.io.gguf_header import check_header
 from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 from tyr_jax.io.hf_config import config_from_hf
-from tyr_jax.model.spec import all_specs
+from tyr_jax.model.tensors import all_specs
 
 Writer = Callable[..., Path]
 SIZES: dict[str, Any] = {

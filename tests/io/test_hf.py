@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.hf import SafetensorsSource, load_params, resolve
-from tyr_jax.model.spec import ModelConfig, all_specs
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import all_specs
 
 EMBED = "model.embed_tokens.weight"
 Q = "model.layers.1.self_attn.q_proj.weight"

@@ -13,7 +13,8 @@ from io_samples import BAD_VALUES, refusal
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS
 from tyr_jax.io.hf_config import CHECKED, HARMLESS, READ, config_from_hf, config_to_hf, facts
-from tyr_jax.model.families import FAMILIES, MISSING, WINDOW, Family
+from tyr_jax.model.families import FAMILIES, MISSING
+from tyr_jax.model.family import WINDOW, Family
 from tyr_jax.model.rope import LinearScaling, Llama3Scaling, Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig
 

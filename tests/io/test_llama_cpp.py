@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax import process
 from tyr_jax.errors import UserError
 from tyr_jax.io import deci, llama_cpp
-from tyr_jax.model.spec import random_params
+from tyr_jax.model.tensors import random_params
 
 pytest.importorskip("llama_cpp_py_sync")
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Positions
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 
 pytestmark = pytest.mark.usefixtures("modules")
 

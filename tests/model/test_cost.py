@@ -10,7 +10,8 @@ import pytest
 
 from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, unit_counts
 from tyr_jax.model.linear import linear
-from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import block_specs
 
 Configs = Callable[..., ModelConfig]
 LAYERS = (LayerShape(4, 2, 48), LayerShape(3, 1, 0), LayerShape(0, 0, 16))

@@ -18,7 +18,8 @@ from tyr_jax.model import decoder
 from tyr_jax.model.attention import QUERY_CHUNK
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Llama3Scaling, Positions
-from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import random_params
 from tyr_jax.runtime.offload import Scratch
 from tyr_jax.scoring.objective import HiddenKL
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.families import FAMILIES, Family, load_family, register_family
+from tyr_jax.model.families import FAMILIES, load_family, register_family
+from tyr_jax.model.family import Family
 
 OWN = Family("own", "LlamaForCausalLM", tensors={"qk_norm": True, "mlp_bias": "use_bias"})
 

@@ -11,11 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tyr_jax.io.hf import SafetensorsSource, load_params
-from tyr_jax.model.spec import (
-    BlockTensor,
-    LayerShape,
-    ModelConfig,
-    Sublayer,
+from tyr_jax.model.spec import BlockTensor, LayerShape, ModelConfig, Sublayer
+from tyr_jax.model.tensors import (
     TensorSpec,
     all_specs,
     block_specs,

@@ -13,7 +13,7 @@ import pytest
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model import decoder
 from tyr_jax.model.families import BUILT_IN
-from tyr_jax.model.spec import build_params, count_parameters
+from tyr_jax.model.tensors import build_params, count_parameters
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load
 from tyr_jax.settings import PRESETS

@@ -19,15 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from tyr_jax import space
 from tyr_jax.io.checkpoint import load_model, save_model
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import (
-    LayerShape,
-    ModelConfig,
-    Params,
-    block_specs,
-    count_parameters,
-    iter_tensors,
-    random_params,
-)
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import block_specs, count_parameters, iter_tensors, random_params
 from tyr_jax.pruning.compress import compress, kept_masks, mask
 from tyr_jax.pruning.cut import head_layout
 from tyr_jax.pruning.fold import FoldPlan, build_supernet

@@ -14,7 +14,8 @@ from tiny import FFN
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params, layer_block, random_params
+from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import fisher, hessian, stream
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet

@@ -9,7 +9,8 @@ import pytest
 from tiny import make_tiny_config
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import fisher
 from tyr_jax.pruning.kinds import HEADS, NEURONS
 from tyr_jax.runtime.offload import Scratch, Stack

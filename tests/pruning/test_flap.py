@@ -10,7 +10,8 @@ from tiny import make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, iter_tensors, random_params
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import iter_tensors, random_params
 from tyr_jax.pruning import flap
 
 

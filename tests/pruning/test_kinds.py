@@ -11,7 +11,8 @@ from tiny import make_tiny_config
 
 from tyr_jax import space
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import count_parameters, random_params
 from tyr_jax.pruning import kinds as table
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet

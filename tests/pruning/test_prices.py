@@ -15,7 +15,8 @@ from tiny import FFN, make_tiny_config
 from tyr_jax import space
 from tyr_jax.errors import UserError
 from tyr_jax.model.cost import block_flops, unit_counts
-from tyr_jax.model.spec import LayerShape, Positions, count_parameters, random_params
+from tyr_jax.model.spec import LayerShape, Positions
+from tyr_jax.model.tensors import count_parameters, random_params
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.kinds import EXPERT_NEURONS, HEADS, NEURONS
 from tyr_jax.pruning.latency import Latencies

@@ -8,7 +8,8 @@ from tiny import TINY, make_tiny_config
 
 from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, layer_block, random_params
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning.quantise import (
     DAMPING,
     STAGES,

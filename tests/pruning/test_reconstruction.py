@@ -12,7 +12,8 @@ from reference import add_ffn64, f64, neurons64
 
 from tyr_jax import space
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block, random_params
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import reconstruction
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet

@@ -7,7 +7,7 @@ import pytest
 from tiny import make_tiny_config
 
 from tyr_jax.model.linear import linear
-from tyr_jax.model.spec import layer_block, random_params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import linalg, stream
 from tyr_jax.pruning.kinds import NEURONS
 

@@ -13,7 +13,8 @@ from tiny import ATTENTION, FFN
 
 from tyr_jax import space
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import ModelConfig, Params, layer_block, random_params
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import stream
 from tyr_jax.pruning.fold import FoldPlan, build_supernet, dealt_anew, level_probabilities
 from tyr_jax.pruning.kinds import SiteKind

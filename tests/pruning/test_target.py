@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from tiny import ATTENTION, FFN, make_tiny_config
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import LayerShape, ModelConfig, count_parameters
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.pruning.kinds import NEURONS
 from tyr_jax.pruning.prices import Pricing
 from tyr_jax.pruning.settings import PruningSettings

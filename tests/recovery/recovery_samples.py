@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import make_tiny_config
 
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 from tyr_jax.recovery.loss import TrainingRows
 
 DIFFERENT = (LayerShape(2, 1, 16), LayerShape(0, 0, 24), LayerShape(4, 2, 0))

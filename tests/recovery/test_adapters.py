@@ -12,7 +12,8 @@ from tiny import make_tiny_config
 
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.linear import Adapted, linear
-from tyr_jax.model.spec import LayerShape, random_params
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import random_params
 from tyr_jax.recovery import adapters
 from tyr_jax.recovery.adapters import Method
 

@@ -14,7 +14,8 @@ import optax
 import pytest
 from recovery_samples import DIFFERENT, make_pair, make_rows
 
-from tyr_jax.model.spec import LayerShape, block_specs
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import block_specs
 from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Goal, Loss

@@ -21,7 +21,7 @@ from tyr_jax.evaluation import quality
 from tyr_jax.report import card, page
 from tyr_jax.report.files import summary_of, write_report
 from tyr_jax.report.identity import gain_of
-from tyr_jax.scoring import nested, scorer
+from tyr_jax.scoring import scorer
 from tyr_jax.workspace.events import read_entries
 from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing, versioned
 
@@ -228,7 +228,7 @@ def test_a_run_whose_figures_are_not_finite(
     def overflowing(net: Any, candidates: Any, *rest: Any) -> Any:
         return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))
 
-    monkeypatch.setattr(nested, "score_population", overflowing)
+    monkeypatch.setattr(scorer, "score_population", overflowing)
     monkeypatch.setattr(quality, "measure", lambda *_: quality.Quality(math.nan, math.inf))
     output = tmp_path / "pruned"
     prune.main([*tiny_arguments, "--sparsity", "0.5", "--rounds", "1", "--output", str(output)])

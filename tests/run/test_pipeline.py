@@ -161,7 +161,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
         values[-1] = np.nan
         return values
 
-    monkeypatch.setattr(nested, "score_population", sometimes_lost)
+    monkeypatch.setattr(scorer, "score_population", sometimes_lost)
     # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
     few = dataclasses.replace(settings.data, calibration_tokens=32, calibration_openings=0)
     thin = PruningSettings(damping=1e-7, damping_scale="mean")

@@ -27,7 +27,7 @@ from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
-from tyr_jax.scoring import nested, scorer
+from tyr_jax.scoring import scorer
 from tyr_jax.workspace import job
 from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
@@ -301,7 +301,7 @@ def test_what_is_met_again_counts_once(
     def losing(net: Any, candidates: Any, *rest: Any) -> Any:
         return np.where(np.arange(len(candidates)) == 0, np.nan, score(net, candidates, *rest))
 
-    monkeypatch.setattr(nested, "score_population", losing)
+    monkeypatch.setattr(scorer, "score_population", losing)
     # Fewer tokens than channels, and next to no damping: no Hessian is positive definite.
     few = ["--calibration-tokens", "32", "--calibration-openings", "0"]
     arguments = [*command, *few, "--damping", "1e-7", "--damping-scale", "mean", "--rounds", "1"]

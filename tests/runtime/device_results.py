@@ -16,7 +16,8 @@ from tyr_jax import space
 from tyr_jax.evaluation import quality, writing
 from tyr_jax.evaluation.likelihood import Request, log_likelihoods
 from tyr_jax.model.rope import Positions
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params, taken
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params, taken
 from tyr_jax.planning import programs
 from tyr_jax.planning.collectives import largest_collective
 from tyr_jax.pruning import fisher, fold, reconstruction, stream

@@ -304,7 +304,8 @@ assert not any(name in text for name in ("all-reduce", "all-gather", "all-to-all
 
 MATRICES = """
 import jax, numpy as np
-from tyr_jax.model.spec import LayerShape, ModelConfig, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning import flap
 from tyr_jax.pruning.quantise import Integers, Zeros, change_matrices, compensated
 from tyr_jax.runtime import devices

@@ -18,7 +18,8 @@ from tyr_jax import space
 from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, layer_block, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from tiny import make_tiny_config
 
-from tyr_jax.model.spec import LayerShape, build_params
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import build_params
 from tyr_jax.runtime import devices
 
 

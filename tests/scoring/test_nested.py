@@ -13,7 +13,8 @@ from tiny import ATTENTION, FFN
 
 from tyr_jax import space
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape, ModelConfig, Params, random_params
+from tyr_jax.model.spec import LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring import chunking, nested, population, scorer, slopes

@@ -12,7 +12,8 @@ from tiny import FFN
 
 from tyr_jax import space
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.spec import ModelConfig, Params, random_params
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, select
 from tyr_jax.scoring import chunking, population, teacher

@@ -18,7 +18,8 @@ from tyr_jax.evaluation.settings import BenchmarkSettings
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.cost import block_flops, cache_bytes, decode_bytes, head_flops, unit_counts
-from tyr_jax.model.spec import ModelConfig, count_parameters
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.runtime.timing import medians
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.records import MEASURES, MODELS, Sizes, Timing

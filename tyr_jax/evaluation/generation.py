@@ -20,7 +20,8 @@ import numpy as np
 from tyr_jax.errors import overflow
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import Window, causal_attention, soft_cap
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.runtime import devices
 
 NONE = -1

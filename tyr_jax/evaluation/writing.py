@@ -17,7 +17,8 @@ import numpy as np
 
 from tyr_jax.evaluation.generation import KeysValues, decode_layer
 from tyr_jax.model import decoder, prediction
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 

@@ -27,7 +27,8 @@ from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory
 from tyr_jax.model.families import FAMILIES, load_family
-from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, iter_tensors
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import TensorSpec, all_specs, iter_tensors
 from tyr_jax.runtime import devices
 
 BUILTIN = "builtin"

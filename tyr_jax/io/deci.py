@@ -24,18 +24,8 @@ from tyr_jax.io.config_values import LARGEST_NUMBER, shown
 from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, open_gguf, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
 from tyr_jax.model.rope import Positions, amplitudes, frequencies
-from tyr_jax.model.spec import (
-    Block,
-    LayerShape,
-    ModelConfig,
-    Params,
-    TensorSpec,
-    all_specs,
-    along,
-    block_specs,
-    layer_block,
-    model_specs,
-)
+from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params
+from tyr_jax.model.tensors import TensorSpec, all_specs, along, block_specs, layer_block, model_specs
 
 ARCHITECTURE = "deci"
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.source import TensorSource
-from tyr_jax.model.spec import ModelConfig, TensorSpec, all_specs
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import TensorSpec, all_specs
 
 
 def expert_keys(spec: TensorSpec) -> list[str]:

@@ -11,7 +11,8 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.io.experts import expert_keys, is_packed, packed_key
 from tyr_jax.io.source import TensorSource
-from tyr_jax.model.spec import ModelConfig, TensorSpec, all_specs
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import TensorSpec, all_specs
 
 FUSED = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "gate": "gate_up_proj", "up": "gate_up_proj"}
 """The module that holds a tensor, if a family has that module."""

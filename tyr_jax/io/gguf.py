@@ -18,8 +18,10 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
 from tyr_jax.io.gguf_header import check_header
 from tyr_jax.io.hf import DTYPES
-from tyr_jax.model.families import ACTIVATION_KEYS, FAMILIES
-from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig, all_specs
+from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.family import ACTIVATION_KEYS
+from tyr_jax.model.spec import BLOCK_TENSORS, ModelConfig
+from tyr_jax.model.tensors import all_specs
 
 
 class Architecture(NamedTuple):

@@ -23,7 +23,8 @@ from tyr_jax.io.directory import check_directory
 from tyr_jax.io.experts import BLOCKS, SCALES, ExpertSource, PackedSource
 from tyr_jax.io.fused import SplitSource, stored_key
 from tyr_jax.io.source import TensorSource
-from tyr_jax.model.spec import ModelConfig, Params, TensorSpec, all_specs, build_params
+from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.model.tensors import TensorSpec, all_specs, build_params
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import Stack
 

@@ -16,16 +16,8 @@ from tyr_jax.io.config_values import LIMITS, Json, flag, integer, number, shown,
 from tyr_jax.io.hf_layers import Keys, global_shape, layers_from_hf, layers_to_hf
 from tyr_jax.io.hf_positions import positions_from_hf, positions_to_hf, rotary_by_type, rotary_to_hf
 from tyr_jax.io.hf_rope import ROPE_KEYS, Rotary
-from tyr_jax.model.families import (
-    ACTIVATION_KEYS,
-    DEFAULTS,
-    EXPERT_COUNTS,
-    EXPERTS_PER_TOKEN,
-    FAMILIES,
-    Experts,
-    Family,
-    missing_for,
-)
+from tyr_jax.model.families import FAMILIES, missing_for
+from tyr_jax.model.family import ACTIVATION_KEYS, DEFAULTS, EXPERT_COUNTS, EXPERTS_PER_TOKEN, Experts, Family
 from tyr_jax.model.rope import LongRopeScaling
 from tyr_jax.model.spec import LayerShape, ModelConfig
 

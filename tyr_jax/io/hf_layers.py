@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LIMITS, Json, integer, unsupported
-from tyr_jax.model.families import EXPERT_COUNTS, EXPERTS_PER_TOKEN, Family
+from tyr_jax.model.family import EXPERT_COUNTS, EXPERTS_PER_TOKEN, Family
 from tyr_jax.model.spec import LayerShape, ModelConfig
 
 

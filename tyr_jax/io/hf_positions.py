@@ -9,7 +9,7 @@ from typing import Any
 
 from tyr_jax.io.config_values import Json, flag, integer, number, unsupported
 from tyr_jax.io.hf_rope import Rotary, rope_from_hf, rope_to_hf
-from tyr_jax.model.families import LOCAL_BASE, WINDOW, Family
+from tyr_jax.model.family import LOCAL_BASE, WINDOW, Family
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import ModelConfig
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from tyr_jax.model.spec import LayerShape, ModelConfig, block_specs
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import block_specs
 
 
 def unit_counts(config: ModelConfig) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 
 from tyr_jax.data import OPENING, evaluation_sources
 from tyr_jax.model.cost import unit_counts
-from tyr_jax.model.spec import UNIT_AXES, ModelConfig, Sublayer, block_specs, count_parameters
+from tyr_jax.model.spec import UNIT_AXES, ModelConfig, Sublayer
+from tyr_jax.model.tensors import block_specs, count_parameters
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of

@@ -14,7 +14,8 @@ from tyr_jax.components import guarded
 from tyr_jax.data import to_write
 from tyr_jax.evaluation import writing
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
-from tyr_jax.model.spec import UNIT_AXES, ModelConfig, count_parameters
+from tyr_jax.model.spec import UNIT_AXES, ModelConfig
+from tyr_jax.model.tensors import count_parameters
 from tyr_jax.planning.load import (
     FLOAT,
     Load,

@@ -19,7 +19,8 @@ from tyr_jax.data import to_write
 from tyr_jax.evaluation import quality, writing
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import ForwardState
-from tyr_jax.model.spec import Block, ModelConfig, Params, build_params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import build_params, layer_block
 from tyr_jax.planning.load import kept_units, planned_grid, planned_space
 from tyr_jax.pruning import fisher, hessian, linalg, obs, reconstruction, stream, supernet
 from tyr_jax.pruning.kinds import SiteKind

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning.cut import Picks, cut_block, mask_block, shape_of
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tyr_jax.model.spec import UNIT_AXES, Block, LayerShape, ModelConfig, Sublayer, along, taken
+from tyr_jax.model.spec import UNIT_AXES, Block, LayerShape, ModelConfig, Sublayer
+from tyr_jax.model.tensors import along, taken
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.model.families import FAMILIES
-from tyr_jax.model.spec import Block, ModelConfig, Params, block_specs, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import block_specs, layer_block
 from tyr_jax.pruning.kinds import HEADS, NEURONS, SiteKind
 from tyr_jax.pruning.stream import add_output, embedded, site_units, token_weights
 from tyr_jax.runtime import devices

@@ -22,7 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import hessian, linalg, stream
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed

@@ -17,7 +17,8 @@ from typing import Self
 import numpy as np
 
 from tyr_jax.errors import UserError
-from tyr_jax.model.spec import LayerShape, ModelConfig, active_size, block_specs
+from tyr_jax.model.spec import LayerShape, ModelConfig
+from tyr_jax.model.tensors import active_size, block_specs
 from tyr_jax.pruning.cut import shape_of
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.latency import Latencies

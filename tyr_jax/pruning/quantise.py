@@ -25,7 +25,8 @@ import numpy as np
 
 from tyr_jax.errors import UserError, require
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params, layer_block
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import hessian, linalg
 from tyr_jax.pruning.compress import joined
 from tyr_jax.pruning.linalg import HIGHEST

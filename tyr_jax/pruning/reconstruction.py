@@ -22,7 +22,8 @@ import numpy as np
 import optax
 
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, along, taken
+from tyr_jax.model.spec import Block, ModelConfig
+from tyr_jax.model.tensors import along, taken
 from tyr_jax.pruning import linalg, stream
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.buckets import bucket_widths

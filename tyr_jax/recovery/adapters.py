@@ -15,17 +15,8 @@ from jax.tree_util import DictKey, SequenceKey
 from optax.contrib import MuonDimensionNumbers
 
 from tyr_jax.model.linear import Adapted
-from tyr_jax.model.spec import (
-    Block,
-    ModelConfig,
-    Params,
-    block_specs,
-    cast,
-    derived_of,
-    of_blocks,
-    of_model,
-    weights_of,
-)
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import block_specs, cast, derived_of, of_blocks, of_model, weights_of
 
 Method = Literal["lora", "full"]
 

@@ -10,20 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tyr_jax.data.documents import Conversation, read_documents
 from tyr_jax.data.encoding import encode
 from tyr_jax.data.packing import (
-    POOL,
-    DataSpec,
     Tokenizer,
     apportion,
     hold_out,
     interleave,
     read_tokens,
     render,
-    tokens_to_read,
     with_bos,
 )
-from tyr_jax.data.sources import Conversation, Source, read_documents
+from tyr_jax.data.sources import Source
+from tyr_jax.data.splits import POOL, DataSpec, tokens_to_read
 from tyr_jax.errors import UserError
 
 MOST_PASSES = 100

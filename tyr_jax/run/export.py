@@ -7,7 +7,7 @@ from typing import Literal
 from tyr_jax.errors import require
 from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
-from tyr_jax.model.spec import all_specs
+from tyr_jax.model.tensors import all_specs
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.workspace.output import staged_file
 from tyr_jax.workspace.progress import Progress

@@ -19,7 +19,8 @@ from tyr_jax.components import broken
 from tyr_jax.evaluation.quality import mean_kl
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Block, ModelConfig, Params, as_stored
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import as_stored
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.supernet import Supernet

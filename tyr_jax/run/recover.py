@@ -15,7 +15,8 @@ from tyr_jax.errors import UserError, overflow
 from tyr_jax.evaluation.provenance import Provenance, provenance_of
 from tyr_jax.io.checkpoint import BUILTIN, LoadedModel, check_length, load_model
 from tyr_jax.model import decoder
-from tyr_jax.model.spec import Params, as_stored, cast, of_model
+from tyr_jax.model.spec import Params
+from tyr_jax.model.tensors import as_stored, cast, of_model
 from tyr_jax.options import as_json
 from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples

@@ -9,7 +9,8 @@ import numpy as np
 
 from tyr_jax import __version__
 from tyr_jax.data import fingerprint
-from tyr_jax.model.spec import ModelConfig, active_size, all_specs, count_parameters
+from tyr_jax.model.spec import ModelConfig
+from tyr_jax.model.tensors import active_size, all_specs, count_parameters
 from tyr_jax.options import as_json
 from tyr_jax.pruning.prices import Pricing
 from tyr_jax.run.measure import figures

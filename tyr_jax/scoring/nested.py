@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.model.spec import Block, ModelConfig, Params, taken
+from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.tensors import taken
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime import devices
