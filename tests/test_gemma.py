@@ -16,7 +16,7 @@ from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.model import decoder
 from tyr_jax.runtime.cache import cache_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.smollm2]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.smollm2]
 
 ROOT = Path(__file__).parents[1]
 TEXT = Path(json.__file__).read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.results import PruneResult
 from tyr_jax.run.summary import summarise
 
-pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.usefixtures("modules")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.smollm2, pytest.mark.usefixtures("modules")]
 
 RUNNING = Path(__file__).parents[1] / "docs" / "running.md"
 PROMPT = "The capital of France is"
@@ -68,7 +68,6 @@ def test_searching_beats_uniform_on_held_out_text(smollm2_found: Found) -> None:
     assert outcome.held_out_kl(outcome.searched) < 0.98 * outcome.held_out_kl(outcome.uniform)
 
 
-@pytest.mark.long
 def test_a_killed_run_from_disk_ends_as_a_whole_one_in_memory(smollm2_found: Found, tmp_path: Path) -> None:
     """The run from disk has less memory in total than the dense weights and the supernet take. It is killed
     during its search."""
@@ -241,7 +240,6 @@ def losses(path: Path, windows: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("which", ["dense", "searched"])
 def test_eight_bits_cost_next_to_nothing(
     which: str, smollm2: LoadedModel, smollm2_found: Found, tmp_path: Path
@@ -278,7 +276,6 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
 
 
-@pytest.mark.long
 def test_the_documentation_leads_to_text_in_every_runtime(
     directory: Path, smollm2: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from tyr_jax.io import checkpoint
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import PRESETS, Rounds
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 SCRIPTS = Path(__file__).parents[1] / "scripts"

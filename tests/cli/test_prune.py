@@ -124,6 +124,7 @@ def test_a_budget_of_parameters_is_met_from_below(pruned: Path) -> None:
     assert summary["rounds"][-1]["kept"] == summary["distribution"] == summary["searched"]["kept"]
 
 
+@pytest.mark.long
 def test_several_limits_are_kept_at_once(run: Prune) -> None:
     limits = "--at-most", "kv-cache=0.7", "flops=0.75"
     output = run("--units", "kv_group", *limits)

@@ -116,7 +116,7 @@ print(value, os.environ["XLA_FLAGS"], os.environ["PJRT_NPROC"], file=sys.stderr)
     ("number", "config"),
     [
         (RUN, "mixed"),
-        (RUN, "experts"),
+        pytest.param(RUN, "experts", marks=pytest.mark.long),
         *(pytest.param(COMPILED, name, marks=pytest.mark.long) for name in ("plain", "mixed", "experts")),
     ],
 )
@@ -145,6 +145,7 @@ def test_no_more_than_a_matrix_of_a_layer_is_gathered(results: Callable[..., Any
     assert {name: what for name, what in found.items() if what[0] > bounds[name]} == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
 def test_the_whole_job(number: int, tiny_arguments: list[str], tmp_path: Path) -> None:
     outputs = tmp_path / "one", tmp_path / "several"
@@ -160,6 +161,7 @@ def test_the_whole_job(number: int, tiny_arguments: list[str], tmp_path: Path) -
         np.testing.assert_allclose(others[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
 def test_ffns_learn_on_several_devices(number: int, tiny_arguments: list[str], tmp_path: Path) -> None:
     """A step then takes other tokens than on one device, so only the effect can be the same."""
@@ -203,7 +205,7 @@ def test_recovery(number: int, tiny_model: Path, tiny_text: Path, tmp_path: Path
     ("before", "after", "piece", "rounds"),
     [
         (4, 2, "prune-uniform/block-1", 0),
-        (1, 2, "round-1", 2),
+        pytest.param(1, 2, "round-1", 2, marks=pytest.mark.long),
         pytest.param(8, 4, "prune-uniform/block-1", 0, marks=pytest.mark.long),
         pytest.param(1, 8, "round-1", 2, marks=pytest.mark.long),
     ],

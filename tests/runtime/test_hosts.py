@@ -73,6 +73,7 @@ def two(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.long
 def test_two_processes_find_what_one_finds(two: Path, small: list[str], tmp_path: Path) -> None:
     prune.main([*small, "--output", str(tmp_path / "one")])
     distribution, weights = found(tmp_path / "one")

@@ -165,6 +165,7 @@ def test_the_fold_and_what_comes_of_it(tiny_config: Configs) -> None:
             np.testing.assert_allclose(block[name], array, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "arguments",
     [

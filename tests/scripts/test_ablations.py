@@ -13,7 +13,7 @@ from script_tables import SCRIPTS, Rows
 
 from tyr_jax.cli import prune
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -57,7 +57,6 @@ def test_main_results_makes_no_run_twice(
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-@pytest.mark.long
 def test_rounds_are_compared_at_equal_generations(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
@@ -110,7 +109,6 @@ def test_what_exchange_gains(
         assert sum(kept) >= sum(models["units"]["uniform"]["kept"]["attention"])
 
 
-@pytest.mark.long
 def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = (
         "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
@@ -223,7 +221,6 @@ def test_no_variant_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ablation.distinct(other) == asked.variants
 
 
-@pytest.mark.long
 def test_steps_are_measured_alone_and_together(
     table: Callable[..., Rows], inputs: list[object], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import LayerShape
 from tyr_jax.pruning.cut import head_layout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_bench_forward(table: Callable[..., Rows], tiny_model: Path) -> None:

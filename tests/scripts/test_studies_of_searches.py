@@ -17,7 +17,7 @@ from tyr_jax.problems.fit import Scores, errors_of
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_bench_searches(table: Callable[..., Rows]) -> None:
@@ -32,7 +32,6 @@ def test_bench_searches(table: Callable[..., Rows]) -> None:
     assert all(float(row[3].replace(",", "")) > 0 for row in rows)
 
 
-@pytest.mark.long
 def test_a_measured_problem_is_compared_and_drawn(
     table: Callable[..., Rows],
     tiny_model: Path,
@@ -81,7 +80,6 @@ def test_every_search_has_settings_to_choose_from(monkeypatch: pytest.MonkeyPatc
     assert {name.split()[0] for name in settings} == set(SEARCHES)
 
 
-@pytest.mark.long
 def test_searches_are_compared_on_a_model(
     table: Callable[..., Rows],
     tiny_model: Path,

@@ -112,7 +112,14 @@ def test_every_search_is_in_the_suite() -> None:
 
 
 @pytest.mark.parametrize("search", ALL)
-@pytest.mark.parametrize("budget", ["units", "several", pytest.param("parameters", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        pytest.param("units", marks=pytest.mark.long),
+        "several",
+        pytest.param("parameters", marks=pytest.mark.long),
+    ],
+)
 def test_the_host_and_the_device_find_the_same_within_the_budget(search: Search, budget: str) -> None:
     problem = BUDGETS[budget](PROBLEM)
     search.check()
@@ -175,6 +182,7 @@ def test_a_search_continues_from_a_saved_state_without_compiling_again(search: S
     assert len(COMPILED) == programs[-1] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("search", ALL)
 def test_it_beats_random_search(search: Search) -> None:
     """At equal candidate-tokens, on landscapes without noise whose optimum is known to be zero."""
