@@ -75,7 +75,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     times = {need.stage: count for need, count in plan.needs(Load(LLAMA_8B, several, 4, 1))}
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
-    assert times["search"] == times["descent"] == 2 * 3
+    assert times["evolution"] == times["descent"] == 2 * 3
     assert times["refit"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(Load(LLAMA_8B, uniform, 4, 1))] == [
@@ -134,7 +134,7 @@ def test_folds_and_measurements_are_those_of_a_run(
     (load,) = loads
     planned, evaluated = Counter[int](), 0
     for need, times in plan.needs(load):
-        if need.supernet and need.stage not in ("descent", "search", "evaluation"):
+        if need.supernet and need.stage not in ("descent", "evolution", "evaluation"):
             planned[round(need.supernet / level_bytes(load.config, load.itemsize))] += times
         evaluated += times * (need.stage == "evaluation")
     # Levels of several targets may coincide.
@@ -246,7 +246,7 @@ def test_what_stays_on_disk_is_not_in_memory() -> None:
     disk = dataclasses.replace(HALF, offload=True)
     memory, offloaded = needs(itemsize=2), needs(disk, itemsize=2)
     levels = HALF.rounds.levels * level_bytes(LLAMA_8B, 2)
-    search = offloaded["search"]
+    search = offloaded["evolution"]
     assert search.supernet == pytest.approx(levels / 32)
     # The embeddings, the head and one layer.
     layer = 2 * 218_112_000

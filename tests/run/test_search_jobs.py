@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 FEW = {
     "additive": ["--reach", "1", "--probe-tokens", "32", "--score-tokens", "64"],
-    "descent": ["--slope-tokens", "64", "--score-tokens", "64", "--reach", "1"],
+    "descent": ["--tokens", "64", "--reach", "1"],
     "halving": ["--candidates", "4", "--rungs", "2", "--score-tokens", "32", "--max-shifts", "2"],
     "evosax": ["--strategy", "SNES", "--population", "4", "--score-tokens", "32"],
 }
@@ -23,7 +23,7 @@ def test_a_search_in_the_main_job(
 ) -> None:
     small = """--sequence-length 32 --search-length 32 --calibration-tokens 256 --search-tokens 256
         --evaluation-length 32 --evaluation-windows 2 --neuron-chunk 4 --rounds 1 --levels 5 --generations 2
-        --descent-steps 0 --start uniform"""
+        --start uniform"""
     output = tmp_path / "pruned"
     given = ["--model", str(tiny_model), "--calibration", str(tiny_text), "--output", str(output)]
     prune.main([*given, *small.split(), "--search", name, *FEW[name]])

@@ -15,7 +15,6 @@ Axis letters: `S` kinds of site, `L` layers, `E` levels, `W` levels probed at a 
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels
 
 
-@flax.struct.dataclass
 class Probed(Incumbent):
     """The best so far; the solution to score beside it, `solution [S, L]`, in the second stage."""
 
@@ -107,7 +105,7 @@ class Additive(Improving):
         for offset, change in zip(offsets, changes, strict=True):
             here = jnp.arange(exists.shape[-1]) == (levels + offset)[..., None]
             cost = jnp.where(here & exists & jnp.isfinite(change)[..., None], change[..., None], cost)
-        return state.replace(solution=self.solve(cost, state), stage=1)  # type: ignore[attr-defined]
+        return state.replace(solution=self.solve(cost, state), stage=1)
 
 
 def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:

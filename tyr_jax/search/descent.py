@@ -1,20 +1,21 @@
-"""This project's descent as a search: proposals from slopes and level errors, scored before they count.
+"""This project's descent: proposals from slopes and level errors, scored before they count.
 
-The first generation starts at the distribution of least `disturbance`, where evolution starts as well
-(`tyr_jax.search.surrogate`). Each generation has two stages: slopes at the present levels, then a score of
-these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
-to start from take the place of the last proposal, so that the search can leave a bad estimate.
+Each generation has two stages: slopes at the present levels, then a score of these levels and of one proposal
+for each of `CAUTIONS`, on other text. With `--estimate`, the first generation starts at the distribution of
+least `disturbance` (`tyr_jax.search.surrogate`), and the levels that were given to start from take the place
+of the last proposal, so that the search can leave a bad estimate.
 
 It was made for this project and has no paper. The nearest known method is sequential quadratic
 programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
 
-Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers, `E` levels.
+Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers, `E` levels, `G` generations,
+`s` sequences.
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,18 +23,16 @@ import numpy as np
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
 from tyr_jax.search.contract import Query, SearchSpace, Sites
-from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels
 
 
-@flax.struct.dataclass
 class Proposed(Incumbent):
-    """The best so far; what is proposed to replace it, `proposals [Q, S, L]`; and the levels that were given
-    to start from, `start [S, L]`."""
+    """The best so far; what is proposed to replace it, `proposals [Q, S, L]` (at first, the levels that were
+    given to start from); and the text of every generation, `texts [G, 2s]`: first that of the slopes."""
 
     proposals: jax.Array
-    start: jax.Array
+    texts: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +47,52 @@ class Descent(Improving):
     """Start from the distribution of least estimated cost."""
     reach: int = 1
     """Maximum number of levels by which a site moves in a step."""
-    slope_tokens: int = 2048
-    """Tokens that slopes are computed on."""
-    score_tokens: int = 2048
-    """Tokens that proposals are scored on."""
+    tokens: int = 2048
+    """Tokens that slopes are computed on, in whole sequences and at most half of the search text; proposals
+    are scored on as many other tokens."""
 
     def check(self) -> None:
-        """Refuse a reach below 1."""
+        """Refuse a reach or a number of tokens below 1."""
         super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
+        require(self.tokens >= 1, "--tokens", self.tokens, "at least 1")
+
+    def check_text(self, sequences: int, length: int) -> None:
+        """Refuse a text of fewer than two sequences."""
+        given, wanted = f"{sequences} sequence", "at least two sequences (or --search evolution)"
+        require(sequences >= 2, "--search-tokens", given, wanted)
 
     def stages(self, space: SearchSpace) -> int:
         """Slopes, then scores."""
         return 2
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
-        """At the start, or at the estimate."""
-        plain = given = Incumbent.at(key, start, space)
+        """At the start, or at the estimate.
+
+        Texts are drawn by numpy from the words of the key, so that those of a given seed stay what they were
+        when a round's descent was not yet a search.
+        """
+        plain = Incumbent.at(key, start, space)
+        proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
         if self.estimate:
             found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
-            plain = plain.replace(levels=found)  # type: ignore[attr-defined]
-        proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
-        return Proposed(**vars(plain), proposals=proposals, start=given.levels)
+            plain = plain.replace(levels=found)
+        count = max(1, min(self.tokens // space.length, space.sequences // 2))
+
+        def drawn(words: jax.Array) -> np.ndarray:
+            rng = np.random.default_rng(np.asarray(words).tolist())
+            orders = [rng.permutation(space.sequences) for _ in range(self.generations)]
+            return np.stack(orders)[:, : 2 * count].astype(np.int32)
+
+        texts = on_host(drawn, (self.generations, 2 * count), jax.random.key_data(key))
+        return Proposed(**vars(plain), proposals=proposals, texts=texts)
 
     def ask(self, state: Proposed) -> Query:
         """Slopes at the present levels; or scores of these and of the proposals."""
+        sloped, scored = jnp.split(state.texts[state.generation], 2)
         if state.stage == 0:
-            text = drawn_text(state.draw, state.space, self.slope_tokens)
-            return Query(state.levels[None], text, "slopes")
-        text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
-        return Query(jnp.concatenate([state.levels[None], state.proposals]), text)
+            return Query(state.levels[None], sloped, "slopes")
+        return Query(jnp.concatenate([state.levels[None], state.proposals]), scored)
 
     def tell(self, state: Proposed, candidates: jax.Array, fitness: jax.Array) -> Proposed:
         """Proposals from the slopes; or the best of them and the levels before."""
@@ -87,14 +102,15 @@ class Descent(Improving):
         reach = jnp.int32(self.reach)
         found = on_host(proposals, state.proposals.shape, slopes, *known, state.levels, reach)
         if self.estimate:
-            found = jnp.where(state.generation == 0, found.at[-1].set(state.start), found)
-        return state.replace(proposals=found, stage=1)  # type: ignore[attr-defined]
+            found = jnp.where(state.generation == 0, found.at[-1].set(state.proposals[-1]), found)
+        return state.replace(proposals=found, stage=1)
 
 
-def on_host(function: object, shape: tuple[int, ...], *arguments: object) -> jax.Array:
-    """Levels of this shape that `function` computes in numpy on the host."""
+def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
+    """Integers of this shape that `function` computes in numpy on the host."""
     result = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return jax.pure_callback(function, result, *arguments, vmap_method="sequential")  # type: ignore[arg-type]
+    found: jax.Array = jax.pure_callback(function, result, *arguments, vmap_method="sequential")
+    return found
 
 
 def estimated(sites: Sites, budget: Budget, around: Levels) -> np.ndarray:

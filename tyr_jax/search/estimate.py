@@ -12,7 +12,6 @@ whole model instead.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +22,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
 class Estimated(Incumbent):
     """The better of the start and the estimate so far, and the `estimate [S, L]`."""
 

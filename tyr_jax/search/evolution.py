@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Asked, Query, Search, SearchSpace
 from tyr_jax.search.draws import drawn_order, neighbours
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
-class EvolutionState:
+class EvolutionState(flax.struct.PyTreeNode):
     """Where the search stands.
 
     Key; what may be chosen, `space`; finished generations; the `parent [S, L]`, with its `fitness` in the
@@ -110,9 +109,9 @@ class Evolution(Search):
         """Stages that add text."""
         return len(self.schedule(space.length))
 
-    def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
-        """(candidates, sequences, times) of all queries of a round."""
-        return [(*query, self.generations) for query in self.generation_queries(space.length)]
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round."""
+        return [Asked(*query, self.generations) for query in self.generation_queries(space.length)]
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
         """A search whose first parent is `start [S, L]`."""
@@ -140,9 +139,9 @@ class Evolution(Search):
         left = jnp.concatenate([jnp.zeros(1, int), 1 + jnp.argsort(sums[1:])[:survivors]])
         pool, sums = jnp.asarray(candidates, jnp.int32)[left], sums[left]
         if state.stage + 1 < len(stages):
-            return state.replace(stage=state.stage + 1, pool=pool, sums=sums)  # type: ignore[attr-defined]
+            return state.replace(stage=state.stage + 1, pool=pool, sums=sums)
         total, best = sum(added for added, _ in stages), jnp.argmin(sums)
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             generation=state.generation + 1,
             parent=pool[best],
             fitness=sums[best] / total,

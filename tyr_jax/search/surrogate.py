@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tyr_jax.search.contract import Sites
-from tyr_jax.search.loop import Scorer, SlopesFunction
 from tyr_jax.space import Budget, Candidates, Levels, values_at
 
 CAUTIONS = (0.8, 1.25)
@@ -242,28 +241,3 @@ def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, r
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
     found = (cheapest(cost, budget, levels, reach) for cost in costs)
     return np.stack([levels if each is None else each for each in found])
-
-
-def descend(
-    levels: Levels,
-    sites: Sites,
-    budget: Budget,
-    slopes: SlopesFunction,
-    score: Scorer,
-    sloped: np.ndarray,
-    scored: np.ndarray,
-) -> tuple[Levels, list[float]]:
-    """A step down from `levels [S, L]`: slopes are computed on sequences `sloped`, proposals scored on
-    `scored`.
-
-    Returns the best of `levels` and the proposals, and the objectives of all of them, in this order. If the
-    slopes are not finite, it returns `levels` and no objectives. If no proposal is better, a step on other
-    text may still find one, as the scores of a few sequences are noisy.
-    """
-    slope = slopes(levels, sloped)
-    if not np.isfinite(slope).all():
-        return levels, []
-    candidates = np.stack([levels, *proposals(slope, sites, budget, levels)])
-    fitness = score(candidates, scored)
-    best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
-    return candidates[best], [float(value) for value in fitness]
