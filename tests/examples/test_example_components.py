@@ -74,7 +74,7 @@ def test_a_search(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest
 
     def die(store: Store, name: str, step: int, *rest: Any) -> None:
         keep(store, name, step, *rest)
-        if (name, step) == ("search", 2):
+        if (name, step) == ("search-0", 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "save_step", die)

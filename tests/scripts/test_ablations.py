@@ -87,7 +87,8 @@ def test_what_exchange_gains(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --search evolution"
-    few += " --generations 1 --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
+    few += " --generations 1"
+    few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
     few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
     arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, "--sparsities", 0.25, 0.5]
     arguments += [f"--options={few} --calibration {tiny_text}", "--results", tmp_path / "results"]
@@ -108,7 +109,8 @@ def test_what_exchange_gains(
 
 def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --search evolution"
-    few += " --generations 1 --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
+    few += " --generations 1"
+    few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
     few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
     arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, 1, "--devices", 1, 2]
     arguments += [f"--options={few} --calibration {tiny_text}", "--results", tmp_path / "results"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Query, SearchSpace, Sites
+from tyr_jax.search.contract import Asked, Query, SearchSpace, Sites
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels
 
@@ -66,6 +66,15 @@ class Descent(Improving):
         """Slopes, then scores."""
         return 2
 
+    def text(self, space: SearchSpace) -> int:
+        """Sequences that slopes are computed on, and as many that proposals are scored on."""
+        return max(1, min(self.tokens // space.length, space.sequences // 2))
+
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round."""
+        scored, count = 1 + len(surrogate.CAUTIONS), self.text(space)
+        return [Asked(1, count, self.generations, slopes=True), Asked(scored, count, self.generations)]
+
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
         """At the start, or at the estimate.
 
@@ -77,7 +86,7 @@ class Descent(Improving):
         if self.estimate:
             found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
             plain = plain.replace(levels=found)
-        count = max(1, min(self.tokens // space.length, space.sequences // 2))
+        count = self.text(space)
 
         def drawn(words: jax.Array) -> np.ndarray:
             rng = np.random.default_rng(np.asarray(words).tolist())
