@@ -105,6 +105,8 @@ def test_options_are_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     descent, evolution = parse(["--preset", "quick"]).settings.search
     changed = dataclasses.replace(evolution, offspring=5)
     assert parse(["--preset", "quick", "--offspring", "5"]).settings.search == (descent, changed)
+    own, last = parse(["--search", "own_search:Narrow", "evolution", "--Narrow.greed", "0.5"]).settings.search
+    assert (dataclasses.asdict(own)["greed"], last.name) == (0.5, "evolution")
     assert parse(["--objective=hidden+kl", "--alpha=2"]).settings.objective == HiddenKL(alpha=2.0)
     assert parse(["--beta", "2"]).settings.objective == KL(beta=2.0)
     with pytest.raises(UserError, match="--greed"):

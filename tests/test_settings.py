@@ -103,6 +103,11 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("pruning.reconstruct", -1, "--reconstruct is -1"),
         ("search.0.generations", 0, "--descent.generations is 0"),
         ("search.0.tokens", 0, "--descent.tokens is 0"),
+        (
+            "search",
+            (Evolution(offspring=3), Descent()),
+            r"^--evolution.survivors is .* most --evolution.offspring",
+        ),
         ("rounds.rounds", -1, "--rounds is -1"),
         ("rounds.levels", 8, "--levels is 8, but must be an odd number of at least 3"),
         ("rounds.levels", 1, "--levels is 1"),

@@ -5,6 +5,7 @@ The command line is generated from these classes, so a field's docstring is its 
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -305,9 +306,9 @@ def _check_search(search: Any, prefix: str, data: DataSpec) -> None:
         with guarded(search, "check_text"):
             search.check_text(data.search_tokens // data.search_length, data.search_length)
     except UserError as error:
-        message = str(error)
-        own = [flag_of(field.name) for field in dataclasses.fields(search)]
-        raise UserError(f"--{prefix}{message[2:]}" if message.split()[0] in own else message) from error
+        own = "|".join(flag_of(field.name) for field in dataclasses.fields(search))
+        named = re.sub(rf"({own})(?![\w-])", lambda flag: f"--{prefix}{flag[0][2:]}", str(error))
+        raise UserError(named) from error
 
 
 def _validate_rounds(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from tyr_jax.planning.load import Load, calibration_tokens, evaluation_tokens, l
 from tyr_jax.run import pipeline, rounds
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring import chunking
-from tyr_jax.settings import PRESETS, Settings
+from tyr_jax.settings import PRESETS, Settings, with_components
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LLAMA_8B = ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32)
@@ -240,6 +240,15 @@ def test_a_plan_for_weights_of_no_known_type(
 def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prune.main(["--model", str(tiny_model), "--plan"])
     assert "memory of the device in GB" in capsys.readouterr().out
+
+
+def test_slopes_take_the_memory_of_a_backward_pass() -> None:
+    """Of whichever search asks for them."""
+    default = needs()
+    relaxed = needs(with_components(HALF, {"search": ["relaxation", "evolution"]}))
+    assert relaxed["relaxation"].working == default["descent"].working > default["evolution"].working
+    assert relaxed["evolution"] == default["evolution"]
+    assert "relaxation" not in default
 
 
 def test_what_stays_on_disk_is_not_in_memory() -> None:

@@ -392,7 +392,7 @@ def test_damaged_settings_are_named(
     interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = interrupted.parent / "settings.json"
-    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 2, "settings": 3}'):
+    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 3, "settings": 3}'):
         settings.write_text(content)
         sentence = refused(command, capsys)
         assert str(settings) in sentence

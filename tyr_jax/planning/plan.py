@@ -326,9 +326,13 @@ def search_need(search: Search, sparsity: float, load: Load) -> Need:
         each.candidates * each.sequences * each.times * length * (of_slopes if each.slopes else of_scores)
         for each in asked
     )
-    sloped = [slopes_working(each.sequences * length, load) for each in asked if each.slopes]
-    scored = max(each.candidates * each.sequences * (not each.slopes) for each in asked)
-    return searched_need(search.name, max(scores_working(scored * length, load), *sloped, 0), flops, load)
+    working = max(
+        slopes_working(each.sequences * length, load)
+        if each.slopes
+        else scores_working(each.candidates * each.sequences * length, load)
+        for each in asked
+    )
+    return searched_need(search.name, working, flops, load)
 
 
 def slopes_working(tokens: int, load: Load) -> float:

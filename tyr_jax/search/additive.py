@@ -117,9 +117,8 @@ def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
 
 def cheapest(cost: np.ndarray, budget: Budget, around: np.ndarray) -> np.ndarray:
     """`surrogate.cheapest` over all levels of finite `cost [S, L, E]`; `around [S, L]` if there are none."""
-    cost, budget, around = jax.tree.map(np.asarray, (cost, budget, around))
     found = surrogate.cheapest(cost, budget, around, cost.shape[-1])
-    return np.asarray(around if found is None else found, np.int32)
+    return around if found is None else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +129,4 @@ class DynamicProgramme(Additive):
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
         """The solution, found on the host."""
-        result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
-        arguments = cost, state.space.budget, state.levels
-        return jax.pure_callback(cheapest, result, *arguments, vmap_method="sequential")
+        return surrogate.on_host(cheapest, state.levels.shape, cost, state.space.budget, state.levels)

@@ -105,11 +105,6 @@ class Asked(NamedTuple):
     times: int
     slopes: bool = False
 
-    @property
-    def candidate_sequences(self) -> int:
-        """Candidates times sequences, over all times; of slopes, as many as they count as."""
-        return self.candidates * self.sequences * self.times * (SLOPE_COST if self.slopes else 1)
-
 
 class Search(Component):
     """Base of all searches."""
@@ -190,7 +185,14 @@ class Search(Component):
 
     def candidate_tokens(self, space: SearchSpace) -> int:
         """Candidate-tokens of a round."""
-        return space.length * sum(asked.candidate_sequences for asked in self.queries(space))
+        return sum(
+            asked.candidates
+            * asked.sequences
+            * asked.times
+            * (SLOPE_COST if asked.slopes else 1)
+            * space.length
+            for asked in self.queries(space)
+        )
 
 
 def checked(search: Search, asked: Any) -> Query:

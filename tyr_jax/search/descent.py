@@ -13,8 +13,8 @@ Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers,
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,9 @@ import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Asked, Query, SearchSpace, Sites
+from tyr_jax.search.contract import Asked, Query, SearchSpace
 from tyr_jax.search.incumbent import Improving, Incumbent
-from tyr_jax.space import Budget, Levels
+from tyr_jax.space import Levels
 
 
 class Proposed(Incumbent):
@@ -78,22 +78,20 @@ class Descent(Improving):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
         """At the start, or at the estimate.
 
-        Texts are drawn by numpy from the words of the key, so that those of a given seed stay what they were
-        when a round's descent was not yet a search.
+        Texts are drawn by numpy, whose seed is the words of the key: where these are a run's seed and the
+        round, the same command finds the same model as it always has.
         """
         plain = Incumbent.at(key, start, space)
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
         if self.estimate:
-            found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
-            plain = plain.replace(levels=found)
+            plain = plain.replace(levels=surrogate.estimated(space, plain.levels))
         count = self.text(space)
 
-        def drawn(words: jax.Array) -> np.ndarray:
-            rng = np.random.default_rng(np.asarray(words).tolist())
-            orders = [rng.permutation(space.sequences) for _ in range(self.generations)]
-            return np.stack(orders)[:, : 2 * count].astype(np.int32)
+        def drawn(words: np.ndarray) -> np.ndarray:
+            rng = np.random.default_rng(words.tolist())
+            return np.stack([rng.permutation(space.sequences)[: 2 * count] for _ in range(self.generations)])
 
-        texts = on_host(drawn, (self.generations, 2 * count), jax.random.key_data(key))
+        texts = surrogate.on_host(drawn, (self.generations, 2 * count), jax.random.key_data(key))
         return Proposed(**vars(plain), proposals=proposals, texts=texts)
 
     def ask(self, state: Proposed) -> Query:
@@ -107,31 +105,9 @@ class Descent(Improving):
         """Proposals from the slopes; or the best of them and the levels before."""
         if state.stage == 1:
             return state.after(candidates, fitness)
-        slopes, known = jnp.asarray(fitness, jnp.float32)[0], (state.space.sites, state.space.budget)
-        reach = jnp.int32(self.reach)
-        found = on_host(proposals, state.proposals.shape, slopes, *known, state.levels, reach)
+        propose = functools.partial(surrogate.proposals, reach=self.reach)
+        known = jnp.asarray(fitness, jnp.float32)[0], state.space.sites, state.space.budget, state.levels
+        found = surrogate.on_host(propose, state.proposals.shape, *known)
         if self.estimate:
             found = jnp.where(state.generation == 0, found.at[-1].set(state.proposals[-1]), found)
         return state.replace(proposals=found, stage=1)
-
-
-def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
-    """Integers of this shape that `function` computes in numpy on the host."""
-    result = jax.ShapeDtypeStruct(shape, jnp.int32)
-    found: jax.Array = jax.pure_callback(function, result, *arguments, vmap_method="sequential")
-    return found
-
-
-def estimated(sites: Sites, budget: Budget, around: Levels) -> np.ndarray:
-    """`surrogate.estimated_start`, or `around [S, L]` if it finds none."""
-    sites, budget, around = jax.tree.map(np.asarray, (sites, budget, around))
-    found = surrogate.estimated_start(sites, budget, around)
-    return np.asarray(around if found is None else found, np.int32)
-
-
-def proposals(
-    slopes: np.ndarray, sites: Sites, budget: Budget, levels: Levels, reach: np.ndarray
-) -> np.ndarray:
-    """`surrogate.proposals` of slopes `[P, S, L, E]`: `[Q, S, L]`."""
-    slopes, sites, budget, levels = jax.tree.map(np.asarray, (slopes, sites, budget, levels))
-    return surrogate.proposals(slopes, sites, budget, levels, int(reach)).astype(np.int32)

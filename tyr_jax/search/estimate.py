@@ -15,8 +15,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.search import surrogate
 from tyr_jax.search.contract import Query, SearchSpace
-from tyr_jax.search.descent import estimated, on_host
 from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
@@ -42,8 +42,7 @@ class Estimate(Improving):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Estimated:
         """At the start."""
         plain = Incumbent.at(key, start, space)
-        found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
-        return Estimated(**vars(plain), estimate=found)
+        return Estimated(**vars(plain), estimate=surrogate.estimated(space, plain.levels))
 
     def ask(self, state: Estimated) -> Query:
         """The better one so far, and the estimate."""

@@ -100,18 +100,15 @@ class Evolution(Search):
         left = dict(zip(last, self.survivors, strict=True))
         return list(zip(filter(None, added), left.values(), strict=True))
 
-    def generation_queries(self, length: int) -> list[tuple[int, int]]:
-        """(candidates, sequences) of every query of a generation, the parent among the candidates."""
-        added, left = zip(*self.schedule(length), strict=True)
-        return list(zip((1 + size for size in (self.offspring, *left[:-1])), added, strict=True))
-
     def stages(self, space: SearchSpace) -> int:
         """Stages that add text."""
         return len(self.schedule(space.length))
 
     def queries(self, space: SearchSpace) -> list[Asked]:
-        """All queries of a round."""
-        return [Asked(*query, self.generations) for query in self.generation_queries(space.length)]
+        """All queries of a round, the parent among the candidates."""
+        added, left = zip(*self.schedule(space.length), strict=True)
+        sizes = self.offspring, *left[:-1]
+        return [Asked(1 + size, count, self.generations) for size, count in zip(sizes, added, strict=True)]
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
         """A search whose first parent is `start [S, L]`."""

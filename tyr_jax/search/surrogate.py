@@ -23,10 +23,15 @@ one level by default, and proposals are scored before they are accepted.
 Axis letters: `S` kinds of site, `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.search.contract import Sites
+from tyr_jax.search.contract import SearchSpace, Sites
 from tyr_jax.space import Budget, Candidates, Levels, values_at
 
 CAUTIONS = (0.8, 1.25)
@@ -212,6 +217,27 @@ def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2
     """The distribution `[S, L]` of least `disturbance` that meets the budget, within `reach` levels of
     `around [S, L]`; None if there is none."""
     return cheapest(disturbance(sites), budget, around, reach)
+
+
+def estimated(space: SearchSpace, around: jax.Array) -> jax.Array:
+    """`estimated_start` in a JAX function, or `around [S, L]` if there is none."""
+
+    def found(sites: Sites, budget: Budget, around: Levels) -> Levels:
+        levels = estimated_start(sites, budget, around)
+        return around if levels is None else levels
+
+    return on_host(found, around.shape, space.sites, space.budget, around)
+
+
+def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
+    """Integers of this shape that `function` computes in numpy on the host, called from a JAX function."""
+
+    def computed(*arguments: Any) -> np.ndarray:
+        return function(*jax.tree.map(np.asarray, arguments)).astype(np.int32)
+
+    result = jax.ShapeDtypeStruct(shape, jnp.int32)
+    found: jax.Array = jax.pure_callback(computed, result, *arguments, vmap_method="sequential")
+    return found
 
 
 def widened(

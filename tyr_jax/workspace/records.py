@@ -416,7 +416,7 @@ class Lost(Event):
 class Work(Record):
     """What an unfinished job keeps for itself."""
 
-    version = 2
+    version = 3
 
 
 class Ended(Work):
