@@ -73,7 +73,7 @@ def run(asked: Ablation, way: str, seed: int) -> dict[str, Any]:
     stages = [max(1, asked.search_tokens // part) for part in (8, 4, 1)]
     options += ["--model", asked.model, "--preset", asked.preset, "--sparsity", str(asked.sparsity)]
     options += ["--rounds", str(rounds), "--generations", str(asked.generations // rounds)]
-    options += ["--start", "uniform", "--descent-steps", "0", "--offspring", str(asked.offspring)]
+    options += ["--start", "uniform", "--search", "evolution", "--offspring", str(asked.offspring)]
     options += ["--survivors", "2", "1", "1", "--stage-tokens", *map(str, stages)]
     options += ["--calibration-tokens", str(asked.calibration_tokens)]
     options += ["--search-tokens", str(asked.search_tokens), "--seed", str(seed)]
@@ -84,15 +84,14 @@ def run(asked: Ablation, way: str, seed: int) -> dict[str, Any]:
 
 def rounds_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The rounds of a run, each with the seconds that its supernet and its search took."""
-    rounds = summary["rounds"]
+    rounds, searches = summary["rounds"], [each["search"] for each in summary["settings"]["search"]]
+
+    def took(number: int, *stages: str) -> float:
+        return sum(summary["seconds"][f"round {number}/{len(rounds)}: {stage}"] for stage in stages)
+
     return [
         each
-        | {
-            "seconds": {
-                stage: summary["seconds"][f"round {each['round']}/{len(rounds)}: {stage}"]
-                for stage in ("supernet", "search")
-            }
-        }
+        | {"seconds": {"supernet": took(each["round"], "supernet"), "search": took(each["round"], *searches)}}
         for each in rounds
     ]
 

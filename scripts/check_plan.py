@@ -122,8 +122,8 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         rows.append(Working(name, needs[name].working, max(way_back, answered)))
     searched = max(map(at_work, largest_scoring(list(found))))
     for need, (working, held, name) in (
-        (needs["descent"], at_work("search: slopes")),
-        (needs["search"], searched),
+        *([(needs["descent"], at_work("search: slopes"))] if "search: slopes" in found else []),
+        (needs[settings.search[-1].name], searched),
     ):
         rows.append(Working(name, need.working, working))
         rows.append(Working(f"{name}, {HELD}", need.memory - need.text, held + working))

@@ -113,9 +113,9 @@ SETTINGS: dict[str, list[Options]] = {
         {"rate": 0.03, "slope_tokens": 1 / 8, "score_tokens": 1 / 8},
     ],
     "descent": [
-        {"slope_tokens": 1 / 4, "score_tokens": 1 / 4},
-        {"slope_tokens": 1 / 2, "score_tokens": 1.0},
-        {"slope_tokens": 1 / 4, "score_tokens": 1 / 4, "reach": 2},
+        {"tokens": 1 / 4},
+        {"tokens": 1 / 2},
+        {"tokens": 1 / 4, "reach": 2},
     ],
     "evosax": [
         {"strategy": "CMA_ES", "population": 32, "score_tokens": 1 / 8, "scale": 1.0},

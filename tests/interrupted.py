@@ -1,6 +1,7 @@
 """Shared by tests of interrupted runs: the end of a process, and the result of a run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def die_at(patch: pytest.MonkeyPatch, work: str) -> None:
     save = Store.save
 
     def dying(store: Store, name: str, *rest: Any, **more: Any) -> None:
-        if name.rstrip("-0123456789") == work:
+        if re.fullmatch(rf"{work}(-\d+)*", name):
             raise Died
         save(store, name, *rest, **more)
 

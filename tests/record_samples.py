@@ -57,14 +57,15 @@ def spec() -> dict[str, Any]:
 
 def rounds() -> list[dict[str, Any]]:
     history = [
-        {"generation": 1, "objective": 0.26, "parent": 0.27, "candidate_tokens": 256},
-        {"generation": 2, "objective": 0.25, "parent": None, "candidate_tokens": 512},
+        {"generation": 1, "objective": 0.28, "candidate_tokens": 896, "search": "descent"},
+        {"generation": 1, "objective": 0.26, "parent": 0.27, "candidate_tokens": 256, "search": "evolution"},
+        {"generation": 2, "objective": 0.25, "parent": None, "candidate_tokens": 512, "search": "evolution"},
     ]
     last = {"attention": [4, 2, 0], "ffn": [40, 16, 16]}
     first = {"attention": [3, 2, 1], "ffn": [32, 16, 24]}
-    step, descent = {"attention": 1, "ffn": 8}, [[0.4, 0.3, None]]
+    step = {"attention": 1, "ffn": 8}
     return [
-        {"round": number, "step": step, "descent": descent, "kept": kept, "history": history}
+        {"round": number, "step": step, "kept": kept, "history": history}
         for number, kept in enumerate((first, last), start=1)
     ]
 
@@ -73,10 +74,11 @@ def summary() -> dict[str, Any]:
     """A `summary.json`."""
     text = {"sequences": 16, "length": 32, "sha256": "19" * 32}
     settings = {"model": "dense", "sparsity": [0.5], "output": "pruned", "layout": "compressed"}
+    searches = [{"search": "descent", "generations": 1}, {"search": "evolution", "generations": 2}]
     made = {
         "format_version": 1,
         "arguments": ["--model", "dense", "--sparsity", "0.5"],
-        "settings": {**settings, "data": spec(), "search": {"search": "evolution", "generations": 2}},
+        "settings": {**settings, "data": spec(), "search": searches},
         "versions": {"tyr_jax": "0.1.0", "python": "3.11.7"},
         "device": "1 × cpu",
         "sparsity": {"asked": 0.5, "attention": 0.5, "ffn": 0.5},
@@ -144,7 +146,7 @@ def benchmark() -> dict[str, Any]:
 def events() -> list[dict[str, Any]]:
     """The lines of an `events.jsonl`."""
     raised = {"site": "layer 1 ffn", "damping": 0.1, "stage": "prune uniform"}
-    lost = {"round": 1, "stage": "round 1/1: search", "step": 3, "candidates": 2}
+    lost = {"round": 1, "stage": "round 1/1: evolution", "step": 3, "candidates": 2}
     return [
         {"event": "log", "seconds": 0.0, "format_version": 1},
         {"event": "start", "seconds": 0.0, "arguments": ["--model", "dense"]},

@@ -21,7 +21,7 @@ from tyr_jax.workspace.progress import Progress
 ARGUMENTS = shlex.split("""--sparsity 0.5 --calibration builtin --sequence-length 256 --search-length 512
     --calibration-tokens 1024 --search-tokens 2048 --evaluation-length 256 --evaluation-windows 6
     --rounds 1 --levels 17
-    --interval 0.0625 --descent-steps 1 --descent-tokens 512 --generations 2 --offspring 4 --survivors 1
+    --interval 0.0625 --descent.generations 1 --descent.tokens 512 --generations 2 --offspring 4 --survivors 1
     --stage-tokens 1024""")
 """A small part of what a preset spends: enough to show the direction."""
 

@@ -537,10 +537,10 @@ def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: 
         search=Standing(asked=3),
         objective="hidden+kl",
         alpha=2.0,
-        **rest | {"start": "uniform", "descent_steps": 0},
+        **rest | {"start": "uniform"},
     )
     settings = found.summary["settings"]
-    assert settings["search"] == {"search": Standing.name, "generations": 2, "asked": 3}
+    assert settings["search"] == [{"search": Standing.name, "generations": 2, "asked": 3}]
     assert settings["objective"] == {"objective": "hidden+kl", "alpha": 2.0, "beta": 1.0}
     assert found.distribution == found.summary["uniform"]["kept"]
     made_by = shlex.join(found.summary["arguments"])

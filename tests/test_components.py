@@ -97,12 +97,16 @@ def test_what_is_no_component(reference: str, sentence: str, folder: Path) -> No
 
 
 def test_options_are_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = parse(["--search", "own_search:Narrow", "--greed", "0.25", "--preset", "quick"]).settings
-    assert dataclasses.asdict(settings.search)["greed"] == 0.25
-    assert dataclasses.asdict(settings.search)["offspring"] == 7
-    assert parse(["--preset", "quick", "--offspring", "5"]).settings.search == dataclasses.replace(
-        parse(["--preset", "quick"]).settings.search, offspring=5
-    )
+    (search,) = parse(
+        ["--search", "own_search:Narrow", "--greed", "0.25", "--preset", "quick"]
+    ).settings.search
+    assert dataclasses.asdict(search)["greed"] == 0.25
+    assert dataclasses.asdict(search)["offspring"] == 7
+    descent, evolution = parse(["--preset", "quick"]).settings.search
+    changed = dataclasses.replace(evolution, offspring=5)
+    assert parse(["--preset", "quick", "--offspring", "5"]).settings.search == (descent, changed)
+    own, last = parse(["--search", "own_search:Narrow", "evolution", "--Narrow.greed", "0.5"]).settings.search
+    assert (dataclasses.asdict(own)["greed"], last.name) == (0.5, "evolution")
     assert parse(["--objective=hidden+kl", "--alpha=2"]).settings.objective == HiddenKL(alpha=2.0)
     assert parse(["--beta", "2"]).settings.objective == KL(beta=2.0)
     with pytest.raises(UserError, match="--greed"):

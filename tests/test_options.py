@@ -1,6 +1,7 @@
 """Options by name: converted to settings and back to a command line, or refused."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def test_names_are_unique_in_all_of_them() -> None:
 def test_settings_are_made_of_their_options(preset: str) -> None:
     settings = PRESETS[preset]
     values = {name: option.of(settings) for name, option in options_of(settings).items()}
-    assert with_options(PRESETS["standard"], values) == settings
+    names = [search.name for search in settings.search]
+    assert with_options(with_components(PRESETS["standard"], {"search": names}), values) == settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -59,6 +61,42 @@ def test_a_component_is_named_on_the_command_line() -> None:
     arguments = arguments_of(settings, default)
     assert arguments[-4:] == ["--objective", "hidden+kl", "--alpha", "2.0"]
     assert prune.parse(["--preset", "quick", *arguments]).settings == settings
+
+
+def test_searches_in_turn_are_named_in_their_options() -> None:
+    """All but the last; one that has the name already keeps its options."""
+    default = PRESETS["quick"]
+    chain = ["evolution", dataclasses.replace(default.search[0], estimate=True, tokens=8)]
+    settings = with_options(with_components(default, {"search": chain}), {"evolution.offspring": 8})
+    assert [search.name for search in settings.search] == ["evolution", "descent"]
+    assert settings.search[0] == dataclasses.replace(default.search[1], offspring=8)
+    arguments = arguments_of(settings, default)
+    assert arguments == shlex.split(
+        "--search evolution descent --evolution.offspring 8 --estimate --tokens 8"
+    )
+    assert prune.parse(["--preset", "quick", *arguments]).settings == settings
+    turned = with_components(settings, {"search": ("descent", "evolution")})
+    arguments = arguments_of(turned, default)
+    assert arguments == shlex.split("--descent.estimate --descent.tokens 8 --offspring 8")
+    assert prune.parse(["--preset", "quick", *arguments]).settings == turned
+    assert arguments_of(default, turned)[0] == "--descent.no-estimate"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            ["--search", "descent", "evolution", "descent"],
+            "--search is descent evolution descent, but must be",
+        ),
+        (["--search"], "--search is empty, but must be at least one search"),
+        (["--search", "evolution", "--descent.tokens", "8"], "unrecognised arguments: --descent.tokens"),
+        (["--search", "descent", "evolve"], "--search is evolve, but must be evolution, random"),
+    ],
+)
+def test_searches_that_cannot_run_in_turn(given: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        prune.parse(given)
 
 
 def test_the_command_line_of_a_training() -> None:

@@ -10,20 +10,24 @@ from tyr_jax.errors import UserError
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import TaylorSaliency
 from tyr_jax.scoring.objective import KL, HiddenKL
+from tyr_jax.search.descent import Descent
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.random_search import RandomSearch
 from tyr_jax.settings import PRESET_NAMES, PRESETS, Settings, validate
 
 SETTINGS = Settings(
     data=DataSpec(sequence_length=512, search_length=512, search_tokens=16384),
-    search=Evolution(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048)),
+    search=(Descent(), Evolution(offspring=16, survivors=(4, 2, 1), stage_tokens=(512, 1024, 2048))),
 )
 """Valid settings to change, independent of the presets."""
 
 
-def changed(settings: Settings, path: str, value: Any) -> Settings:
-    """`settings` with the field at `path`, such as "search.offspring", set to `value`."""
+def changed(settings: Any, path: str, value: Any) -> Any:
+    """`settings` with the field at `path`, such as "search.1.offspring", set to `value`."""
     name, _, rest = path.partition(".")
+    if name.isdigit():
+        at = int(name)
+        return (*settings[:at], changed(settings[at], rest, value), *settings[at + 1 :])
     inner = changed(getattr(settings, name), rest, value) if rest else value
     return dataclasses.replace(settings, **{name: inner})
 
@@ -42,7 +46,7 @@ def test_the_defaults_are_those_of_the_standard_preset() -> None:
 def test_the_paper_preset_is_the_papers() -> None:
     paper = PRESETS["paper"]
     assert (paper.rounds.rounds, paper.rounds.levels, paper.rounds.interval) == (4, 9, 0.125)
-    search = paper.search
+    (search,) = paper.search
     assert (search.generations, search.offspring, search.survivors) == (50, 128, (16, 4, 1))
     assert search.stage_tokens == (2048, 16384, 131072)
     assert (paper.data.sequence_length, paper.data.search_length) == (4096, 4096)
@@ -53,7 +57,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert paper.pruning.accumulation == "expectation"
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
     assert paper.data.calibration_openings == 0
-    assert (paper.rounds.start, paper.rounds.descent_steps) == ("uniform", 0)
+    assert paper.rounds.start == "uniform"
     # What the paper does not do at all.
     assert (paper.pruning.drift, paper.pruning.reconstruct, paper.rounds.refit) == (0.0, 0, False)
     assert (paper.pruning.at_most, paper.pruning.keep_heads, paper.pruning.keep_neurons) == ((), (), ())
@@ -66,10 +70,12 @@ def test_the_paper_preset_is_the_papers() -> None:
 def test_the_quick_preset_runs_every_part_of_the_method() -> None:
     quick = PRESETS["quick"]
     assert quick.sparsity == (0.25,)
-    assert quick.search.generations >= 6
-    assert quick.rounds.descent_steps >= 3
-    assert len(quick.search.survivors) == 3
-    assert len(set(quick.search.stage_sequences(quick.data.search_length))) == 3
+    descent, evolution = quick.search
+    assert (descent.name, evolution.name) == ("descent", "evolution")
+    assert evolution.generations >= 6
+    assert descent.generations >= 3
+    assert len(evolution.survivors) == 3
+    assert len(set(evolution.stage_sequences(quick.data.search_length))) == 3
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("data.calibration_tokens", 0, "--calibration-tokens is 0, but must be at least one sequence"),
         ("data.calibration_noise", 2.0, "--calibration-noise is 2.0"),
         ("data.evaluation_windows", 0, "--evaluation-windows is 0"),
-        ("data.search_tokens", 600, "--search-tokens is 600, but must be at least two sequences"),
+        ("data.search_tokens", 600, "--search-tokens is 1 sequence, but must be at least two sequences"),
         ("objective.beta", 0.0, "--beta is 0.0, but must be above 0 where nothing else counts"),
         ("objective.beta", -1.0, "--beta is -1.0, but must be 0 or more"),
         ("objective", HiddenKL(alpha=float("nan")), "--alpha is nan"),
@@ -95,8 +101,13 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("offload", True, "--offload cannot be combined with --calibration self, which is part of"),
         ("pruning.drift", 1.5, "--drift is 1.5, but must be between 0 and 1"),
         ("pruning.reconstruct", -1, "--reconstruct is -1"),
-        ("rounds.descent_steps", -1, "--descent-steps is -1"),
-        ("rounds.descent_tokens", 0, "--descent-tokens is 0"),
+        ("search.0.generations", 0, "--descent.generations is 0"),
+        ("search.0.tokens", 0, "--descent.tokens is 0"),
+        (
+            "search",
+            (Evolution(offspring=3), Descent()),
+            r"^--evolution.survivors is .* most --evolution.offspring",
+        ),
         ("rounds.rounds", -1, "--rounds is -1"),
         ("rounds.levels", 8, "--levels is 8, but must be an odd number of at least 3"),
         ("rounds.levels", 1, "--levels is 1"),
@@ -106,16 +117,20 @@ def test_the_quick_preset_runs_every_part_of_the_method() -> None:
         ("pruning.damping", float("inf"), "--damping is inf"),
         ("pruning.neuron_chunk", 0, "--neuron-chunk is 0"),
         ("pruning.neuron_multiple", 0, "--neuron-multiple is 0"),
-        ("search.generations", 0, "--generations is 0"),
-        ("search.max_shifts", 0, "--max-shifts is 0"),
-        ("search.survivors", (4, 1), "--survivors is 4 1, but must be as many values as --stage-tokens has"),
-        ("search.survivors", (4, 5, 1), "--survivors is .* non-increasing"),
-        ("search.survivors", (4, 2, 2), "--survivors is .* down to 1"),
-        ("search.survivors", (4, 0, 1), "--survivors is"),
-        ("search.offspring", 3, r"--survivors is .* at most --offspring \(3\)"),
-        ("search.stage_tokens", (0, 1024, 2048), r"--stage-tokens is .* at least 1 each"),
-        ("search.stage_tokens", (512, 1024, 99999), r"--stage-tokens .* --search-tokens \(16384\)"),
-        ("search.stage_tokens", (1024, 512, 2048), r"--stage-tokens is .* none below the one before"),
+        ("search.1.generations", 0, "--generations is 0"),
+        ("search.1.max_shifts", 0, "--max-shifts is 0"),
+        (
+            "search.1.survivors",
+            (4, 1),
+            "--survivors is 4 1, but must be as many values as --stage-tokens has",
+        ),
+        ("search.1.survivors", (4, 5, 1), "--survivors is .* non-increasing"),
+        ("search.1.survivors", (4, 2, 2), "--survivors is .* down to 1"),
+        ("search.1.survivors", (4, 0, 1), "--survivors is"),
+        ("search.1.offspring", 3, r"--survivors is .* at most --offspring \(3\)"),
+        ("search.1.stage_tokens", (0, 1024, 2048), r"--stage-tokens is .* at least 1 each"),
+        ("search.1.stage_tokens", (512, 1024, 99999), r"--stage-tokens .* --search-tokens \(16384\)"),
+        ("search.1.stage_tokens", (1024, 512, 2048), r"--stage-tokens is .* none below the one before"),
     ],
 )
 def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
@@ -126,7 +141,7 @@ def test_values_that_cannot_be(path: str, value: Any, message: str) -> None:
 
 def test_a_search_needs_text() -> None:
     """Also one that scores on all of it, without descent."""
-    settings = changed(changed(SETTINGS, "search", RandomSearch()), "rounds.descent_steps", 0)
+    settings = changed(SETTINGS, "search", (RandomSearch(),))
     validate(settings)
     with pytest.raises(UserError, match=r"--search-tokens is 0, but must be at least one sequence \(or --r"):
         validate(changed(settings, "data.search_tokens", 0))
@@ -148,7 +163,7 @@ def test_removed_experts_cannot_be_masked() -> None:
 
 def test_without_rounds_nothing_about_the_search_matters() -> None:
     settings = changed(changed(SETTINGS, "rounds.rounds", 0), "data.search_tokens", 0)
-    validate(changed(settings, "search.generations", 0))
+    validate(changed(settings, "search.1.generations", 0))
 
 
 def test_a_saliency_needs_one_of_its_terms() -> None:
@@ -166,7 +181,7 @@ def test_the_ends_of_ranges_are_allowed() -> None:
         ("rounds.levels", 3),
         ("rounds.interval", 0.5),
         ("pruning.neuron_multiple", 1),
-        ("search.survivors", (16, 16, 1)),
-        ("search.stage_tokens", (1, 1, 16384)),
+        ("search.1.survivors", (16, 16, 1)),
+        ("search.1.stage_tokens", (1, 1, 16384)),
     ):
         validate(changed(settings, path, value))

@@ -14,6 +14,7 @@ import pytest
 from tyr_jax import settings
 from tyr_jax.data import DataSpec
 from tyr_jax.io import checkpoint
+from tyr_jax.search.descent import Descent
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import PRESETS, Rounds
 
@@ -44,8 +45,9 @@ def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         evaluation_length=64,
         evaluation_windows=2,
     )
-    search = Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64))
-    rounds = dataclasses.replace(Rounds(), rounds=1, levels=3, descent_steps=1, descent_tokens=64)
+    descent = Descent(generations=1, estimate=False, tokens=64)
+    evolution = Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64))
+    search, rounds = (descent, evolution), dataclasses.replace(Rounds(), rounds=1, levels=3)
     pruning = dataclasses.replace(quick.pruning, metric_tokens=256, neuron_chunk=4)
     tiny = dataclasses.replace(quick, data=data, search=search, rounds=rounds, pruning=pruning)
     monkeypatch.setitem(settings.PRESETS, "quick", tiny)

@@ -30,6 +30,11 @@ class Component:
         if "name" not in vars(cls):
             cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
+    @property
+    def label(self) -> str:
+        """The name in flags: without the module."""
+        return self.name.rpartition(":")[2]
+
     def check(self) -> None:
         """Refuse invalid options.
 

@@ -1,7 +1,9 @@
 """Settings by option name: set from keyword arguments, and written as a command line or as JSON.
 
 Settings are nested dataclasses. An option is a field that is not itself a dataclass. Option names are unique
-across all of them, so neither the command line nor Python has to say which dataclass an option is in.
+across all of them, so neither the command line nor Python has to say which dataclass an option is in. Of
+several components in a row, such as searches, the options of all but the last carry the component's name:
+`descent.generations`.
 """
 
 import dataclasses
@@ -36,40 +38,55 @@ MOST = 2**40
 
 
 class Option(NamedTuple):
-    """An option: the `path` of field names that lead to it, its type, and the component that owns it, if
-    any."""
+    """An option: its name in Python, the `path` of field names and positions that lead to it, its type, and
+    the component that owns it, if any."""
 
-    path: tuple[str, ...]
+    name: str
+    path: tuple[str | int, ...]
     kind: Any
     owner: Component | None
 
     @property
-    def name(self) -> str:
-        """The name of the option in Python."""
-        return self.path[-1]
-
-    @property
     def flag(self) -> str:
         """The flag on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     def of(self, settings: Any) -> Any:
         """The value of the option in `settings`."""
         for name in self.path:
-            settings = getattr(settings, name)
+            settings = _part(settings, name)
         return settings
 
 
-def every_option(settings: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
+def flag_of(name: str) -> str:
+    """The flag of the option `name` on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _part(settings: Any, name: str | int) -> Any:
+    """What `settings` have in the field `name`, or a tuple at this position."""
+    return settings[name] if isinstance(name, int) else getattr(settings, name)
+
+
+def in_a_row(value: Any) -> list[tuple[str, Component]]:
+    """Components in a tuple, each with what its options' names begin with; none of any other value."""
+    chain = value if isinstance(value, tuple) and all(isinstance(each, Component) for each in value) else ()
+    return [*((f"{each.label}.", each) for each in chain[:-1]), *(("", each) for each in chain[-1:])]
+
+
+def every_option(settings: Any, path: tuple[str | int, ...] = (), prefix: str = "") -> Iterator[Option]:
     """All options of `settings`, even those that share a name."""
     owner = settings if isinstance(settings, Component) else None
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, where = getattr(settings, field.name), (*path, field.name)
-        if dataclasses.is_dataclass(value):
+        if chain := in_a_row(value):
+            for position, (begin, each) in enumerate(chain):
+                yield from every_option(each, (*where, position), begin)
+        elif dataclasses.is_dataclass(value):
             yield from every_option(value, where)
         else:
-            yield Option(where, hints[field.name], owner)
+            yield Option(prefix + field.name, where, hints[field.name], owner)
 
 
 def options_of(settings: Any) -> dict[str, Option]:
@@ -125,9 +142,11 @@ def with_options(settings: S, values: Mapping[str, Any]) -> S:
     return settings
 
 
-def _replaced(settings: Any, path: tuple[str, ...], value: Any) -> Any:
+def _replaced(settings: Any, path: tuple[str | int, ...], value: Any) -> Any:
     name, *rest = path
-    inner = _replaced(getattr(settings, name), tuple(rest), value) if rest else value
+    inner = _replaced(_part(settings, name), tuple(rest), value) if rest else value
+    if isinstance(name, int):
+        return (*settings[:name], inner, *settings[name + 1 :])
     return dataclasses.replace(settings, **{name: inner})
 
 
@@ -153,20 +172,26 @@ def converted(name: str, kind: Any, value: Any) -> Any:
     return kind(value)
 
 
-def arguments_of(settings: Any, default: Any) -> list[str]:
-    """The command-line arguments that turn `default` into `settings`."""
+def arguments_of(settings: Any, default: Any, prefix: str = "") -> list[str]:
+    """The command-line arguments that turn `default` into `settings`. Flags begin with `prefix`."""
     arguments: list[str] = []
     for field in dataclasses.fields(settings):
         value, usual = getattr(settings, field.name), getattr(default, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
-        if isinstance(value, Component) and value.name != usual.name:
+        flag = flag_of(prefix + field.name)
+        if chain := in_a_row(value):
+            names, known = [each.name for each in value], {each.name: each for each in usual}
+            if names != list(known):
+                arguments += [f"--{value[0].role}", *names]
+            for begin, each in chain:
+                arguments += arguments_of(each, known.get(each.name) or type(each)(), begin)
+        elif isinstance(value, Component) and value.name != usual.name:
             arguments += [f"--{value.role}", value.name, *arguments_of(value, type(value)())]
         elif dataclasses.is_dataclass(value):
             arguments += arguments_of(value, usual)
         elif value == usual:
             continue
         elif isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            arguments.append(flag if value else flag_of(f"{prefix}no-{field.name}"))
         else:
             arguments += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return arguments

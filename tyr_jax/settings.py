@@ -5,15 +5,17 @@ The command line is generated from these classes, so a field's docstring is its 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tyro
 
 from tyr_jax.components import Component, find, guarded
 from tyr_jax.data import DataSpec, check_sizes, parse_source
 from tyr_jax.errors import UserError, require
+from tyr_jax.options import flag_of, in_a_row
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.registry import PRUNERS, SALIENCIES
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, Saliency, TaylorSaliency
@@ -21,6 +23,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import LocalPruner
 from tyr_jax.scoring.objective import KL, OBJECTIVES, Objective
 from tyr_jax.search.contract import Search
+from tyr_jax.search.descent import Descent
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
 
@@ -48,13 +51,6 @@ class Rounds:
     start: Literal["estimate", "uniform"] = "estimate"
     """Where the first round's search starts: at the best distribution by an additive estimate that costs no
     candidate, or at the uniform one (as in the paper). Later rounds start at the last round's answer."""
-    descent_steps: int = 4
-    """Gradient-guided steps before evolution in each round: one backward pass estimates the effect of every
-    change of one site, the best combinations under the budget are scored, and the next step starts at the
-    best of them, if it improves on the current distribution. 0 skips them (as in the paper)."""
-    descent_tokens: int = 4096
-    """Tokens that a step's gradients are computed on, in whole sequences and at most half of the search text;
-    its proposals are scored on as many other tokens."""
     refit: bool = True
     """Prune every site once more to the distribution found, with the actual outputs of the pruned layers
     before it. Without it, the weights are those of the last supernet (as in the paper)."""
@@ -108,22 +104,13 @@ class Settings:
     """Local pruning"""
     rounds: Rounds = dataclasses.field(default_factory=lambda: Rounds(rounds=2))
     """Rounds"""
-    search: Search = dataclasses.field(
-        default_factory=lambda: Evolution(
-            generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)
-        )
+    search: tuple[Search, ...] = (
+        Descent(generations=4, estimate=False, tokens=4096),
+        Evolution(generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)),
     )
     """Search"""
     objective: Objective = dataclasses.field(default_factory=KL)
     """Objective"""
-
-    def descent_sequences(self, sequences: int) -> int:
-        """Number of sequences that a descent step computes gradients on, and scores proposals on.
-
-        Args:
-            sequences: number of sequences of the search text.
-        """
-        return max(1, min(self.rounds.descent_tokens // self.data.search_length, sequences // 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +119,14 @@ class ComponentNames:
     that is installed or in the current directory. This help lists the options of the
     components that this command line chooses: add `--search my_module:MySearch` to see those of yours."""
 
-    search: str = Evolution.name
-    """Search algorithm: `evolution` (the paper's), `random`, `blocks`, `estimate`, `evopress`, `genetic`,
-    `annealing`, `exchange`, `distribution`, `halving`, `additive`, `puzzle`, `lagrangian`, `relaxation`,
-    `descent`, `evosax`, or MODULE:NAME of your own."""
+    search: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
+        Descent.name,
+        Evolution.name,
+    )
+    """Search algorithms that run in turn in every round, each from where the last one ended: `evolution` (the
+    paper's), `random`, `blocks`, `estimate`, `evopress`, `genetic`, `annealing`, `exchange`, `distribution`,
+    `halving`, `additive`, `puzzle`, `lagrangian`, `relaxation`, `descent`, `evosax`, or MODULE:NAME of your
+    own. Options of all but the last begin with its name, as `--descent.generations` does."""
     objective: str = KL.name
     """What the search minimises: `kl` to the dense model's predictions, `hidden+kl` adds hidden states of
     the first, median and last layer, `perplexity` is that of the search text itself; or MODULE:NAME of your
@@ -147,6 +138,12 @@ class ComponentNames:
     """How a site is pruned to its levels: `obs` is Algorithm 1, `osscar` then exchanges units where that
     helps, and `keep` changes no weight; or MODULE:NAME of your own."""
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The names of the components in `settings`."""
+        searches, pruning = tuple(each.name for each in settings.search), settings.pruning
+        return cls(searches, settings.objective.name, pruning.saliency.name, pruning.pruner.name)
+
 
 COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {
     "search": (SEARCHES, Search),
@@ -157,36 +154,47 @@ COMPONENTS: dict[str, tuple[Mapping[str, type[Component]], type[Component]]] = {
 """Components that can be replaced, by role: the registry of named ones, and the base class."""
 
 
-def with_components(settings: Settings, given: Mapping[str, str | Component]) -> Settings:
+def with_components(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """The same settings with other components.
 
     Args:
         settings: the settings.
-        given: components by role, each as a name, as `MODULE:NAME`, or as an instance. If a name is that of
-            the current component, that one stays and keeps its options.
+        given: components by role, each as a name, as `MODULE:NAME`, or as an instance; searches also as a
+            sequence of these. A component that has the name already stays, and keeps its options.
 
     Raises:
-        UserError: there is no such component, or it is of the wrong kind.
+        UserError: there is no such component, it is of the wrong kind, or a search is there twice.
     """
-    for role, value in given.items():
-        registry, base = COMPONENTS[role]
+    for role, value in {"search": settings.search, **given}.items():
         owner: Any = settings.pruning if role in ("saliency", "pruner") else settings
-        if isinstance(value, str):
-            now = getattr(owner, role)
-            chosen = now if now.name == value else _made(find(registry, value, base))
-        elif isinstance(value, base):
-            chosen = value
-        else:
-            raise UserError(
-                f"{role} is {value!r}, but must be a name, MODULE:NAME, or an instance of {base.__name__}"
-            )
-        owner = dataclasses.replace(owner, **{role: chosen})
+        values = _listed(value) if role == "search" else [value]
+        chosen = tuple(_chosen(role, each, _listed(getattr(owner, role))) for each in values)
+        owner = dataclasses.replace(owner, **{role: chosen if role == "search" else chosen[0]})
         settings = owner if isinstance(owner, Settings) else dataclasses.replace(settings, pruning=owner)
+    names = tuple(each.label for each in settings.search)
+    require(len(set(names)) == len(names) >= 1, "--search", names, "one search, or several that differ")
     return settings
 
 
-def _made(kind: type[Component]) -> Component:
-    """A component with the defaults of its class."""
+def _listed(value: Any) -> Sequence[Any]:
+    """Several values, or the only one."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _chosen(role: str, value: Any, known: Sequence[Component]) -> Component:
+    """The component that `value` stands for: the one of that name in `known`, or one with the defaults of its
+    class."""
+    registry, base = COMPONENTS[role]
+    if isinstance(value, base):
+        return value
+    if not isinstance(value, str):
+        raise UserError(
+            f"{role} is {value!r}, but must be a name, MODULE:NAME, or an instance of {base.__name__}"
+        )
+    for each in known:
+        if each.name == value:
+            return each
+    kind = find(registry, value, base)
     with guarded(kind, "__init__"):
         return kind()
 
@@ -204,8 +212,11 @@ PRESETS: dict[str, Settings] = {
         ),
         pruning=PruningSettings(metric_tokens=4096),
         # On so little text, later rounds do not lower the KL (docs/ablations.md).
-        rounds=Rounds(rounds=1, descent_steps=3, descent_tokens=1024),
-        search=Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
+        rounds=Rounds(rounds=1),
+        search=(
+            Descent(generations=3, estimate=False, tokens=1024),
+            Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
+        ),
     ),
     "standard": Settings(),
     "paper": Settings(
@@ -225,8 +236,8 @@ PRESETS: dict[str, Settings] = {
         pruning=PruningSettings(
             saliency=PAPER_SALIENCY, budget="units", metric="none", drift=0.0, damping_scale="mean"
         ),
-        rounds=Rounds(rounds=4, start="uniform", descent_steps=0, refit=False),
-        search=Evolution(),
+        rounds=Rounds(rounds=4, start="uniform", refit=False),
+        search=(Evolution(),),
     ),
 }
 
@@ -278,9 +289,8 @@ def validate(settings: Settings) -> None:
     if settings.rounds.rounds:
         _validate_rounds(settings)
         _check(settings.objective)
-        _check(settings.search)
-        with guarded(settings.search, "check_text"):
-            settings.search.check_text(data.search_tokens // data.search_length, data.search_length)
+        for prefix, search in in_a_row(settings.search):
+            _check_search(search, prefix, data)
 
 
 def _check(component: Component) -> None:
@@ -289,14 +299,22 @@ def _check(component: Component) -> None:
         component.check()
 
 
+def _check_search(search: Any, prefix: str, data: DataSpec) -> None:
+    """Check a search's own options, whose flags begin with `prefix`, and that it has enough text."""
+    try:
+        _check(search)
+        with guarded(search, "check_text"):
+            search.check_text(data.search_tokens // data.search_length, data.search_length)
+    except UserError as error:
+        own = "|".join(flag_of(field.name) for field in dataclasses.fields(search))
+        named = re.sub(rf"({own})(?![\w-])", lambda flag: f"--{prefix}{flag[0][2:]}", str(error))
+        raise UserError(named) from error
+
+
 def _validate_rounds(settings: Settings) -> None:
     """Check the settings of the rounds of supernet and search."""
     rounds, data = settings.rounds, settings.data
     odd = rounds.levels >= 3 and rounds.levels % 2 == 1
     require(odd, "--levels", rounds.levels, "an odd number of at least 3")
-    require(rounds.descent_steps >= 0, "--descent-steps", rounds.descent_steps, "0 or more")
-    require(rounds.descent_tokens >= 1, "--descent-tokens", rounds.descent_tokens, "at least 1")
-    descends = rounds.descent_steps > 0
-    wanted = "two sequences (or --descent-steps 0)" if descends else "one sequence (or --rounds 0)"
-    enough = data.search_tokens >= (2 if descends else 1) * data.search_length
-    require(enough, "--search-tokens", data.search_tokens, f"at least {wanted}")
+    enough = data.search_tokens >= data.search_length
+    require(enough, "--search-tokens", data.search_tokens, "at least one sequence (or --rounds 0)")

@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
     "offspring": 2,
     "survivors": (1,),
     "stage_tokens": (32,),
-    "descent_steps": 1,
+    "descent.generations": 1,
     "neuron_chunk": 16,
 }
 """Options for a run that takes seconds."""

@@ -170,7 +170,8 @@ def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: l
     summary = summary_of(pruned)
     assert summary["format_version"] == 1
     assert summary["arguments"] == [*tiny_arguments, "--output", str(pruned)]
-    assert summary["settings"]["search"]["survivors"] == [2, 1]
+    descent, evolution = summary["settings"]["search"]
+    assert (descent["search"], descent["generations"], evolution["survivors"]) == ("descent", 4, [2, 1])
     assert summary["settings"]["seed"] == 0
     assert {"tyr_jax", "python", "jax", "transformers"} <= set(summary["versions"])
     assert set(summary["texts"]) == {"calibration", "search", "words.txt"}
@@ -181,9 +182,8 @@ def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: l
         quality = summary[name]["quality"]["words.txt"]
         assert quality["perplexity"] > 1
         assert (quality["kl"] == 0) == (name == "dense")
-    assert {"load model", "round 1/2: supernet", "round 2/2: search", "prune searched"} <= set(
-        summary["seconds"]
-    )
+    stages = {"round 1/2: supernet", "round 2/2: descent", "round 2/2: evolution", "prune searched"}
+    assert {"load model"} | stages <= set(summary["seconds"])
 
 
 def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
@@ -191,7 +191,9 @@ def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
     assert start["arguments"] == summary_of(pruned)["arguments"]
     assert done["seconds"] > start["seconds"]
     assert [event["model"] for event in events_of(pruned, "quality")] == ["dense", "uniform", "searched"]
-    generations = events_of(pruned, "generation")
+    every = events_of(pruned, "generation")
+    assert [event["search"] for event in every] == (["descent"] * 4 + ["evolution"] * 2) * 2
+    generations = [event for event in every if event["search"] == "evolution"]
     assert [(event["round"], event["generation"]) for event in generations] == [
         (1, 1),
         (1, 2),
@@ -203,13 +205,18 @@ def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
     # 4 candidates on 32 tokens, then 2 survivors and the parent on 64.
     assert [event["candidate_tokens"] for event in generations] == [256, 512, 256, 512]
     for record in summary_of(pruned)["rounds"]:
-        assert [entry["candidate_tokens"] for entry in record["history"]] == [256, 512]
+        names, tokens = zip(
+            *((step["search"], step["candidate_tokens"]) for step in record["history"]), strict=True
+        )
+        assert names == ("descent",) * 4 + ("evolution",) * 2
+        # 128 tokens of slopes count four times, and three candidates are scored on as many.
+        assert tokens == (896, 1792, 2688, 3584, 256, 512)
 
 
 def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run("--rounds", "1")
     shown = capsys.readouterr()
-    for stage in ("load model", "round 1/1: supernet", "round 1/1: search", "prune searched", "write"):
+    for stage in ("load model", "round 1/1: supernet", "round 1/1: descent", "prune searched", "write"):
         assert f"{stage}: " in shown.err
     assert "left" not in shown.out
     for word in ("pruned to 25.0% sparsity", "words.txt", "heads kept", "searched"):
@@ -244,10 +251,13 @@ def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: 
             "distribution"
         ]["ffn"]
         assert {"load model", "evaluate dense", "round 1/2: supernet"} <= set(summary["shared_seconds"])
-        assert {"round 1/2: search", "round 2/2: supernet", "prune searched"} <= set(summary["seconds"])
+        assert {"round 1/2: evolution", "round 2/2: supernet", "prune searched"} <= set(summary["seconds"])
         assert not set(summary["shared_seconds"]) & set(summary["seconds"])
         assert len(summary["rounds"]) == 2
-        assert len([e for e in events_of(directory, "generation") if e["sparsity"] == float(name)]) == 4
+        steps = [
+            each["search"] for each in events_of(directory, "generation") if each["sparsity"] == float(name)
+        ]
+        assert steps.count("evolution") == 4
     # The uniform model does not depend on the other targets that share the supernet.
     uniform = summary_of(directory / "0.25")["uniform"]
     assert uniform | {"sample": None} == summary_of(pruned)["uniform"]
@@ -299,7 +309,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
         "--objective hidden+kl --accumulation uniform --first-order signed --second-order block",
         "--objective perplexity --accumulation random --neuron-multiple 1",
         # The paper's choices.
-        """--budget units --metric none --accumulation centre --start uniform --descent-steps 0 --no-refit
+        """--budget units --metric none --accumulation centre --start uniform --search evolution --no-refit
         --calibration-noise 0 --damping-scale mean --first-order abs --second-order channel""",
         "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
         "--calibration self builtin:topics --self-temperature 0.8",
@@ -351,7 +361,7 @@ def test_what_is_left_is_reconstructed(
 
 
 def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:
-    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--descent-steps", "0"]
+    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--search", "evolution"]
     first, second = summary_of(run(*steps, "--budget", "units"))["rounds"]
     assert first["step"] == {"attention": 2, "ffn": 24}
     assert second["step"] == {"attention": 1, "ffn": 12}

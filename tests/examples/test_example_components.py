@@ -62,12 +62,8 @@ def test_a_search(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest
     arguments = [*without_evolution(tiny_arguments), *chosen, "--output"]
     prune.main([*arguments, str(tmp_path / "whole")])
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert summary["settings"]["search"] == {
-        "search": "examples.search:HillClimbing",
-        "generations": 3,
-        "chains": 3,
-        "text": 2,
-    }
+    chosen = {"search": "examples.search:HillClimbing", "generations": 3, "chains": 3, "text": 2}
+    assert summary["settings"]["search"] == [chosen]
     for record in summary["rounds"]:
         assert [entry["generation"] for entry in record["history"]] == [1, 2, 3]
         assert [entry["candidate_tokens"] for entry in record["history"]] == [
@@ -78,7 +74,7 @@ def test_a_search(tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest
 
     def die(store: Store, name: str, step: int, *rest: Any) -> None:
         keep(store, name, step, *rest)
-        if (name, step) == ("search", 2):
+        if (name, step) == ("search-0", 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "save_step", die)

@@ -20,7 +20,7 @@ from tyr_jax.planning.load import Load, calibration_tokens, evaluation_tokens, l
 from tyr_jax.run import pipeline, rounds
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring import chunking
-from tyr_jax.settings import PRESETS, Settings
+from tyr_jax.settings import PRESETS, Settings, with_components
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LLAMA_8B = ModelConfig("llama", 128256, 4096, 128, (LayerShape(32, 8, 14336),) * 32)
@@ -75,7 +75,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
     times = {need.stage: count for need, count in plan.needs(Load(LLAMA_8B, several, 4, 1))}
     assert times["first supernet"] == 1
     assert times["next supernets"] == 2 * 2
-    assert times["search"] == times["descent"] == 2 * 3
+    assert times["evolution"] == times["descent"] == 2 * 3
     assert times["refit"] == 2 * 2
     uniform = dataclasses.replace(HALF, rounds=dataclasses.replace(HALF.rounds, rounds=0))
     assert [need.stage for need, _ in plan.needs(Load(LLAMA_8B, uniform, 4, 1))] == [
@@ -134,7 +134,7 @@ def test_folds_and_measurements_are_those_of_a_run(
     (load,) = loads
     planned, evaluated = Counter[int](), 0
     for need, times in plan.needs(load):
-        if need.supernet and need.stage not in ("descent", "search", "evaluation"):
+        if need.supernet and need.stage not in ("descent", "evolution", "evaluation"):
             planned[round(need.supernet / level_bytes(load.config, load.itemsize))] += times
         evaluated += times * (need.stage == "evaluation")
     # Levels of several targets may coincide.
@@ -242,11 +242,20 @@ def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.Ca
     assert "memory of the device in GB" in capsys.readouterr().out
 
 
+def test_slopes_take_the_memory_of_a_backward_pass() -> None:
+    """Of whichever search asks for them."""
+    default = needs()
+    relaxed = needs(with_components(HALF, {"search": ["relaxation", "evolution"]}))
+    assert relaxed["relaxation"].working == default["descent"].working > default["evolution"].working
+    assert relaxed["evolution"] == default["evolution"]
+    assert "relaxation" not in default
+
+
 def test_what_stays_on_disk_is_not_in_memory() -> None:
     disk = dataclasses.replace(HALF, offload=True)
     memory, offloaded = needs(itemsize=2), needs(disk, itemsize=2)
     levels = HALF.rounds.levels * level_bytes(LLAMA_8B, 2)
-    search = offloaded["search"]
+    search = offloaded["evolution"]
     assert search.supernet == pytest.approx(levels / 32)
     # The embeddings, the head and one layer.
     layer = 2 * 218_112_000

@@ -56,12 +56,17 @@ def test_rows_are_the_stronger_the_more_is_kept() -> None:
 
 
 def test_the_search_goes_down_as_its_objective_does() -> None:
-    rounds = [[(10, 0.8, 0.9), (20, 0.6, 0.8)], [(10, 0.5, 0.5)]]
+    rounds = [
+        [("descent", [(10, 0.8, None)]), ("evolution", [(10, 0.6, 0.8)])],
+        [("evolution", [(10, 0.5, 0.5)])],
+    ]
     root = parse(figures.search_lines(rounds))
+    assert len(list(root.iter("polyline"))) == 3
     points = [node for node in root.iter("circle") if node.attrib["class"] == "winner"]
     heights = [float(node.attrib["cy"]) for node in points]
     places = [float(node.attrib["cx"]) for node in points]
     assert heights == sorted(heights)
+    assert titles(points)[1].startswith("round 1, evolution, generation 1")
     # Tokens of the second round come after those of the first.
     assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
     assert len([line for line in root.iter("line") if line.attrib["class"] == "divider"]) == 1

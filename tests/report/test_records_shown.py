@@ -80,7 +80,9 @@ def test_a_search_that_notes_nothing_has_no_figure() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-13, 1e39, 1.7e308, -1.7e308])
 def test_objectives_that_are_all_the_same(value: float) -> None:
-    root = ElementTree.fromstring(figures.search_lines([[(0, value, value), (0, value, None)], []]))
+    root = ElementTree.fromstring(
+        figures.search_lines([[("evolution", [(0, value, value), (0, value, None)])], []])
+    )
     assert len(list(root.iter("circle"))) == 3
     ElementTree.fromstring(figures.loss_line([value, value], 1))
 
@@ -95,7 +97,7 @@ def test_figures_have_no_more_points_than_columns() -> None:
     count = 300_000
     began = time.monotonic()
     long = [(step, 1 / step, None) for step in range(1, count)]
-    root = ElementTree.fromstring(figures.search_lines([long, [(1, 2.0, 3.0)]]))
+    root = ElementTree.fromstring(figures.search_lines([[("long", long)], [("short", [(1, 2.0, 3.0)])]]))
     assert len(list(root.iter("circle"))) < 3000
     assert f"objective of {count:,} generations".replace(",", "") in root.attrib["aria-label"]
     (curve,) = ElementTree.fromstring(figures.loss_line([1.0, 2.0] * count, 9)).iter("polyline")

@@ -151,7 +151,7 @@ def test_values_as_json_has_them() -> None:
     assert as_json([np.float64(0.5)]) == [0.5]
     settings = as_json(PRESETS["paper"])
     assert settings["output"] == "pruned"
-    assert settings["search"]["survivors"] == [16, 4, 1]
+    assert settings["search"][0]["survivors"] == [16, 4, 1]
     assert settings["pruning"]["saliency"] == {
         "saliency": "taylor",
         "first_order": "abs",

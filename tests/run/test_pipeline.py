@@ -46,7 +46,10 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
         ),
         pruning=PruningSettings(neuron_chunk=4),
         rounds=Rounds(rounds=1, levels=5),
-        search=Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64)),
+        search=(
+            Settings().search[0],
+            Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64)),
+        ),
     )
 
 

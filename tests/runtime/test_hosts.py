@@ -58,7 +58,7 @@ def found(directory: Path) -> tuple[Any, dict[str, np.ndarray]]:
 @pytest.fixture(scope="module")
 def small(tiny_arguments: list[str]) -> list[str]:
     """Arguments of a run that has every stage."""
-    few = "--rounds 1 --descent-steps 1 --generations 1 --survivors 1 --stage-tokens 32"
+    few = "--rounds 1 --descent.generations 1 --generations 1 --survivors 1 --stage-tokens 32"
     return [*tiny_arguments, *few.split()]
 
 
@@ -67,7 +67,7 @@ def two(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of a run with two processes."""
     output = tmp_path_factory.mktemp("two") / "pruned"
     said = finish(start(*[[*small, "--output", str(output)]] * 2))
-    assert "round 1/1: search" in said[0]
+    assert "round 1/1: evolution" in said[0]
     assert "round" not in said[1]
     assert [path.name for path in output.parent.iterdir()] == ["pruned"]
     return output
@@ -104,7 +104,7 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(two: Path, small: list[
     output = tmp_path / "pruned"
     arguments = [*small, "--output", str(output)]
     finished = output.with_name(".pruned.unfinished") / "finished"
-    for lost, until in ((1, finished / "inputs"), (0, finished / "work-1" / "descent-1")):
+    for lost, until in ((1, finished / "inputs"), (0, finished / "work-1" / "search-0-2")):
         assert f"error: {hosts.LOST}" in end_of_the_other(lost, arguments, until)
         assert not output.exists()
     finish(start(arguments, arguments))

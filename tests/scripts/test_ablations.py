@@ -28,9 +28,8 @@ def inputs(save_tiny: Callable[..., Path], tmp_path: Path) -> list[object]:
 def test_main_results_makes_no_run_twice(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    few = (
-        "--calibration-tokens 512 --search-tokens 256 --rounds 1 --levels 3 --generations 1 --descent-steps 0"
-    )
+    few = "--calibration-tokens 512 --search-tokens 256 --rounds 1 --levels 3"
+    few += " --search evolution --generations 1"
     short = "--sequence-length 32 --search-length 32 --evaluation-length 32 --evaluation-windows 2"
     search = "--offspring 4 --survivors 1 --stage-tokens 32 --metric-tokens 256 --reconstruct 1"
     recovery = f"--data {tiny_text} --tokens 256 --sequence-length 32 --step-tokens 64 --evaluation-windows 2"
@@ -87,9 +86,8 @@ def test_rounds_are_compared_at_equal_generations(
 def test_what_exchange_gains(
     table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    few = (
-        "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
-    )
+    few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --search evolution"
+    few += " --generations 1"
     few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
     few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
     arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, "--sparsities", 0.25, 0.5]
@@ -110,9 +108,8 @@ def test_what_exchange_gains(
 
 
 def test_spread(table: Callable[..., Rows], tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
-    few = (
-        "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --descent-steps 0 --generations 1"
-    )
+    few = "--calibration-tokens 512 --search-tokens 256 --levels 5 --rounds 1 --search evolution"
+    few += " --generations 1"
     few += " --offspring 4 --survivors 1 --stage-tokens 32 --sequence-length 32 --search-length 32"
     few += " --evaluation-length 32 --evaluation-windows 2 --metric-tokens 256 --neuron-multiple 2"
     arguments = ["--model", tiny_model, "--evaluation", tiny_text, "--seeds", 0, 1, "--devices", 1, 2]

@@ -14,11 +14,11 @@ def test_the_layers_of_least_influence_go_first() -> None:
     start = np.full((2, 4), 2)
     space = SearchSpace.around(grid, start, 1, 8)
     share = np.array([[0.1, 0.5, 0.2, 0.9], [0.3, 0.1, 0.1, 0.4]])  # sums 0.4, 0.6, 0.3, 1.3
-    space = space.replace(sites=space.sites._replace(share=share))  # type: ignore[attr-defined]
+    space = space.replace(sites=space.sites._replace(share=share))
     search = Blocks()
     levels = search.best(search.init(jax.random.key(0), start, space))
     assert np.asarray(levels).tolist() == [[0, 4, 0, 4]] * 2
     # A budget of one head more goes to the better of the two that lose.
-    dearer = space.replace(budget=space.budget._replace(limit=space.budget.limit + np.array([1, 0])))  # type: ignore[attr-defined]
+    dearer = space.replace(budget=space.budget._replace(limit=space.budget.limit + np.array([1, 0])))
     levels = search.best(search.init(jax.random.key(0), start, dearer))
     assert np.asarray(levels).tolist() == [[1, 4, 0, 4], [0, 4, 0, 4]]

@@ -277,6 +277,6 @@ def test_asking_compiles_once() -> None:
 def test_cost_of_a_generation(schedule: Evolution, sizes: tuple[int, ...], tokens: int) -> None:
     choice = SPACE.replace(length=2048)
     queries = schedule.queries(choice)
-    assert tuple(candidates for candidates, _, _ in queries) == sizes
-    assert {times for _, _, times in queries} == {schedule.generations}
+    assert tuple(asked.candidates for asked in queries) == sizes
+    assert {asked.times for asked in queries} == {schedule.generations}
     assert schedule.candidate_tokens(choice) == schedule.generations * tokens

@@ -63,7 +63,7 @@ def test_a_search_of_a_few_lines_runs() -> None:
     assert found[0, 2] > START[0, 2]
     assert space.kept_units(GRID, found).sum(axis=1).tolist() == [11, 72]
     search = Shifting()
-    assert search.queries(SPACE) == [(2, 2, 4)]
+    assert search.queries(SPACE) == [(2, 2, 4, False)]
     assert search.candidate_tokens(SPACE) == 2 * 2 * 4 * 8
 
 

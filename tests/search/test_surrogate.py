@@ -1,12 +1,15 @@
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tyr_jax.search import surrogate
-from tyr_jax.search.surrogate import Sites
+from tyr_jax.search import loop, surrogate
+from tyr_jax.search.contract import SearchSpace, Sites
+from tyr_jax.search.descent import Descent
+from tyr_jax.search.loop import Scorer, SlopesFunction
 from tyr_jax.space import Budget, values_at
 
 
@@ -165,43 +168,49 @@ def test_fewer_units_are_never_better_and_missing_levels_are_never_proposed() ->
 def test_steps_lead_down_to_the_best_and_stay_there() -> None:
     error = np.tile([0.9, 0.5, 0.3, 0.1, 0.0], (2, 4, 1))
     sensitivity = np.array([[1.0, 9.0, 1.0, 9.0], [5.0, 1.0, 1.0, 5.0]])
-    sites, start = Sites(error, np.ones((2, 4)), np.ones(error.shape, bool)), np.full((2, 4), 2)
-    seen: list[int] = []
+    exists, start = np.ones(error.shape, bool), np.full((2, 4), 2)
+    sites, kept = Sites(error, np.ones((2, 4)), exists), np.broadcast_to(np.arange(5), error.shape)
+    space = SearchSpace(kept, exists, level_units(start, 5), sites, sequences=6, length=8)
+    seen: list[list[int]] = []
 
     def total(levels: np.ndarray) -> float:
         return float(np.sum(sensitivity * values_at(error, levels)))
 
     def slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        seen.append(int(sequences[0]))
+        seen.append(sequences.tolist())
         return quadratic(sensitivity, sites, levels)[None]
 
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        seen.append(int(sequences[0]))
-        return np.array([total(candidate) for candidate in candidates])
+        seen.append(sequences.tolist())
+        assert len(candidates) == 1 + len(surrogate.CAUTIONS)
+        values.append([total(candidate) for candidate in candidates])
+        return np.array(values[-1])
 
-    text = np.array([0]), np.array([9])
-    budget = level_units(start, 5)
-    found, objectives = surrogate.descend(start, sites, budget, slopes, score, *text)
+    def found(
+        start: np.ndarray, score: Scorer = score, slopes: SlopesFunction = slopes, steps: int = 1
+    ) -> np.ndarray:
+        search, key = Descent(generations=steps, estimate=False, tokens=16), jax.random.key(0)
+        return loop.run(search, loop.begin(search, key, start, space), space, score, slopes=slopes)
+
+    values: list[list[float]] = []
     best = min(
         (np.stack(pair) for pair in itertools.product(*[list(balanced(4, 5, 8))] * 2)),
         key=total,
     )
-    assert np.abs(found - start).max() == 1
-    assert seen == [0, 9]
-    assert len(objectives) == 1 + len(surrogate.CAUTIONS)
-    assert objectives[0] == pytest.approx(total(start))
-    found, _ = surrogate.descend(found, sites, budget, slopes, score, *text)
-    assert total(found) == pytest.approx(total(best))
-    again, objectives = surrogate.descend(found, sites, budget, slopes, score, *text)
-    np.testing.assert_array_equal(again, found)
-    assert objectives[0] == pytest.approx(total(found))
+    one = found(start)
+    assert np.abs(one - start).max() == 1
+    assert values[0][0] == pytest.approx(total(start))
+    order = np.random.default_rng((0, 0)).permutation(6).tolist()
+    assert seen == [order[:2], order[2:4]]
+    two = found(one)
+    assert total(two) == pytest.approx(total(best))
+    np.testing.assert_array_equal(found(two), two)
+    assert values[-1][0] == pytest.approx(total(two))
+    np.testing.assert_array_equal(found(start, steps=2), two)
 
     def scored(own: float, *others: float) -> bool:
         """Whether a proposal is accepted with these scores."""
-        fixed = np.array([own, *others])
-        return bool(
-            (surrogate.descend(start, sites, budget, slopes, lambda *_: fixed, *text)[0] != start).any()
-        )
+        return bool((found(start, lambda *_: np.array([own, *others])) != start).any())
 
     assert scored(1.0, 2.0, 0.9)
     assert scored(1.0, 0.99, np.nan)
@@ -210,13 +219,10 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
     assert not scored(np.nan, np.nan, np.inf)
 
     def broken(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        values = slopes(levels, sequences)
-        values[0, 0, 1, 2] = np.nan
-        return values
+        return np.full_like(slopes(levels, sequences), np.nan)
 
-    found, objectives = surrogate.descend(start, sites, budget, broken, score, *text)
-    np.testing.assert_array_equal(found, start)
-    assert objectives == []
+    np.testing.assert_array_equal(found(two, slopes=broken), two)
+    assert total(found(start, slopes=broken)) <= total(start)
 
 
 def balanced(sites: int, levels: int, total: int) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ def test_a_job_goes_on_with_what_it_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     claim(path, SETTINGS)
     record = json.loads(path.read_text())
-    assert record == {"format_version": 2, "settings": asked(SETTINGS)}
+    assert record == {"format_version": 3, "settings": asked(SETTINGS)}
     claim(path, dataclasses.replace(SETTINGS, overwrite=True))
     with pytest.raises(UserError, match="used a different --seed, --sparsity; give the same"):
         claim(path, Settings(seed=1))
@@ -41,7 +41,7 @@ def test_numbers_that_are_not_finite_are_the_same_again(tmp_path: Path) -> None:
 def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     refusals = []
-    for what, record in altered({"format_version": 2, "settings": asked(SETTINGS)}):
+    for what, record in altered({"format_version": 3, "settings": asked(SETTINGS)}):
         path.write_text(json.dumps(record))
         try:
             claim(path, SETTINGS)
@@ -86,7 +86,7 @@ def test_seconds_of_a_stage_that_was_killed_count_once(tmp_path: Path) -> None:
     interrupted(settings)
     write_json(
         work_paths(settings.output).stage,
-        {"format_version": 2, "part": "", "stage": "search", "seconds": 40.0},
+        {"format_version": 3, "part": "", "stage": "search", "seconds": 40.0},
     )
     for _ in range(2):
         interrupted(settings)

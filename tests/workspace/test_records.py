@@ -273,3 +273,16 @@ def test_text_that_can_be_asked_for_can_be_read_again() -> None:
     made = summary()
     made["settings"]["data"] = as_json(least)
     assert schema.parse(Summary, made, "here").settings.data.spec() == least
+
+
+def test_a_summary_of_one_search_is_read_as_it_was_written() -> None:
+    """Before searches ran in turn, descent was no search, and steps did not name theirs."""
+    made = summary()
+    made["settings"]["search"] = {"search": "evolution", "generations": 2}
+    for record in made["rounds"]:
+        steps = [step for step in record["history"] if step["search"] == "evolution"]
+        unnamed = [{key: value for key, value in step.items() if key != "search"} for step in steps]
+        record |= {"descent": [[0.4, 0.3, None]], "history": unnamed}
+    shown = page.render(schema.parse(Summary, made, "summary.json"))
+    assert "The search was evolution." in shown
+    assert "<circle" in shown

@@ -23,7 +23,6 @@ from tyr_jax.run.measure import figures, qualities_of
 from tyr_jax.scoring.objective import TeacherBatch
 from tyr_jax.workspace.pytrees import SAVED
 from tyr_jax.workspace.records import (
-    DescentFacts,
     QualityFacts,
     RoundFacts,
     SearchFacts,
@@ -208,7 +207,6 @@ PREDICTION = Prediction(SAVED, SAVED, SAVED)
         (lambda store: store.load("dense", QualityFacts, {"a": PREDICTION}), "dense"),
         (lambda store: store.load("pool", like=TeacherBatch(SAVED, PREDICTION, SAVED)), "pool"),
         (step("round", (SAVED, {"kept": SAVED}, SAVED), RoundFacts(rounds=[])), "round-1"),
-        (step("descent", np.zeros(2), DescentFacts(history=[])), "descent-1"),
         (step("search", np.zeros(2), SearchFacts(history=[], spent=0)), "search-1"),
         (lambda store: store.load("uniform", QualityFacts), "uniform"),
         (step("step", np.zeros(2), TrainingFacts(losses=[])), "step-1"),
@@ -221,7 +219,6 @@ def test_kept_work_of_another_kind_is_refused(read: Any, name: str, tmp_path: Pa
     right = {
         "dense": {"quality": {"a": {"perplexity": 2.0, "kl": None}}},
         "round-1": {"rounds": []},
-        "descent-1": {"history": [[1.0, None]]},
         "search-1": {"history": [], "spent": 0},
         "step-1": {"losses": [1.0]},
     }

@@ -22,7 +22,7 @@ from tyr_jax.data import needs_trust
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
 from tyr_jax.model.families import load_family
-from tyr_jax.options import check_sizes
+from tyr_jax.options import check_sizes, in_a_row
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.report.tables import in_one_line
 from tyr_jax.run.models import NamedModel
@@ -138,8 +138,32 @@ def parse(
 
 def paragraphs() -> ConstructorRegistry:
     """Rules for tyro that make the help of every option one paragraph, and that leave out defaults that are
-    empty. By itself, tyro keeps some of the line breaks of a docstring."""
+    empty. By itself, tyro keeps some of the line breaks of a docstring. Components in a row are one struct,
+    whose fields begin as their options do."""
     registry, reading = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def in_turn(info: StructTypeInfo) -> StructConstructorSpec | None:
+        specs: list[tuple[str, Any]] = [
+            (
+                prefix,
+                ConstructorRegistry.get_struct_spec(dataclasses.replace(info, type=type(each), default=each)),
+            )
+            for prefix, each in in_a_row(info.default)
+        ]
+
+        def made(**values: Any) -> tuple[Any, ...]:
+            return tuple(
+                spec.instantiate(**{field.name: values[prefix + field.name] for field in spec.fields})
+                for prefix, spec in specs
+            )
+
+        fields = [
+            dataclasses.replace(field, name=prefix + field.name)
+            for prefix, spec in specs
+            for field in spec.fields
+        ]
+        return StructConstructorSpec(made, tuple(fields)) if specs else None
 
     @registry.struct_rule
     def joined(info: StructTypeInfo) -> StructConstructorSpec | None:

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 
 from tyr_jax import api, process
 from tyr_jax.cli import command
+from tyr_jax.errors import require
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
@@ -69,29 +70,28 @@ def parse(arguments: list[str]) -> PruneArguments:
     Raises:
         UserError: the arguments cannot be understood.
     """
-    given = {
-        field.name: value_of(f"--{field.name}", arguments) for field in dataclasses.fields(ComponentNames)
+    named = {
+        field.name: values_of(f"--{field.name}", arguments) for field in dataclasses.fields(ComponentNames)
     }
-    names = ComponentNames(**{name: value for name, value in given.items() if value})
-    preset = PRESETS.get(value_of("--preset", arguments) or "", PRESETS["standard"])
-    default = PruneArguments(with_components(preset, vars(names)), components=names)
+    chosen = {role: values if role == "search" else values[0] for role, values in named.items() if values}
+    preset = PRESETS.get("".join(values_of("--preset", arguments)[:1]), PRESETS["standard"])
+    settings = with_components(preset, chosen)
+    default = PruneArguments(settings, components=ComponentNames.of(settings))
     check_names(default)
-    return command.parse(
-        PruneArguments,
-        arguments,
-        prog="python -m tyr_jax.prune",
-        description=__doc__,
-        default=default,
-    )
+    prog = "python -m tyr_jax.prune"
+    asked = command.parse(PruneArguments, arguments, prog=prog, description=__doc__, default=default)
+    require(bool(asked.components.search), "--search", (), "at least one search")
+    return asked
 
 
-def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag in arguments that are not parsed yet. The last one counts."""
-    found = None
-    for argument, after in itertools.zip_longest(arguments, arguments[1:]):
+def values_of(flag: str, arguments: list[str]) -> list[str]:
+    """The values of a flag in arguments that are not parsed yet. The last time that it is there counts."""
+    found = []
+    for number, argument in enumerate(arguments, start=1):
         name, equals, value = argument.partition("=")
         if name == flag:
-            found = value if equals else after
+            after = itertools.takewhile(lambda each: not each.startswith("-"), arguments[number:])
+            found = [value] if equals else [*after]
     return found
 
 

@@ -53,7 +53,7 @@ from tyr_jax.pruning import fisher
 from tyr_jax.pruning.hessian import gram_flops
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring.slopes import SLOPE_TOKENS
-from tyr_jax.search import surrogate
+from tyr_jax.search.contract import Search
 from tyr_jax.settings import Settings
 
 
@@ -312,46 +312,56 @@ def searched_need(name: str, working: float, flops: float, load: Load) -> Need:
     return Need(name, weights, supernet, pool_bytes(load), working, flops)
 
 
-def descent_need(sparsity: float, load: Load) -> Need:
-    """What a round's descent needs: slopes from a backward pass at full width, and scores of proposals."""
-    config, settings, itemsize, n = load
-    data, rounds = settings.data, settings.rounds
-    length, units = data.search_length, unit_counts(config)
-    together = max(length, SLOPE_TOKENS // length * length)
-    tokens = settings.descent_sequences(data.search_tokens // length) * length
+def search_need(search: Search, sparsity: float, load: Load) -> Need:
+    """What a search of a round needs: the residual of the trunk before every layer, and candidates; for
+    slopes, a backward pass at full width."""
+    config, settings, _, _ = load
+    length, units = settings.data.search_length, unit_counts(config)
+    with guarded(search, "queries"):
+        asked = search.queries(planned_space(config, settings))
     # Forward, recomputed, and backward: to the inputs of all products, and the weights of the two sites.
     share = level_bytes(config, 1) / count_parameters(config)[0]
-    slopes = tokens * ((3 + share) * block_flops(config, units, length) + 3 * head_flops(config))
-    proposals = 1 + len(surrogate.CAUTIONS)
-    scores = proposals * model_flops(config, kept_units(config, sparsity), tokens, length)
+    of_slopes = (3 + share) * block_flops(config, units, length) + 3 * head_flops(config)
+    of_scores = model_flops(config, kept_units(config, sparsity), 1, length)
+    flops = sum(
+        each.candidates * each.sequences * each.times * length * (of_slopes if each.slopes else of_scores)
+        for each in asked
+    )
+    working = max(
+        slopes_working(each.sequences * length, load)
+        if each.slopes
+        else scores_working(each.candidates * each.sequences * length, load)
+        for each in asked
+    )
+    return searched_need(search.name, working, flops, load)
+
+
+def slopes_working(tokens: int, load: Load) -> float:
+    """Bytes per device for slopes on this many tokens."""
+    config, settings, itemsize, n = load
+    length = settings.data.search_length
+    together = max(length, SLOPE_TOKENS // length * length)
     kept = share_held(config.depth, load) * together * config.hidden * itemsize
     if settings.offload:
         kept += tokens / n * config.hidden * itemsize
     # For a layer, a copy of its levels, and the chosen one: as stored, as used, and its slope.
     levels = (settings.rounds.levels / n + 3) * level_bytes(config, itemsize) / config.depth
     layers = levels + 2 * layer_working(together, length, load)
-    working = kept + max(layers, head_working(together, load))
-    return searched_need("descent", working, rounds.descent_steps * (slopes + scores), load)
+    return kept + max(layers, head_working(together, load))
 
 
-def evolution_need(sparsity: float, load: Load) -> Need:
-    """What a round's evolution needs: the residual of the trunk before every layer, and candidates."""
+def scores_working(tokens: int, load: Load) -> float:
+    """Bytes per device for scores of candidates, at most this many candidate-tokens at a time."""
     config, settings, itemsize, n = load
-    length, space = settings.data.search_length, planned_space(config, settings)
+    length = settings.data.search_length
     together = max(length, BATCH_TOKENS // length * length)
     states = (share_held(config.depth, load) + 1) * together * config.hidden * itemsize
     if settings.offload:
         # The residuals of all candidates before a layer.
-        with guarded(settings.search, "queries"):
-            most = max(size * count for size, count, _ in settings.search.queries(space))
-        states += most * length * config.hidden * itemsize / n
+        states += tokens * config.hidden * itemsize / n
     chosen = level_bytes(config, itemsize) / config.depth if n > 1 else 0
     layer = chosen + layer_working(together, length, load)
-    working = states + max(layer, head_working(together, load))
-    with guarded(settings.search, "queries"):
-        tokens = settings.search.candidate_tokens(space)
-    flops = model_flops(config, kept_units(config, sparsity), tokens, length)
-    return searched_need("search", working, flops, load)
+    return states + max(layer, head_working(together, load))
 
 
 def evaluation_need(sparsity: float, load: Load) -> Need:
@@ -385,10 +395,6 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         return [(need, times) for need, times in stages if times]
     first = fold_need("first supernet", rounds.levels * targets, load)
     later = fold_need("next supernets", rounds.levels, load)
-    searches = {
-        descent_need(sparsity, load): rounds.descent_steps > 0,
-        evolution_need(sparsity, load): True,
-    }
     # Without a refit, the first supernet is built again for the uniform model, unless it is at hand as the
     # only one. If it is shared, it is also built again for the model that is found.
     if rounds.refit:
@@ -401,7 +407,7 @@ def needs(load: Load) -> list[tuple[Need, int]]:
         *dense,
         (first, 1 + targets * again),
         (later, targets * (rounds.rounds - 1)),
-        *((need, targets * rounds.rounds * happens) for need, happens in searches.items()),
+        *((search_need(search, sparsity, load), targets * rounds.rounds) for search in settings.search),
         (single, 2 * targets if rounds.refit else 0),
         evaluated,
         *trained,

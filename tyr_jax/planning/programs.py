@@ -31,7 +31,6 @@ from tyr_jax.scoring import nested, scorer, slopes
 from tyr_jax.scoring.chunking import chunk_shape, part_rows
 from tyr_jax.scoring.objective import Objective, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import teacher_answer
-from tyr_jax.search import surrogate
 from tyr_jax.settings import Settings
 
 
@@ -243,14 +242,13 @@ def search_stages(
 ) -> Iterator[Program]:
     """The stages of the search: the dense model's predictions, slopes, and scores at every size that
     occurs."""
-    data, rounds = settings.data, settings.rounds
-    length, objective = data.search_length, settings.objective
+    data, objective = settings.data, settings.objective
+    length = data.search_length
     tokens = texts(data.search_tokens // length, length)
     yield from dense_stages(params, tokens, config, objective)
-    queries = settings.search.queries(planned_space(config, settings))
-    sizes = {(candidates, count) for candidates, count, _ in queries}
-    if rounds.descent_steps:
-        count = settings.descent_sequences(data.search_tokens // length)
+    space = planned_space(config, settings)
+    queries = [asked for search in settings.search for asked in search.queries(space)]
+    for count in sorted({asked.sequences for asked in queries if asked.slopes}):
         rows = part_rows(count, slopes.SLOPE_TOKENS // length)
         batch = answers(params, devices.count() * rows, config, settings)
         levels = ShapeDtypeStruct(net.kept.shape[:2], jnp.int32)
@@ -259,7 +257,7 @@ def search_stages(
         arguments = net, levels, devices.place(shares), devices.place(begun), batch
         static = {"scoring": Scoring.of_model(config, objective)}
         yield Program("search: slopes", slopes.last_slopes, arguments, static)
-        sizes.add((1 + len(surrogate.CAUTIONS), count))
+    sizes = {(asked.candidates, asked.sequences) for asked in queries if not asked.slopes}
     named = {
         stage.name: stage for size in sorted(sizes) for stage in scoring_stages(net, *size, config, settings)
     }

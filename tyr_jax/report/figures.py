@@ -196,37 +196,42 @@ def step_marks(
     return [circle.format(*place(value), kind, title) for value, kind in kinds if value is not None]
 
 
-def search_lines(rounds: Sequence[Sequence[tuple[float, float | None, float | None]]]) -> Markup:
+def search_lines(
+    rounds: Sequence[Sequence[tuple[str, Sequence[tuple[float, float | None, float | None]]]]],
+) -> Markup:
     """The objectives of each generation's winner, and of the parent it had to beat, over candidate-tokens.
 
-    `rounds` has `(spent in this round, winner, parent)` for every generation of every round. None stands for
-    an objective that was not finite, or for a parent in a search without parents. At least one objective is
-    finite.
+    `rounds` has the searches of every round, in order, each with its name and `(spent in this search, winner,
+    parent)` for every generation. None stands for an objective that was not finite, or for a parent in a
+    search without parents. At least one objective is finite.
     """
     height = HEIGHT + 20
     floor = height - BOTTOM
-    spends = [points[-1][0] if points else 0 for points in rounds]
+    spends = [sum(points[-1][0] for _, points in searches) for searches in rounds]
     *starts, total = itertools.accumulate(spends, initial=0)
-    most = max(2, MOST_POINTS // len(rounds))
-    values = [value for points in rounds for point in points for value in point[1:] if value is not None]
+    every = [points for searches in rounds for _, points in searches]
+    most = max(2, MOST_POINTS // max(1, len(every)))
+    values = [value for points in every for point in points for value in point[1:] if value is not None]
     axis = Axis.of(values, floor)
 
     def place(spent: float, value: float) -> tuple[float, float]:
         return LEFT + 10 + (WIDTH - LEFT - 10 - RIGHT) * spent / max(total, 1), axis.y(value)
 
     parts: list[str] = axis.grid()
-    for number, (start, end, points) in enumerate(zip(starts, spends, rounds, strict=True), start=1):
+    for number, (start, end, searches) in enumerate(zip(starts, spends, rounds, strict=True), start=1):
         left, right = (place(spent, axis.ticks[0])[0] for spent in (start, start + end))
         parts.append(text((left + right) / 2, height - 8, f"round {number}"))
         if start:
             parts.append(line(left, TOP, left, floor, "divider"))
-        numbered = thinned(list(enumerate(points, start=1)), most)
-        won = [place(start + spent, best) for _, (spent, best, _) in numbered if best is not None]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in won)
-        parts.append(Markup('<polyline points="{}" class="curve"/>').format(path))
-        for generation, (spent, best, parent) in numbered:
-            name = f"round {number}, generation {generation}"
-            parts += step_marks(name, best, parent, functools.partial(place, start + spent))
-    generations = sum(map(len, rounds))
+        for search, points in searches:
+            numbered = thinned(list(enumerate(points, start=1)), most)
+            won = [place(start + spent, best) for _, (spent, best, _) in numbered if best is not None]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in won)
+            parts.append(Markup('<polyline points="{}" class="curve"/>').format(path))
+            for generation, (spent, best, parent) in numbered:
+                name = f"round {number}, {search}, generation {generation}"
+                parts += step_marks(name, best, parent, functools.partial(place, start + spent))
+            start += points[-1][0]
+    generations = sum(map(len, every))
     label = f"objective of {generations} generations in {len(rounds)} rounds, {total:,.0f} candidate-tokens"
     return svg(height, label, parts)

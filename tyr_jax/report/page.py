@@ -1,6 +1,7 @@
 """A page about one pruned model, made from its summary: self-contained, for any width, in light and dark."""
 
 import functools
+import itertools
 import json
 import shlex
 from collections.abc import Sequence
@@ -95,14 +96,19 @@ def layer_section(summary: Summary, kind: str) -> Section:
 def search_section(summary: Summary) -> Section:
     """The objective over candidate-tokens."""
     rounds = [
-        [(step.candidate_tokens, step.objective, step.parent) for step in record.history]
+        [
+            (name, [(step.candidate_tokens, step.objective, step.parent) for step in steps])
+            for name, steps in itertools.groupby(record.history, lambda step: step.search)
+        ]
         for record in summary.rounds
     ]
     steps = [(record.round, step) for record in summary.rounds for step in record.history]
-    numbers: list[Sequence[object]] = [["round", "generation", "candidate-tokens", "objective", "parent"]]
+    names = "round", "search", "generation", "candidate-tokens", "objective", "parent"
+    numbers: list[Sequence[object]] = [names]
     numbers += [
         [
             number_of_round,
+            step.search,
             step.generation,
             f"{step.candidate_tokens:,}",
             number(step.objective, ".4f"),
@@ -111,17 +117,18 @@ def search_section(summary: Summary) -> Section:
         for number_of_round, step in figures.thinned(steps, MOST_STEPS)
     ]
     legend = Markup('<span class="key" style="background:var(--mark)"></span>winner of a generation')
-    text = f"The search was {summary.settings.search.search}."
+    text = f"The search was {', then '.join(each.search for each in summary.settings.search)}."
     if any(step.has_parent for _, step in steps):
         legend += Markup(
             '<span class="key" style="border:2px solid var(--other)"></span>the parent it had to beat, on '
             "the same tokens"
         )
-        text = "Every generation is scored on different tokens, so compare a winner with its own parent."
+        text += " Every generation is scored on different tokens, so compare a winner with its own parent."
     # A user's own search may record nothing, or nothing finite.
-    drawn = any(value is not None for points in rounds for point in points for value in point[1:])
+    drawn = any(value is not None for _, step in steps for value in (step.objective, step.parent))
     if drawn:
         text += " The horizontal axis has candidate-tokens: candidates times the tokens they were scored on."
+        text += " Each search of a round has a line of its own." if len(summary.settings.search) > 1 else ""
     return Section("Search", text, [Figure(figures.search_lines(rounds), legend, numbers)] if drawn else [])
 
 

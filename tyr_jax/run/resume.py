@@ -1,7 +1,7 @@
 """What a run saves while it lasts, so that the same command continues where it was interrupted.
 
 It saves every group of sequences that the model writes itself, every finished block of a supernet, every
-descent step and generation of a search, every round, and the dense model's predictions. All random draws are
+generation of a search, every round, and the dense model's predictions. All random draws are
 functions of the seed and of how far the work has got. So an interrupted run ends like an uninterrupted one:
 bit for bit on the same number of devices, and up to rounding on another number, because each device's part
 then has another size. (Reconstruction then trains on other mini-batches, because each device draws from its

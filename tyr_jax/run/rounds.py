@@ -33,7 +33,7 @@ from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
 from tyr_jax.space import Budget, Kind, LevelGrid, Levels
 from tyr_jax.workspace import records
 from tyr_jax.workspace.pytrees import SAVED
-from tyr_jax.workspace.records import DescentFacts, SearchFacts, Step
+from tyr_jax.workspace.records import SearchFacts, Step
 from tyr_jax.workspace.store import Saved, Store
 
 Tell = Callable[[int], None]
@@ -159,10 +159,10 @@ class Round:
         return f"round {self.number}/{self.run.settings.rounds.rounds}"
 
     def score(
-        self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell, stage: str, step: int
+        self, candidates: np.ndarray, sequences: np.ndarray, on_tokens: Tell, search: str, step: int
     ) -> np.ndarray:
-        """Objective `[C]` of `candidates [C, S, L]` on `sequences [s]` of the search text, for a `step` of a
-        `stage`: "descent" or "search".
+        """Objective `[C]` of `candidates [C, S, L]` on `sequences [s]` of the search text, for a `step` of
+        the search of this name.
 
         Raises:
             UserError: no candidate has a finite objective.
@@ -173,7 +173,7 @@ class Round:
         )
         lost = int(np.sum(~np.isfinite(values)))
         if lost:
-            where = {"round": self.number, "stage": f"{self.name}: {stage}", "step": step}
+            where = {"round": self.number, "stage": f"{self.name}: {search}", "step": step}
             self.run.events.write("objective not finite", **where, candidates=lost)
         if lost == len(values):
             raise UserError(
@@ -193,48 +193,34 @@ class Round:
         return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
 
 
-def descend(this: Round, start: np.ndarray) -> tuple[np.ndarray, list[list[float | None]]]:
-    """Step down the objective's slopes from `start [S, L]`: the levels `[S, L]` reached, and the objectives
-    on the way, None for each that was not finite."""
-    settings, sequences = this.run.settings, len(this.pool.tokens)
-    steps, length = settings.rounds.descent_steps, settings.data.search_length
-    count = settings.descent_sequences(sequences)
-    rng = np.random.default_rng((settings.seed, this.number))
-    orders = [rng.permutation(sequences) for _ in range(steps)]
-    # Tokens of the slopes, and candidate-tokens of the proposals and of the levels they start from.
-    cost = (2 + len(surrogate.CAUTIONS)) * count * length
-    done, (levels, facts) = this.store.last_step("descent", Saved(start, DescentFacts(history=[])))
-    history = facts.history
-    with this.run.progress.stage(f"{this.name}: descent", steps * cost, "tokens") as stage:
-        if done:
-            stage.advance(done * cost, note=resume.KEPT)
-        slopes = functools.partial(this.slopes, on_tokens=stage.advance)
-        for step in range(done, steps):
-            sloped, scored = orders[step][:count], orders[step][count : 2 * count]
-            score = functools.partial(this.score, on_tokens=stage.advance, stage="descent", step=step)
-            levels, objectives = surrogate.descend(
-                levels, this.sites, this.budget, slopes, score, sloped, scored
-            )
-            history = [*history, *([as_json(objectives)] if objectives else [])]
-            this.store.save_step("descent", step + 1, levels, DescentFacts(history=history))
-    return levels, history
+def search_key(this: Round, position: int) -> jax.Array:
+    """The key of the search at a `position` of the chain.
+
+    The words of a first search's key are the seed and the round: descent draws its text from these words.
+    """
+    settings = this.run.settings
+    if position == len(settings.search) - 1:
+        return jax.random.fold_in(jax.random.key(settings.seed), this.number)
+    words = jnp.array([settings.seed, this.number], jnp.uint32)
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    return jax.random.fold_in(key, position) if position else key
 
 
-def run_search(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
-    """Search from `start`: the levels `[S, L]` found, and a record of every step that has one.
+def run_search(this: Round, position: int, start: Levels) -> tuple[Levels, list[Step]]:
+    """Run the search at a `position` of the chain from `start`: the levels `[S, L]` found, and a record of
+    every step that has one.
 
     Raises:
         UserError: the search breaks its contract.
     """
-    run, search = this.run, this.run.settings.search
-    space = this.space()
-    key = jax.random.fold_in(jax.random.key(run.settings.seed), this.number)
+    run, search, piece = this.run, this.run.settings.search[position], f"search-{position}"
+    space, key = this.space(), search_key(this, position)
     begun = Saved(loop.begin(search, key, start, space), SearchFacts(history=[], spent=0))
-    done, (state, facts) = this.store.last_step("search", begun)
+    done, (state, facts) = this.store.last_step(piece, begun)
     history, spent = facts.history, facts.spent
     with guarded(search, "queries"):
         total = search.candidate_tokens(space)
-    with run.progress.stage(f"{this.name}: search", total, "candidate-tokens") as stage:
+    with run.progress.stage(f"{this.name}: {search.name}", total, "candidate-tokens") as stage:
         if done:
             stage.advance(spent, note=resume.KEPT)
 
@@ -244,7 +230,7 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
             stage.advance(tokens)
 
         def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-            return this.score(candidates, sequences, spend, "search", done)
+            return this.score(candidates, sequences, spend, search.name, done)
 
         def on_step(step: int, state: Any, answer: np.ndarray) -> None:
             nonlocal done
@@ -255,12 +241,12 @@ def run_search(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
                 return
             noted = loop.checked_record(search, record)
             entry = as_json({"generation": step, "objective": float(answer.min()), **noted})
-            entry |= {"candidate_tokens": spent}
+            entry |= {"candidate_tokens": spent, "search": search.name}
             history.append(Step(**entry))
             best = entry["objective"]
             told = "not finite" if best is None else f"{best:.4f}"
             stage.advance(0, f"generation {entry['generation']}, objective {told}")
-            this.store.save_step("search", step, state, SearchFacts(history=history, spent=spent))
+            this.store.save_step(piece, step, state, SearchFacts(history=history, spent=spent))
             run.events.write("generation", round=this.number, **entry)
 
         slopes = functools.partial(this.slopes, on_tokens=lambda tokens: spend(SLOPE_COST * tokens))
@@ -338,15 +324,16 @@ def search_round(
     start = first_parent(sites, budget, centre, number == 1 and rounds.start == "estimate")
     net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
     this = Round(run, dense, pool, number, grid, net, sites, budget, work_of(run, number))
-    start, descent = descend(this, start) if rounds.descent_steps else (start, [])
-    levels, history = run_search(this, start)
+    levels, history = start, []
+    for position in range(len(run.settings.search)):
+        levels, steps = run_search(this, position, levels)
+        history += steps
     kept = space.kept_units(grid, levels)
     if target.limits:
         kept = widened(kept, target.spare(prices, levels), levels, this)
     record = records.Round(
         round=number,
         step=by_kind(dense.kinds, grid.step),
-        descent=descent,
         kept=by_kind(dense.kinds, kept),
         history=history,
     )

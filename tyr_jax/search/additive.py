@@ -15,7 +15,6 @@ Axis letters: `S` kinds of site, `L` layers, `E` levels, `W` levels probed at a 
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Budget, Levels
 
 
-@flax.struct.dataclass
 class Probed(Incumbent):
     """The best so far; the solution to score beside it, `solution [S, L]`, in the second stage."""
 
@@ -107,7 +105,7 @@ class Additive(Improving):
         for offset, change in zip(offsets, changes, strict=True):
             here = jnp.arange(exists.shape[-1]) == (levels + offset)[..., None]
             cost = jnp.where(here & exists & jnp.isfinite(change)[..., None], change[..., None], cost)
-        return state.replace(solution=self.solve(cost, state), stage=1)  # type: ignore[attr-defined]
+        return state.replace(solution=self.solve(cost, state), stage=1)
 
 
 def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
@@ -119,9 +117,8 @@ def reachable(exists: jax.Array, levels: jax.Array) -> jax.Array:
 
 def cheapest(cost: np.ndarray, budget: Budget, around: np.ndarray) -> np.ndarray:
     """`surrogate.cheapest` over all levels of finite `cost [S, L, E]`; `around [S, L]` if there are none."""
-    cost, budget, around = jax.tree.map(np.asarray, (cost, budget, around))
     found = surrogate.cheapest(cost, budget, around, cost.shape[-1])
-    return np.asarray(around if found is None else found, np.int32)
+    return around if found is None else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +129,4 @@ class DynamicProgramme(Additive):
 
     def solve(self, cost: jax.Array, state: Probed) -> jax.Array:
         """The solution, found on the host."""
-        result = jax.ShapeDtypeStruct(state.levels.shape, jnp.int32)
-        arguments = cost, state.space.budget, state.levels
-        return jax.pure_callback(cheapest, result, *arguments, vmap_method="sequential")
+        return surrogate.on_host(cheapest, state.levels.shape, cost, state.space.budget, state.levels)

@@ -11,7 +11,6 @@ Axis letters: `C` chains, `S` kinds of site, `L` layers.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +21,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, mutate
 
 
-@flax.struct.dataclass
 class Chains(Incumbent):
     """The best of the last generation, and all chains, `chains [C, S, L]`."""
 
@@ -78,4 +76,4 @@ class Annealing(Improving):
         luck = jnp.log(jax.random.uniform(key, now.shape, minval=1e-9))
         goes = (then <= now) | (jnp.isfinite(then) & (now - then > luck * temperature))
         chains = jnp.where(goes[:, None, None], at[1], at[0])
-        return state.after(candidates, fitness).replace(chains=chains)  # type: ignore[attr-defined]
+        return state.after(candidates, fitness).replace(chains=chains)

@@ -11,7 +11,6 @@ Axis letters: `S` kinds of site, `L` layers, `E` levels.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +19,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
 
-@flax.struct.dataclass
 class Removal(Incumbent):
     """The distribution, and the `start [S, L]`, which is used if the distribution's fitness is not finite."""
 

@@ -57,8 +57,7 @@ class Sites(NamedTuple):
     exists: np.ndarray
 
 
-@flax.struct.dataclass
-class SearchSpace:
+class SearchSpace(flax.struct.PyTreeNode):
     """What a search may choose from.
 
     Units `kept [S, L, E]` at the levels of every site; which of these levels exist, `exists [S, L, E]`; the
@@ -84,8 +83,7 @@ class SearchSpace:
         return cls(grid.kept, grid.exists, budget, sites, sequences, length)
 
 
-@flax.struct.dataclass
-class Query:
+class Query(flax.struct.PyTreeNode):
     """Candidates to score, `[C, S, L]`, and the sequences `[s]` of the search text to score them on.
 
     Its `purpose` is one of three. Candidates that `compete` must meet the budget. Those that only `probe`, to
@@ -97,10 +95,15 @@ class Query:
     sequences: Array
     purpose: Literal["compete", "probe", "slopes"] = flax.struct.field(pytree_node=False, default="compete")
 
-    @property
-    def passes(self) -> int:
-        """Forward passes that answering it counts as, for each candidate."""
-        return SLOPE_COST if self.purpose == "slopes" else 1
+
+class Asked(NamedTuple):
+    """Queries of a round that are alike: how many `candidates` and `sequences` each has, how many `times` it
+    is asked, and whether for `slopes`."""
+
+    candidates: int
+    sequences: int
+    times: int
+    slopes: bool = False
 
 
 class Search(Component):
@@ -157,14 +160,14 @@ class Search(Component):
             UserError: names the flag and what is wanted.
         """
 
-    def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
-        """(candidates, sequences, times) of all queries of a round, to predict its cost; slopes count
-        `SLOPE_COST` times. By default, all generations are as large as the first."""
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round, to predict its cost. By default, all generations are as large as the
+        first."""
         generations = self.steps(space) // self.stages(space)
-        sizes = [
-            (len(query.candidates), len(query.sequences), query.passes) for query in self.first_queries(space)
+        return [
+            Asked(len(query.candidates), len(query.sequences), generations, query.purpose == "slopes")
+            for query in self.first_queries(space)
         ]
-        return [(candidates, sequences, passes * generations) for candidates, sequences, passes in sizes]
 
     def first_queries(self, space: SearchSpace) -> list[Query]:
         """The queries of a first generation, as they would be if every candidate had a fitness of 0."""
@@ -183,8 +186,12 @@ class Search(Component):
     def candidate_tokens(self, space: SearchSpace) -> int:
         """Candidate-tokens of a round."""
         return sum(
-            candidates * sequences * times * space.length
-            for candidates, sequences, times in self.queries(space)
+            asked.candidates
+            * asked.sequences
+            * asked.times
+            * (SLOPE_COST if asked.slopes else 1)
+            * space.length
+            for asked in self.queries(space)
         )
 
 

@@ -1,39 +1,38 @@
-"""This project's descent as a search: proposals from slopes and level errors, scored before they count.
+"""This project's descent: proposals from slopes and level errors, scored before they count.
 
-The first generation starts at the distribution of least `disturbance`, where evolution starts as well
-(`tyr_jax.search.surrogate`). Each generation has two stages: slopes at the present levels, then a score of
-these levels and of one proposal for each of `CAUTIONS`. In the first generation, the levels that were given
-to start from take the place of the last proposal, so that the search can leave a bad estimate.
+Each generation has two stages: slopes at the present levels, then a score of these levels and of one proposal
+for each of `CAUTIONS`, on other text. With `--estimate`, the first generation starts at the distribution of
+least `disturbance` (`tyr_jax.search.surrogate`), and the levels that were given to start from take the place
+of the last proposal, so that the search can leave a bad estimate.
 
 It was made for this project and has no paper. The nearest known method is sequential quadratic
 programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
 
-Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers, `E` levels.
+Axis letters: `P` parts of a text, `Q` proposals, `S` kinds of site, `L` layers, `E` levels, `G` generations,
+`s` sequences.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import require
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Query, SearchSpace, Sites
-from tyr_jax.search.draws import drawn_text
+from tyr_jax.search.contract import Asked, Query, SearchSpace
 from tyr_jax.search.incumbent import Improving, Incumbent
-from tyr_jax.space import Budget, Levels
+from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
 class Proposed(Incumbent):
-    """The best so far; what is proposed to replace it, `proposals [Q, S, L]`; and the levels that were given
-    to start from, `start [S, L]`."""
+    """The best so far; what is proposed to replace it, `proposals [Q, S, L]` (at first, the levels that were
+    given to start from); and the text of every generation, `texts [G, 2s]`: first that of the slopes."""
 
     proposals: jax.Array
-    start: jax.Array
+    texts: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,65 +47,67 @@ class Descent(Improving):
     """Start from the distribution of least estimated cost."""
     reach: int = 1
     """Maximum number of levels by which a site moves in a step."""
-    slope_tokens: int = 2048
-    """Tokens that slopes are computed on."""
-    score_tokens: int = 2048
-    """Tokens that proposals are scored on."""
+    tokens: int = 2048
+    """Tokens that slopes are computed on, in whole sequences and at most half of the search text; proposals
+    are scored on as many other tokens."""
 
     def check(self) -> None:
-        """Refuse a reach below 1."""
+        """Refuse a reach or a number of tokens below 1."""
         super().check()
         require(self.reach >= 1, "--reach", self.reach, "at least 1")
+        require(self.tokens >= 1, "--tokens", self.tokens, "at least 1")
+
+    def check_text(self, sequences: int, length: int) -> None:
+        """Refuse a text of fewer than two sequences."""
+        given, wanted = f"{sequences} sequence", "at least two sequences (or --search evolution)"
+        require(sequences >= 2, "--search-tokens", given, wanted)
 
     def stages(self, space: SearchSpace) -> int:
         """Slopes, then scores."""
         return 2
 
+    def text(self, space: SearchSpace) -> int:
+        """Sequences that slopes are computed on, and as many that proposals are scored on."""
+        return max(1, min(self.tokens // space.length, space.sequences // 2))
+
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round."""
+        scored, count = 1 + len(surrogate.CAUTIONS), self.text(space)
+        return [Asked(1, count, self.generations, slopes=True), Asked(scored, count, self.generations)]
+
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
-        """At the start, or at the estimate."""
-        plain = given = Incumbent.at(key, start, space)
-        if self.estimate:
-            found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
-            plain = plain.replace(levels=found)  # type: ignore[attr-defined]
+        """At the start, or at the estimate.
+
+        Texts are drawn by numpy, whose seed is the words of the key: where these are a run's seed and the
+        round, the same command finds the same model as it always has.
+        """
+        plain = Incumbent.at(key, start, space)
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
-        return Proposed(**vars(plain), proposals=proposals, start=given.levels)
+        if self.estimate:
+            plain = plain.replace(levels=surrogate.estimated(space, plain.levels))
+        count = self.text(space)
+
+        def drawn(words: np.ndarray) -> np.ndarray:
+            rng = np.random.default_rng(words.tolist())
+            return np.stack([rng.permutation(space.sequences)[: 2 * count] for _ in range(self.generations)])
+
+        texts = surrogate.on_host(drawn, (self.generations, 2 * count), jax.random.key_data(key))
+        return Proposed(**vars(plain), proposals=proposals, texts=texts)
 
     def ask(self, state: Proposed) -> Query:
         """Slopes at the present levels; or scores of these and of the proposals."""
+        sloped, scored = jnp.split(state.texts[state.generation], 2)
         if state.stage == 0:
-            text = drawn_text(state.draw, state.space, self.slope_tokens)
-            return Query(state.levels[None], text, "slopes")
-        text = drawn_text(jax.random.fold_in(state.draw, 1), state.space, self.score_tokens)
-        return Query(jnp.concatenate([state.levels[None], state.proposals]), text)
+            return Query(state.levels[None], sloped, "slopes")
+        return Query(jnp.concatenate([state.levels[None], state.proposals]), scored)
 
     def tell(self, state: Proposed, candidates: jax.Array, fitness: jax.Array) -> Proposed:
         """Proposals from the slopes; or the best of them and the levels before."""
         if state.stage == 1:
             return state.after(candidates, fitness)
-        slopes, known = jnp.asarray(fitness, jnp.float32)[0], (state.space.sites, state.space.budget)
-        reach = jnp.int32(self.reach)
-        found = on_host(proposals, state.proposals.shape, slopes, *known, state.levels, reach)
+        propose = functools.partial(surrogate.proposals, reach=self.reach)
+        known = jnp.asarray(fitness, jnp.float32)[0], state.space.sites, state.space.budget, state.levels
+        found = surrogate.on_host(propose, state.proposals.shape, *known)
         if self.estimate:
-            found = jnp.where(state.generation == 0, found.at[-1].set(state.start), found)
-        return state.replace(proposals=found, stage=1)  # type: ignore[attr-defined]
-
-
-def on_host(function: object, shape: tuple[int, ...], *arguments: object) -> jax.Array:
-    """Levels of this shape that `function` computes in numpy on the host."""
-    result = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return jax.pure_callback(function, result, *arguments, vmap_method="sequential")  # type: ignore[arg-type]
-
-
-def estimated(sites: Sites, budget: Budget, around: Levels) -> np.ndarray:
-    """`surrogate.estimated_start`, or `around [S, L]` if it finds none."""
-    sites, budget, around = jax.tree.map(np.asarray, (sites, budget, around))
-    found = surrogate.estimated_start(sites, budget, around)
-    return np.asarray(around if found is None else found, np.int32)
-
-
-def proposals(
-    slopes: np.ndarray, sites: Sites, budget: Budget, levels: Levels, reach: np.ndarray
-) -> np.ndarray:
-    """`surrogate.proposals` of slopes `[P, S, L, E]`: `[Q, S, L]`."""
-    slopes, sites, budget, levels = jax.tree.map(np.asarray, (slopes, sites, budget, levels))
-    return surrogate.proposals(slopes, sites, budget, levels, int(reach)).astype(np.int32)
+            found = jnp.where(state.generation == 0, found.at[-1].set(state.proposals[-1]), found)
+        return state.replace(proposals=found, stage=1)

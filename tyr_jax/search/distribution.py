@@ -10,7 +10,6 @@ Axis letters: `C` candidates, `S` kinds of site, `L` layers, `E` levels.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -21,7 +20,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, repaired
 
 
-@flax.struct.dataclass
 class Marginals(Incumbent):
     """The best so far, and the probability of each level, `chance [S, L, E]`."""
 
@@ -95,4 +93,4 @@ class Distribution(Improving):
         seen = jnp.einsum("c,ckle->kle", counted / jnp.maximum(counted.sum(), 1), levels)
         moved = jnp.where(counted.any(), state.chance + self.learning * (seen - state.chance), state.chance)
         chance = self.bounded(moved, exists)
-        return state.after(candidates, fitness).replace(chance=chance)  # type: ignore[attr-defined]
+        return state.after(candidates, fitness).replace(chance=chance)

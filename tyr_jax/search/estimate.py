@@ -12,18 +12,16 @@ whole model instead.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from tyr_jax.search import surrogate
 from tyr_jax.search.contract import Query, SearchSpace
-from tyr_jax.search.descent import estimated, on_host
 from tyr_jax.search.draws import drawn_text
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
 class Estimated(Incumbent):
     """The better of the start and the estimate so far, and the `estimate [S, L]`."""
 
@@ -44,8 +42,7 @@ class Estimate(Improving):
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Estimated:
         """At the start."""
         plain = Incumbent.at(key, start, space)
-        found = on_host(estimated, plain.levels.shape, space.sites, space.budget, plain.levels)
-        return Estimated(**vars(plain), estimate=found)
+        return Estimated(**vars(plain), estimate=surrogate.estimated(space, plain.levels))
 
     def ask(self, state: Estimated) -> Query:
         """The better one so far, and the estimate."""

@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax.errors import require
-from tyr_jax.search.contract import Query, Search, SearchSpace
+from tyr_jax.search.contract import Asked, Query, Search, SearchSpace
 from tyr_jax.search.draws import drawn_order, neighbours
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
-class EvolutionState:
+class EvolutionState(flax.struct.PyTreeNode):
     """Where the search stands.
 
     Key; what may be chosen, `space`; finished generations; the `parent [S, L]`, with its `fitness` in the
@@ -101,18 +100,15 @@ class Evolution(Search):
         left = dict(zip(last, self.survivors, strict=True))
         return list(zip(filter(None, added), left.values(), strict=True))
 
-    def generation_queries(self, length: int) -> list[tuple[int, int]]:
-        """(candidates, sequences) of every query of a generation, the parent among the candidates."""
-        added, left = zip(*self.schedule(length), strict=True)
-        return list(zip((1 + size for size in (self.offspring, *left[:-1])), added, strict=True))
-
     def stages(self, space: SearchSpace) -> int:
         """Stages that add text."""
         return len(self.schedule(space.length))
 
-    def queries(self, space: SearchSpace) -> list[tuple[int, int, int]]:
-        """(candidates, sequences, times) of all queries of a round."""
-        return [(*query, self.generations) for query in self.generation_queries(space.length)]
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round, the parent among the candidates."""
+        added, left = zip(*self.schedule(space.length), strict=True)
+        sizes = self.offspring, *left[:-1]
+        return [Asked(1 + size, count, self.generations) for size, count in zip(sizes, added, strict=True)]
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> EvolutionState:
         """A search whose first parent is `start [S, L]`."""
@@ -140,9 +136,9 @@ class Evolution(Search):
         left = jnp.concatenate([jnp.zeros(1, int), 1 + jnp.argsort(sums[1:])[:survivors]])
         pool, sums = jnp.asarray(candidates, jnp.int32)[left], sums[left]
         if state.stage + 1 < len(stages):
-            return state.replace(stage=state.stage + 1, pool=pool, sums=sums)  # type: ignore[attr-defined]
+            return state.replace(stage=state.stage + 1, pool=pool, sums=sums)
         total, best = sum(added for added, _ in stages), jnp.argmin(sums)
-        return state.replace(  # type: ignore[attr-defined]
+        return state.replace(
             generation=state.generation + 1,
             parent=pool[best],
             fitness=sums[best] / total,

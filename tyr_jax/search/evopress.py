@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -25,7 +24,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
 class Selection(Incumbent):
     """An incumbent, and the offspring that remain before the present stage, `pool [P, S, L]`."""
 
@@ -87,7 +85,7 @@ class EvoPress(Improving):
         """The next stage, with the best offspring; or the next generation, with the best of all."""
         if state.stage + 1 == len(self.survivors):
             ended = state.after(candidates, fitness)
-            return ended.replace(pool=ended.levels[None])  # type: ignore[attr-defined]
+            return ended.replace(pool=ended.levels[None])
         left = jnp.argsort(jnp.asarray(fitness))[: self.survivors[state.stage]]
         pool = jnp.asarray(candidates, jnp.int32)[left]
-        return state.replace(stage=state.stage + 1, pool=pool)  # type: ignore[attr-defined]
+        return state.replace(stage=state.stage + 1, pool=pool)

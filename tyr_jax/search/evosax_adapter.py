@@ -18,7 +18,6 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -32,7 +31,6 @@ UNFIT = "LM_MA_ES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES"
 """Algorithms of evosax that cannot be compiled, or that need more than a population and a shape."""
 
 
-@flax.struct.dataclass
 class Strategy(Incumbent):
     """The best so far; the levels to start from, `start [S, L]`; what the strategy asks for next, `vectors
     [C, S, L]`, or `[C, S, L, E]` of logits; and its own state after that, `inner`."""
@@ -128,7 +126,7 @@ class Evosax(Improving):
         inner, _ = algorithm.tell(*told)
         after = state.after(candidates, values)
         vectors, inner = algorithm.ask(after.draw, inner, algorithm.default_params)
-        return after.replace(vectors=vectors, inner=inner)  # type: ignore[attr-defined]
+        return after.replace(vectors=vectors, inner=inner)
 
 
 @functools.cache

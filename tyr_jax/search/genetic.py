@@ -9,7 +9,6 @@ Axis letters: `C` candidates, `M` parents, `S` kinds of site, `L` layers.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +19,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, mutate, repaired
 
 
-@flax.struct.dataclass
 class Population(Incumbent):
     """The best so far, and the `parents [M, S, L]`, the best first."""
 
@@ -84,4 +82,4 @@ class Genetic(Improving):
         """The best of parents and children are the next parents."""
         order = jnp.argsort(jnp.asarray(fitness))[: self.parents]
         parents = jnp.asarray(candidates, jnp.int32)[order]
-        return state.after(candidates, fitness).replace(parents=parents)  # type: ignore[attr-defined]
+        return state.after(candidates, fitness).replace(parents=parents)

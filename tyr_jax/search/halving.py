@@ -12,7 +12,6 @@ Axis letters: `C` candidates, `P` candidates that remain, `S` kinds of site, `L`
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +22,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
 class Bracket(Incumbent):
     """The best so far; the candidates that remain before the present stage, which is a rung, `pool
     [P, S, L]` with the best so far in front; and the `sums [P]` of their fitness over the sequences so
@@ -92,7 +90,7 @@ class Halving(Improving):
         sums = added * jnp.asarray(fitness, jnp.float32) + (state.sums if state.stage else 0)
         if state.stage + 1 == self.stages(state.space):
             ended = state.after(candidates, sums / ends[-1])
-            return ended.replace(pool=ended.levels[None], sums=jnp.zeros(1))  # type: ignore[attr-defined]
+            return ended.replace(pool=ended.levels[None], sums=jnp.zeros(1))
         left = jnp.argsort(sums.at[0].set(-jnp.inf))[: max(2, len(sums) // 2)]
         pool = jnp.asarray(candidates, jnp.int32)[left]
-        return state.replace(stage=state.stage + 1, pool=pool, sums=sums[left])  # type: ignore[attr-defined]
+        return state.replace(stage=state.stage + 1, pool=pool, sums=sums[left])

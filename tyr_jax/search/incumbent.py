@@ -17,8 +17,7 @@ from tyr_jax.search.contract import Search, SearchSpace
 from tyr_jax.space import Levels
 
 
-@flax.struct.dataclass
-class Incumbent:
+class Incumbent(flax.struct.PyTreeNode):
     """Key; what may be chosen, `space`; finished generations; the incumbent's `levels [S, L]`, and
     their `fitness` in the last generation; and the `stage` of the present one, which is static, because every
     stage has shapes of its own."""
@@ -43,9 +42,7 @@ class Incumbent:
     def after(self, candidates: jax.Array, fitness: jax.Array) -> Self:
         """After a generation: the best of `candidates [C, S, L]`, the first of equals."""
         levels, value = best_of(candidates, fitness)
-        return self.replace(  # type: ignore[attr-defined]
-            generation=self.generation + 1, levels=levels, fitness=value, stage=0
-        )
+        return self.replace(generation=self.generation + 1, levels=levels, fitness=value, stage=0)
 
 
 class Improving(Search):

@@ -134,7 +134,7 @@ def checked_query(search: Search, query: Query, space: SearchSpace) -> Query:
             f"asks for sequences {sequences.tolist()}: they must be numbers from 0 to {space.sequences - 1}, "
             "at least one",
         )
-    return query.replace(candidates=candidates.astype(np.int32), sequences=sequences)  # type: ignore[attr-defined]
+    return query.replace(candidates=candidates.astype(np.int32), sequences=sequences)
 
 
 def checked_record(search: Search, record: Mapping[str, float]) -> dict[str, float]:

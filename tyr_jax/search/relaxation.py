@@ -13,7 +13,6 @@ Axis letters: `P` parts of a text, `S` kinds of site, `L` layers, `E` levels.
 import dataclasses
 from typing import ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,7 +24,6 @@ from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels, relaxed
 
 
-@flax.struct.dataclass
 class Relaxed(Incumbent):
     """The best so far; the `logits [S, L, E]` of the levels, with the moments of their optimiser; and the
     levels that they are rounded to, `rounded [S, L]`."""
@@ -92,4 +90,4 @@ class Relaxation(Improving):
         logits = optax.apply_updates(state.logits, updates)
         cost = jnp.where(exists, -jnp.log(jnp.maximum(chances(logits), 1e-30)), 0)
         rounded = relaxed(cost, exists, state.space.budget, state.levels)
-        return state.replace(logits=logits, moments=moments, rounded=rounded, stage=1)  # type: ignore[attr-defined]
+        return state.replace(logits=logits, moments=moments, rounded=rounded, stage=1)

@@ -23,11 +23,15 @@ one level by default, and proposals are scored before they are accepted.
 Axis letters: `S` kinds of site, `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tyr_jax.search.contract import Sites
-from tyr_jax.search.loop import Scorer, SlopesFunction
+from tyr_jax.search.contract import SearchSpace, Sites
 from tyr_jax.space import Budget, Candidates, Levels, values_at
 
 CAUTIONS = (0.8, 1.25)
@@ -215,6 +219,30 @@ def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2
     return cheapest(disturbance(sites), budget, around, reach)
 
 
+def estimated(space: SearchSpace, around: jax.Array) -> jax.Array:
+    """`estimated_start` in a JAX function, or `around [S, L]` if there is none."""
+
+    def found(sites: Sites, budget: Budget, around: Levels) -> Levels:
+        levels = estimated_start(sites, budget, around)
+        return around if levels is None else levels
+
+    return on_host(found, around.shape, space.sites, space.budget, around)
+
+
+def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
+    """Integers of this shape that `function` computes in numpy on the host, called from a JAX function."""
+
+    def computed(*arguments: Any) -> np.ndarray:
+        return function(*jax.tree.map(np.asarray, arguments)).astype(np.int32)
+
+    if not any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(arguments)):
+        # With several processes, the result of a callback lies where programs on one device cannot take it.
+        return jnp.asarray(computed(*arguments))
+    result = jax.ShapeDtypeStruct(shape, jnp.int32)
+    found: jax.Array = jax.pure_callback(computed, result, *arguments, vmap_method="sequential")
+    return found
+
+
 def widened(
     kept: np.ndarray, levels: Levels, sites: Sites, units: np.ndarray, count: int, multiple: int
 ) -> np.ndarray:
@@ -242,28 +270,3 @@ def proposals(slopes: ArrayLike, sites: Sites, budget: Budget, levels: Levels, r
     costs = (expected_change(slopes, sites, levels, caution) for caution in CAUTIONS)
     found = (cheapest(cost, budget, levels, reach) for cost in costs)
     return np.stack([levels if each is None else each for each in found])
-
-
-def descend(
-    levels: Levels,
-    sites: Sites,
-    budget: Budget,
-    slopes: SlopesFunction,
-    score: Scorer,
-    sloped: np.ndarray,
-    scored: np.ndarray,
-) -> tuple[Levels, list[float]]:
-    """A step down from `levels [S, L]`: slopes are computed on sequences `sloped`, proposals scored on
-    `scored`.
-
-    Returns the best of `levels` and the proposals, and the objectives of all of them, in this order. If the
-    slopes are not finite, it returns `levels` and no objectives. If no proposal is better, a step on other
-    text may still find one, as the scores of a few sequences are noisy.
-    """
-    slope = slopes(levels, sloped)
-    if not np.isfinite(slope).all():
-        return levels, []
-    candidates = np.stack([levels, *proposals(slope, sites, budget, levels)])
-    fitness = score(candidates, scored)
-    best = int(np.argmin(np.where(np.isfinite(fitness), fitness, np.inf)))
-    return candidates[best], [float(value) for value in fitness]

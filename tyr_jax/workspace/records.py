@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tyr_jax.data import DataSpec, parse_source
 from tyr_jax.errors import UserError
@@ -125,8 +125,9 @@ class PrunedModel(Dense):
 
 
 class Step(Record):
-    """The record of one step of a search. A user's own search may record more."""
+    """The record of one step of the `search` of this name. A user's own search may record more."""
 
+    search: str = "search"
     generation: Count
     objective: float | None
     parent: float | None = None
@@ -139,11 +140,10 @@ class Step(Record):
 
 
 class Round(Record):
-    """One round of supernet and search."""
+    """One round of supernet and searches; `history` has the steps of all of them, in order."""
 
     round: Positive
     step: ByKind[Positive]
-    descent: Many[Many[float | None]]
     kept: ByKind[Layers]
     history: Many[Step]
 
@@ -172,8 +172,13 @@ class Text(Record):
     source: str | None
 
 
+def _listed(value: Any) -> Any:
+    """Searches of a run: a list, or the only one, as it was once written."""
+    return [value] if isinstance(value, dict) else value
+
+
 class Chosen(Record):
-    """The name of the search."""
+    """The name of a search."""
 
     search: str
 
@@ -187,7 +192,7 @@ class RunSettings(Record):
     prompt: str = ""
     layout: Literal["compressed", "masked"]
     data: SavedSpec
-    search: Chosen
+    search: Annotated[Some[Chosen], BeforeValidator(_listed)]
 
 
 class Sparsity(Record):
@@ -411,7 +416,7 @@ class Lost(Event):
 class Work(Record):
     """What an unfinished job keeps for itself."""
 
-    version = 2
+    version = 3
 
 
 class Ended(Work):
@@ -473,12 +478,6 @@ class RoundFacts(Work):
     """All finished rounds."""
 
     rounds: Many[Round]
-
-
-class DescentFacts(Work):
-    """The objectives found in a descent, step by step. None for each that was not finite."""
-
-    history: Many[Many[float | None]]
 
 
 class SearchFacts(Work):
