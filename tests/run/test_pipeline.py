@@ -23,7 +23,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.report.tables import complaints
 from tyr_jax.run import pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
-from tyr_jax.scoring import nested, scorer
+from tyr_jax.scoring import scorer
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
 from tyr_jax.workspace.events import EventLog
@@ -188,7 +188,7 @@ def test_a_search_in_which_nothing_is_finite(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        nested, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
+        scorer, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
     )
     with pytest.raises(UserError, match="not finite for any candidate of round 1: the model overflows"):
         prune(settings, tmp_path)
