@@ -122,7 +122,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
         rows.append(Working(name, needs[name].working, max(way_back, answered)))
     searched = max(map(at_work, largest_scoring(list(found))))
     for need, (working, held, name) in (
-        *([(needs["descent"], at_work("search: slopes"))] if "search: slopes" in found else []),
+        *([(needs["descent"], max(at_work("search: slopes"), searched))] if "descent" in needs else []),
         (needs[settings.search[-1].name], searched),
     ):
         rows.append(Working(name, need.working, working))
