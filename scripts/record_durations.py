@@ -26,23 +26,14 @@ class Recorder:
         self.seconds[report.nodeid] += report.duration
 
 
-def by_file(seconds: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of tests, by file and name."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for test, took in sorted(seconds.items()):
-        file, _, name = test.partition("::")
-        found[file][name] = round(took, 2)
-    return found
-
-
 def main(arguments: list[str]) -> int:
     """Run the tests and write what they took; returns pytest's status."""
     recorder = Recorder()
     status = pytest.main(["--rootdir", str(ROOT), *arguments], plugins=[recorder])
-    found = by_file(recorder.seconds)
+    found = {test: round(took, 2) for test, took in recorder.seconds.items()}
     known = json.loads(DURATIONS.read_text(encoding="utf-8")) if arguments and DURATIONS.is_file() else {}
-    files = sorted(file for file in known.keys() | found.keys() if (ROOT / file).is_file())
-    merged = {file: known.get(file, {}) | found.get(file, {}) for file in files}
+    there = {test: took for test, took in known.items() if (ROOT / test.partition("::")[0]).is_file()}
+    merged = dict(sorted((there | found).items()))
     DURATIONS.write_text(json.dumps(merged, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     return int(status)
 

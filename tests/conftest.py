@@ -57,7 +57,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 
 DURATIONS = Path(__file__).with_name("durations.json")
-"""Seconds of every test, by file and name, from `scripts/record_durations.py`."""
+"""Seconds of every test, by its id, from `scripts/record_durations.py`."""
 
 UNKNOWN = 5.0
 """Seconds of a slow test that is not in `DURATIONS`."""
@@ -73,9 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     recorded = json.loads(DURATIONS.read_text(encoding="utf-8")) if DURATIONS.is_file() else {}
     seconds: dict[Path, float] = defaultdict(float)
     for item in items:
-        file, _, name = item.nodeid.partition("::")
         unknown = UNKNOWN if item.get_closest_marker("slow") else 0.0
-        seconds[item.path] += recorded.get(file, {}).get(name, unknown)
+        seconds[item.path] += recorded.get(item.nodeid, unknown)
     items.sort(key=lambda item: -seconds[item.path])
 
 
