@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import flap
 import jax.numpy as jnp
 from jobs import Results
 from markdown_table import print_header, print_row
@@ -24,7 +25,6 @@ from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.pruning import flap
 from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.keep import Keep

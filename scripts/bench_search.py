@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from bench_forward import normaliser
+from full_width import score_candidates
 from markdown_table import print_header, print_row
 from on_model import OnModel
 
@@ -30,7 +31,7 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, empty_supernet
 from tyr_jax.runtime.timing import matmul_rate, medians
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search.contract import SearchSpace
@@ -91,7 +92,7 @@ def main(bench: Bench) -> None:
         runs: dict[str, Callable[[], object]] = {
             "dense forward": functools.partial(normaliser, params, jnp.asarray(tokens), config),
             "full width": functools.partial(
-                population.score_chunk,
+                score_candidates,
                 params,
                 supernet,
                 jnp.asarray(candidates),

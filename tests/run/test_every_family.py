@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import CASES
+from full_width import score_candidates
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
@@ -25,7 +26,7 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, population
+from tyr_jax.scoring import nested
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -80,7 +81,7 @@ def test_a_pruned_model_is_the_same_everywhere(
     # The search scores what is written.
     pool, sequences = teacher_targets(dense.params, TOKENS, config, KL()), np.arange(3)
     candidates = np.stack([levels, np.where(grid.exists[..., 2], 2, levels)]).astype(np.int32)
-    plain = population.score_population(dense.params, net, candidates, pool, sequences, config, KL())
+    plain = score_candidates(dense.params, net, candidates, pool, config, KL())
     sliced = nested.score_population(
         nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
     )
