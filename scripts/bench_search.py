@@ -23,6 +23,7 @@ import tyro
 from bench_forward import normaliser
 from full_width import score_candidates
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 from on_model import OnModel
 
 from tyr_jax import space
@@ -30,7 +31,7 @@ from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, empty_supernet
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 from tyr_jax.scoring import nested
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets

@@ -37,7 +37,7 @@ def score_candidates(
         return decoder.apply_block(block | pruned | admitted, x, rope, config)
 
     def alone(distribution: jax.Array) -> jax.Array:
-        admitted = supernet.admitted(jnp.arange(config.depth), distribution)
+        admitted = jax.vmap(supernet.admitted, in_axes=(0, 1))(jnp.arange(config.depth), distribution)
         layers = params["blocks"], supernet.weights, distribution.T, admitted
         state = ForwardState.begin(decoder.embed(params, batch.tokens))
         scoring = Scoring.of_model(config, objective)

@@ -140,7 +140,11 @@ def test_in_llama_cpp_or_refused(
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma", "glm4", "mixtral", "gpt-oss")):
+    if (
+        model.config.qk_norm
+        or model.config.wide_qk_norm
+        or name.startswith(("smollm3", "gemma", "glm4", "mixtral", "gpt-oss"))
+    ):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         record_property("gguf", "refused")

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from full_width import score_candidates
-from reference import kl64, layer_outputs64, logits64, nll64, random_supernet
+from reference import kl64, layer_outputs64, logits64, nll64, random_supernet, select
 from tiny import FFN
 
 from tyr_jax import space
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params, random_params
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.scoring import chunking, nested, teacher
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
@@ -83,7 +83,7 @@ def test_kl_equals_each_candidate_alone(
     tokens = world.tokens[sequences]
     dense = logits64(world.params, tokens, world.config)
     for candidate, ours in zip(world.candidates, scores, strict=True):
-        alone = select(world.params, world.supernet, jnp.asarray(candidate))
+        alone = select(world.params, world.supernet, candidate)
         exact = kl64(dense, logits64(alone, tokens, world.config)).mean()
         np.testing.assert_allclose(ours, exact, rtol=1e-4)
         own = kl64(forward(world.params, tokens, world.config), forward(alone, tokens, world.config)).mean()
@@ -100,7 +100,7 @@ def test_other_objectives_equal_each_candidate_alone(
     scores = score(world, world.candidates[:2], sequences, objective)
     tokens, config = world.tokens[sequences], world.config
     for candidate, ours in zip(world.candidates, scores, strict=False):
-        alone = select(world.params, world.supernet, jnp.asarray(candidate))
+        alone = select(world.params, world.supernet, candidate)
         sparse = logits64(alone, tokens, config)
         exact = nll64(sparse, tokens).mean()
         if isinstance(objective, HiddenKL):

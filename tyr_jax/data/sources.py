@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from tyr_jax.data.builtin import DOMAINS, builtin_documents
 from tyr_jax.data.encoding import is_unicode
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import check_regular, parse_json
 
 Conversation = list[dict[str, str]]
@@ -464,5 +464,4 @@ def _optional(module: str, where: str) -> ModuleType:
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return first_line(error).rstrip(".")
