@@ -377,10 +377,14 @@ def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **o
 
 def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(every `PERIOD`-th window of `length` tokens, from the first on, `[W, length]`; all other text)."""
-    whole = len(stream) // length
-    windows = stream[: whole * length].reshape(whole, length)
-    held = np.arange(whole) % PERIOD == 0
-    return windows[held], np.concatenate([windows[~held].reshape(-1), stream[whole * length :]])
+    windows = _windows(stream, length)
+    held = np.arange(len(windows)) % PERIOD == 0
+    return windows[held], np.concatenate([windows[~held].reshape(-1), stream[windows.size :]])
+
+
+def _windows(stream: np.ndarray, length: int) -> np.ndarray:
+    """The whole windows `[W, length]` of a stream, one after the other."""
+    return stream[: len(stream) // length * length].reshape(-1, length)
 
 
 def tokens_to_read(spec: DataSpec, drawn: int) -> int:
@@ -406,7 +410,7 @@ def deal(
     """
     long = int(lengths[1] > lengths[0])
     short = 1 - long
-    blocks = stream[: len(stream) // lengths[long] * lengths[long]].reshape(-1, lengths[long])
+    blocks = _windows(stream, lengths[long])
     order = rng.permutation(len(blocks))
     rest = blocks[order[needs[long] :]]
     pieces = rest[:, : lengths[long] // lengths[short] * lengths[short]].reshape(-1, lengths[short])
@@ -481,9 +485,7 @@ def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndar
     """The first windows of a source that is not used for calibration: consecutive ones, from its start."""
     length = spec.evaluation_length
     stream = read_tokens(source, tokenizer, spec.evaluation_windows * length, spec.chat_template)
-    whole = len(stream) // length
-    windows = stream[: whole * length].reshape(whole, length)
-    return _evaluation_windows(windows, spec, tokenizer, source, len(stream))
+    return _evaluation_windows(_windows(stream, length), spec, tokenizer, source, len(stream))
 
 
 def _evaluation_windows(
