@@ -12,9 +12,9 @@ import dataclasses
 import functools
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import jax.numpy as jnp
+import flap
 from jobs import Results
 from markdown_table import print_header, print_row
 
@@ -24,19 +24,18 @@ from tyr_jax.data import DataSpec, load_splits
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import quality
 from tyr_jax.io.checkpoint import LoadedModel, load_model
-from tyr_jax.pruning import flap
+from tyr_jax.pruning.compress import mask
 from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.keep import Keep
 from tyr_jax.pruning.osscar import OSSCAR
 from tyr_jax.pruning.saliency import PAPER_SALIENCY, TaylorSaliency
-from tyr_jax.pruning.settings import ACCUMULATIONS
-from tyr_jax.pruning.supernet import select
+from tyr_jax.pruning.settings import Accumulation
 from tyr_jax.settings import PRESETS, WIKITEXT, Preset
 from tyr_jax.workspace.progress import Progress
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{mode: {"accumulation": mode} for mode in ACCUMULATIONS},
+    **{mode: {"accumulation": mode} for mode in get_args(Accumulation)},
     "paper's saliency": {"saliency": PAPER_SALIENCY},
     "without the second-order term": {"saliency": TaylorSaliency("abs", "none")},
     "without the first-order term": {"saliency": TaylorSaliency("none", "channel")},
@@ -116,7 +115,7 @@ def measure(
             supernet = build_supernet(
                 model.params, texts, plan, on_site=lambda name, _: stage.advance(note=name)
             )
-            masked = select(model.params, supernet, jnp.asarray(centre))
+            masked = mask(model.params, supernet, centre, config)
     return {
         name: quality.measure(masked, windows, config).perplexity
         for name, windows in splits.evaluation.items()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 from on_model import OnBatches
 
 from tyr_jax import space
@@ -29,7 +30,7 @@ from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import fold, hessian, stream, supernet
 from tyr_jax.pruning.kinds import HEADS, NEURONS, SiteKind
 from tyr_jax.pruning.site import PrunedSite
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

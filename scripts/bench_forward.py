@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 from on_model import OnModel, torch_model
 
 from tyr_jax.model import attention, decoder
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.prediction import log_normaliser
 from tyr_jax.model.spec import ModelConfig, Params
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

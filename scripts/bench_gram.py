@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 
 from tyr_jax.pruning import hessian
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from full_width import score_candidates
 from markdown_table import print_header, print_row
 from on_model import OnText
 
@@ -29,7 +30,7 @@ from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.runtime.timing import seconds
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
@@ -114,7 +115,7 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
     def plain(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         def score(sequence: np.ndarray) -> jax.Array:
             batch = take(pool, sequence)
-            return population.score_chunk(params, supernet, jnp.asarray(candidates), batch, config, OBJECTIVE)
+            return score_candidates(params, supernet, jnp.asarray(candidates), batch, config, OBJECTIVE)
 
         return np.mean([score(sequence) for sequence in sequences[:, None]], axis=0)
 

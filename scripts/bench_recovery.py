@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 from on_model import OnModel, torch_model
 
 from tyr_jax.model.cost import block_flops, head_flops, unit_counts
@@ -26,7 +27,7 @@ from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Loss, TrainingRows
 from tyr_jax.recovery.train import Models, Plan, State, Training
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 
 
 @dataclasses.dataclass(frozen=True)

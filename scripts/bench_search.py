@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from bench_forward import normaliser
+from full_width import score_candidates
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 from on_model import OnModel
 
 from tyr_jax import space
@@ -29,8 +31,8 @@ from tyr_jax.model.cost import block_flops, head_flops, unit_counts
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet, empty_supernet
-from tyr_jax.runtime.timing import matmul_rate, medians
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.runtime.timing import medians
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 from tyr_jax.search.contract import SearchSpace
@@ -91,7 +93,7 @@ def main(bench: Bench) -> None:
         runs: dict[str, Callable[[], object]] = {
             "dense forward": functools.partial(normaliser, params, jnp.asarray(tokens), config),
             "full width": functools.partial(
-                population.score_chunk,
+                score_candidates,
                 params,
                 supernet,
                 jnp.asarray(candidates),

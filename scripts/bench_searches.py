@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from markdown_table import print_header, print_row
+from matmul_rate import matmul_rate
 
 from tyr_jax.cli import command
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
-from tyr_jax.runtime.timing import matmul_rate, medians
+from tyr_jax.runtime.timing import medians
 from tyr_jax.search import loop
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import search_many

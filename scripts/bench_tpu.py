@@ -18,14 +18,16 @@ import dataclasses
 import time
 from typing import Any
 
+import collectives
 import jax
 import jax.numpy as jnp
+import roofline
+import stage_programs
 import tyro
 from large_models import OnTpus
 from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.planning import collectives, programs, roofline
 from tyr_jax.planning.load import FLOAT, site_sizes
 from tyr_jax.pruning import linalg
 from tyr_jax.runtime import devices
@@ -67,7 +69,7 @@ def main(bench: Bench) -> None:
     failed = []
     config, dtype = bench.config(), jnp.dtype("bfloat16")
     with jax.set_mesh(bench.mesh()):
-        for stage in programs.all_stages(config, settings, dtype):
+        for stage in stage_programs.all_stages(config, settings, dtype):
             if bench.only and not any(name in stage.name for name in bench.only):
                 continue
             start = time.perf_counter()

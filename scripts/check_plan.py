@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import stage_programs
 import tyro
 from large_models import OnTpus
 from markdown_table import print_header, print_row
 
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.planning import plan, programs
+from tyr_jax.planning import plan
 from tyr_jax.planning.load import FLOAT, Load, metric_bytes, site_sizes
 from tyr_jax.planning.working import (
     drift_working,
@@ -67,7 +68,7 @@ def compare(config: ModelConfig, settings: Settings, dtype: jnp.dtype) -> list[W
     itemsize, n = dtype.itemsize, devices.count()
     load = Load(config, settings, itemsize, n)
     needs = {need.stage: need for need, _ in plan.needs(load)}
-    found = {stage.name: stage for stage in programs.all_stages(config, settings, dtype)}
+    found = {stage.name: stage for stage in stage_programs.all_stages(config, settings, dtype)}
 
     def memory(name: str) -> Any:
         compiled: Any = found[name].lower().compile()

@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from jobs import Results
 from markdown_table import print_header, print_row
+from quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
 
 from tyr_jax.cli import command
 from tyr_jax.data import DataSpec, load_evaluation, load_splits
@@ -27,7 +28,6 @@ from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.model.tensors import block_specs
-from tyr_jax.pruning.quantise import Change, Integers, Rule, Zeros, change_matrices, compensated, rounded
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.runtime import devices
 from tyr_jax.settings import WIKITEXT

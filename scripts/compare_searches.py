@@ -32,7 +32,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.problems import Problem, load_problem, problem_names, stack_problems, synthetic_problem
 from tyr_jax.search.contract import Search, SearchSpace
-from tyr_jax.search.device import generation_tokens, search_many
+from tyr_jax.search.device import search_many
 from tyr_jax.search.registry import SEARCHES
 
 SYNTHETIC: dict[str, dict[str, Any]] = {
@@ -175,6 +175,11 @@ def configured(search: type[Search], options: Mapping[str, Any], space: SearchSp
     made = made if "generations" in given else as_paid(made, space, budget)
     made.check()
     return made
+
+
+def generation_tokens(search: Search, space: SearchSpace) -> int:
+    """Candidate-tokens of a generation."""
+    return search.candidate_tokens(space) * search.stages(space) // search.steps(space)
 
 
 def as_paid(search: Search, space: SearchSpace, budget: int) -> Search:

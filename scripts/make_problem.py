@@ -27,13 +27,13 @@ import numpy as np
 from compare_searches import SETTINGS, configured
 from jobs import Results
 from measure import commit, machine
+from problem_fit import Scores, errors_of, fit_problem
 from world import OBJECTIVE, OnSupernet, World, make_world
 
 from tyr_jax import space
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError, require
 from tyr_jax.problems import Problem, save_problem, stack_problems
-from tyr_jax.problems.fit import Scores, errors_of, fit_problem
 from tyr_jax.scoring.scorer import score_population
 from tyr_jax.search.contract import Query, SearchSpace
 from tyr_jax.search.device import search_many

@@ -31,12 +31,12 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
+from matmul_rate import matmul_rate
 from pages import RECORDS, ROOT, Record, Table, fill_pages
 
 from tyr_jax.cli import command
 from tyr_jax.errors import UserError, require
 from tyr_jax.files import read_json, write_json
-from tyr_jax.runtime.timing import matmul_rate
 from tyr_jax.settings import WIKITEXT
 
 

@@ -2,7 +2,10 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from tyr_jax.workspace.events import read_entries
 
 DEEP: Any = []
 for _ in range(300):
@@ -13,6 +16,11 @@ NASTY: tuple[Any, ...] = (
     *("", "a|b`c`](x)[/y]<script>\n\x1b[31m", [], {}, [None], {"a": 1}, DEEP),
 )
 """Values to put in the place of expected ones."""
+
+
+def read_events(path: Path, event: str) -> list[dict[str, Any]]:
+    """All events with the name `event` in a file."""
+    return [entry for entry in read_entries(path) if entry["event"] == event]
 
 
 def quality(perplexity: float | None, kl: float | None) -> dict[str, Any]:

@@ -155,6 +155,18 @@ def random_supernet(config: ModelConfig, grid: LevelGrid, attention_units: int, 
     )
 
 
+def select(params: dict[str, Any], supernet: Supernet, levels: Array) -> dict[str, Any]:
+    """Dense-shaped params with the pruned projections at `levels [S, L]`. What else belongs to removed units
+    is as it was."""
+    layers = np.arange(levels.shape[1])
+    pruned = {
+        kind.output: supernet.weights[kind.name][layers, levels[row]]
+        for row, kind in enumerate(supernet.kinds)
+    }
+    admitted = jax.vmap(supernet.admitted, in_axes=(0, 1))(layers, levels)
+    return params | {"blocks": params["blocks"] | pruned | admitted}
+
+
 HIDDEN, VOCAB = 16, 50
 
 

@@ -4,14 +4,14 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import select
 
 from tyr_jax.cli.prune import parse
 from tyr_jax.model.spec import Params
 from tyr_jax.pruning.compress import compress
-from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.run import pipeline
 from tyr_jax.run.pipeline import Outcome
 from tyr_jax.run.prepare import Run
@@ -38,7 +38,7 @@ def prune(events: Path) -> Found:
     masked: list[Params] = []
 
     def compress_and_keep(params: Params, supernet: Supernet, levels: np.ndarray, *rest: Any) -> Any:
-        masked.append(select(params, supernet, jnp.asarray(levels)))
+        masked.append(select(params, supernet, levels))
         return compress(params, supernet, levels, *rest)
 
     with pytest.MonkeyPatch.context() as patch, EventLog(events) as log, Progress() as progress:

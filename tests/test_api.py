@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from interrupted import Died, die_at
+from record_samples import read_events
 
 import tyr_jax
 from tyr_jax import api
@@ -33,7 +34,6 @@ from tyr_jax.results import PruneResult, RecoverResult
 from tyr_jax.run import resume
 from tyr_jax.search.contract import Query
 from tyr_jax.settings import PRESETS
-from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.output import work_paths
 
 pytestmark = pytest.mark.slow

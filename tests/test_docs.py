@@ -129,8 +129,7 @@ def test_the_dockerfile_copies_what_the_package_is_made_of() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_pages_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+def test_pages_show_what_was_measured() -> None:
     import pages
 
     shown = set()

@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from fuzzing import sandbox
+from fuzzing.sandbox import Ended, Limits, Stop
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from fuzzing import sandbox  # noqa: E402
-from fuzzing.sandbox import Ended, Limits, Stop  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,

@@ -93,7 +93,6 @@ def test_what_the_tutorial_says_can_be_done(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "threshold", raising=False)
-    monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setattr(sys, "argv", [])
     text, names = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), {}
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)

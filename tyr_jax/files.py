@@ -30,7 +30,7 @@ def check_regular(path: Path, what: str = "") -> None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {name}: {_reason(error)}") from None
+        raise UserError(f"cannot read {name}: {reason(error)}") from None
     if not stat.S_ISREG(mode):
         raise UserError(f"cannot read {name}: it is not a regular file")
     if not os.access(path, os.R_OK):
@@ -51,7 +51,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
             raise UserError(f"{path} has more than {limit} bytes, far more than such a file needs; check it")
         return content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"cannot read '{path}': {_reason(error)}") from error
+        raise UserError(f"cannot read '{path}': {reason(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
@@ -143,5 +143,6 @@ def as_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)
+def reason(error: Exception) -> str:
+    """What an error says, on one line; of one of the system, without its number and path."""
+    return (getattr(error, "strerror", None) or first_line(error)).rstrip(".")

@@ -18,7 +18,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel, load_config, load_model, save_model
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.decoder import forward
-from tyr_jax.model.families import FAMILIES
+from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import LayerShape
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
@@ -94,12 +94,13 @@ def test_a_model_is_read_pruned_and_written(dense: Path, tmp_path: Path) -> None
 def test_a_configuration_alone(dense: Path) -> None:
     with pytest.raises(UserError, match="'model_type' is 'seed_oss'"):
         load_config(str(dense))
-    config, _ = load_config(str(dense), family=REFERENCE)
+    load_family(REFERENCE)
+    config, _ = load_config(str(dense))
     assert config.layers == (LayerShape(4, 2, 48),) * 3
 
 
 def test_absent_keys_have_the_defaults_of_transformers(dense: Path) -> None:
-    load_config(str(dense), family=REFERENCE)
+    load_family(REFERENCE)
     values = transformers.SeedOssConfig().to_dict()
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     short = {key: values[key] for key in (*sizes, "model_type")}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_width import score_candidates
 from tiny import make_tiny_config
 
 from tyr_jax import space
@@ -18,7 +19,7 @@ from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -45,7 +46,7 @@ def test_the_smaller_model_is_what_was_searched(units: tuple[str, ...]) -> None:
         [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in grid.exists] for _ in range(3)]
     )
     pool, every = teacher_targets(params, tokens, config, KL()), np.arange(3)
-    plain = population.score_population(params, net, candidates, pool, every, config, KL())
+    plain = score_candidates(params, net, candidates, pool, config, KL())
     scores = scorer.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
     np.testing.assert_allclose(scores, plain, rtol=1e-4)
     for levels in candidates:

@@ -180,7 +180,6 @@ def test_reconstruction_takes_disk() -> None:
 def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes are those of Llama-3.1-8B, in float32 because the CPU computes in it. No array is made."""
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: BATCH_TOKENS)
-    monkeypatch.syspath_prepend(SCRIPTS)
     compare = runpy.run_path(str(SCRIPTS / "check_plan.py"))["compare"]
     pruning = dataclasses.replace(HALF.pruning, reconstruct=6)
     found = compare(LLAMA_8B, dataclasses.replace(HALF, pruning=pruning), jnp.dtype("float32"))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from reference import logits64, random_supernet
+from reference import logits64, random_supernet, select
 from tiny import ATTENTION, FFN
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +26,7 @@ from tyr_jax.pruning.cut import head_layout
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.kinds import GROUPS, NEURONS
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.supernet import Supernet, select
+from tyr_jax.pruning.supernet import Supernet
 
 Configs = Callable[..., ModelConfig]
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
@@ -99,7 +99,7 @@ def check(
     """Compress, and compare with the masked model in float64; shapes and counts agree with the config."""
     small, shape = compress(params, net, levels, config)
     tokens = np.random.default_rng(0).integers(0, config.vocab, (2, 9))
-    masked = select(params, net, jnp.asarray(levels))
+    masked = select(params, net, levels)
     np.testing.assert_allclose(
         logits64(small, tokens, shape), logits64(masked, tokens, config), rtol=1e-9, atol=1e-9
     )
@@ -160,7 +160,7 @@ def test_forwards_agree(changes: dict[str, Any], tiny_config: Configs) -> None:
     assert isinstance(small["blocks"], tuple)
     tokens = np.random.default_rng(1).integers(0, config.vocab, (2, 16))
     ours = forward(small, tokens, shape)
-    masked = forward(select(params, net, jnp.asarray(levels)), tokens, config)
+    masked = forward(select(params, net, levels), tokens, config)
     assert np.abs(np.asarray(ours - masked)).max() <= 1e-4
     assert np.std(masked) > 0.1
 

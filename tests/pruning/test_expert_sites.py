@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_width import score_candidates
 from reference import f64, norm64
 from tiny import FFN
 
@@ -22,10 +23,10 @@ from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.kinds import EXPERT_NEURONS
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.site import keep_experts, prune_experts, prune_site
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.slopes import pool_slopes
-from tyr_jax.scoring.teacher import teacher_targets
+from tyr_jax.scoring.teacher import take, teacher_targets
 
 EXPERTS, ROUTED, WIDTH = 5, 2, 24
 
@@ -228,12 +229,12 @@ def test_tokens_go_to_the_experts_that_are_left(world: World, pruned: Pruned) ->
 
     pool, sequences = teacher_targets(params, text, config, KL()), np.arange(12)
     candidates = np.stack([levels, space.centre_distribution(grid)]).astype(np.int32)
-    plain = population.score_population(params, net, candidates, pool, sequences, config, KL())
+    plain = score_candidates(params, net, candidates, take(pool, sequences), config, KL())
     sorted_net = nested.nest(params, net, config)
     sliced = scorer.score_population(sorted_net, candidates, pool, sequences, config, KL())
     np.testing.assert_allclose(sliced, plain, rtol=1e-4)
     targets = pool, np.arange(48), config, KL()
-    exact = population.score_population(params, net, candidates[:1], *targets)[0]
+    exact = score_candidates(params, net, candidates[:1], pool, config, KL())[0]
     dense = decoder.forward(params, jnp.asarray(text), config)
     own = decoder.forward(small, jnp.asarray(text), shape)
     p, q = jax.nn.log_softmax(dense), jax.nn.log_softmax(own)

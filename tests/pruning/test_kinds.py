@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_width import score_candidates
 from tiny import make_tiny_config
 
 from tyr_jax import space
@@ -20,7 +21,7 @@ from tyr_jax.pruning.kinds import HEADS, SITE_KINDS, SiteKind
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -101,7 +102,7 @@ def test_a_layer_may_lack_a_kind(lacking: PruningSettings) -> None:
         [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in grid.exists] for _ in range(4)]
     )
     pool, every = teacher_targets(params, tokens, config, KL()), np.arange(3)
-    plain = population.score_population(params, net, candidates, pool, every, config, KL())
+    plain = score_candidates(params, net, candidates, pool, config, KL())
     scores = scorer.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
     np.testing.assert_allclose(scores, plain, rtol=1e-4)
     prices = level_prices(config, lacking, grid.kept, {"attention": np.asarray(net.ranks["attention"])})[0]

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64
+from reference import add_attention64, add_ffn64, f64, head_outputs64, neurons64, select
 from tiny import ATTENTION, FFN
 
 from tyr_jax import space
@@ -19,9 +19,9 @@ from tyr_jax.pruning import stream
 from tyr_jax.pruning.fold import FoldPlan, build_supernet, dealt_anew, level_probabilities
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.obs import OBS
-from tyr_jax.pruning.settings import ACCUMULATIONS, PruningSettings
+from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import prune_site, removal_schedule
-from tyr_jax.pruning.supernet import Supernet, at_levels, level_index, select
+from tyr_jax.pruning.supernet import Supernet, at_levels, level_index
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.batches import batches
 from tyr_jax.space import LevelGrid
@@ -140,7 +140,7 @@ def assert_same(ours: Supernet, naive: dict[str, np.ndarray]) -> None:
         assert difference.max() < 1e-4, kind.name
 
 
-@pytest.mark.parametrize("mode", ACCUMULATIONS)
+@pytest.mark.parametrize("mode", get_args(Accumulation))
 def test_every_mode_equals_the_naive_fold(mode: Any, world: World) -> None:
     settings = chosen(accumulation=mode)
     assert_same(world.build(settings, seed=7), naive_supernet(world, settings, seed=7))
@@ -171,14 +171,14 @@ def test_a_model_that_keeps_all_takes_nothing_back(world: World) -> None:
 
 
 def test_modes_differ_after_the_first_site_only(world: World) -> None:
-    built = {mode: world.build(chosen(accumulation=mode), seed=7) for mode in ACCUMULATIONS}
+    built = {mode: world.build(chosen(accumulation=mode), seed=7) for mode in get_args(Accumulation)}
     first = np.asarray(built["none"].weights["attention"])
-    for mode in ACCUMULATIONS:
+    for mode in get_args(Accumulation):
         same = np.asarray(built[mode].weights["attention"])
         np.testing.assert_array_equal(same[0], first[0])
         if mode != "none":
             assert np.abs(same[1:] - first[1:]).max() > 1e-3
-    downs = [np.asarray(built[mode].weights["ffn"])[-1] for mode in ACCUMULATIONS]
+    downs = [np.asarray(built[mode].weights["ffn"])[-1] for mode in get_args(Accumulation)]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(downs) for b in downs[:i])
 
 
@@ -293,19 +293,6 @@ def test_shapes_levels_and_reports(world: World) -> None:
     np.testing.assert_allclose(error[ATTENTION][grid.kept[ATTENTION] == 4], 0.0, atol=1e-4)
 
 
-def test_select_takes_the_levels_of_a_distribution(world: World) -> None:
-    net = world.build(chosen())
-    distribution = np.array([[0, 4, 2], [3, 1, 2]])
-    picked = select(world.params, net, jnp.asarray(distribution))
-    for layer in range(3):
-        o, down = picked["blocks"]["o"][layer], picked["blocks"]["down"][layer]
-        np.testing.assert_array_equal(o, net.weights["attention"][layer, distribution[ATTENTION, layer]])
-        np.testing.assert_array_equal(down, net.weights["ffn"][layer, distribution[FFN, layer]])
-    untouched = set(picked["blocks"]) - {"o", "down"}
-    assert all(picked["blocks"][name] is world.params["blocks"][name] for name in untouched)
-    assert picked["embed"] is world.params["embed"]
-
-
 def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
     settings = chosen(accumulation="none", neuron_chunk=4)
     grids = [world.grid(settings, np.full((2, 3), 1) * units) for units in ([[1], [16]], [[3], [24]])]
@@ -327,7 +314,7 @@ def test_the_dense_level_is_the_dense_weight(world: World) -> None:
     centres = np.array([[4, 4, 4], [48, 48, 48]])
     grid = world.grid(settings, centres)
     net = build_supernet(world.params, [world.tokens], world.plan(settings, grid))
-    dense = select(world.params, net, jnp.asarray(space.centre_distribution(grid)))
+    dense = select(world.params, net, space.centre_distribution(grid))
     for name in ("o", "down"):
         exact = np.asarray(world.params["blocks"][name])
         np.testing.assert_allclose(np.asarray(dense["blocks"][name]), exact, rtol=1e-3, atol=1e-4)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import CASES
+from full_width import score_candidates
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
@@ -30,7 +31,7 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, population, scorer
+from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
@@ -101,7 +102,7 @@ def test_a_pruned_model_is_the_same_everywhere(
     # The search scores what is written.
     pool, sequences = teacher_targets(dense.params, TOKENS, config, KL()), np.arange(3)
     candidates = np.stack([levels, np.where(grid.exists[..., 2], 2, levels)]).astype(np.int32)
-    plain = population.score_population(dense.params, net, candidates, pool, sequences, config, KL())
+    plain = score_candidates(dense.params, net, candidates, pool, config, KL())
     sliced = scorer.score_population(
         nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
     )
@@ -160,7 +161,11 @@ def test_in_llama_cpp_or_refused(
     model = load_model(str(write_dense(name, tmp_path / "dense", tiny_tokenizer)))
     # In a context no longer than the window, windows make no difference.
     short = TOKENS[:1, :7]
-    if model.config.any_qk_norm or name.startswith(("smollm3", "gemma", "glm4", "mixtral", "gpt-oss")):
+    if (
+        model.config.qk_norm
+        or model.config.wide_qk_norm
+        or name.startswith(("smollm3", "gemma", "glm4", "mixtral", "gpt-oss"))
+    ):
         with pytest.raises(UserError, match=r"cannot be written as a GGUF file"):
             deci.write_gguf(tmp_path / "m.gguf", model.config, model.params, tiny_tokenizer, "f32")
         record_property("gguf", "refused")

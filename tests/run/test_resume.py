@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 from commands import main_job
 from interrupted import Died, die_at, result
+from record_samples import read_events
 from safetensors.numpy import load_file, save_file
 
 from tyr_jax.cli import prune
@@ -29,7 +30,6 @@ from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
 from tyr_jax.scoring import scorer
 from tyr_jax.workspace import job
-from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.store import Store
 
 pytestmark = pytest.mark.slow

@@ -9,6 +9,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import stage_programs
+from collectives import largest_collective
 from reference import random_supernet
 from tiny import make_tiny_config
 
@@ -18,8 +20,6 @@ from tyr_jax.evaluation.likelihood import Request, log_likelihoods
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params
 from tyr_jax.model.tensors import layer_block, random_params, taken
-from tyr_jax.planning import programs
-from tyr_jax.planning.collectives import largest_collective
 from tyr_jax.pruning import fisher, fold, reconstruction, stream
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
@@ -153,7 +153,7 @@ def largest_collectives(number: int) -> dict[str, tuple[int, str]]:
     pruning = dataclasses.replace(quick.pruning, metric="fisher")
     settings = dataclasses.replace(quick, sparsity=(0.5,), pruning=pruning)
     with devices.in_use(number):
-        every = programs.all_stages(make_tiny_config(layers=LAYERS), settings, jnp.dtype("float32"))
+        every = stage_programs.all_stages(make_tiny_config(layers=LAYERS), settings, jnp.dtype("float32"))
         return {stage.name: largest_collective(stage.lower().compile().as_text()) for stage in every}
 
 

@@ -30,14 +30,15 @@ RUN, COMPILED = 2, 8
 """Devices of the runs, and of the programs whose communication is looked at."""
 
 TESTS = Path(__file__).parents[1]
-"""Directory of the modules that tests share."""
+SHARED = str(TESTS), str(TESTS.parent / "scripts")
+"""Directories of the modules that tests share, and of the scripts."""
 
 
 def start(number: int, *arguments: str) -> "subprocess.Popen[str]":
     """Start a Python whose JAX sees `number` devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"
     own = {"XLA_FLAGS": flags}
-    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [*SHARED, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
 
@@ -308,8 +309,8 @@ MATRICES = """
 import jax, numpy as np
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.model.tensors import random_params
-from tyr_jax.pruning import flap
-from tyr_jax.pruning.quantise import Integers, Zeros, change_matrices, compensated
+import flap
+from quantise import Integers, Zeros, change_matrices, compensated
 from tyr_jax.runtime import devices
 
 config = ModelConfig("llama", 96, 32, 8, (LayerShape(4, 2, 48),) * 2)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_width import score_candidates
 from reference import random_supernet
 from tiny import ATTENTION, FFN
 
@@ -17,7 +18,7 @@ from tyr_jax.model.spec import LayerShape, ModelConfig, Params
 from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.supernet import Supernet
-from tyr_jax.scoring import chunking, nested, population, scorer, slopes
+from tyr_jax.scoring import chunking, nested, scorer, slopes
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, Scoring, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.search import loop
@@ -84,8 +85,8 @@ def test_it_is_the_objective_at_full_width(
     candidates, sequences = world.candidates(9), np.array([2, 0])
     for other, layers in enumerate((1, 2, 3, 2, 1), start=1):
         candidates[other, :, :layers] = candidates[7, :, :layers]
-    full = population.score_population(
-        world.params, world.supernet, candidates, world.pool, sequences, config, objective
+    full = score_candidates(
+        world.params, world.supernet, candidates, take(world.pool, sequences), config, objective
     )
     sliced = scorer.score_population(
         nested.nest(world.params, world.supernet, config),

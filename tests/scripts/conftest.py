@@ -15,7 +15,6 @@ def table(
     """Run a script, and return the cells of the Markdown rows that it prints."""
 
     def run(script: str, arguments: list[object]) -> Rows:
-        monkeypatch.syspath_prepend(SCRIPTS)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         runpy.run_path(str(SCRIPTS / script), run_name="__main__")
         lines = capsys.readouterr().out.splitlines()

@@ -207,9 +207,8 @@ def test_ablation_has_a_row_per_variant(
     assert len({row[1] for row in rows}) == 4
 
 
-def test_no_variant_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_variant_is_measured_twice() -> None:
     """The paper's preset accumulates by expectation, and has the mean damping."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     import ablation
 
     asked = ablation.Ablation(variants=("none", "expectation", "mean damping", ablation.FLAP))

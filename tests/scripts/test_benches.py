@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from script_tables import SCRIPTS, Rows
+from script_tables import Rows
 from tiny import make_tiny_config
 
 from tyr_jax.cli import prune
@@ -118,10 +118,7 @@ def test_latencies_are_measured_and_limit_a_model(
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(9, 3), (4, 4), (8, 2)])
-def test_every_size_of_attention_is_measured(
-    heads: int, groups: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_every_size_of_attention_is_measured(heads: int, groups: int) -> None:
     import measure_latencies
 
     config = make_tiny_config(layers=1, shape=LayerShape(heads, groups, 8))

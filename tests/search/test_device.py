@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compare_searches import generation_tokens
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import stack_problems, synthetic_problem
 from tyr_jax.search.contract import Search
-from tyr_jax.search.device import generation_tokens, search_many, search_on_device
+from tyr_jax.search.device import search_many, search_on_device
 from tyr_jax.search.evolution import Evolution
 
 SEARCH = Evolution(generations=6, offspring=16, survivors=(4, 1), stage_tokens=(16, 64))

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare_searches import generation_tokens
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
 from tyr_jax.search import contract, loop
 from tyr_jax.search.contract import Query, Search
-from tyr_jax.search.device import generation_tokens, search_many, search_on_device
+from tyr_jax.search.device import search_many, search_on_device
 from tyr_jax.search.evosax_adapter import Evosax, algorithm_of, known_algorithms
 from tyr_jax.search.exchange import Exchange
 from tyr_jax.search.lagrangian import connected

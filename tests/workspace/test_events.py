@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from record_samples import read_events
 
 from tyr_jax.errors import UserError
-from tyr_jax.workspace.events import EventLog, read_entries, read_events
+from tyr_jax.workspace.events import EventLog, read_entries
 
 
 def kinds(path: Path) -> list[str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record_samples import altered
+from record_samples import altered, read_events
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.settings import Settings
-from tyr_jax.workspace.events import read_events
 from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
 from tyr_jax.workspace.records import Work

@@ -13,7 +13,7 @@ from tyr_jax.data.builtin import builtin_documents
 from tyr_jax.data.encoding import is_unicode
 from tyr_jax.data.sources import Source, check_file
 from tyr_jax.errors import UserError
-from tyr_jax.files import parse_json
+from tyr_jax.files import parse_json, reason
 
 Conversation = list[dict[str, str]]
 Document = str | Conversation
@@ -274,9 +274,3 @@ def _optional(module: str, where: str) -> ModuleType:
         raise UserError(
             f"{where} needs the package '{package}'; install it with: pip install 'tyr-jax[data]'"
         ) from None
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

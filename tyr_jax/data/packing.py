@@ -143,10 +143,14 @@ def render(conversation: Conversation, source: Source, tokenizer: Tokenizer, **o
 
 def hold_out(stream: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(every `PERIOD`-th window of `length` tokens, from the first on, `[W, length]`; all other text)."""
-    whole = len(stream) // length
-    windows = stream[: whole * length].reshape(whole, length)
-    held = np.arange(whole) % PERIOD == 0
-    return windows[held], np.concatenate([windows[~held].reshape(-1), stream[whole * length :]])
+    windows = whole_windows(stream, length)
+    held = np.arange(len(windows)) % PERIOD == 0
+    return windows[held], np.concatenate([windows[~held].reshape(-1), stream[windows.size :]])
+
+
+def whole_windows(stream: np.ndarray, length: int) -> np.ndarray:
+    """The whole windows `[W, length]` of a stream, one after the other."""
+    return stream[: len(stream) // length * length].reshape(-1, length)
 
 
 def deal(
@@ -161,7 +165,7 @@ def deal(
     """
     long = int(lengths[1] > lengths[0])
     short = 1 - long
-    blocks = stream[: len(stream) // lengths[long] * lengths[long]].reshape(-1, lengths[long])
+    blocks = whole_windows(stream, lengths[long])
     order = rng.permutation(len(blocks))
     rest = blocks[order[needs[long] :]]
     pieces = rest[:, : lengths[long] // lengths[short] * lengths[short]].reshape(-1, lengths[short])

@@ -25,6 +25,7 @@ from tyr_jax.data.packing import (
     interleave,
     openings,
     read_tokens,
+    whole_windows,
     with_bos,
     with_noise,
 )
@@ -273,9 +274,7 @@ def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndar
     """The first windows of a source that is not used for calibration: consecutive ones, from its start."""
     length = spec.evaluation_length
     stream = read_tokens(source, tokenizer, spec.evaluation_windows * length, spec.chat_template)
-    whole = len(stream) // length
-    windows = stream[: whole * length].reshape(whole, length)
-    return _evaluation_windows(windows, spec, tokenizer, source, len(stream))
+    return _evaluation_windows(whole_windows(stream, length), spec, tokenizer, source, len(stream))
 
 
 def _evaluation_windows(

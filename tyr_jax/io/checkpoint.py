@@ -82,19 +82,15 @@ def load_model(
     return load(path, name, dtype, offload, ignore_keys)
 
 
-def load_config(
-    name: str, *, family: str | None = None, ignore_keys: Iterable[str] = ()
-) -> tuple[ModelConfig, np.dtype]:
+def load_config(name: str, ignore_keys: Iterable[str] = ()) -> tuple[ModelConfig, np.dtype]:
     """(configuration, dtype of the stored weights) of the model called `name`.
 
     The dtype is the one that the configuration states; float32 if it states none, and for GGUF files. From
-    the hub, only the configuration is downloaded. `family` and `ignore_keys` are as for `load_model`.
+    the hub, only the configuration is downloaded. `ignore_keys` are as for `load_model`.
 
     Raises:
-        UserError: there is no such model or family, or its configuration is not supported.
+        UserError: there is no such model, or its configuration is not supported.
     """
-    if family is not None:
-        load_family(family)
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
         values = gguf.read_hf_config(gguf.open_gguf(path), path)

@@ -85,11 +85,6 @@ class BlockTensor:
         """Its key in the checkpoint, for block `layer`."""
         return f"model.layers.{layer}.{self.key}"
 
-    @property
-    def outlives_units(self) -> bool:
-        """Whether it adds to the residual stream even when its sublayer has no units left."""
-        return self.key.endswith(".bias") and self.outputs == "D"
-
 
 BLOCK_TENSORS = (
     BlockTensor("layer_type", "", "", "", "attention", "mixed"),
@@ -253,11 +248,6 @@ class ModelConfig:
         """The different ways in which layers treat positions."""
         return tuple(dict.fromkeys(self.positions))
 
-    @property
-    def any_qk_norm(self) -> bool:
-        """Whether queries and keys are normed."""
-        return self.qk_norm or self.wide_qk_norm
-
     def scale_of(self, name: str) -> float:
         """The factor that turns a checkpoint's values of tensor `name` into ours.
 
@@ -265,7 +255,8 @@ class ModelConfig:
         scores by √H. With tied embeddings, `embed_scale` also reaches the head, and the last norm divides it
         out.
         """
-        if name in ("q_norm", "wide_q_norm") or (name in ("q", "q_bias") and not self.any_qk_norm):
+        normed = self.qk_norm or self.wide_qk_norm
+        if name in ("q_norm", "wide_q_norm") or (name in ("q", "q_bias") and not normed):
             if self.query_scalar is not None:
                 return (self.head_dim / self.query_scalar) ** 0.5
             return 1.0 if self.attention_scale is None else self.attention_scale * self.head_dim**0.5

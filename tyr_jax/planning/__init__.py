@@ -1,1 +1,1 @@
-"""What a run will need, before it runs: memory, disk, FLOPs, collectives, time."""
+"""What a run will need, before it runs: memory, disk, FLOPs, time."""

@@ -105,7 +105,8 @@ def pick_neurons(kept: np.ndarray, config: ModelConfig, multiple: int) -> Picks:
 
 def has_output_bias(config: ModelConfig, sublayer: Sublayer) -> bool:
     """Whether a sublayer adds to the residual stream even when it has no units left."""
-    return any(tensor.outlives_units for tensor in config.tensors if tensor.sublayer == sublayer)
+    own = [tensor for tensor in config.tensors if tensor.sublayer == sublayer]
+    return any(tensor.key.endswith(".bias") and tensor.outputs == "D" for tensor in own)
 
 
 def shape_of(picks: Picks) -> LayerShape:

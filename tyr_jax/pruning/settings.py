@@ -24,7 +24,6 @@ RESOURCES: tuple[str, ...] = get_args(Resource)
 """What the blocks of a model take, and a budget can limit."""
 
 Accumulation = Literal["expectation", "uniform", "random", "centre", "none"]
-ACCUMULATIONS: tuple[str, ...] = get_args(Accumulation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from tyr_jax.model.spec import Block, ModelConfig, Params
+from tyr_jax.model.spec import Block, ModelConfig
 from tyr_jax.pruning.kinds import SiteKind
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime import devices
@@ -53,13 +53,12 @@ class Supernet(flax.struct.PyTreeNode):
         return {kind.name: -1 for kind in self.kinds}
 
     def admitted(self, layer: Any, levels: Any) -> Block:
-        """Tensors of a block that say which units `levels [S]` of a layer keep, for kinds that need them.
-        Instead of one layer, `layer` may be all of them, `[L]`, with `levels [S, L]`."""
+        """Tensors of a block that say which units `levels [S]` of a layer keep, for kinds that need them."""
         found: Block = {}
         for row, kind in enumerate(self.kinds):
             if kind.admit is not None:
                 count = jnp.asarray(self.kept)[row, layer, levels[row]]
-                found |= kind.admit(jnp.asarray(self.ranks[kind.name])[layer] < count[..., None])
+                found |= kind.admit(jnp.asarray(self.ranks[kind.name])[layer] < count)
         return found
 
 
@@ -160,26 +159,14 @@ def at_levels(
 
 
 def takes_all(index: jax.Array, levels: int) -> bool:
-    """Whether `index [L, E']` takes all `levels` of every layer as they are. Unknown while it is traced."""
-    if isinstance(index, jax.core.Tracer):
-        return False
+    """Whether `index [L, E']` takes all `levels` of every layer as they are."""
     return np.array_equal(devices.fetch(index), np.broadcast_to(np.arange(levels), (len(index), levels)))
 
 
 def picked(stack: Any, index: jax.Array, scratch: Scratch) -> Any:
-    """The levels `index [L, E']` of every layer of `stack [L, E, ...]`; one level of each for `index [L]`."""
+    """The levels `index [L, E']` of every layer of `stack [L, E, ...]`."""
     if takes_all(index, stack.shape[1]):
         return stack
     if on_disk(stack):
         return scratch.stack(len(index), lambda layer: stack[layer][np.asarray(index[layer])])
     return jax.vmap(lambda levels, e: levels[e])(stack, index)
-
-
-def select(params: Params, supernet: Supernet, distribution: jax.Array) -> Params:
-    """Dense-shaped params with the pruned projections of `distribution`, integer levels `[S, L]`."""
-    every = jnp.arange(distribution.shape[1])
-    pruned = {
-        kind.output: picked(supernet.weights[kind.name], distribution[row], TEMPORARY)
-        for row, kind in enumerate(supernet.kinds)
-    }
-    return params | {"blocks": params["blocks"] | pruned | supernet.admitted(every, distribution)}

@@ -12,7 +12,7 @@ Axis letters: `S` kinds of site, `L` layers, `E` levels.
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -131,20 +131,16 @@ class Uniform:
         steps[-1] = max(steps[-1], floor)
         for row, (kind, layers) in enumerate(rows):
 
-            def too_many(count: int, row: int = row) -> list[Resource]:
-                return self.exceeded([*steps[:row], count, *steps[row + 1 :]])
+            def too_many(count: int, row: int = row) -> bool:
+                return bool(self.exceeded([*steps[:row], count, *steps[row + 1 :]]))
 
-            found = _largest(layers * (kind.units // kind.multiple), too_many)
+            counts = range(layers * (kind.units // kind.multiple) + 1)
+            found = bisect.bisect_left(counts, True, key=too_many) - 1
             steps[row] = found if row + 1 == len(rows) else max(0, found)
         if steps[-1] < floor or not any(steps):
             raise _too_small(self, sparsity, self.exceeded([*steps[:-1], max(floor, 1)]))
         _check_smaller(self, sparsity)
         return self.kept(steps)
-
-
-def _largest(count: int, exceeds: Callable[[int], object]) -> int:
-    """The largest of 0 … `count` that exceeds no limit, -1 if there is none."""
-    return bisect.bisect_left(range(count + 1), True, key=lambda number: bool(exceeds(number))) - 1
 
 
 def _too_small(models: Uniform, sparsity: float, exceeded: list[Resource]) -> UserError:

@@ -85,7 +85,7 @@ class GivenModel(NamedTuple):
         """
         loaded = self.loaded()
         if loaded is None:
-            return load_config(self.name, ignore_keys=self.ignore_keys)
+            return load_config(self.name, self.ignore_keys)
         return loaded.config, loaded.stored_dtype
 
 

@@ -1,11 +1,10 @@
-"""What benchmarks share: fair timings, and the machine's matmul rate."""
+"""Fair timings, for benchmarks."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -27,10 +26,3 @@ def medians(
         for name, run in runs.items():
             times[name].append(seconds(run))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def matmul_rate(size: int = 1536, rows: int = 4096) -> float:
-    """FLOP/s of a float32 matrix product, from the median of ten."""
-    a, b = jnp.ones((rows, size)), jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
-    return 2 * rows * size * size / medians({"": lambda: product(a, b)}, 10)[""]

@@ -302,8 +302,8 @@ def score_population(
     objective: Objective,
     on_chunk: Callable[[int], None] = lambda candidate_tokens: None,
 ) -> Fitness:
-    """Mean objective `[C]` of `candidates [C, S, L]` over `sequences [s]` of the pool, as
-    `tyr_jax.scoring.population` computes it at full width. `on_chunk` gets the candidate-tokens done."""
+    """Mean objective `[C]` of `candidates [C, S, L]` over `sequences [s]` of the pool. `on_chunk` gets the
+    candidate-tokens done."""
     chex.assert_shape(candidates, (None, len(nested.kinds), config.depth))
     chex.assert_rank([pool.tokens, sequences], [2, 1])
     depth, length, outside = config.depth, pool.tokens.shape[1], decoder.outside(nested.params)

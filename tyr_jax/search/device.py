@@ -77,8 +77,3 @@ def search_many(search: Search, keys: jax.Array, landscapes: Landscape) -> Trace
     """
     run = jax.vmap(functools.partial(search_on_device, search))
     return (run if len(keys) % devices.count() else devices.divided(run))(keys, landscapes)
-
-
-def generation_tokens(search: Search, space: SearchSpace) -> int:
-    """Candidate-tokens of a generation."""
-    return search.candidate_tokens(space) * search.stages(space) // search.steps(space)

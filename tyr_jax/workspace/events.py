@@ -127,8 +127,3 @@ def _entry(line: str, where: str, first: bool) -> dict[str, Any]:
         check_version(entry, Event, where)
     name = parse(Event, entry, where).event
     return parse(EVENTS.get(name, Event), entry, where).as_json()
-
-
-def read_events(path: Path, event: str) -> list[dict[str, Any]]:
-    """All events with the name `event` in a file."""
-    return [entry for entry in read_entries(path) if entry["event"] == event]

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import parse_json
+from tyr_jax.files import parse_json, reason
 from tyr_jax.runtime import hosts
 from tyr_jax.workspace import pytrees
 from tyr_jax.workspace.pytrees import SAVED, Leaf
@@ -92,8 +92,8 @@ class Store:
             if hosts.is_lost(error):
                 raise
             raise UserError(
-                f"cannot keep finished work in {path}: {_reason(error)}; free space or fix the permissions "
-                "and run the same command again, which continues from here"
+                f"cannot keep finished work in {path}: {reason(error)[:200]}; free space or fix the "
+                "permissions and run the same command again, which continues from here"
             ) from error
 
     def load(self, name: str, kind: type[Work] = Work, like: Any = SAVED) -> Saved | None:
@@ -197,9 +197,3 @@ def _wanted(leaves: list[Leaf], like: Any) -> dict[str, ocp.RestoreArgs]:
                 ocp.ArrayRestoreArgs(sharding=example.sharding) if pytrees.is_divided(example) else IN_NUMPY
             )
     return wanted
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

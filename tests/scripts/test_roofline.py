@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import roofline
+import stage_programs
+from roofline import CHIPS, Work
 from tiny import make_tiny_config
 
-from tyr_jax import settings
-from tyr_jax.planning import programs, roofline
-from tyr_jax.planning.roofline import CHIPS, Work
 from tyr_jax.pruning import hessian
+from tyr_jax.settings import PRESETS
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -62,7 +63,7 @@ def test_branches() -> None:
 
 @pytest.mark.parametrize("name", ["ffn: residual", "ffn: statistics"])
 def test_a_stage_without_loops_has_what_xla_counts(name: str) -> None:
-    every = programs.all_stages(make_tiny_config(hidden=64), settings.PRESETS["quick"], jnp.dtype("float32"))
+    every = stage_programs.all_stages(make_tiny_config(hidden=64), PRESETS["quick"], jnp.dtype("float32"))
     stage = next(stage for stage in every if stage.name == name)
     compiled: Any = stage.lower().compile()
     counted = compiled.cost_analysis()["flops"]
@@ -79,7 +80,7 @@ def test_the_least_time_is_that_of_published_rates() -> None:
 
 
 def test_a_device_has_its_part() -> None:
-    every = programs.all_stages(make_tiny_config(), settings.PRESETS["quick"], jnp.dtype("float32"))
+    every = stage_programs.all_stages(make_tiny_config(), PRESETS["quick"], jnp.dtype("float32"))
     stage = next(stage for stage in every if stage.name == "ffn: residual")
     memory = types.SimpleNamespace(argument_size_in_bytes=100, output_size_in_bytes=20)
     program = "ENTRY %main (x: f32[8]) -> f32[64] {\n  ROOT %y = f32[64]{0} all-gather(%x), dimensions={0}\n}"

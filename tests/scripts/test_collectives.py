@@ -1,8 +1,7 @@
 """Bytes that devices send each other, from the text of a compiled program."""
 
+import collectives
 import pytest
-
-from tyr_jax.planning import collectives
 
 PROGRAM = """
 %body.1 (x: f32[8]) -> f32[8] {

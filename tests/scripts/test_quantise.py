@@ -4,13 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, make_tiny_config
-
-from tyr_jax.errors import UserError
-from tyr_jax.model import decoder
-from tyr_jax.model.spec import LayerShape
-from tyr_jax.model.tensors import layer_block, random_params
-from tyr_jax.pruning.quantise import (
+from quantise import (
     DAMPING,
     STAGES,
     Integers,
@@ -20,6 +14,12 @@ from tyr_jax.pruning.quantise import (
     compensated,
     rounded,
 )
+from tiny import TINY, make_tiny_config
+
+from tyr_jax.errors import UserError
+from tyr_jax.model import decoder
+from tyr_jax.model.spec import LayerShape
+from tyr_jax.model.tensors import layer_block, random_params
 
 
 def inputs(channels: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The vmapped score of a population against each candidate run alone in float64."""
+"""The score of a population, nested and at full width, against each candidate run alone in float64."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import kl64, layer_outputs64, logits64, nll64, random_supernet
+from full_width import score_candidates
+from reference import kl64, layer_outputs64, logits64, nll64, random_supernet, select
 from tiny import FFN
 
 from tyr_jax import space
@@ -15,8 +16,8 @@ from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.pruning.supernet import Supernet, select
-from tyr_jax.scoring import chunking, population, teacher
+from tyr_jax.pruning.supernet import Supernet
+from tyr_jax.scoring import chunking, nested, scorer, teacher
 from tyr_jax.scoring.objective import KL, HiddenKL, Objective, Perplexity, TeacherBatch
 from tyr_jax.scoring.teacher import take, teacher_targets
 from tyr_jax.space import LevelGrid
@@ -40,9 +41,16 @@ class World(NamedTuple):
         self, candidates: np.ndarray, sequences: np.ndarray, objective: Objective = KL_DIVERGENCE
     ) -> np.ndarray:
         pool = self.pool(objective)
-        return population.score_population(
-            self.params, self.supernet, candidates, pool, sequences, self.config, objective
-        )
+        return scorer.score_population(self.nested(), candidates, pool, sequences, self.config, objective)
+
+    def score_at_full_width(
+        self, candidates: np.ndarray, sequences: np.ndarray, objective: Objective = KL_DIVERGENCE
+    ) -> jax.Array:
+        batch = take(self.pool(objective), sequences)
+        return score_candidates(self.params, self.supernet, candidates, batch, self.config, objective)
+
+    def nested(self) -> nested.Nested:
+        return nested.nest(self.params, self.supernet, self.config)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +75,16 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
 
 
-def test_kl_equals_each_candidate_alone(world: World, small_chunks: None) -> None:
+@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
+def test_kl_equals_each_candidate_alone(
+    score: Callable[..., np.ndarray], world: World, small_chunks: None
+) -> None:
     sequences = np.array([3, 0, 4])
-    scores = world.score(world.candidates, sequences)
+    scores = score(world, world.candidates, sequences)
     tokens = world.tokens[sequences]
     dense = logits64(world.params, tokens, world.config)
     for candidate, ours in zip(world.candidates, scores, strict=True):
-        alone = select(world.params, world.supernet, jnp.asarray(candidate))
+        alone = select(world.params, world.supernet, candidate)
         exact = kl64(dense, logits64(alone, tokens, world.config)).mean()
         np.testing.assert_allclose(ours, exact, rtol=1e-4)
         own = kl64(forward(world.params, tokens, world.config), forward(alone, tokens, world.config)).mean()
@@ -81,13 +92,16 @@ def test_kl_equals_each_candidate_alone(world: World, small_chunks: None) -> Non
     assert np.ptp(scores) > 0.01
 
 
+@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
 @pytest.mark.parametrize("objective", [HiddenKL(alpha=2.0), Perplexity()], ids=str)
-def test_other_objectives_equal_each_candidate_alone(world: World, objective: Objective) -> None:
+def test_other_objectives_equal_each_candidate_alone(
+    score: Callable[..., np.ndarray], world: World, objective: Objective
+) -> None:
     sequences = np.array([1, 2])
-    scores = world.score(world.candidates[:2], sequences, objective)
+    scores = score(world, world.candidates[:2], sequences, objective)
     tokens, config = world.tokens[sequences], world.config
     for candidate, ours in zip(world.candidates, scores, strict=False):
-        alone = select(world.params, world.supernet, jnp.asarray(candidate))
+        alone = select(world.params, world.supernet, candidate)
         sparse = logits64(alone, tokens, config)
         exact = nll64(sparse, tokens).mean()
         if isinstance(objective, HiddenKL):
@@ -129,15 +143,9 @@ def test_the_order_of_candidates_does_not_matter(world: World, small_chunks: Non
 
 def test_progress_counts_candidate_tokens(world: World, small_chunks: None) -> None:
     spent: list[int] = []
-    population.score_population(
-        world.params,
-        world.supernet,
-        world.candidates,
-        world.pool(),
-        np.arange(3),
-        world.config,
-        KL_DIVERGENCE,
-        spent.append,
+    pool, config = world.pool(), world.config
+    scorer.score_population(
+        world.nested(), world.candidates, pool, np.arange(3), config, KL_DIVERGENCE, spent.append
     )
     assert sum(spent) == 7 * 3 * LENGTH
 
@@ -156,21 +164,20 @@ def test_the_teacher_is_at_no_distance_from_itself(world: World) -> None:
         kind.name: jnp.broadcast_to(blocks[kind.output][:, None], world.supernet.weights[kind.name].shape)
         for kind in world.supernet.kinds
     }
-    dense = world.supernet.replace(weights=weights)
-    scores = population.score_population(
-        world.params, dense, world.candidates[:2], world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
-    )
+    dense = world._replace(supernet=world.supernet.replace(weights=weights))
+    scores = dense.score_at_full_width(world.candidates[:2], np.array([1, 2]))
     assert np.abs(scores).max() < 1e-6
 
 
-def test_one_broken_candidate_does_not_touch_the_others(world: World) -> None:
+@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
+def test_one_broken_candidate_does_not_touch_the_others(
+    score: Callable[..., np.ndarray], world: World
+) -> None:
     down = world.supernet.weights["ffn"].at[1, 3].set(jnp.nan)
-    broken = world.supernet.replace(weights=world.supernet.weights | {"ffn": down})
+    broken = world._replace(supernet=world.supernet.replace(weights=world.supernet.weights | {"ffn": down}))
     candidates = np.stack([np.full((2, 3), 2), np.full((2, 3), 2)])
     candidates[1, FFN, 1] = 3
-    scores = population.score_population(
-        world.params, broken, candidates, world.pool(), np.array([1, 2]), world.config, KL_DIVERGENCE
-    )
+    scores = score(broken, candidates, np.array([1, 2]))
     assert np.isfinite(scores[0])
     assert not np.isfinite(scores[1])
 

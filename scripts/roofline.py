@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import collectives
 import jax
+from stage_programs import Program
 
-from tyr_jax.planning import collectives
-from tyr_jax.planning.programs import Program
 from tyr_jax.runtime import devices
 
 PASSES = 6

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problem_fit import Columns, Scores, errors_of, fit_problem, fitted, predicted, ridge
 
 from tyr_jax.problems import Problem, synthetic_problem
-from tyr_jax.problems.fit import Columns, Scores, errors_of, fit_problem, fitted, predicted, ridge
 from tyr_jax.search.contract import Query
 from tyr_jax.search.draws import scattered
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flap
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,6 @@ from tyr_jax.errors import UserError
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import LayerShape
 from tyr_jax.model.tensors import iter_tensors, random_params
-from tyr_jax.pruning import flap
 
 
 def test_scores_worked_by_hand() -> None:
