@@ -125,7 +125,7 @@ def time_searches(world: World, pool: TeacherBatch, bench: Bench) -> tuple[float
     def search(score: loop.Scorer, generations: int) -> tuple[float, np.ndarray]:
         few = dataclasses.replace(schedule, generations=generations)
         start = time.perf_counter()
-        found = loop.run(few, loop.begin(few, jax.random.key(0), centre, choice), choice, score)
+        found = loop.run(few, loop.begin_search(few, jax.random.key(0), centre, choice), choice, score)
         return time.perf_counter() - start, found
 
     for score in (plain, ours):

@@ -26,7 +26,7 @@ from tyr_jax.model.tensors import random_params
 from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Loss, TrainingRows
-from tyr_jax.recovery.train import Models, Plan, State, Training
+from tyr_jax.recovery.train import Models, State, Training, TrainingPlan
 from tyr_jax.runtime.timing import medians
 
 
@@ -63,12 +63,12 @@ def our_step(bench: Bench, student: ModelConfig, method: Method, tokens: np.ndar
     """A function that runs the next step of `tyr_jax.recovery.train` at each call."""
     teacher = bench.load()
     small = random_params(student, jax.random.key(0)) | {"embed": teacher.params["embed"]}
-    plan = Plan(student, teacher.config, Training(method=method, rank=bench.rank), Loss(), 1000)
+    plan = TrainingPlan(student, teacher.config, Training(method=method, rank=bench.rank), Loss(), 1000)
     models = Models(adapters.frozen(small, method), teacher.params)
     rows = TrainingRows(jnp.asarray(tokens)[None], jnp.ones((1, *tokens.shape), bool))
 
     def steps() -> Iterator[jax.Array]:
-        state: State = train.begin(small, plan, 0)
+        state: State = train.begin_training(small, plan, 0)
         while True:
             state, loss = train.step(state, models, rows, plan)
             yield loss

@@ -60,7 +60,7 @@ def on_host(search: Search, problem: Problem) -> np.ndarray:
     def score(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         return np.asarray(answered(problem, Query(candidates, sequences)))
 
-    begun = loop.begin(search, jax.random.key(0), np.asarray(problem.start), problem.space)
+    begun = loop.begin_search(search, jax.random.key(0), np.asarray(problem.start), problem.space)
     return loop.run(search, begun, problem.space, score)
 
 

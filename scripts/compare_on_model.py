@@ -125,7 +125,7 @@ def run(
             if left and spent >= left[0] * budget and search.record(state) is not None:
                 points.append((spent, time.monotonic() - began, np.asarray(search.best(state))))
 
-        begun = loop.begin(search, jax.random.key(seed), start, choice)
+        begun = loop.begin_search(search, jax.random.key(seed), start, choice)
         found = loop.run(search, begun, choice, score, on_step=watch, slopes=slopes)
     if points and points[-1][0] == spent:
         points.pop()

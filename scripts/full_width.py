@@ -39,7 +39,7 @@ def score_candidates(
     def alone(distribution: jax.Array) -> jax.Array:
         admitted = jax.vmap(supernet.admitted, in_axes=(0, 1))(jnp.arange(config.depth), distribution)
         layers = params["blocks"], supernet.weights, distribution.T, admitted
-        state = ForwardState.begin(decoder.embed(params, batch.tokens))
+        state = ForwardState.of_residual(decoder.embed(params, batch.tokens))
         scoring = Scoring.of_model(config, objective)
         state = decoder.scan_layers(layers, apply, state, config, scoring.observed)
         return scoring.score(params, state, batch)

@@ -58,7 +58,7 @@ class Fuzz:
     """Seconds to run."""
     seed: int = 0
     """Random seed of the cases."""
-    kinds: tuple[str, ...] = tuple(cases.KINDS)
+    kinds: tuple[str, ...] = tuple(cases.CASES)
     """Kinds of input."""
     case: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Run only this case, and show everything that it prints."""
@@ -139,7 +139,7 @@ def try_case(asked: Fuzz, number: int) -> tuple[Case, Ended, list[str]]:
         place = Place(WORK / "base", Path(scratch, "given"), Path(scratch, "here"))
         place.given.mkdir()
         place.here.mkdir()
-        case = cases.KINDS[draw.choice(asked.kinds)](draw, place)
+        case = cases.CASES[draw.choice(asked.kinds)](draw, place)
         before = tree(place.here)
         ended = run(case, place.here)
         return case, ended, faults(case, ended, before, tree(place.here))

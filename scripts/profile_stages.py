@@ -136,14 +136,14 @@ def programs(profile: Profile) -> Iterator[Program]:
     population, _ = scorer.arrange_population(net, candidates, np.arange(1), length, config)
     scoring = Scoring.of_model(config, objective)
     (part,) = scorer.parts_of(net, range(config.depth), scoring)
-    state = decoder.begin(decoder.outside(params), jnp.asarray(tokens)[None])
+    state = decoder.begin_forward(decoder.outside(params), jnp.asarray(tokens)[None])
     static = {"scoring": scoring}
     residuals, _ = scorer.run_trunk(net, *population.lead(part), state, **static)
     # All layers run, as if the trunk shared none.
     chunk = population.chunk(0, part, residuals)._replace(shared=jnp.int32(-1))
     yield Program("search: a candidate", scorer.score_chunk, (net, chunk, None, pool), static)
     centre, shares = jnp.asarray(space.centre_distribution(grid)), jnp.zeros((1, *net.kept.shape))
-    begun = decoder.begin(decoder.outside(params), jnp.asarray(tokens))
+    begun = decoder.begin_forward(decoder.outside(params), jnp.asarray(tokens))
     yield Program("search: slopes", slopes.last_slopes, (net, centre, shares, begun, pool), static)
 
 

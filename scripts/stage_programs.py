@@ -194,7 +194,7 @@ def scoring_stages(
     sites = integers(net.kept.shape[:2])
     tokens = devices.place(integers((n, shape.rows, length)))
     outside = decoder.outside(net.params)
-    state = devices.place(Program("", decoder.begin, (outside, tokens), {}).result())
+    state = devices.place(Program("", decoder.begin_forward, (outside, tokens), {}).result())
     name = f"{shape.rows} × {length} tokens"
     scoring = Scoring.of_model(config, settings.objective)
     static = {"scoring": scoring}
@@ -221,7 +221,7 @@ def blocks_stage(
     name: str, params: Params, tokens: ShapeDtypeStruct, config: ModelConfig, observed: tuple[int, ...] = ()
 ) -> tuple[Program, ForwardState]:
     """The stage that runs all blocks on `tokens [B, T]`, and the state that comes out, abstract."""
-    state = devices.place(Program("", decoder.begin, (decoder.outside(params), tokens), {}).result())
+    state = devices.place(Program("", decoder.begin_forward, (decoder.outside(params), tokens), {}).result())
     static = {"config": config, "observed": observed}
     stage = Program(name, decoder.run_blocks, (params["blocks"], state), static)
     return stage, devices.place(stage.result())
@@ -253,7 +253,7 @@ def search_stages(
         batch = answers(params, devices.count() * rows, config, settings)
         levels = ShapeDtypeStruct(net.kept.shape[:2], jnp.int32)
         shares = ShapeDtypeStruct((devices.count(), *net.kept.shape), jnp.float32)
-        begun = Program("", decoder.begin, (decoder.outside(params), batch.tokens), {}).result()
+        begun = Program("", decoder.begin_forward, (decoder.outside(params), batch.tokens), {}).result()
         arguments = net, levels, devices.place(shares), devices.place(begun), batch
         static = {"scoring": Scoring.of_model(config, objective)}
         yield Program("search: slopes", slopes.last_slopes, arguments, static)
@@ -310,7 +310,7 @@ def reconstruction_stages(params: Params, config: ModelConfig, settings: Setting
         for tensor in config.tensors
         if tensor.sublayer == "ffn"
     }
-    state = devices.spread(jax.eval_shape(reconstruction.begin, ffn), config.hidden_axes)
+    state = devices.spread(jax.eval_shape(reconstruction.begin_learning, ffn), config.hidden_axes)
     metric: Any = None
     if settings.pruning.metric != "none":
         metric = devices.place(ShapeDtypeStruct((config.hidden, config.hidden), jnp.float32), axis=1)

@@ -421,7 +421,7 @@ def benchmark_model(
             for name, one in given.items():
                 models[name] = load(one, asked.compute_dtype)
                 stage.advance()
-        timings = benchmark.measure(models, asked, shown)
+        timings = benchmark.time_models(models, asked, shown)
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     names = {name: one.name for name, one in given.items()}
     return Benchmark(names, device, benchmark.sizes(models), timings)

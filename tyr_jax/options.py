@@ -23,7 +23,7 @@ from tyr_jax.errors import UserError, require
 
 S = TypeVar("S")
 
-KINDS: dict[Any, tuple[Any, str]] = {
+ARGUMENTS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
@@ -166,7 +166,7 @@ def converted(name: str, kind: Any, value: Any) -> Any:
     if origin is Literal:
         require(value in arguments, name, repr(value), f"one of {', '.join(map(repr, arguments))}")
         return value
-    accepted, wanted = KINDS[kind]
+    accepted, wanted = ARGUMENTS[kind]
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     require(fits, name, repr(value), wanted)
     return kind(value)

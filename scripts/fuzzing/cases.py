@@ -244,7 +244,7 @@ def stopped(draw: random.Random, place: Place) -> Case:
     return Case(command, arguments, f"{signal.Signals(stop.number).name} after {stop.seconds:.2f} s", stop)
 
 
-KINDS: dict[str, Callable[[random.Random, Place], Case]] = {
+CASES: dict[str, Callable[[random.Random, Place], Case]] = {
     "models": spoilt_model,
     "texts": spoilt_text,
     "tasks": spoilt_tasks,

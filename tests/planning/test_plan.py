@@ -107,7 +107,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
 def test_folds_and_measurements_are_those_of_a_run(
     arguments: list[str], tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, measure, check = rounds.build_supernet, pipeline.measure, plan.disk_bytes
+    build, measure, check = rounds.build_supernet, pipeline.evaluate_model, plan.disk_bytes
     folds: Counter[int] = Counter()
     measured, loads, nets = [], [], []
 
@@ -128,7 +128,7 @@ def test_folds_and_measurements_are_those_of_a_run(
         return check(load, written)
 
     monkeypatch.setattr(rounds, "build_supernet", built)
-    monkeypatch.setattr(pipeline, "measure", measuring)
+    monkeypatch.setattr(pipeline, "evaluate_model", measuring)
     monkeypatch.setattr(plan, "disk_bytes", loaded)
     prune.main([*tiny_arguments, "--output", str(tmp_path / "pruned"), *arguments])
     (load,) = loads

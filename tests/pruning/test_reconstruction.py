@@ -17,7 +17,7 @@ from tyr_jax.model.tensors import layer_block, random_params
 from tyr_jax.pruning import reconstruction
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.pruning.reconstruction import Learnt, MiniBatch, Plan, Text, mix, rate, reconstructed
+from tyr_jax.pruning.reconstruction import LearningPlan, Learnt, MiniBatch, Text, mix, rate, reconstructed
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.runtime.offload import Scratch
 
@@ -45,7 +45,7 @@ class World(NamedTuple):
     def learn(self, passes: int = 20, share: float = 0.0, **changes: Any) -> Learnt:
         given = {"metric": self.metric, "kept": self.kept, "text": self.text()} | changes
         scratch = given.pop("scratch", None)
-        plan = Plan(self.config, passes, share, (0,), scratch)
+        plan = LearningPlan(self.config, passes, share, (0,), scratch)
         return reconstructed(self.small(), self.block, jnp.argsort(self.rank), plan=plan, **given)
 
 
@@ -117,7 +117,7 @@ def test_minibatches_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPat
     marked = [jnp.full((3, LENGTH, world.config.hidden), float(index)) for index in range(1, 5)]
     for mixed, expected in ((16, {(1, 2, 3, 4)}), (2, {(1, 3), (2, 4)})):
         monkeypatch.setattr(reconstruction, "MIXED_BATCHES", mixed)
-        plan = Plan(world.config, 1, 0.0, (0,))
+        plan = LearningPlan(world.config, 1, 0.0, (0,))
         minibatches = reconstruction.minibatches_of(world.block, Text(marked, None, [3, 3, 3, 2]), True, plan)
         assert len(minibatches) == 12
         assert sum(float(minibatch.weights.sum()) for minibatch in minibatches) == 11 * LENGTH

@@ -37,7 +37,7 @@ def test_a_product_beside_a_change(inputs: tuple[int, ...], outputs: tuple[int, 
 def test_every_projection_has_changes_of_its_shape() -> None:
     config = make_tiny_config(qkv_bias=True, qk_norm=True)
     params = random_params(config, jax.random.key(0))
-    pairs = adapters.begin(params, config, "lora", 5, 0)
+    pairs = adapters.trainable(params, config, "lora", 5, 0)
     axes = {tensor.name: (tensor.inputs, tensor.outputs) for tensor in config.tensors if tensor.inputs}
     assert pairs.keys() == axes.keys() > {"q", "down", "both_extra"}
     sizes = {"D": 32, "N": 4, "K": 2, "H": 8, "F": 48}
@@ -51,7 +51,7 @@ def test_every_projection_has_changes_of_its_shape() -> None:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_training_begins_with_the_model_as_it_was(method: Method, layers: tuple[LayerShape, ...]) -> None:
     pair = make_pair(layers)
-    trained = adapters.begin(pair.small, pair.small_config, method, 4, 0)
+    trained = adapters.trainable(pair.small, pair.small_config, method, 4, 0)
     begun = adapters.merged(adapters.frozen(pair.small, method), trained, method, 2.0)
     chex.assert_trees_all_equal(begun, pair.small)
 
@@ -60,7 +60,7 @@ def test_training_begins_with_the_model_as_it_was(method: Method, layers: tuple[
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_is_written_is_what_was_trained(method: Method, layers: tuple[LayerShape, ...]) -> None:
     pair, tokens = make_pair(layers), make_rows().tokens[0]
-    begun = adapters.begin(pair.small, pair.small_config, method, 4, 0)
+    begun = adapters.trainable(pair.small, pair.small_config, method, 4, 0)
     rng = np.random.default_rng(1)
     trained = jax.tree.map(lambda array: array + 0.1 * rng.standard_normal(array.shape).astype("f4"), begun)
     rest = adapters.frozen(pair.small, method)

@@ -19,7 +19,7 @@ def logs(params: Params, config: ModelConfig, tokens: jax.Array) -> np.ndarray:
 
 
 def states(params: Params, config: ModelConfig, tokens: jax.Array, observed: tuple[int, ...]) -> np.ndarray:
-    begun = decoder.begin(decoder.outside(params), tokens)
+    begun = decoder.begin_forward(decoder.outside(params), tokens)
     return np.asarray(decoder.run_blocks(params["blocks"], begun, config, observed).outputs, np.float64)
 
 

@@ -19,19 +19,21 @@ from tyr_jax.model.tensors import block_specs
 from tyr_jax.recovery import adapters, train
 from tyr_jax.recovery.adapters import Method
 from tyr_jax.recovery.loss import Goal, Loss
-from tyr_jax.recovery.train import MUON_SCALE, Models, Plan, Training
+from tyr_jax.recovery.train import MUON_SCALE, Models, Training, TrainingPlan
 
 pytestmark = pytest.mark.slow
 
 CASES = list(itertools.product(["lora", "full"], ["kd", "next-token"]))
 
 
-def set_up(method: Method, goal: Goal, **changes: Any) -> tuple[train.State, Models, Plan]:
+def set_up(method: Method, goal: Goal, **changes: Any) -> tuple[train.State, Models, TrainingPlan]:
     pair = make_pair()
     training = Training(method=method, rank=4, **({"learning_rate": 1e-2} | changes))
-    plan = Plan(pair.small_config, pair.dense_config, training, Loss(goal, hidden=0.1 * (goal == "kd")), 40)
+    plan = TrainingPlan(
+        pair.small_config, pair.dense_config, training, Loss(goal, hidden=0.1 * (goal == "kd")), 40
+    )
     models = Models(adapters.frozen(pair.small, method), pair.dense)
-    return train.begin(pair.small, plan, 0), models, plan
+    return train.begin_training(pair.small, plan, 0), models, plan
 
 
 @pytest.mark.parametrize(("method", "goal"), CASES)
@@ -86,7 +88,7 @@ def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[L
     pair = make_pair(layers)
     training = Training(method=method, rank=4, optimizer="muon", learning_rate=1.0, warmup=0.0)
     optimizer = training.updates(10, pair.small_config)
-    trained = adapters.begin(pair.small, pair.small_config, method, 4, 0)
+    trained = adapters.trainable(pair.small, pair.small_config, method, 4, 0)
     rng = np.random.default_rng(0)
     slopes = jax.tree.map(lambda array: jnp.asarray(rng.standard_normal(array.shape), jnp.float32), trained)
     _, state = optimizer.update(slopes, optimizer.init(trained), trained)

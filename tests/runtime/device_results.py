@@ -135,7 +135,7 @@ def reconstruct(params: Params, metric: jax.Array, text: np.ndarray, config: Mod
     mixed = reconstruction.mix([batch, batch], 3)
     every = np.concatenate(devices.fetch([minibatch.target[minibatch.weights > 0] for minibatch in mixed]))
     minibatch = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
-    plan = reconstruction.Plan(config, 4, 0.5, (0,))
+    plan = reconstruction.LearningPlan(config, 4, 0.5, (0,))
     learnt = reconstruction.learn_from(ffn, [minibatch], metric, plan)
     return learnt, every[np.argsort(every[:, 0])]
 

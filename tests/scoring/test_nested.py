@@ -156,7 +156,7 @@ def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., 
         jnp.asarray(scorer.chunk_buckets(net, one, world.config)),
         take(world.pool, np.arange(2)),
     )
-    state = decoder.begin(decoder.outside(net.params), batch.tokens[None])
+    state = decoder.begin_forward(decoder.outside(net.params), batch.tokens[None])
     scoring = Scoring.of_model(world.config, KL_DIVERGENCE)
     residuals, _ = scorer.run_trunk(net, jnp.asarray(one[0]), buckets, state, scoring)
     chunk = scorer.Chunk(jnp.asarray(one), buckets[None], jnp.int32(shared), residuals)
@@ -267,7 +267,7 @@ def test_nothing_compiles_after_the_first_generation(
     for number in range(2):
         loop.run(
             schedule,
-            loop.begin(schedule, jax.random.key(number), start, choice),
+            loop.begin_search(schedule, jax.random.key(number), start, choice),
             choice,
             score,
             on_step=lambda step, state, fitness: sizes.append(

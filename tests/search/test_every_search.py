@@ -103,7 +103,7 @@ def steps_of(
         states.append(state)
         on_step()
 
-    begun = loop.begin(search, jax.random.key(seed), np.asarray(problem.start), problem.space)
+    begun = loop.begin_search(search, jax.random.key(seed), np.asarray(problem.start), problem.space)
     found = loop.run(search, begun, problem.space, score, on_step=keep, slopes=slopes)
     return found, candidates, [begun, *states]
 

@@ -55,7 +55,7 @@ def denser(candidates: np.ndarray, sequences: np.ndarray) -> np.ndarray:
 
 
 def run(search: Search, score: loop.Scorer = denser) -> np.ndarray:
-    return loop.run(search, loop.begin(search, jax.random.key(0), START, SPACE), SPACE, score)
+    return loop.run(search, loop.begin_search(search, jax.random.key(0), START, SPACE), SPACE, score)
 
 
 def test_a_search_of_a_few_lines_runs() -> None:

@@ -163,7 +163,7 @@ def sizes(models: Models) -> Sizes:
     }
 
 
-def measure(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
+def time_models(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
     """Time every case in JAX, and in llama.cpp if `settings` ask for it.
 
     Raises:
@@ -183,10 +183,10 @@ def measure(models: Models, settings: BenchmarkSettings, progress: Progress) -> 
             runs = jax_runs(models, length, batch, settings.tokens)
             timings += compare(runs, models, Case("JAX", length, batch, itemsize), settings)
             stage.advance()
-    return timings + (measure_in_llama_cpp(models, settings, progress) if settings.llama_cpp else [])
+    return timings + (time_in_llama_cpp(models, settings, progress) if settings.llama_cpp else [])
 
 
-def measure_in_llama_cpp(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
+def time_in_llama_cpp(models: Models, settings: BenchmarkSettings, progress: Progress) -> list[Timing]:
     """Time every prompt length in llama.cpp, on float32 files."""
     timings = []
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:

@@ -36,13 +36,13 @@ class Quality(NamedTuple):
     perplexity: float
     kl: float
 
-    def saved(self) -> records.Quality:
+    def saved(self) -> records.QualityRecord:
         """Its record, with None for values that are not finite."""
         found = {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
-        return records.Quality(**found)
+        return records.QualityRecord(**found)
 
     @classmethod
-    def of(cls, saved: records.Quality) -> Self:
+    def of(cls, saved: records.QualityRecord) -> Self:
         """The quality in a record, with NaN for values that were not finite."""
         found = (saved.perplexity, saved.kl)
         return cls(*(math.nan if value is None else value for value in found))

@@ -251,16 +251,16 @@ class ForwardState(NamedTuple):
     outputs: jax.Array
 
     @classmethod
-    def begin(cls, residual: jax.Array) -> Self:
+    def of_residual(cls, residual: jax.Array) -> Self:
         """The state before the first layer."""
         shape = residual.shape
         return cls(residual, jnp.zeros((*shape[:-2], 0, *shape[-2:]), residual.dtype))
 
 
 @jax.jit
-def begin(params: Params, tokens: jax.Array) -> ForwardState:
+def begin_forward(params: Params, tokens: jax.Array) -> ForwardState:
     """The state before the first layer, for `tokens [B, ..., T]`. `params` has what is outside the blocks."""
-    return ForwardState.begin(embed(params, tokens))
+    return ForwardState.of_residual(embed(params, tokens))
 
 
 def watch(
@@ -330,7 +330,7 @@ def run_model(
 ) -> Iterator[ForwardState]:
     """Run all layers on each of `texts`, tokens `[B, T]`, and keep the outputs of those that are `observed`.
     A layer on disk runs on all texts before the next one is read."""
-    states: Iterator[ForwardState] = (begin(outside(params), tokens) for tokens in texts)
+    states: Iterator[ForwardState] = (begin_forward(outside(params), tokens) for tokens in texts)
     for segment in offload.segments(params["blocks"], range(config.depth)):
         blocks = devices.spread(segment.weights, config.hidden_axes)
         run = functools.partial(run_blocks, blocks, config=config, observed=segment.own(observed))
@@ -386,7 +386,7 @@ def logits(rows: jax.Array, hidden: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="config")
 def hidden_states(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Normed last hidden states `[B, T, D]` of `tokens [B, T]`, which the head turns into logits."""
-    state = run_blocks(params["blocks"], ForwardState.begin(embed(params, tokens)), config)
+    state = run_blocks(params["blocks"], ForwardState.of_residual(embed(params, tokens)), config)
     return final_hidden(params, state.residual, config)
 
 

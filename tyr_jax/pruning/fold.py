@@ -26,7 +26,7 @@ from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.model.tensors import layer_block
 from tyr_jax.pruning import hessian, linalg, stream
 from tyr_jax.pruning.kinds import SiteKind
-from tyr_jax.pruning.reconstruction import Learnt, Plan, Text, reconstructed
+from tyr_jax.pruning.reconstruction import LearningPlan, Learnt, Text, reconstructed
 from tyr_jax.pruning.settings import Accumulation, PruningSettings
 from tyr_jax.pruning.site import PrunedSite
 from tyr_jax.pruning.supernet import Layer, Supernet, empty_supernet, with_layer
@@ -270,7 +270,7 @@ def reconstruct(task: SiteTask, block: Block, site: PrunedSite, fold: Fold, plan
     weight = block[task.kind.output]
     pruned = block | {task.kind.output: site.weights.reshape(weight.shape).astype(weight.dtype)}
     text = Text(fold.residual, fold.dense, fold.real)
-    how = Plan(plan.config, plan.passes, plan.drift, (plan.seed, task.layer), plan.scratch)
+    how = LearningPlan(plan.config, plan.passes, plan.drift, (plan.seed, task.layer), plan.scratch)
     order = task.kind.entries(jnp.argsort(site.rank, axis=-1), plan.config)
     return reconstructed(pruned, block, order, task.left_to_learn(plan), text, task.metric, how)
 

@@ -64,7 +64,7 @@ class Learnt(NamedTuple):
     after: float
 
 
-class Plan(NamedTuple):
+class LearningPlan(NamedTuple):
     """How an FFN of `config` learns: in `passes` over the text, towards the output of the dense one plus a
     `share` of the drift, in an order that `seed` decides. With `scratch`, the mini-batches are on disk."""
 
@@ -147,7 +147,7 @@ class Learning(NamedTuple):
     adam: Any
 
 
-def begin(tensors: Block) -> Learning:
+def begin_learning(tensors: Block) -> Learning:
     """The state before learning, of an FFN's `tensors` in float32."""
     return Learning(tensors, ADAM.init(tensors))
 
@@ -182,11 +182,13 @@ def learn(
     return Learning(jax.tree.map(move, state.tensors, updates), adam)
 
 
-def learn_from(tensors: Block, minibatches: Sequence[Any], metric: jax.Array | None, plan: Plan) -> Learnt:
+def learn_from(
+    tensors: Block, minibatches: Sequence[Any], metric: jax.Array | None, plan: LearningPlan
+) -> Learnt:
     """Train an FFN's `tensors` in the plan's passes over `minibatches`. They stay as they were if the error
     on the first mini-batch has not fallen."""
     types = {name: array.dtype for name, array in tensors.items()}
-    state = begin({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
+    state = begin_learning({name: jnp.array(array, jnp.float32) for name, array in tensors.items()})
 
     def minibatch(index: int) -> MiniBatch:
         return devices.settle(devices.place(jax.tree.map(jnp.asarray, minibatches[index])))
@@ -214,7 +216,7 @@ class Text(NamedTuple):
     real: list[int]
 
 
-def minibatches_of(block: Block, text: Text, even: bool, plan: Plan) -> list[Any]:
+def minibatches_of(block: Block, text: Text, even: bool, plan: LearningPlan) -> list[Any]:
     """Mini-batches from the FFN of the dense `block`. All tokens weigh the same if `even`, else as
     `stream.token_weights` says."""
 
@@ -241,7 +243,13 @@ def width_for(kept: int, config: ModelConfig) -> int:
 
 
 def reconstructed(
-    pruned: Block, block: Block, order: jax.Array, kept: int, text: Text, metric: jax.Array | None, plan: Plan
+    pruned: Block,
+    block: Block,
+    order: jax.Array,
+    kept: int,
+    text: Text,
+    metric: jax.Array | None,
+    plan: LearningPlan,
 ) -> Learnt:
     """What the FFN of the `pruned` block has learnt, in dense shapes.
 

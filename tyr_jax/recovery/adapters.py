@@ -24,7 +24,7 @@ TRAINED = "blocks", "final_norm"
 """What `full` trains."""
 
 
-def begin(params: Params, config: ModelConfig, method: Method, rank: int, seed: int) -> Any:
+def trainable(params: Params, config: ModelConfig, method: Method, rank: int, seed: int) -> Any:
     """The parameters to train, in float32, at the start of training: the model is then unchanged."""
     if method == "full":
         # Copies, because training overwrites them.

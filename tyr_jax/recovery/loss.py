@@ -52,7 +52,7 @@ def teacher_batch(params: Params, tokens: jax.Array, config: ModelConfig, loss: 
     """The dense model's predictions on `tokens [B, T]`."""
     state = decoder.run_blocks(
         params["blocks"],
-        decoder.begin(decoder.outside(params), tokens),
+        decoder.begin_forward(decoder.outside(params), tokens),
         config,
         loss.observed_layers(config.depth),
     )
@@ -66,7 +66,9 @@ def sums(
     """The loss of every row `[B]`, summed over the tokens that are learnt."""
     observed = loss.observed_layers(config.depth)
     outside = decoder.outside(params)
-    state = decoder.run_blocks(params["blocks"], decoder.begin(outside, rows.tokens), config, observed)
+    state = decoder.run_blocks(
+        params["blocks"], decoder.begin_forward(outside, rows.tokens), config, observed
+    )
 
     def own(
         outside: Params, state: ForwardState, rows: TrainingRows, dense: TeacherBatch | None

@@ -95,7 +95,7 @@ class Models(NamedTuple):
     teacher: Params | None
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """What a step is compiled for."""
 
     config: ModelConfig
@@ -110,14 +110,14 @@ class Plan(NamedTuple):
         return self.training.updates(self.steps, self.config)
 
 
-def begin(params: Params, plan: Plan, seed: int) -> State:
+def begin_training(params: Params, plan: TrainingPlan, seed: int) -> State:
     """The state that training begins in."""
     training = plan.training
-    trained = adapters.begin(params, plan.config, training.method, training.rank, seed)
+    trained = adapters.trainable(params, plan.config, training.method, training.rank, seed)
     return State(trained, plan.optimizer.init(trained))
 
 
-def gradients(trained: Any, models: Models, rows: TrainingRows, plan: Plan) -> tuple[jax.Array, Any]:
+def gradients(trained: Any, models: Models, rows: TrainingRows, plan: TrainingPlan) -> tuple[jax.Array, Any]:
     """(the loss, its gradients) of `rows`, both summed over the tokens that are learnt."""
     dense = None
     if plan.teacher is not None and models.teacher is not None:
@@ -132,7 +132,7 @@ def gradients(trained: Any, models: Models, rows: TrainingRows, plan: Plan) -> t
 
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def step(state: State, models: Models, rows: TrainingRows, plan: Plan) -> tuple[State, jax.Array]:
+def step(state: State, models: Models, rows: TrainingRows, plan: TrainingPlan) -> tuple[State, jax.Array]:
     """Take a step on `rows [A, B, T]`: (the new state, the mean loss of a token before the step)."""
 
     def add(total: tuple[jax.Array, Any], rows: TrainingRows) -> tuple[tuple[jax.Array, Any], None]:

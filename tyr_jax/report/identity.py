@@ -73,7 +73,7 @@ def hub_texts(summary: Summary, recovery: Recovery | None = None) -> dict[str, S
     return {name: source for source in found for name in (source.label, source.label.rpartition("/")[2])}
 
 
-def kl_of(quality: Mapping[str, records.Quality]) -> float:
+def kl_of(quality: Mapping[str, records.QualityRecord]) -> float:
     """The mean KL of a model with this recorded quality."""
     return mean_kl(map(Quality.of, quality.values()))
 

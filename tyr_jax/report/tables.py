@@ -11,8 +11,8 @@ from tyr_jax.report.render import Row, Table
 from tyr_jax.workspace.records import (
     MEASURES,
     MODELS,
-    Dense,
     Health,
+    ModelRecord,
     Recovery,
     Sizes,
     Speed,
@@ -28,7 +28,7 @@ def number(value: float | None, form: str) -> str:
     return f"{value:{form if abs(value) < 1e9 else '.3g'}}"
 
 
-def models_of(summary: Summary) -> dict[str, Dense]:
+def models_of(summary: Summary) -> dict[str, ModelRecord]:
     """The models that a run compared, by name."""
     return {"dense": summary.dense, **summary.pruned}
 
@@ -43,7 +43,7 @@ def quality_rows(summary: Summary) -> list[Row]:
     return rows
 
 
-def parameter_rows(models: Sequence[Dense]) -> list[Row]:
+def parameter_rows(models: Sequence[ModelRecord]) -> list[Row]:
     """Parameters in millions, and by what share they are fewer than the first model's."""
 
     def millions(count: int, first: int) -> str:

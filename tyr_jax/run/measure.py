@@ -51,7 +51,7 @@ class EvaluationTexts(NamedTuple):
         return sum(map(len, self.windows.values()))
 
 
-def measure_dense(
+def evaluate_dense(
     job: Job, model: LoadedModel, windows: Mapping[str, np.ndarray]
 ) -> tuple[EvaluationTexts, Qualities]:
     """Evaluate the dense model on `windows [W, T]` by name of the text: (texts with predictions, quality).
@@ -78,7 +78,9 @@ def measure_dense(
     return EvaluationTexts(windows, dense), measured
 
 
-def measure(job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts) -> Qualities:
+def evaluate_model(
+    job: Job, name: str, params: Params, config: ModelConfig, texts: EvaluationTexts
+) -> Qualities:
     """Quality of the model called `name` on every text; its KL divergence is NaN without a dense model."""
     with job.progress.stage(f"evaluate {name}", texts.number, "windows") as stage:
         saved = job.store.load(name, QualityFacts)
@@ -101,11 +103,11 @@ def log_quality(job: Job, name: str, measured: Qualities) -> None:
     )
 
 
-def figures(measured: Qualities) -> dict[str, records.Quality]:
+def figures(measured: Qualities) -> dict[str, records.QualityRecord]:
     """Qualities for a record."""
     return {text: each.saved() for text, each in measured.items()}
 
 
-def qualities_of(saved: Mapping[str, records.Quality]) -> Qualities:
+def qualities_of(saved: Mapping[str, records.QualityRecord]) -> Qualities:
     """The qualities that `figures` prepared for a record."""
     return {text: Quality.of(each) for text, each in saved.items()}

@@ -25,7 +25,7 @@ from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.pruning.target import Target
-from tyr_jax.run.measure import Qualities, measure
+from tyr_jax.run.measure import Qualities, evaluate_model
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
 from tyr_jax.run.rounds import (
@@ -68,7 +68,7 @@ class Outcome:
     target: Target
     uniform: Pruned
     searched: Pruned | None
-    rounds: list[records.Round]
+    rounds: list[records.RoundRecord]
     reconstructed: Pruned | None = None
 
     @property
@@ -156,7 +156,7 @@ def realise(
     params = devices.spread(
         params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden_axes
     )
-    measured = measure(run, name, params, config, dense.texts)
+    measured = evaluate_model(run, name, params, config, dense.texts)
     pruned = dataclasses.replace(model, params=params, config=config)
     sample = sample_of(name, pruned, settings.prompt, run.progress)
     return Pruned(params, config, kept, parameters, measured, sample)

@@ -18,7 +18,7 @@ from tyr_jax.pruning.saliency import check_saliency
 from tyr_jax.pruning.site import check_pruner
 from tyr_jax.pruning.target import Target, target_of
 from tyr_jax.run import resume
-from tyr_jax.run.measure import EvaluationTexts, Qualities, measure_dense
+from tyr_jax.run.measure import EvaluationTexts, Qualities, evaluate_dense
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.samples import check_prompt, sample_of
@@ -118,7 +118,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
     resume.check_models(run.store, models)
     resume.check_inputs(run.store, text, run.progress.log, others=others)
-    texts, measured = measure_dense(run, model, splits.evaluation)
+    texts, measured = evaluate_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
     sample = sample_of("dense", model, settings.prompt, run.progress)
     return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics, sample)

@@ -22,10 +22,10 @@ from tyr_jax.recovery import adapters, examples, train
 from tyr_jax.recovery.examples import Examples
 from tyr_jax.recovery.loss import TrainingRows
 from tyr_jax.recovery.settings import RecoverySettings, step_rows, step_shape, validate
-from tyr_jax.recovery.train import Models, Plan
+from tyr_jax.recovery.train import Models, TrainingPlan
 from tyr_jax.results import RecoverResult, write_records, write_weights
 from tyr_jax.run import resume
-from tyr_jax.run.measure import EvaluationTexts, Qualities, figures, measure, measure_dense
+from tyr_jax.run.measure import EvaluationTexts, Qualities, evaluate_dense, evaluate_model, figures
 from tyr_jax.run.models import GivenModel, NamedModel, load, read_paths
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.summary import rounded, versions
@@ -62,7 +62,7 @@ class Task(NamedTuple):
     passes: dict[str, float]
     spec: DataSpec
     windows: dict[str, np.ndarray]
-    plan: Plan
+    plan: TrainingPlan
 
 
 class Trained(NamedTuple):
@@ -190,7 +190,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     if again := [f"{label} ({times:.1f} passes in all)" for label, times in passes.items() if times > 1]:
         workspace.progress.log(f"repeated to reach --tokens: {', '.join(again)}")
     taught = None if teacher is None else teacher.config
-    plan = Plan(model.config, taught, settings.training, settings.loss, shape[0])
+    plan = TrainingPlan(model.config, taught, settings.training, settings.loss, shape[0])
     inputs = [*rows, *windows.values()]
     resume.check_models(workspace.store, models)
     resume.check_inputs(workspace.store, inputs, workspace.progress.log, rows_of_step)
@@ -209,7 +209,7 @@ def train_steps(settings: RecoverySettings, workspace: Workspace, task: Task) ->
     Raises:
         UserError: the loss is not finite.
     """
-    begun = Saved(train.begin(task.model.params, task.plan, settings.seed), TrainingFacts(losses=[]))
+    begun = Saved(train.begin_training(task.model.params, task.plan, settings.seed), TrainingFacts(losses=[]))
     done, (state, facts) = workspace.store.last_step("step", begun)
     losses = facts.losses
     models = Models(
@@ -256,15 +256,15 @@ def train_and_measure(settings: RecoverySettings, workspace: Workspace, task: Ta
     model, dense = task.model, Qualities()
     texts = EvaluationTexts(task.windows, {})
     if task.teacher is not None:
-        texts, dense = measure_dense(workspace, task.teacher, task.windows)
-    before = measure(workspace, "pruned", model.params, model.config, texts)
+        texts, dense = evaluate_dense(workspace, task.teacher, task.windows)
+    before = evaluate_model(workspace, "pruned", model.params, model.config, texts)
     for name, measured in before.items():
         # If it is not finite before training, the learning rate is not the cause.
         if not math.isfinite(measured.perplexity):
             raise overflow(f"{model.source} on {name}")
     trained, losses = train_steps(settings, workspace, task)
     final = merged(settings, model, trained)
-    after = measure(workspace, "recovered", final.params, final.config, texts)
+    after = evaluate_model(workspace, "recovered", final.params, final.config, texts)
     return Trained(final, {"dense": dense, "pruned": before, "recovered": after}, losses)
 
 

@@ -54,7 +54,7 @@ class SearchProgress:
 
     kept: np.ndarray
     grid: LevelGrid
-    rounds: list[records.Round]
+    rounds: list[records.RoundRecord]
     ranks: Ranks = dataclasses.field(default_factory=dict)
     supernet: Supernet | None = None
 
@@ -215,7 +215,7 @@ def run_search(this: Round, position: int, start: Levels) -> tuple[Levels, list[
     """
     run, search, piece = this.run, this.run.settings.search[position], f"search-{position}"
     space, key = this.space(), search_key(this, position)
-    begun = Saved(loop.begin(search, key, start, space), SearchFacts(history=[], spent=0))
+    begun = Saved(loop.begin_search(search, key, start, space), SearchFacts(history=[], spent=0))
     done, (state, facts) = this.store.last_step(piece, begun)
     history, spent = facts.history, facts.spent
     with guarded(search, "queries"):
@@ -331,7 +331,7 @@ def search_round(
     kept = space.kept_units(grid, levels)
     if target.limits:
         kept = widened(kept, target.spare(prices, levels), levels, this)
-    record = records.Round(
+    record = records.RoundRecord(
         round=number,
         step=by_kind(dense.kinds, grid.step),
         kept=by_kind(dense.kinds, kept),

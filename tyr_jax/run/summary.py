@@ -20,8 +20,8 @@ from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.records import (
     PRUNED,
     Damped,
-    Dense,
     Health,
+    ModelRecord,
     PrunedModel,
     Size,
     Sparsity,
@@ -132,7 +132,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> Summary:
         ),
         base_model=as_json(dense.model.origin),
         distribution=by_kind(dense.kinds, outcome.final.kept),
-        dense=Dense(
+        dense=ModelRecord(
             size=size(dense.model.config, dense.model.stored_dtype),
             quality=figures(dense.quality),
             sample=dense.sample,

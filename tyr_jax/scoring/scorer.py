@@ -203,7 +203,7 @@ def advance_chunk(nested: Nested, chunk: Chunk, state: ForwardState | None, scor
         x = jnp.where(chunk.shared >= start, of_trunk(first), x)
         return jax.lax.fori_loop(first, stop, step, x)
 
-    return decoder.watch(state or ForwardState.begin(of_trunk(0)), advance, depth, scoring.observed)
+    return decoder.watch(state or ForwardState.of_residual(of_trunk(0)), advance, depth, scoring.observed)
 
 
 @functools.partial(jax.jit, static_argnames="scoring")
@@ -310,7 +310,7 @@ def score_population(
     population, order = arrange_population(nested, candidates, sequences, length, config)
     work, n = population.others, devices.count()
     batches = [take(pool, together) for together in work.sequences]
-    trunks = [decoder.begin(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
+    trunks = [decoder.begin_forward(outside, batch.tokens.reshape(n, -1, length)) for batch in batches]
     reached: list[list[ForwardState | None]] = [[None] * len(work.chunks) for _ in batches]
     scores, own_scores = np.empty((len(batches), len(work.chunks), n * work.shape.width)), []
     for part in parts_of(nested, range(depth), Scoring.of_model(config, objective)):

@@ -155,7 +155,7 @@ def pool_slopes(
         len(parts[at : at + together]) * parts.shape[1] * length for at in range(0, len(parts), together)
     ]
     gradients = np.zeros((len(batches), together, *nested.kept.shape))
-    state = [decoder.begin(decoder.outside(nested.params), batch.tokens) for batch in batches]
+    state = [decoder.begin_forward(decoder.outside(nested.params), batch.tokens) for batch in batches]
     before: list[list[ForwardState]] = []
 
     def at(part: Part) -> tuple[jax.Array, jax.Array]:

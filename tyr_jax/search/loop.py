@@ -40,7 +40,7 @@ def no_slopes(levels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
     raise UserError("this objective gives no slopes; choose a search that asks for none")
 
 
-def begin(search: Search, key: jax.Array, start: Levels, space: SearchSpace) -> State:
+def begin_search(search: Search, key: jax.Array, start: Levels, space: SearchSpace) -> State:
     """The state of a search before its first step.
 
     Raises:

@@ -80,14 +80,14 @@ class SavedSpec(Record):
         return DataSpec(**values)
 
 
-class Quality(Record):
+class QualityRecord(Record):
     """Quality of a model on a text. None for a value that is not finite or not known."""
 
     perplexity: Perplexity | None
     kl: float | None
 
 
-Qualities = SomeNamed[Quality]
+Qualities = SomeNamed[QualityRecord]
 
 
 class Size(Record):
@@ -109,7 +109,7 @@ class Units(Record):
     noun: str | None = None
 
 
-class Dense(Record):
+class ModelRecord(Record):
     """The dense model."""
 
     size: Size
@@ -117,7 +117,7 @@ class Dense(Record):
     sample: str | None = None
 
 
-class PrunedModel(Dense):
+class PrunedModel(ModelRecord):
     """A pruned model."""
 
     kept: ByKind[Layers]
@@ -139,7 +139,7 @@ class Step(Record):
         return "parent" in self.model_fields_set
 
 
-class Round(Record):
+class RoundRecord(Record):
     """One round of supernet and searches; `history` has the steps of all of them, in order."""
 
     round: Positive
@@ -230,12 +230,12 @@ class Summary(Record):
     sparsity: Sparsity
     base_model: Origin | None = None
     distribution: ByKind[Layers]
-    dense: Dense
+    dense: ModelRecord
     uniform: PrunedModel
     searched: PrunedModel | None
     reconstructed: PrunedModel | None = None
     written: Literal["uniform", "searched", "reconstructed"] | None = None
-    rounds: Annotated[list[Round], Field(max_length=10_000)]
+    rounds: Annotated[list[RoundRecord], Field(max_length=10_000)]
     health: Health
     texts: Named[Text]
     seconds: Named[Seconds]
@@ -307,12 +307,12 @@ class TrainingSettings(Record):
 class RecoveryQuality(Record):
     """Quality before and after training. `dense` is empty if the dense model was not measured."""
 
-    dense: Named[Quality]
+    dense: Named[QualityRecord]
     pruned: Qualities
     recovered: Qualities
 
     @property
-    def models(self) -> dict[str, dict[str, Quality]]:
+    def models(self) -> dict[str, dict[str, QualityRecord]]:
         """The models that were measured, by name."""
         named = {"dense": self.dense, "pruned": self.pruned, "recovered": self.recovered}
         return {name: quality for name, quality in named.items() if quality}
@@ -477,7 +477,7 @@ class QualityFacts(Work):
 class RoundFacts(Work):
     """All finished rounds."""
 
-    rounds: Many[Round]
+    rounds: Many[RoundRecord]
 
 
 class SearchFacts(Work):
