@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tyr_jax.errors import UserError
 from tyr_jax.evaluation.quality import Quality
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
-from tyr_jax.files import write_json
+from tyr_jax.files import read_json, write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.tensors import iter_tensors
@@ -25,17 +26,8 @@ from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.output import new_directory, staged_file
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import (
-    Recovery,
-    Sizes,
-    Speed,
-    Summary,
-    Timing,
-    is_benchmark,
-    read,
-    versioned,
-    write,
-)
+from tyr_jax.workspace.records import Recovery, Sizes, Speed, Summary, Timing
+from tyr_jax.workspace.schema import read, versioned, write
 
 
 class Shown:
@@ -287,6 +279,14 @@ class TaskScores(Shown):
         return [tables.task_table(self.model, self.tasks)]
 
 
+def _is_benchmark(path: Path) -> bool:
+    """Whether a benchmark wrote this file, in any version."""
+    try:
+        return {"models", "device", "rows"} <= read_json(path).keys()
+    except UserError:
+        return False
+
+
 def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Path]:
     """A context with a temporary path for a benchmark, which becomes the file `path` on success.
 
@@ -298,7 +298,7 @@ def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Pat
     if _is_reported(path):
         # Damaged records should be found before anything is timed.
         read(Recovery, path.parent)
-    return staged_file(path, overwrite, is_benchmark)
+    return staged_file(path, overwrite, _is_benchmark)
 
 
 def _is_reported(benchmark: Path) -> bool:

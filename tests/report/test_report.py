@@ -23,7 +23,8 @@ from tyr_jax.report.files import summary_of, write_report
 from tyr_jax.report.identity import gain_of
 from tyr_jax.scoring import scorer
 from tyr_jax.workspace.events import read_entries
-from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing, versioned
+from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing
+from tyr_jax.workspace.schema import versioned
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from record_samples import altered, read_events
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
 from tyr_jax.settings import Settings
+from tyr_jax.workspace.facts import Work
 from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
-from tyr_jax.workspace.records import Work
 
 SETTINGS = Settings(sparsity=(0.5,))
 

@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from tyr_jax.formatting import duration
+from tyr_jax.workspace.facts import Ended
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import Ended
 
 
 class Clock:

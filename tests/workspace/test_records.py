@@ -26,8 +26,9 @@ from tyr_jax.report.files import summary_of
 from tyr_jax.run.summary import health
 from tyr_jax.settings import Settings
 from tyr_jax.workspace import records, schema
-from tyr_jax.workspace.events import EventLog, read_entries
-from tyr_jax.workspace.records import Recovery, SavedSpec, Speed, StageEvent, Summary, read, versioned
+from tyr_jax.workspace.events import EventLog, StageEvent, read_entries
+from tyr_jax.workspace.records import Recovery, SavedSpec, Speed, Summary
+from tyr_jax.workspace.schema import read, versioned
 
 Read = Callable[[Path], Any]
 

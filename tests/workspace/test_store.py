@@ -21,14 +21,8 @@ from tyr_jax.model.prediction import Prediction
 from tyr_jax.run import resume
 from tyr_jax.run.measure import figures, qualities_of
 from tyr_jax.scoring.objective import TeacherBatch
+from tyr_jax.workspace.facts import QualityFacts, RoundFacts, SearchFacts, TrainingFacts, Work
 from tyr_jax.workspace.pytrees import SAVED
-from tyr_jax.workspace.records import (
-    QualityFacts,
-    RoundFacts,
-    SearchFacts,
-    TrainingFacts,
-    Work,
-)
 from tyr_jax.workspace.store import Saved, Store
 
 PIECE = {
@@ -187,7 +181,7 @@ def test_work_of_another_version_is_told(
 ) -> None:
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("tyr_jax.workspace.records.Work.version", version)
+        patch.setattr("tyr_jax.workspace.facts.Work.version", version)
         store.save_step("work", 3, PIECE, FACTS)
     with pytest.raises(UserError, match=rf"work-3 has format_version {version}.*{said}.* --restart"):
         store.last_step("work", Saved(SAVED))

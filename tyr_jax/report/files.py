@@ -11,12 +11,8 @@ from tyr_jax.report import card, page, tables
 from tyr_jax.report.identity import gain_of, portable_values
 from tyr_jax.report.render import Table
 from tyr_jax.workspace import events
-from tyr_jax.workspace.records import (
-    Recovery,
-    Speed,
-    Summary,
-    read,
-)
+from tyr_jax.workspace.records import Recovery, Speed, Summary
+from tyr_jax.workspace.schema import read
 
 
 def write_report(directory: Path, summary: Summary, recovery: Recovery | None = None) -> list[Path]:

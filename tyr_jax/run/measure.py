@@ -14,9 +14,9 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.run import resume
 from tyr_jax.workspace import records
 from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.facts import QualityFacts
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.pytrees import SAVED
-from tyr_jax.workspace.records import QualityFacts
 from tyr_jax.workspace.store import Store
 
 Qualities = dict[str, Quality]

@@ -18,7 +18,8 @@ from tyr_jax.model.spec import ModelConfig
 from tyr_jax.results import ModelResult
 from tyr_jax.runtime import devices, offload
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import Recovery, Summary, read
+from tyr_jax.workspace.records import Recovery, Summary
+from tyr_jax.workspace.schema import read
 
 
 @dataclasses.dataclass(frozen=True)

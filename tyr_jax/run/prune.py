@@ -19,7 +19,7 @@ from tyr_jax.run.summary import summarise
 from tyr_jax.runtime import hosts
 from tyr_jax.settings import Settings, validate
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
-from tyr_jax.workspace.records import versioned
+from tyr_jax.workspace.schema import versioned
 
 
 def anchor(settings: Settings) -> Settings:

@@ -30,8 +30,10 @@ from tyr_jax.run.models import GivenModel, NamedModel, load, read_paths
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.summary import rounded, versions
 from tyr_jax.runtime import devices
+from tyr_jax.workspace.facts import TrainingFacts
 from tyr_jax.workspace.job import Request, Workspace, open_workspace
-from tyr_jax.workspace.records import Recovery, RecoveryQuality, Summary, TrainingFacts, versioned
+from tyr_jax.workspace.records import Recovery, RecoveryQuality, Summary
+from tyr_jax.workspace.schema import versioned
 from tyr_jax.workspace.store import Saved, Store
 
 OWN_TEXT = 1

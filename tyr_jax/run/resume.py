@@ -26,8 +26,8 @@ from tyr_jax.pruning.reconstruction import Learnt
 from tyr_jax.pruning.supernet import Layer, Supernet, of_layer, with_layer
 from tyr_jax.runtime import devices, hosts
 from tyr_jax.runtime.offload import Scratch, Stack
+from tyr_jax.workspace.facts import Checksums, Inputs, ResidualFacts
 from tyr_jax.workspace.pytrees import SAVED, checksum
-from tyr_jax.workspace.records import Checksums, Inputs, ResidualFacts
 from tyr_jax.workspace.store import Saved, Store
 
 KEPT = "done before the interruption"

@@ -32,8 +32,9 @@ from tyr_jax.search import loop, surrogate
 from tyr_jax.search.contract import SLOPE_COST, SearchSpace, Sites
 from tyr_jax.space import Budget, Kind, LevelGrid, Levels
 from tyr_jax.workspace import records
+from tyr_jax.workspace.facts import RoundFacts, SearchFacts
 from tyr_jax.workspace.pytrees import SAVED
-from tyr_jax.workspace.records import SearchFacts, Step
+from tyr_jax.workspace.records import Step
 from tyr_jax.workspace.store import Saved, Store
 
 Tell = Callable[[int], None]
@@ -344,7 +345,7 @@ def search_round(
     settled = ranks if target.limits else {}
     progress = SearchProgress(kept, searched, [*progress.rounds, record], settled, for_models)
     tree = progress.kept, vars(progress.grid), progress.ranks or None
-    run.store.save_step("round", number, tree, records.RoundFacts(rounds=progress.rounds))
+    run.store.save_step("round", number, tree, RoundFacts(rounds=progress.rounds))
     run.events.write(
         "round", **{name: value for name, value in record.as_json().items() if name != "history"}
     )
@@ -419,7 +420,7 @@ def search(
 
 def progress_so_far(run: Run, start: SearchProgress) -> SearchProgress:
     """Where the search stood when it was interrupted; `start` if no round was finished."""
-    begun = Saved((start.kept, vars(start.grid), None), records.RoundFacts(rounds=[]))
+    begun = Saved((start.kept, vars(start.grid), None), RoundFacts(rounds=[]))
     done, ((kept, grid, ranks), facts) = run.store.last_step("round", begun)
     return SearchProgress(kept, LevelGrid(**grid), facts.rounds, ranks or {}) if done else start
 

@@ -11,14 +11,50 @@ from typing import Any
 from tyr_jax.errors import UserError
 from tyr_jax.files import parse_json, read_text, write_text
 from tyr_jax.options import as_json
-from tyr_jax.workspace.records import EVENTS, Event
-from tyr_jax.workspace.schema import check_version, mended, parse
+from tyr_jax.workspace.facts import Ended
+from tyr_jax.workspace.records import Damped
+from tyr_jax.workspace.schema import Count, Record, Seconds, check_version, mended, parse
 
 NAME = "events.jsonl"
 """Name of the file."""
 
 MAX_BYTES = 2**27
 """The largest file that is read, in bytes; enough for a million events."""
+
+
+class Event(Record):
+    """An event of any kind, a line of `events.jsonl`."""
+
+    mend = "delete it, or start over with --restart"
+
+    event: str
+    seconds: Seconds
+
+
+class DampedEvent(Event, Damped):
+    """The event of a site whose damping was raised."""
+
+
+class Lost(Event):
+    """The event of candidates of a step whose objectives were not finite."""
+
+    stage: str
+    step: Count
+    candidates: Count
+
+
+class StageEvent(Event):
+    """The event of a stage that ended."""
+
+    ended: Ended
+
+
+EVENTS: dict[str, type[Event]] = {
+    "damping raised": DampedEvent,
+    "objective not finite": Lost,
+    "stage": StageEvent,
+}
+"""Events with fields of their own, by name."""
 
 
 class EventLog:

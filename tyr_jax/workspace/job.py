@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 from tyr_jax.errors import UserError
 from tyr_jax.options import as_json
 from tyr_jax.runtime import devices, hosts
-from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.events import EventLog, StageEvent
+from tyr_jax.workspace.facts import Asked, Ended
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
 from tyr_jax.workspace.progress import Progress
-from tyr_jax.workspace.records import Asked, Ended, StageEvent, read, write
+from tyr_jax.workspace.schema import read, write
 from tyr_jax.workspace.store import Store
 
 INCIDENTAL = "output", "overwrite", "restart", "push_to_hub", "preset", "trust_record"

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from tyr_jax.formatting import duration, printable
-from tyr_jax.workspace.records import Ended
+from tyr_jax.workspace.facts import Ended
 
 
 class Stage:

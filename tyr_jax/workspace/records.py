@@ -1,24 +1,18 @@
-"""Everything that is stored and read again. Each record has one class: it is written, read and shown from it.
+"""The records in a model's directory: how it was pruned (`summary.json`), trained (`recovery.json`) and timed
+(`benchmark.json`). Each has one class: it is written, read and shown from it.
 
-A model's directory has records of how it was pruned (`summary.json`), trained (`recovery.json`) and timed
-(`benchmark.json`). A job has records of its settings, its events (`events.jsonl`), and the work that it can
-continue from.
+Those of a job are in `events` (`events.jsonl`) and `facts` (the work that it can continue from).
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
 from tyr_jax.data import DataSpec, parse_source
 from tyr_jax.errors import UserError
-from tyr_jax.files import read_json, write_json
 from tyr_jax.workspace.schema import (
-    VERSION,
-    AnyRecord,
     Count,
     Fault,
     Layers,
@@ -30,9 +24,6 @@ from tyr_jax.workspace.schema import (
     Share,
     Some,
     SomeNamed,
-    check_version,
-    mended,
-    parse,
 )
 
 T = TypeVar("T")
@@ -392,107 +383,6 @@ class Speed(Record):
                 yield Fault("rows", self.rows, f"have one of measure '{measure}'")
 
 
-class Event(Record):
-    """An event of any kind, a line of `events.jsonl`."""
-
-    mend = "delete it, or start over with --restart"
-
-    event: str
-    seconds: Seconds
-
-
-class DampedEvent(Event, Damped):
-    """The event of a site whose damping was raised."""
-
-
-class Lost(Event):
-    """The event of candidates of a step whose objectives were not finite."""
-
-    stage: str
-    step: Count
-    candidates: Count
-
-
-class Work(Record):
-    """What an unfinished job keeps for itself."""
-
-    version = 3
-
-
-class Ended(Work):
-    """A stage that has ended: the `part` of the work (empty: all of it) and the `seconds` that it took."""
-
-    part: str
-    stage: str
-    seconds: Seconds
-
-
-class StageEvent(Event):
-    """The event of a stage that ended."""
-
-    ended: Ended
-
-
-EVENTS: dict[str, type[Event]] = {
-    "damping raised": DampedEvent,
-    "objective not finite": Lost,
-    "stage": StageEvent,
-}
-"""Events with fields of their own, by name."""
-
-
-class Asked(Work):
-    """The settings of a job."""
-
-    settings: dict[str, Any]
-
-
-class Checksums(Work):
-    """Checksums that identify the models that a run reads, by name (see `tyr_jax.run.resume`)."""
-
-    checksums: Named[Count]
-
-
-class Inputs(Checksums):
-    """Checksums of a run's other inputs, its number of devices and, in training, the rows of a step."""
-
-    devices: Positive
-    step_rows: Positive | None = None
-
-
-class ResidualFacts(Work):
-    """Facts of the residual stream after the last finished block: how many sequences of each batch are real
-    (not padding), and the number of devices that they ran on."""
-
-    real: Many[Count]
-    devices: Positive
-
-
-class QualityFacts(Work):
-    """Quality of a model on every text."""
-
-    quality: Qualities
-
-
-class RoundFacts(Work):
-    """All finished rounds."""
-
-    rounds: Many[RoundRecord]
-
-
-class SearchFacts(Work):
-    """The progress of a search: its records, and the candidate-tokens spent."""
-
-    history: Many[Step]
-    spent: Count
-
-
-class TrainingFacts(Work):
-    """Losses of the finished steps."""
-
-    losses: list[float]
-
-
 def _unknown_texts(field: str, saved: SavedSpec) -> Iterator[Fault]:
     yield from _unknown(f"{field}.calibration", saved.calibration)
     yield from _unknown(f"{field}.evaluation", saved.evaluation)
@@ -550,37 +440,3 @@ def _layers_differ(field: str, kept: Mapping[str, list[int]], uniform: PrunedMod
         for layer, count in enumerate(counts):
             if count > most:
                 yield Fault(f"{field}.{kind}[{layer}]", count, f"be at most {most}, what a layer has")
-
-
-def is_benchmark(path: Path) -> bool:
-    """Whether a benchmark wrote this file, in any version."""
-    try:
-        return {"models", "device", "rows"} <= read_json(path).keys()
-    except UserError:
-        return False
-
-
-def read(kind: type[AnyRecord], path: str | Path) -> AnyRecord | None:
-    """The record of a kind in a file, or in a model's directory; None if there is none.
-
-    Raises:
-        UserError: there is one, but it cannot be read.
-    """
-    path = Path(path, kind.file)
-    # A broken link, for example, does exist, and reading it should raise an error.
-    if not os.path.lexists(path):
-        return None
-    with mended(kind):
-        value = read_json(path)
-    check_version(value, kind, str(path))
-    return parse(kind, {name: field for name, field in value.items() if name != VERSION}, str(path))
-
-
-def write(path: Path, record: Record) -> None:
-    """Write a record to a file, or to a model's directory."""
-    write_json(path / record.file, versioned(record))
-
-
-def versioned(record: Record) -> dict[str, Any]:
-    """The contents of a record's file: the record as JSON values, with its format version first."""
-    return {VERSION: record.version} | record.as_json()

@@ -8,8 +8,10 @@ is wrong is reported in one sentence that names the file and the field.
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 from pydantic import (
@@ -23,6 +25,7 @@ from pydantic import (
 )
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import read_json, write_json
 from tyr_jax.formatting import printable
 
 T = TypeVar("T")
@@ -156,6 +159,32 @@ def parse(kind: type[AnyRecord], value: Any, where: str) -> AnyRecord:
     for fault in record.faults():
         _refuse(fault, kind, where)
     return record
+
+
+def read(kind: type[AnyRecord], path: str | Path) -> AnyRecord | None:
+    """The record of a kind in a file, or in a model's directory; None if there is none.
+
+    Raises:
+        UserError: there is one, but it cannot be read.
+    """
+    path = Path(path, kind.file)
+    # A broken link, for example, does exist, and reading it should raise an error.
+    if not os.path.lexists(path):
+        return None
+    with mended(kind):
+        value = read_json(path)
+    check_version(value, kind, str(path))
+    return parse(kind, {name: field for name, field in value.items() if name != VERSION}, str(path))
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record to a file, or to a model's directory."""
+    write_json(path / record.file, versioned(record))
+
+
+def versioned(record: Record) -> dict[str, Any]:
+    """The contents of a record's file: the record as JSON values, with its format version first."""
+    return {VERSION: record.version} | record.as_json()
 
 
 def _odd(value: Any) -> Iterator[Fault]:

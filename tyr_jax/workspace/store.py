@@ -23,8 +23,8 @@ from tyr_jax.errors import UserError
 from tyr_jax.files import parse_json, reason
 from tyr_jax.runtime import hosts
 from tyr_jax.workspace import pytrees
+from tyr_jax.workspace.facts import Work
 from tyr_jax.workspace.pytrees import SAVED, Leaf
-from tyr_jax.workspace.records import Work
 from tyr_jax.workspace.schema import VERSION, check_version, mended, parse
 
 IN_NUMPY = ocp.RestoreArgs(restore_type=np.ndarray)
