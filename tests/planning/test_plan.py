@@ -17,7 +17,7 @@ from tyr_jax.cli import prune
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load, calibration_tokens, evaluation_tokens, level_bytes
-from tyr_jax.run import pipeline, rounds
+from tyr_jax.run import fold, pipeline
 from tyr_jax.runtime.batches import BATCH_TOKENS
 from tyr_jax.scoring import chunking
 from tyr_jax.settings import PRESETS, Settings, with_components
@@ -107,7 +107,7 @@ def test_work_is_counted_as_often_as_it_is_done() -> None:
 def test_folds_and_measurements_are_those_of_a_run(
     arguments: list[str], tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, measure, check = rounds.build_supernet, pipeline.evaluate_model, plan.disk_bytes
+    build, measure, check = fold.build_supernet, pipeline.evaluate_model, plan.disk_bytes
     folds: Counter[int] = Counter()
     measured, loads, nets = [], [], []
 
@@ -127,7 +127,7 @@ def test_folds_and_measurements_are_those_of_a_run(
         loads.append(load)
         return check(load, written)
 
-    monkeypatch.setattr(rounds, "build_supernet", built)
+    monkeypatch.setattr(fold, "build_supernet", built)
     monkeypatch.setattr(pipeline, "evaluate_model", measuring)
     monkeypatch.setattr(plan, "disk_bytes", loaded)
     prune.main([*tiny_arguments, "--output", str(tmp_path / "pruned"), *arguments])

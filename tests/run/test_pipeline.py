@@ -21,7 +21,7 @@ from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.report.tables import complaints
-from tyr_jax.run import pipeline, rounds, summary
+from tyr_jax.run import fold, pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
 from tyr_jax.scoring import scorer
 from tyr_jax.search.evolution import Evolution
@@ -101,13 +101,13 @@ def test_without_a_refit_one_supernet_is_enough(
     plain = dataclasses.replace(
         settings, layout=layout, rounds=dataclasses.replace(settings.rounds, refit=False)
     )
-    folds, build = [], rounds.build_supernet
+    folds, build = [], fold.build_supernet
 
     def built(*arguments: Any, **more: Any) -> Any:
         folds.append(1)
         return build(*arguments, **more)
 
-    monkeypatch.setattr(rounds, "build_supernet", built)
+    monkeypatch.setattr(fold, "build_supernet", built)
     at_hand = prune(plain, tmp_path)
     assert len(folds) == 1
     monkeypatch.setattr(rounds, "put_back", lambda *_: None)

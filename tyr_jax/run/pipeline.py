@@ -22,9 +22,11 @@ from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.model.tensors import as_stored
 from tyr_jax.pruning.compress import compress, mask
+from tyr_jax.pruning.fold import FoldPlan
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.pruning.target import Target
+from tyr_jax.run.fold import fold, fold_plan
 from tyr_jax.run.measure import Qualities, evaluate_model
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
@@ -32,7 +34,6 @@ from tyr_jax.run.rounds import (
     Ranks,
     SearchProgress,
     first_rounds,
-    fold,
     progress_so_far,
     round_grid,
     search,
@@ -41,7 +42,7 @@ from tyr_jax.run.rounds import (
 )
 from tyr_jax.run.samples import sample_of
 from tyr_jax.runtime import devices
-from tyr_jax.space import LevelGrid
+from tyr_jax.space import Levels
 from tyr_jax.workspace import records
 
 
@@ -102,78 +103,68 @@ class Outcome:
         )
 
 
-def realise(
-    run: Run,
-    dense: Dense,
-    kept: np.ndarray,
-    grid: LevelGrid | None,
-    name: str,
-    ranks: Ranks | None = None,
-    passes: int = 0,
-    supernet: Supernet | None = None,
-) -> Pruned:
-    """Prune the model to `kept [S, L]` units, and measure it with weights as they will be written.
+def realise(run: Run, dense: Dense, found: SearchProgress, name: str, passes: int = 0) -> Pruned:
+    """Prune the model to the units that were `found`, and measure it with weights as they will be written.
 
     A supernet's weights were fitted to the expectation over many distributions. Once a distribution is
     chosen, every site is pruned again to its one level, on the inputs that the chosen earlier layers really
     produce; sites then also correct the drift. The uniform baseline gets the same refit, so that the two are
-    comparable. With `--no-refit`, the weights are those of the supernet of `grid`, in which the distribution
-    was found (None where none was built); unless that `supernet` is given, it is built again.
+    comparable. With `--no-refit`, the weights are those of the supernet of `found.grid`; unless `found` has
+    it still, it is built again.
 
-    The model keeps as many parameters as the search found: of kinds in `ranks`, it keeps the units of lowest
-    rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
+    The model keeps as many parameters as the search found: of kinds in `found.ranks`, it keeps the units of
+    lowest rank there. The remaining FFN weights are reconstructed in `passes` passes over the text, if any.
 
     Raises:
-        UserError: the pruner keeps other units than `ranks` says.
+        UserError: the pruner keeps other units than `found.ranks` says.
     """
-    model, settings = dense.model, run.settings
-    pruning, drift = settings.pruning, 0.0
-    if settings.rounds.refit or grid is None or passes:
-        drift = pruning.drift
-        grid = space.level_grid(dense.kinds, kept, 1, settings.rounds.interval)
-        pruning = dataclasses.replace(pruning, accumulation="centre")
-        supernet = None
-    if supernet is None:
-        what, store = f"prune {name}", run.store.part(f"prune-{name}")
-        supernet = fold(run, dense, grid, pruning, what, store, ranks, drift, passes)
-    levels = space.levels_of(grid, kept)
-    parameters = parameters_kept(run, dense, kept, settled_ranks(supernet))
-    if ranks and parameters != (found := parameters_kept(run, dense, kept, ranks)):
-        raise broken(
-            pruning.pruner,
-            f"keeps other heads than the site's `rank` says, of {parameters:,} parameters in place of "
-            f"{found:,}: it must keep to it where it is given, as `keep_rows` does",
+    model, rounds, kept = dense.model, run.settings.rounds, found.kept
+    refit = rounds.refit or not rounds.rounds or bool(passes)
+    plan, supernet = fold_plan(run, dense, found.grid), None if refit else found.supernet
+    plan = dataclasses.replace(plan, ranks=found.ranks)
+    if refit:
+        plan = dataclasses.replace(
+            plan,
+            grid=space.level_grid(dense.kinds, kept, 1, rounds.interval),
+            settings=dataclasses.replace(plan.settings, accumulation="centre"),
+            drift=plan.settings.drift,
+            passes=passes,
         )
-
-    finish = functools.partial(finished, run, dense)
-    if settings.layout == "masked":
-        params, config = mask(model.params, supernet, levels, model.config, finish), model.config
-    else:
-        multiple = pruning.neuron_multiple
-        params, config = compress(model.params, supernet, levels, model.config, multiple, finish)
+    if supernet is None:
+        store = run.store.part(f"prune-{name}")
+        supernet = fold(run, model, dense.splits, plan, f"prune {name}", store)
+    block_parameters = parameters_kept(plan, kept, settled_ranks(supernet))
+    if found.ranks and block_parameters != (searched := parameters_kept(plan, kept, found.ranks)):
+        raise broken(
+            plan.settings.pruner,
+            f"keeps other heads than the site's `rank` says, of {block_parameters:,} parameters in place of "
+            f"{searched:,}: it must keep to it where it is given, as `keep_rows` does",
+        )
+    params, config = cut_out(run, dense, supernet, space.levels_of(plan.grid, kept))
     # Measuring needs the model alone, and a plan counts on that.
-    del supernet
+    del supernet, found
     params = devices.spread(
         params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden_axes
     )
     measured = evaluate_model(run, name, params, config, dense.texts)
     pruned = dataclasses.replace(model, params=params, config=config)
-    sample = sample_of(name, pruned, settings.prompt, run.progress)
-    return Pruned(params, config, kept, parameters, measured, sample)
+    sample = sample_of(name, pruned, run.settings.prompt, run.progress)
+    return Pruned(params, config, kept, block_parameters, measured, sample)
 
 
-def parameters_kept(run: Run, dense: Dense, kept: np.ndarray, ranks: Ranks) -> int:
+def parameters_kept(plan: FoldPlan, kept: np.ndarray, ranks: Ranks) -> int:
     """Parameters of blocks that keep the `kept [S, L]` units of lowest rank."""
-    return int(level_prices(dense.model.config, run.settings.pruning, kept[..., None], ranks).sum())
+    return int(level_prices(plan.config, plan.settings, kept[..., None], ranks).sum())
 
 
-def reconstructed(
-    run: Run, dense: Dense, kept: np.ndarray, grid: LevelGrid | None, ranks: Ranks | None = None
-) -> Pruned | None:
-    """The model of `realise`, pruned once more with its remaining FFN weights reconstructed; None unless that
-    was requested."""
-    passes = run.settings.pruning.reconstruct
-    return realise(run, dense, kept, grid, "reconstructed", ranks, passes) if passes else None
+def cut_out(run: Run, dense: Dense, supernet: Supernet, levels: Levels) -> tuple[Params, ModelConfig]:
+    """The model at `levels [S, L]` of the supernet, in the layout of the settings, with blocks as they will
+    be written."""
+    model, finish = dense.model, functools.partial(finished, run, dense)
+    if run.settings.layout == "masked":
+        return mask(model.params, supernet, levels, model.config, finish), model.config
+    multiple = run.settings.pruning.neuron_multiple
+    return compress(model.params, supernet, levels, model.config, multiple, finish)
 
 
 def finished(run: Run, dense: Dense, block: Block) -> Any:
@@ -196,26 +187,30 @@ def prune_prepared(run: Run, dense: Dense) -> Iterator[Outcome]:
     """Prune a model that `prepare` has read, to each of its targets in turn."""
     targets = dense.targets
     parts = [run.part(target) for target in targets] if len(targets) > 1 else [run]
-    centres = [target.kept for target in targets]
+    grid = space.joint_grid([round_grid(run, dense, target.kept, 1) for target in targets])
+    starts = [SearchProgress(target.kept, grid, []) for target in targets]
     if not run.settings.rounds.rounds:
-        for part, target, kept in zip(parts, targets, centres, strict=True):
-            uniform = realise(part, dense, kept, None, "uniform")
-            yield Outcome(part, dense, target, uniform, None, [], reconstructed(part, dense, kept, None))
+        for part, target, start in zip(parts, targets, starts, strict=True):
+            uniform = realise(part, dense, start, "uniform")
+            yield Outcome(part, dense, target, uniform, None, [], reconstructed(part, dense, start))
         return
-    pool = search_pool(run, dense)
-    first = space.joint_grid([round_grid(run, dense, kept, 1) for kept in centres])
-    searches = [
-        progress_so_far(part, SearchProgress(kept, first, []))
-        for part, kept in zip(parts, centres, strict=True)
-    ]
+    pool = search_pool(run, dense.model, dense.splits.search)
+    begun = [progress_so_far(part, start) for part, start in zip(parts, starts, strict=True)]
     if len(targets) > 1:
-        searches = first_rounds(run, parts, dense, pool, targets, searches)
-    for part, target, kept, begun in zip(parts, targets, centres, searches, strict=True):
-        ended = search(part, dense, pool, target, begun)
-        known, only = ended.supernet, run.settings.rounds.rounds == 1
-        uniform = realise(part, dense, kept, first, "uniform", supernet=known if only else None)
-        searched = realise(part, dense, ended.kept, ended.grid, "searched", ended.ranks, supernet=known)
+        begun = first_rounds(run, parts, dense, pool, begun)
+    for part, target, start, so_far in zip(parts, targets, starts, begun, strict=True):
+        found = search(part, dense, pool, target, so_far)
+        # The first round's supernet is also the one of the uniform distribution.
+        known = found.supernet if run.settings.rounds.rounds == 1 else None
+        uniform = realise(part, dense, dataclasses.replace(start, supernet=known), "uniform")
         del known
-        ended = dataclasses.replace(ended, supernet=None)
-        learnt = reconstructed(part, dense, ended.kept, ended.grid, ended.ranks)
-        yield Outcome(part, dense, target, uniform, searched, ended.rounds, learnt)
+        searched = realise(part, dense, found, "searched")
+        found = dataclasses.replace(found, supernet=None)
+        yield Outcome(part, dense, target, uniform, searched, found.rounds, reconstructed(part, dense, found))
+
+
+def reconstructed(run: Run, dense: Dense, found: SearchProgress) -> Pruned | None:
+    """The model of `realise`, pruned once more with its remaining FFN weights reconstructed; None unless that
+    was requested."""
+    passes = run.settings.pruning.reconstruct
+    return realise(run, dense, found, "reconstructed", passes) if passes else None

@@ -10,6 +10,7 @@ from tyr_jax import formatting
 from tyr_jax.data import Splits, load_splits, to_write
 from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
+from tyr_jax.model.spec import Params
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load
 from tyr_jax.pruning import fisher
@@ -81,47 +82,96 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     Raises:
         UserError: the model, the text or the targets cannot be used.
     """
-    settings = run.settings
+    settings, pruning = run.settings, run.settings.pruning
     given = given or GivenModel(settings.model)
     model = load_shown(given, run.progress, settings.compute_dtype, on_disk=settings.offload)
+    check_model(model, settings)
+    kinds, whole = pruning.kinds(model.config), pruning.whole(model.config)
+    targets = tuple(target_of(model.config, pruning, each) for each in settings.sparsity)
+    check_lengths(model, settings)
+    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
+    check_disk(run, model, dtype)
+    splits = read_text(run, model)
+    check_unchanged(run, model.params, splits)
+    texts, measured = evaluate_dense(run, model, splits.evaluation)
+    metrics = output_metrics(run, model, splits.calibration)
+    sample = sample_of("dense", model, settings.prompt, run.progress)
+    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics, sample)
+
+
+def check_model(model: LoadedModel, settings: Settings) -> None:
+    """Check that the model can be pruned, and try the replaceable components of the run on it, before
+    anything is computed.
+
+    Raises:
+        UserError: the model is pruned already or cannot continue the prompt, or a component breaks its
+            contract; names it and says how.
+    """
     if not model.config.uniform:
         raise UserError(
             f"{settings.model} is pruned already: its layers differ; prune the dense model instead"
         )
-    check_components(settings, model)
+    pruning = settings.pruning
+    check_saliency(pruning.saliency)
+    check_pruner(pruning.pruner, pruning.saliency)
+    check_objective(settings.objective, model.config, model.params["embed"].dtype)
     check_prompt(model, settings.prompt)
-    kinds = settings.pruning.kinds(model.config)
-    whole = settings.pruning.whole(model.config)
-    targets = tuple(target_of(model.config, settings.pruning, each) for each in settings.sparsity)
+
+
+def check_lengths(model: LoadedModel, settings: Settings) -> None:
+    """Check that the model supports sequences as long as those of its texts.
+
+    Raises:
+        UserError: it does not; names the option.
+    """
     check_length("--sequence-length", settings.data.sequence_length, model)
     if settings.rounds.rounds:
         check_length("--search-length", settings.data.search_length, model)
     check_length("--evaluation-length", settings.data.evaluation_length, model)
-    dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
-    itemsize = model.params["embed"].dtype.itemsize
-    load = Load(model.config, settings, itemsize, devices.count())
+
+
+def check_disk(run: Run, model: LoadedModel, dtype: np.dtype) -> None:
+    """Say how much disk space the run needs, whose models are written in `dtype`, and check that it is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    load = Load(model.config, run.settings, model.params["embed"].dtype.itemsize, devices.count())
     disk = sum(plan.disk_bytes(load, dtype.itemsize).values())
     if run.store.directory:
         run.progress.log(f"this run will need up to {formatting.in_words(disk)} of disk space")
     resume.check_space(run.store, disk)
-    models, written = {"model": model.params}, None
+
+
+def read_text(run: Run, model: LoadedModel) -> Splits:
+    """Read the texts of the run, and have the model write the one that is its own, if there is one.
+
+    Raises:
+        UserError: a text cannot be used.
+    """
+    settings, written = run.settings, None
     if (needed := to_write(settings.data)) is not None:
-        resume.check_models(run.store, models)  # before the model's text is kept
+        resume.check_models(run.store, {"model": model.params})  # before the model's text is kept
         temperature = settings.data.self_temperature
         written = own_text(model, needed, settings.seed, temperature, run.progress, run.store)
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed, written)
         stage.advance()
+    return splits
+
+
+def check_unchanged(run: Run, params: Params, splits: Splits) -> None:
+    """Refuse to continue a run whose model, text or latencies have changed since it began.
+
+    Raises:
+        UserError: they have, or hosts differ in them.
+    """
     text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
     others = {}
-    if file := settings.pruning.latencies:
+    if file := run.settings.pruning.latencies:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
-    resume.check_models(run.store, models)
+    resume.check_models(run.store, {"model": params})
     resume.check_inputs(run.store, text, run.progress.log, others=others)
-    texts, measured = evaluate_dense(run, model, splits.evaluation)
-    metrics = output_metrics(run, model, splits.calibration)
-    sample = sample_of("dense", model, settings.prompt, run.progress)
-    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics, sample)
 
 
 def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any:
@@ -153,15 +203,3 @@ def output_metrics(run: Run, model: LoadedModel, calibration: np.ndarray) -> Any
             raise overflow(f"{model.source} on the calibration text")
     resume.save_metrics(run.store, metrics)
     return metrics
-
-
-def check_components(settings: Settings, model: LoadedModel) -> None:
-    """Try the replaceable components of a run before anything is computed.
-
-    Raises:
-        UserError: one breaks its contract; names it and says how.
-    """
-    pruning = settings.pruning
-    check_saliency(pruning.saliency)
-    check_pruner(pruning.pruner, pruning.saliency)
-    check_objective(settings.objective, model.config, model.params["embed"].dtype)

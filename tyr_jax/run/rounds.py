@@ -13,14 +13,16 @@ import numpy as np
 from tyr_jax import space
 from tyr_jax.components import guarded
 from tyr_jax.errors import UserError
+from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
+from tyr_jax.model.spec import ModelConfig
 from tyr_jax.options import as_json
-from tyr_jax.pruning.fold import Fold, FoldPlan, build_supernet
 from tyr_jax.pruning.prices import Pricing, level_prices
-from tyr_jax.pruning.settings import PruningSettings, Resource
-from tyr_jax.pruning.supernet import Supernet, at_levels, empty_supernet, level_index, takes_all
+from tyr_jax.pruning.settings import Resource
+from tyr_jax.pruning.supernet import Supernet, at_levels, level_index, takes_all
 from tyr_jax.pruning.target import Target
 from tyr_jax.run import resume
+from tyr_jax.run.fold import fold, fold_plan
 from tyr_jax.run.prepare import Dense, Run
 from tyr_jax.runtime import devices
 from tyr_jax.runtime.offload import TEMPORARY
@@ -68,54 +70,6 @@ def round_grid(run: Run, dense: Dense, kept: np.ndarray, number: int) -> LevelGr
     )
 
 
-def fold(
-    run: Run,
-    dense: Dense,
-    grid: LevelGrid,
-    pruning: PruningSettings,
-    name: str,
-    store: Store,
-    ranks: Ranks | None = None,
-    drift: float = 0.0,
-    passes: int = 0,
-) -> Supernet:
-    """Build the supernet of `grid` on the calibration text, and show progress. `store` keeps its finished
-    blocks. `ranks` has those of units where they are settled. Sites correct the
-    fraction `drift` of the gap to the dense residual stream, and FFNs are reconstructed in `passes` passes
-    over the text."""
-    model = dense.model
-    kinds = len(dense.kinds)
-    with run.progress.stage(name, kinds * model.config.depth, "sites") as stage:
-        dtype = model.params["embed"].dtype
-        empty = functools.partial(empty_supernet, dtype, model.config, grid, pruning, run.scratch)
-        begun = resume.load_fold(store, empty, run.scratch, model.config if passes else None)
-        if begun is not None:
-            stage.advance(kinds * begun.done, note=resume.KEPT)
-
-        def on_site(site: str, damping: float) -> None:
-            raised = damping > pruning.damping * 1.01
-            stage.advance(note=f"{site}: damping raised to {damping:.2g}" if raised else site)
-            if raised:
-                run.events.write("damping raised", site=site, damping=damping, stage=name)
-
-        def on_block(fold: Fold) -> None:
-            resume.save_block(store, model.config.depth, fold)
-            if fold.learnt and (learnt := fold.learnt[-1]):
-                run.events.write(
-                    "reconstructed", layer=fold.done - 1, before=learnt.before, after=learnt.after
-                )
-
-        seed, scratch = run.settings.seed, run.scratch
-        return build_supernet(
-            model.params,
-            (dense.splits.calibration, dense.splits.openings),
-            FoldPlan(model.config, grid, pruning, seed, dense.metrics, ranks or {}, drift, passes, scratch),
-            begun=begun,
-            on_site=on_site,
-            on_block=on_block,
-        )
-
-
 def by_kind(kinds: Sequence[Kind], rows: np.ndarray) -> dict[str, Any]:
     """A number for every kind, or for every layer of it, by the kind's name, from `[S]` or `[S, L]`."""
     return dict(zip((kind.name for kind in kinds), rows.tolist(), strict=True))
@@ -140,19 +94,23 @@ def first_parent(sites: Sites, budget: Budget, centre: Levels, estimate: bool) -
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One round: its `number`; the `grid` of levels around the last round's distribution; its supernet,
-    nested, as `net`; what the fold found out about its `sites`; the budget; the search text with the dense
-    model's predictions as `pool`; and the store of its steps."""
+    """One round of a run: its `number`; the `grid` of levels around the last round's distribution; its
+    supernet, nested, as `net`; what the fold found out about its `sites`; the budget; and the search text
+    with the predictions of the dense model of `config` as `pool`."""
 
     run: Run
-    dense: Dense
+    config: ModelConfig
     pool: TeacherBatch
     number: int
     grid: LevelGrid
     net: Nested
     sites: Sites
     budget: Budget
-    store: Store
+
+    @property
+    def store(self) -> Store:
+        """The store of its steps."""
+        return work_of(self.run, self.number)
 
     @property
     def name(self) -> str:
@@ -168,9 +126,8 @@ class Round:
         Raises:
             UserError: no candidate has a finite objective.
         """
-        config, objective = self.dense.model.config, self.run.settings.objective
         values = scorer.score_population(
-            self.net, candidates, self.pool, sequences, config, objective, on_tokens
+            self.net, candidates, self.pool, sequences, self.config, self.run.settings.objective, on_tokens
         )
         lost = int(np.sum(~np.isfinite(values)))
         if lost:
@@ -190,8 +147,9 @@ class Round:
     def slopes(self, levels: np.ndarray, sequences: np.ndarray, on_tokens: Tell) -> np.ndarray:
         """Slopes `[P, S, L, E]` of the objective from `levels [S, L]`, on parts of `sequences [s]` of the
         search text."""
-        config, objective = self.dense.model.config, self.run.settings.objective
-        return slopes.pool_slopes(self.net, levels, self.pool, sequences, config, objective, on_tokens)
+        return slopes.pool_slopes(
+            self.net, levels, self.pool, sequences, self.config, self.run.settings.objective, on_tokens
+        )
 
 
 def search_key(this: Round, position: int) -> jax.Array:
@@ -259,32 +217,47 @@ def work_of(run: Run, number: int) -> Store:
     return run.store.part(f"work-{number}")
 
 
+def search_in_turn(this: Round, start: Levels) -> tuple[Levels, list[Step]]:
+    """Run the searches of the chain, each from what the one before it found: (the levels `[S, L]` found, the
+    records of all steps)."""
+    levels, history = start, []
+    for position in range(len(this.run.settings.search)):
+        levels, steps = run_search(this, position, levels)
+        history += steps
+    return levels, history
+
+
 def supernet_of_round(run: Run, dense: Dense, grid: LevelGrid, number: int) -> Supernet:
     """Build the supernet that a round searches."""
     name = f"round {number}/{run.settings.rounds.rounds}: supernet"
-    return fold(run, dense, grid, run.settings.pruning, name, work_of(run, number))
+    return fold(run, dense.model, dense.splits, fold_plan(run, dense, grid), name, work_of(run, number))
 
 
 class PricedGrid(NamedTuple):
     """The levels of a round, its supernet, and the `prices [R, S, L, E]` of the limited resources. Of the
-    kinds in `shared`, the weights are those of the supernet that the levels were chosen from."""
+    kinds in `shared`, the weights are those of the supernet that the levels were chosen from. `ranks` has the
+    ranks of units there, for kinds whose price depends on which units are kept."""
 
     grid: LevelGrid
     supernet: Supernet
     prices: np.ndarray
     shared: list[str]
+    ranks: Ranks
 
 
 def priced_grid(
-    run: Run, dense: Dense, target: Target, grid: LevelGrid, supernet: Supernet, ranks: Ranks
+    run: Run, config: ModelConfig, target: Target, grid: LevelGrid, supernet: Supernet
 ) -> PricedGrid:
     """The levels of `grid` with their prices. Where resources are limited, levels that cost as much as a
     denser one are left out of the grid and of the supernet."""
-    priced = functools.partial(level_prices, dense.model.config, run.settings.pruning, ranks=ranks)
-    prices = priced(grid.kept, resources=tuple(target.limits))
+    ranks = settled_ranks(supernet)
+    priced = functools.partial(
+        level_prices, config, run.settings.pruning, ranks=ranks, resources=tuple(target.limits)
+    )
+    prices = priced(grid.kept)
     better = space.worthwhile_grid(grid, prices) if target.limits else grid
     if better is grid:
-        return PricedGrid(grid, supernet, prices, list(supernet.weights))
+        return PricedGrid(grid, supernet, prices, list(supernet.weights), ranks)
     index = level_index(supernet, better)
     shared = [
         kind.name
@@ -292,7 +265,7 @@ def priced_grid(
         if takes_all(index[row], supernet.weights[kind.name].shape[1])
     ]
     supernet = at_levels(supernet, index, better, run.scratch or TEMPORARY)
-    return PricedGrid(better, supernet, priced(better.kept, resources=tuple(target.limits)), shared)
+    return PricedGrid(better, supernet, priced(better.kept), shared, ranks)
 
 
 def search_round(
@@ -307,15 +280,14 @@ def search_round(
 
     If a `shared` supernet is given, which has the round's levels among others, none is built.
     """
-    rounds, model, number = run.settings.rounds, dense.model, len(progress.rounds) + 1
+    rounds, config, number = run.settings.rounds, dense.model.config, len(progress.rounds) + 1
     built = round_grid(run, dense, progress.kept, number)
     scratch = run.scratch or TEMPORARY
     if shared is None:
         whole = supernet_of_round(run, dense, built, number)
     else:
         whole = at_levels(shared, level_index(shared, built), built, scratch)
-    ranks = settled_ranks(whole)
-    grid, supernet, prices, shared_weights = priced_grid(run, dense, target, built, whole, ranks)
+    grid, supernet, prices, shared_weights, ranks = priced_grid(run, config, target, built, whole)
     last = number == rounds.rounds and not rounds.refit and shared is None
     for_models = whole if last else None
     del whole
@@ -323,29 +295,34 @@ def search_round(
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     centre = space.levels_of(grid, progress.kept)
     start = first_parent(sites, budget, centre, number == 1 and rounds.start == "estimate")
-    net = nested.nest(model.params, supernet, model.config, consume=True, scratch=scratch)
-    this = Round(run, dense, pool, number, grid, net, sites, budget, work_of(run, number))
-    levels, history = start, []
-    for position in range(len(run.settings.search)):
-        levels, steps = run_search(this, position, levels)
-        history += steps
+    net = nested.nest(dense.model.params, supernet, config, consume=True, scratch=scratch)
+    this = Round(run, config, pool, number, grid, net, sites, budget)
+    levels, history = search_in_turn(this, start)
     kept = space.kept_units(grid, levels)
-    if target.limits:
-        kept = widened(kept, target.spare(prices, levels), levels, this)
-    record = records.RoundRecord(
-        round=number,
-        step=by_kind(dense.kinds, grid.step),
-        kept=by_kind(dense.kinds, kept),
-        history=history,
-    )
+    if target.limits and rounds.refit:
+        kept = widened(this, dense.kinds[-1], levels, target.spare(prices, levels))
     if for_models is not None:
-        found = nested.restored(net, supernet, model.config, scratch=scratch)
+        found = nested.restored(net, supernet, config, scratch=scratch)
         for_models = put_back(for_models, found, shared_weights)
-    searched = built if shared is None else progress.grid
-    settled = ranks if target.limits else {}
-    progress = SearchProgress(kept, searched, [*progress.rounds, record], settled, for_models)
+    step, by_layer = by_kind(dense.kinds, grid.step), by_kind(dense.kinds, kept)
+    record = records.RoundRecord(round=number, step=step, kept=by_layer, history=history)
+    return save_round(
+        run,
+        SearchProgress(
+            kept,
+            built if shared is None else progress.grid,
+            [*progress.rounds, record],
+            ranks if target.limits else {},
+            for_models,
+        ),
+    )
+
+
+def save_round(run: Run, progress: SearchProgress) -> SearchProgress:
+    """Save and log the last round of `progress`, which is returned."""
+    record = progress.rounds[-1]
     tree = progress.kept, vars(progress.grid), progress.ranks or None
-    run.store.save_step("round", number, tree, RoundFacts(rounds=progress.rounds))
+    run.store.save_step("round", record.round, tree, RoundFacts(rounds=progress.rounds))
     run.events.write(
         "round", **{name: value for name, value in record.as_json().items() if name != "history"}
     )
@@ -364,44 +341,39 @@ def put_back(whole: Supernet, found: Supernet, shared: Sequence[str]) -> Superne
     return whole.replace(weights=whole.weights | {name: found.weights[name] for name in shared})
 
 
-def widened(kept: np.ndarray, spare: dict[Resource, int], levels: Levels, this: Round) -> np.ndarray:
-    """Spend what is `spare` of the resources on more units of the last kind of site, such as neurons, where
-    they are estimated to help most: units `[S, L]`. `kept [S, L]` are the units at `levels [S, L]`. With
-    `--no-refit`, none are added."""
-    dense, settings, last = this.dense, this.run.settings, len(kept) - 1
-    if not settings.rounds.refit:
-        return kept
-    config, (own, before, at) = dense.model.config, (dense.kinds[last], kept[last], levels[last])
-    sites = Sites(*(field[last] for field in this.sites))
+def widened(this: Round, kind: Kind, levels: Levels, spare: dict[Resource, int]) -> np.ndarray:
+    """Spend what is `spare` of the resources on more units of the last `kind` of site, such as neurons, where
+    they are estimated to help most: units `[S, L]`, from those at `levels [S, L]`."""
+    kept = space.kept_units(this.grid, levels)
+    before, at = kept[-1], levels[-1]
+    sites = Sites(*(field[-1] for field in this.sites))
 
     def with_more(count: int) -> np.ndarray:
-        return surrogate.widened(before, at, sites, this.grid.kept[last], count, own.multiple)
+        return surrogate.widened(before, at, sites, this.grid.kept[-1], count, kind.multiple)
 
     def too_many(count: int) -> bool:
         """Whether so many steps of units more take more than is spare of some resource."""
 
         def taken(resource: Resource) -> int:
-            pricing = Pricing.of(config, settings.pruning, resource)
-            each = functools.partial(pricing.level, pricing.kinds[last])
+            pricing = Pricing.of(this.config, this.run.settings.pruning, resource)
+            each = functools.partial(pricing.level, pricing.kinds[-1])
             return sum(map(each, with_more(count).tolist())) - sum(map(each, before.tolist()))
 
         return any(taken(resource) > left for resource, left in spare.items())
 
-    most = config.depth * own.units // own.multiple
+    most = this.config.depth * kind.units // kind.multiple
     more = bisect.bisect_left(range(most + 1), True, key=too_many) - 1
-    return np.concatenate([kept[:last], with_more(more)[None]])
+    return np.concatenate([kept[:-1], with_more(more)[None]])
 
 
-def search_pool(run: Run, dense: Dense) -> TeacherBatch:
-    """The search text with the dense model's predictions."""
-    text = dense.splits.search
+def search_pool(run: Run, model: LoadedModel, text: np.ndarray) -> TeacherBatch:
+    """The search text `[B, T]` with the dense model's predictions."""
     with run.progress.stage("dense model's predictions on the search text", len(text), "sequences") as stage:
         saved = run.store.load("pool", like=TeacherBatch(SAVED, Prediction(SAVED, SAVED, SAVED), SAVED))
         if saved is not None:
             stage.advance(len(text), note=resume.KEPT)
             return jax.tree.map(jnp.asarray, saved.tree)
-        model, objective = dense.model, run.settings.objective
-        pool = teacher_targets(model.params, text, model.config, objective, stage.advance)
+        pool = teacher_targets(model.params, text, model.config, run.settings.objective, stage.advance)
         run.store.save("pool", pool)
     return pool
 
@@ -430,7 +402,6 @@ def first_rounds(
     parts: Sequence[Run],
     dense: Dense,
     pool: TeacherBatch,
-    targets: Sequence[Target],
     starts: list[SearchProgress],
 ) -> list[SearchProgress]:
     """Run the first round for each of several targets, from `starts`, on one supernet with all levels."""
@@ -438,7 +409,7 @@ def first_rounds(
         supernet = supernet_of_round(run, dense, starts[0].grid, 1)
         starts = [
             start if start.rounds else search_round(part, dense, pool, target, start, supernet)
-            for part, target, start in zip(parts, targets, starts, strict=True)
+            for part, target, start in zip(parts, dense.targets, starts, strict=True)
         ]
     work_of(run, 1).clear()
     return starts
