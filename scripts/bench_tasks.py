@@ -54,7 +54,7 @@ def requests_of(name: str, bench: Bench) -> list[Instance]:
 
 def in_torch(model: LoadedModel, bench: Bench, directory: str) -> HFLM:
     """The same model, run by the harness in torch."""
-    save_model(Path(directory), model.config, model.params, model.hf_config, model.tokenizer)
+    save_model(Path(directory), model, dtype="float32")
     return HFLM(
         pretrained=directory, device="cpu", dtype="float32", batch_size=bench.batch, trust_remote_code=True
     )

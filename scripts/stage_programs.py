@@ -120,7 +120,8 @@ def drift_stages(
     residuals `x [B, T, D]`, the `units [B, T, ...]` that enter `weight [d_in, D]`, and their XᵀX."""
     pull = devices.place(ShapeDtypeStruct((devices.count(), *weight.shape), jnp.float32))
     weights = devices.place(ShapeDtypeStruct(x.shape[:2], jnp.float32))
-    follow = block, x, units, weights, x, pull
+    before: Any = x, pull
+    follow = block, x, units, weights, stream.Drift(*before)
     static = {"kind": kind, "config": config}
     back = weight, gram, pull, ShapeDtypeStruct((), jnp.float32)
     blocks = (-(-gram.shape[-1] // linalg.BLOCK),)
@@ -275,9 +276,9 @@ def writing_stages(params: Params, config: ModelConfig, settings: Settings) -> l
     slots, dtype = writing.cache_slots(length), params["embed"].dtype
     cache = jax.eval_shape(lambda: writing.empty_cache(config, rows, slots, dtype))
     text, keys = ShapeDtypeStruct((rows, length + 1), jnp.int32), ShapeDtypeStruct((rows, 2), jnp.uint32)
-    state = devices.place((cache, text, keys))
+    group: Any = devices.place((cache, text, keys))
     static = {"config": config, "temperature": settings.data.self_temperature, "count": writing.SEGMENT}
-    arguments = decoder.outside(params), blocks, *state, ShapeDtypeStruct((), jnp.int32)
+    arguments = decoder.outside(params), blocks, writing.Group(*group), ShapeDtypeStruct((), jnp.int32)
     return [Program("writing", writing.write, arguments, static, (writing.SEGMENT,))]
 
 

@@ -165,7 +165,8 @@ def save_tiny(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
         config = make_tiny_config(**({"vocab": 300} | overrides))
         params = random_params(config, jax.random.key(0), scale=0.2)
         directory.mkdir()
-        save_model(directory, config, params, {"model_type": "llama"}, tiny_tokenizer, {"eos_token_id": 2})
+        model = LoadedModel(config, params, tiny_tokenizer, {"model_type": "llama"}, {"eos_token_id": 2})
+        save_model(directory, model)
         return directory
 
     return save

@@ -147,7 +147,7 @@ def rounding(
 ) -> float:
     """Largest error of torch's float32 logits of `tokens`."""
     path.mkdir()
-    save_model(path, config, params, dense.hf_config, dense.tokenizer)
+    save_model(path, LoadedModel(config, params, dense.tokenizer, dense.hf_config))
     theirs = AutoModelForCausalLM.from_pretrained(path).eval()
     with torch.no_grad():
         single = theirs(torch.from_numpy(tokens)[None]).logits
@@ -198,7 +198,7 @@ def test_transformers(model: Model, smollm2: LoadedModel, tokens: np.ndarray, tm
     for name, (config, params) in layouts.items():
         directory = tmp_path / name
         directory.mkdir()
-        save_model(directory, config, params, smollm2.hf_config, smollm2.tokenizer)
+        save_model(directory, LoadedModel(config, params, smollm2.tokenizer, smollm2.hf_config))
         trust = name == "compressed"
         theirs = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust).eval()
         assert (type(theirs).__name__ == "LlamaForCausalLM") == (name == "masked")

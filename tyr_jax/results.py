@@ -58,15 +58,7 @@ def write_weights(directory: Path, model: LoadedModel, progress: Progress) -> No
         return
     directory.mkdir(exist_ok=True)
     with progress.stage("write", 1, "models") as stage:
-        save_model(
-            directory,
-            model.config,
-            model.params,
-            model.hf_config,
-            model.tokenizer,
-            model.generation_config,
-            dtype=model.stored_dtype,
-        )
+        save_model(directory, model)
         stage.advance()
 
 

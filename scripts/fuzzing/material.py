@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import api
-from tyr_jax.io.checkpoint import save_model
+from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.io.gguf import ggml_names, permute
 from tyr_jax.io.vocabulary import gguf_vocabulary
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params
@@ -148,7 +148,8 @@ def make(directory: Path) -> None:
     tokenizer = make_tokenizer()
     params = random_params(CONFIG, jax.random.key(0), scale=0.2)
     (directory / "dense").mkdir()
-    save_model(directory / "dense", CONFIG, params, {"model_type": "llama"}, tokenizer, {"eos_token_id": 2})
+    model = LoadedModel(CONFIG, params, tokenizer, {"model_type": "llama"}, {"eos_token_id": 2})
+    save_model(directory / "dense", model)
     write_gguf(directory / "dense.gguf", CONFIG, params, tokenizer)
     write_texts(directory)
     write_tasks(directory)

@@ -406,7 +406,7 @@ def test_weights_are_written_as_they_were_stored_or_asked_for(
 ) -> None:
     model, half = load_model(str(tiny_model)), tmp_path / "half"
     half.mkdir()
-    save_model(half, model.config, model.params, model.hf_config, model.tokenizer, dtype="bfloat16")
+    save_model(half, model, dtype="bfloat16")
     cases = [
         (["--model", str(half)], "bfloat16", 2),
         (["--dtype", "bfloat16"], "bfloat16", 2),

@@ -35,7 +35,7 @@ def instances(kind: str, arguments: list[tuple]) -> list[Instance]:
 
 def beside(model: LoadedModel, directory: Path) -> HFLM:
     """The same model, run by the harness in torch."""
-    save_model(directory, model.config, model.params, model.hf_config, model.tokenizer)
+    save_model(directory, model, dtype="float32")
     return HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=8)
 
 

@@ -83,7 +83,7 @@ def test_a_model_is_read_pruned_and_written(dense: Path, tmp_path: Path) -> None
     masked = forward(mask(model.params, net, levels, config), jnp.asarray(TOKENS), config)
 
     (tmp_path / "pruned").mkdir()
-    save_model(tmp_path / "pruned", shape, small, model.hf_config, model.tokenizer)
+    save_model(tmp_path / "pruned", LoadedModel(shape, small, model.tokenizer, model.hf_config))
     again = load_model(str(tmp_path / "pruned"))
     assert again.config == shape
     np.testing.assert_allclose(logits(again), masked, rtol=0, atol=1e-4)

@@ -31,7 +31,7 @@ def save(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..
     def write(config: ModelConfig, params: Any = None, **options: Any) -> Path:
         params = params or random_params(config, jax.random.key(0), scale=0.2)
         base = {"model_type": config.family, "initializer_range": 0.5, "torch_dtype": "bfloat16"}
-        save_model(tmp_path, config, params, base, tiny_tokenizer, GENERATION, **options)
+        save_model(tmp_path, LoadedModel(config, params, tiny_tokenizer, base, GENERATION), **options)
         return tmp_path
 
     return write
@@ -160,7 +160,7 @@ def test_missing_directory(tiny_config: Configs, tiny_tokenizer: Any, tmp_path: 
     params = random_params(config, jax.random.key(0))
     base = {"model_type": "llama"}
     with pytest.raises(UserError, match=r"cannot write.*gone"):
-        save_model(tmp_path / "gone", config, params, base, tiny_tokenizer)
+        save_model(tmp_path / "gone", LoadedModel(config, params, tiny_tokenizer, base))
 
 
 def test_vocabulary_larger_than_the_embeddings(
@@ -250,8 +250,9 @@ def test_what_no_config_can_say_is_refused_before_anything_is_written(
 ) -> None:
     whole = tiny_config(vocab=300)
     params = random_params(whole, jax.random.key(0))
+    model = LoadedModel(dataclasses.replace(whole, **config), params, tiny_tokenizer, base)
     with pytest.raises(UserError):
-        save_model(tmp_path, dataclasses.replace(whole, **config), params, base, tiny_tokenizer)
+        save_model(tmp_path, model)
     assert not list(tmp_path.iterdir())
 
 
@@ -280,15 +281,7 @@ def test_config_that_contradicts_the_weights(save: Callable[..., Path], tiny_con
 
 @pytest.mark.smollm2
 def test_smollm2_survives_the_way_through_hugging_face(smollm2: LoadedModel, tmp_path: Path) -> None:
-    save_model(
-        tmp_path,
-        smollm2.config,
-        smollm2.params,
-        smollm2.hf_config,
-        smollm2.tokenizer,
-        smollm2.generation_config,
-        jnp.bfloat16,
-    )
+    save_model(tmp_path, smollm2, jnp.bfloat16)
     again = load_model(str(tmp_path))
     assert again.config == smollm2.config
     assert again.generation_config == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}

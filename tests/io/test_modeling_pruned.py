@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tyr_jax.io.checkpoint import load_model, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.rope import Positions
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params
@@ -58,7 +58,7 @@ def save(tiny_config: Callable[..., ModelConfig], tiny_tokenizer: Any, tmp_path:
         directory = tmp_path / "written"
         directory.mkdir()
         base = {"model_type": config.family, **GLOBAL}
-        save_model(directory, config, params, base, tiny_tokenizer, {"eos_token_id": 2})
+        save_model(directory, LoadedModel(config, params, tiny_tokenizer, base, {"eos_token_id": 2}))
         return directory, config, params
 
     return save

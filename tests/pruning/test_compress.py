@@ -17,7 +17,7 @@ from tiny import ATTENTION, FFN
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
-from tyr_jax.io.checkpoint import load_model, save_model
+from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig, Params
 from tyr_jax.model.tensors import block_specs, count_parameters, iter_tensors, random_params
@@ -325,7 +325,7 @@ def test_a_pruned_model_survives_the_way_through_a_directory(
     units = space.kept_units(grid, levels)
     assert units.tolist() == [[0, 1, 4], [16, 48, 0]]
     small, shape = check(config, params, net, levels)
-    save_model(tmp_path, shape, small, {"model_type": config.family}, tiny_tokenizer)
+    save_model(tmp_path, LoadedModel(shape, small, tiny_tokenizer, {"model_type": config.family}))
     loaded = load_model(str(tmp_path))
     assert loaded.config == shape
     assert [layer.ffn for layer in shape.layers] == units[FFN].tolist()

@@ -116,7 +116,7 @@ def assert_written_is(
     """Write a smaller model, and compare it, read by us and by transformers, with the `masked` logits; and
     greedy text."""
     directory.mkdir()
-    save_model(directory, shape, small, dense.hf_config, dense.tokenizer)
+    save_model(directory, LoadedModel(shape, small, dense.tokenizer, dense.hf_config))
     again = load_model(str(directory))
     assert again.config == shape
     assert_close(logits(again), masked)

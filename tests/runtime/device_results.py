@@ -80,7 +80,8 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
         found["log-likelihoods"] = np.array(likelihoods)
         # Two segments in a cache that grows. Eight devices write two groups, the second one with padding.
         with mock.patch.multiple(writing, SEQUENCES=1, SEGMENT=LENGTH // 2, SLOTS=LENGTH // 2):
-            found["own text"] = np.concatenate(list(writing.write_texts(params, config, 1, 11, LENGTH, 0)))
+            own = writing.OwnText(1, 11, LENGTH, 0)
+            found["own text"] = np.concatenate(list(writing.write_texts(params, config, own)))
         net = nested.nest(params, random_supernet(config, grid, config.dense_shape.heads), config)
         exists = np.argwhere(grid.exists[0, 0]).ravel()
         candidates = rng.choice(exists, (11, 2, config.depth))

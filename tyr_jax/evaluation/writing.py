@@ -9,7 +9,7 @@ Axis letters: `B` sequences, `T` tokens, `S` slots of a cache, `K` key/value hea
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,25 +59,39 @@ def empty_cache(config: ModelConfig, sequences: int, slots: int, dtype: Any) -> 
     return devices.place(tuple(empty(layer.kv_heads) for layer in config.layers))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "temperature", "count"), donate_argnames=("cache", "written")
-)
+class OwnText(NamedTuple):
+    """What a model is to write: this number of `sequences`, each of `length` tokens after the `separator`,
+    which is left out. `seed` determines the draws, and `temperature` divides the logits."""
+
+    separator: int
+    sequences: int
+    length: int
+    seed: int
+    temperature: float = 1.0
+
+
+class Group(NamedTuple):
+    """Texts `written [B, T + 1]` as far as they are, with the `cache` of every layer. Each sequence has its
+    own random key, given by its data in `keys [B, 2]`."""
+
+    cache: tuple[KeysValues, ...]
+    written: jax.Array
+    keys: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "count"), donate_argnames="group")
 def write(
     outside: Params,
     blocks: tuple[Block, ...],
-    cache: tuple[KeysValues, ...],
-    written: jax.Array,
-    keys: jax.Array,
+    group: Group,
     first: jax.Array,
     config: ModelConfig,
     temperature: float,
     count: int,
-) -> tuple[tuple[KeysValues, ...], jax.Array]:
-    """Append `count` tokens to each of the texts `written [B, T + 1]`, after the token at position `first`.
-
-    Every sequence has its own random key, given by its data in `keys [B, 2]`. The model is given as its
-    tensors `outside` the blocks, and its `blocks`. Returns (cache, texts); both inputs are overwritten.
-    """
+) -> Group:
+    """Append `count` tokens to each text of a group, which is overwritten, after the token at position
+    `first`. The model is given as its tensors `outside` the blocks, and its `blocks`."""
+    keys = group.keys
     head = decoder.head(outside)
 
     def layer(
@@ -111,51 +125,41 @@ def write(
         written = jax.lax.dynamic_update_slice_in_dim(written, tokens[:, None], position + 1, axis=1)
         return tuple(seen), written
 
-    return jax.lax.fori_loop(0, count, step, (cache, written))
+    cache, written = jax.lax.fori_loop(0, count, step, (group.cache, group.written))
+    return Group(cache, written, keys)
 
 
 def write_texts(
     params: Params,
     config: ModelConfig,
-    separator: int,
-    sequences: int,
-    length: int,
-    seed: int,
-    temperature: float = 1.0,
+    asked: OwnText,
     on_tokens: Callable[[int], None] = lambda tokens: None,
     first: int = 0,
 ) -> Iterator[np.ndarray]:
-    """The texts `[B, T]` that a model writes, in groups of sequences that are written side by side.
+    """The texts `[B, T]` that a model is asked for, in groups of sequences that are written side by side.
 
     Args:
         params: the model, dense or pruned, in memory.
         config: its configuration.
-        separator: the token before each text; the result leaves it out.
-        sequences: number of texts.
-        length: tokens in each text.
-        seed: seed of the random draws; it determines the texts.
-        temperature: divides the logits.
+        asked: what to write.
         on_tokens: called with the number of tokens written since its last call.
         first: number of texts that are written already, in whole groups.
     """
-    keys, outside = prediction.sequence_keys(seed, sequences), decoder.outside(params)
+    keys, outside = prediction.sequence_keys(asked.seed, asked.sequences), decoder.outside(params)
     # Taking layers out of a stack within the program would copy them for every token.
     blocks = tuple(layer_block(params["blocks"], layer) for layer in range(config.depth))
-    groups = batches(np.broadcast_to(0, (sequences - first, length)), SEQUENCES * length)
-    for group in groups:
-        own = devices.place(jnp.asarray(keys[first + group.indices]))
+    length = asked.length
+    for indices, real in batches(np.broadcast_to(0, (asked.sequences - first, length)), SEQUENCES * length):
         slots = step = cache_slots(-(-length // GROWTHS))
-        cache = list(empty_cache(config, len(group.indices), slots, params["embed"].dtype))
-        written = devices.place(jnp.full((len(group.indices), length + 1), separator, jnp.int32))
+        cache = empty_cache(config, len(indices), slots, params["embed"].dtype)
+        begun = jnp.full((len(indices), length + 1), asked.separator, jnp.int32)
+        group = Group(cache, *devices.place((begun, jnp.asarray(keys[first + indices]))))
         for position in range(0, length, SEGMENT):
             count = min(SEGMENT, length - position)
             if position + count > slots:
                 slots = min(slots + step, cache_slots(length))
-                for number, layer in enumerate(cache):
-                    cache[number] = grown(layer, slots)
-            arguments = outside, blocks, tuple(cache), written, own, jnp.int32(position)
-            found, written = write(*arguments, config, temperature, count)
-            cache = list(found)
-            jax.block_until_ready(written)
-            on_tokens(group.real * count)
-        yield devices.fetch(written)[: group.real, 1:]
+                group = group._replace(cache=tuple(grown(layer, slots) for layer in group.cache))
+            group = write(outside, blocks, group, jnp.int32(position), config, asked.temperature, count)
+            jax.block_until_ready(group)
+            on_tokens(real * count)
+        yield devices.fetch(group.written)[:real, 1:]

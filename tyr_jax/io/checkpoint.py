@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ EMBEDDINGS = "model.embed_tokens.weight"
 MAX_SHARD_BYTES = 5_000_000_000
 
 
+FLOAT32 = np.dtype(np.float32)
+UNKNOWN = Origin("model")
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A model with everything of its source that has to be kept."""
@@ -47,11 +51,11 @@ class LoadedModel:
     params: Params
     tokenizer: PreTrainedTokenizerFast
     hf_config: dict[str, Any]
-    generation_config: dict[str, Any] | None
-    source: str
-    stored_dtype: np.dtype
+    generation_config: dict[str, Any] | None = None
+    source: str = "the model"
+    stored_dtype: np.dtype = FLOAT32
     """The type in which its embeddings were stored; float32 if they were quantised."""
-    origin: Origin
+    origin: Origin = UNKNOWN
     """Its name, hub id and licence, wherever it was loaded from."""
 
 
@@ -177,49 +181,41 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, n
 
 def save_model(
     directory: Path,
-    config: ModelConfig,
-    params: Params,
-    hf_config: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerFast,
-    generation_config: Mapping[str, Any] | None = None,
-    dtype: DTypeLike = jnp.float32,
+    model: LoadedModel,
+    dtype: DTypeLike | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a Hugging Face model into the existing `directory`.
 
     Args:
         directory: an empty staging directory; moving it into place is up to the caller.
-        config: the model's configuration.
-        params: its weights.
-        hf_config: the `config.json` it came with; keys that are not written anew are kept.
-        tokenizer: its tokenizer, including the chat template.
-        generation_config: its `generation_config.json`, if any.
-        dtype: type of the written weights: float32, bfloat16 or float16.
+        model: the model; keys of its `config.json` that are not written anew are kept.
+        dtype: type of the written weights: float32, bfloat16 or float16; by default its `stored_dtype`.
         max_shard_bytes: larger weights are split into several files (shards) with an index.
 
     Raises:
         UserError: the disk is full; the directory cannot be written; `dtype` is another type; the
             configuration cannot be written as a `config.json`; or a weight is not finite in `dtype`.
     """
-    kind = jnp.dtype(dtype)
+    kind, config = jnp.dtype(model.stored_dtype if dtype is None else dtype), model.config
     if kind not in hf.DTYPES.values():
         raise UserError(f"cannot save weights as {kind.name}: only float32, bfloat16 and float16")
     try:
-        written = config_to_hf(config, hf_config)
-        json.dumps([written, generation_config], allow_nan=False, ensure_ascii=False).encode("utf-8")
+        written = config_to_hf(config, model.hf_config)
+        json.dumps([written, model.generation_config], allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (ValueError, TypeError) as error:
         # Sizes for which the family has no `config.json` keys, or values that JSON cannot hold.
         raise UserError(f"cannot save a model into {directory}: {first_line(error)}") from error
     written.pop("torch_dtype", None)
     written["dtype"] = kind.name
     try:
-        _write_weights(directory, config, params, kind, max_shard_bytes)
+        _write_weights(directory, config, model.params, kind, max_shard_bytes)
         write_json(directory / hf.CONFIG, written)
         if "per_layer_config" in written:
             _write_modeling(directory, config)
-        if generation_config is not None:
-            write_json(directory / "generation_config.json", generation_config)
-        _write_tokenizer(directory, tokenizer)
+        if model.generation_config is not None:
+            write_json(directory / "generation_config.json", model.generation_config)
+        _write_tokenizer(directory, model.tokenizer)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:

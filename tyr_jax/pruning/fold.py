@@ -193,10 +193,10 @@ def collect(kind: SiteKind, block: Block, fold: Fold, config: ModelConfig) -> tu
         plain = dense is None and real == len(x)
         weights = None if plain else stream.token_weights(x, jnp.int32(real), even=dense is None)
         unit, gram = devices.settle(stream.site_statistics(block, x, gram, weights, kind, config))
-        if dense is not None:
+        if dense is not None and pull is not None:
             before = devices.place(jnp.array(dense[index])) if stays else dense[index]
             after, pull = devices.settle(
-                stream.follow_dense(block, x, unit, weights, before, pull, kind, config)
+                stream.follow_dense(block, x, unit, weights, stream.Drift(before, pull), kind, config)
             )
             if stays:
                 dense[index][...] = devices.fetch(after)

@@ -18,7 +18,7 @@ devices.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,19 +200,25 @@ def output_share(
     return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames=("dense", "pull"))
+class Drift(NamedTuple):
+    """The dense model's residual `dense [B, T, D]` of a batch, and `pull [n, d_in, D]`, the sum of Xᵀd so
+    far in the parts of n devices."""
+
+    dense: jax.Array
+    pull: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"), donate_argnames="drift")
 def follow_dense(
     block: Block,
     x: jax.Array,
     units: jax.Array,
     weights: jax.Array,
-    dense: jax.Array,
-    pull: jax.Array,
+    drift: Drift,
     kind: SiteKind,
     config: ModelConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """(the dense model's residual after the site of a kind, in place of `dense [B, T, D]` before it;
-    `pull [n, d_in, D]` with the batch's Xᵀd added in place).
+) -> Drift:
+    """The `drift`, overwritten, after the site of a kind, in place of that before it.
 
     `block` has the dense weights, and perhaps which experts are kept. `x [B, T, D]` is the pruned residual
     before the site, and `units [B, T, ...]` is what enters the site from it. Tokens weigh `weights [B, T]`.
@@ -234,7 +240,7 @@ def follow_dense(
         inputs = weighed(units, behind_norm(kind, block, units, weights, config)).astype(jnp.float32)
         return after, pull + linalg.matmul(_by_token(inputs).T, _by_token(weights[..., None] * drift))
 
-    return devices.divided(follow, whole=1)(block, x, units, weights, dense, pull)
+    return Drift(*devices.divided(follow, whole=1)(block, x, units, weights, *drift))
 
 
 def _by_token(array: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import writing
+from tyr_jax.evaluation.writing import OwnText
 from tyr_jax.files import replaced
 from tyr_jax.io.checkpoint import LoadedModel, check_length
 from tyr_jax.run import resume
@@ -44,8 +45,9 @@ def own_text(
         UserError: the model does not support the length, or has no token that separates documents.
     """
     count, length = shape
+    asked = OwnText(separator_of(model), count, length, seed, temperature)
     check_length("--sequence-length or --search-length", length, model)
-    file = cache_file(model, shape, seed, temperature)
+    file = cache_file(model, asked)
     with progress.stage("self-generated text", count * length, "tokens") as stage:
         done, (texts, _) = store.last_step("written", Saved(np.zeros((0, length), np.int32)))
         if not done and (cached := cached_text(file, shape)) is not None:
@@ -54,26 +56,25 @@ def own_text(
             return cached
         if done:
             stage.advance(texts.size, note=resume.KEPT)
-        arguments = model.params, model.config, separator_of(model), count, length, seed, temperature
-        for group in writing.write_texts(*arguments, stage.advance, len(texts)):
+        for group in writing.write_texts(model.params, model.config, asked, stage.advance, len(texts)):
             texts = np.concatenate([texts, group])
             store.save_step("written", len(texts), texts)
     cache_text(file, texts, progress.log)
     return texts
 
 
-def cache_file(model: LoadedModel, shape: tuple[int, int], seed: int, temperature: float) -> Path | None:
+def cache_file(model: LoadedModel, asked: OwnText) -> Path | None:
     """Where a text is cached; None if it is not, because it is short, or because there are several processes,
     of which only some might find it.
 
     The name tells everything that determines the text: the model, by elements of its weights, what was asked
     for, and where it runs, because another order of summation can change a draw.
     """
-    if shape[0] * shape[1] < LEAST_TOKENS or jax.process_count() > 1:
+    if asked.sequences * asked.length < LEAST_TOKENS or jax.process_count() > 1:
         return None
-    asked = [*shape, seed, temperature, separator_of(model)]
+    text = [asked.sequences, asked.length, asked.seed, asked.temperature, asked.separator]
     where = [jax.default_backend(), devices.count(), cache.processor(), jax.__version__]
-    digest = hashlib.sha256(f"{json.dumps(asked + where)} {model.config}".encode())
+    digest = hashlib.sha256(f"{json.dumps(text + where)} {model.config}".encode())
     for leaf in jax.tree.leaves(model.params):
         digest.update(f"{leaf.shape} {leaf.dtype}".encode() + resume.sample(leaf).tobytes())
     return cache.cache_directory() / "texts" / f"{digest.hexdigest()[:32]}.npy"
