@@ -15,8 +15,7 @@ from tyr_jax.search.contract import Query, Search, SearchSpace
 from tyr_jax.space import Budget, Candidates, Fitness, Levels, mutate
 
 
-@flax.struct.dataclass
-class Chains:
+class Chains(flax.struct.PyTreeNode):
     """The random key, finished steps, levels `[C, S, L]` and fitness `[C]` of the chains, which levels exist,
     and the budget."""
 

@@ -162,7 +162,7 @@ def errors_of(problem: Problem, scores: Scores) -> dict[str, float]:
     """How well a problem predicts candidates that it was not fitted to: the root mean square error of the
     logarithm of the objective, the share of its variance that is explained, and the rank correlation. On the
     search text, it is the mean of the sequences' logarithms that is predicted."""
-    search = np.log(np.asarray(problem.replace(  # type: ignore[attr-defined]
+    search = np.log(np.asarray(problem.replace(
         held_out_base=problem.base.mean(), held_out_alone=problem.alone.mean(axis=0)
     ).held_out(scores.levels)))  # fmt: skip
     told = {"search": (search, np.log(scores.search).mean(axis=1))}

@@ -40,7 +40,7 @@ def by_hand(problem: Problem, levels: np.ndarray, sequence: int) -> float:
 
 @pytest.mark.parametrize("link", ["identity", "exp"])
 def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: str) -> None:
-    problem = synthetic_problem(seed=1, noise=0.5, **SMALL).replace(link=link)  # type: ignore[attr-defined]
+    problem = synthetic_problem(seed=1, noise=0.5, **SMALL).replace(link=link)
     candidates = np.stack([problem.start, [[1, 3, 2], [2, 4, 0]]])
     sequences = np.array([2, 0])
     fitness = problem.answer(Query(candidates, sequences))
@@ -50,7 +50,7 @@ def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: 
 
 @pytest.mark.parametrize("link", ["identity", "exp"])
 def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
-    problem = synthetic_problem(seed=2, noise=0.5, **SMALL).replace(link=link)  # type: ignore[attr-defined]
+    problem = synthetic_problem(seed=2, noise=0.5, **SMALL).replace(link=link)
     levels, sequence, step = np.asarray(problem.start), 1, 1e-2
     slopes = problem.answer(Query(levels[None], np.array([sequence, 3]), "slopes"))
     assert slopes.shape == (1, 2, 2, 3, 5)
@@ -104,7 +104,7 @@ def test_noise_differs_between_sequences_and_vanishes_over_all() -> None:
 
 
 def test_a_problem_is_written_and_read(tmp_path: Path) -> None:
-    problem = synthetic_problem(seed=7, noise=0.3, **SMALL).replace(link="exp")  # type: ignore[attr-defined]
+    problem = synthetic_problem(seed=7, noise=0.3, **SMALL).replace(link="exp")
     save_problem(problem, tmp_path / "mine.npz", {"made": "by hand"})
     again, datasheet = load_problem(tmp_path / "mine.npz")
     assert datasheet == {"made": "by hand"}

@@ -152,7 +152,7 @@ def test_no_exchange_is_the_greedy_pass() -> None:
 def test_a_settled_rank_is_kept_to(pruner: LocalPruner) -> None:
     rng = np.random.default_rng(7)
     x, weight = rng.standard_normal((40, 5)), rng.standard_normal((5, 3))
-    site = site_of(x.T @ x, weight, [2], 5).replace(rank=jnp.array([4, 0, 3, 1, 2]))  # type: ignore[attr-defined]
+    site = site_of(x.T @ x, weight, [2], 5).replace(rank=jnp.array([4, 0, 3, 1, 2]))
     found = pruned(site, pruner)
     assert np.flatnonzero(np.any(np.asarray(found.weights[0]) != 0, axis=1)).tolist() == [1, 3]
 
@@ -167,7 +167,7 @@ def test_every_combination_prunes(saliency: type[Saliency], pruner: type[LocalPr
     x, weight, root = rng.standard_normal((40, 8)), rng.standard_normal((8, 3)), rng.standard_normal((3, 3))
     site = site_of(x.T @ x, weight, [0, 2, 4], 4, saliency=saliency())
     if metric:
-        site = site.replace(metric=jnp.asarray(root @ root.T + np.eye(3)))  # type: ignore[attr-defined]
+        site = site.replace(metric=jnp.asarray(root @ root.T + np.eye(3)))
     found = jax.tree.map(np.asarray, pruned(site, pruner()))
     assert sorted(found.rank.tolist()) == [0, 1, 2, 3]
     assert np.isfinite(found.error).all()

@@ -212,7 +212,7 @@ def test_what_pruning_has_measured_leads_to_the_optimum(name: str) -> None:
     removed = 1 - np.asarray(space.kept) / np.max(space.kept, axis=(1, 2), keepdims=True)
     costs = (influence[:, None] * removed).astype(np.float32)
     sites = space.sites._replace(error=removed, share=np.tile(influence, (2, 1)))
-    problem = PROBLEM.replace(  # type: ignore[attr-defined]
+    problem = PROBLEM.replace(
         space=space.replace(sites=sites),
         alone=jnp.broadcast_to(costs, PROBLEM.alone.shape),
         pairs=jnp.zeros_like(PROBLEM.pairs),
@@ -249,7 +249,7 @@ def test_what_is_not_a_number_never_wins(search: Search) -> None:
         moved = np.asarray(query.candidates)[:, 0, 0] != start[0, 0]
         return np.where(moved, np.nan, answer)  # type: ignore[return-value]
 
-    problem = PROBLEM.replace(space=tempting)  # type: ignore[attr-defined]
+    problem = PROBLEM.replace(space=tempting)
     found, candidates, _ = steps_of(search, problem, answer=answer)
     assert any((asked[:, 0, 0] != start[0, 0]).any() for asked in candidates)
     assert found[0, 0] == start[0, 0]

@@ -19,8 +19,7 @@ class Pair(NamedTuple):
     right: Any
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """A state with everything that a leaf can be."""
 
     pair: Pair

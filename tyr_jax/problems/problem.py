@@ -30,8 +30,7 @@ Link = Literal["identity", "exp"]
 LINKS: tuple[str, ...] = get_args(Link)
 
 
-@flax.struct.dataclass
-class Problem:
+class Problem(flax.struct.PyTreeNode):
     """A tabulated objective, and the space that it is defined on.
 
     What may be chosen, `space`; the levels to start from, `start [S, L]`; `base [B]`; `alone [B, S, L, E]`;
@@ -91,7 +90,7 @@ class Problem:
         deviation `size` is added, different for each sequence, and zero on average over all."""
         draws = size * jax.random.normal(key, self.alone.shape)
         draws -= draws.mean(axis=0)
-        return self.replace(alone=self.alone + draws)  # type: ignore[attr-defined]
+        return self.replace(alone=self.alone + draws)
 
 
 def stack_problems(problems: Sequence[Problem]) -> Problem:

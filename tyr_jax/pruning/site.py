@@ -30,8 +30,7 @@ from tyr_jax.pruning.linalg import HIGHEST
 from tyr_jax.pruning.saliency import Saliency
 
 
-@flax.struct.dataclass
-class Site:
+class Site(flax.struct.PyTreeNode):
     """A site to prune: what a local pruner is given.
 
     `gram [d_in, d_in]` is XᵀX of its inputs, and `weight [d_in, D]` is dense. `kept [E]` are the units kept
@@ -115,7 +114,7 @@ def prune_experts(site: Site, pruner: LocalPruner) -> PrunedSite:
         gram, weight = part
         counted = weight if site.metric is None else jnp.matmul(weight, site.metric, precision=HIGHEST)
         energy = jnp.sum(counted * jnp.matmul(gram, weight.astype(gram.dtype), precision=HIGHEST))
-        return prune_site(site.replace(gram=gram, weight=weight), pruner), energy  # type: ignore[attr-defined]
+        return prune_site(site.replace(gram=gram, weight=weight), pruner), energy
 
     each, energy = jax.lax.map(prune, (site.gram, weight))
     weights = jnp.moveaxis(each.weights, 0, 1).reshape(-1, *site.weight.shape)
