@@ -48,6 +48,19 @@ def test_heads_go_where_neurons_alone_would_be_too_few(sparsity: float) -> None:
     assert kept[FFN].sum() >= (1 - sparsity) / 2 * 30 * 1536 - 8
 
 
+@pytest.mark.parametrize("sparsity", [0.75, 0.9])
+def test_whole_groups_are_kept_as_many_as_fit(sparsity: float) -> None:
+    """A model that keeps one more eight of neurons, or one more group, is beyond the limit."""
+    pruning = PruningSettings(units=("kv_group",))
+    target = target_of(SMOLLM2, pruning, sparsity)
+    groups, neurons = target.kept.sum(axis=1).tolist()
+    # Of a group of three query heads: queries, keys, values and outputs; then two norms a layer.
+    group, neuron, norms = (3 + 1 + 1 + 3) * 64 * 576, 3 * 576, 30 * 2 * 576
+    assert 0 < groups < 90
+    spent = groups * group + neurons * neuron + norms
+    assert spent <= target.limits["parameters"] < spent + 8 * neuron
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     shape=st.sampled_from([(4, 2, 48), (6, 6, 40), (9, 3, 100)]),

@@ -187,7 +187,12 @@ HEADS = SiteKind(
 """Single heads of attention (the paper)."""
 
 GROUPS = dataclasses.replace(
-    HEADS, unit="kv_group", noun="key/value groups", count=lambda config: config.dense_shape.kv_heads
+    HEADS,
+    unit="kv_group",
+    noun="key/value groups",
+    count=lambda config: config.dense_shape.kv_heads,
+    # All whole groups cost the same.
+    spreads=lambda count, config: iter([np.arange(count)]),
 )
 """Whole key/value groups."""
 
