@@ -287,13 +287,13 @@ def claimed_benchmark(path: Path, overwrite: bool) -> AbstractContextManager[Pat
     Raises:
         UserError: as `staged_file`; or `path` is in a pruned model's directory whose records cannot be read.
     """
-    if _is_reported(path):
+    if is_reported(path):
         # Damaged records should be found before anything is timed.
         read(Recovery, path.parent)
     return staged_file(path, overwrite, _is_benchmark)
 
 
-def _is_reported(benchmark: Path) -> bool:
+def is_reported(benchmark: Path) -> bool:
     """Whether a benchmark's path is that of the benchmark in a pruned model's directory."""
     return benchmark.name == Speed.file and read(Summary, benchmark.parent) is not None
 
@@ -307,7 +307,7 @@ def update_reports(benchmark: Path) -> list[Path]:
     Raises:
         UserError: as `renew_report`.
     """
-    return renew_report(benchmark.parent) if _is_reported(benchmark) else []
+    return renew_report(benchmark.parent) if is_reported(benchmark) else []
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

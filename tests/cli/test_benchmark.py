@@ -11,7 +11,7 @@ from tyr_jax.cli import benchmark, prune
 from tyr_jax.evaluation.benchmark import prefill_flops, read_bytes
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.spec import ModelConfig
-from tyr_jax.report.files import summary_of, write_report
+from tyr_jax.report.files import renew_report
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_figures_lie_in_the_pruned_models_directory(pruned: Path, tiny_model: Pa
 def test_the_report_shows_them(pruned: Path, tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(pruned, copy, ignore=shutil.ignore_patterns("benchmark.json"))
-    write_report(copy, summary_of(copy))
+    renew_report(copy)
     assert "Not measured yet" in (copy / "report.html").read_text()
     few = ["--prompts", "16", "32", "--batches", "1", "--tokens", "1", "--repeats", "1"]
     benchmark.main([str(tiny_model), str(copy), *few])

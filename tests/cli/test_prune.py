@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from tyr_jax.api import generate_text
 from tyr_jax.cli import benchmark, evaluate, export, finetune, generate, prune
-from tyr_jax.files import write_json
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.tensors import count_parameters
 from tyr_jax.settings import PRESETS
+from tyr_jax.workspace.manifest import seal
 
 pytestmark = pytest.mark.slow
 
@@ -242,7 +242,7 @@ def test_another_seed_is_measured_on_the_same_text(run: Prune, pruned: Path) -> 
 
 def test_several_targets_share_what_does_not_depend_on_them(run: Prune, pruned: Path) -> None:
     directory = run("--sparsity", "0.25", "0.5", "--prompt", "head layer neuron")
-    assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl"}
+    assert {path.name for path in directory.iterdir()} == {"0.25", "0.5", "events.jsonl", "manifest.json"}
     for name in ("0.25", "0.5"):
         summary = summary_of(directory / name)
         assert summary["sparsity"]["asked"] == float(name)
@@ -506,7 +506,7 @@ def test_overwrite_replaces_an_old_output(run: Prune, tmp_path: Path) -> None:
     old = tmp_path / "pruned"
     old.mkdir()
     (old / "benchmark.json").touch()
-    write_json(old / "summary.json", {"versions": {"tyr_jax": "0"}})
+    seal(old)
     run("--rounds", "0", "--overwrite", "--output", str(old))
     assert not (old / "benchmark.json").exists()
     assert summary_of(old)["searched"] is None

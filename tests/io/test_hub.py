@@ -141,7 +141,9 @@ def published(directory: Path) -> dict[str, bytes]:
     """What an upload of a model's directory holds: its files, without folders of this machine."""
     records = portable_records(directory)
     assert "summary.json" in records
-    return contents(directory) | {name: text.encode() for name, text in records.items()}
+    assert records.pop("manifest.json") is None
+    files = {name: content for name, content in contents(directory).items() if name != "manifest.json"}
+    return files | {name: text.encode() for name, text in records.items() if text is not None}
 
 
 def test_a_run_uploads_what_it_wrote(

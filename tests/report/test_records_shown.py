@@ -11,12 +11,14 @@ import pytest
 from huggingface_hub import ModelCard
 from record_samples import quality, recovery, rounds, summary, units
 
+from tyr_jax.cli import report
 from tyr_jax.evaluation.scores import TaskScore, TextPerplexity
 from tyr_jax.report import card, figures, page, tables
-from tyr_jax.report.files import renew_report
+from tyr_jax.report.files import changed_pages, renew_report
 from tyr_jax.report.render import as_text
 from tyr_jax.results import Benchmark, Perplexities, PruneResult, TaskScores
 from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.manifest import seal
 from tyr_jax.workspace.records import MEASURES, Recovery, Speed, Summary, Timing
 
 
@@ -178,6 +180,7 @@ def test_a_benchmark_keeps_the_recovery(tmp_path: Path) -> None:
     write(tmp_path, "summary.json", summary())
     write(tmp_path, "recovery.json", recovery())
     renew_report(tmp_path)
+    seal(tmp_path)
     found = Benchmark({"dense": "d", "pruned": "p"}, "1 × cpu", {}, timings("JAX"))
     names = [path.name for path in found.save(tmp_path / "benchmark.json")]
     assert names == ["benchmark.json", "report.html", "README.md"]
@@ -199,9 +202,24 @@ def test_a_benchmark_is_not_written_beside_records_that_cannot_be_read(name: str
     assert not (tmp_path / "benchmark.json").exists()
 
 
+def test_a_page_that_was_changed_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "summary.json", summary())
+    renew_report(tmp_path)
+    seal(tmp_path)
+    (tmp_path / "README.md").write_text("my own card")
+    (tmp_path / "report.html").unlink()
+    report.main([str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "written to" in told
+    assert re.search(r"README\.md\s+stays\s+as\s+it\s+is", told)
+    assert (tmp_path / "README.md").read_text() == "my own card"
+    assert changed_pages(tmp_path) == [tmp_path / "README.md"]
+
+
 def test_pages_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "summary.json", summary())
     renew_report(tmp_path)
+    seal(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     write_text = Path.write_text
 

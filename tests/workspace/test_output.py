@@ -13,6 +13,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.files import write_json, write_text
 from tyr_jax.workspace import output
 from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.manifest import note, seal
 from tyr_jax.workspace.output import WorkPaths, staged_directory, staged_file
 from tyr_jax.workspace.store import Store
 
@@ -29,7 +30,7 @@ def old(tmp_path: Path) -> Path:
     old = tmp_path / "old"
     old.mkdir()
     (old / "config.json").write_text("old")
-    write_json(old / "summary.json", {"versions": {"tyr_jax": "0"}})
+    seal(old)
     return old
 
 
@@ -43,7 +44,7 @@ def test_a_new_directory(tmp_path: Path) -> None:
 
 def test_an_empty_directory_is_as_good_as_none(tmp_path: Path) -> None:
     write(tmp_path)
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "manifest.json"]
 
 
 def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
@@ -51,8 +52,9 @@ def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
         write(old)
     assert (old / "config.json").read_text() == "old"
     (old / "report.html").touch()
+    note([old / "report.html"])
     write(old, overwrite=True)
-    assert os.listdir(old) == ["config.json"]
+    assert sorted(os.listdir(old)) == ["config.json", "manifest.json"]
     assert os.listdir(old.parent) == ["old"]
 
 
@@ -78,7 +80,8 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
     replace = os.replace
 
     def fail_second(source: Any, target: Any) -> None:
-        moves.append(str(source))
+        if ".unfinished-" not in str(source):
+            moves.append(str(source))
         if len(moves) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
@@ -173,7 +176,7 @@ def test_planted_files_are_not_published(tmp_path: Path) -> None:
     staging.mkdir()
     (staging / "config.py").write_text("import os")
     write(tmp_path / "new")
-    assert os.listdir(tmp_path / "new") == ["config.json"]
+    assert sorted(os.listdir(tmp_path / "new")) == ["config.json", "manifest.json"]
 
 
 def test_what_lies_in_the_place_and_is_not_ours_stays(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
+from tyr_jax.workspace.manifest import note, seal
 from tyr_jax.workspace.ownership import check_directory, check_file
 
 
@@ -17,16 +18,12 @@ def ours(tmp_path: Path) -> Path:
     ours = tmp_path / "runs"
     for name in ("0.25", "0.5"):
         model = ours / name
-        model.mkdir(parents=True)
-        for file in (
-            *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-            *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "report.html"),
-            *("model.safetensors.index.json", "chat_template.jinja", "modeling_pruned.py", "README.md"),
-            *("model-q4_k_m.gguf", "recovery.json", "benchmark.json"),
-        ):
-            (model / file).touch()
+        (model / "additional_chat_templates").mkdir(parents=True)
+        for file in ("config.json", "model.safetensors", "README.md", "additional_chat_templates/tool.jinja"):
+            (model / file).write_text(f"{name} {file}")
         write_json(model / "summary.json", {"versions": {"tyr_jax": "0.0"}})
     (ours / "events.jsonl").touch()
+    seal(ours)
     return ours
 
 
@@ -38,26 +35,63 @@ def test_what_is_ours_is_replaced_if_asked(ours: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "0.5/thesis.tex", "photos/cat.jpg", "model.bin", "0.25/x/config.json"]
+    "name",
+    [
+        *("README.md", "vocab.json", "0.5/model-mine_IQ2.gguf", "0.5/thesis.tex", "photos/cat.jpg"),
+        *("0.25/additional_chat_templates/thesis.docx", "0.25/x/config.json", "0.5/events.jsonl"),
+    ],
 )
 def test_what_is_not_ours_is_not(name: str, ours: Path) -> None:
+    """Whatever it is called."""
     (ours / name).parent.mkdir(exist_ok=True)
     (ours / name).touch()
-    with pytest.raises(UserError, match=r"holds .*, which this program did not write"):
+    with pytest.raises(UserError, match=rf"holds {name}, which this program did not write"):
         check_directory(ours, overwrite=True)
 
 
+def test_an_empty_directory_is_not_ours(ours: Path) -> None:
+    (ours / "0.5" / "mine").mkdir()
+    with pytest.raises(UserError, match=r"holds 0\.5/mine, which"):
+        check_directory(ours, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["0.5/README.md", "0.25/additional_chat_templates/tool.jinja", "events.jsonl"]
+)
+def test_what_was_changed_is_not_ours_any_more(name: str, ours: Path) -> None:
+    (ours / name).write_text("my own notes")
+    with pytest.raises(UserError, match=rf"holds {name}, which .* or which was changed since"):
+        check_directory(ours, overwrite=True)
+    # Unless the command that changed it says so.
+    note([ours / name])
+    if Path(name).parent.name in ("0.5", ""):
+        check_directory(ours, overwrite=True)
+
+
+def test_results_of_several_runs_in_a_directory_of_the_users_are_not_one_of_ours(ours: Path) -> None:
+    (ours / "manifest.json").unlink()
+    with pytest.raises(UserError, match="which this program did not write"):
+        check_directory(ours, overwrite=True)
+    check_directory(ours / "0.5", overwrite=True)
+
+
 def test_a_model_of_anybody_is_not_ours(ours: Path) -> None:
-    for record in ("{}", "[]", "nonsense", '{"versions": 3}', '{"versions": {"other": "1"}}'):
-        (ours / "0.5" / "summary.json").write_text(record)
-        with pytest.raises(UserError, match="did not write"):
-            check_directory(ours, overwrite=True)
+    """Nor is a directory whose manifest is damaged."""
+    for manifest in ("{}", "[]", "nonsense", '{"format_version": 1, "files": 3}'):
+        (ours / "0.5" / "manifest.json").write_text(manifest)
+        with pytest.raises(UserError, match=r"manifest\.json.*choose another with --output"):
+            check_directory(ours / "0.5", overwrite=True)
+    (ours / "0.5" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="did not write"):
+        check_directory(ours / "0.5", overwrite=True)
 
 
 def test_a_link_is_not_ours(ours: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").touch()
-    (ours / "0.5" / "vocab.json").symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"0\.5/vocab\.json, which this program did not write"):
+    """Even where it leads to the same contents."""
+    config = ours / "0.5" / "config.json"
+    config.rename(tmp_path / "mine")
+    config.symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"0\.5/config\.json, which this program did not write"):
         check_directory(ours, overwrite=True)
 
 

@@ -19,7 +19,8 @@ from tyr_jax import api
 from tyr_jax.cli import command
 from tyr_jax.evaluation.settings import BenchmarkSettings
 from tyr_jax.files import write_json
-from tyr_jax.results import claimed_benchmark, update_reports
+from tyr_jax.report.files import changed_pages
+from tyr_jax.results import claimed_benchmark, is_reported, update_reports
 from tyr_jax.workspace.records import Speed
 
 
@@ -60,6 +61,7 @@ def run(asked: BenchmarkArguments) -> None:
         if found is not None:
             command.show(found.tables())
     command.tell_written(written)
+    command.tell_kept(changed_pages(output.parent) if is_reported(output) else [])
 
 
 def main(arguments: list[str]) -> None:

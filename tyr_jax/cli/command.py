@@ -259,6 +259,12 @@ def tell_written(paths: Iterable[Path]) -> None:
         say(f"written to {path}")
 
 
+def tell_kept(paths: Iterable[Path]) -> None:
+    """Print which files were left as they are."""
+    for path in paths:
+        say(f"{path} stays as it is, because this program did not write it, or it was changed since")
+
+
 def tell_model(output: object, texts: SavedSpec) -> None:
     """Print where a model was written, and how to measure it on the `texts` of its record."""
     named = any(map(needs_trust, texts.sources))

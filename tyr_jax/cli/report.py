@@ -3,7 +3,8 @@
 DIR is what `python -m tyr_jax.prune` wrote, or `finetune` from a pruned model.
 This prints the quality and size of every model of the run, how they continue
 its --prompt, and the speed-up, if `python -m tyr_jax.benchmark` has measured
-it. It also writes the report and the model card anew.
+it. It also writes the report and the model card anew, unless they were
+changed since it wrote them.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from tyr_jax.cli import command
-from tyr_jax.report.files import renew_report, results_of
+from tyr_jax.report.files import changed_pages, renew_report, results_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ def run(settings: ReportSettings) -> None:
     command.show(found)
     command.say(sentence)
     command.tell_written(written)
+    command.tell_kept(changed_pages(settings.directory))
 
 
 def main(arguments: list[str]) -> None:

@@ -59,7 +59,7 @@ def check_upload(name: str, overwrite: bool) -> None:
 
 
 def upload(
-    directory: Path, name: str, mend: str = "", changed: Mapping[str, str] = MappingProxyType({})
+    directory: Path, name: str, mend: str = "", changed: Mapping[str, str | None] = MappingProxyType({})
 ) -> str:
     """Make the contents of repository `name` those of `directory`, and return the repository's address.
 
@@ -68,7 +68,8 @@ def upload(
         name: the repository.
         mend: how to fix a failed upload, for the message; by default, to upload the directory, which is
             complete, by hand.
-        changed: files of the directory, by name, that are uploaded with these contents instead.
+        changed: files of the directory, by name, that are uploaded with these contents instead, or, if
+            that is None, not at all.
 
     Raises:
         UserError: the upload failed.
@@ -82,8 +83,9 @@ def upload(
         shown = Path(scratch, "model")
         shutil.copytree(directory.absolute(), shown, copy_function=os.symlink)
         for file, content in changed.items():
-            (shown / file).unlink()
-            (shown / file).write_text(content, encoding="utf-8")
+            (shown / file).unlink(missing_ok=True)
+            if content is not None:
+                (shown / file).write_text(content, encoding="utf-8")
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=shown, delete_patterns="*")
     return str(address)

@@ -13,6 +13,7 @@ import filelock
 
 from tyr_jax.errors import UserError
 from tyr_jax.process import note_written
+from tyr_jax.workspace import manifest
 from tyr_jax.workspace.ownership import check_directory, check_file
 
 
@@ -70,6 +71,7 @@ def staged_directory(
             raise UserError(f"cannot write output directory {target}: {error.strerror or error}") from None
         try:
             yield paths
+            manifest.seal(paths.staging)
             _give_modes(paths.staging)
             check_directory(target, overwrite, inputs)
             _publish(paths, final, target)
@@ -166,6 +168,7 @@ def staged_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> 
                 check_file(target, overwrite, ours)
                 try:
                     (staging / target.name).replace(target)
+                    manifest.note([target])
                 finally:
                     if not (staging / target.name).exists():
                         note_written(target)

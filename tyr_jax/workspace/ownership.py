@@ -1,21 +1,10 @@
 """What an output may replace: only what this package wrote, and nothing that is in use."""
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import read_json
-from tyr_jax.workspace.records import Recovery, Summary
-
-WRITTEN = re.compile(
-    r"(generation_|tokenizer_)?config\.json|modeling_pruned\.py|model(-\d+-of-\d+)?\.safetensors"
-    r"|model\.safetensors\.index\.json|model-\w+\.gguf"
-    r"|tokenizer\.(json|model)|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
-    r"|chat_template\.jinja|additional_chat_templates"
-    r"|summary\.json|recovery\.json|benchmark\.json|events\.jsonl|report\.html|README\.md"
-)
-"""Names of the files and directories that commands write into a model's directory."""
+from tyr_jax.workspace.manifest import foreign_in
 
 
 def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -28,7 +17,8 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
 
     Raises:
         UserError: `target` is a file or is below one; it is or contains the current directory or an input; it
-            is not empty (unless `overwrite`); or it contains a file that this package did not write.
+            is not empty (unless `overwrite`); or it contains a file that this package did not write,
+            or that was changed since.
     """
     final = target.resolve()
     if final.exists() and not final.is_dir():
@@ -47,7 +37,8 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
     if (foreign := foreign_in(final)) is not None:
         raise UserError(
             f"output directory {target} holds {foreign.relative_to(final)}, which this program did not "
-            "write, so --overwrite does not replace it; move it, or choose another with --output"
+            "write, or which was changed since, so --overwrite does not replace it; move it, or choose "
+            "another with --output"
         )
 
 
@@ -63,35 +54,6 @@ def _check_unused(final: Path, target: Path, inputs: Iterable[Path]) -> None:
             raise UserError(
                 f"output {target} is {name} or a directory that it lies in; choose another with --output"
             )
-
-
-def foreign_in(directory: Path) -> Path | None:
-    """The first file or folder in a directory that this package did not write, or None.
-
-    Without a record of this package, nothing in the directory counts as written by it. A directory that holds
-    directories with such records, one for each sparsity, needs none itself.
-    """
-    parts = []
-    for path in sorted(directory.iterdir()):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            return path
-        if path.is_dir() and not WRITTEN.fullmatch(path.name):
-            parts.append(path)
-            if foreign := foreign_in(path):
-                return foreign
-        elif not WRITTEN.fullmatch(path.name):
-            return path
-    recorded = any(_is_record(directory / name) for name in (Summary.file, Recovery.file))
-    return None if recorded or parts else next(iter(sorted(directory.iterdir())), directory)
-
-
-def _is_record(path: Path) -> bool:
-    """Whether this package wrote the record, in any version."""
-    try:
-        versions = read_json(path).get("versions")
-    except UserError:
-        return False
-    return isinstance(versions, dict) and "tyr_jax" in versions
 
 
 def check_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> None:
