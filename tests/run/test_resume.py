@@ -356,6 +356,78 @@ def test_another_model_is_refused(
         weights.write_bytes(before)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("config.json", {"rope_theta": 50_000.0}, "configuration of the model"),
+        ("config.json", {"rms_norm_eps": 1e-4}, "configuration of the model"),
+        ("config.json", {"initializer_range": 0.5}, "configuration of the model"),
+        ("generation_config.json", {"eos_token_id": 1}, "configuration of the model"),
+        ("tokenizer_config.json", {"eos_token": "<s>"}, "tokenizer of the model"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer of the model"),
+    ],
+)
+def test_another_file_of_the_model_is_refused(
+    name: str,
+    change: dict[str, Any],
+    named: str,
+    interrupted: Path,
+    command: list[str],
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tiny_model / name
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(before) | change))
+        assert f"the {named} of the interrupted run changed since it began" in refused(command, capsys)
+    finally:
+        file.write_text(before)
+
+
+def test_a_single_other_weight_is_refused(
+    interrupted: Path, command: list[str], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_model / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        tensors = load_file(weights)
+        tensors["model.layers.1.mlp.up_proj.weight"][5, 7] += 0.5
+        save_file(tensors, weights)
+        assert "the model of the interrupted run changed since it began" in refused(command, capsys)
+    finally:
+        weights.write_bytes(before)
+
+
+def test_other_programs_are_refused(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another version of a library, other code of this package, of a plug-in, or of what that imports."""
+    (tmp_path / "of_mine.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "searching.py").write_text(
+        "import dataclasses\nfrom of_mine import FACTOR\n"
+        "from tyr_jax.search.evolution import Evolution\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Mine(Evolution):\n    factor: float = FACTOR\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    command = [*command, "--search", "searching:Mine", "--rounds", "1"]
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        die_at(patch, "round")
+        prune.main(command)
+    for module in ("searching", "of_mine"):
+        file = tmp_path / f"{module}.py"
+        before = file.read_text()
+        file.write_text(f"{before}\n# changed\n")
+        assert f"the code of {module} changed since the interrupted run" in refused(command, capsys)
+        file.write_text(before)
+    for what in ("version of jax", "code of tyr_jax"):
+        with monkeypatch.context() as patch:
+            told = job.programs_of({}) | {what: "other"}
+            patch.setattr(job, "programs_of", lambda settings, told=told: told)
+            assert f"the {what} changed since the interrupted run" in refused(command, capsys)
+    prune.main(command)
+
+
 def test_another_model_after_the_first_has_written_text_is_refused(
     command: list[str],
     tiny_model: Path,
@@ -402,7 +474,7 @@ def test_damaged_settings_are_named(
     interrupted: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = interrupted.parent / "settings.json"
-    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 3, "settings": 3}'):
+    for content in ("{", "[]", '"x"', '{"settings": {}}', '{"format_version": 4, "settings": 3}'):
         settings.write_text(content)
         sentence = refused(command, capsys)
         assert str(settings) in sentence

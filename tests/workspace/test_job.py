@@ -16,6 +16,7 @@ from tyr_jax.settings import Settings
 from tyr_jax.workspace.facts import Work
 from tyr_jax.workspace.job import Request, asked, claim, open_workspace
 from tyr_jax.workspace.output import work_paths
+from tyr_jax.workspace.programs import programs_of
 
 SETTINGS = Settings(sparsity=(0.5,))
 
@@ -24,7 +25,11 @@ def test_a_job_goes_on_with_what_it_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     claim(path, SETTINGS)
     record = json.loads(path.read_text())
-    assert record == {"format_version": 3, "settings": asked(SETTINGS)}
+    assert record == {
+        "format_version": 4,
+        "settings": asked(SETTINGS),
+        "programs": programs_of(asked(SETTINGS)),
+    }
     claim(path, dataclasses.replace(SETTINGS, overwrite=True))
     with pytest.raises(UserError, match="used a different --seed, --sparsity; give the same"):
         claim(path, Settings(seed=1))
@@ -40,7 +45,7 @@ def test_numbers_that_are_not_finite_are_the_same_again(tmp_path: Path) -> None:
 def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     refusals = []
-    for what, record in altered({"format_version": 3, "settings": asked(SETTINGS)}):
+    for what, record in altered({"format_version": 4, "settings": asked(SETTINGS), "programs": {}}):
         path.write_text(json.dumps(record))
         try:
             claim(path, SETTINGS)
@@ -50,7 +55,7 @@ def test_whatever_is_done_to_the_note(tmp_path: Path) -> None:
     assert not [each for each in refusals if "--restart" not in each[1]]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", b"\xff", "[" * 5000, '{"format_version": 3}', "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", b"\xff", "[" * 5000, '{"format_version": 4}', "{}"])
 def test_what_is_no_note(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -85,7 +90,7 @@ def test_seconds_of_a_stage_that_was_killed_count_once(tmp_path: Path) -> None:
     interrupted(settings)
     write_json(
         work_paths(settings.output).stage,
-        {"format_version": 3, "part": "", "stage": "search", "seconds": 40.0},
+        {"format_version": 4, "part": "", "stage": "search", "seconds": 40.0},
     )
     for _ in range(2):
         interrupted(settings)

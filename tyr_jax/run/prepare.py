@@ -10,7 +10,6 @@ from tyr_jax import formatting
 from tyr_jax.data import Splits, load_splits, to_write
 from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
-from tyr_jax.model.spec import Params
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load
 from tyr_jax.pruning import fisher
@@ -92,7 +91,7 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     dtype = model.stored_dtype if settings.dtype == "as-stored" else jnp.dtype(settings.dtype)
     check_disk(run, model, dtype)
     splits = read_text(run, model)
-    check_unchanged(run, model.params, splits)
+    check_unchanged(run, model, splits)
     texts, measured = evaluate_dense(run, model, splits.evaluation)
     metrics = output_metrics(run, model, splits.calibration)
     sample = sample_of("dense", model, settings.prompt, run.progress)
@@ -151,7 +150,7 @@ def read_text(run: Run, model: LoadedModel) -> Splits:
     """
     settings, written = run.settings, None
     if (needed := to_write(settings.data)) is not None:
-        resume.check_models(run.store, {"model": model.params})  # before the model's text is kept
+        resume.check_models(run.store, {"model": model})  # before the model's text is kept
         temperature = settings.data.self_temperature
         written = own_text(model, needed, settings.seed, temperature, run.progress, run.store)
     with run.progress.stage("read text", 1, "texts") as stage:
@@ -160,7 +159,7 @@ def read_text(run: Run, model: LoadedModel) -> Splits:
     return splits
 
 
-def check_unchanged(run: Run, params: Params, splits: Splits) -> None:
+def check_unchanged(run: Run, model: LoadedModel, splits: Splits) -> None:
     """Refuse to continue a run whose model, text or latencies have changed since it began.
 
     Raises:
@@ -170,7 +169,7 @@ def check_unchanged(run: Run, params: Params, splits: Splits) -> None:
     others = {}
     if file := run.settings.pruning.latencies:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)
-    resume.check_models(run.store, {"model": params})
+    resume.check_models(run.store, {"model": model})
     resume.check_inputs(run.store, text, run.progress.log, others=others)
 
 

@@ -177,7 +177,7 @@ def prepare(settings: RecoverySettings, given: Given, workspace: Workspace) -> T
     made = provenance_of(summary, recovery)
     check_length("--sequence-length", settings.sequence_length, model)
     check_length("--evaluation-length", window_length(settings, made), model)
-    models = {"model": model.params} | ({} if teacher is None else {"teacher": teacher.params})
+    models = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     rows_of_step = load_step_rows(workspace.store, settings)
     spec, shape = data_spec(settings, made), step_shape(settings, rows_of_step)
     sources = list(leaves(map(parse_source, settings.data)))

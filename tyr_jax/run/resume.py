@@ -10,7 +10,9 @@ own tokens.)
 Each part of the work has its part of the store, which is cleared once the part's result is saved.
 """
 
+import json
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +22,8 @@ import numpy as np
 
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import in_words
-from tyr_jax.model.spec import ModelConfig, Params
+from tyr_jax.io.checkpoint import LoadedModel
+from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.fold import Fold, dealt_anew
 from tyr_jax.pruning.reconstruction import Learnt
 from tyr_jax.pruning.supernet import Layer, Supernet, of_layer, with_layer
@@ -62,7 +65,7 @@ def begun_with(store: Store) -> Inputs | None:
     return None if saved is None else saved.facts
 
 
-def check_models(store: Store, models: Mapping[str, Params]) -> None:
+def check_models(store: Store, models: Mapping[str, LoadedModel]) -> None:
     """Refuse to continue if a model differs from what the run began with, or between hosts. This comes before
     anything that a model makes is saved, such as its own text.
 
@@ -73,7 +76,7 @@ def check_models(store: Store, models: Mapping[str, Params]) -> None:
     Raises:
         UserError: they have changed, or hosts differ in them or in their number of devices.
     """
-    now = {name: checksum(jax.tree.map(sample, params)) for name, params in models.items()}
+    now = {what: mark for name, model in models.items() for what, mark in marks_of(name, model).items()}
     for what, number in {**now, "number of devices": devices.count()}.items():
         hosts.check_agreed(what, number)
     begun = store.load("models", Checksums)
@@ -81,6 +84,25 @@ def check_models(store: Store, models: Mapping[str, Params]) -> None:
         store.save("models", facts=Checksums(checksums=now))
     else:
         check_unchanged(begun.facts, now)
+
+
+def marks_of(name: str, model: LoadedModel) -> dict[str, int]:
+    """Checksums of all that a result takes from a model, by what it is: weights, configuration, tokenizer."""
+
+    def mark(*values: Any) -> int:
+        return zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
+
+    def read(leaf: Any) -> Any:
+        # What is on disk is read again and again, but not for this.
+        return sample(leaf) if isinstance(leaf, Stack) else leaf
+
+    tokenizer = model.tokenizer
+    told = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
+    return {
+        name: checksum(jax.tree.map(read, model.params)),
+        f"configuration of the {name}": mark(model.config, model.hf_config, model.generation_config),
+        f"tokenizer of the {name}": mark(*told),
+    }
 
 
 def check_inputs(

@@ -16,7 +16,7 @@ from tyr_jax.workspace.schema import (
 class Work(Record):
     """What an unfinished job keeps for itself."""
 
-    version = 3
+    version = 4
 
 
 class Ended(Work):
@@ -28,9 +28,10 @@ class Ended(Work):
 
 
 class Asked(Work):
-    """The settings of a job."""
+    """The settings of a job, and what identifies the `programs` that it runs."""
 
     settings: dict[str, Any]
+    programs: Named[str]
 
 
 class Checksums(Work):

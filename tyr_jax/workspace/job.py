@@ -14,6 +14,7 @@ from tyr_jax.runtime import devices, hosts
 from tyr_jax.workspace.events import EventLog, StageEvent
 from tyr_jax.workspace.facts import Asked, Ended
 from tyr_jax.workspace.output import WorkPaths, staged_directory, work_paths
+from tyr_jax.workspace.programs import programs_of
 from tyr_jax.workspace.progress import Progress
 from tyr_jax.workspace.schema import read, write
 from tyr_jax.workspace.store import Store
@@ -155,18 +156,26 @@ def asked(settings: JobSettings) -> dict[str, Any]:
 
 
 def claim(path: Path, settings: JobSettings) -> None:
-    """Record a job's settings at `path`. An interrupted job can be continued only with the same settings.
+    """Record a job's settings and programs at `path`. An interrupted job can be continued only with the same.
 
     Raises:
-        UserError: the recorded settings differ (names the options), or the record cannot be read.
+        UserError: the recorded settings differ (names the options), or the programs (names them), or the
+            record cannot be read.
     """
-    before = read(Asked, path)
+    before, programs = read(Asked, path), programs_of(asked(settings))
     if before is None:
-        write(path, Asked(settings=asked(settings)))
-    elif flags := differences(before.settings, asked(settings)):
+        write(path, Asked(settings=asked(settings), programs=programs))
+        return
+    if flags := differences(before.settings, asked(settings)):
         raise UserError(
             f"the interrupted run of {settings.output} used a different {', '.join(flags)}; give the same to "
             "continue it, or start over with --restart"
+        )
+    # Modules that were not loaded yet when the job began are not compared.
+    if changed := [what for what, now in programs.items() if before.programs.get(what, now) != now]:
+        raise UserError(
+            f"the {' and the '.join(changed)} changed since the interrupted run of {settings.output} began; "
+            "bring back what it began with, or start over with --restart"
         )
 
 
