@@ -83,6 +83,7 @@ def set_config(model: Path, **values: Any) -> None:
 # The command line
 
 
+@pytest.mark.slow
 def test_whole_numbers_that_are_too_large(fails: Fails) -> None:
     """Every flag that takes a whole number is checked before any work is done."""
     settings = prune.PruneArguments(PRESETS["quick"])

@@ -70,6 +70,7 @@ def test_templates_end_in_seconds(name: str, patience: None) -> None:
     assert time.monotonic() - start < 8
 
 
+@pytest.mark.slow
 def test_after_one_that_is_stopped_the_next_is_written(patience: None) -> None:
     with pytest.raises(UserError, match="it takes more than 2 s"):
         chat.written(Stranger(BOMBS["loops"]), CHAT)

@@ -101,6 +101,7 @@ def test_a_prompt_beyond_the_multiple(
     assert_greedy(params, config, PROMPTS[2], tokens.tolist())
 
 
+@pytest.mark.slow
 def test_a_sequence_that_has_ended_waits_for_the_others(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config)
     free = generate(params, config, PROMPTS, 10)

@@ -20,6 +20,7 @@ def written(*arguments: Any, **more: Any) -> np.ndarray:
     return np.concatenate(list(writing.write_texts(*arguments, **more)))
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_what_the_model_predicts() -> None:
     config = make_tiny_config(layers=2, shape=LayerShape(2, 1, 16), vocab=5, hidden=8, head_dim=4)
     params = random_params(config, jax.random.key(0), scale=0.3)

@@ -89,6 +89,7 @@ def test_neurons_of_like_size_lie_side_by_side(tiny_config: Tiny) -> None:
         np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name])[order])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_neurons_of_a_further_tensor_move_too(tiny_config: Tiny) -> None:
     config, params = make(tiny_config)

@@ -144,6 +144,7 @@ def published(directory: Path) -> dict[str, bytes]:
     return contents(directory) | {name: text.encode() for name, text in records.items()}
 
 
+@pytest.mark.slow
 def test_a_run_uploads_what_it_wrote(
     hub: type[FakeHub], tiny_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

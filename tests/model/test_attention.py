@@ -109,6 +109,7 @@ def test_gradients(window: int | np.int32 | None, with_sinks: bool, cap: float |
     chex.assert_trees_all_close(many, jax.tree.map(lambda x: jnp.stack([x, x]), expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_sequences_together() -> None:
     """As on accelerators: with longer chunks, and all sequences at once."""
     q, k, v = (jnp.asarray(array) for array in random_qkv(LONG_QUERY_CHUNK + 9, 2))

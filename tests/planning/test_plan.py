@@ -241,6 +241,7 @@ def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.Ca
     assert "memory of the device in GB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_slopes_take_the_memory_of_a_backward_pass() -> None:
     """Of whichever search asks for them."""
     default = needs()

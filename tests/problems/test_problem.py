@@ -151,6 +151,7 @@ def test_a_knob_out_of_range_is_refused(knob: str, value: float) -> None:
         synthetic_problem(**SMALL | {knob: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", problem_names())
 def test_the_problems_of_the_package(name: str) -> None:
     problem, datasheet = load_problem(name)
@@ -168,5 +169,6 @@ def test_the_problems_of_the_package(name: str) -> None:
     assert float(problem.held_out(found)) < float(problem.held_out(start))
 
 
+@pytest.mark.slow
 def test_there_are_problems_of_real_models() -> None:
     assert {"gemma3-50", "smollm2-50"} <= set(problem_names())

@@ -165,6 +165,7 @@ def test_forwards_agree(changes: dict[str, Any], tiny_config: Configs) -> None:
     assert np.std(masked) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
     config = tiny_config(layers=1, shape=LayerShape(6, 2, 24))

@@ -106,6 +106,7 @@ def least_error(site: Site, kept: int) -> float:
     return 1 - max(energy(units) for units in itertools.combinations(range(site.units), kept)) / whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit_size", [1, 2])
 def test_exchanges_come_nearer_to_the_best_support(unit_size: int) -> None:
     """Never worse than the greedy pass; over many sites clearly better, and never below brute force."""

@@ -49,6 +49,7 @@ def shrunk(metrics: np.ndarray) -> np.ndarray:
     return (1 - fisher.SHRINKAGE) * metrics + fisher.SHRINKAGE * level * np.eye(size)
 
 
+@pytest.mark.slow
 def test_the_mean_over_draws_is_the_fisher_information(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fisher, "BATCH_TOKENS", 9000)
     params = random_params(CONFIG, jax.random.key(1), scale=0.5)

@@ -33,6 +33,7 @@ def test_a_product_beside_a_change(inputs: tuple[int, ...], outputs: tuple[int, 
     np.testing.assert_allclose(linear(x, Adapted(weight, down, up)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_every_projection_has_changes_of_its_shape() -> None:
     config = make_tiny_config(qkv_bias=True, qk_norm=True)

@@ -151,6 +151,7 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
         assert max(gaps) > 1e-4
 
 
+@pytest.mark.slow
 def test_what_a_run_had_to_work_around_is_in_its_summary(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def test_programs_are_kept_by_kind_of_processor(tmp_path: Path) -> None:
     assert files(tmp_path / "compiled" / cache.processor())
 
 
+@pytest.mark.slow
 def test_a_place_of_the_users_own_is_respected(tmp_path: Path) -> None:
     own = tmp_path / "own"
     compile_in_a_new_process({"TYR_JAX_CACHE": str(tmp_path / "ours"), "JAX_COMPILATION_CACHE_DIR": str(own)})

@@ -100,6 +100,7 @@ def test_it_is_the_objective_at_full_width(
     np.testing.assert_allclose(sliced, full, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
 def test_a_further_tensor_is_moved_and_cut_along_its_axes(
@@ -234,6 +235,7 @@ def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConf
     assert scorer.chunk_buckets(net, candidates, config).tolist() == [[0, 1], [0, 3]]
 
 
+@pytest.mark.slow
 def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
     world = make_world(tiny_config())
     net = nested.nest(world.params, world.supernet, world.config)

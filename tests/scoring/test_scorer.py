@@ -124,6 +124,7 @@ def test_counts_that_do_not_fill_the_last_chunk(world: World, small_chunks: None
         np.testing.assert_allclose(part, whole[:count], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_of_sequences_are_averaged_by_their_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ PROBLEMS = [synthetic_problem(seed, noise=0.1, **SMALL) for seed in range(4)]
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
+@pytest.mark.slow
 def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     many = search_many(SEARCH, KEYS, stack_problems(PROBLEMS))
     assert many.levels.shape == (4, 6, 2, 4)

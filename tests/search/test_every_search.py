@@ -255,6 +255,7 @@ def test_what_is_not_a_number_never_wins(search: Search) -> None:
     assert found[0, 0] == start[0, 0]
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
     algorithm_of.cache_clear()
     search = Evosax(generations=1, population=4, score_tokens=16)
@@ -263,6 +264,7 @@ def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
         again(dataclasses.replace(search, scale=1.0 + seed), jax.random.key(0), PROBLEM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", sorted({name for kind in known_algorithms() for name in kind}))
 def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
     """A generation of it can be traced: its state keeps its shapes and types."""
@@ -278,6 +280,7 @@ def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
     assert jax.tree.all(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
 def test_a_strategy_may_go_off_to_infinity(value: float, logits: bool) -> None:
@@ -375,6 +378,7 @@ def test_exchange_tries_only_what_may_be_done(budget: str) -> None:
     assert len(found) > 8
 
 
+@pytest.mark.slow
 def test_a_bracket_never_loses_the_best_so_far() -> None:
     """On the first text, it looks worst of all; on the whole text, it is best."""
     search = SEARCHES["halving"](generations=1, candidates=8, rungs=4, score_tokens=16, max_shifts=3)

@@ -240,6 +240,7 @@ def test_a_key_determines_the_search() -> None:
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 def test_generations_draw_other_offspring_and_other_sequences() -> None:
     search = changed(survivors=(1,), stage_tokens=(POOL * LENGTH,))
     state = search.init(jax.random.key(0), START, SPACE)

@@ -37,6 +37,7 @@ def test_annealing_accepts_by_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert seen[0] not in map(data, jax.random.split(state.draw, search.chains))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["CMA_ES", "DifferentialEvolution"])
 def test_a_strategy_gets_a_new_key_for_every_call(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     search, seen = Evosax(strategy=strategy, population=4), []

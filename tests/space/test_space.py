@@ -111,6 +111,7 @@ def test_the_remainder_is_spread_over_the_depth() -> None:
     assert space.uniform_split(Kind("ffn", 1536, 8), 4, 3080).tolist() == [768, 768, 768, 776]
 
 
+@pytest.mark.slow
 def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() -> None:
     kinds = Kind("attention", 4, 1), Kind("ffn", 50, 8)
     whole = np.array([[True, False, False, False], [False, False, True, False]])
