@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
+from speeds import only_quick
 
 from tyr_jax import results
 from tyr_jax.cli import evaluate, prune
@@ -275,7 +276,7 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("stage", ["settings", "weights", "summary", "events"])
+@pytest.mark.parametrize("stage", only_quick(["settings", "weights", "summary", "events"], "settings"))
 def test_a_full_disk_spares_the_old_output(
     stage: str, fails: Fails, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

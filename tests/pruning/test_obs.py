@@ -122,6 +122,7 @@ def test_each_removed_unit_is_an_argmin_of_the_saliency(
         alive.remove(unit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (6, 2)])
 def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size: int) -> None:
     site, kept = random_site(units, unit_size, outputs=4, seed=units), list(range(units + 1))

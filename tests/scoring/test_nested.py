@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from full_width import score_candidates
 from reference import random_supernet
+from speeds import only_quick
 from tiny import ATTENTION, FFN
 
 from tyr_jax import space
@@ -148,7 +149,7 @@ def test_layers_that_candidates_share() -> None:
     assert scorer.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
 
 
-@pytest.mark.parametrize("shared", [0, 1, 2, 3])
+@pytest.mark.parametrize("shared", only_quick([0, 1, 2, 3], 2))
 def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
     """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
     world = make_world(tiny_config())

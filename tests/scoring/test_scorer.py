@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from full_width import score_candidates
 from reference import kl64, layer_outputs64, logits64, nll64, random_supernet, select
+from speeds import only_quick
 from tiny import FFN
 
 from tyr_jax import space
@@ -75,7 +76,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
 
 
-@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
+@pytest.mark.parametrize("score", only_quick([World.score, World.score_at_full_width], World.score))
 def test_kl_equals_each_candidate_alone(
     score: Callable[..., np.ndarray], world: World, small_chunks: None
 ) -> None:
@@ -92,7 +93,7 @@ def test_kl_equals_each_candidate_alone(
     assert np.ptp(scores) > 0.01
 
 
-@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
+@pytest.mark.parametrize("score", only_quick([World.score, World.score_at_full_width], World.score))
 @pytest.mark.parametrize("objective", [HiddenKL(alpha=2.0), Perplexity()], ids=str)
 def test_other_objectives_equal_each_candidate_alone(
     score: Callable[..., np.ndarray], world: World, objective: Objective

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare_searches import generation_tokens
+from speeds import only_quick
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
@@ -54,6 +55,7 @@ MEASURED = "blocks", "estimate"
 ALL = [pytest.param(cls(**{"generations": 4, **SMALL[name]}), id=name) for name, cls in SEARCHES.items()]  # type: ignore[arg-type]
 LOGITS = Evosax(generations=4, population=16, scale=4.0, logits=True, score_tokens=32)
 ALL.append(pytest.param(LOGITS, id="evosax --logits"))
+ALL = only_quick(ALL, "evolution", "annealing", "relaxation", "descent")
 
 PROBLEM = synthetic_problem(seed=3, depth=4, levels=5, noise=0.2, sequences=8, length=16, shifts=12)
 
