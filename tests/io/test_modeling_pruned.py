@@ -89,7 +89,7 @@ def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp
     assert load_model(str(tmp_path / "again")).config.layers == config.layers
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("changes", only_quick(CASES, CASES[0]), ids=str)
 def test_generation_with_a_cache(changes: dict[str, Any], save: Save) -> None:
     """Generate past the window, and with beam search, which reorders the cache."""
     model = in_torch(save(**changes)[0])

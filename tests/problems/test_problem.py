@@ -48,6 +48,7 @@ def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: 
     np.testing.assert_allclose(fitness, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["identity", "exp"])
 def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
     problem = synthetic_problem(seed=2, noise=0.5, **SMALL).replace(link=link)  # type: ignore[attr-defined]

@@ -143,6 +143,7 @@ def test_exchanges_keep_levels_nested_and_every_level_an_optimum() -> None:
     np.testing.assert_array_equal(found.weights[3], weight.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_no_exchange_is_the_greedy_pass() -> None:
     rng = np.random.default_rng(5)
     x, weight = rng.standard_normal((40, 6)), rng.standard_normal((6, 3))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from full_width import score_candidates
 from reference import f64, norm64
-from speeds import only_quick
 from tiny import FFN
 
 from tyr_jax import space
@@ -149,7 +148,8 @@ def test_correcting_drift_never_adds_to_it(seed: int, world: World) -> None:
     assert np.sum(left**2) < 0.7 * np.sum(drift**2)
 
 
-@pytest.mark.parametrize("passes", only_quick([0, 8], 0))
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [0, 8])
 def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
     """With the metric, drift and, in the second case, reconstruction: experts of a layer are equally wide."""
     config, params = world.config, world.params

@@ -88,6 +88,7 @@ def test_layers_on_disk_give_the_same(tmp_path: Path) -> None:
     assert not np.array_equal(here, np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 4)))
 
 
+@pytest.mark.slow
 def test_a_batch_is_filled_up_with_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_tiny_config()
     params = random_params(config, jax.random.key(0), scale=0.2)

@@ -177,8 +177,9 @@ def test_every_level_is_the_damped_optimum_on_its_support(
     np.testing.assert_array_equal(pruned.weights[-1], site.weight)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(size=st.integers(4, 12), removed=st.integers(1, 3), seed=st.integers(0, 999))
+@given(size=st.sampled_from([4, 5, 8, 12]), removed=st.integers(1, 3), seed=st.integers(0, 999))
 def test_the_downdate_equals_direct_inversion(size: int, removed: int, seed: int) -> None:
     site = random_site(size, 1, outputs=2, seed=seed)
     gone = np.random.default_rng(seed).choice(size, removed, replace=False)

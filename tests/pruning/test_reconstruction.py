@@ -227,6 +227,7 @@ def test_a_model_learns_layer_by_layer(whole: Whole) -> None:
     np.testing.assert_array_equal(whole.learnt.weights["ffn"][1, 0], whole.params["blocks"]["down"][1])
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_passed_on(whole: Whole) -> None:
     """The residuals after a layer are those with the trained FFN, so later layers are pruned to suit it."""
     masked = mask(whole.params, whole.learnt, np.zeros((2, 3), int), whole.config)

@@ -146,6 +146,7 @@ def test_every_mode_equals_the_naive_fold(mode: Any, world: World) -> None:
     assert_same(world.build(settings, seed=7), naive_supernet(world, settings, seed=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_taking_back_drift_equals_the_naive_fold(share: float, world: World) -> None:
     settings = chosen(accumulation="centre")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from full_width import score_candidates
 from reference import random_supernet
-from speeds import only_quick
 from tiny import ATTENTION, FFN
 
 from tyr_jax import space
@@ -149,7 +148,8 @@ def test_layers_that_candidates_share() -> None:
     assert scorer.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
 
 
-@pytest.mark.parametrize("shared", only_quick([0, 1, 2, 3], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [0, 1, 2, 3])
 def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
     """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
     world = make_world(tiny_config())
@@ -223,6 +223,7 @@ def test_bucket_widths(units: int, channels: int, expected: tuple[int, ...]) -> 
     assert nested.bucket_widths(units, channels) == expected
 
 
+@pytest.mark.slow
 def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConfig]) -> None:
     config = tiny_config(layers=2, shape=LayerShape(heads=6, kv_heads=2, ffn=80))
     world = make_world(config, "kv_group")

@@ -37,6 +37,7 @@ def test_a_bias_takes_the_place_of_means() -> None:
     np.testing.assert_array_equal(moved, [3 + 10, 4 + 12])
 
 
+@pytest.mark.slow
 def test_constant_units_leave_without_a_trace() -> None:
     """Six neurons always put out the same: FLAP finds just these, and the model's outputs do not change."""
     config = make_tiny_config(layers=1, mlp_bias=True)

@@ -55,6 +55,7 @@ def test_candidates_that_were_left_out_are_predicted(truth: Problem) -> None:
         assert np.corrcoef(told, meant)[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_a_fit_and_its_problem_say_the_same(truth: Problem) -> None:
     scores = scores_of(truth, 100, 3)
     columns = Columns.around(truth.space, np.asarray(truth.start))

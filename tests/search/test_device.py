@@ -32,6 +32,7 @@ def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     assert search_many._cache_size() == before
 
 
+@pytest.mark.slow
 def test_a_generation_never_ends_worse_than_its_parent_on_the_same_text() -> None:
     plain = synthetic_problem(seed=1, **SMALL)
     trace = search_on_device(SEARCH, KEYS[0], plain)

@@ -55,7 +55,7 @@ MEASURED = "blocks", "estimate"
 ALL = [pytest.param(cls(**{"generations": 4, **SMALL[name]}), id=name) for name, cls in SEARCHES.items()]  # type: ignore[arg-type]
 LOGITS = Evosax(generations=4, population=16, scale=4.0, logits=True, score_tokens=32)
 ALL.append(pytest.param(LOGITS, id="evosax --logits"))
-ALL = only_quick(ALL, "evolution", "annealing", "relaxation", "descent")
+ALL = only_quick(ALL, "evolution", "descent")
 
 PROBLEM = synthetic_problem(seed=3, depth=4, levels=5, noise=0.2, sequences=8, length=16, shifts=12)
 
@@ -205,6 +205,7 @@ def test_it_beats_random_search(search: Search) -> None:
         assert values[search.name] < 0.2 * np.mean(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_pruning_has_measured_leads_to_the_optimum(name: str) -> None:
     """On a landscape that the fold has measured exactly: every unit of a layer costs as much as any other.
@@ -292,6 +293,7 @@ def test_a_strategy_may_go_off_to_infinity(value: float, logits: bool) -> None:
     assert PROBLEM.space.budget.allows(np.asarray(levels))
 
 
+@pytest.mark.slow
 def test_logits_say_which_level_a_site_takes() -> None:
     """A vector of zeros is the start. A logit takes effect where it outweighs the distance in levels."""
     search = Evosax(generations=1, population=4, score_tokens=16, logits=True, scale=2.0)
@@ -355,6 +357,7 @@ def test_blocks_go_whole_in_the_order_of_their_influence() -> None:
     np.testing.assert_array_equal(levels, [[4, 0, 0, 4], [4, 0, 0, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["units", "parameters"])
 def test_exchange_tries_only_what_may_be_done(budget: str) -> None:
     problem = PROBLEM if budget == "units" else in_parameters(PROBLEM)

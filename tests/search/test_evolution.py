@@ -100,6 +100,7 @@ def test_a_small_space_is_searched_to_its_optimum() -> None:
     assert units.sum(axis=1).tolist() == [3 * DEPTH, 24 * DEPTH]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 999),

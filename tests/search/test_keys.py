@@ -22,6 +22,7 @@ def data(key: jax.Array) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
+@pytest.mark.slow
 def test_annealing_accepts_by_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     search = Annealing(chains=4)
     state = search.init(jax.random.key(0), START, SPACE)

@@ -365,6 +365,7 @@ def test_every_movable_site_is_drawn_equally_often() -> None:
     assert np.abs(counts - 1 / len(counts)).max() < 5 * np.sqrt(1 / 24 / draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "odds"), [(4, [7, 5, 3, 1]), (1, [1])])
 def test_the_number_of_shifts_is_the_smaller_of_two_draws(most: int, odds: list[int]) -> None:
     # With this many sites two shifts hardly ever cancel, so the net change counts them.
