@@ -176,6 +176,7 @@ def test_reconstruction_takes_disk() -> None:
         assert gained == ({"weights that stay on disk": pytest.approx(pruned, rel=1e-3)} if offload else {})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes are those of Llama-3.1-8B, in float32 because the CPU computes in it. No array is made."""

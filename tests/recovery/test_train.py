@@ -80,7 +80,7 @@ def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer
 
 
 @pytest.mark.parametrize("layers", [DIFFERENT, (LayerShape(4, 2, 16),) * 3])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[LayerShape, ...]) -> None:
     """Each layer's step is orthogonal by itself, with its projections as [inputs, outputs]."""
     pair = make_pair(layers)

@@ -93,7 +93,7 @@ def test_training_is_written_only_if_it_helps(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["compressed", "masked"])
+@pytest.mark.parametrize("layout", ["compressed", pytest.param("masked", marks=pytest.mark.long)])
 def test_without_a_refit_one_supernet_is_enough(
     layout: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
