@@ -154,7 +154,7 @@ def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size
 @given(
     units=st.integers(2, 10),
     unit_size=st.integers(1, 3),
-    outputs=st.integers(1, 5),
+    outputs=st.sampled_from([1, 4]),
     chunk=st.integers(1, 4),
     seed=st.integers(0, 999),
     damping_scale=st.sampled_from(["mean", "channel"]),

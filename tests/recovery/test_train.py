@@ -66,7 +66,7 @@ def test_batches_of_a_step_add_up(method: Method) -> None:
     chex.assert_trees_all_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("method", "goal"), CASES)
 def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer: str) -> None:
     state, models, plan = set_up(method, goal, optimizer=optimizer, learning_rate=0.03)

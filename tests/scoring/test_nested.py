@@ -65,8 +65,8 @@ SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=48)
     ("unit", "biases", "norms"),
     [
         ("head", False, False),
-        ("head", True, False),
-        ("head", False, True),
+        pytest.param("head", True, False, marks=pytest.mark.long),
+        pytest.param("head", False, True, marks=pytest.mark.long),
         ("kv_group", True, True),
     ],
 )
