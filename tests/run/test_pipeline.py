@@ -185,6 +185,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
     assert second == f"{calls} candidates whose objective was not finite were discarded"
 
 
+@pytest.mark.slow
 def test_a_search_in_which_nothing_is_finite(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
