@@ -17,7 +17,17 @@ esac
 if [ "$chosen" != long ]; then
   ruff check
   ruff format --check
-  mypy
+  # mypy takes one core for up to a minute. It runs beside the tests and is heard at their end.
+  types=$(mktemp)
+  mypy >"$types" 2>&1 &
+  trap 'kill "$!" 2>/dev/null || true; rm -f "$types"' EXIT
 fi
 # Processes take whole files, in the order that tests/conftest.py gives them.
-python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@"
+status=0
+python -m pytest -rs --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "$chosen" "$@" ||
+  status=$?
+if [ "$chosen" != long ]; then
+  wait "$!" || status=1
+  cat "$types"
+fi
+exit "$status"

@@ -21,6 +21,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     quicker = "--xla_cpu_use_fusion_emitters=false"
     quicker += " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    # Every process has one core. Parts of a program, for several threads, would cost it a fifth more time.
+    quicker += " --xla_cpu_parallel_codegen_split_count=1"
     flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quicker}".strip()}
     start = [sys.executable, "-c", "import jax; jax.devices()"]
     if not subprocess.run(start, env=os.environ | flags, capture_output=True, check=False).returncode:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors as hub_errors
 from safetensors.numpy import load_file, save_file
+from speeds import only_quick
 
 from tyr_jax import results
 from tyr_jax.cli import evaluate, prune
@@ -83,6 +84,7 @@ def set_config(model: Path, **values: Any) -> None:
 # The command line
 
 
+@pytest.mark.slow
 def test_whole_numbers_that_are_too_large(fails: Fails) -> None:
     """Every flag that takes a whole number is checked before any work is done."""
     settings = prune.PruneArguments(PRESETS["quick"])
@@ -274,7 +276,7 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("stage", ["settings", "weights", "summary", "events"])
+@pytest.mark.parametrize("stage", only_quick(["settings", "weights", "summary", "events"], "settings"))
 def test_a_full_disk_spares_the_old_output(
     stage: str, fails: Fails, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,17 +27,17 @@ def here(tmp_path: Path) -> Path:
     return here
 
 
-@pytest.mark.parametrize(("seconds", "least"), [(10, 2), pytest.param(60, 20, marks=pytest.mark.long)])
-def test_some_seconds_of_it(seconds: int, least: int) -> None:
+@pytest.mark.long
+def test_a_minute_of_it() -> None:
     ended = subprocess.run(
-        [sys.executable, "-P", str(ROOT / "scripts" / "fuzz.py"), "--seconds", str(seconds)],
+        [sys.executable, "-P", str(ROOT / "scripts" / "fuzz.py"), "--seconds", "60"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert int(ended.stdout.splitlines()[-1].split()[0]) > least
+    assert int(ended.stdout.splitlines()[-1].split()[0]) > 20
 
 
 def in_sandbox(code: str, here: Path, stop: Stop | None = None, limits: Limits = LIMITS) -> Ended:

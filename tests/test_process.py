@@ -33,6 +33,7 @@ def start(code: str, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **streams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [None, "7"])
 def test_factorisations_leave_a_core_free_unless_asked(asked: str | None) -> None:
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "OPENBLAS_NUM_THREADS"}
@@ -293,6 +294,7 @@ def test_what_an_encoding_lacks(encoding: str) -> None:
 # As a user starts them
 
 
+@pytest.mark.slow
 def test_modules_in_the_current_directory_are_not_run(tmp_path: Path) -> None:
     names = {"gguf", "json", "jax", "tokenizers", "signal", "tyro", "rich", "typing"}
     for name in names:

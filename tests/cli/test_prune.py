@@ -278,7 +278,7 @@ def read_page(directory: Path) -> str:
     return html.unescape(re.sub("<[^>]*>", " ", (directory / "report.html").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("rounds", ["0", "1"])
+@pytest.mark.parametrize("rounds", ["0", pytest.param("1", marks=pytest.mark.long)])
 def test_several_targets_without_a_refit(rounds: str, run: Prune) -> None:
     directory = run("--sparsity", "0.5", "0.25", "--rounds", rounds, "--no-refit")
     for name in ("0.25", "0.5"):
@@ -307,13 +307,15 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
     "arguments",
     [
         "--objective hidden+kl --accumulation uniform --first-order signed --second-order block",
-        "--objective perplexity --accumulation random --neuron-multiple 1",
+        pytest.param(
+            "--objective perplexity --accumulation random --neuron-multiple 1", marks=pytest.mark.long
+        ),
         # The paper's choices.
         """--budget units --metric none --accumulation centre --start uniform --search evolution --no-refit
         --calibration-noise 0 --damping-scale mean --first-order abs --second-order channel""",
         "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
         "--calibration self builtin:topics --self-temperature 0.8",
-        "--compute-dtype bfloat16",
+        pytest.param("--compute-dtype bfloat16", marks=pytest.mark.long),
         "--offload --reconstruct 1 --metric none --drift 1",
     ],
 )

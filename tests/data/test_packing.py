@@ -367,6 +367,7 @@ def test_other_requests_that_cannot_be_met(corpus: Path, tmp_path: Path) -> None
         load_evaluation(spec_of(corpus, evaluation=(str(short),)), Numbers())
 
 
+@pytest.mark.slow
 def test_builtin_splits_are_the_same_every_time() -> None:
     spec = spec_of("builtin", calibration_tokens=400, search_tokens=0)
     first, second = (load_splits(spec, Bytes(), 7) for _ in range(2))

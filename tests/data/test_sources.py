@@ -89,6 +89,7 @@ def test_names_are_short_where_that_tells_them_apart() -> None:
 # --- reading
 
 
+@pytest.mark.slow
 def test_builtin_text_repeats_no_paragraph_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "imaplib", raising=False)
     for domain in builtin_text.DOMAINS:

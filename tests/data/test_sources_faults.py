@@ -129,6 +129,7 @@ class Counted(Bytes):
         return super().__call__(text, add_special_tokens=add_special_tokens)
 
 
+@pytest.mark.slow
 def test_of_a_document_without_end_the_beginning_is_read(tmp_path: Path) -> None:
     """Its tokens are the same as those of the text in a plain file."""
     text = "".join(random.Random(0).choices("abcdefghij \n", k=20_000_000))

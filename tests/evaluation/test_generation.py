@@ -92,6 +92,7 @@ def test_a_step_writes_into_the_cache_it_is_given(
     assert memory.temp_size_in_bytes < held / 2
 
 
+@pytest.mark.slow
 def test_a_prompt_beyond_the_multiple(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_prompt_beyond_the_multiple(
     assert_greedy(params, config, PROMPTS[2], tokens.tolist())
 
 
+@pytest.mark.slow
 def test_a_sequence_that_has_ended_waits_for_the_others(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config)
     free = generate(params, config, PROMPTS, 10)
@@ -138,6 +140,7 @@ def test_sampling_among_the_likeliest() -> None:
     np.testing.assert_allclose(shares(Sampling(1.0, top_k=9)), [0.5, 0.05, 0.3, 0.15], atol=0.03)
 
 
+@pytest.mark.slow
 def test_a_seed_determines_the_choice(tiny_config: Callable[..., ModelConfig]) -> None:
     config, params = make(tiny_config)
     runs = [generate(params, config, PROMPTS, 10, Sampling(1.0), seed=seed) for seed in (0, 0, 1)]

@@ -67,6 +67,7 @@ def check_same(ours: HarnessModel, theirs: HFLM, asked: list[tuple[str, str]]) -
         assert greedy == their_greedy
 
 
+@pytest.mark.long
 @pytest.mark.smollm2
 def test_as_likely_as_in_torch(smollm2: LoadedModel, tmp_path: Path) -> None:
     text = "\n".join(itertools.islice(builtin_documents("topics"), 40))

@@ -72,6 +72,7 @@ def test_what_differs_in_the_last_token_shares_a_row() -> None:
     assert batch.asked == 4 + 2 * 2
 
 
+@pytest.mark.slow
 def test_requests_of_many_lengths_make_few_programs(params: Params) -> None:
     rng = np.random.default_rng(1)
     requests = [

@@ -21,6 +21,7 @@ def written(*arguments: Any, **more: Any) -> np.ndarray:
     return np.concatenate(list(writing.write_texts(*arguments, **more)))
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_what_the_model_predicts() -> None:
     config = make_tiny_config(layers=2, shape=LayerShape(2, 1, 16), vocab=5, hidden=8, head_dim=4)
     params = random_params(config, jax.random.key(0), scale=0.3)
@@ -38,6 +39,7 @@ def test_tokens_are_drawn_from_what_the_model_predicts() -> None:
         assert np.abs(found - chances).max() < 4 * np.sqrt(0.25 / len(begun))
 
 
+@pytest.mark.slow
 def test_a_cold_model_always_writes_the_likeliest() -> None:
     config = make_tiny_config(layers=2)
     params = random_params(config, jax.random.key(0), scale=0.2)

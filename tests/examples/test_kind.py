@@ -23,8 +23,6 @@ from tyr_jax.scoring import nested, scorer
 from tyr_jax.scoring.objective import KL
 from tyr_jax.scoring.teacher import teacher_targets
 
-pytestmark = pytest.mark.slow
-
 UNITS = ("examples.kind:WHOLE_ATTENTION", "examples.kind:WHOLE_FFN")
 
 
@@ -33,6 +31,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", [UNITS, UNITS[1:], ("examples.kind:TILES",)], ids=str)
 def test_the_smaller_model_is_what_was_searched(units: tuple[str, ...]) -> None:
     config, tokens = make_tiny_config(), np.random.default_rng(0).integers(0, 96, (3, 16))
@@ -62,6 +61,7 @@ def test_the_smaller_model_is_what_was_searched(units: tuple[str, ...]) -> None:
             assert width == (row * span).tolist()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tiny_arguments: list[str], tmp_path: Path) -> None:
     own = ["--units", *UNITS, "--sparsity", "0.4", "--levels", "3", "--interval", "0.5"]
     prune.main([*tiny_arguments, *own, "--output", str(tmp_path / "pruned")])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import llama_reference
 import numpy as np
 import pytest
+from speeds import only_quick
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
@@ -59,7 +60,7 @@ def ours(config: ModelConfig, params: Params) -> np.ndarray:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("multiple", [1, 32])
+@pytest.mark.parametrize("multiple", only_quick([1, 32], 1))
 def test_llama_cpp_computes_the_same(
     changes: dict[str, Any],
     multiple: int,
@@ -89,6 +90,7 @@ def test_neurons_of_like_size_lie_side_by_side(tiny_config: Tiny) -> None:
         np.testing.assert_array_equal(tensors[f"blk.1.{tensor}"], np.asarray(block[name])[order])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_neurons_of_a_further_tensor_move_too(tiny_config: Tiny) -> None:
     config, params = make(tiny_config)

@@ -127,6 +127,7 @@ def test_every_truncation(small: Path) -> None:
         assert "m.gguf" in refusal(lambda: read_all(small))
 
 
+@pytest.mark.slow
 def test_every_flipped_byte(small: Path) -> None:
     """Damage is either refused or gives another model. No other error may occur."""
     whole = small.read_bytes()
@@ -159,6 +160,7 @@ VALUES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_every_key_with_every_kind_of_value(model: str, small: Path, gguf_writer: Writer) -> None:
     whole = {key: field.contents() for key, field in open_gguf(small).fields.items() if key[:5] != "GGUF."}

@@ -281,6 +281,7 @@ def test_errors_name_the_key(changes: dict[str, Any], named: str) -> None:
         config_from_hf(llama(**changes))
 
 
+@pytest.mark.slow
 def test_every_key_with_every_kind_of_value() -> None:
     """An accepted value can be written again. Any other is refused in a short sentence that names a key."""
     rope = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "rope_theta")

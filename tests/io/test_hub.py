@@ -146,6 +146,7 @@ def published(directory: Path) -> dict[str, bytes]:
     return files | {name: text.encode() for name, text in records.items() if text is not None}
 
 
+@pytest.mark.slow
 def test_a_run_uploads_what_it_wrote(
     hub: type[FakeHub], tiny_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

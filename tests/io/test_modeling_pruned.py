@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from speeds import only_quick
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
@@ -73,7 +74,7 @@ def logits(model: Any) -> np.ndarray:
         return model(torch.from_numpy(TOKENS)).logits.numpy()
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("changes", only_quick(CASES, CASES[0]), ids=str)
 def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp_path: Path) -> None:
     directory, config, params = save(**changes)
     model = in_torch(directory)
@@ -88,7 +89,7 @@ def test_transformers_computes_the_same(changes: dict[str, Any], save: Save, tmp
     assert load_model(str(tmp_path / "again")).config.layers == config.layers
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("changes", only_quick(CASES, CASES[0]), ids=str)
 def test_generation_with_a_cache(changes: dict[str, Any], save: Save) -> None:
     """Generate past the window, and with beam search, which reorders the cache."""
     model = in_torch(save(**changes)[0])

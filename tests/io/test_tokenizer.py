@@ -132,6 +132,7 @@ def test_sentencepiece_like_itself(sentencepiece_model: Any, tmp_path: Path, lin
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_no_torch_needed(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, gguf_writer: Any) -> None:
     """Load a tokenizer in both ways, and import all of `tyr_jax.io`, with torch impossible to import."""
     tiny_tokenizer.save_pretrained(tmp_path)

@@ -93,6 +93,7 @@ def changed(whole: Any, node: Node, value: Any) -> Any:
     return whole
 
 
+@pytest.mark.slow
 def test_every_node_with_every_kind_of_value(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = description()
     values = itertools.cycle(BAD_VALUES)
@@ -106,6 +107,7 @@ def test_every_node_with_every_kind_of_value(model: Path, capfd: pytest.CaptureF
     assert "panicked" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer_config.json", *FILES])
 def test_every_setting_with_every_kind_of_value(name: str, model: Path) -> None:
     values = itertools.cycle(BAD_VALUES)
@@ -209,6 +211,7 @@ def test_a_tokenizer_file_that_leads_out(model: Path) -> None:
         tokenizer_from_directory(model)
 
 
+@pytest.mark.slow
 def test_tokens_longer_than_any(tmp_path: Path, sentencepiece_file: Callable[..., Path]) -> None:
     """The number of parts of a token grows with the square of its length."""
     from tyr_jax.io.gguf import open_gguf

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import attention64
+from speeds import only_quick
 
 from tyr_jax.model.attention import (
     LONG_QUERY_CHUNK,
@@ -87,9 +88,9 @@ def plain_attention(
     return jnp.einsum("bntu,bunh->btnh", jax.nn.softmax(masked, axis=-1)[..., :-1], v)
 
 
-@pytest.mark.parametrize("cap", [None, 2.0])
-@pytest.mark.parametrize("with_sinks", [False, True])
-@pytest.mark.parametrize("window", [None, 7, QUERY_CHUNK + 3, np.int32(7)])
+@pytest.mark.parametrize("cap", only_quick([None, 2.0], 2.0))
+@pytest.mark.parametrize("with_sinks", only_quick([False, True], True))
+@pytest.mark.parametrize("window", only_quick([None, 7, QUERY_CHUNK + 3, np.int32(7)], QUERY_CHUNK + 3))
 def test_gradients(window: int | np.int32 | None, with_sinks: bool, cap: float | None) -> None:
     """Those of the chunks against automatic differentiation, also beside a `vmap`. The window may be data."""
     given = jnp.asarray(window) if isinstance(window, np.int32) else window
@@ -109,6 +110,7 @@ def test_gradients(window: int | np.int32 | None, with_sinks: bool, cap: float |
     chex.assert_trees_all_close(many, jax.tree.map(lambda x: jnp.stack([x, x]), expected), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_sequences_together() -> None:
     """As on accelerators: with longer chunks, and all sequences at once."""
     q, k, v = (jnp.asarray(array) for array in random_qkv(LONG_QUERY_CHUNK + 9, 2))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import layer_outputs64, logits64
+from speeds import only_quick
 
 from tyr_jax.model import decoder
 from tyr_jax.model.attention import QUERY_CHUNK
@@ -144,7 +145,7 @@ def test_rotation_depends_on_distance_alone(tiny_config: Configs) -> None:
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["in memory", "on disk"])
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", only_quick([1, 3], 1))
 def test_observed_layers_of_several_texts(depth: int, stays: bool, tiny_config: Configs) -> None:
     config = tiny_config(layers=depth)
     params = random_params(config, jax.random.key(0), scale=0.2)

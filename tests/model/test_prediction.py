@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import HIDDEN, VOCAB, head, kl64, logits, nll64, states
+from speeds import only_quick
 
 from tyr_jax.model import decoder, prediction
 from tyr_jax.model.attention import soft_cap
@@ -15,7 +16,7 @@ from tyr_jax.model.spec import Params
 SHAPES = [(1, 3), (4, 16), (3, 43)]
 
 
-@pytest.fixture(params=[16, 25, 2048])
+@pytest.fixture(params=only_quick([16, 25, 2048], 25))
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Several chunks of the vocabulary with and without a remainder, and a single chunk."""
     monkeypatch.setattr(prediction, "VOCABULARY_CHUNK", request.param)
@@ -34,7 +35,7 @@ def kl(params: Params, dense: np.ndarray, sparse: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", only_quick(SHAPES, (3, 43)))
 @pytest.mark.usefixtures("chunk")
 def test_kl_is_that_of_the_whole_softmax(shape: tuple[int, int], tied: bool, cap: float | None) -> None:
     params, dense, sparse = head(tied, cap=cap), states(shape, 0), states(shape, 1)
@@ -73,7 +74,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("cap", [None, 3.0])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", only_quick(SHAPES, (3, 43)))
 @pytest.mark.usefixtures("chunk")
 def test_negative_log_likelihood_of_the_next_token(shape: tuple[int, int], cap: float | None) -> None:
     params, hidden = head(False, cap=cap), states(shape, 2)
@@ -134,7 +135,7 @@ def test_soft_capped_predictions() -> None:
     assert likeliest.all()
 
 
-@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("cap", only_quick([None, 3.0], 3.0))
 @pytest.mark.usefixtures("chunk")
 def test_kl_is_differentiable(cap: float | None) -> None:
     params, dense = head(False, cap=cap), states((2, 4), 0)

@@ -176,6 +176,7 @@ def test_reconstruction_takes_disk() -> None:
         assert gained == ({"weights that stay on disk": pytest.approx(pruned, rel=1e-3)} if offload else {})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_stages_of_a_large_model_need_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes are those of Llama-3.1-8B, in float32 because the CPU computes in it. No array is made."""
@@ -241,6 +242,7 @@ def test_a_plan_is_for_the_devices_there_are(tiny_model: Path, capsys: pytest.Ca
     assert "memory of the device in GB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_slopes_take_the_memory_of_a_backward_pass() -> None:
     """Of whichever search asks for them."""
     default = needs()

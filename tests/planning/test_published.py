@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from speeds import only_quick
 
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model import decoder
@@ -29,7 +30,7 @@ def test_every_family_has_one() -> None:
     assert {values["model_type"] for values, _ in PUBLISHED.values()} == {one.model_type for one in BUILT_IN}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", only_quick(PUBLISHED, "Llama-3.2-1B", "gemma-3-1b-pt", "Qwen3-30B-A3B"))
 def test_sizes_and_plans(name: str) -> None:
     values, parameters = PUBLISHED[name]
     config = config_from_hf(values)

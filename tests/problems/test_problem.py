@@ -48,6 +48,7 @@ def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: 
     np.testing.assert_allclose(fitness, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["identity", "exp"])
 def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
     problem = synthetic_problem(seed=2, noise=0.5, **SMALL).replace(link=link)
@@ -151,6 +152,7 @@ def test_a_knob_out_of_range_is_refused(knob: str, value: float) -> None:
         synthetic_problem(**SMALL | {knob: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", problem_names())
 def test_the_problems_of_the_package(name: str) -> None:
     problem, datasheet = load_problem(name)
@@ -168,5 +170,6 @@ def test_the_problems_of_the_package(name: str) -> None:
     assert float(problem.held_out(found)) < float(problem.held_out(start))
 
 
+@pytest.mark.slow
 def test_there_are_problems_of_real_models() -> None:
     assert {"gemma3-50", "smollm2-50"} <= set(problem_names())

@@ -135,6 +135,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[int], list[int], str
     return changes, heads, neurons, unit, draw(st.integers(0, 99))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(problem=problems())
 def test_compressed_and_masked_models_are_one_function(problem: Any, tiny_config: Configs) -> None:
@@ -165,6 +166,7 @@ def test_forwards_agree(changes: dict[str, Any], tiny_config: Configs) -> None:
     assert np.std(masked) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_a_further_tensor_is_cut_along_its_axes(tiny_config: Configs) -> None:
     config = tiny_config(layers=1, shape=LayerShape(6, 2, 24))
@@ -310,6 +312,7 @@ def test_what_is_kept_are_the_tensors_of_the_dense_model(tiny_config: Configs) -
         assert small[name] is params[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"family": "qwen3", "qk_norm": True, "head_dim": 12}], ids=str)
 def test_a_pruned_model_survives_the_way_through_a_directory(
     changes: dict[str, Any], tiny_config: Configs, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from speeds import only_quick
 
 from tyr_jax.pruning.criteria import BrainDamage, Magnitude, WandaSP
 from tyr_jax.pruning.keep import Keep
@@ -106,6 +107,7 @@ def least_error(site: Site, kept: int) -> float:
     return 1 - max(energy(units) for units in itertools.combinations(range(site.units), kept)) / whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit_size", [1, 2])
 def test_exchanges_come_nearer_to_the_best_support(unit_size: int) -> None:
     """Never worse than the greedy pass; over many sites clearly better, and never below brute force."""
@@ -141,6 +143,7 @@ def test_exchanges_keep_levels_nested_and_every_level_an_optimum() -> None:
     np.testing.assert_array_equal(found.weights[3], weight.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_no_exchange_is_the_greedy_pass() -> None:
     rng = np.random.default_rng(5)
     x, weight = rng.standard_normal((40, 6)), rng.standard_normal((6, 3))
@@ -157,9 +160,9 @@ def test_a_settled_rank_is_kept_to(pruner: LocalPruner) -> None:
     assert np.flatnonzero(np.any(np.asarray(found.weights[0]) != 0, axis=1)).tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("metric", only_quick([False, True], True))
 @pytest.mark.parametrize("pruner", PRUNERS.values(), ids=list(PRUNERS))
-@pytest.mark.parametrize("saliency", SALIENCIES.values(), ids=list(SALIENCIES))
+@pytest.mark.parametrize("saliency", only_quick(SALIENCIES.values(), TaylorSaliency), ids=list(SALIENCIES))
 def test_every_combination_prunes(saliency: type[Saliency], pruner: type[LocalPruner], metric: bool) -> None:
     check_saliency(saliency())
     check_pruner(pruner(), saliency())

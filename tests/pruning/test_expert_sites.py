@@ -101,6 +101,7 @@ def site(world: World, gram: jax.Array, metric: jax.Array | None) -> Any:
     return PruningSettings().site(gram, weight, kept, exists, WIDTH, metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_metric", [True, False])
 def test_experts_are_pruned_one_by_one(with_metric: bool, world: World) -> None:
     root = np.random.default_rng(3).standard_normal((world.config.hidden, world.config.hidden))
@@ -147,6 +148,7 @@ def test_correcting_drift_never_adds_to_it(seed: int, world: World) -> None:
     assert np.sum(left**2) < 0.7 * np.sum(drift**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [0, 8])
 def test_the_smaller_model_is_the_masked_one(passes: int, world: World) -> None:
     """With the metric, drift and, in the second case, reconstruction: experts of a layer are equally wide."""
@@ -215,6 +217,7 @@ def pruned(world: World) -> Pruned:
     return Pruned(text, grid, net, np.stack([[1, 2, 3], experts.argmax(axis=-1)]))
 
 
+@pytest.mark.slow
 def test_tokens_go_to_the_experts_that_are_left(world: World, pruned: Pruned) -> None:
     """In the masked model, in the smaller one, and in the search. A layer may keep fewer experts than a token
     was sent to, or none."""
@@ -243,6 +246,7 @@ def test_tokens_go_to_the_experts_that_are_left(world: World, pruned: Pruned) ->
     assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_the_last_pruning_passes_on_what_the_model_computes(world: World) -> None:
     """Tokens are sent to the experts that are left before the later layers are fitted."""
     config = world.config

@@ -49,6 +49,7 @@ def shrunk(metrics: np.ndarray) -> np.ndarray:
     return (1 - fisher.SHRINKAGE) * metrics + fisher.SHRINKAGE * level * np.eye(size)
 
 
+@pytest.mark.slow
 def test_the_mean_over_draws_is_the_fisher_information(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fisher, "BATCH_TOKENS", 9000)
     params = random_params(CONFIG, jax.random.key(1), scale=0.5)
@@ -87,6 +88,7 @@ def test_layers_on_disk_give_the_same(tmp_path: Path) -> None:
     assert not np.array_equal(here, np.asarray(fisher.output_metrics(params, tokens, config, KINDS, 4)))
 
 
+@pytest.mark.slow
 def test_a_batch_is_filled_up_with_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_tiny_config()
     params = random_params(config, jax.random.key(0), scale=0.2)

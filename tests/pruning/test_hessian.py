@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tyr_jax.pruning import hessian
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     size=st.integers(1, 40) | st.integers(140, 300),

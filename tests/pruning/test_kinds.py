@@ -80,6 +80,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> PruningSettings:
     return PruningSettings(units=("tyr_jax.pruning.kinds:LACKING",), neuron_chunk=4)
 
 
+@pytest.mark.slow
 def test_a_layer_may_lack_a_kind(lacking: PruningSettings) -> None:
     """Attention that adds nothing stands for attention that is not there."""
     config, tokens = make_tiny_config(), np.random.default_rng(0).integers(0, 96, (3, 16))

@@ -122,6 +122,7 @@ def test_each_removed_unit_is_an_argmin_of_the_saliency(
         alive.remove(unit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "unit_size"), [(7, 1), (6, 2)])
 def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size: int) -> None:
     site, kept = random_site(units, unit_size, outputs=4, seed=units), list(range(units + 1))
@@ -153,7 +154,7 @@ def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size
 @given(
     units=st.integers(2, 10),
     unit_size=st.integers(1, 3),
-    outputs=st.integers(1, 5),
+    outputs=st.sampled_from([1, 4]),
     chunk=st.integers(1, 4),
     seed=st.integers(0, 999),
     damping_scale=st.sampled_from(["mean", "channel"]),
@@ -176,8 +177,9 @@ def test_every_level_is_the_damped_optimum_on_its_support(
     np.testing.assert_array_equal(pruned.weights[-1], site.weight)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
-@given(size=st.integers(4, 12), removed=st.integers(1, 3), seed=st.integers(0, 999))
+@given(size=st.sampled_from([4, 5, 8, 12]), removed=st.integers(1, 3), seed=st.integers(0, 999))
 def test_the_downdate_equals_direct_inversion(size: int, removed: int, seed: int) -> None:
     site = random_site(size, 1, outputs=2, seed=seed)
     gone = np.random.default_rng(seed).choice(size, removed, replace=False)

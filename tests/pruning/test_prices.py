@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from reference import random_supernet
+from speeds import only_quick
 from tiny import FFN, make_tiny_config
 
 from tyr_jax import space
@@ -28,8 +29,8 @@ EXPERTS = {"routed": 2}
 BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 
 
-@pytest.mark.parametrize("unit", ["head", "kv_group"])
-@pytest.mark.parametrize("options", [{}, BIASES, {"qk_norm": True}, EXPERTS], ids=str)
+@pytest.mark.parametrize("unit", only_quick(["head", "kv_group"], "head"))
+@pytest.mark.parametrize("options", only_quick([{}, BIASES, {"qk_norm": True}, EXPERTS], BIASES), ids=str)
 def test_a_distribution_costs_what_its_compressed_model_has(
     options: dict[str, Any], unit: Literal["head", "kv_group"]
 ) -> None:

@@ -111,6 +111,7 @@ def test_every_token_is_dealt_once(count: int) -> None:
         np.testing.assert_array_equal(minibatch.target, -minibatch.x)
 
 
+@pytest.mark.slow
 def test_minibatches_are_of_all_text(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mini-batch has tokens of every batch, or of all batches that are mixed together."""
     monkeypatch.setattr(reconstruction, "STEP_TOKENS", LENGTH)
@@ -214,6 +215,7 @@ def whole(tiny_config: Callable[..., ModelConfig]) -> Whole:
         return Whole(config, params, build(0), build(10), text, residuals)
 
 
+@pytest.mark.slow
 def test_a_model_learns_layer_by_layer(whole: Whole) -> None:
     """Attention before the first FFN is as without training. An FFN that stays whole is not trained."""
     first, middle, last = whole.learnt.learnt
@@ -225,6 +227,7 @@ def test_a_model_learns_layer_by_layer(whole: Whole) -> None:
     np.testing.assert_array_equal(whole.learnt.weights["ffn"][1, 0], whole.params["blocks"]["down"][1])
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_passed_on(whole: Whole) -> None:
     """The residuals after a layer are those with the trained FFN, so later layers are pruned to suit it."""
     masked = mask(whole.params, whole.learnt, np.zeros((2, 3), int), whole.config)

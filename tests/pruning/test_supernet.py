@@ -146,6 +146,7 @@ def test_every_mode_equals_the_naive_fold(mode: Any, world: World) -> None:
     assert_same(world.build(settings, seed=7), naive_supernet(world, settings, seed=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_taking_back_drift_equals_the_naive_fold(share: float, world: World) -> None:
     settings = chosen(accumulation="centre")
@@ -154,6 +155,7 @@ def test_taking_back_drift_equals_the_naive_fold(share: float, world: World) -> 
     assert_same(built, naive_supernet(world, settings, drift=share))
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_all_takes_nothing_back(world: World) -> None:
     """In this case there is no drift except for rounding."""
     settings = chosen(accumulation="centre")
@@ -293,6 +295,7 @@ def test_shapes_levels_and_reports(world: World) -> None:
     np.testing.assert_allclose(error[ATTENTION][grid.kept[ATTENTION] == 4], 0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_supernet_of_several_grids_serves_each(world: World) -> None:
     settings = chosen(accumulation="none", neuron_chunk=4)
     grids = [world.grid(settings, np.full((2, 3), 1) * units) for units in ([[1], [16]], [[3], [24]])]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recovery_samples import DIFFERENT, make_pair, make_rows
+from speeds import only_quick
 from tiny import make_tiny_config
 
 from tyr_jax.model.decoder import forward
@@ -33,6 +34,7 @@ def test_a_product_beside_a_change(inputs: tuple[int, ...], outputs: tuple[int, 
     np.testing.assert_allclose(linear(x, Adapted(weight, down, up)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 def test_every_projection_has_changes_of_its_shape() -> None:
     config = make_tiny_config(qkv_bias=True, qk_norm=True)
@@ -47,7 +49,7 @@ def test_every_projection_has_changes_of_its_shape() -> None:
     chex.assert_trees_all_equal(adapters.merged(adapters.frozen(params, "lora"), pairs, "lora", 2.0), params)
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", only_quick(LAYERS, DIFFERENT))
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_training_begins_with_the_model_as_it_was(method: Method, layers: tuple[LayerShape, ...]) -> None:
     pair = make_pair(layers)
@@ -56,7 +58,7 @@ def test_training_begins_with_the_model_as_it_was(method: Method, layers: tuple[
     chex.assert_trees_all_equal(begun, pair.small)
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", only_quick(LAYERS, DIFFERENT))
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_is_written_is_what_was_trained(method: Method, layers: tuple[LayerShape, ...]) -> None:
     pair, tokens = make_pair(layers), make_rows().tokens[0]

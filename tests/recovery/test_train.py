@@ -68,7 +68,7 @@ def test_batches_of_a_step_add_up(method: Method) -> None:
     chex.assert_trees_all_close(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("method", "goal"), CASES)
 def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer: str) -> None:
     state, models, plan = set_up(method, goal, optimizer=optimizer, learning_rate=0.03)
@@ -82,7 +82,7 @@ def test_training_learns_and_compiles_once(method: Method, goal: Goal, optimizer
 
 
 @pytest.mark.parametrize("layers", [DIFFERENT, (LayerShape(4, 2, 16),) * 3])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.long)])
 def test_muon_makes_steps_of_matrices_orthogonal(method: Method, layers: tuple[LayerShape, ...]) -> None:
     """Each layer's step is orthogonal by itself, with its projections as [inputs, outputs]."""
     pair = make_pair(layers)

@@ -117,6 +117,7 @@ def test_thinned_values_have_the_last(count: int) -> None:
     assert count > 10 or some == values
 
 
+@pytest.mark.slow
 def test_a_page_of_many_layers_and_rounds_is_bounded() -> None:
     depth = 1000
     made, kept = summary(), {"attention": [1] * depth, "ffn": [1] * depth}

@@ -179,11 +179,11 @@ def test_in_llama_cpp_or_refused(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("granite-tied", "--reconstruct 1 --units kv_group"),
         ("gpt-oss", "--reconstruct 1"),
         *(
             pytest.param(*rest, marks=pytest.mark.long)
             for rest in (
+                ("granite-tied", "--reconstruct 1 --units kv_group"),
                 ("gemma3-scaled", ""),
                 ("qwen3-moe-normed", "--units expert --sparsity 0.4"),
                 ("smollm3-windows", "--reconstruct 1 --compute-dtype bfloat16"),

@@ -56,6 +56,7 @@ def test_the_same_text_is_written_once(model: LoadedModel, written: list[int], t
     np.testing.assert_array_equal(texts_of(model, store=Store(tmp_path / "kept")), first)
 
 
+@pytest.mark.slow
 def test_another_text_is_not_mistaken_for_it(model: LoadedModel, written: list[int]) -> None:
     texts_of(model)
     texts_of(model, seed=1)

@@ -93,7 +93,7 @@ def test_training_is_written_only_if_it_helps(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["compressed", "masked"])
+@pytest.mark.parametrize("layout", ["compressed", pytest.param("masked", marks=pytest.mark.long)])
 def test_without_a_refit_one_supernet_is_enough(
     layout: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +151,7 @@ def test_without_a_refit_the_weights_are_the_supernets(settings: Settings, tmp_p
         assert max(gaps) > 1e-4
 
 
+@pytest.mark.slow
 def test_what_a_run_had_to_work_around_is_in_its_summary(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
     assert second == f"{calls} candidates whose objective was not finite were discarded"
 
 
+@pytest.mark.slow
 def test_a_search_in_which_nothing_is_finite(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

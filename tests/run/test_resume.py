@@ -170,7 +170,8 @@ def end_after_a_while(
     return process.returncode, said
 
 
-@pytest.mark.parametrize(("times", "least"), [(3, 0), pytest.param(10, 4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("times", "least"), [(3, 0), (10, 4)])
 def test_killed_again_and_again(
     times: int, least: int, command: list[str], tmp_path: Path, uninterrupted: Callable[..., Any]
 ) -> None:
@@ -528,8 +529,8 @@ def test_differences() -> None:
     "arguments",
     [
         [],
-        ["--sparsity", "0.25", "0.5"],
-        ["--no-refit", "--objective", "hidden+kl"],
+        pytest.param(["--sparsity", "0.25", "0.5"], marks=pytest.mark.long),
+        pytest.param(["--no-refit", "--objective", "hidden+kl"], marks=pytest.mark.long),
         ["--rounds", "0"],
         ["--rounds", "0", "--reconstruct", "1"],
         ["--reconstruct", "1", "--sparsity", "0.25", "0.5"],

@@ -17,7 +17,9 @@ FEW = {
 }
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name", [one if one == "descent" else pytest.param(one, marks=pytest.mark.long) for one in FEW]
+)
 def test_a_search_in_the_main_job(
     name: str, tiny_model: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,11 +27,13 @@ def files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_programs_are_kept_by_kind_of_processor(tmp_path: Path) -> None:
     compile_in_a_new_process({"TYR_JAX_CACHE": str(tmp_path)})
     assert files(tmp_path / "compiled" / cache.processor())
 
 
+@pytest.mark.slow
 def test_a_place_of_the_users_own_is_respected(tmp_path: Path) -> None:
     own = tmp_path / "own"
     compile_in_a_new_process({"TYR_JAX_CACHE": str(tmp_path / "ours"), "JAX_COMPILATION_CACHE_DIR": str(own)})

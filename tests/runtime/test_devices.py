@@ -113,12 +113,12 @@ print(value, os.environ["XLA_FLAGS"], os.environ["PJRT_NPROC"], file=sys.stderr)
     assert said[-1] == str(2 + (os.cpu_count() or 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "config"),
     [
-        (RUN, "mixed"),
-        pytest.param(RUN, "experts", marks=pytest.mark.long),
-        *(pytest.param(COMPILED, name, marks=pytest.mark.long) for name in ("plain", "mixed", "experts")),
+        *((RUN, name) for name in ("mixed", "experts")),
+        *((COMPILED, name) for name in ("plain", "mixed", "experts")),
     ],
 )
 def test_every_stage(number: int, config: str, results: Callable[..., Any]) -> None:
@@ -187,7 +187,8 @@ def test_ffns_learn_on_several_devices(number: int, tiny_arguments: list[str], t
     assert ours["kl"] == pytest.approx(theirs["kl"], rel=0.2)
 
 
-@pytest.mark.parametrize("number", [RUN, pytest.param(COMPILED, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [RUN, COMPILED])
 def test_recovery(number: int, tiny_model: Path, tiny_text: Path, tmp_path: Path) -> None:
     few = """--goal kd+next-token --tokens 1024 --sequence-length 32 --step-tokens 256 --rank 4
         --evaluation-length 32 --evaluation-windows 4 --learning-rate 0.01"""
@@ -337,9 +338,11 @@ with devices.in_use():
 """
 
 
+@pytest.mark.long
 def test_matrices_are_changed_alike() -> None:
     run("-c", MATRICES)
 
 
+@pytest.mark.long
 def test_searches_side_by_side_are_divided_and_need_no_communication() -> None:
     run("-c", SEARCHES, number=COMPILED)

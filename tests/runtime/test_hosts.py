@@ -144,6 +144,7 @@ def open_mpi(number: int) -> dict[str, str]:
     return job | {"OMPI_COMM_WORLD_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_RANK": str(number)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
 def test_clusters_that_describe_their_processes(
     cluster: Callable[[int], dict[str, str]], tiny_arguments: list[str], tmp_path: Path

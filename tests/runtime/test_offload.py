@@ -106,7 +106,7 @@ def stored(supernet: Supernet) -> Supernet:
 
 
 @pytest.mark.parametrize("consume", [False, True])
-@pytest.mark.parametrize("objective", [KL(), HiddenKL()], ids=str)
+@pytest.mark.parametrize("objective", [pytest.param(KL(), marks=pytest.mark.long), HiddenKL()], ids=str)
 def test_the_search_of_a_supernet_on_disk(
     objective: Objective, consume: bool, tiny_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,8 +65,8 @@ SIX_HEADS = LayerShape(heads=6, kv_heads=2, ffn=48)
     ("unit", "biases", "norms"),
     [
         ("head", False, False),
-        ("head", True, False),
-        ("head", False, True),
+        pytest.param("head", True, False, marks=pytest.mark.long),
+        pytest.param("head", False, True, marks=pytest.mark.long),
         ("kv_group", True, True),
     ],
 )
@@ -100,6 +100,7 @@ def test_it_is_the_objective_at_full_width(
     np.testing.assert_allclose(sliced, full, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra_tensors")
 @pytest.mark.parametrize("unit", ["head", "kv_group"])
 def test_a_further_tensor_is_moved_and_cut_along_its_axes(
@@ -147,6 +148,7 @@ def test_layers_that_candidates_share() -> None:
     assert scorer.shared_layers(one, others).tolist() == [3, 0, 1, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0, 1, 2, 3])
 def test_shared_layers_do_not_run_again(shared: int, tiny_config: Callable[..., ModelConfig]) -> None:
     """Once the trunk has run, weights of layers before the start may be anything. Later layers matter."""
@@ -221,6 +223,7 @@ def test_bucket_widths(units: int, channels: int, expected: tuple[int, ...]) -> 
     assert nested.bucket_widths(units, channels) == expected
 
 
+@pytest.mark.slow
 def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConfig]) -> None:
     config = tiny_config(layers=2, shape=LayerShape(heads=6, kv_heads=2, ffn=80))
     world = make_world(config, "kv_group")
@@ -234,6 +237,7 @@ def test_a_chunk_runs_at_its_largest_counts(tiny_config: Callable[..., ModelConf
     assert scorer.chunk_buckets(net, candidates, config).tolist() == [[0, 1], [0, 3]]
 
 
+@pytest.mark.slow
 def test_other_widths_do_not_compile_again(tiny_config: Callable[..., ModelConfig]) -> None:
     world = make_world(tiny_config())
     net = nested.nest(world.params, world.supernet, world.config)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from full_width import score_candidates
 from reference import kl64, layer_outputs64, logits64, nll64, random_supernet, select
+from speeds import only_quick
 from tiny import FFN
 
 from tyr_jax import space
@@ -75,7 +76,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "candidate_tokens", lambda: 4 * LENGTH)
 
 
-@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
+@pytest.mark.parametrize("score", only_quick([World.score, World.score_at_full_width], World.score))
 def test_kl_equals_each_candidate_alone(
     score: Callable[..., np.ndarray], world: World, small_chunks: None
 ) -> None:
@@ -92,8 +93,8 @@ def test_kl_equals_each_candidate_alone(
     assert np.ptp(scores) > 0.01
 
 
-@pytest.mark.parametrize("score", [World.score, World.score_at_full_width])
-@pytest.mark.parametrize("objective", [HiddenKL(alpha=2.0), Perplexity()], ids=str)
+@pytest.mark.parametrize("score", only_quick([World.score, World.score_at_full_width], World.score))
+@pytest.mark.parametrize("objective", only_quick([HiddenKL(alpha=2.0), Perplexity()], Perplexity()), ids=str)
 def test_other_objectives_equal_each_candidate_alone(
     score: Callable[..., np.ndarray], world: World, objective: Objective
 ) -> None:
@@ -124,6 +125,7 @@ def test_counts_that_do_not_fill_the_last_chunk(world: World, small_chunks: None
         np.testing.assert_allclose(part, whole[:count], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_of_sequences_are_averaged_by_their_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_chunks_of_sequences_are_averaged_by_their_size(
     np.testing.assert_allclose(world.score(world.candidates[:2], sequences), np.mean(each, axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_order_of_candidates_does_not_matter(world: World, small_chunks: None) -> None:
     order = np.array([4, 0, 6, 2, 5, 1, 3])
     sequences = np.array([0, 1])
@@ -182,6 +185,7 @@ def test_one_broken_candidate_does_not_touch_the_others(
     assert not np.isfinite(scores[1])
 
 
+@pytest.mark.slow
 def test_the_pool_keeps_states_in_order_whatever_the_batch(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_bias_takes_the_place_of_means() -> None:
     np.testing.assert_array_equal(moved, [3 + 10, 4 + 12])
 
 
+@pytest.mark.slow
 def test_constant_units_leave_without_a_trace() -> None:
     """Six neurons always put out the same: FLAP finds just these, and the model's outputs do not change."""
     config = make_tiny_config(layers=1, mlp_bias=True)
@@ -66,6 +67,7 @@ def test_constant_units_leave_without_a_trace() -> None:
     assert written >= {"o_bias", "down_bias", "q_bias", "gate_bias"}
 
 
+@pytest.mark.slow
 def test_channels_that_hardly_vary_are_told_from_constant_ones() -> None:
     """A standard deviation of a ten-thousandth of the mean, which plain sums of squares would lose."""
     config = make_tiny_config(layers=1, mlp_bias=True)
@@ -84,6 +86,7 @@ def test_channels_that_hardly_vary_are_told_from_constant_ones() -> None:
     np.testing.assert_allclose(found.variance, units.var(axis=0), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_dense_model() -> None:
     config = make_tiny_config(layers=2)
     params = random_params(config, jax.random.key(0), scale=0.3)

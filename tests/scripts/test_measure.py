@@ -103,6 +103,7 @@ def test_records_name_no_folders() -> None:
     assert shown == {"model of news.txt": ["news.txt", "hub/set:test", 0.1]}
 
 
+@pytest.mark.long
 def test_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A script is run once, and its table is recorded and written into the page that asks for it."""
     import measure

@@ -40,6 +40,7 @@ def test_ridge_by_hand() -> None:
     assert found.item() == pytest.approx(12 / 4)
 
 
+@pytest.mark.slow
 def test_candidates_that_were_left_out_are_predicted(truth: Problem) -> None:
     problem = fit_problem(truth.space, np.asarray(truth.start), scores_of(truth, 600, 0))
     errors = errors_of(problem, scores_of(truth, 200, 1))
@@ -54,6 +55,7 @@ def test_candidates_that_were_left_out_are_predicted(truth: Problem) -> None:
         assert np.corrcoef(told, meant)[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_a_fit_and_its_problem_say_the_same(truth: Problem) -> None:
     scores = scores_of(truth, 100, 3)
     columns = Columns.around(truth.space, np.asarray(truth.start))

@@ -135,6 +135,7 @@ def test_rules_out_of_range(make: object, sentence: str) -> None:
         make()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_every_matrix_of_a_model_has_its_own_inputs() -> None:
     """A pruned model, one of whose layers has no attention: what each matrix gets is the XᵀX of what enters
     it once those before it are halved."""

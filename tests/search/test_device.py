@@ -19,6 +19,7 @@ PROBLEMS = [synthetic_problem(seed, noise=0.1, **SMALL) for seed in range(4)]
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
+@pytest.mark.slow
 def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     many = search_many(SEARCH, KEYS, stack_problems(PROBLEMS))
     assert many.levels.shape == (4, 6, 2, 4)
@@ -31,6 +32,7 @@ def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     assert search_many._cache_size() == before
 
 
+@pytest.mark.slow
 def test_a_generation_never_ends_worse_than_its_parent_on_the_same_text() -> None:
     plain = synthetic_problem(seed=1, **SMALL)
     trace = search_on_device(SEARCH, KEYS[0], plain)

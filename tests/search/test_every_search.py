@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare_searches import generation_tokens
+from speeds import only_quick
 
 from tyr_jax.errors import UserError
 from tyr_jax.problems import Problem, stack_problems, synthetic_problem
@@ -54,6 +55,7 @@ MEASURED = "blocks", "estimate"
 ALL = [pytest.param(cls(**{"generations": 4, **SMALL[name]}), id=name) for name, cls in SEARCHES.items()]  # type: ignore[arg-type]
 LOGITS = Evosax(generations=4, population=16, scale=4.0, logits=True, score_tokens=32)
 ALL.append(pytest.param(LOGITS, id="evosax --logits"))
+ALL = only_quick(ALL, "evolution", "descent")
 
 PROBLEM = synthetic_problem(seed=3, depth=4, levels=5, noise=0.2, sequences=8, length=16, shifts=12)
 
@@ -203,6 +205,7 @@ def test_it_beats_random_search(search: Search) -> None:
         assert values[search.name] < 0.2 * np.mean(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_pruning_has_measured_leads_to_the_optimum(name: str) -> None:
     """On a landscape that the fold has measured exactly: every unit of a layer costs as much as any other.
@@ -255,6 +258,7 @@ def test_what_is_not_a_number_never_wins(search: Search) -> None:
     assert found[0, 0] == start[0, 0]
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
     algorithm_of.cache_clear()
     search = Evosax(generations=1, population=4, score_tokens=16)
@@ -263,6 +267,7 @@ def test_an_algorithm_of_evosax_can_be_made_in_a_trace() -> None:
         again(dataclasses.replace(search, scale=1.0 + seed), jax.random.key(0), PROBLEM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", sorted({name for kind in known_algorithms() for name in kind}))
 def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
     """A generation of it can be traced: its state keeps its shapes and types."""
@@ -278,6 +283,7 @@ def test_every_algorithm_of_evosax_that_is_named_fits(strategy: str) -> None:
     assert jax.tree.all(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
 def test_a_strategy_may_go_off_to_infinity(value: float, logits: bool) -> None:
@@ -287,6 +293,7 @@ def test_a_strategy_may_go_off_to_infinity(value: float, logits: bool) -> None:
     assert PROBLEM.space.budget.allows(np.asarray(levels))
 
 
+@pytest.mark.slow
 def test_logits_say_which_level_a_site_takes() -> None:
     """A vector of zeros is the start. A logit takes effect where it outweighs the distance in levels."""
     search = Evosax(generations=1, population=4, score_tokens=16, logits=True, scale=2.0)
@@ -350,6 +357,7 @@ def test_blocks_go_whole_in_the_order_of_their_influence() -> None:
     np.testing.assert_array_equal(levels, [[4, 0, 0, 4], [4, 0, 0, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["units", "parameters"])
 def test_exchange_tries_only_what_may_be_done(budget: str) -> None:
     problem = PROBLEM if budget == "units" else in_parameters(PROBLEM)
@@ -375,6 +383,7 @@ def test_exchange_tries_only_what_may_be_done(budget: str) -> None:
     assert len(found) > 8
 
 
+@pytest.mark.slow
 def test_a_bracket_never_loses_the_best_so_far() -> None:
     """On the first text, it looks worst of all; on the whole text, it is best."""
     search = SEARCHES["halving"](generations=1, candidates=8, rungs=4, score_tokens=16, max_shifts=3)

@@ -100,6 +100,7 @@ def test_a_small_space_is_searched_to_its_optimum() -> None:
     assert units.sum(axis=1).tolist() == [3 * DEPTH, 24 * DEPTH]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 999),
@@ -240,6 +241,7 @@ def test_a_key_determines_the_search() -> None:
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 def test_generations_draw_other_offspring_and_other_sequences() -> None:
     search = changed(survivors=(1,), stage_tokens=(POOL * LENGTH,))
     state = search.init(jax.random.key(0), START, SPACE)

@@ -22,6 +22,7 @@ def data(key: jax.Array) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
+@pytest.mark.slow
 def test_annealing_accepts_by_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     search = Annealing(chains=4)
     state = search.init(jax.random.key(0), START, SPACE)
@@ -37,6 +38,7 @@ def test_annealing_accepts_by_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert seen[0] not in map(data, jax.random.split(state.draw, search.chains))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["CMA_ES", "DifferentialEvolution"])
 def test_a_strategy_gets_a_new_key_for_every_call(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     search, seen = Evosax(strategy=strategy, population=4), []

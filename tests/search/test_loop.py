@@ -58,6 +58,7 @@ def run(search: Search, score: loop.Scorer = denser) -> np.ndarray:
     return loop.run(search, loop.begin_search(search, jax.random.key(0), START, SPACE), SPACE, score)
 
 
+@pytest.mark.slow
 def test_a_search_of_a_few_lines_runs() -> None:
     found = run(Shifting(generations=12))
     assert found[0, 2] > START[0, 2]

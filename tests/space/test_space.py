@@ -111,6 +111,7 @@ def test_the_remainder_is_spread_over_the_depth() -> None:
     assert space.uniform_split(Kind("ffn", 1536, 8), 4, 3080).tolist() == [768, 768, 768, 776]
 
 
+@pytest.mark.slow
 def test_sites_that_stay_whole_have_one_level_and_the_others_make_up_for_them() -> None:
     kinds = Kind("attention", 4, 1), Kind("ffn", 50, 8)
     whole = np.array([[True, False, False, False], [False, False, True, False]])
@@ -364,6 +365,7 @@ def test_every_movable_site_is_drawn_equally_often() -> None:
     assert np.abs(counts - 1 / len(counts)).max() < 5 * np.sqrt(1 / 24 / draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "odds"), [(4, [7, 5, 3, 1]), (1, [1])])
 def test_the_number_of_shifts_is_the_smaller_of_two_draws(most: int, odds: list[int]) -> None:
     # With this many sites two shifts hardly ever cancel, so the net change counts them.

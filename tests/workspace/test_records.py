@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import record_samples
 from record_samples import altered, benchmark, events, recovery, summary
+from speeds import only_quick
 
 from tyr_jax.data import DataSpec, check_sizes
 from tyr_jax.errors import UserError
@@ -92,7 +93,7 @@ def show(directory: Path) -> None:
     assert not any(perplexities)
 
 
-@EVERY
+@pytest.mark.parametrize("name", only_quick(READERS, "events.jsonl", "benchmark.json"))
 def test_whatever_is_done_to_a_record(name: str, tmp_path: Path) -> None:
     """The record is shown, or refused in a sentence that names it. Nothing else may happen."""
     for other, (make, _) in READERS.items():
