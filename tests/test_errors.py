@@ -24,6 +24,7 @@ from tyr_jax.options import every_option
 from tyr_jax.run import models
 from tyr_jax.settings import PRESETS
 from tyr_jax.workspace import events, job
+from tyr_jax.workspace.manifest import seal
 
 Fails = Callable[..., str]
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -281,7 +282,8 @@ def test_a_full_disk_spares_the_old_output(
     stage: str, fails: Fails, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "pruned").mkdir()
-    (work / "pruned" / "summary.json").write_text('{"versions": {"tyr_jax": "0"}}')
+    (work / "pruned" / "summary.json").write_text("{}")
+    seal(work / "pruned")
     owner, name = {
         "settings": (job, "write"),
         "weights": (checkpoint, "save_file"),

@@ -1,5 +1,6 @@
 """The programs that a result depends on: libraries, this package, and modules of the user's own."""
 
+import functools
 import hashlib
 import importlib.metadata
 import re
@@ -24,7 +25,13 @@ def programs_of(settings: Any) -> dict[str, str]:
     loaded. Keys say what each is."""
     versions = {f"version of {name}": importlib.metadata.version(name) for name in LIBRARIES}
     code = {f"code of {name}": _sha256(paths) for name, paths in _sources(settings)}
-    return versions | {"code of tyr_jax": _sha256(sorted(PACKAGE.rglob("*.py")))} | code
+    return versions | {"code of tyr_jax": _own_code()} | code
+
+
+@functools.cache
+def _own_code() -> str:
+    """The sha256 of this package's code."""
+    return _sha256(sorted(PACKAGE.rglob("*.py")))
 
 
 def _sources(settings: Any) -> Iterator[tuple[str, list[Path]]]:
