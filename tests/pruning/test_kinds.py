@@ -1,6 +1,7 @@
 """The table of kinds of site: its records against each other, and a kind that some layers lack."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -11,13 +12,14 @@ from full_width import score_candidates
 from tiny import make_tiny_config
 
 from tyr_jax import space
+from tyr_jax.errors import UserError
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.spec import LayerShape, ModelConfig
 from tyr_jax.model.tensors import count_parameters, random_params
 from tyr_jax.pruning import kinds as table
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
-from tyr_jax.pruning.kinds import HEADS, SITE_KINDS, SiteKind
+from tyr_jax.pruning.kinds import HEADS, NEURONS, SITE_KINDS, SiteKind
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
@@ -127,3 +129,25 @@ def test_a_record_is_hashable() -> None:
     """So that it can be a static argument of compiled functions."""
     kinds: set[SiteKind] = {*SITE_KINDS, *SITE_KINDS}
     assert len(kinds) == len(SITE_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("units", "named"),
+    [
+        (
+            ("head", "kv_group"),
+            "--units names head and kv_group, but a model has one kind of attention ",
+        ),
+        (("test_kinds:UNEVEN",), "'uneven' counts 7 units in a layer, but must count a divisor of the 48 "),
+        (("test_kinds:RAISES",), "'raises' failed in `count` with AttributeError: "),
+        (("test_kinds:RIVAL",), "the kinds of site 'neuron' and 'rival' both prune `down`"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(units: tuple[str, ...], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        PruningSettings(units=units).site_kinds(make_tiny_config())
+
+
+UNEVEN = dataclasses.replace(NEURONS, unit="uneven", count=lambda config: 7, fine=False)
+RAISES = dataclasses.replace(NEURONS, unit="raises", count=lambda config: config.neurons)
+RIVAL = dataclasses.replace(NEURONS, unit="rival", name="others")

@@ -4,7 +4,9 @@ A kind of site is what `tyr_jax.model.spec.BLOCK_TENSORS` is for tensors: one re
 rest of the package needs. A stage loops over the kinds that a model has, and none asks which kind it holds.
 So a kind of your own needs a record and nothing else::
 
-    WHOLE = dataclasses.replace(NEURONS, unit="whole", noun="FFNs", count=lambda config: 1)
+    WHOLE = dataclasses.replace(
+        NEURONS, unit="whole", noun="FFNs", count=lambda config: 1, fine=False, learns=False
+    )
 
 `--units my_module:WHOLE` then removes FFNs as a whole.
 
@@ -14,14 +16,14 @@ Axis letters as in `tyr_jax.model.spec`; `B` sequences, `T` tokens, `U` units of
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tyr_jax.errors import UserError, require
+from tyr_jax.errors import UserError, first_line, require
 from tyr_jax.model import decoder
 from tyr_jax.model.decoder import Rope
 from tyr_jax.model.linear import linear
@@ -54,7 +56,7 @@ class SiteKind:
     axis: str
     """The axis of `output` that the units lie along."""
     count: Callable[[ModelConfig], int]
-    """Units of a layer."""
+    """Units of a layer. They divide the axis, so a unit is a run of equally many neighbours."""
     inputs: Callable[[Block, jax.Array, Rope, ModelConfig], jax.Array]
     """What enters the site, `[B, T, ...]`, from the residual `x [B, T, D]`."""
     after: Callable[[Block, jax.Array, jax.Array, ModelConfig], jax.Array]
@@ -74,11 +76,11 @@ class SiteKind:
     layers: Callable[[ModelConfig], tuple[bool, ...]] = lambda config: ()
     """Which layers have it; empty if all have. The sublayer adds nothing in the others."""
     whole: Callable[[ModelConfig], bool] = lambda config: False
-    """Which models need all of its units."""
+    """From which models none of its units can be removed."""
     fine: bool = False
-    """Whether there are many units, kept in multiples of `--neuron-multiple`."""
+    """Whether there are many units of one entry each, kept in multiples of `--neuron-multiple`."""
     learns: bool = False
-    """Whether what is left of its sublayer can be reconstructed."""
+    """Whether what is left of its sublayer, which must be an FFN, can be reconstructed."""
     follow: Callable[[np.ndarray, ModelConfig], dict[str, np.ndarray]] = lambda kept, config: {}
     """Masks of further axes, by axis, whose entries serve only removed units, from the mask of `axis`."""
     reads: tuple[tuple[str, Callable[[jax.Array, ModelConfig], jax.Array]], ...] = ()
@@ -256,3 +258,29 @@ def find_kind(unit: str, config: ModelConfig) -> SiteKind:
         if kind.there(config):
             return kind
     raise UserError(f"--units {unit} needs {wanted}, which this {config.family} model is not: leave it out")
+
+
+def check_kinds(kinds: Sequence[SiteKind], config: ModelConfig) -> None:
+    """Check that kinds of site fit a model and each other.
+
+    Raises:
+        UserError: units do not divide their axis, a kind cannot count them, or two kinds prune one tensor.
+    """
+    for kind in kinds:
+        named, size = f"the kind of site '{kind.unit}'", config.sizes()[kind.axis]
+        try:
+            count = kind.count(config)
+        except Exception as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{named} failed in `count` with {what}; correct it") from error
+        if not isinstance(count, int) or count < 1 or size % count:
+            raise UserError(
+                f"{named} counts {count} units in a layer, but must count a divisor of the {size} entries of "
+                f"axis {kind.axis} of `{kind.output}`; change `count`, or exclude the model by `there`"
+            )
+        rivals = [other.unit for other in kinds if other.output == kind.output and other is not kind]
+        if rivals:
+            raise UserError(
+                f"the kinds of site '{kind.unit}' and '{rivals[0]}' both prune `{kind.output}`: give them "
+                "the same `name`, of which a model has one kind"
+            )

@@ -12,7 +12,7 @@ import tyro
 from tyr_jax.errors import UserError, require
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.pruning.hessian import DampingScale
-from tyr_jax.pruning.kinds import SITE_KINDS, SiteKind, find_kind
+from tyr_jax.pruning.kinds import SITE_KINDS, SiteKind, check_kinds, find_kind
 from tyr_jax.pruning.latency import Latencies, read_latencies
 from tyr_jax.pruning.obs import OBS
 from tyr_jax.pruning.saliency import Saliency, TaylorSaliency
@@ -130,10 +130,17 @@ class PruningSettings:
         for kind in SITE_KINDS:
             if kind.there(config):
                 chosen.setdefault(kind.name, kind)
+        named: dict[str, str] = {}
         for unit in self.units:
             kind = find_kind(unit, config)
-            chosen[kind.name] = kind
+            if kind.name in named:
+                raise UserError(
+                    f"--units names {named[kind.name]} and {unit}, but a model has one kind of {kind.name} "
+                    "units: name one"
+                )
+            named[kind.name], chosen[kind.name] = unit, kind
         kinds = tuple(chosen.values())
+        check_kinds(kinds, config)
         if self.reconstruct and not any(kind.learns for kind in kinds):
             raise UserError(
                 "--reconstruct cannot train FFNs that have lost experts: leave out either it or "

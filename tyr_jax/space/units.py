@@ -20,7 +20,7 @@ def check_multiple(kind: Kind) -> None:
     if kind.units < kind.multiple:
         raise UserError(
             f"a layer has {kind.units} {kind.name} units, but must keep a multiple of "
-            f"{kind.multiple}; lower --neuron-multiple"
+            f"{kind.multiple}; lower --neuron-multiple, or set `fine=False` in a kind of your own"
         )
 
 
