@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from full_width import score_candidates
+from scored import assert_scored_as_at_full_width, random_candidates
 from tiny import make_tiny_config
 
 from tyr_jax import space
@@ -19,9 +19,6 @@ from tyr_jax.model.tensors import random_params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, scorer
-from tyr_jax.scoring.objective import KL
-from tyr_jax.scoring.teacher import teacher_targets
 
 UNITS = ("examples.kind:WHOLE_ATTENTION", "examples.kind:WHOLE_FFN")
 
@@ -40,14 +37,8 @@ def test_the_smaller_model_is_what_was_searched(units: tuple[str, ...]) -> None:
     centre = np.array([[kind.units // 2] * 3 for kind in kinds])
     grid = space.level_grid(kinds, centre, 3, 0.5)
     net = build_supernet(params, [tokens], FoldPlan(config, grid, settings))
-    rng = np.random.default_rng(1)
-    candidates = np.array(
-        [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in grid.exists] for _ in range(3)]
-    )
-    pool, every = teacher_targets(params, tokens, config, KL()), np.arange(3)
-    plain = score_candidates(params, net, candidates, pool, config, KL())
-    scores = scorer.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
-    np.testing.assert_allclose(scores, plain, rtol=1e-4)
+    candidates = random_candidates(grid, 3)
+    assert_scored_as_at_full_width(params, net, candidates, tokens, config)
     for levels in candidates:
         small, shape = compress(params, net, levels, config)
         masked = forward(mask(params, net, levels, config), jnp.asarray(tokens), config)

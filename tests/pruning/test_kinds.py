@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from full_width import score_candidates
+from scored import assert_scored_as_at_full_width, random_candidates
 from tiny import make_tiny_config
 
 from tyr_jax import space
@@ -23,9 +23,6 @@ from tyr_jax.pruning.kinds import HEADS, NEURONS, SITE_KINDS, SiteKind
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.settings import PruningSettings
 from tyr_jax.pruning.target import target_of
-from tyr_jax.scoring import nested, scorer
-from tyr_jax.scoring.objective import KL
-from tyr_jax.scoring.teacher import teacher_targets
 
 DENSE = make_tiny_config(shape=LayerShape(6, 2, 48))
 MIXTURE = make_tiny_config(shape=LayerShape(6, 2, 16, 5), routed=2)
@@ -100,14 +97,8 @@ def test_a_layer_may_lack_a_kind(lacking: PruningSettings) -> None:
         params, [tokens], FoldPlan(config, grid, lacking), on_site=lambda name, _: seen.append(name)
     )
     assert seen == ["layer 0 attention", "layer 0 ffn", "layer 1 ffn", "layer 2 attention", "layer 2 ffn"]
-    rng = np.random.default_rng(1)
-    candidates = np.array(
-        [[[rng.choice(np.flatnonzero(site)) for site in kind] for kind in grid.exists] for _ in range(4)]
-    )
-    pool, every = teacher_targets(params, tokens, config, KL()), np.arange(3)
-    plain = score_candidates(params, net, candidates, pool, config, KL())
-    scores = scorer.score_population(nested.nest(params, net, config), candidates, pool, every, config, KL())
-    np.testing.assert_allclose(scores, plain, rtol=1e-4)
+    candidates = random_candidates(grid, 4)
+    assert_scored_as_at_full_width(params, net, candidates, tokens, config)
     prices = level_prices(config, lacking, grid.kept, {"attention": np.asarray(net.ranks["attention"])})[0]
     assert prices[0, 1].tolist() == [0, 0, 0]
     for levels in candidates:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import CASES
-from full_width import score_candidates
+from scored import assert_scored_as_at_full_width
 from transformers import PreTrainedTokenizerFast
 
 from tyr_jax import space
@@ -31,9 +31,6 @@ from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.pruning.compress import compress, mask
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
-from tyr_jax.scoring import nested, scorer
-from tyr_jax.scoring.objective import KL
-from tyr_jax.scoring.teacher import teacher_targets
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("modules", "forget_often")]
 
@@ -100,13 +97,8 @@ def test_a_pruned_model_is_the_same_everywhere(
     assert shape.positions == config.positions
 
     # The search scores what is written.
-    pool, sequences = teacher_targets(dense.params, TOKENS, config, KL()), np.arange(3)
     candidates = np.stack([levels, np.where(grid.exists[..., 2], 2, levels)]).astype(np.int32)
-    plain = score_candidates(dense.params, net, candidates, pool, config, KL())
-    sliced = scorer.score_population(
-        nested.nest(dense.params, net, config), candidates, pool, sequences, config, KL()
-    )
-    np.testing.assert_allclose(sliced, plain, rtol=1e-4)
+    assert_scored_as_at_full_width(dense.params, net, candidates, TOKENS, config)
     assert_written_is(masked, dense, small, shape, tmp_path / "pruned")
 
 
