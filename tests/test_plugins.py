@@ -11,6 +11,8 @@ import pytest
 from tyr_jax.errors import UserError
 from tyr_jax.plugins import load_object
 
+ROOT = str(Path(__file__).parents[1])
+
 MODULES = {
     "plugin_good.py": "import plugin_neighbour\nTHING = plugin_neighbour.VALUE\nclass Kind: ...\n",
     "plugin_neighbour.py": "VALUE = 7\n",
@@ -30,6 +32,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     for name in [name for name in sys.modules if name.startswith("plugin_")]:
         monkeypatch.delitem(sys.modules, name)
     return tmp_path
@@ -42,11 +45,52 @@ def test_modules_of_the_current_directory_and_installed_ones() -> None:
     assert load_object("pathlib:Path", "search", (int, type)) is Path
 
 
-def test_the_search_path_grows_once(directory: Path) -> None:
+def test_the_search_grows_once(directory: Path) -> None:
+    path, finders = [*sys.path], len(sys.meta_path)
     for _ in range(2):
         load_object("plugin_good:THING", "family")
-    assert sys.path.count(str(directory)) == 1
-    assert sys.path[-1] == str(directory)
+    assert sys.path == path
+    assert len(sys.meta_path) == finders + 1
+
+
+def imported(command: list[str], directory: Path, **variables: str) -> tuple[set[str], str]:
+    """(the top-level modules that a process imports, its errors)."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", *command],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": ROOT} | variables,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line.split("|") for line in ended.stderr.splitlines() if line.startswith("import time:")]
+    errors = [line for line in ended.stderr.splitlines() if not line.startswith("import time:")]
+    assert ended.returncode == 0, errors
+    return {line[-1].strip().partition(".")[0] for line in lines}, "\n".join(errors)
+
+
+@pytest.mark.slow
+def test_nothing_in_the_current_directory_hides_what_is_installed(
+    tmp_path: Path, tiny_model: Path, tiny_text: Path
+) -> None:
+    """Not even packages without an `__init__.py`, and not after a plug-in was found there."""
+    few = ["--evaluation-length", "16", "--evaluation-windows", "2", "--family", "plugin_family:FAMILY"]
+    command = ["-m", "tyr_jax.evaluate", str(tiny_model), "--evaluation", str(tiny_text), *few]
+    family = "import dataclasses\nfrom tyr_jax.model.families import FAMILIES\n"
+    family += "FAMILY = dataclasses.replace(FAMILIES['llama'], model_type='of_mine')\n"
+    (tmp_path / "plugin_family.py").write_text(family)
+    names, _ = imported(command, tmp_path)
+    assert {"jax", "orbax", "google", "transformers"} <= names
+    # Python itself imports these before it runs anything of this package.
+    early, _ = imported(["-m", "this"], tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "plugin_family.py").write_text(family)
+    for name in names - early - {"tyr_jax", "plugin_family", ""}:
+        (here / f"{name}.py").write_text("open('ran', 'a').write(f'{__name__} ')")
+    (here / "google").mkdir()
+    (here / "google.py").rename(here / "google" / "__init__.py")
+    imported(command, here)
+    assert not (here / "ran").exists(), (here / "ran").read_text()
 
 
 @pytest.mark.parametrize(

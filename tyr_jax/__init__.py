@@ -8,7 +8,8 @@ import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # `python -m` looks in the current directory first, so a `gguf.py` next to downloaded weights would run.
-    sys.path.append(sys.path.pop(0))
+    # Plug-ins are still found there: see `tyr_jax.plugins`.
+    sys.path.pop(0)
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any

@@ -2,6 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,12 +42,40 @@ def load_object(reference: str, what: str, kind: type | tuple[type, ...] = objec
     return found
 
 
+class _Here(MetaPathFinder):
+    """Finds plug-ins in a directory, and what these import there, after all other finders have failed.
+
+    At the end of `sys.path`, a module would still hide installed packages that have no `__init__.py`, such as
+    `orbax` and `google`, and would be run where a library tries whether an optional one is installed.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module of that name in the directory; packages find their own modules."""
+        if path is not None or not self._asks():
+            return None
+        return PathFinder.find_spec(fullname, [self.directory])
+
+    def _asks(self) -> bool:
+        """Whether this module, or one in the directory, asks for the import at hand."""
+        frame = sys._getframe(2)
+        while frame.f_back and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        asking = Path(frame.f_code.co_filename)
+        if asking.is_relative_to(Path(__file__).parent):
+            return asking == Path(__file__)
+        return asking.is_relative_to(self.directory) and "site-packages" not in asking.parts
+
+
 def _import(name: str, named: str) -> ModuleType:
     here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        # Last, so that nothing there hides an installed module. It is not removed again, because a module may
-        # import its neighbours later, when it is used.
-        sys.path.append(here)
+    if not any(isinstance(finder, _Here) and finder.directory == here for finder in sys.meta_path):
+        # It stays, because a module may import its neighbours later, when it is used.
+        sys.meta_path.append(_Here(here))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
