@@ -1,6 +1,7 @@
 """Reading and writing a user's files: reads check the file first, and writes are all or nothing."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -99,6 +100,12 @@ def inside(directory: Path, name: str, where: str) -> Path:
     if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
         raise UserError(f"{where} names '{name}', which is not a file in its directory")
     return directory / name
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ SOURCE[@WEIGHT]     SOURCE = builtin[:topics | :docstrings]
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from tyr_jax.data.builtin import DOMAINS
 from tyr_jax.errors import UserError
-from tyr_jax.files import check_regular
+from tyr_jax.files import check_regular, sha256
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 # Nanoseconds after a change for which a file counts as still changing.
@@ -186,8 +185,7 @@ def _digest(name: str) -> str:
 @functools.lru_cache
 def _hash(name: str, device: int, inode: int, size: int, times: tuple[int, int]) -> str:
     """The sha256 of a file, computed once for as long as the file does not change."""
-    with Path(name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(Path(name))
 
 
 def check_file(path: Path) -> None:

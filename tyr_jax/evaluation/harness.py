@@ -33,6 +33,7 @@ from tyr_jax.errors import UserError, first_line
 from tyr_jax.evaluation import generation, likelihood
 from tyr_jax.evaluation.likelihood import Request
 from tyr_jax.evaluation.scores import TaskScore
+from tyr_jax.files import sha256
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.workspace.progress import Progress
 
@@ -270,8 +271,7 @@ def data_digest(directory: Path) -> str:
     files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     whole = hashlib.sha256()
     for name in sorted(files):
-        with files[name].open("rb") as file:
-            whole.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {name}\n".encode())
+        whole.update(f"{sha256(files[name])} {name}\n".encode())
     return whole.hexdigest()
 
 

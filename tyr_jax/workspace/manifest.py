@@ -4,10 +4,10 @@ A name is no proof: `README.md` may be the user's own. What a manifest lists, an
 it lists, is ours. All else in a directory is foreign.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tyr_jax.files import sha256
 from tyr_jax.workspace.records import Recovery, Summary
 from tyr_jax.workspace.schema import Many, Named, Record, read, write
 
@@ -21,12 +21,6 @@ class Manifest(Record):
 
     files: Named[str]
     parts: Many[str]
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(directory: Path) -> None:
