@@ -1,13 +1,17 @@
 """Tokenizers, specs and files shared by the tests of texts."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 
-from tyr_jax.data import DataSpec, parse_source, read_documents
+from tyr_jax.data import DataSpec, parse_source
+from tyr_jax.data.documents import parse_documents
 
 BOS, EOS = 1, 2
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -23,9 +27,9 @@ class Bytes:
     def __len__(self) -> int:
         return 259
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": [byte + 3 for byte in text.encode()]}
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        return bytes_backend()
 
     chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
     special_tokens_map: ClassVar[dict[str, str]] = {"bos_token": "<bos>"}
@@ -35,10 +39,41 @@ class Bytes:
 
 
 class Numbers(Bytes):
-    """A token is a number written in the text, so that a token says where in the text it stands."""
+    """A token is a number below `below` written in the text, so that a token says where in the text it
+    stands. Of longer numbers, the last six digits count."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
+    below = 20_000
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        return numbers_backend(self.below)
+
+
+@functools.cache
+def bytes_backend() -> Tokenizer:
+    # The letters that stand for bytes, in the order of the bytes.
+    letters = ByteLevel(add_prefix_space=False, use_regex=False)
+    plain = {byte: chr(byte) for byte in [*range(33, 127), *range(161, 173), *range(174, 256)]}
+    others = [byte for byte in range(256) if byte not in plain]
+    vocab = {letter: byte + 3 for byte, letter in plain.items()}
+    vocab |= {chr(256 + place): byte + 3 for place, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = letters
+    return tokenizer
+
+
+@functools.cache
+def numbers_backend(below: int) -> Tokenizer:
+    vocab = {str(number): number for number in range(below)}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token="0"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"[0-9]+(?=[0-9]{6})"), ""),
+            normalizers.Replace(Regex(r"(?<![0-9])0+(?=[0-9])"), ""),
+        ]
+    )
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer
 
 
 def numbers(count: int, start: int = 10) -> str:
@@ -72,4 +107,4 @@ def write(path: Path, content: str | bytes | list[Any]) -> Path:
 
 
 def documents(path: object) -> list[Any]:
-    return list(read_documents(parse_source(str(path))))
+    return list(parse_documents(parse_source(str(path))))

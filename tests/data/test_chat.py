@@ -10,6 +10,8 @@ from data_samples import CHAT, Bytes
 from speeds import only_quick
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax import confinement
+from tyr_jax.confinement import Limits
 from tyr_jax.data import chat
 from tyr_jax.errors import UserError
 
@@ -22,11 +24,9 @@ class Stranger(Bytes):
 @pytest.fixture(scope="module")
 def patience() -> Any:
     """Stop templates after two seconds."""
-    chat._renderer.stop()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "SECONDS", 2)
+        patch.setattr(confinement, "Limits", lambda: Limits(seconds=2))
         yield
-    chat._renderer.stop()
 
 
 RANGE = "{% for i in range(99999) %}"
@@ -73,7 +73,7 @@ def test_templates_end_in_seconds(name: str, patience: None) -> None:
 
 @pytest.mark.slow
 def test_after_one_that_is_stopped_the_next_is_written(patience: None) -> None:
-    with pytest.raises(UserError, match="it takes more than 2 s"):
+    with pytest.raises(UserError, match="it takes more than 2 s of processor time"):
         chat.written(Stranger(BOMBS["loops"]), CHAT)
     with pytest.raises(UserError, match="too much memory"):
         chat.written(Stranger(BOMBS["multiplies"]), CHAT)
@@ -89,7 +89,7 @@ def test_an_answer_is_never_taken_for_another_requests() -> None:
     before = signal.signal(signal.SIGUSR1, interrupt)
     chat.written(Bytes(), CHAT)
     try:
-        process = chat._renderer._process
+        process = confinement._process.process
         assert process is not None
         os.system(f"(sleep 0.3; kill -USR1 {os.getpid()}) &")
         with pytest.raises(KeyboardInterrupt):

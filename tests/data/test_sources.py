@@ -12,6 +12,7 @@ from data_samples import CHAT, EOS, Bytes, Numbers, documents, numbers, spec_of,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tyr_jax import confined, confinement
 from tyr_jax.data import Source, describe, load_splits, parse_source, read_documents, read_tokens
 from tyr_jax.data import builtin as builtin_text
 from tyr_jax.data.sources import leaves
@@ -211,11 +212,17 @@ class Hub:
             raise self.error
 
 
+def in_this_process(what: str, function: str, *arguments: Any, limits: object) -> Iterator[Any]:
+    found: Iterator[Any] = confined.called(function, *arguments)
+    return found
+
+
 def use_hub(
     monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], error: Exception | None = None
 ) -> Hub:
     hub = Hub(rows, error)
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=hub))
+    monkeypatch.setattr(confinement, "stream", in_this_process)
     return hub
 
 
@@ -255,6 +262,7 @@ def test_the_installed_datasets_streams_as_assumed(tmp_path: Path, monkeypatch: 
         return real("json", data_files=str(path), cache_dir=str(tmp_path / "cache"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(confinement, "stream", in_this_process)
     assert documents("owner/name") == ["a", "b"]
     with pytest.raises(UserError, match=r"Bad split|Unknown split"):
         documents("owner/name::nowhere")

@@ -180,7 +180,7 @@ def test_a_token_around_a_text_that_has_no_embedding(save: Callable[..., Path], 
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     kind = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
     (directory / "tokenizer.json").write_text(json.dumps(values | {"post_processor": kind}))
-    with pytest.raises(UserError, match="token '<s>' with id 300, but the model has only 300 embeddings"):
+    with pytest.raises(UserError, match="'around each text' with id 300, but the model has only 300"):
         load_model(str(directory))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from tyr_jax import confinement
+from tyr_jax.confinement import Limits
 from tyr_jax.data.builtin import builtin_documents
 from tyr_jax.data.encoding import is_unicode
 from tyr_jax.data.sources import Source, check_file
@@ -38,6 +40,26 @@ MOST_CHARS = 2**21
 
 
 def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
+    """As `parse_documents`; a process with limits on time and memory parses files and hub datasets.
+
+    Raises:
+        UserError: something cannot be read as text, or takes too much.
+    """
+    if source.kind not in ("file", "hub"):
+        return parse_documents(source, max_chars)
+    size = 0
+    if source.kind == "file":
+        check_file(Path(source.name))
+        size = Path(source.name).stat().st_size
+    default = Limits()
+    limits = Limits(default.seconds + size / 2e7, default.memory + 8 * size)
+    what = f"'{source.label}' cannot be read"
+    return confinement.stream(
+        what, "tyr_jax.data.documents:parse_documents", source, max_chars, limits=limits
+    )
+
+
+def parse_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
     """Documents of a source, lazily and in its own order, until `max_chars` characters were given out.
 
     A `.txt` file is one document (its first `max_chars` characters). A row of any other source is one

@@ -39,8 +39,9 @@ class Tokenizer(Protocol):
     def __len__(self) -> int:
         """Entries of the vocabulary."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
-        """A mapping with the token ids of `text` under "input_ids"."""
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The tokenizer of the library `tokenizers`."""
 
     @property
     def special_tokens_map(self) -> Mapping[str, str]:
@@ -60,16 +61,11 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = Non
 
     No special tokens are added except the tokenizer's EOS, if it has one, between texts.
     """
-    # The text is cut into windows later, so a warning that it exceeds the model's context would mislead.
-    getattr(tokenizer, "deprecation_warnings", {})["sequence-length-is-longer-than-the-specified-maximum"] = (
-        True
-    )
     parts: list[np.ndarray] = []
     size = 0
     for text in texts:
         joint = [] if not parts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ids = encode(tokenizer, text)
-        parts.append(np.asarray([*joint, *ids], np.int32))
+        parts.append(np.concatenate([np.asarray(joint, np.int32), encode(tokenizer, text)]))
         size += len(parts[-1])
         if limit is not None and size >= limit:
             break

@@ -1,60 +1,27 @@
-"""The process that renders chat templates. `tyr_jax.data.chat` runs this file as a program.
+"""Rendering of chat templates, by the process that `tyr_jax.confinement` starts."""
 
-It reads requests and writes replies, each a line of JSON. It imports nothing from this package.
-"""
-
-import contextlib
-import json
-import os
-import signal
-import sys
 from typing import Any
 
+from tyr_jax.errors import UserError, first_line
 
-def limit_memory(size: int) -> None:
-    """Let this process allocate `size` more bytes than it has now, if the system supports such limits."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as file:
-            pages = int(file.read().split()[0])
-        most = pages * os.sysconf("SC_PAGE_SIZE") + size
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+FAILS = "the model's chat template fails"
+"""The beginning of messages."""
 
 
-def answer(request: dict[str, Any]) -> dict[str, str]:
-    """The text of a conversation, or an error that says why there is none."""
+def render(template: str, conversation: list[dict[str, str]], options: dict[str, Any], most: int) -> str:
+    """A conversation as a template writes it, with `options` as its variables.
+
+    Raises:
+        UserError: it fails, or writes more than `most` characters.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        (text,), _ = render_jinja_template(
-            conversations=[request["conversation"]], chat_template=request["template"], **request["options"]
-        )
+        (text,), _ = render_jinja_template(conversations=[conversation], chat_template=template, **options)
     except MemoryError:
-        return {"error": "it needs too much memory"}
+        raise
     except Exception as error:  # a template is a stranger's program and raises what it likes
-        return {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
-    if len(text) > request["most"]:
-        return {"error": f"it writes more than {request['most']} characters"}
-    return {"text": text}
-
-
-def main(seconds: int, memory: int) -> None:
-    """Answer requests until there are no more. One that takes more than `seconds` ends the process."""
-    import transformers.utils.chat_template_utils  # noqa: F401 - before memory is limited
-
-    limit_memory(memory)
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        # The signal ends the process even during a call inside jinja or Python itself.
-        if hasattr(signal, "alarm"):
-            signal.alarm(seconds)
-        reply = json.dumps(answer(request))
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
-        sys.stdout.write(reply + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+        raise UserError(f"{FAILS}: {first_line(error)[:300]}") from None
+    if len(text) > most:
+        raise UserError(f"{FAILS}: it writes more than {most} characters")
+    return str(text)

@@ -52,7 +52,7 @@ def encode(model: LoadedModel, prompts: Sequence[str], settings: GenerationSetti
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
         with of_file(Path(model.source)):
             texts = [chat.written(tokenizer, turn, add_generation_prompt=True) for turn in turns]
-    tokens = [encoding.encode(tokenizer, text, special=not settings.chat) for text in texts]
+    tokens = [encoding.encode(tokenizer, text, special=not settings.chat).tolist() for text in texts]
     limit = model.config.context
     for prompt, ids in zip(prompts, tokens, strict=True):
         if not ids:

@@ -40,6 +40,9 @@ from tyr_jax.workspace.progress import Progress
 FEWSHOT_SEED = 1234
 """Seed for drawing examples, the same as in the harness's own command."""
 
+MOST_TEXT = 2**22
+"""Maximum number of characters of a question with its examples."""
+
 MOST_NEW_TOKENS = 256
 """Maximum number of tokens to generate, where a task does not set one."""
 
@@ -86,7 +89,12 @@ class HarnessModel(TemplateLM):
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = bos is None or not string.startswith(bos)
-        return encoding.encode(self.tokenizer, string, special=add_special_tokens)
+        if len(string) > MOST_TEXT:
+            raise UserError(
+                f"a question of a task has {len(string)} characters, more than {MOST_TEXT}; cut it"
+            )
+        ids: list[int] = encoding.encode(self.tokenizer, string, special=add_special_tokens).tolist()
+        return ids
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax.data.encoding import encode
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import read_json, write_json
 from tyr_jax.io import gguf, hf
@@ -168,10 +169,9 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig, n
         raise UserError(f"the tokenizer of {name} has no tokens: give the model the tokenizer it came with")
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     # The tokens that a template adds around a text have ids of their own, which the vocabulary may lack.
-    around = tokenizer.backend_tokenizer.encode("a")
-    token, index = max(
-        [(token, index), *zip(around.tokens, around.ids, strict=True)], key=lambda item: item[1]
-    )
+    around = max(encode(tokenizer, "a", special=True).tolist(), default=0)
+    if around > index:
+        token, index = tokenizer.convert_ids_to_tokens(around) or "around each text", around
     if index >= config.vocab:
         raise UserError(
             f"the tokenizer of {name} has token {shown(token)} with id {index}, but the model has only "

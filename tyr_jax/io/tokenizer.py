@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,26 +14,20 @@ from tokenizers import (
 )
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
-from tyr_jax.data.encoding import refusing
+from tyr_jax.data.encoding import encode, refusing
 from tyr_jax.errors import UserError
 from tyr_jax.files import inside, read_json
-from tyr_jax.io.config_values import read_values, shown
+from tyr_jax.io.config_values import of_file, read_values, shown
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 MOST_GROWTH = 64
-"""Maximum number of characters that a step of a tokenizer may make of one. Several steps in a row could
-otherwise double a text again and again."""
-
-GROWTH = {"ByteLevel": 4, "Metaspace": 2, "Precompiled": 8}
-"""How many characters some kinds of steps make of one, at most or nearly so."""
+"""Maximum number of characters that a decoder may make of one. Several steps in a row could otherwise double
+a text again and again."""
 
 PROBE = "It's 12 naïve cats:\n\n  日本 <s>"
 """A text that every tokenizer can read."""
-
-STEPS = ("normalizers", "pretokenizers", "processors", "decoders")
-"""Keys under which a sequence lists its steps."""
 
 
 def tokenizer_from_directory(directory: Path) -> PreTrainedTokenizerFast:
@@ -161,16 +156,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
         UserError: it does not work; names `where` it comes from.
     """
     _check_settings(tokenizer.chat_template, tokenizer.model_max_length, f"the tokenizer of {where}")
-    backend = tokenizer.backend_tokenizer
-    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        part = getattr(backend, name)
-        # The parts of a step are visible only in its serialised form.
-        if part is not None and growth(json.loads(part.__getstate__())) > MOST_GROWTH:
-            raise UserError(
-                f"the tokenizer of {where} has a {name} that turns one character into more than {MOST_GROWTH}"
-            )
-    with refusing(f"the tokenizer of {where} does not work"), _unheard():
-        ids = backend.encode(PROBE).ids
+    decoder = tokenizer.backend_tokenizer.decoder
+    # The steps of a decoder are visible only in its serialised form.
+    if decoder is not None and growth(json.loads(decoder.__getstate__())) > MOST_GROWTH:
+        raise UserError(
+            f"the tokenizer of {where} has a decoder that turns one character into more than {MOST_GROWTH}"
+        )
+    with of_file(Path(where)), refusing(f"the tokenizer of {where} does not work"), _unheard():
+        ids = encode(tokenizer, PROBE, special=True).tolist()
         tokenizer.decode(ids, skip_special_tokens=True)
         named = [
             tokenizer.bos_token_id,
@@ -183,23 +176,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
             raise UserError(f"the tokenizer of {where} has a special token with id {shown(index)}")
 
 
-def growth(part: Any) -> int:
-    """Maximum number of characters, or tokens, that a tokenizer's step makes of one.
-
-    Args:
-        part: the step, as `tokenizers` serialises it.
-    """
-    if not isinstance(part, dict):
-        return 1
-    kind = part.get("type")
-    whole = GROWTH.get(str(kind), 1)
-    for each in next((part[key] for key in STEPS if key in part), []):
-        whole *= growth(each)
-    if kind == "Replace":
-        replaced = part["pattern"].get("String") or "x"
-        whole *= max(1, -(-len(part["content"]) // len(replaced)))
-    if kind == "TemplateProcessing":
-        whole *= max(1, len(part["single"]))
+def growth(step: dict[str, Any]) -> int:
+    """Maximum number of characters that a decoder, as `tokenizers` serialises it, makes of one."""
+    whole = math.prod(map(growth, step.get("decoders", [])))
+    if step["type"] == "Replace":
+        replaced = step["pattern"].get("String") or "x"
+        whole *= max(1, -(-len(step["content"]) // len(replaced)))
     return whole
 
 

@@ -8,6 +8,7 @@ from gguf import TokenType
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from tyr_jax.data.encoding import encode
 from tyr_jax.errors import UserError
 from tyr_jax.io.gguf_tokenizer import SPACE, SPLITS, pre_tokenizer
 
@@ -41,7 +42,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, 
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     values: dict[str, Any] = {"ggml.tokens": tokens, "ggml.token_type": types}
     if model["byte_fallback"]:
-        first = (backend.encode("a", add_special_tokens=False).tokens or [""])[0]
+        first = next(map(backend.id_to_token, encode(tokenizer, "a").tolist()), "")
         values |= {"ggml.model": "llama", "ggml.scores": _scores(tokens, merges)}
         values |= {"ggml.pre": "default", "ggml.add_space_prefix": first.startswith(SPACE)}
     else:
@@ -127,7 +128,7 @@ def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
     }
-    ends = tokenizer("a").input_ids or [None]
+    ends = encode(tokenizer, "a", special=True).tolist() or [None]
     return {f"ggml.{name}_token_id": index for name, index in indices.items() if index is not None} | {
         "ggml.add_bos_token": ends[0] == tokenizer.bos_token_id,
         "ggml.add_eos_token": ends[-1] == tokenizer.eos_token_id,

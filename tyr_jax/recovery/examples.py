@@ -124,7 +124,7 @@ def answers(source: Source, spec: DataSpec, wanted: int, tokenizer: Tokenizer) -
         if isinstance(conversation, str):
             raise UserError(f"'{source.label}' holds conversations and text; make two sources of it")
         for piece, learnt in pieces(conversation, source, tokenizer):
-            ids = encode(tokenizer, piece)
+            ids = encode(tokenizer, piece).tolist()
             tokens += ids
             learn += [learnt] * len(ids)
         if len(tokens) > POOL * wanted:
