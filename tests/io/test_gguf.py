@@ -17,9 +17,9 @@ from tyr_jax.io.gguf import (
     GgufSource,
     ggml_names,
     llama3_factors,
-    open_gguf,
     read_hf_config,
 )
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.families import FAMILIES

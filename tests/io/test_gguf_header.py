@@ -15,8 +15,8 @@ from io_samples import BAD_VALUES, refusal
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import load_model
-from tyr_jax.io.gguf import GgufSource, open_gguf, read_hf_config
-from tyr_jax.io.gguf_header import check_header
+from tyr_jax.io.gguf import GgufSource, read_hf_config
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 from tyr_jax.io.hf_config import config_from_hf
 from tyr_jax.model.tensors import all_specs
@@ -98,7 +98,7 @@ def test_an_array_that_is_there_but_would_take_gigabytes(tmp_path: Path) -> None
 def test_files_of_both_kinds_of_machines(order: str, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(header(order=order))
-    check_header(path)
+    assert open_gguf(path).tensors == ()
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def read_all(path: Path) -> None:
 
 def test_every_truncation(small: Path) -> None:
     whole = small.read_bytes()
-    data = open_gguf(small).data_offset
+    data = open_gguf(small).start
     for length in range(data + 64):
         small.write_bytes(whole[:length])
         assert "m.gguf" in refusal(lambda: read_all(small))
@@ -131,7 +131,7 @@ def test_every_truncation(small: Path) -> None:
 def test_every_flipped_byte(small: Path) -> None:
     """Damage is either refused or gives another model. No other error may occur."""
     whole = small.read_bytes()
-    data = open_gguf(small).data_offset
+    data = open_gguf(small).start
     for place in range(data):
         flipped = whole[place] ^ (0x80, 0x01, 0x10)[place % 3]
         small.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
@@ -163,7 +163,7 @@ VALUES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_every_key_with_every_kind_of_value(model: str, small: Path, gguf_writer: Writer) -> None:
-    whole = {key: field.contents() for key, field in open_gguf(small).fields.items() if key[:5] != "GGUF."}
+    whole = dict(open_gguf(small).values)
     whole |= {"tokenizer.ggml.model": model, "tokenizer.ggml.scores": [0.0] * 8}
     further = ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id")
     further += ("add_bos_token", "add_eos_token", "add_space_prefix")
@@ -199,3 +199,39 @@ def test_more_layers_than_tensors(small: Path, gguf_writer: Writer) -> None:
     path = gguf_writer(small, SIZES, {}, metadata={"llama.block_count": 10**9})
     with pytest.raises(UserError, match=r"block_count' of .*m\.gguf is 1000000000, but it has 0 ten"):
         load_model(str(path))
+
+
+def test_tensors_that_overlap_or_begin_between_places(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    first, second = tensor(8), tensor(8, offset=32).replace(b"t", b"u", 1)
+    whole = header(tensors=2) + first + second
+    data = bytes(-len(whole) % 32) + bytes(64)
+    path.write_bytes(whole + data)
+    assert [each.name for each in open_gguf(path).tensors] == ["t", "u"]
+    for wrong, message in (
+        (first + tensor(8).replace(b"t", b"u", 1), "tensors 't' and 'u' overlap"),
+        (first + tensor(7, offset=28).replace(b"t", b"u", 1), "'u' begins at 28, no multiple of 32"),
+        (first + first, "two tensors have the same name"),
+    ):
+        path.write_bytes(header(tensors=2) + wrong + data)
+        with pytest.raises(UserError, match=message):
+            open_gguf(path)
+
+
+def test_a_million_empty_words_take_little(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(keys=1) + text(b"a") + array(STRING, 2**20) + bytes(8 * 2**20))
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert open_gguf(path).values["a"] == [""] * 2**20
+    assert time.monotonic() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+
+def test_values_are_those_that_the_gguf_package_reads(small: Path) -> None:
+    theirs, ours = gguf.GGUFReader(small), open_gguf(small)
+    values = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+    assert ours.values == values
+    assert len(ours.tensors) == len(theirs.tensors)
+    for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (mine.name, mine.kind) == (other.name, other.tensor_type)
+        np.testing.assert_array_equal(ours.read(mine), other.data)

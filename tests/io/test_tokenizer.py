@@ -12,7 +12,7 @@ from io_samples import add_metadata, finish, make_lines, write_sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
-from tyr_jax.io.gguf import open_gguf
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory
 
@@ -144,7 +144,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 import tyr_jax.io.checkpoint
-from tyr_jax.io.gguf import open_gguf
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.tokenizer import tokenizer_from_directory
 from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 path = Path({str(path)!r})

@@ -213,7 +213,7 @@ def test_a_tokenizer_file_that_leads_out(model: Path) -> None:
 @pytest.mark.slow
 def test_tokens_longer_than_any(tmp_path: Path, sentencepiece_file: Callable[..., Path]) -> None:
     """The number of parts of a token grows with the square of its length."""
-    from tyr_jax.io.gguf import open_gguf
+    from tyr_jax.io.gguf_header import open_gguf
     from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 
     changes = {"tokenizer.ggml.tokens": ["a" * 10**5] * 2000}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tyr_jax.errors import UserError
 from tyr_jax.io.deci import add
-from tyr_jax.io.gguf import open_gguf
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.gguf_tokenizer import SPLITS, pre_tokenizer, tokenizer_from_gguf
 from tyr_jax.io.vocabulary import gguf_vocabulary
 

@@ -23,6 +23,7 @@ from tyr_jax.io.builtin import ORIGIN, builtin_model
 from tyr_jax.io.config_values import of_file, read_values, shown
 from tyr_jax.io.experts import by_key, is_packed, pack
 from tyr_jax.io.fused import joined, stored_together
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.gguf_tokenizer import tokenizer_from_gguf
 from tyr_jax.io.hf_config import MODELING, config_from_hf, config_to_hf
 from tyr_jax.io.origin import Origin, origin_of_directory, origin_of_gguf
@@ -98,7 +99,7 @@ def load_config(name: str, ignore_keys: Iterable[str] = ()) -> tuple[ModelConfig
     """
     path = builtin_model() if name == BUILTIN else hf.resolve(name, [hf.CONFIG])
     if path.is_file():
-        values = gguf.read_hf_config(gguf.open_gguf(path), path)
+        values = gguf.read_hf_config(open_gguf(path), path)
         with of_file(path):
             return config_from_hf(values, ignore_keys), np.dtype(np.float32)
     hf_config = read_values(path / hf.CONFIG)
@@ -140,22 +141,22 @@ def _load_directory(
 def _load_gguf(
     path: Path, name: str, dtype: DTypeLike, offload: bool, ignore_keys: Iterable[str]
 ) -> LoadedModel:
-    reader = gguf.open_gguf(path)
-    hf_config = gguf.read_hf_config(reader, path)
+    file = open_gguf(path)
+    hf_config = gguf.read_hf_config(file, path)
     with of_file(path):
         config = config_from_hf(hf_config, ignore_keys)
-    tokenizer = tokenizer_from_gguf(reader, path)
+    tokenizer = tokenizer_from_gguf(file, path)
     _check_vocabulary(tokenizer, config, name)
-    weights = gguf.GgufSource(reader, path, config)
+    weights = gguf.GgufSource(file, path, config)
     return LoadedModel(
         config=config,
         params=hf.load_params(weights, config, dtype, offload=offload),
         tokenizer=tokenizer,
         hf_config=hf_config,
-        generation_config=dict(gguf.token_ids(gguf.metadata(reader))) or None,
+        generation_config=dict(gguf.token_ids(gguf.metadata(file))) or None,
         source=name,
         stored_dtype=weights.dtype(EMBEDDINGS),
-        origin=ORIGIN if name == BUILTIN else origin_of_gguf(path, gguf.metadata(reader)),
+        origin=ORIGIN if name == BUILTIN else origin_of_gguf(path, gguf.metadata(file)),
     )
 
 

@@ -21,7 +21,8 @@ from tyr_jax import __version__
 from tyr_jax.data.encoding import is_unicode
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
-from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, open_gguf, permute
+from tyr_jax.io.gguf import ROPE_FACTORS, ggml_names, permute
+from tyr_jax.io.gguf_header import open_gguf
 from tyr_jax.io.vocabulary import gguf_vocabulary
 from tyr_jax.model.rope import Positions, amplitudes, frequencies
 from tyr_jax.model.spec import Block, LayerShape, ModelConfig, Params
@@ -342,13 +343,9 @@ def check_written(path: Path, values: dict[str, Any], tensors: dict[str, Written
     Raises:
         UserError: one differs from what was written; names it.
     """
-    reader = open_gguf(path)
-    there = {key: field.contents() for key, field in reader.fields.items() if key in values}
-    found = {
-        tensor.name: Written(tuple(map(int, tensor.shape[::-1])), tensor.tensor_type)
-        for tensor in reader.tensors
-    }
-    different = [key for key, value in values.items() if there.get(key) != _rounded(value)]
+    file = open_gguf(path)
+    found = {tensor.name: Written(tensor.shape[::-1], tensor.kind) for tensor in file.tensors}
+    different = [key for key, value in values.items() if file.values.get(key) != _rounded(value)]
     different += [name for name in tensors.keys() | found.keys() if found.get(name) != tensors.get(name)]
     if different:
         raise UserError(f"{path} does not hold '{different[0]}' as it was written; check the disk, try again")

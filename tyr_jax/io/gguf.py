@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import MODEL_ARCH_NAMES, GGUFReader, GGUFValueType, ReaderTensor, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from gguf.quants import dequantize
 
 from tyr_jax.errors import UserError, first_line
 from tyr_jax.io.config_values import LARGEST_NUMBER, shown
-from tyr_jax.io.gguf_header import check_header
+from tyr_jax.io.gguf_header import GgufFile, Tensor
 from tyr_jax.io.hf import DTYPES
 from tyr_jax.model.families import FAMILIES
 from tyr_jax.model.family import ACTIVATION_KEYS
@@ -91,44 +91,9 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 """RoPE scaling of every Llama 3.1, 3.2 and 3.3 model; only `factor` differs between them."""
 
 
-class PlainReader(GGUFReader):
-    """A reader whose slices are plain arrays. The header has a slice for every word of the vocabulary, and
-    NumPy takes three times as long to make slices of its class of mapped files."""
-
-    @property
-    def data(self) -> np.ndarray:
-        """The bytes of the file, mapped into memory."""
-        return self._bytes
-
-    @data.setter
-    def data(self, mapped: np.memmap) -> None:
-        self._bytes = mapped.view(np.ndarray)
-
-
-def open_gguf(path: Path) -> GGUFReader:
-    """Open a GGUF file, after its header was checked.
-
-    Raises:
-        UserError: it cannot be read, is not a GGUF file, or is truncated or corrupt.
-    """
-    check_header(path)
-    try:
-        return PlainReader(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise UserError(
-            f"{path} is not a GGUF file, or is truncated or corrupt ({first_line(error)})"
-        ) from error
-
-
-def metadata(reader: GGUFReader, names: set[str] | None = None) -> dict[str, Any]:
-    """Metadata values by key: those in `names`, or by default all that are not arrays."""
-    return {
-        key: field.contents()
-        for key, field in reader.fields.items()
-        if (names is not None and key in names) or (names is None and field.types[0] != GGUFValueType.ARRAY)
-    }
+def metadata(file: GgufFile) -> dict[str, Any]:
+    """Metadata values by key: all that are not arrays."""
+    return {key: value for key, value in file.values.items() if not isinstance(value, list)}
 
 
 def ggml_names(keys: Iterable[str], architecture: str, depth: int) -> dict[str, str | None]:
@@ -144,14 +109,14 @@ def ggml_names(keys: Iterable[str], architecture: str, depth: int) -> dict[str, 
 class GgufSource:
     """Tensors of a GGUF file, dequantised to float32 one at a time, in Hugging Face's names and layout."""
 
-    def __init__(self, reader: GGUFReader, path: Path, config: ModelConfig) -> None:
-        self._path, self._head_dim = path, config.head_dim
-        self._architecture = metadata(reader)["general.architecture"]
+    def __init__(self, file: GgufFile, path: Path, config: ModelConfig) -> None:
+        self._file, self._path, self._head_dim = file, path, config.head_dim
+        self._architecture = file.values["general.architecture"]
         self._specs = {spec.key: spec for spec in all_specs(config)}
         names = ggml_names(self._specs, self._architecture, config.depth)
         keys = {name: key for key, name in names.items()}
         # Tensors that the model does not have keep ggml's name, so that an error can show it.
-        self._tensors = {keys.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
+        self._tensors = {keys.get(tensor.name, tensor.name): tensor for tensor in file.tensors}
         self._tensors.pop(ROPE_FACTORS, None)
 
     def keys(self) -> set[str]:
@@ -160,7 +125,7 @@ class GgufSource:
 
     def dtype(self, key: str) -> np.dtype:
         """The type in which tensor `key` is stored; float32 if it is quantised."""
-        return DTYPES.get(self._tensors[key].tensor_type.name, np.dtype(np.float32))
+        return DTYPES.get(self._tensors[key].kind.name, np.dtype(np.float32))
 
     def read(self, key: str) -> np.ndarray:
         """Tensor `key`, as float32.
@@ -168,7 +133,7 @@ class GgufSource:
         Raises:
             UserError: it cannot be dequantised; names it and its type.
         """
-        array = _dequantized(self._tensors[key], self._path)
+        array = _dequantized(self._file, self._tensors[key], self._path)
         if key in self._specs and self._specs[key].offset:
             # ggml stores scales of norms as they are applied.
             array = array - np.float32(self._specs[key].offset)
@@ -179,17 +144,17 @@ class GgufSource:
         return array
 
 
-def _dequantized(tensor: ReaderTensor, path: Path) -> np.ndarray:
+def _dequantized(file: GgufFile, tensor: Tensor, path: Path) -> np.ndarray:
     """A tensor as float32.
 
     Raises:
         UserError: it cannot be dequantised or is corrupt; names it.
     """
     try:
-        return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        return np.asarray(dequantize(file.read(tensor), tensor.kind), np.float32)
     except NotImplementedError as error:
         raise UserError(
-            f"tensor '{tensor.name}' in {path} has type {tensor.tensor_type.name}, "
+            f"tensor '{tensor.name}' in {path} has type {tensor.kind.name}, "
             "which the `gguf` package cannot dequantise"
         ) from error
     except (ValueError, IndexError) as error:
@@ -208,14 +173,14 @@ def unpermute(array: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
-def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
+def read_hf_config(file: GgufFile, path: Path) -> dict[str, Any]:
     """The `config.json` that is equivalent to a GGUF file's metadata.
 
     Raises:
         UserError: a metadata key is unknown, missing, given per layer, or has an unsupported value; names
             the key.
     """
-    values = metadata(reader)
+    values = metadata(file)
     architecture = values.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise UserError(
@@ -223,9 +188,9 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         )
     prefix, (model_type, further) = f"{architecture}.", ARCHITECTURES[architecture]
     read = READ | dict(further)
-    _check_metadata(reader, values, prefix, read, path)
+    _check_metadata(file, values, prefix, read, path)
     config = {hf: values[prefix + key] for key, hf in read.items() if prefix + key in values}
-    names = {tensor.name for tensor in reader.tensors}
+    names = {tensor.name for tensor in file.tensors}
     if config.get("num_hidden_layers", 0) > len(names):
         # Tensor names are generated for every layer that the metadata announces.
         raise UserError(
@@ -248,7 +213,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
     # The file stores it as a float32. Restore the decimal that was meant (1e-05, not 9.99999974e-06).
     config["rms_norm_eps"] = float(str(np.float32(config["rms_norm_eps"])))
     if "vocab_size" not in config:
-        config["vocab_size"] = _embedding_rows(reader, path)
+        config["vocab_size"] = _embedding_rows(file, path)
     _set_head_dim(config, values, prefix, path)
     config |= optional_tensors(architecture, names)
     if "query_scalar" in family.multipliers:
@@ -257,7 +222,7 @@ def read_hf_config(reader: GGUFReader, path: Path) -> dict[str, Any]:
         scalar = config["hidden_size"] // config["num_attention_heads"] if by_width else config["head_dim"]
         config[family.multipliers["query_scalar"]] = scalar
     if ROPE_FACTORS in names:
-        config["rope_scaling"] = _llama3_scaling(reader, config, path)
+        config["rope_scaling"] = _llama3_scaling(file, config, path)
     return config | token_ids(values)
 
 
@@ -273,7 +238,7 @@ def optional_tensors(architecture: str, names: set[str]) -> dict[str, bool]:
 
 
 def _check_metadata(
-    reader: GGUFReader, values: dict[str, Any], prefix: str, read: Mapping[str, str], path: Path
+    file: GgufFile, values: dict[str, Any], prefix: str, read: Mapping[str, str], path: Path
 ) -> None:
     """Check that every metadata key that could change what the model computes is understood.
 
@@ -285,7 +250,7 @@ def _check_metadata(
     if (pieces := values.get("split.count", 1)) not in (0, 1):
         raise UserError(f"{path} is one of {shown(pieces)} pieces: merge them with llama-gguf-split")
     known = {prefix + key for key in (*read, *CHECKED, *SIZED)}
-    for key in reader.fields:
+    for key in file.values:
         if key.startswith((*HARMLESS_PREFIXES, "split.")):
             continue
         if key not in known:
@@ -332,10 +297,10 @@ def _set_head_dim(config: dict[str, Any], values: dict[str, Any], prefix: str, p
             )
 
 
-def _embedding_rows(reader: GGUFReader, path: Path) -> int:
-    for tensor in reader.tensors:
+def _embedding_rows(file: GgufFile, path: Path) -> int:
+    for tensor in file.tensors:
         if tensor.name == "token_embd.weight" and len(tensor.shape) == 2:
-            return int(tensor.shape[-1])
+            return tensor.shape[-1]
     raise UserError(f"tensor 'token_embd.weight' is missing from {path}, or is not a matrix")
 
 
@@ -348,14 +313,14 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
     return 1.0 / ((1.0 - blend) / scaling["factor"] + blend)
 
 
-def _llama3_scaling(reader: GGUFReader, config: dict[str, Any], path: Path) -> dict[str, Any]:
+def _llama3_scaling(file: GgufFile, config: dict[str, Any], path: Path) -> dict[str, Any]:
     """`rope_scaling` from the table of factors. The slowest frequency has the full factor.
 
     Raises:
         UserError: the table is not the one that this factor gives.
     """
-    table = next(tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS)
-    factors = _dequantized(table, path).astype(np.float64).ravel()
+    table = next(tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS)
+    factors = _dequantized(file, table, path).astype(np.float64).ravel()
     if not factors.size:
         raise UserError(f"tensor '{ROPE_FACTORS}' of {path} is empty: download the model again")
     scaling = {"rope_type": "llama3", "factor": float(str(np.float32(factors[-1]))), **LLAMA3_ROPE}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gguf import GGUFReader
 from tokenizers import (
     AddedToken,
     Regex,
@@ -24,6 +23,7 @@ from tyr_jax.data.encoding import refusing
 from tyr_jax.errors import UserError
 from tyr_jax.io.config_values import shown
 from tyr_jax.io.gguf import metadata
+from tyr_jax.io.gguf_header import GgufFile
 from tyr_jax.io.tokenizer import check_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -102,16 +102,19 @@ MOST_CUTS = 2**31
 largest vocabularies it is in the tens of millions."""
 
 
-def tokenizer_from_gguf(reader: GGUFReader, path: Path) -> PreTrainedTokenizerFast:
+def tokenizer_from_gguf(file: GgufFile, path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that a GGUF file describes, including the chat template.
 
     Raises:
         UserError: metadata are missing, or their value is not supported (names the key); or the tokenizer
             does not work.
     """
-    values = {key.removeprefix("tokenizer."): value for key, value in metadata(reader).items()}
-    arrays = metadata(reader, {f"tokenizer.ggml.{name}" for name in ARRAYS})
-    values |= {key.removeprefix("tokenizer."): value for key, value in arrays.items()}
+    arrays = {
+        f"tokenizer.ggml.{name}": value
+        for name in ARRAYS
+        if (value := file.values.get(f"tokenizer.ggml.{name}")) is not None
+    }
+    values = {key.removeprefix("tokenizer."): value for key, value in (metadata(file) | arrays).items()}
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     kind = values.get("ggml.model")
     if kind not in builders:

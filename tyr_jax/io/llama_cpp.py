@@ -15,7 +15,7 @@ from gguf import LlamaFileType
 
 from tyr_jax import process
 from tyr_jax.errors import UserError
-from tyr_jax.io.gguf_header import check_header
+from tyr_jax.io.gguf_header import open_gguf
 
 TYPES = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
@@ -88,7 +88,7 @@ def quantise_file(source: Path, target: Path, kind: str) -> None:
             f"llama.cpp could not write {target} as {kind}; free space, or choose another --quantize "
             f"({_said(result)})"
         )
-    check_header(target)
+    open_gguf(target)
 
 
 def _said(result: "subprocess.CompletedProcess[bytes]") -> str:
