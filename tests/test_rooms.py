@@ -27,6 +27,8 @@ FLOORS = (
     {"options"},
     {"components"},
     {"plugins"},
+    {"confinement"},
+    {"confined"},
     {"files", "process"},
     {"errors", "formatting"},
 )

@@ -69,6 +69,8 @@ def limit(seconds: float, memory: int) -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
+        # Nor may it fill a disk instead.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (memory, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     if hasattr(signal, "setitimer"):
         # The signal ends the process, even within a call of another language.
         signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -12,13 +12,11 @@ and for generated text.
 
 import contextlib
 import functools
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lm_eval
 from lm_eval import utils
 from lm_eval.api.group import Group
@@ -30,10 +28,9 @@ from lm_eval.tasks import TaskManager
 
 from tyr_jax.data import chat, encoding
 from tyr_jax.errors import UserError, first_line
-from tyr_jax.evaluation import generation, likelihood
+from tyr_jax.evaluation import generation, likelihood, task_data
 from tyr_jax.evaluation.likelihood import Request
 from tyr_jax.evaluation.scores import TaskScore
-from tyr_jax.files import sha256
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.workspace.progress import Progress
 
@@ -212,39 +209,10 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
         empty.mkdir()
         # The name of a task's data, such as allenai/ai2_arc, could be that of a directory here. Only one in
         # `data_dir` is meant.
-        built = _built_in(own) if data_dir else contextlib.nullcontext()
-        with contextlib.chdir(data_dir or empty), built, _silent_datasets():
+        built = task_data.built_in(own, data_dir.resolve()) if data_dir else contextlib.nullcontext()
+        with contextlib.chdir(data_dir or empty), built, task_data.silent():
             found = _load_tasks(names, data_dir)
         yield found
-
-
-@contextlib.contextmanager
-def _built_in(directory: Path) -> Iterator[None]:
-    """Let `datasets` keep what it builds in `directory`.
-
-    It identifies local data by name alone. From its usual cache, it would reuse what it built from another
-    directory, or before a file changed.
-    """
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = directory
-    try:
-        yield
-    finally:
-        datasets.config.HF_DATASETS_CACHE = before
-
-
-@contextlib.contextmanager
-def _silent_datasets() -> Iterator[None]:
-    """Keep `datasets` from logging what an exception says anyway, and from showing brief progress bars."""
-    level, shown = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not shown:
-            datasets.enable_progress_bars()
 
 
 def _why(error: BaseException) -> str:
@@ -265,6 +233,8 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
             raise UserError(f"lm-evaluation-harness has no task '{name}': `lm-eval ls tasks` lists its tasks")
         try:
             found += _load_task(manager, name, () if data_dir is None else ("training", "validation"))
+        except UserError:
+            raise
         except Exception as error:
             where = f"in {data_dir} and on the hub" if data_dir else "on the hub"
             raise UserError(
@@ -272,15 +242,6 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
                 "check the connection, or name a directory that has it with --data-dir"
             ) from error
     return found
-
-
-def data_digest(directory: Path) -> str:
-    """The sha256 of the names and contents of all files in a directory."""
-    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
-    whole = hashlib.sha256()
-    for name in sorted(files):
-        whole.update(f"{sha256(files[name])} {name}\n".encode())
-    return whole.hexdigest()
 
 
 def _load_task(manager: TaskManager, name: str, dispensable: tuple[str, ...]) -> list[Task | Group]:
@@ -353,7 +314,7 @@ def scores(results: dict[str, Any], data_dir: Path | None = None) -> list[TaskSc
     found = []
     for task, values in results["results"].items():
         data = data_dir and data_dir / results["configs"].get(task, {}).get("dataset_path", "-")
-        digest = data_digest(data) if data and data.is_dir() else None
+        digest = task_data.digest(data) if data and data.is_dir() else None
         samples = results["n-samples"].get(task, {}).get("effective", values.get("sample_len"))
         for key, value in values.items():
             metric, _, kind = key.partition(",")
