@@ -29,7 +29,7 @@ from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, G
 from tyr_jax.evaluation.tasks import task_scores
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.io.checkpoint import load_model as load_model
-from tyr_jax.options import arguments_of, check_names, with_options
+from tyr_jax.options import arguments_of, check_names, converted, with_options
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load
 from tyr_jax.pruning.saliency import Saliency as Saliency
@@ -78,10 +78,16 @@ def _pruning_settings(
     """
     if settings is None:
         name = "standard" if preset is None else preset
-        require(name in PRESETS, "preset", repr(name), f"one of {', '.join(map(repr, PRESET_NAMES))}")
+        require(
+            isinstance(name, str) and name in PRESETS,
+            "preset",
+            repr(name),
+            f"one of {', '.join(map(repr, PRESET_NAMES))}",
+        )
         settings = PRESETS[name]
     elif preset is not None:
         raise UserError("preset and settings both say where defaults come from; give one of them")
+    settings = _defaults(settings, PRESETS["standard"])
     if model is not None:
         options["model"] = GivenModel(model).name
     if sparsity is not None:
@@ -90,6 +96,17 @@ def _pruning_settings(
     settings = with_components(settings, components)
     check_names(settings)
     return with_options(settings, options)
+
+
+def _defaults(settings: S | None, default: S) -> S:
+    """The settings that were given, or else the default.
+
+    Raises:
+        UserError: what was given are no settings of this kind.
+    """
+    kind = type(default)
+    require(settings is None or isinstance(settings, kind), "settings", repr(settings)[:100], kind.__name__)
+    return default if settings is None else settings
 
 
 @overload
@@ -208,8 +225,9 @@ def plan_pruning(
         UserError: there is no such model, its configuration is not understood, it is pruned already, or a
             setting is invalid.
     """
-    for flag, value in (("--plan-devices", devices), ("--plan-flops", flops)):
-        require(value is None or value > 0, flag, value, "above 0")
+    for flag, kind, value in (("--plan-devices", int, devices), ("--plan-flops", float, flops)):
+        fits = value is None or converted(flag, kind, value) > 0
+        require(fits, flag, value, "above 0")
     asked = _pruning_settings(model, sparsity, preset, settings, options)
     validate(asked)
     given = GivenModel(asked.model if model is None else model)
@@ -260,7 +278,7 @@ def recover_model(
     named: dict[str, Any] = {"model": given.model.name, "teacher": given.teacher and given.teacher.name}
     if given.model.made_here and teacher is None:
         named["trust_record"] = True
-    asked = with_options(default if settings is None else settings, named | options)
+    asked = with_options(_defaults(settings, default), named | options)
     asked = _with_output(asked, output, options)
     if arguments is None:
         arguments = [given.model.argument, *arguments_of(asked, default)]
@@ -292,7 +310,11 @@ def evaluate_model(
     Raises:
         UserError: the model, a text, a task or an option cannot be used.
     """
-    asked, shown = with_options(settings or EvaluationSettings(), options), Progress(quiet=not progress)
+    asked, shown = (
+        with_options(_defaults(settings, EvaluationSettings()), options),
+        Progress(quiet=not progress),
+    )
+    asked.check_tasks()
     given, dtype = GivenModel(model), asked.compute_dtype
     if not asked.task_names:
         made = provenance_of(*given.records())
@@ -330,8 +352,9 @@ def generate_text(
     Raises:
         UserError: an option is invalid, there is no such model, or a prompt does not fit into its context.
     """
-    asked = with_options(settings or GenerationSettings(), options)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked = with_options(_defaults(settings, GenerationSettings()), options)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    texts: list[Any] = list(prompts) if several else [prompts]
     return continuation.continued(_load(model, texts, asked, progress), texts, asked)
 
 
@@ -348,7 +371,7 @@ def stream_text(
     Raises:
         UserError: as `generate_text`, at the call, before the first piece is asked for.
     """
-    asked = with_options(settings or GenerationSettings(), options)
+    asked = with_options(_defaults(settings, GenerationSettings()), options)
     return continuation.streamed(_load(model, [prompt], asked, progress), prompt, asked)
 
 
@@ -384,8 +407,8 @@ def export_model(
     Raises:
         UserError: the model or an option cannot be used, or the file cannot be written.
     """
-    given, asked = GivenModel(model), with_options(settings or ExportSettings(), options)
-    target = default_path(given.name, asked) if path is None else Path(path)
+    given, asked = GivenModel(model), with_options(_defaults(settings, ExportSettings()), options)
+    target = default_path(given.name, asked) if path is None else converted("path", Path, path)
     export.export(given, target, asked, Progress(quiet=not progress))
     return target
 
@@ -412,7 +435,7 @@ def benchmark_model(
     Raises:
         UserError: a model or an option cannot be used.
     """
-    asked = with_options(settings or BenchmarkSettings(), options)
+    asked = with_options(_defaults(settings, BenchmarkSettings()), options)
     benchmark.validate(asked)
     given = dict(zip(MODELS, map(GivenModel, (dense, pruned)), strict=True))
     models = {}

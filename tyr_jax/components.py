@@ -89,9 +89,9 @@ def guarded(component: Component | type[Component], method: str) -> Iterator[Non
     """
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # the user's code may also call sys.exit
         if ":" not in component.name:
             raise
         code = inspect.getsourcefile(component if isinstance(component, type) else type(component))

@@ -169,7 +169,16 @@ def converted(name: str, kind: Any, value: Any) -> Any:
     accepted, wanted = ARGUMENTS[kind]
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     require(fits, name, repr(value), wanted)
-    return kind(value)
+    return Path(os.path.expanduser(value)) if kind is Path else kind(value)
+
+
+def expanded(settings: S) -> S:
+    """The same settings with `~` in paths replaced by the user's home directory."""
+    for option in every_option(settings):
+        value = option.of(settings)
+        if isinstance(value, Path) and value.parts[:1] and value.parts[0].startswith("~"):
+            settings = _replaced(settings, option.path, Path(os.path.expanduser(value)))
+    return settings
 
 
 def arguments_of(settings: Any, default: Any, prefix: str = "") -> list[str]:

@@ -85,11 +85,13 @@ def _import(name: str, named: str) -> ModuleType:
                 "or set PYTHONPATH"
             ) from error
         raise _raised(name, named, error) from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may also call sys.exit
         raise _raised(name, named, error) from error
 
 
-def _raised(name: str, named: str, error: Exception) -> UserError:
+def _raised(name: str, named: str, error: BaseException) -> UserError:
     return UserError(f"{named}: module '{name}' raised {type(error).__name__} on import: {first_line(error)}")
 
 

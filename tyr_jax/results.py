@@ -17,7 +17,7 @@ from tyr_jax.files import read_json, write_json
 from tyr_jax.io import hub
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.model.tensors import iter_tensors
-from tyr_jax.options import as_json
+from tyr_jax.options import as_json, converted
 from tyr_jax.planning.plan import Need
 from tyr_jax.report import page, render, tables
 from tyr_jax.report.files import portable_records, renew_report, write_report
@@ -141,7 +141,7 @@ class ModelResult(Shown):
             UserError: the directory is not empty (unless `overwrite`), may not be replaced, or cannot be
                 written.
         """
-        target, model, quiet = Path(output), self.model, Progress(quiet=True)
+        target, model, quiet = converted("output", Path, output), self.model, Progress(quiet=True)
         if not hosts.is_first():
             write_weights(target, model, quiet)
             return target
@@ -338,7 +338,7 @@ class Benchmark(Shown):
         Raises:
             UserError: the file exists already (unless `overwrite`), or a file cannot be written.
         """
-        path = Path(output)
+        path = converted("output", Path, output)
         with claimed_benchmark(path, overwrite) as staged:
             write_json(staged, self.as_json())
         return [path, *update_reports(path)]

@@ -22,7 +22,7 @@ from tyr_jax.data import needs_trust
 from tyr_jax.errors import UserError
 from tyr_jax.formatting import printable
 from tyr_jax.model.families import load_family
-from tyr_jax.options import check_sizes, in_a_row
+from tyr_jax.options import check_sizes, expanded, in_a_row
 from tyr_jax.report.render import Table, for_terminal
 from tyr_jax.report.tables import in_one_line
 from tyr_jax.run.models import NamedModel
@@ -133,6 +133,7 @@ def parse(
         raise UserError(f"{sentence(box.getvalue())} (help: {prog} --help)") from None
     if dataclasses.is_dataclass(parsed):
         check_sizes(parsed)
+        parsed = expanded(parsed)
     return parsed
 
 

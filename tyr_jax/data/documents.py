@@ -264,6 +264,8 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Rows:
             # Batches are small, as a repeated text takes room once in the file, but once per row in memory.
             for batch in file.iter_batches(batch_size=16, columns=present or None):
                 yield from ((row, where) for row in batch.to_pylist())
+    except MemoryError:
+        raise
     except Exception as error:  # pyarrow has its own exception for each of Python's
         raise UserError(f"{where} cannot be read as Parquet ({reason(error)}); check the file") from None
 

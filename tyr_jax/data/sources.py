@@ -57,7 +57,7 @@ def parse_source(text: str) -> Source:
         UserError: the source is empty or an unknown builtin text, its weight is not a positive number, it has
             too many fields, or a local file is of an unknown kind.
     """
-    name, weight = _split_weight(text.strip())
+    name, weight = _split_weight(os.path.expanduser(text.strip()))
     head, _, tail = name.partition(":")
     if not head:
         raise UserError(f"'{text}' names no source; write builtin, self, a file, or a hub dataset")

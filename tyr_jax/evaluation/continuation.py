@@ -24,6 +24,7 @@ def validate(prompts: Sequence[str], settings: GenerationSettings) -> None:
     # Dividing logits by a lower temperature would overflow.
     warm = 1e-4 <= sampling.temperature < float("inf")
     for prompt in prompts:
+        require(isinstance(prompt, str), "a prompt", repr(prompt)[:100], "a text")
         if not encoding.is_unicode(prompt):
             raise UserError(f"the prompt {prompt[:40]!r} is not Unicode text; give it in UTF-8")
     if not prompts:

@@ -283,11 +283,12 @@ def evaluate(
     Raises:
         UserError: examples are asked for, but the data of a task has none apart from its questions.
     """
-    for task in tasks:
-        if num_fewshot and isinstance(task, Task) and not has_examples(task):
+    for task in (each for each in tasks if num_fewshot and isinstance(each, Task)):
+        count = len(list(task.fewshot_docs())) if has_examples(task) else 0
+        if count < (num_fewshot or 0):
             raise UserError(
-                f"--num-fewshot is {num_fewshot}, but {task.task_name} has no examples apart from "
-                "its questions; add its training split, or ask for none"
+                f"--num-fewshot is {num_fewshot}, but {task.task_name} has {count or 'no'} examples apart "
+                "from its questions; add its training split, or ask for fewer"
             )
     utils.setup_logging("ERROR")
     # `simple_evaluate` would also query git and pip about this directory and environment.

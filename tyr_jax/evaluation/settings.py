@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from tyr_jax.errors import require
 from tyr_jax.evaluation.generation import Sampling
 from tyr_jax.settings import ComputeType
 
@@ -48,6 +49,17 @@ class EvaluationSettings:
     def task_names(self) -> list[str]:
         """The tasks one by one: several may be given as one string, with commas."""
         return [name.strip() for each in self.tasks for name in each.split(",") if name.strip()]
+
+    def check_tasks(self) -> None:
+        """Check what is said of tasks.
+
+        Raises:
+            UserError: names the option, its value and what is wanted.
+        """
+        require(bool(self.task_names) or not self.tasks, "--tasks", "", "names of tasks")
+        require(self.limit is None or self.limit >= 1, "--limit", self.limit, "at least 1")
+        shots = self.num_fewshot
+        require(shots is None or shots >= 0, "--num-fewshot", shots, "0 or more")
 
     @property
     def text_options(self) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,28 @@ def load_model(
     """
     if family is not None:
         load_family(family)
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"a model is named by a text or a path, not by {name!r:.100}")
+    name = str(os.fspath(name))
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
     load = _load_gguf if path.is_file() else _load_directory
-    return load(path, name, dtype, offload, ignore_keys)
+    return load(path, name, _checked_dtype(dtype), offload, ignore_keys)
+
+
+def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """The type as NumPy's, one that weights can have.
+
+    Raises:
+        UserError: it is another one, or none.
+    """
+    known = [kind.name for kind in hf.DTYPES.values()]
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in known:
+        raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(known)}")
+    return found
 
 
 def load_config(name: str, ignore_keys: Iterable[str] = ()) -> tuple[ModelConfig, np.dtype]:

@@ -13,12 +13,13 @@ import numpy as np
 import pydantic
 
 from tyr_jax.errors import UserError, first_line
+from tyr_jax.files import check_regular, read_text
 from tyr_jax.model.spec import LayerShape, Sublayer
 
 NANOSECONDS = 1e9
 
-Count = Annotated[int, pydantic.Field(ge=0)]
-Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, pydantic.Field(ge=0, le=2**40)]
+Seconds = Annotated[float, pydantic.Field(gt=0, le=1e6)]
 
 
 class Latencies(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -75,8 +76,10 @@ def read_latencies(file: str) -> Latencies:
     Raises:
         UserError: there is no such file, or it is no table.
     """
+    path = Path(file).expanduser()
+    check_regular(path, "--latencies")
     try:
-        return _read(file, Path(file).stat().st_mtime_ns)
+        return _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--latencies {file} is not a readable table ({first_line(error)}); measure it again with "
@@ -85,6 +88,6 @@ def read_latencies(file: str) -> Latencies:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(file: str, changed: int) -> Latencies:
+def _read(path: Path, changed: int) -> Latencies:
     """The table in a file that was last changed at this time, in nanoseconds."""
-    return Latencies.model_validate_json(Path(file).read_bytes())
+    return Latencies.model_validate_json(read_text(path))

@@ -42,10 +42,20 @@ class GivenModel(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Its name.
+
+        Raises:
+            UserError: what was given is no model.
+        """
         if isinstance(self.given, LoadedModel):
             return self.given.source
-        return self.given.name if isinstance(self.given, ModelResult | NamedModel) else os.fspath(self.given)
+        if isinstance(self.given, ModelResult | NamedModel):
+            return self.given.name
+        if not isinstance(self.given, str | os.PathLike):
+            raise UserError(
+                f"a model is a name, a path, what load_model returns or a result, not {self.given!r:.100}"
+            )
+        return str(os.fspath(self.given))
 
     @property
     def ignore_keys(self) -> tuple[str, ...]:
