@@ -1,6 +1,7 @@
 """Components that a user replaces: found by name or reference, or refused in a sentence."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tyr_jax.api import prune_model
 from tyr_jax.cli.prune import parse
 from tyr_jax.components import find
 from tyr_jax.errors import UserError
@@ -176,12 +178,65 @@ def test_a_saliency_is_tried() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Typed(Saliency):
+    kind: str = "float32"
+
+    def __call__(self, site: SiteStatistics) -> Any:
+        per_unit = jnp.sum(site.weight, axis=1).reshape(3, -1)[:, 0]
+        return 1.0 if self.kind == "plain" else per_unit.astype(self.kind)
+
+
+@pytest.mark.parametrize("kind", ["bool", "complex64", "int32", "plain"])
+def test_scores_are_floating_point_numbers(kind: str) -> None:
+    with pytest.raises(UserError, match=r"returns numbers of type|for 3 units: it must return an array"):
+        check_saliency(Typed(kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class Quitting(Saliency):
+    def __call__(self, site: SiteStatistics) -> jax.Array:
+        sys.exit(0)
+
+
+def test_a_component_that_exits_is_a_failure() -> None:
+    with pytest.raises(UserError, match="Quitting failed in __call__ with SystemExit: 0, at line"):
+        check_saliency(Quitting())
+
+
+@dataclasses.dataclass(frozen=True)
+class Nowhere(Saliency):
+    def __call__(self, site: SiteStatistics) -> jax.Array:
+        return jnp.full(len(site.inverse), jnp.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost(LocalPruner):
+    def __call__(self, site: Site) -> Any:
+        pruned = keep_rows(site, rank_by(site.per_unit(jnp.sum(site.weight, axis=1))))
+        return pruned._replace(error=pruned.error + jnp.nan)
+
+
+def test_numbers_that_are_not_finite_are_blamed_on_who_gave_them(tiny_model: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("the cat and the hat " * 500)
+    options: dict[str, Any] = dict.fromkeys(("sequence_length", "search_length", "evaluation_length"), 32)
+    options |= {"calibration": words, "evaluation": words, "rounds": 0, "calibration_tokens": 128}
+    options |= {"search_tokens": 64, "evaluation_windows": 1, "progress": False}
+    with pytest.raises(UserError, match=r"--pruner .*Lost gives numbers that are not finite for layer 0"):
+        prune_model(tiny_model, pruner=Lost(), **options)
+
+
+@dataclasses.dataclass(frozen=True)
 class Narrowing(LocalPruner):
     mode: str = "right"
 
     def __call__(self, site: Site) -> Any:
         pruned = keep_rows(site, rank_by(site.per_unit(jnp.sum(site.weight, axis=1))))
         wrong = {"tuple": tuple(pruned), "rank": pruned._replace(rank=pruned.rank[:1])}
+        wrong |= {
+            "bool": pruned._replace(rank=pruned.rank > 0),
+            "complex": pruned._replace(error=pruned.error + 0j),
+        }
         return wrong.get(self.mode, pruned)
 
 
@@ -191,4 +246,8 @@ def test_a_pruner_is_tried() -> None:
         check_pruner(Narrowing("tuple"), TaylorSaliency())
     with pytest.raises(UserError, match=r"returns rank of shape \(1,\): it must have the shape \(4,\)"):
         check_pruner(Narrowing("rank"), TaylorSaliency())
+    with pytest.raises(UserError, match="returns rank of type bool: it must be integer"):
+        check_pruner(Narrowing("bool"), TaylorSaliency())
+    with pytest.raises(UserError, match="returns error of type complex64: it must be floating"):
+        check_pruner(Narrowing("complex"), TaylorSaliency())
     assert PrunedSite._fields == ("weights", "rank", "error", "damping")

@@ -1,6 +1,7 @@
 """If a search breaks its contract, the error names the search and what is wrong in one sentence."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,15 @@ SHAPE = r"asks for candidates of shape \(2, 3\) and type int32: they must be int
         ({"ask": lambda self, state: Query(START[None], np.arange(5))}, r"sequences \[0, 1, 2, 3, 4\]"),
         ({"ask": lambda self, state: Query(START[None], np.arange(0))}, "at least one"),
         ({"ask": lambda self, state: Query(START[None], np.ones(2))}, r"sequences \[1.0, 1.0\]"),
+        ({"ask": lambda self, state: Query(START[None] > 0, np.arange(2))}, "type bool"),
+        ({"ask": lambda self, state: Query(START[None] + 0j, np.arange(2))}, "type complex128"),
+        ({"ask": lambda self, state: 0.5}, "asks for a float: return a Query"),
+        ({"steps": lambda self, space: 1.5}, "gives 1.5 for steps: it must be a whole number of at least 0"),
+        ({"stages": lambda self, space: True}, "gives True for stages: it must be a whole number"),
+        ({"steps": lambda self, space: -1}, "gives -1 for steps"),
+        ({"ask": lambda self, state: sys.exit(0)}, "failed in ask with SystemExit: 0, at line"),
+        ({"ask": lambda self, state: Query(START[None], 1.0)}, "asks for sequences 1.0"),
+        ({"best": lambda self, state: 1.0}, "best gives candidates of shape"),
         ({"ask": lambda self, state: outside(state)}, "failed in ask with ValueError: no idea, at line"),
         ({"tell": lambda self, *told: outside(told)}, "failed in tell with ValueError: no idea"),
         ({"init": lambda self, *begun: outside(begun)}, "failed in init with ValueError: no idea"),

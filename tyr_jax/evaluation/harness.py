@@ -27,7 +27,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from tyr_jax.data import chat, encoding
-from tyr_jax.errors import UserError, first_line
+from tyr_jax.errors import UserError
 from tyr_jax.evaluation import generation, likelihood, task_data
 from tyr_jax.evaluation.likelihood import Request
 from tyr_jax.evaluation.scores import TaskScore
@@ -215,14 +215,6 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
         yield found
 
 
-def _why(error: BaseException) -> str:
-    """The message of an error, and that of its root cause."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    return ": ".join(dict.fromkeys(first_line(each).rstrip(".") for each in (causes[0], causes[-1])))
-
-
 def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Group]:
     """`opened_tasks`, for data in the current directory."""
     manager = known_tasks()
@@ -237,9 +229,10 @@ def _load_tasks(names: Sequence[str], data_dir: Path | None) -> list[Task | Grou
             raise
         except Exception as error:
             where = f"in {data_dir} and on the hub" if data_dir else "on the hub"
+            why = task_data.reasons(error)
             raise UserError(
-                f"cannot load the data of the task {name}, which is looked for {where} ({_why(error)}): "
-                "check the connection, or name a directory that has it with --data-dir"
+                f"cannot load the data of the task {name}, which is looked for {where} ({why}): check "
+                "the connection, or name a directory that has it with --data-dir"
             ) from error
     return found
 

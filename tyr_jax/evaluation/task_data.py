@@ -10,7 +10,7 @@ import datasets
 
 from tyr_jax import confinement
 from tyr_jax.confinement import Limits
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, first_line
 from tyr_jax.files import sha256
 
 LIMITS = Limits(seconds=60)
@@ -28,7 +28,8 @@ def built_in(cache: Path, directory: Path) -> Iterator[None]:
     def load_built(path: str, name: str | None = None, **options: Any) -> Any:
         arguments = (path, name, options, str(directory), str(cache))
         what = f"the data of '{path}' in --data-dir {directory} cannot be read"
-        confinement.call(what, "tyr_jax.evaluation.task_data:build", *arguments, limits=LIMITS)
+        if why := confinement.call(what, "tyr_jax.evaluation.task_data:build", *arguments, limits=LIMITS):
+            raise ValueError(why)
         return load(path, name, **options)
 
     datasets.config.HF_DATASETS_CACHE, datasets.load_dataset = cache, load_built
@@ -71,9 +72,17 @@ def build(path: str, name: str | None, options: dict[str, Any], directory: str, 
             datasets.load_dataset(path, name, **options)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # the one who asked meets it again, and knows what it is about
-        return str(error)
+    except Exception as error:  # of `datasets`, of its readers, of the network
+        return reasons(error)
     return ""
+
+
+def reasons(error: BaseException) -> str:
+    """The message of an error, and that of its root cause."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    return ": ".join(dict.fromkeys(first_line(each).rstrip(".")[:300] for each in (causes[0], causes[-1])))
 
 
 def digest(directory: Path) -> str:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from tyr_jax.components import broken
 from tyr_jax.errors import UserError
 from tyr_jax.model.spec import Block, ModelConfig, Params
 from tyr_jax.model.tensors import layer_block
@@ -224,7 +225,8 @@ def prune_task(
     `[d_in, D]` under which its output is passed on, W̄ of Eq. 5.
 
     Raises:
-        UserError: the site's Hessian is not finite or cannot be factorised; names the site.
+        UserError: the site's Hessian is not finite or cannot be factorised, or the user's own pruner or
+            saliency gives such numbers; names the site.
     """
     settings, config, kind = plan.settings, plan.config, task.kind
     weight = block[kind.output].reshape(-1, config.hidden)
@@ -237,6 +239,9 @@ def prune_task(
     units = kind.count(config)
     site = kind.prune(settings.site(gram, weight, task.kept, task.exists, units, *known), settings.pruner)
     if not np.isfinite(devices.fetch(site.error)).all():
+        own = next((each for each in (settings.pruner, settings.saliency) if ":" in each.name), None)
+        if own is not None and np.isfinite(devices.fetch(gram)).all():
+            raise broken(own, f"gives numbers that are not finite for {task.name}")
         raise UserError(
             f"the inputs of {task.name} gave a Hessian that is not finite or cannot be factorised even with "
             "more damping; check the weights of this layer and of those before it"

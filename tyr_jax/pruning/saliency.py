@@ -122,3 +122,5 @@ def check_saliency(saliency: Saliency) -> None:
             raise broken(
                 saliency, f"returns {score!r} for {units} units: it must return an array of shape ({units},)"
             )
+        if not jnp.issubdtype(score.dtype, jnp.floating):
+            raise broken(saliency, f"returns numbers of type {score.dtype}: they must be floating-point ones")

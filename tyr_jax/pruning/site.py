@@ -218,3 +218,6 @@ def check_pruner(pruner: LocalPruner, saliency: Saliency) -> None:
             found = getattr(getattr(pruned, name), "shape", None)
             if found != shape:
                 raise broken(pruner, f"returns {name} of shape {found}: it must have the shape {shape}")
+            type_, kind = getattr(pruned, name).dtype, jnp.integer if name == "rank" else jnp.floating
+            if not jnp.issubdtype(type_, kind):
+                raise broken(pruner, f"returns {name} of type {type_}: it must be {kind.__name__}")

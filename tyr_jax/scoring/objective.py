@@ -204,7 +204,9 @@ def check_objective(objective: Objective, config: ModelConfig, dtype: jnp.dtype)
     """
     with guarded(objective, "observed_layers"):
         observed = objective.observed_layers(config.depth)
-    layers = isinstance(observed, tuple) and all(layer in range(config.depth) for layer in observed)
+    layers = isinstance(observed, tuple) and all(
+        type(layer) is int and layer in range(config.depth) for layer in observed
+    )
     if not layers:
         raise broken(
             objective, f"observes {observed!r}: observed_layers must return layers 0 to {config.depth - 1}"

@@ -77,8 +77,7 @@ def run(
     Raises:
         UserError: the search breaks its contract.
     """
-    with guarded(search, "steps"):
-        steps = search.steps(space)
+    steps = checked_steps(search, space)
     for step in range(done, steps):
         with guarded(search, "ask"):
             asked = traced_ask(search, state) if search.traceable else search.ask(state)
@@ -94,6 +93,20 @@ def run(
         levels = np.asarray(search.best(state))
     check_candidates(search, levels[None], space, "best gives")
     return levels.astype(np.int32)
+
+
+def checked_steps(search: Search, space: SearchSpace) -> int:
+    """Steps of a round.
+
+    Raises:
+        UserError: the search gives something else; names it and what that is.
+    """
+    with guarded(search, "steps"):
+        steps, stages = search.steps(space), search.stages(space)
+    for name, count, least in (("steps", steps, 0), ("stages", stages, 1)):
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
+            raise broken(search, f"gives {count!r} for {name}: it must be a whole number of at least {least}")
+    return steps
 
 
 def answer_to(query: Query, score: Scorer, slopes: SlopesFunction) -> np.ndarray:

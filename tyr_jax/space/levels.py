@@ -52,10 +52,12 @@ def level_grid(
     whole: ArrayLike = False,
 ) -> LevelGrid:
     """`levels` levels around `centres [S, L]` (units), `interval` (a fraction of a layer's units) apart.
-    Sites that are to stay `whole [S, L]` have the centre only."""
+    Sites that are to stay `whole [S, L]` have the centre only. Levels that no site can have are left out."""
     steps = np.array([step_units(kind, interval) for kind in kinds])
     most = np.stack([kind.most(centres.shape[1]) for kind in kinds])[..., None]
-    offsets = np.arange(levels) - levels // 2
+    # No site has levels further from its centre than it has units.
+    reach = min(levels // 2, int((most // steps[:, None, None]).max()) + 1)
+    offsets = np.arange(-reach, levels - 2 * (levels // 2) + reach)
     kept = centres[..., None] + offsets * steps[:, None, None]
     exists = (kept >= 0) & (kept <= most)
     exists &= (offsets == 0) | ~np.asarray(whole)[..., None]
