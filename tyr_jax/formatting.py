@@ -24,14 +24,18 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
+REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Format characters that show other text in another order than it has."""
+
+
 def shown(text: str) -> str:
     """Like `printable`, but line breaks, tabs and invisible format characters (such as joiners) stay."""
     return "".join(_escaped(each) if _obeyed(each) else each for each in text)
 
 
 def _obeyed(letter: str) -> bool:
-    """Whether a terminal would obey the character instead of showing it."""
-    return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs")
+    """Whether a terminal or a browser would obey the character instead of showing it."""
+    return letter in REORDERING or (letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs"))
 
 
 def _escaped(letter: str) -> str:

@@ -137,7 +137,7 @@ def timings(engine: str) -> list[Timing]:
     return [Timing(**case, measure=measure) for measure in MEASURES]
 
 
-MARKUP = "a|b`````<script>alert(1)</script>](x)[/y]\n# z\x1b"
+MARKUP = "a|b`````<script>alert(1)</script>](x)[/y]\n# z\x1b\u202e"
 
 
 def test_names_are_text_in_the_page_and_the_card() -> None:
@@ -158,11 +158,12 @@ def test_names_are_text_in_the_page_and_the_card() -> None:
     pruned, trained = Summary(**made), Recovery(**won)
     shown = page.render(pruned, Speed(device=MARKUP, rows=timings(MARKUP)), trained)
     assert "<script" not in shown
+    assert not {"\x1b", "\u202e"} & set(shown)
     text = card.render(pruned, True, trained)
     above, fence, command = text.partition("\n``````bash\n")
     assert fence
     assert command.endswith("\n``````\n")
-    assert "\x1b" not in text
+    assert not {"\x1b", "\u202e"} & set(text)
     metadata, _, shown = above.partition("\n---\n")
     assert not re.search(r"(?<!\\)<script", shown)
     # What the hub reads is data, whatever it holds.

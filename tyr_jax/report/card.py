@@ -5,6 +5,7 @@ import importlib.resources
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from tyr_jax.formatting import shown
 from tyr_jax.report.identity import (
     base_model,
     command_of,
@@ -50,7 +51,7 @@ def metadata(summary: Summary, recovery: Recovery | None = None) -> str:
         model_name=title_of(summary, recovery),
         eval_results=results or None,
     )
-    return data.to_yaml(line_break="\n")
+    return shown(data.to_yaml(line_break="\n"))
 
 
 def render(summary: Summary, trust: bool, recovery: Recovery | None = None, gguf: bool = True) -> str:

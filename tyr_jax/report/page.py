@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from tyr_jax.formatting import duration
+from tyr_jax.formatting import duration, shown
 from tyr_jax.report import figures
 from tyr_jax.report.identity import (
     command_of,
@@ -257,7 +257,7 @@ def fragment(summary: Summary, speed: Speed | None = None, recovery: Recovery | 
 
     `speed` is given if it was measured, and `recovery` if the model was trained.
     """
-    shown = (
+    content = (
         templates()
         .get_template("fragment.html")
         .render(
@@ -272,11 +272,11 @@ def fragment(summary: Summary, speed: Speed | None = None, recovery: Recovery | 
             provenance=provenance(summary),
         )
     )
-    return Markup(shown)
+    return Markup(shown(content))
 
 
 def render(summary: Summary, speed: Speed | None = None, recovery: Recovery | None = None) -> str:
     """The page about the model of `summary`. The arguments are those of `fragment`."""
-    shown = fragment(summary, speed, recovery)
-    title = title_of(summary, recovery)
-    return templates().get_template("page.html").render(title=title, fragment=shown)
+    content = fragment(summary, speed, recovery)
+    title = shown(title_of(summary, recovery))
+    return templates().get_template("page.html").render(title=title, fragment=content)

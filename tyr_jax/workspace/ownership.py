@@ -21,6 +21,8 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
             or that was changed since.
     """
     final = target.resolve()
+    if final == final.parent:
+        raise UserError(f"output {target} is the root of the file system; choose a directory with --output")
     if final.exists() and not final.is_dir():
         raise UserError(f"output {target} is a file; choose a directory with --output")
     above = next(parent for parent in final.parents if parent.exists())
