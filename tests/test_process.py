@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ STOPS = [
 
 def start(code: str, **options: Any) -> "subprocess.Popen[str]":
     """Start a Python that runs some code."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **streams)
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENVIRONMENT} | options
+    return subprocess.Popen([sys.executable, "-c", code], text=True, **given)
 
 
 @pytest.mark.slow
@@ -243,11 +244,30 @@ def test_output_that_cannot_be_written_is_an_error(size: int) -> None:
     with Path("/dev/full").open("w") as full, start(code, stdout=full) as running:
         _, err = running.communicate(timeout=20)
     assert running.returncode == 2
-    assert re.fullmatch("error: cannot read or write: No space left on device; .*\n", err)
+    said = "error: cannot write to standard output: {}; the result is below\n" + "x" * size + "\n"
+    assert err == said.format("No space left on device")
     with start(code, stdout=None, preexec_fn=lambda: os.close(1)) as running:
         _, err = running.communicate(timeout=20)
     assert running.returncode == 2
-    assert re.fullmatch("error: cannot read or write: Bad file descriptor; .*\n", err)
+    assert err == said.format("Bad file descriptor")
+
+
+def test_a_platform_that_is_not_there() -> None:
+    code = "from tyr_jax import process\ndef use():\n    import jax\n    jax.devices()\nprocess.run(use)"
+    with start(code, env=ENVIRONMENT | {"JAX_PLATFORMS": "nowhere"}) as running:
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert re.fullmatch("error: JAX_PLATFORMS does not fit this installation of JAX: .*nowhere.*\n", err)
+
+
+def test_too_few_addresses() -> None:
+    def narrow() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+
+    with start(PRINT.format(text="1"), preexec_fn=narrow) as running:
+        _, err = running.communicate(timeout=20)
+    assert running.returncode == 2
+    assert "may reserve only 2.15 GB of addresses (ulimit -v)" in err
 
 
 @pytest.mark.parametrize("size", [1, 100_000])

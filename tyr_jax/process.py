@@ -11,10 +11,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 from tyr_jax.errors import UserError, first_line
-from tyr_jax.formatting import printable
+from tyr_jax.formatting import in_words, printable
+
+LEAST_ADDRESSES = 3 * 2**30
+"""Bytes of address space without which not even a tiny model is pruned."""
 
 CLOSED_PIPE = 141
 """Exit status of a command whose output pipe was closed by the reader (128 + SIGPIPE)."""
@@ -59,6 +62,38 @@ STOPS: dict[int, Stop] = {
 }
 """The stops, by signal number. (Windows has no SIGHUP.)"""
 
+
+class Output:
+    """Standard output that remembers what was not written yet, so that it can be shown elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.pending, self.failed = stream, "", False
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        self.pending += text
+        with self._failing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Write what is buffered. What could not be written once is lost to the stream."""
+        with self._failing():
+            self._stream.flush()
+        if not self.failed:
+            self.pending = ""
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.failed = True
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 _written: list[Path] = []
 """Outputs that the running command has moved into place."""
 
@@ -90,12 +125,14 @@ def run(command: Callable[[], None]) -> None:
     """
     steady_streams()
     _written.clear()
-    with stoppable():
+    with stoppable(), remembered():
         try:
+            check_address_space()
             command()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
-            if not (isinstance(error, UserError | OSError | KeyboardInterrupt) or is_memory(error)):
+            known = isinstance(error, UserError | OSError | KeyboardInterrupt)
+            if not (known or is_memory(error) or is_platform(error)):
                 raise
             raise SystemExit(report(error)) from None
 
@@ -113,6 +150,17 @@ def steady_streams() -> None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """A context whose standard output is an `Output`."""
+    before = sys.stdout
+    sys.stdout = cast(TextIO, Output(before))
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 @contextlib.contextmanager
@@ -168,6 +216,28 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
+def is_platform(error: BaseException) -> bool:
+    """Whether an error means that JAX cannot use the devices that it was told to use."""
+    return isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
+
+
+def check_address_space() -> None:
+    """Refuse to start where `ulimit -v` leaves less than JAX reserves: it would abort in the middle.
+
+    Raises:
+        UserError: it does.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+            raise UserError(
+                f"this process may reserve only {in_words(limit)} of addresses (ulimit -v), but JAX reserves "
+                f"{in_words(LEAST_ADDRESSES)} and more; raise that limit, and limit memory in another way"
+            )
+
+
 def report(error: BaseException) -> int:
     """Print on stderr what ended a command, and return the exit status.
 
@@ -175,7 +245,7 @@ def report(error: BaseException) -> int:
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    _settle_output()
+    lost = _settle_output()
     if isinstance(error, KeyboardInterrupt):
         stop = next((each for each in STOPS.values() if type(error) is each.exception), STOPS[signal.SIGINT])
         complete = f"{', '.join(map(str, _written))} is complete" if _written else "nothing was written"
@@ -183,6 +253,12 @@ def report(error: BaseException) -> int:
         return stop.status
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
+    if lost is not None and isinstance(error, OSError) and not error.filename:
+        complete = f"; {', '.join(map(str, _written))} is complete" if _written else ""
+        _tell(f"error: cannot write to standard output: {error.strerror}{complete}; the result is below")
+        for line in lost.splitlines():
+            _tell(line)
+        return 2
     sentence = _sentence(error)
     if sentence is None:
         traceback.print_exception(error)
@@ -200,18 +276,22 @@ def _sentence(error: BaseException) -> str | None:
             f"out of memory ({first_line(error)[:200]}): try --compute-dtype bfloat16, shorter sequences, or "
             "--offload where the command has it; `python -m tyr_jax.prune --plan` shows what pruning needs"
         )
+    if is_platform(error):
+        return f"JAX_PLATFORMS does not fit this installation of JAX: {first_line(error)}"
     if isinstance(error, OSError):
         what = f"use '{error.filename}'" if error.filename else "read or write"
         return f"cannot {what}: {error.strerror or first_line(error)}; fix that and try again"
     return None
 
 
-def _settle_output() -> None:
-    """Flush stdout, or discard what cannot be written: otherwise the interpreter complains of it on exit."""
+def _settle_output() -> str | None:
+    """Flush stdout, or else discard and return what cannot be written: otherwise the interpreter complains of
+    it on exit."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return sys.stdout.pending if isinstance(sys.stdout, Output) and sys.stdout.failed else None
 
 
 def _tell(line: str) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tyr_jax.api import generate_text
 from tyr_jax.cli import benchmark, evaluate, export, finetune, generate, prune
+from tyr_jax.formatting import shown
 from tyr_jax.io.checkpoint import LoadedModel, load_model, save_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.model.tensors import count_parameters
@@ -270,7 +271,8 @@ def test_every_model_continues_the_prompt(run: Prune, tiny_model: Path) -> None:
         assert summary[name]["sample"] == generate_text(str(model), "head layer neuron", max_tokens=24)[0]
     assert summary["uniform"]["sample"]
     sentences = read_page(directory)
-    assert all(" ".join(summary[name]["sample"].split()) in sentences for name in ("dense", "searched"))
+    samples = (shown(summary[name]["sample"]) for name in ("dense", "searched"))
+    assert all(" ".join(sample.split()) in sentences for sample in samples)
 
 
 def read_page(directory: Path) -> str:

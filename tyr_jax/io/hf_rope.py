@@ -82,6 +82,8 @@ def _rotary(rope: Json, where: str, config: Mapping[str, Any], default: Rotary) 
         fallback if given[key] is None else number(given, key, where)
         for key, fallback in (("rope_theta", default.theta), ("partial_rotary_factor", default.share))
     )
+    if theta < 1:
+        raise unsupported(where + "rope_theta", theta, "at least 1")
     if share > 1:
         raise unsupported(where + "partial_rotary_factor", share, "at most 1")
     unknown = sorted(set(rope) - SCALING_KEYS[kind])

@@ -138,6 +138,7 @@ def new_directory(target: Path, overwrite: bool) -> Iterator[Path]:
         UserError: as `staged_directory`; or an interrupted run for `target` can still be continued (unless
             `overwrite`).
     """
+    check_directory(target, overwrite)
     if _has_work(work_paths(target)) and not overwrite:
         raise UserError(
             f"an interrupted run for {target} can still be continued: run its command again, choose another "

@@ -46,7 +46,8 @@ def _checkpointer() -> ocp.Checkpointer:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """A context without Orbax's log, which prints unreadable data as it is, control characters included."""
+    """A context without Orbax's log, which prints tracebacks of what is raised as well, and unreadable data
+    as it is, control characters included."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -85,14 +86,14 @@ class Store:
         piece = {"checksum": _checksum(told, arrays), "arrays": arrays}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with _checkpointer() as checkpointer:
+            with _checkpointer() as checkpointer, _unlogged():
                 saved, note = ocp.args.PyTreeSave(piece), {"record": told}
                 checkpointer.save(path.resolve(), args=saved, force=True, custom_metadata=note)
         except (OSError, ValueError) as error:
             if hosts.is_lost(error):
                 raise
             raise UserError(
-                f"cannot keep finished work in {path}: {reason(error)[:200]}; free space or fix the "
+                f"cannot keep finished work in {path}: {_cause(error)}; free space or fix the "
                 "permissions and run the same command again, which continues from here"
             ) from error
 
@@ -179,6 +180,12 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.directory.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _cause(error: Exception) -> str:
+    """What an error says; of one of TensorStore, what the system said."""
+    told = re.search(r"([^:]+) \[os_error_code", text := reason(error))
+    return told[1].strip() if told else text[:200]
 
 
 def _checksum(told: str, arrays: Mapping[str, Any]) -> np.ndarray:
