@@ -94,6 +94,13 @@ def faults(case: Case, ended: Ended, before: dict[str, object], after: dict[str,
         found.append("an escape sequence")
     if any("RUN" in Path(name).name for name in after):
         found.append("foreign code was run")
+    found += [
+        f"took {name}"
+        for name, content in before.items()
+        if isinstance(content, bytes)
+        and content.startswith(cases.MINE.encode())
+        and after.get(name) != content
+    ]
     left = {name for name in after if after[name] != before.get(name, b"\0") and not ALLOWED.fullmatch(name)}
     gone = {name for name in before if name not in after and not ALLOWED.fullmatch(name)}
     # A signal may arrive when the job is done, just before the command reports it.
@@ -123,10 +130,24 @@ def is_json(name: str, content: object) -> bool:
     return True
 
 
+def call(name: str, given: str) -> None:
+    """Call a function of the Python API, and treat its `UserError` as a command does."""
+    import tyr_jax
+
+    try:
+        getattr(tyr_jax, name)(**eval(given))
+    except tyr_jax.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def run(case: Case, here: Path) -> Ended:
     """Run the command of a case in the sandbox."""
 
     def work() -> None:
+        if case.command == "api":
+            call(*case.arguments)
+            return
         importlib.import_module(f"tyr_jax.cli.{case.command}").main(case.arguments)
 
     return sandbox.run(work, here, [WORK / "home", WORK / "tmp"], LIMITS, case.stop)

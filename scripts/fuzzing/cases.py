@@ -1,14 +1,17 @@
 """Malformed cases: a command line and the files that it meets. Each case depends only on its seed."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fuzzing import mutation
+from fuzzing import growth, mutation
 from fuzzing.material import SMALL
 from fuzzing.sandbox import Stop
 from tyr_jax.cli.benchmark import BenchmarkArguments
@@ -179,6 +182,167 @@ def spoilt_place(draw: random.Random, place: Place) -> Case:
     return Case(command, [*arguments, *(more if draw.random() < 0.5 else [])], how)
 
 
+def foreign_files(draw: random.Random, place: Place) -> Case:
+    """An output that holds the user's own files as well, or whose files the user changed."""
+    name = draw.choice(("new", "pruned", "recovered"))
+    if name == "new":
+        (place.here / name).mkdir()
+        for each in draw.sample(("pruned", "recovered"), draw.choice((1, 2))):
+            shutil.copytree(place.base / each, place.here / name / each)
+    else:
+        place.copy(name, here=True)
+    folder = draw.choice(
+        [path for path in (place.here / name, *(place.here / name).rglob("*")) if path.is_dir()]
+    )
+    if draw.random() < 0.7:
+        mine = folder / draw.choice(FOREIGN)
+        mine.parent.mkdir(exist_ok=True)
+        how = f"a file of the user's, {mine.relative_to(place.here)}"
+    else:
+        mine = draw.choice(sorted(path for path in (place.here / name).rglob("*") if path.is_file()))
+        how = f"{mine.relative_to(place.here)} was changed"
+    mine.write_text(f"{MINE} {draw.random()}")
+    command, arguments = "report", [str(place.here / name)]
+    while command in ("report", "generate", "evaluate") and draw.random() < 0.9:
+        command, arguments = on_model(draw, place, str(place.base / "dense"))
+    if "--output" in arguments:
+        arguments[arguments.index("--output") + 1] = str(mine if command == "export" else name)
+    if command == "benchmark":
+        arguments += ["--output", str(mine)]
+    more = ["--overwrite"] if command in ("prune", "finetune", "export", "benchmark") else []
+    return Case(command, [*arguments, *more], how)
+
+
+MINE = "the user's own"
+"""How the user's own files begin, which no command may change or delete."""
+
+FOREIGN = (
+    *("notes.txt", "README.md", "vocab.json", "model-mine_IQ2.gguf", "additional_chat_templates/thesis.docx"),
+    *("model.safetensors", "config.json", ".hidden", "manifest.json", "events.jsonl", "report.html"),
+)
+"""Names of files that a user may put into a result."""
+
+
+def changed_between(draw: random.Random, place: Place) -> Case:
+    """An interrupted run whose model, text or record changed before it is continued."""
+    place.copy(".new.unfinished", here=True)
+    model, text = place.copy("dense"), place.copy("text.txt")
+    file = draw.choice([*sorted(model.iterdir()), text])
+    if file.suffix == ".json" and draw.random() < 0.6:
+        values = json.loads(file.read_text())
+        known = [key for key, value in values.items() if isinstance(value, int | float) and value > 1]
+        key = draw.choice(known or ["x"])
+        values[key] = values.get(key, 1) * 2
+        file.write_text(json.dumps(values))
+        how = f"{key} of {file.name} is doubled"
+    else:
+        how = mutation.spoil_file(draw, file)
+    arguments = flags(SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"})
+    return Case("prune", ["--model", str(model), *arguments], how)
+
+
+def planted_modules(draw: random.Random, place: Place) -> Case:
+    """Modules and packages in the current directory that are called as installed ones are."""
+    names = sorted({name.partition(".")[0] for name in (*sys.modules, "lm_eval", "datasets", "llama_cpp")})
+    for name in draw.sample(names, 20):
+        folder = draw.random() < 0.5
+        file = place.here / name / "__init__.py" if folder else place.here / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(CODE)
+    command, arguments = on_model(draw, place, str(place.base / "pruned"))
+    return Case(command, arguments, "planted modules")
+
+
+def growing(draw: random.Random, place: Place) -> Case:
+    """A small file that asks for much."""
+    name, make = draw.choice(list(growth.BOMBS.items()))
+    given = make(draw, place)
+    if name.startswith("tasks"):
+        arguments = [str(place.base / "dense"), "--tasks", "arc_easy", "--data-dir", given, "--limit", "2"]
+        return Case("evaluate", arguments, name)
+    return Case(*(on_model if name.startswith("model") else on_text)(draw, place, given), name)
+
+
+def special_paths(draw: random.Random, place: Place) -> Case:
+    """An option that takes a path, given what is not a regular file or directory."""
+    fifo, socket_ = place.here / "fifo", place.here / "socket"
+    os.mkfifo(fifo)
+    os.mknod(socket_, stat.S_IFSOCK | 0o600)
+    strange = draw.choice(
+        (*map(str, (fifo, socket_, place.here, place.base)), "/dev/zero", "/dev/full", "/dev/null", "/", "~")
+    )
+    command, arguments = on_model(draw, place, str(place.base / "dense"))
+    option = draw.choice(PATHS)
+    if option == "MODEL":
+        arguments = [strange if argument == str(place.base / "dense") else argument for argument in arguments]
+    elif option in arguments:
+        arguments[arguments.index(option) + 1] = strange
+    else:
+        arguments += [option, strange, *(["--budget", "latency"] if option == "--latencies" else [])]
+    return Case(command, arguments, f"{option} is {strange}")
+
+
+PATHS = (
+    *("MODEL", "MODEL", "--output", "--calibration", "--evaluation", "--data", "--teacher", "--latencies"),
+    *("--data-dir", "--family", "--search", "--prompt"),
+)
+"""Options that take a path, or a reference to a file."""
+
+
+def wrong_types(draw: random.Random, place: Place) -> Case:
+    """A call of the Python API with a value of another type than it expects."""
+    dense, text = str(place.base / "dense"), str(place.base / "text.txt")
+    small = SMALL | {"rounds": 0, "calibration": text, "evaluation": text}
+    small_evaluation = {name: value for name, value in SMALL.items() if name.startswith("evaluation")}
+    calls: dict[str, dict[str, Any]] = {
+        "prune_model": {"model": dense, "sparsity": 0.5, "preset": "quick", "output": "new", **small},
+        "plan_pruning": {"model": dense, "sparsity": 0.5, "devices": 1, "flops": 1e12},
+        "recover_model": {"model": str(place.base / "pruned"), "teacher": dense, "data": text, "tokens": 64},
+        "evaluate_model": {"model": dense, "evaluation": text, **small_evaluation},
+        "generate_text": {"model": dense, "prompts": "the cat", "max_tokens": 2},
+        "export_model": {"model": dense, "path": "x.gguf"},
+        "benchmark_model": {"dense": dense, "pruned": dense, "prompts": 4, "batches": 1, "tokens": 1},
+        "load_model": {"name": dense, "dtype": "float32"},
+    }
+    name, given = draw.choice(list(calls.items()))
+    wrong = draw.choice([*given, "settings"] if name != "load_model" else [*given])
+    value = draw.choice(OBJECTS)
+    given[wrong] = value
+    return Case("api", [name, repr(given)], f"{name}({wrong}={value})")
+
+
+class Code(str):
+    """An expression; its `repr` is the expression itself."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+OBJECTS = tuple(
+    map(
+        Code,
+        (
+            *(
+                "None",
+                "5",
+                "-1",
+                "1.5",
+                "float('nan')",
+                "'x'",
+                "''",
+                "b'x'",
+                "[]",
+                "{}",
+                "[None]",
+                "(1, 'x')",
+            ),
+            *("object()", "print", "True", "1j", "10**30", "{'a': 1}", "'\\x00'", "Path('/')", "int"),
+        ),
+    )
+)
+"""Values of any type, as expressions."""
+
+
 def strange_flags(draw: random.Random, place: Place) -> Case:
     """A command with flag values that are not expected."""
     settings: dict[str, Any] = {
@@ -255,4 +419,10 @@ CASES: dict[str, Callable[[random.Random, Place], Case]] = {
     "arguments": strange_arguments,
     "code": strangers_code,
     "signals": stopped,
+    "foreign": foreign_files,
+    "changed": changed_between,
+    "modules": planted_modules,
+    "growth": growing,
+    "paths": special_paths,
+    "types": wrong_types,
 }

@@ -1,5 +1,6 @@
 """A process that can only write to a few directories, and whose time, memory and output are watched."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -116,7 +117,7 @@ def run(
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break
-        most = max(most, _memory(child) - began)
+        most = max(most, sum(map(_memory, _group(child))) - began)
         if stop is not None and time.monotonic() - started > stop.seconds:
             os.kill(child, stop.number)
             stop = None
@@ -173,6 +174,17 @@ def _be(work: Callable[[], None], here: Path, writable: Iterable[Path], streams:
             sys.stderr.flush()
         finally:
             os._exit(status)
+
+
+def _group(child: int) -> list[int]:
+    """The process and all that it has started."""
+    found = [child]
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            session = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[3])
+            if session == child and int(name) != child:
+                found.append(int(name))
+    return found
 
 
 def _memory(process: int) -> int:
