@@ -154,7 +154,8 @@ RECORDS = ("summary.json", "recovery.json", "benchmark.json", "events.jsonl")
 
 def spoilt_progress(draw: random.Random, place: Place) -> Case:
     """An interrupted run whose kept work is corrupted."""
-    kept = place.copy(".new.unfinished", here=True)
+    interrupted(place)
+    kept = place.here / ".new.unfinished"
     files = sorted(path for path in kept.rglob("*") if path.is_file() and path.name != "lock")
     file = draw.choice(files)
     how = (
@@ -162,9 +163,7 @@ def spoilt_progress(draw: random.Random, place: Place) -> Case:
         if draw.random() < 0.2
         else mutation.spoil_file(draw, file)
     )
-    text = str(place.base / "text.txt")
-    arguments = flags(SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"})
-    return Case("prune", ["--model", str(place.base / "dense"), *arguments], how)
+    return Case("prune", continued(place), how)
 
 
 def spoilt_place(draw: random.Random, place: Place) -> Case:
@@ -224,10 +223,9 @@ FOREIGN = (
 
 
 def changed_between(draw: random.Random, place: Place) -> Case:
-    """An interrupted run whose model, text or record changed before it is continued."""
-    place.copy(".new.unfinished", here=True)
-    model, text = place.copy("dense"), place.copy("text.txt")
-    file = draw.choice([*sorted(model.iterdir()), text])
+    """An interrupted run whose model changed before it is continued."""
+    model = interrupted(place)
+    file = draw.choice(sorted(model.iterdir()))
     if file.suffix == ".json" and draw.random() < 0.6:
         values = json.loads(file.read_text())
         known = [key for key, value in values.items() if isinstance(value, int | float) and value > 1]
@@ -237,8 +235,20 @@ def changed_between(draw: random.Random, place: Place) -> Case:
         how = f"{key} of {file.name} is doubled"
     else:
         how = mutation.spoil_file(draw, file)
-    arguments = flags(SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"})
-    return Case("prune", ["--model", str(model), *arguments], how)
+    return Case("prune", continued(place), how)
+
+
+def interrupted(place: Place) -> Path:
+    """Put an interrupted run and its model into the current directory, and return the model."""
+    place.copy(".new.unfinished", here=True)
+    return place.copy("dense", here=True)
+
+
+def continued(place: Place) -> list[str]:
+    """The command of the interrupted run."""
+    text = str(place.base / "text.txt")
+    given = SMALL | {"sparsity": 0.5, "calibration": text, "evaluation": text, "output": "new"}
+    return ["--model", "dense", *flags(given)]
 
 
 def planted_modules(draw: random.Random, place: Place) -> Case:
@@ -272,21 +282,29 @@ def special_paths(draw: random.Random, place: Place) -> Case:
         (*map(str, (fifo, socket_, place.here, place.base)), "/dev/zero", "/dev/full", "/dev/null", "/", "~")
     )
     command, arguments = on_model(draw, place, str(place.base / "dense"))
-    option = draw.choice(PATHS)
+    option = draw.choice(["MODEL", *PATHS[command]])
     if option == "MODEL":
         arguments = [strange if argument == str(place.base / "dense") else argument for argument in arguments]
     elif option in arguments:
         arguments[arguments.index(option) + 1] = strange
     else:
-        arguments += [option, strange, *(["--budget", "latency"] if option == "--latencies" else [])]
+        arguments += [option, strange, *WITH.get(option, ())]
     return Case(command, arguments, f"{option} is {strange}")
 
 
-PATHS = (
-    *("MODEL", "MODEL", "--output", "--calibration", "--evaluation", "--data", "--teacher", "--latencies"),
-    *("--data-dir", "--family", "--search", "--prompt"),
-)
-"""Options that take a path, or a reference to a file."""
+PATHS = {
+    "prune": ("--output", "--calibration", "--evaluation", "--latencies", "--family", "--search"),
+    "evaluate": ("--evaluation", "--data-dir", "--family"),
+    "finetune": ("--output", "--data", "--evaluation", "--teacher", "--family"),
+    "export": ("--output",),
+    "generate": ("--family",),
+    "benchmark": ("--output",),
+    "report": (),
+}
+"""Options that take a path, or a reference to a file, by command."""
+
+WITH = {"--latencies": ("--budget", "latency"), "--data-dir": ("--tasks", "arc_easy")}
+"""Options without which others are not read."""
 
 
 def wrong_types(draw: random.Random, place: Place) -> Case:

@@ -156,15 +156,14 @@ def make(directory: Path) -> None:
     make_results(directory)
 
 
-def prune(directory: Path, output: str) -> None:
-    """Prune the model."""
-    text = str(directory / "text.txt")
+def prune(model: str, text: str, output: Path) -> None:
+    """Prune a model."""
     api.prune_model(
-        str(directory / "dense"),
+        model,
         sparsity=0.5,
         calibration=text,
         evaluation=text,
-        output=directory / output,
+        output=output,
         **SMALL,
     )
 
@@ -173,7 +172,7 @@ def make_results(directory: Path) -> None:
     """Make the results of commands: `pruned` with a benchmark, `recovered`, and an interrupted run."""
     text, dense = str(directory / "text.txt"), str(directory / "dense")
     with contextlib.redirect_stderr(io.StringIO()):
-        prune(directory, "pruned")
+        prune(dense, text, directory / "pruned")
         api.recover_model(
             str(directory / "pruned"),
             teacher=dense,
@@ -189,5 +188,5 @@ def make_results(directory: Path) -> None:
             dense, str(directory / "pruned"), prompts=16, batches=1, tokens=2, repeats=1
         ).save(directory / "pruned" / "benchmark.json")
         interrupted = mock.patch("tyr_jax.results.save_model", side_effect=KeyboardInterrupt)
-        with interrupted, contextlib.suppress(KeyboardInterrupt):
-            prune(directory, "new")
+        with interrupted, contextlib.suppress(KeyboardInterrupt), contextlib.chdir(directory):
+            prune("dense", text, Path("new"))
