@@ -58,6 +58,26 @@ def test_a_directory_in_use_is_replaced_only_if_asked(old: Path) -> None:
     assert os.listdir(old.parent) == ["old"]
 
 
+def test_a_file_that_appears_while_a_directory_is_replaced_is_kept(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        if source == old:
+            (old / "mine.txt").write_text("mine")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(
+        UserError, match=r"old is complete, but files appeared in .*; they are kept in .*old-"
+    ):
+        write(old, overwrite=True)
+    assert sorted(os.listdir(old)) == ["config.json", "manifest.json"]
+    (kept,) = old.parent.glob(".old-*/*")
+    assert kept.read_text() == "mine"
+
+
 def write_half(target: Path, error: BaseException) -> None:
     with staged_directory(target, overwrite=True, restart=False) as paths:
         (paths.staging / "config.json").write_text("half")

@@ -4,6 +4,7 @@ A name is no proof: `README.md` may be the user's own. What a manifest lists, an
 it lists, is ours. All else in a directory is foreign.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def foreign_in(directory: Path) -> Path | None:
         if not _is_listed(path, path.relative_to(directory).as_posix(), manifest):
             return path
     return next(filter(None, (foreign_in(part) for part in parts if part.is_dir())), None)
+
+
+def delete(directory: Path) -> None:
+    """Delete what the manifest of a directory lists, and the directories that are empty then."""
+    manifest = read(Manifest, directory)
+    if manifest is not None:
+        for part in manifest.parts:
+            delete(directory / part)
+        for name in (*manifest.files, Manifest.file):
+            (directory / name).unlink(missing_ok=True)
+    for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _files(directory: Path) -> Iterator[Path]:

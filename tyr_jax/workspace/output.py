@@ -264,7 +264,11 @@ def _parents(path: Path) -> Iterator[None]:
 
 
 def _replace(staging: Path, target: Path) -> None:
-    """Move `staging` to `target`. An existing `target` is deleted only after the new one is in place."""
+    """Move `staging` to `target`. An existing `target` is deleted only after the new one is in place.
+
+    Raises:
+        UserError: files appeared in the existing one meanwhile, which are kept.
+    """
     if not target.exists():
         os.replace(staging, target)
         return
@@ -278,4 +282,9 @@ def _replace(staging: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             old.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    manifest.delete(old)
+    if old.exists():
+        raise UserError(
+            f"{target} is complete, but files appeared in the one before while it was replaced; they are "
+            f"kept in {old}"
+        )
