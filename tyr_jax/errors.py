@@ -1,8 +1,12 @@
-"""The one exception for mistakes that a user can fix."""
+"""The one exception for mistakes that a user can fix, and the one warning."""
 
 
 class UserError(Exception):
     """A user's mistake. The message is one sentence that names the cause and says how to fix it."""
+
+
+class Notice(UserWarning):
+    """What a user should know although the work goes on. A command prints it as one line."""
 
 
 def require(holds: bool, flag: str, value: object, wanted: str) -> None:

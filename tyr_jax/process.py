@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
-from tyr_jax.errors import UserError, first_line
+from tyr_jax.errors import Notice, UserError, first_line
 from tyr_jax.formatting import in_words, printable
 
 LEAST_ADDRESSES = 3 * 2**30
@@ -125,7 +126,7 @@ def run(command: Callable[[], None]) -> None:
     """
     steady_streams()
     _written.clear()
-    with stoppable(), remembered():
+    with stoppable(), remembered(), noticed():
         try:
             check_address_space()
             command()
@@ -161,6 +162,23 @@ def remembered() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[None]:
+    """A context that prints each `Notice` as one line on stderr."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def told(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+            if issubclass(category, Notice):
+                _tell(f"warning: {message}")
+            else:
+                show(message, category, *rest, **options)
+
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = told
+        yield
 
 
 @contextlib.contextmanager

@@ -49,15 +49,20 @@ def tokenizer(change: dict[str, Any]) -> Callable[[random.Random, Any], str]:
     return make
 
 
-def table(rows: Callable[[], pyarrow.Table]) -> Callable[[random.Random, Any], str]:
-    """A Parquet file of such rows."""
+def made_before(name: str) -> Callable[[random.Random, Any], str]:
+    """One of `FILES`."""
+    return lambda draw, place: str(place.base / "growth" / name)
 
-    def make(draw: random.Random, place: Any) -> str:
-        file = place.given / "rows.parquet"
-        pyarrow.parquet.write_table(rows(), file, compression="zstd")
-        return str(file)
 
-    return make
+def make_files(directory: Path) -> None:
+    """Write `FILES`. It takes much memory, so the process should end afterwards."""
+    directory.mkdir()
+    for name, content in FILES.items():
+        made = content()
+        if isinstance(made, pyarrow.Table):
+            pyarrow.parquet.write_table(made, directory / name, compression="zstd")
+        else:
+            (directory / name).write_bytes(made)
 
 
 def repeated(value: str, count: int) -> pyarrow.Table:
@@ -66,24 +71,26 @@ def repeated(value: str, count: int) -> pyarrow.Table:
     return pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([value]))})
 
 
-def file_of(name: str, text: Callable[[], str]) -> Callable[[random.Random, Any], str]:
-    """A file with such a text."""
-
-    def make(draw: random.Random, place: Any) -> str:
-        file: Path = place.given / name
-        file.write_text(text())
-        return str(file)
-
-    return make
-
-
-def words_of_gguf(draw: random.Random, place: Any) -> str:
+def words_of_gguf() -> bytes:
     """A GGUF file with two million empty words."""
     key = b"tokenizer.ggml.tokens"
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
-    file: Path = place.given / "words.gguf"
-    file.write_bytes(head + struct.pack("<IIQ", 9, 8, 2 * 10**6) + bytes(16 * 10**6))
-    return str(file)
+    return head + struct.pack("<IIQ", 9, 8, 2 * 10**6) + bytes(16 * 10**6)
+
+
+FILES: dict[str, Callable[[], pyarrow.Table | bytes]] = {
+    "words.gguf": words_of_gguf,
+    "equal rows.parquet": lambda: repeated("a" * 2**28, 16),
+    "a long row.parquet": lambda: pyarrow.table({"text": ["b" * 700_000_000]}),
+    "empty rows.parquet": lambda: repeated("", 20_000_000),
+    "many messages.parquet": lambda: pyarrow.table(
+        {"messages": [[{"role": "user", "content": "x"}] * 3_000_000]}
+    ),
+    "a list of lists.json": lambda: b"[" + b",".join([b"[]"] * 10_000_000) + b"]",
+    "a long line.jsonl": lambda: json.dumps({"text": "the cat " * 5_000_000}).encode(),
+    "a long word.txt": lambda: b"a" * 5_000_000,
+}
+"""Files that need no other, by name."""
 
 
 def laughs(draw: random.Random, place: Any) -> str:
@@ -122,16 +129,7 @@ def led_out(draw: random.Random, place: Any) -> str:
 
 BOMBS: dict[str, Callable[[random.Random, Any], str]] = {
     **{f"model: {name}": tokenizer(change) for name, change in TOKENIZERS.items()},
-    "model: words of a GGUF file": words_of_gguf,
-    "text: equal rows": table(lambda: repeated("a" * 2**28, 16)),
-    "text: a long row": table(lambda: pyarrow.table({"text": ["b" * 700_000_000]})),
-    "text: empty rows": table(lambda: repeated("", 20_000_000)),
-    "text: many messages": table(
-        lambda: pyarrow.table({"messages": [[{"role": "user", "content": "x"}] * 3_000_000]})
-    ),
-    "text: a list of lists": file_of("list.json", lambda: f"[{','.join(['[]'] * 10_000_000)}]"),
-    "text: a long line": file_of("rows.jsonl", lambda: json.dumps({"text": "the cat " * 5_000_000})),
-    "text: a long word": file_of("text.txt", lambda: "a" * 5_000_000),
+    **{f"{'model' if name.endswith('.gguf') else 'text'}: {name}": made_before(name) for name in FILES},
     "tasks: laughs": laughs,
     "tasks: a long question": long_question,
     "tasks: led out": led_out,

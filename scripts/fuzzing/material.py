@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from fuzzing import growth
 from tyr_jax import api
 from tyr_jax.io.checkpoint import LoadedModel, save_model
 from tyr_jax.io.gguf import ggml_names, permute
@@ -153,6 +154,7 @@ def make(directory: Path) -> None:
     write_gguf(directory / "dense.gguf", CONFIG, params, tokenizer)
     write_texts(directory)
     write_tasks(directory)
+    growth.make_files(directory / "growth")
     make_results(directory)
 
 

@@ -13,7 +13,7 @@ from io_samples import BAD_VALUES, refusal
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tyr_jax.data.encoding import encode
-from tyr_jax.errors import UserError
+from tyr_jax.errors import Notice, UserError
 from tyr_jax.io.tokenizer import growth, tokenizer_from_directory
 
 Node = tuple[str | int, ...]
@@ -172,6 +172,19 @@ def test_steps_that_double_a_text_again_and_again(part: str, model: Path) -> Non
         with pytest.raises(UserError, match=r"needs too much memory|one character into more than 64"):
             tokenizer_from_directory(model)
     assert time.monotonic() - start < 5
+
+
+def test_tokens_are_the_same_every_time(model: Path) -> None:
+    whole = description()
+    whole["model"]["dropout"] = 0.9
+    (model / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.warns(Notice, match=r"drops merges at random \(BPE dropout\), which is switched off here"):
+        tokenizer = tokenizer_from_directory(model)
+    assert (
+        encode(tokenizer, "ab" * 99).tolist()
+        == tokenizer("ab" * 99, add_special_tokens=False)["input_ids"]
+        == [2] * 99
+    )
 
 
 def test_growth() -> None:

@@ -40,8 +40,11 @@ def test_sizes_that_were_not_measured() -> None:
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a readable table"):
+    with pytest.raises(UserError, match=r"cannot read --latencies '.*missing\.json': No such file"):
         read_latencies(str(tmp_path / "missing.json"))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="fifo': it is not a regular file"):
+        read_latencies(str(tmp_path / "fifo"))
     broken = tmp_path / "broken.json"
     broken.write_text('{"device": "x", "tokens": 1, "attention": [[1, 1, -2]], "ffn": [[1, 1]]}')
     with pytest.raises(UserError, match="not a readable table"):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,7 @@ from tokenizers import (
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from tyr_jax.data.encoding import encode, refusing
-from tyr_jax.errors import UserError
+from tyr_jax.errors import Notice, UserError
 from tyr_jax.files import inside, read_json
 from tyr_jax.io.config_values import of_file, read_values, shown
 
@@ -150,12 +151,18 @@ def _check_settings(template: Any, limit: Any, where: str) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, where: str) -> None:
-    """Try what is done with a tokenizer later, so that it does not fail after hours of work.
+    """Try what is done with a tokenizer later, so that it does not fail after hours of work. What makes its
+    tokens differ from run to run is switched off, with a warning.
 
     Raises:
         UserError: it does not work; names `where` it comes from.
     """
     _check_settings(tokenizer.chat_template, tokenizer.model_max_length, f"the tokenizer of {where}")
+    model = tokenizer.backend_tokenizer.model
+    if getattr(model, "dropout", None):
+        model.dropout = None
+        message = f"the tokenizer of {where} drops merges at random (BPE dropout), which is switched off here"
+        warnings.warn(message, Notice, stacklevel=2)
     decoder = tokenizer.backend_tokenizer.decoder
     # The steps of a decoder are visible only in its serialised form.
     if decoder is not None and growth(json.loads(decoder.__getstate__())) > MOST_GROWTH:
