@@ -560,3 +560,38 @@ def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: 
 def test_what_is_no_part(part: dict[str, Any], sentence: str, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         tyr_jax.prune_model(tiny_model, progress=False, **part)
+
+
+WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("load_model", {"name": None}, "a model is named by a text or a path, not by None"),
+    ("load_model", {"dtype": "int8"}, "dtype is 'int8', but must be one of float32, bfloat16, float16"),
+    ("load_model", {"dtype": "foo"}, "dtype is 'foo', but must be one of"),
+    ("plan_pruning", {"model": 5}, "a model is a name, a path, what load_model returns or a result, not 5"),
+    ("plan_pruning", {"devices": "x"}, "--plan-devices is 'x', but must be a whole number"),
+    ("plan_pruning", {"flops": "x"}, "--plan-flops is 'x', but must be a number"),
+    ("evaluate_model", {"model": object()}, "a model is a name, .*, not <object"),
+    ("evaluate_model", {"settings": 3}, "settings is 3, but must be EvaluationSettings"),
+    ("evaluate_model", {"tasks": ""}, "--tasks is empty, but must be names of tasks"),
+    ("evaluate_model", {"tasks": "x", "limit": 0}, "--limit is 0, but must be at least 1"),
+    ("evaluate_model", {"tasks": "x", "num_fewshot": -1}, "--num-fewshot is -1, but must be 0 or more"),
+    ("generate_text", {"prompts": None}, "a prompt is None, but must be a text"),
+    ("generate_text", {"prompts": ["a", 2]}, "a prompt is 2, but must be a text"),
+    ("export_model", {"path": 5}, "path is 5, but must be a path"),
+    ("prune_model", {"preset": 5}, "preset is 5, but must be one of 'quick', 'standard', 'paper'"),
+    ("prune_model", {"settings": 5}, "settings is 5, but must be Settings"),
+    ("prune_model", {"output": "/"}, "output / is the root of the file system; choose a directory"),
+    ("recover_model", {"model": 3}, "a model is a name, .*, not 3"),
+    ("benchmark_model", {"dense": 7, "pruned": 7}, "a model is a name, .*, not 7"),
+)
+
+
+@pytest.mark.parametrize(("function", "given", "sentence"), WRONG)
+def test_values_of_another_type(
+    function: str, given: dict[str, Any], sentence: str, tiny_model: Path
+) -> None:
+    model = (
+        {} if function == "benchmark_model" else {"name" if function == "load_model" else "model": tiny_model}
+    )
+    prompts = {"prompts": "a"} if function == "generate_text" else {}
+    with pytest.raises(UserError, match=sentence):
+        getattr(tyr_jax, function)(**(model | prompts | given))

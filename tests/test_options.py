@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tyr_jax.cli import command, prune
+from tyr_jax.data import parse_source
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation.settings import BenchmarkSettings, EvaluationSettings, GenerationSettings
-from tyr_jax.options import arguments_of, every_option, options_of, with_options
+from tyr_jax.options import arguments_of, every_option, expanded, options_of, with_options
 from tyr_jax.recovery.settings import RecoverySettings
 from tyr_jax.scoring.objective import HiddenKL
 from tyr_jax.search.evolution import Evolution
@@ -126,6 +127,11 @@ def test_values_are_taken_as_they_are_meant() -> None:
     assert settings.sparsity == (1.0,)
     assert settings.data.calibration == ("a.txt",)
     assert settings.output == Path("x")
+    home = Path.home()
+    assert with_options(settings, {"output": "~/x"}).output == home / "x"
+    given = dataclasses.replace(settings, output=Path("~/y"))
+    assert expanded(given) == dataclasses.replace(given, output=home / "y")
+    assert parse_source("~/a.txt").name == str(home / "a.txt")
     assert with_options(PRESETS["quick"], {"push_to_hub": None}) == PRESETS["quick"]
     assert dataclasses.replace(settings) == settings
 

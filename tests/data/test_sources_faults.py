@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from data_samples import CHAT, Bytes, documents, write
 
-from tyr_jax.data import packing, parse_source, read_tokens, sources
+from tyr_jax.data import packing, parse_source, read_documents, read_tokens, sources
 from tyr_jax.data.encoding import encode
 from tyr_jax.errors import UserError
 
@@ -118,6 +118,19 @@ def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
         documents(tmp_path / name)
     with pytest.raises(UserError, match="cannot read text"):
         documents(tmp_path / ("x" * 5000 + name))
+
+
+@pytest.mark.slow
+def test_a_small_table_that_takes_gigabytes(tmp_path: Path) -> None:
+    """A text that is repeated is stored once."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 16), pyarrow.array(["a" * 2**27]))
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": rows}), path, compression="zstd")
+    assert path.stat().st_size < 2**16
+    with pytest.raises(UserError, match=r"'.*a\.parquet' cannot be read: it needs too much memory"):
+        list(read_documents(parse_source(str(path))))
 
 
 @pytest.mark.slow

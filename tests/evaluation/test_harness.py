@@ -200,6 +200,26 @@ def test_a_file_in_the_place_of_a_task_is_not_run(name: str, questions: Path, tm
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("named", ["/secret.jsonl", "../../../secret.jsonl", "file:///secret.jsonl"])
+def test_data_outside_the_directory_is_refused(named: str, questions: Path) -> None:
+    data = questions / "allenai" / "ai2_arc"
+    secret = questions.with_name("secret.jsonl")
+    shutil.copy(data / "test.jsonl", secret)
+    named = named.replace("/secret", f"{secret.parent}/secret") if named[0] in "/f" else named
+    card = data / "README.md"
+    card.write_text(card.read_text().replace("path: test.jsonl", f"path: {named}"))
+    with (
+        pytest.raises(UserError, match=r"names .*secret\.jsonl, outside of it|cannot load the data"),
+        harness.opened_tasks(["arc_easy"], questions),
+    ):
+        pass
+
+
+def test_a_question_that_no_model_can_read(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="a question of a task has 4194305 characters, more than 4194304; cut it"):
+        HarnessModel(load_model(str(tiny_model))).tok_encode("a" * (2**22 + 1))
+
+
 def test_what_is_not_there(
     questions: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,14 @@ def test_levels_that_do_not_exist_are_clipped_and_masked() -> None:
     assert grid_rows(grid, FFN, 0) == [760, 952, 1144, 1336, 1528, None, None, None, None]
 
 
+def test_levels_that_no_site_can_have_are_left_out() -> None:
+    kinds = Kind(ATTENTION, 9, 1), Kind(FFN, 64, 8)
+    grids = [space.level_grid(kinds, np.array([[7, 9], [48, 8]]), levels, 0.125) for levels in (21, 99_999)]
+    assert grids[1].kept.shape[-1] == 21
+    for one, other in zip(*grids, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_kept_units_of_many_distributions() -> None:
     grid = space.level_grid(SMOLLM2, np.array([[6, 7], [1152, 768]]), 3, 0.125)
     centre = space.centre_distribution(grid)
