@@ -216,9 +216,7 @@ def test_data_outside_the_directory_is_refused(named: str, questions: Path) -> N
 
 
 def test_a_question_that_no_model_can_read(tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"a question of a task has 4194305 characters, more than 4194304"):
-        UserError, match="a question of a task has 4194305 characters, more than 4194304; cut it"
-    ):
+    with pytest.raises(UserError, match="a question of a task has 4194305 characters, more than"):
         HarnessModel(load_model(str(tiny_model))).tok_encode("a" * (2**22 + 1))
 
 
