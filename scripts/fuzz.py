@@ -40,6 +40,7 @@ from fuzzing.cases import Case, Place  # noqa: E402
 from fuzzing.sandbox import Ended, Limits  # noqa: E402
 
 from tyr_jax.cli import command as command_line  # noqa: E402
+from tyr_jax.formatting import printable  # noqa: E402
 
 LIMITS = Limits(seconds=60, memory=2**30)
 MAKING = Limits(seconds=600, memory=2**33)
@@ -137,7 +138,7 @@ def call(name: str, given: str) -> None:
     try:
         getattr(tyr_jax, name)(**eval(given))
     except tyr_jax.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

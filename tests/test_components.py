@@ -224,6 +224,10 @@ def test_numbers_that_are_not_finite_are_blamed_on_who_gave_them(tiny_model: Pat
     options |= {"search_tokens": 64, "evaluation_windows": 1, "progress": False}
     with pytest.raises(UserError, match=r"--pruner .*Lost gives numbers that are not finite for layer 0"):
         prune_model(tiny_model, pruner=Lost(), **options)
+    with pytest.raises(UserError, match=r"--saliency .*Nowhere gives numbers that are not finite for"):
+        prune_model(tiny_model, saliency=Nowhere(), **options)
+    with pytest.raises(UserError, match=r"--saliency .*Nowhere gives numbers that are not finite for"):
+        prune_model(tiny_model, saliency=Nowhere(), pruner="keep", **options)
 
 
 @dataclasses.dataclass(frozen=True)

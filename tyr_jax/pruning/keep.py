@@ -6,6 +6,8 @@ Axis letters here: `U` units of a site, `b` input channels of a unit, `d_in = UÂ
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from tyr_jax.pruning.obs import Known
 from tyr_jax.pruning.saliency import SiteStatistics
 from tyr_jax.pruning.site import LocalPruner, PrunedSite, Site, keep_rows, rank_by, unit_blocks
@@ -24,4 +26,5 @@ class Keep(LocalPruner):
         known = Known.of(site)
         blocks = unit_blocks(known.inverse, site.unit_size)
         score = site.saliency(SiteStatistics(site.gram, *known.turned(site.metric), blocks))
-        return keep_rows(site, rank_by(score))
+        kept = keep_rows(site, rank_by(score))
+        return kept._replace(error=jnp.where(jnp.isnan(score).any(), jnp.nan, kept.error))

@@ -104,13 +104,14 @@ class _Pass(NamedTuple):
     rank: jax.Array
     alive: jax.Array
     remaining: jax.Array
+    sound: jax.Array
 
 
 def removal_rank(
     site: Site, dense: jax.Array, gradient: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(rank of every unit `[U]`, last-removed first, when step s removes `schedule[s]` units of a site;
-    whether all numbers stayed finite).
+    whether all numbers stayed finite, and no score was NaN).
 
     `dense` is W and `gradient` is G = Hs·W, fixed throughout the pass, both `[d_in, D]` in output coordinates
     in which every change counts alike. `inverse` is Hs⁻¹ `[d_in, d_in]`. Units that the schedule never
@@ -134,7 +135,8 @@ def removal_rank(
             jnp.where(leaves, state.remaining - 1 - place, state.rank[leaving]).astype(jnp.int32)
         )
         alive = state.alive.at[leaving].set(jnp.where(leaves, False, state.alive[leaving]))
-        return _Pass(weight_now, inverse_now, rank, alive, state.remaining - schedule[step])
+        sound = state.sound & ~jnp.any(state.alive & jnp.isnan(score))
+        return _Pass(weight_now, inverse_now, rank, alive, state.remaining - schedule[step], sound)
 
     def remove_panel(number: jax.Array, state: _Pass) -> _Pass:
         state = jax.lax.fori_loop(0, steps, lambda s, x: remove(number * steps + s, s * width, x), state)
@@ -146,11 +148,12 @@ def removal_rank(
         jnp.zeros(units, jnp.int32),
         jnp.ones(units, bool),
         jnp.asarray(units, jnp.int32),
+        jnp.asarray(True),
     )
     panels = -(-jnp.sum(schedule > 0) // steps)
     end = jax.lax.fori_loop(0, panels, remove_panel, start)
     survivors = (jnp.cumsum(end.alive) - 1).astype(jnp.int32)
-    return jnp.where(end.alive, survivors, end.rank), jnp.isfinite(end.weight).all()
+    return jnp.where(end.alive, survivors, end.rank), end.sound & jnp.isfinite(end.weight).all()
 
 
 def solve_levels(
