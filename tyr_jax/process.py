@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import os
 import random
 import signal
@@ -166,7 +167,9 @@ def remembered() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
-    """A context that prints each `Notice` as one line on stderr."""
+    """A context that prints each `Notice` as one line on stderr, and not what asyncio logs: errors of reads
+    that nobody waits for, because another one failed first."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         show = warnings.showwarning
 
