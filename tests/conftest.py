@@ -32,6 +32,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+import hypothesis
 import jax
 import pytest
 from filelock import FileLock
@@ -46,6 +47,10 @@ from tyr_jax.model import spec
 from tyr_jax.model.spec import ModelConfig
 from tyr_jax.model.tensors import random_params
 from tyr_jax.runtime.cache import MOST_BYTES, cache_directory, processor
+
+# Tests run beside others, on fast machines and on slow ones, so no example has a deadline.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 PROGRAMS = cache_directory() / "tests" / processor()
 """Compiled programs of all tests. JAX would look at every one of them before it adds one, if it had to bound

@@ -113,7 +113,7 @@ def model_configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(config=model_configs(), new_style=st.booleans(), data=st.data())
 def test_config_round_trip(config: ModelConfig, new_style: bool, data: st.DataObject) -> None:
     base: dict[str, Any] = {"model_type": config.family, "_note": "kept", "torch_dtype": "bfloat16"}

@@ -63,7 +63,7 @@ def test_layouts_by_hand(kept: list[int], group: int, kv: list[int], heads: list
     assert list(layout.heads) == heads
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(group=st.integers(1, 8), kv_heads=st.integers(1, 6), data=st.data())
 def test_layouts_are_the_cheapest_regular_ones(group: int, kv_heads: int, data: st.DataObject) -> None:
     kept = sorted(data.draw(st.sets(st.integers(0, group * kv_heads - 1), min_size=1)))
@@ -136,7 +136,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], list[int], list[int], str
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(problem=problems())
 def test_compressed_and_masked_models_are_one_function(problem: Any, tiny_config: Configs) -> None:
     changes, heads, neurons, unit, seed = problem

@@ -11,7 +11,7 @@ from tyr_jax.pruning import hessian
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(1, 40) | st.integers(140, 300),
     rows=st.integers(1, 30),

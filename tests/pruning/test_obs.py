@@ -150,7 +150,7 @@ def test_by_a_metric_units_leave_by_what_they_change_in_it(units: int, unit_size
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     units=st.integers(2, 10),
     unit_size=st.integers(1, 3),
@@ -178,7 +178,7 @@ def test_every_level_is_the_damped_optimum_on_its_support(
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.sampled_from([4, 5, 8, 12]), removed=st.integers(1, 3), seed=st.integers(0, 999))
 def test_the_downdate_equals_direct_inversion(size: int, removed: int, seed: int) -> None:
     site = random_site(size, 1, outputs=2, seed=seed)

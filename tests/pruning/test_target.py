@@ -61,7 +61,7 @@ def test_whole_groups_are_kept_as_many_as_fit(sparsity: float) -> None:
     assert spent <= target.limits["parameters"] < spent + 8 * neuron
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     shape=st.sampled_from([(4, 2, 48), (6, 6, 40), (9, 3, 100)]),
     sparsity=st.floats(0.01, 0.97),

@@ -101,7 +101,7 @@ def test_a_small_space_is_searched_to_its_optimum() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 999),
     survivors=st.lists(st.integers(1, 24), min_size=0, max_size=3).map(lambda s: sorted(s, reverse=True)),

@@ -18,7 +18,7 @@ def level_units(start: np.ndarray, levels: int) -> Budget:
     return Budget.of_units(np.broadcast_to(np.arange(levels), (*start.shape, levels)), start.sum(axis=-1))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sites=st.integers(1, 5),
     levels=st.integers(1, 4),

@@ -48,7 +48,7 @@ def offspring(key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budg
     return jax.vmap(lambda k: space.mutate(k, parent, exists, budget, 4))(jax.random.split(key, 32))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31 - 1), slack=st.sampled_from([0, 30]))
 def test_shifts_exchange_heads_and_neurons_within_the_budget(seed: int, slack: int) -> None:
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ relax = jax.jit(relaxed)
 check = jax.jit(jax.vmap(allowed, in_axes=(0, None)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), number=st.integers(0, 2))
 def test_any_levels_are_moved_onto_the_budget(seed: int, number: int) -> None:
     rng, budget = np.random.default_rng(seed), (UNITS, PARAMETERS, SEVERAL)[number]

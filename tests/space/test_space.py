@@ -77,7 +77,7 @@ def test_impossible_targets_name_the_kind(kind: Kind, depth: int, sparsity: floa
         space.unit_budget(kind, depth, sparsity)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     pieces=st.integers(1, 40),
     extra=st.integers(0, 127),
@@ -264,7 +264,7 @@ def shifts(key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budget)
     return jax.vmap(lambda k: space.sparsity_shift(k, parent, exists, budget))(keys)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases())
 def test_a_shift_moves_one_step_between_two_sites_of_a_kind(case: Case) -> None:
     budget = in_units(case.grid, case.parent)
@@ -290,7 +290,7 @@ def offspring(key: jax.Array, parent: jax.Array, exists: jax.Array, budget: Budg
     return jax.vmap(lambda k: space.mutate(k, parent, exists, budget, 4))(jax.random.split(key, 16))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases())
 def test_a_mutation_keeps_the_units_of_each_kind_and_stays_on_levels(case: Case) -> None:
     budget = in_units(case.grid, case.parent)
@@ -306,7 +306,7 @@ def test_a_mutation_keeps_the_units_of_each_kind_and_stays_on_levels(case: Case)
     assert (np.abs(children - case.parent).sum(axis=(1, 2)) <= 2 * 4).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kinds=st.sampled_from([SMOLLM2, LLAMA, LLAMA_TPU, (Kind("attention", 3, 1), Kind("ffn", 48, 8))]),
     sparsity=st.floats(0.05, 0.9),
