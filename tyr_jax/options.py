@@ -169,6 +169,7 @@ def converted(name: str, kind: Any, value: Any) -> Any:
     accepted, wanted = ARGUMENTS[kind]
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     require(fits, name, repr(value), wanted)
+    require(kind is not Path or "\0" not in str(value), name, repr(value), "a path without a NUL byte")
     return Path(os.path.expanduser(value)) if kind is Path else kind(value)
 
 
