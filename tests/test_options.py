@@ -148,7 +148,7 @@ def test_values_are_taken_as_they_are_meant() -> None:
         ({"refit": 1}, "refit is 1, but must be True or False"),
         ({"calibration": 3}, "calibration is 3, but must be a string"),
         ({"output": 3}, "output is 3, but must be a path"),
-        ({"output": "a\0b"}, "output is 'a.*x00b', but must be a path without a NUL byte"),
+        ({"output": "a\0b"}, "output is 'a\\x00b', but must be a path without a NUL byte"),
         ({"levels": 10**20}, "levels is 100000000000000000000, but must be between -"),
         ({"stage_tokens": [32, -(10**20)]}, "stage_tokens is -100000000000000000000, but must be between"),
         ({"layout": "flat"}, "layout is 'flat', but must be one of 'compressed', 'masked'"),
