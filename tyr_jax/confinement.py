@@ -51,12 +51,6 @@ class Kept:
         self.number, self.text = next(self._numbers), text
 
 
-def start() -> None:
-    """Start the process now, so that it is ready when it is first asked."""
-    with _process.lock:
-        _process.running()
-
-
 def call(what: str, function: str, *arguments: Any, limits: Limits | None = None) -> Any:
     """What a function of this package returns that the process calls.
 
