@@ -48,6 +48,7 @@ def pruned(attention: list[int], ffn: list[int], perplexity: float) -> dict[str,
 def spec() -> dict[str, Any]:
     return {
         "calibration": ["builtin", "/texts/words.txt@2"],
+        "search_text": [],
         "evaluation": [],
         "sequence_length": 32,
         "search_length": 32,

@@ -17,6 +17,22 @@ MAX_JSON_BYTES = 2**24
 values of a file of this size always fit into memory."""
 
 
+def resolved(path: Path) -> Path:
+    """A path with its links followed; nothing need be there.
+
+    Raises:
+        UserError: a link leads back to itself.
+    """
+    try:
+        found = path.resolve()
+        loops = found.is_symlink()
+    except RuntimeError:  # Python 3.13 returns such a path, earlier releases raise
+        loops = True
+    if loops:
+        raise UserError(f"{path} is a link that leads back to itself; remove it, or name another path")
+    return found
+
+
 def check_regular(path: Path, what: str = "") -> None:
     """Check that `path` is a regular file that can be read, not a directory, a pipe or a device.
 

@@ -112,6 +112,11 @@ class Settings:
     objective: Objective = dataclasses.field(default_factory=KL)
     """Objective"""
 
+    @property
+    def several_models(self) -> bool:
+        """Whether a target gets more than the uniform model, so that one is chosen."""
+        return bool(self.rounds.rounds or self.pruning.reconstruct)
+
 
 @dataclasses.dataclass(frozen=True)
 class ComponentNames:
@@ -255,7 +260,7 @@ def validate(settings: Settings) -> None:
     require(different, "--sparsity", settings.sparsity, "one number, or several that differ")
     require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
     check_sizes(data)
-    if settings.offload and "self" in (parse_source(text).kind for text in data.calibration):
+    if settings.offload and "self" in (parse_source(text).kind for text in data.drawn):
         raise UserError(
             "--offload cannot be combined with --calibration self, which is part of the default: to write "
             "text, the model needs all weights in memory; name other text, such as --calibration builtin"

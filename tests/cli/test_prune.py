@@ -69,7 +69,7 @@ def assert_within(summary: dict[str, Any], sparsity: float, multiple: int = 8) -
     for name in ("uniform", "searched"):
         blocks = summary[name]["size"]["block_parameters"] if summary[name] else limit
         assert limit - multiple * NEURON < blocks <= limit
-    final = summary["searched"] or summary["uniform"]
+    final = summary[summary["written"]]
     removed = 1 - final["size"]["block_parameters"] / PARAMETERS
     assert summary["sparsity"]["parameters"] == pytest.approx(removed)
     assert summary["distribution"] == final["kept"]
@@ -175,7 +175,7 @@ def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: l
     assert (descent["search"], descent["generations"], evolution["survivors"]) == ("descent", 4, [2, 1])
     assert summary["settings"]["seed"] == 0
     assert {"tyr_jax", "python", "jax", "transformers"} <= set(summary["versions"])
-    assert set(summary["texts"]) == {"calibration", "search", "words.txt"}
+    assert set(summary["texts"]) == {"calibration", "search", "choice", "words.txt"}
     assert summary["texts"]["calibration"]["sequences"] == 16
     assert summary["texts"]["words.txt"]["source"].startswith(f"{tiny_arguments[3]} (sha256 ")
     assert all(len(text["sha256"]) == 64 for text in summary["texts"].values())
@@ -377,13 +377,15 @@ def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> No
 
 def test_layers_can_be_kept_whole(run: Prune, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run("--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2")
-    distribution = summary_of(directory)["distribution"]
     assert_within(summary_of(directory), 0.5)
-    assert (distribution["attention"][0], distribution["ffn"][2]) == (4, 48)
     units = "--budget=units", "--sparsity", "0.5", "--keep-heads", "0", "--keep-neurons", "2"
-    distribution = summary_of(run(*units, "--rounds", "1"))["distribution"]
-    assert (distribution["attention"][0], sum(distribution["attention"])) == (4, 6)
-    assert (distribution["ffn"][2], sum(distribution["ffn"])) == (48, 72)
+    of_units = summary_of(run(*units, "--rounds", "1"))
+    for name in ("uniform", "searched"):
+        kept = summary_of(directory)[name]["kept"]
+        assert (kept["attention"][0], kept["ffn"][2]) == (4, 48)
+        kept = of_units[name]["kept"]
+        assert (kept["attention"][0], sum(kept["attention"])) == (4, 6)
+        assert (kept["ffn"][2], sum(kept["ffn"])) == (48, 72)
     pruned, dense = load_file(directory / "model.safetensors"), load_file(tiny_model / "model.safetensors")
     for name in ("self_attn.o_proj", "self_attn.q_proj"):
         np.testing.assert_array_equal(*(m[f"model.layers.0.{name}.weight"] for m in (pruned, dense)))

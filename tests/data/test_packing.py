@@ -93,25 +93,26 @@ def test_a_template_that_writes_the_date_is_given_a_fixed_one(tmp_path: Path) ->
     st.integers(0, 500),
     st.integers(1, 20),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)),
 )
 def test_parts_of_a_stream_are_disjoint_and_whole(
-    tokens: int, window: int, lengths: tuple[int, int], needs: tuple[int, int]
+    tokens: int, window: int, lengths: tuple[int, int], needs: tuple[int, int, int]
 ) -> None:
     windows, rest = hold_out(np.arange(tokens, dtype=np.int32), window)
     assert sorted([*windows.reshape(-1), *rest]) == list(range(tokens))
     assert (windows % (PERIOD * window) == np.arange(window)).all()
     # The longer sequences come whole. Each remaining one is cut into as many shorter ones as fit.
-    (long, most), (short, few) = sorted(zip(lengths, needs, strict=True), reverse=True)
+    long, short = max(lengths), min(lengths)
+    sizes = (*lengths, short)
+    most = sum(need for need, size in zip(needs, sizes, strict=True) if size == long)
+    few = sum(needs) - most
     left = len(rest) // long - most
-    if lengths[0] == lengths[1]:
-        left, few, short = left + most - sum(needs), 0, 1
     if left < 0 or left * (long // short) < few:
         with pytest.raises(UserError, match="tokens outside its evaluation part"):
-            deal(rest, lengths, needs, np.random.default_rng(0), "x")
+            deal(rest, sizes, needs, np.random.default_rng(0), "x")
         return
-    parts = deal(rest, lengths, needs, np.random.default_rng(0), "x")
-    assert [part.shape for part in parts] == [*zip(needs, lengths, strict=True)]
+    parts = deal(rest, sizes, needs, np.random.default_rng(0), "x")
+    assert [part.shape for part in parts] == [*zip(needs, sizes, strict=True)]
     used = np.concatenate([windows.reshape(-1), *(part.reshape(-1) for part in parts)])
     assert len(set(used.tolist())) == len(used)
 
@@ -142,7 +143,7 @@ def test_every_prefix_is_mixed(sizes: list[int]) -> None:
 
 
 def positions(splits: Splits) -> list[int]:
-    arrays = [splits.calibration, splits.search, *splits.evaluation.values()]
+    arrays = [splits.calibration, splits.search, splits.choice, *splits.evaluation.values()]
     return [int(token) for array in arrays for token in array.reshape(-1)]
 
 
@@ -150,7 +151,7 @@ def test_splits_of_one_source(corpus: Path) -> None:
     spec = spec_of(corpus)
     splits = load_splits(spec, Numbers(), seed=3)
     assert splits.calibration.shape == (10, 8)
-    assert splits.search.shape == (5, 8)
+    assert splits.search.shape == splits.choice.shape == (5, 8)
     assert splits.evaluation["corpus.txt"].shape == (4, 8)
     assert splits.sources["corpus.txt"].startswith(f"{corpus} (sha256 ")
     used = positions(splits)
@@ -237,7 +238,33 @@ def test_what_the_model_writes_is_a_source(tmp_path: Path) -> None:
     assert list(splits.evaluation) == list(load_evaluation(mixed, Numbers())) == ["words.txt"]
     assert splits.sources["self"] == "self (written by the model)"
     assert evaluation_sources(mixed).keys() == {"words.txt"}
-    assert splits.held == ("words.txt",)
+    assert splits.calibrated == ("words.txt",)
+
+
+def test_search_text_of_its_own(tmp_path: Path, corpus: Path) -> None:
+    """What is calibrated on, and what candidates are scored and models are chosen on, in any mixture."""
+    other = write(tmp_path / "other.txt", numbers(4000, 10_000))
+    spec = dataclasses.replace(spec_of(corpus), calibration_noise=0.0, search_text=(str(other),))
+    splits = load_splits(spec, Numbers(), 0)
+    assert (splits.calibration < 10_000).all()
+    assert (np.concatenate([splits.search, splits.choice]) >= 10_000).all()
+    assert list(splits.evaluation) == ["corpus.txt", "other.txt"] == list(load_evaluation(spec, Numbers()))
+    assert splits.calibrated == ("corpus.txt",)
+    both = dataclasses.replace(spec, search_text=(f"{other}@3", str(corpus)))
+    mixed = load_splits(both, Numbers(), 0)
+    assert [sum(part[:, 0] >= 10_000) for part in (mixed.search, mixed.choice)] == [4, 4]
+    assert len(set(positions(mixed))) == len(positions(mixed))
+
+
+def test_own_text_chooses_no_model_unless_it_is_the_only_text(corpus: Path) -> None:
+    written = np.arange(20_000, 20_000 + 40 * 8).reshape(40, 8)
+    spec = dataclasses.replace(spec_of(corpus), search_text=("self", str(corpus)))
+    splits = load_splits(spec, Numbers(), 0, written)
+    assert (splits.search >= 20_000).any()
+    assert (splits.choice < 20_000).all()
+    alone = load_splits(dataclasses.replace(spec, search_text=("self",)), Numbers(), 0, written)
+    assert (alone.choice >= 20_000).all()
+    assert to_write(dataclasses.replace(spec, search_text=("self",))) == (5 + 5, 8)
 
 
 def test_a_small_weight_of_own_text_writes_none(tmp_path: Path) -> None:
@@ -296,7 +323,7 @@ def test_an_evaluation_source_of_its_own_is_read_from_its_start(corpus: Path, tm
     alone = load_evaluation(dataclasses.replace(spec, calibration=()), Numbers())
     assert list(alone) == ["other.txt"]
     assert np.array_equal(alone["other.txt"], splits.evaluation["other.txt"])
-    assert splits.held == ("corpus.txt",)
+    assert splits.calibrated == ("corpus.txt",)
 
 
 def test_an_evaluation_source_that_is_a_calibration_source_is_its_held_out_part(
@@ -330,7 +357,7 @@ def test_bos_comes_first_in_every_sequence(corpus: Path) -> None:
     [
         (
             {"calibration_tokens": 4000},
-            "'.*corpus.txt' has 3496 tokens outside its evaluation part, but 4040 are needed; lower --calib",
+            "'.*corpus.txt' has 3496 tokens outside its evaluation part, but 4080 are needed to prune, to s",
         ),
         (
             {"evaluation_length": 4001},

@@ -108,6 +108,7 @@ def test_folds_and_measurements_are_those_of_a_run(
     arguments: list[str], tiny_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, measure, check = fold.build_supernet, pipeline.evaluate_model, plan.disk_bytes
+    compare = pipeline.choice_divergence
     folds: Counter[int] = Counter()
     measured, loads, nets = [], [], []
 
@@ -123,12 +124,17 @@ def test_folds_and_measurements_are_those_of_a_run(
         measured.append(sum(map(np.size, texts.windows.values())))
         return measure(job, name, params, config, texts)
 
+    def comparing(job: Any, name: str, params: Any, config: Any, text: Any, dense: Any) -> Any:
+        measured[-1] += text.size
+        return compare(job, name, params, config, text, dense)
+
     def loaded(load: Load, written: int) -> dict[str, int]:
         loads.append(load)
         return check(load, written)
 
     monkeypatch.setattr(fold, "build_supernet", built)
     monkeypatch.setattr(pipeline, "evaluate_model", measuring)
+    monkeypatch.setattr(pipeline, "choice_divergence", comparing)
     monkeypatch.setattr(plan, "disk_bytes", loaded)
     prune.main([*tiny_arguments, "--output", str(tmp_path / "pruned"), *arguments])
     (load,) = loads
@@ -144,14 +150,17 @@ def test_folds_and_measurements_are_those_of_a_run(
 
 def test_texts_are_counted_not_their_sources(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a text")
-    text, windows = str(tmp_path / "a.txt"), 20 * 2048
+    text, windows, choice = str(tmp_path / "a.txt"), 20 * 2048, 2**14
     for calibration, evaluation, count in (
         (("builtin", "self"), (), 2),
         ((text, "self"), (), 1),
         ((text, "self"), ("builtin", text), 3),
     ):
         data = dataclasses.replace(HALF.data, calibration=calibration, evaluation=evaluation)
-        assert evaluation_tokens(dataclasses.replace(HALF, data=data)) == count * windows
+        found = dataclasses.replace(HALF, data=data)
+        assert evaluation_tokens(found) == count * windows + choice
+        uniform = dataclasses.replace(found, rounds=dataclasses.replace(HALF.rounds, rounds=0))
+        assert evaluation_tokens(uniform) == count * windows
 
 
 def test_the_papers_run_builds_its_first_supernet_again() -> None:

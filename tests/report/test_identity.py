@@ -3,7 +3,7 @@
 import pytest
 import record_samples
 
-from tyr_jax.report.identity import datasets_of, gain_of, portable, portable_values, title_of
+from tyr_jax.report.identity import choice_of, datasets_of, gain_of, portable, portable_values, title_of
 from tyr_jax.workspace.records import Recovery, Summary
 
 
@@ -37,6 +37,38 @@ def test_the_title_names_the_dense_model() -> None:
     del summary["base_model"]
     summary["settings"]["model"] = "/models/other"
     assert title_of(Summary(**summary)) == "other, pruned to 50.0% sparsity"
+
+
+@pytest.mark.parametrize(
+    ("kl", "compared", "words"),
+    [
+        (
+            {"uniform": 0.8, "searched": 0.6},
+            [("searched", "uniform", 0.0004)],
+            "The searched model was written, because it is surely better than the uniform one. On 8 "
+            "sequences of text that was kept for this choice, the searched model's KL divergence from the "
+            "dense model is 0.6000 nats per token, 25.0% below that of the uniform one (p < 0.001).",
+        ),
+        (
+            {"uniform": 0.8, "searched": 0.9},
+            [("searched", "uniform", 0.98)],
+            "The uniform model was written, because nothing that was found is surely better. On 8 "
+            "sequences of text that was kept for this choice, the searched model's KL divergence from the "
+            "dense model is 0.9000 nats per token, 12.5% above that of the uniform one (p = 0.980).",
+        ),
+        ({"uniform": 0.8, "searched": None}, [("searched", "uniform", 1.0)], "model is not finite (p = 1.0"),
+        ({"uniform": None, "searched": 0.9}, [("searched", "uniform", 0.0)], "of the uniform one is not fin"),
+        ({"uniform": 0.0, "searched": 0.9}, [("searched", "uniform", 1.0)], "of the uniform one 0.0000 (p"),
+        ({"uniform": 0.9, "searched": 0.9}, [("searched", "uniform", 1.0)], "of the uniform one 0.9000 (p"),
+    ],
+)
+def test_the_choice(kl: dict[str, float | None], compared: list[tuple[str, str, float]], words: str) -> None:
+    summary = record_samples.summary()
+    assert choice_of(Summary(**summary)) == ""
+    rows = [{"model": model, "than": than, "p": p} for model, than, p in compared]
+    summary["choice"] = {"sequences": 8, "kl": kl, "compared": rows}
+    summary["written"] = "searched" if compared[-1][2] < 0.05 else "uniform"
+    assert words in choice_of(Summary(**summary))
 
 
 def test_the_gain() -> None:

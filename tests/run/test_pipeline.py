@@ -1,8 +1,6 @@
 """How stages work together, as far as tests of commands cannot see it from outside."""
 
 import dataclasses
-import math
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from tyr_jax import space
 from tyr_jax.data import DataSpec
 from tyr_jax.errors import UserError
-from tyr_jax.evaluation.quality import Quality
 from tyr_jax.pruning.compress import compress
 from tyr_jax.pruning.fold import FoldPlan, build_supernet
 from tyr_jax.pruning.settings import PruningSettings
@@ -57,39 +54,6 @@ def prune(settings: Settings, tmp_path: Path) -> pipeline.Outcome:
     with Progress(quiet=True) as progress, EventLog(tmp_path / "events.jsonl") as events:
         (outcome,) = pipeline.prune_targets(Run(settings, progress, events))
     return outcome
-
-
-@pytest.mark.parametrize(
-    ("searched", "reconstructed", "held", "written"),
-    [
-        (None, None, "ab", "uniform"),
-        ((0.4, 0.8, 1.0), None, "ab", "searched"),
-        ((0.4, 0.8, 1.0), (0.5, 0.6, 9.0), "ab", "reconstructed"),
-        ((0.4, 0.8, 9.0), (0.3, 0.95, 1.0), "ab", "searched"),
-        ((0.4, 0.8, 9.0), (0.3, 0.95, 1.0), "", "reconstructed"),
-        ((0.4, 0.8, 1.0), (0.3, math.nan, 1.0), "ab", "searched"),
-        ((math.nan, 0.1, 0.1), (0.9, 0.9, 0.9), "ab", "reconstructed"),
-        ((math.inf, 0.1, 0.1), (0.9, 0.9, 0.9), "ab", "reconstructed"),
-        ((math.nan, 0.1, 0.1), (0.1, math.nan, 0.1), "ab", "searched"),
-        (None, (0.9, 0.9, 1.0), "ab", "reconstructed"),
-    ],
-)
-def test_training_is_written_only_if_it_helps(
-    searched: Any, reconstructed: Any, held: str, written: str
-) -> None:
-    """The criterion is the mean KL over texts that are held out of calibration sources, if there are any."""
-
-    def pruned(kls: Any) -> Any:
-        quality = {name: Quality(9.0, kl) for name, kl in zip("abc", kls, strict=True)}
-        return pipeline.Pruned({}, None, np.zeros((2, 1)), 1, quality)  # type: ignore[arg-type]
-
-    nothing: Any = None
-    splits = types.SimpleNamespace(held=tuple(held), evaluation=dict.fromkeys("abc"))
-    dense: Any = types.SimpleNamespace(splits=splits)
-    found, learnt = (each and pruned(each) for each in (searched, reconstructed))
-    outcome = pipeline.Outcome(nothing, dense, nothing, pruned((1.0, 1.0, 1.0)), found, [], learnt)
-    assert outcome.written == written
-    assert outcome.final is getattr(outcome, written)
 
 
 @pytest.mark.slow

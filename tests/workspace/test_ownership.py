@@ -138,3 +138,9 @@ def test_files_are_replaced_if_asked_and_ours(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not written by this program"):
         check_file(tmp_path / "x", True, lambda path: False)
     check_file(tmp_path / "x", True, lambda path: True)
+
+
+def test_a_link_that_leads_back_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="loop is a link that leads back to itself; remove it"):
+        check_directory(tmp_path / "loop", overwrite=True)

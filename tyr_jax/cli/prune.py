@@ -39,6 +39,7 @@ from tyr_jax.errors import require
 from tyr_jax.options import check_names
 from tyr_jax.planning.plan import PlanSettings
 from tyr_jax.report import tables
+from tyr_jax.report.identity import choice_of
 from tyr_jax.run.models import NamedModel
 from tyr_jax.run.prune import repositories_of
 from tyr_jax.runtime import hosts
@@ -146,6 +147,10 @@ def run(model: NamedModel, settings: Settings, arguments: list[str]) -> None:
 def print_results(summaries: Sequence[Summary], outputs: Sequence[object]) -> None:
     """Print a run's results for each of its targets, and the directories that they were written to."""
     command.show(tables.closing_tables(summaries))
+    for summary in summaries:
+        target = f"{summary.sparsity.asked:.1%}: " if len(summaries) > 1 else ""
+        if chosen := choice_of(summary):
+            command.say(f"{target}{chosen}")
     notes = [sentence for summary in summaries for sentence in tables.complaints(summary.health)]
     for sentence in dict.fromkeys(notes):
         command.say(f"note: {sentence}")

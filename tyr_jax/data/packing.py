@@ -151,27 +151,27 @@ def whole_windows(stream: np.ndarray, length: int) -> np.ndarray:
 
 def deal(
     stream: np.ndarray, lengths: Sequence[int], needs: Sequence[int], rng: np.random.Generator, label: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint random draws, `[needs[i], lengths[i]]`, of sequences from a stream.
+) -> list[np.ndarray]:
+    """Disjoint random draws, `[needs[i], lengths[i]]`, of sequences from a stream.
 
-    The longer sequences are dealt first, whole. What they leave is cut into the shorter ones.
+    The longest sequences are dealt first, whole. What they leave is cut into shorter ones.
 
     Raises:
         UserError: the stream has too few sequences.
     """
-    long = int(lengths[1] > lengths[0])
-    short = 1 - long
-    blocks = whole_windows(stream, lengths[long])
-    order = rng.permutation(len(blocks))
-    rest = blocks[order[needs[long] :]]
-    pieces = rest[:, : lengths[long] // lengths[short] * lengths[short]].reshape(-1, lengths[short])
-    if len(blocks) < needs[long] or len(pieces) < needs[short]:
-        raise UserError(
-            f"'{label}' has {len(stream)} tokens outside its evaluation part, but {np.dot(needs, lengths)} "
-            "are needed; lower --calibration-tokens, --search-tokens or its weight, or add a source"
-        )
-    drawn = {long: blocks[order[: needs[long]]], short: pieces[rng.permutation(len(pieces))[: needs[short]]]}
-    return drawn[0], drawn[1]
+    drawn, rest = {}, stream[None]
+    for part in sorted(range(len(lengths)), key=lambda part: -lengths[part]):
+        length = lengths[part]
+        pieces = rest[:, : rest.shape[1] // length * length].reshape(-1, length)
+        if len(pieces) < needs[part]:
+            raise UserError(
+                f"'{label}' has {len(stream)} tokens outside its evaluation part, but "
+                f"{np.dot(needs, lengths)} are needed to prune, to search and to choose between models; "
+                "lower --calibration-tokens, --search-tokens or its weight, or add a source"
+            )
+        order = rng.permutation(len(pieces))
+        drawn[part], rest = pieces[order[: needs[part]]], pieces[order[needs[part] :]]
+    return [drawn[part] for part in range(len(lengths))]
 
 
 def apportion(total: int, weights: Sequence[float]) -> list[int]:

@@ -1,10 +1,10 @@
-"""Disjoint calibration, search and evaluation splits of a run's text.
+"""Disjoint splits of a run's text: for calibration, search, the choice between models, and evaluation.
 
-Every `PERIOD`-th window of `evaluation_length` tokens of a calibration source is held out for evaluation.
-Which windows those are depends only on the text and that length, so runs with other seeds and other budgets
-are measured on the same text. The text in between is cut into sequences, shuffled by the seed, and dealt to
-calibration and search. (Where both `sequence_length` and `search_length` divide `evaluation_length`, no
-sequence straddles the seam that a held-out window leaves.)
+Every `PERIOD`-th window of `evaluation_length` tokens of a source of calibration or search text is held out
+for evaluation. Which windows those are depends only on the text and that length, so runs with other seeds and
+other budgets are measured on the same text. The text in between is cut into sequences, shuffled by the seed,
+and dealt to calibration, search and choice. (Where both `sequence_length` and `search_length` divide
+`evaluation_length`, no sequence straddles the seam that a held-out window leaves.)
 
 Letters: `B` sequences, `T` tokens in a sequence, `W` evaluation windows.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from tyr_jax.errors import UserError, require
 # `LEAST_READ` tokens are read, so that small budgets draw from all over a text, not just from its start.
 POOL = 2
 LEAST_READ = 2**19
+# The text for the choice has as many tokens as the search text, within these limits.
+LEAST_CHOICE, MOST_CHOICE = 2, 2**14  # sequences, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +50,12 @@ class DataSpec:
     """
 
     calibration: tuple[str, ...] = ("builtin", "self")
-    """Sources of calibration and search text, each SOURCE[@WEIGHT]: `builtin` (Python's own documentation),
-    `self` (text that the model writes itself), a .txt, .jsonl, .json or .parquet file, or a hub dataset
+    """Sources of calibration text, each SOURCE[@WEIGHT]: `builtin` (Python's own documentation), `self` (text
+    that the model writes itself), a .txt, .jsonl, .json or .parquet file, or a hub dataset
     `name[:config][:split][:column]`. A part of each but `self` is held out for evaluation."""
+    search_text: tuple[str, ...] = ()
+    """Sources of the text that candidates are scored on and models are chosen on, in the format of
+    `--calibration`; by default, the same sources. The model will be best on text like this."""
     evaluation: tuple[str, ...] = ()
     """Further sources to evaluate on, in the format of `--calibration`."""
     sequence_length: int = 1024
@@ -79,22 +85,29 @@ class DataSpec:
     chat_template: bool = False
     """Render conversations with the model's chat template."""
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The sources that sequences are drawn from, and a part is held out of."""
+        return self.calibration + self.search_text
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """Disjoint parts of the text, int32. `sources` describes each text, by the name used in `evaluation`.
-    `held` names the evaluation texts that are held-out parts of calibration sources."""
+    `calibrated` names the evaluation texts that are held-out parts of calibration sources."""
 
     calibration: np.ndarray  # [B, T]
     openings: np.ndarray  # [B, 4], taken from the calibration part
     search: np.ndarray  # [B, T]
+    choice: np.ndarray  # [B, T]
     evaluation: dict[str, np.ndarray]  # name → [W, T]
     sources: dict[str, str]
-    held: tuple[str, ...]
+    calibrated: tuple[str, ...]
 
 
 def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.ndarray | None = None) -> Splits:
-    """Calibration and search sequences `[B, T]` drawn by `seed`, and the evaluation windows of `spec`.
+    """Sequences `[B, T]` for calibration, search and choice, drawn by `seed`, and the evaluation windows of
+    `spec`.
 
     The same arguments and texts give the same arrays on any machine. Sequences come from the sources in
     proportion to their weights, interleaved so that every prefix is mixed. `written [B, T]`, with the sizes
@@ -105,11 +118,11 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
     """
     _check(spec, tokenizer)
     held, extra = _sources(spec)
-    if not held:
+    if not spec.calibration:
         raise UserError("no calibration source is given; name one with --calibration, e.g. builtin")
     lengths, counts = _counts(spec, held)
     names = short_names([*held, *extra])
-    calibration, search, evaluation = [], [], {}
+    dealt, evaluation = [], {}
     for index, (source, needs) in enumerate(zip(held, counts, strict=True)):
         if source.kind == "self":
             if written is None and any(needs):
@@ -122,29 +135,62 @@ def load_splits(spec: DataSpec, tokenizer: Tokenizer, seed: int, written: np.nda
             stream = read_tokens(source, tokenizer, count, spec.chat_template)
             windows, rest = hold_out(stream, spec.evaluation_length)
             evaluation[names[source]] = _evaluation_windows(windows, spec, tokenizer, source, len(stream))
-        first, second = deal(rest, lengths, needs, np.random.default_rng([seed, index]), source.label)
-        calibration.append(first)
-        search.append(second)
+        dealt.append(deal(rest, lengths, needs, np.random.default_rng([seed, index]), source.label))
     for source in extra:
         evaluation[names[source]] = _load_extra(source, spec, tokenizer)
     bos, rng = _bos(spec, tokenizer), np.random.default_rng([seed, len(held)])
-    noisy = with_noise(interleave(calibration), spec.calibration_noise, tokenizer, rng)
+    calibration, search, choice = map(interleave, zip(*dealt, strict=True))
+    noisy = with_noise(calibration, spec.calibration_noise, tokenizer, rng)
+    calibrated = set(map(identity, _calibration_sources(spec)))
     return Splits(
         with_bos(noisy, bos),
         with_bos(openings(noisy, spec.calibration_openings, rng), bos),
-        with_bos(interleave(search), bos),
+        with_bos(search, bos),
+        with_bos(choice, bos),
         evaluation,
         {names[source]: describe(source) for source in (*held, *extra)},
-        tuple(names[source] for source in _measured(held)),
+        tuple(names[source] for source in _measured(held) if identity(source) in calibrated),
     )
 
 
-def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """(lengths of calibration and search sequences, how many of each every source provides)."""
-    lengths, weights = (spec.sequence_length, spec.search_length), [source.weight for source in held]
-    budgets = zip((spec.calibration_tokens, spec.search_tokens), lengths, strict=True)
-    counts = (apportion(budget // length, weights) for budget, length in budgets)
-    return lengths, list(zip(*counts, strict=True))
+class Part(NamedTuple):
+    """A part of the text that is not held out: `tokens` in sequences of `length` tokens, from `sources`."""
+
+    tokens: int
+    length: int
+    sources: Sequence[Source]
+
+
+def _parts(spec: DataSpec) -> tuple[Part, Part, Part]:
+    """Calibration, search and choice. What the model writes itself says little about which model to choose,
+    so it is used for the choice only if there is no other text."""
+    search = leaves(map(parse_source, spec.search_text)) or _calibration_sources(spec)
+    sequences, length = choice_size(spec)
+    return (
+        Part(spec.calibration_tokens, spec.sequence_length, _calibration_sources(spec)),
+        Part(spec.search_tokens, spec.search_length, search),
+        Part(sequences * length, length, _measured(search) or search),
+    )
+
+
+def choice_size(spec: DataSpec) -> tuple[int, int]:
+    """(sequences for the choice between models, tokens in each)."""
+    length = min(spec.sequence_length, spec.search_length)
+    return max(LEAST_CHOICE, min(spec.search_tokens, MOST_CHOICE) // length), length
+
+
+def _calibration_sources(spec: DataSpec) -> tuple[Source, ...]:
+    return leaves(map(parse_source, spec.calibration))
+
+
+def _counts(spec: DataSpec, held: Sequence[Source]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """(lengths of calibration, search and choice sequences, how many of each every source provides)."""
+    parts, counts = _parts(spec), []
+    for tokens, length, sources in parts:
+        shares = apportion(tokens // length, [source.weight for source in sources])
+        known = dict(zip(map(identity, sources), shares, strict=True))
+        counts.append([known.get(identity(source), 0) for source in held])
+    return tuple(part.length for part in parts), list(zip(*counts, strict=True))
 
 
 def to_write(spec: DataSpec) -> tuple[int, int] | None:
@@ -154,10 +200,11 @@ def to_write(spec: DataSpec) -> tuple[int, int] | None:
     lengths, counts = _counts(spec, held)
     for source, needs in zip(held, counts, strict=True):
         if source.kind == "self" and any(needs):
-            long = int(lengths[1] > lengths[0])
+            long, short = max(lengths), min(lengths)
+            whole = sum(need for need, length in zip(needs, lengths, strict=True) if length == long)
             # `deal` cuts longer sequences into shorter ones.
-            cut = math.ceil(needs[1 - long] / (lengths[long] // lengths[1 - long]))
-            return needs[long] + cut, lengths[long]
+            cut = sum(need for need, length in zip(needs, lengths, strict=True) if length < long)
+            return whole + math.ceil(cut / (long // short)), long
     return None
 
 
@@ -228,8 +275,8 @@ def _check(spec: DataSpec, tokenizer: Tokenizer) -> None:
 
 
 def _sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """(calibration sources, evaluation sources that are not among them)."""
-    held = leaves(map(parse_source, spec.calibration))
+    """(sources of calibration and search text, evaluation sources that are not among them)."""
+    held = leaves(map(parse_source, spec.drawn))
     known = {identity(source) for source in held}
     evaluation = leaves(map(parse_source, spec.evaluation))
     if any(source.kind == "self" for source in evaluation):
@@ -271,7 +318,8 @@ def _bos(spec: DataSpec, tokenizer: Tokenizer) -> int | None:
 
 
 def _load_extra(source: Source, spec: DataSpec, tokenizer: Tokenizer) -> np.ndarray:
-    """The first windows of a source that is not used for calibration: consecutive ones, from its start."""
+    """The first windows of a source that nothing is calibrated or searched on: consecutive ones, from its
+    start."""
     length = spec.evaluation_length
     stream = read_tokens(source, tokenizer, spec.evaluation_windows * length, spec.chat_template)
     return _evaluation_windows(whole_windows(stream, length), spec, tokenizer, source, len(stream))

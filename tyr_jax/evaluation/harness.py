@@ -31,6 +31,7 @@ from tyr_jax.errors import UserError
 from tyr_jax.evaluation import generation, likelihood, task_data
 from tyr_jax.evaluation.likelihood import Request
 from tyr_jax.evaluation.scores import TaskScore
+from tyr_jax.files import resolved
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.workspace.progress import Progress
 
@@ -209,7 +210,7 @@ def opened_tasks(names: Sequence[str], data_dir: Path | None = None) -> Iterator
         empty.mkdir()
         # The name of a task's data, such as allenai/ai2_arc, could be that of a directory here. Only one in
         # `data_dir` is meant.
-        built = task_data.built_in(own, data_dir.resolve()) if data_dir else contextlib.nullcontext()
+        built = task_data.built_in(own, resolved(data_dir)) if data_dir else contextlib.nullcontext()
         with contextlib.chdir(data_dir or empty), built, task_data.silent():
             found = _load_tasks(names, data_dir)
         yield found

@@ -31,17 +31,17 @@ def data_spec(settings: EvaluationSettings, model: str, made: Provenance | None)
     if settings.evaluation:
         held = tuple(source for source in settings.evaluation if made.has_learnt(source))
         others = tuple(source for source in settings.evaluation if source not in held)
-        spec = dataclasses.replace(spec, calibration=held, evaluation=others)
-    named = [name for name in (*spec.calibration, *spec.evaluation) if name not in settings.evaluation]
+        spec = dataclasses.replace(spec, calibration=held, search_text=(), evaluation=others)
+    named = [name for name in (*spec.drawn, *spec.evaluation) if name not in settings.evaluation]
     strange = [name for name in named if needs_trust(name)]
     if strange and not settings.trust_record:
         raise UserError(
             f"the record of {model} says that it was measured on {', '.join(strange)}: if you trust the "
             "record, read those texts with --trust-record, or name others with --evaluation"
         )
-    if spec.calibration and spec.evaluation_length != made.spec.evaluation_length:
+    if spec.drawn and spec.evaluation_length != made.spec.evaluation_length:
         raise UserError(
-            f"{model} was pruned or trained on {', '.join(spec.calibration)}, with windows of "
+            f"{model} was pruned or trained on {', '.join(spec.drawn)}, with windows of "
             f"{made.spec.evaluation_length} tokens held out: leave out --evaluation-length, or name "
             "other texts with --evaluation"
         )

@@ -41,7 +41,7 @@ def provenance_of(summary: Summary | None, recovery: Recovery | None = None) -> 
     if summary:
         spec = summary.settings.data.spec()
         described = [text.source for text in summary.texts.values() if text.source]
-        pruned_on = labels(spec.calibration)
+        pruned_on = labels(spec.drawn)
         learnt = tuple(each for each in described if each.rpartition(" (")[0] in pruned_on)
         measured = summary.final.quality
         prints = {name: text.sha256 for name, text in summary.texts.items() if name in measured}

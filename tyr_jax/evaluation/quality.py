@@ -137,11 +137,24 @@ def measure(
     `dense` has the dense model's predictions, from `measure_dense` (pruning leaves the head as it is).
     Without them, `kl` is NaN.
     """
-    total_nll, total_kl = 0.0, 0.0
+    nll, kl = losses(params, windows, config, dense, on_windows)
+    return _quality(float(nll.sum()), float(kl.sum()), windows)
+
+
+def losses(
+    params: Params,
+    windows: np.ndarray,
+    config: ModelConfig,
+    dense: Prediction | None,
+    on_windows: Callable[[int], None] = lambda windows: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(next-token NLL, KL(dense ‖ model)) of each of `windows [B, T]`, summed over its tokens, `[B]` float64.
+    Without the predictions `dense`, the KL is NaN."""
+    parts = []
     for (rows, real), tokens, residual in _read(params, windows, config):
         answers = jax.tree.map(lambda array, at=rows: jnp.asarray(array[at]), dense)
         sums = window_sums(decoder.outside(params), residual, tokens, answers, config)
-        nll, kl = (float(np.sum(values[:real])) for values in devices.fetch(sums))
-        total_nll, total_kl = total_nll + nll, total_kl + kl
+        parts.append(np.stack([values[:real] for values in devices.fetch(sums)]).astype(float))
         on_windows(real)
-    return _quality(total_nll, total_kl, windows)
+    nll, kl = np.concatenate(parts, axis=1)
+    return nll, kl

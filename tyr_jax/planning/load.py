@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tyr_jax.data import OPENING, evaluation_sources
+from tyr_jax.data import OPENING, choice_size, evaluation_sources
 from tyr_jax.model.cost import unit_counts
 from tyr_jax.model.spec import UNIT_AXES, ModelConfig, Sublayer
 from tyr_jax.model.tensors import block_specs, count_parameters
@@ -111,9 +111,10 @@ def calibration_tokens(settings: Settings) -> int:
 
 
 def evaluation_tokens(settings: Settings) -> int:
-    """Tokens that models are measured on."""
+    """Tokens that models are measured on, those for the choice between models included."""
     data = settings.data
-    return len(evaluation_sources(data)) * data.evaluation_windows * data.evaluation_length
+    choice = math.prod(choice_size(data)) if settings.several_models else 0
+    return choice + len(evaluation_sources(data)) * data.evaluation_windows * data.evaluation_length
 
 
 def ordered_parameters(config: ModelConfig) -> int:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from tyr_jax.formatting import shown
 from tyr_jax.report.identity import (
     base_model,
+    choice_of,
     command_of,
     datasets_of,
     gain_of,
@@ -79,6 +80,7 @@ def render(summary: Summary, trust: bool, recovery: Recovery | None = None, gguf
         if summary.written_name == "uniform"
         else "; a search chose how many in each layer",
         gain=markdown(gain_of(summary, recovery)),
+        chosen=markdown(choice_of(summary)),
         figures=markdown_table(grid(quality_table(summary))),
         fate=fate_of(summary),
         trust=trust,

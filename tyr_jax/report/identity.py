@@ -60,7 +60,7 @@ def command_of(summary: Summary, recovery: Recovery | None) -> str:
 def datasets_of(summary: Summary, recovery: Recovery | None = None) -> list[str]:
     """Hub datasets that the model was calibrated and trained on."""
     trained_on = recovery.settings.data if recovery else []
-    sources = map(parse_source, [*summary.settings.data.calibration, *trained_on])
+    sources = map(parse_source, [*summary.settings.data.spec().drawn, *trained_on])
     return list(dict.fromkeys(source.name for source in sources if source.kind == "hub"))
 
 
@@ -101,3 +101,37 @@ def gain_of(summary: Summary, recovery: Recovery | None = None) -> str:
     if abs(change) < 0.005:
         return f"{text}, about equal to {than}."
     return f"{text}, {abs(change):.0%} {'below' if change < 0 else 'above'} {than}."
+
+
+def choice_of(summary: Summary) -> str:
+    """Which of the run's models was written and why, in words; "" if there was only one."""
+    choice, written = summary.choice, summary.written_name
+    if choice is None or not choice.compared:
+        return ""
+    reason = "nothing that was found is surely better"
+    for each in choice.compared:
+        if each.model == written:
+            reason = f"it is surely better than the {each.than} one"
+    clauses = [
+        f"the {each.model} model's KL divergence from the dense model is {compared(choice, each)} "
+        f"({'p < 0.001' if each.p < 0.001 else f'p = {each.p:.3f}'})"
+        for each in choice.compared
+    ]
+    return (
+        f"The {written} model was written, because {reason}. On {choice.sequences} sequences of text that "
+        f"was kept for this choice, {', and '.join(clauses)}."
+    )
+
+
+def compared(choice: records.Choice, each: records.Comparison) -> str:
+    """The KL divergence of a compared model, and how far it is from that of the simpler one."""
+    found, other = (choice.kl.get(name) for name in (each.model, each.than))
+    if found is None:
+        return "not finite"
+    text = f"{found:.4f} nats per token"
+    if other is None:
+        return f"{text}, and that of the {each.than} one is not finite"
+    change = found / other - 1 if other else math.inf
+    if not abs(change) < math.inf or abs(change) < 0.0005:
+        return f"{text}, and that of the {each.than} one {other:.4f}"
+    return f"{text}, {abs(change):.1%} {'below' if change < 0 else 'above'} that of the {each.than} one"

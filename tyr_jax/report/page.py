@@ -13,6 +13,7 @@ from markupsafe import Markup
 from tyr_jax.formatting import duration, shown
 from tyr_jax.report import figures
 from tyr_jax.report.identity import (
+    choice_of,
     command_of,
     gain_of,
     portable,
@@ -179,13 +180,14 @@ def recovery_section(recovery: Recovery) -> Section:
 def sections(summary: Summary, speed: Speed | None, recovery: Recovery | None) -> list[Section]:
     """The parts of the page."""
     times = grid(time_table({**summary.shared_seconds, **summary.seconds}))
+    chosen = choice_of(summary)
     qualities, sizes = (models_grid(summary, rows) for rows in (quality_rows(summary), size_rows(summary)))
     samples = [
         Section("Samples", f"What each model writes {table.title}.", table=grid(table), words=True)
         for table in sample_tables([summary])
     ]
     return [
-        Section("Quality", "On text that neither calibration nor search saw.", table=qualities),
+        Section("Quality", f"On text that neither calibration nor search saw. {chosen}", table=qualities),
         *samples,
         *([recovery_section(recovery)] if recovery else []),
         Section("Size", table=sizes),

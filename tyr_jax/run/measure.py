@@ -96,6 +96,39 @@ def evaluate_model(
     return measured
 
 
+def choice_predictions(job: Job, model: LoadedModel, text: np.ndarray) -> Prediction:
+    """The dense model's predictions on the `text [B, T]` for the choice between models.
+
+    Raises:
+        UserError: they are not finite.
+    """
+    with job.progress.stage("dense model's predictions on the choice text", len(text), "sequences") as stage:
+        saved = job.store.load("choice", like=Prediction(SAVED, SAVED, SAVED))
+        if saved is not None:
+            stage.advance(len(text), note=resume.KEPT)
+            return saved.tree
+        dense, _ = quality.measure_dense(model.params, text, model.config, stage.advance)
+        if not np.isfinite(dense.normaliser).all():
+            raise overflow(f"{model.source} on the choice text")
+    job.store.save("choice", dense)
+    return dense
+
+
+def choice_divergence(
+    job: Job, name: str, params: Params, config: ModelConfig, text: np.ndarray, dense: Prediction
+) -> np.ndarray:
+    """Mean KL(dense ‖ model) of each sequence of the `text [B, T]` for the choice: `[B]`, nats per token."""
+    with job.progress.stage(f"compare {name}", len(text), "sequences") as stage:
+        saved = job.store.load(f"choice-{name}", like=SAVED)
+        if saved is not None:
+            stage.advance(len(text), note=resume.KEPT)
+            return saved.tree
+        _, kl = quality.losses(params, text, config, dense, stage.advance)
+        divergence = kl / text.shape[1]
+    job.store.save(f"choice-{name}", divergence)
+    return divergence
+
+
 def log_quality(job: Job, name: str, measured: Qualities) -> None:
     """Log the quality of the model called `name`."""
     job.events.write(

@@ -10,13 +10,12 @@ are the progress display, the event log, and what is saved for an interrupted ru
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tyr_jax import space
 from tyr_jax.components import broken
-from tyr_jax.evaluation.quality import mean_kl
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model import decoder
 from tyr_jax.model.spec import Block, ModelConfig, Params
@@ -26,8 +25,9 @@ from tyr_jax.pruning.fold import FoldPlan
 from tyr_jax.pruning.prices import level_prices
 from tyr_jax.pruning.supernet import Supernet
 from tyr_jax.pruning.target import Target
+from tyr_jax.run.choice import choose
 from tyr_jax.run.fold import fold, fold_plan
-from tyr_jax.run.measure import Qualities, evaluate_model
+from tyr_jax.run.measure import Qualities, choice_divergence, evaluate_model
 from tyr_jax.run.models import GivenModel
 from tyr_jax.run.prepare import Dense, Run, prepare
 from tyr_jax.run.rounds import (
@@ -49,13 +49,16 @@ from tyr_jax.workspace import records
 @dataclasses.dataclass(frozen=True)
 class Pruned:
     """A pruned model: params and config (physically smaller, unless its layout is masked), units kept
-    `[S, L]`, the parameters in its blocks (without masked zeros), quality, and continuation of the prompt."""
+    `[S, L]`, the parameters in its blocks (without masked zeros), quality, divergences `[B]` from the dense
+    model on the text for the choice (None where there is nothing to choose), and continuation of the
+    prompt."""
 
     params: Params
     config: ModelConfig
     kept: np.ndarray
     block_parameters: int
     quality: Qualities
+    divergence: np.ndarray | None = None
     sample: str | None = None
 
 
@@ -72,19 +75,19 @@ class Outcome:
     rounds: list[records.RoundRecord]
     reconstructed: Pruned | None = None
 
-    @property
-    def written(self) -> Literal["uniform", "searched", "reconstructed"]:
-        """Which model to write: the reconstructed one if training lowered the KL on held-out text; else the
-        searched one, or the uniform one if there was no search."""
-        found: Literal["uniform", "searched"] = "searched" if self.searched else "uniform"
-        pruned, learnt = getattr(self, found), self.reconstructed
-        return "reconstructed" if learnt and self.held_out_kl(learnt) < self.held_out_kl(pruned) else found
+    @functools.cached_property
+    def chosen(self) -> tuple[records.Name, records.Choice | None]:
+        """The name of the model to write, and how it was chosen if there were several."""
+        models: dict[str, Pruned | None] = {name: getattr(self, name) for name in records.PRUNED}
+        known = {
+            name: model.divergence for name, model in models.items() if model and model.divergence is not None
+        }
+        return choose(known) if len(known) > 1 else ("uniform", None)
 
-    def held_out_kl(self, pruned: Pruned) -> float:
-        """Mean KL of a model on the held-out parts of calibration sources. A choice by the other evaluation
-        texts would flatter what is reported there, so they only count if there is no such part."""
-        names = self.dense.splits.held or self.dense.splits.evaluation
-        return mean_kl(pruned.quality[name] for name in names)
+    @property
+    def written(self) -> records.Name:
+        """The name of the model to write."""
+        return self.chosen[0]
 
     @property
     def final(self) -> Pruned:
@@ -147,9 +150,12 @@ def realise(run: Run, dense: Dense, found: SearchProgress, name: str, passes: in
         params | as_stored(decoder.outside(params), dense.dtype, config), config.hidden_axes
     )
     measured = evaluate_model(run, name, params, config, dense.texts)
+    divergence = None
+    if dense.choice is not None:
+        divergence = choice_divergence(run, name, params, config, dense.splits.choice, dense.choice)
     pruned = dataclasses.replace(model, params=params, config=config)
     sample = sample_of(name, pruned, run.settings.prompt, run.progress)
-    return Pruned(params, config, kept, block_parameters, measured, sample)
+    return Pruned(params, config, kept, block_parameters, measured, divergence, sample)
 
 
 def parameters_kept(plan: FoldPlan, kept: np.ndarray, ranks: Ranks) -> int:

@@ -10,6 +10,7 @@ from tyr_jax import formatting
 from tyr_jax.data import Splits, load_splits, to_write
 from tyr_jax.errors import UserError, overflow
 from tyr_jax.io.checkpoint import LoadedModel, check_length
+from tyr_jax.model.prediction import Prediction
 from tyr_jax.planning import plan
 from tyr_jax.planning.load import Load
 from tyr_jax.pruning import fisher
@@ -18,7 +19,7 @@ from tyr_jax.pruning.saliency import check_saliency
 from tyr_jax.pruning.site import check_pruner
 from tyr_jax.pruning.target import Target, target_of
 from tyr_jax.run import resume
-from tyr_jax.run.measure import EvaluationTexts, Qualities, evaluate_dense
+from tyr_jax.run.measure import EvaluationTexts, Qualities, choice_predictions, evaluate_dense
 from tyr_jax.run.models import GivenModel, load_shown
 from tyr_jax.run.own_text import own_text
 from tyr_jax.run.samples import check_prompt, sample_of
@@ -57,9 +58,9 @@ class Dense:
     """The model to prune, and what is known before pruning.
 
     Its `splits` of text; the kinds of site; the sites that stay `whole [S, L]`; the targets; its predictions
-    on the evaluation `texts` and its quality there; the `dtype` of written weights; `metrics [L, S, D, D]`,
-    which weigh a change of each site's output (None with `--metric none`); and its continuation of the
-    prompt.
+    on the evaluation `texts` and its quality there; the `dtype` of written weights; its predictions on the
+    text for the `choice` (None if there is only the uniform model); `metrics [L, S, D, D]`, which weigh a
+    change of each site's output (None with `--metric none`); and its continuation of the prompt.
     """
 
     model: LoadedModel
@@ -70,6 +71,7 @@ class Dense:
     texts: EvaluationTexts
     quality: Qualities
     dtype: np.dtype
+    choice: Prediction | None = None
     metrics: Any = None
     sample: str | None = None
 
@@ -93,9 +95,10 @@ def prepare(run: Run, given: GivenModel | None = None) -> Dense:
     splits = read_text(run, model)
     check_unchanged(run, model, splits)
     texts, measured = evaluate_dense(run, model, splits.evaluation)
+    choice = choice_predictions(run, model, splits.choice) if settings.several_models else None
     metrics = output_metrics(run, model, splits.calibration)
     sample = sample_of("dense", model, settings.prompt, run.progress)
-    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, metrics, sample)
+    return Dense(model, splits, kinds, whole, targets, texts, measured, dtype, choice, metrics, sample)
 
 
 def check_model(model: LoadedModel, settings: Settings) -> None:
@@ -165,7 +168,8 @@ def check_unchanged(run: Run, model: LoadedModel, splits: Splits) -> None:
     Raises:
         UserError: they have, or hosts differ in them.
     """
-    text = [splits.calibration, splits.openings, splits.search, *splits.evaluation.values()]
+    drawn = [splits.calibration, splits.openings, splits.search, splits.choice]
+    text = [*drawn, *splits.evaluation.values()]
     others = {}
     if file := run.settings.pruning.latencies:
         others["latencies"] = np.frombuffer(read_latencies(file).model_dump_json().encode(), np.uint8)

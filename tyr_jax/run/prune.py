@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -25,10 +26,9 @@ from tyr_jax.workspace.schema import versioned
 def anchor(settings: Settings) -> Settings:
     """The settings with sources of text that do not depend on the current directory, so that a summary can be
     used from another one."""
-    calibration, evaluation = (
-        tuple(map(anchored, sources)) for sources in (settings.data.calibration, settings.data.evaluation)
-    )
-    data = dataclasses.replace(settings.data, calibration=calibration, evaluation=evaluation)
+    fields = "calibration", "search_text", "evaluation"
+    whole: Any = {name: tuple(map(anchored, getattr(settings.data, name))) for name in fields}
+    data = dataclasses.replace(settings.data, **whole)
     return dataclasses.replace(settings, data=data)
 
 
@@ -65,7 +65,7 @@ def prune(settings: Settings, request: Request, given: GivenModel) -> list[Prune
     settings = anchor(settings)
     for name in repositories_of(settings) if hosts.is_first() else []:
         hub.check_upload(name, settings.overwrite)
-    inputs = read_paths([given], (*settings.data.calibration, *settings.data.evaluation))
+    inputs = read_paths([given], (*settings.data.drawn, *settings.data.evaluation))
     with open_workspace(settings, request, inputs) as workspace:
         run = Run(settings, workspace.progress, workspace.events, workspace.store)
         outcomes = zip(parts_of(settings), prune_targets(run, given), strict=True)

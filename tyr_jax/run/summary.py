@@ -115,6 +115,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> Summary:
     texts = {
         "calibration": dense.splits.calibration,
         "search": dense.splits.search,
+        "choice": dense.splits.choice,
         **dense.splits.evaluation,
     }
     pruned = {name: getattr(outcome, name) for name in PRUNED}
@@ -139,6 +140,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> Summary:
         ),
         **{name: model and describe(outcome, model) for name, model in pruned.items()},
         written=outcome.written,
+        choice=outcome.chosen[1],
         rounds=outcome.rounds,
         health=health(outcome.run.events),
         texts={

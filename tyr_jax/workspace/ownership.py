@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tyr_jax.errors import UserError
+from tyr_jax.files import resolved
 from tyr_jax.workspace.manifest import foreign_in
 
 
@@ -20,7 +21,7 @@ def check_directory(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) 
             is not empty (unless `overwrite`); or it contains a file that this package did not write,
             or that was changed since.
     """
-    final = target.resolve()
+    final = resolved(target)
     if final == final.parent:
         raise UserError(f"output {target} is the root of the file system; choose a directory with --output")
     if final.exists() and not final.is_dir():
@@ -50,7 +51,7 @@ def _check_unused(final: Path, target: Path, inputs: Iterable[Path]) -> None:
     Raises:
         UserError: it does.
     """
-    used = {"the current directory": Path.cwd(), **{str(path): path.resolve() for path in inputs}}
+    used = {"the current directory": Path.cwd(), **{str(path): resolved(path) for path in inputs}}
     for name, path in used.items():
         if final.exists() and path.exists() and final in (path, *path.parents):
             raise UserError(

@@ -6,7 +6,7 @@ Those of a job are in `events` (`events.jsonl`) and `facts` (the work that it ca
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -46,6 +46,7 @@ class SavedSpec(Record):
     """A saved `tyr_jax.data.DataSpec`."""
 
     calibration: Many[str]
+    search_text: Many[str] = Field(default_factory=list)
     evaluation: Many[str]
     sequence_length: Positive
     search_length: Positive
@@ -62,7 +63,7 @@ class SavedSpec(Record):
     @property
     def sources(self) -> list[str]:
         """The names of all texts."""
-        return [*self.calibration, *self.evaluation]
+        return [*self.calibration, *self.search_text, *self.evaluation]
 
     def spec(self) -> DataSpec:
         """What was saved."""
@@ -204,8 +205,33 @@ class Origin(Record):
     licence: Licence | None
 
 
-PRUNED: tuple[Literal["uniform", "searched", "reconstructed"], ...] = ("uniform", "searched", "reconstructed")
-"""The pruned models that a summary may describe."""
+Name = Literal["uniform", "searched", "reconstructed"]
+PRUNED: tuple[Name, ...] = get_args(Name)
+"""The pruned models that a summary may describe, the simplest first."""
+
+
+class Comparison(Record):
+    """How surely a `model` is better `than` a simpler one: the p-value of a paired t-test."""
+
+    model: Name
+    than: Name
+    p: Share
+
+
+class Choice(Record):
+    """How the written model was chosen: mean KL divergence of each model on `sequences` sequences of text of
+    their own (None where it is not finite), and the comparisons made."""
+
+    sequences: Positive
+    kl: Named[Annotated[float, Field(ge=0)] | None]
+    compared: Many[Comparison]
+
+    def faults(self) -> Iterator[Fault]:
+        """Compared models whose divergence it lacks."""
+        for number, each in enumerate(self.compared):
+            for name in (each.model, each.than):
+                if name not in self.kl:
+                    yield Fault(f"compared[{number}]", name, f"be one of {', '.join(self.kl)}")
 
 
 class Summary(Record):
@@ -225,7 +251,8 @@ class Summary(Record):
     uniform: PrunedModel
     searched: PrunedModel | None
     reconstructed: PrunedModel | None = None
-    written: Literal["uniform", "searched", "reconstructed"] | None = None
+    written: Name | None = None
+    choice: Choice | None = None
     rounds: Annotated[list[RoundRecord], Field(max_length=10_000)]
     health: Health
     texts: Named[Text]
@@ -264,6 +291,9 @@ class Summary(Record):
             yield from _units_differ(name, model, self.uniform)
         for number, record in enumerate(self.rounds):
             yield from _layers_differ(f"rounds[{number}].kept", record.kept, self.uniform)
+        for name in self.choice.kl if self.choice else []:
+            if name not in self.pruned:
+                yield Fault(f"choice.kl.{name}", name, f"be one of {', '.join(self.pruned)}")
         if self.written_name not in self.pruned:
             yield Fault("written", self.written, f"be one of {', '.join(self.pruned)}")
             return
@@ -384,8 +414,8 @@ class Speed(Record):
 
 
 def _unknown_texts(field: str, saved: SavedSpec) -> Iterator[Fault]:
-    yield from _unknown(f"{field}.calibration", saved.calibration)
-    yield from _unknown(f"{field}.evaluation", saved.evaluation)
+    for name in ("calibration", "search_text", "evaluation"):
+        yield from _unknown(f"{field}.{name}", getattr(saved, name))
 
 
 def _unknown(field: str, names: Iterable[str]) -> Iterator[Fault]:
