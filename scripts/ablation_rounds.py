@@ -73,7 +73,7 @@ def run(asked: Ablation, way: str, seed: int) -> dict[str, Any]:
     stages = [max(1, asked.search_tokens // part) for part in (8, 4, 1)]
     options += ["--model", asked.model, "--preset", asked.preset, "--sparsity", str(asked.sparsity)]
     options += ["--rounds", str(rounds), "--generations", str(asked.generations // rounds)]
-    options += ["--start", "uniform", "--search", "evolution", "--offspring", str(asked.offspring)]
+    options += ["--search", "evolution", "--offspring", str(asked.offspring)]
     options += ["--survivors", "2", "1", "1", "--stage-tokens", *map(str, stages)]
     options += ["--calibration-tokens", str(asked.calibration_tokens)]
     options += ["--search-tokens", str(asked.search_tokens), "--seed", str(seed)]

@@ -57,7 +57,6 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert paper.pruning.accumulation == "expectation"
     assert (paper.pruning.damping_scale, paper.data.calibration_noise) == ("mean", 0.0)
     assert paper.data.calibration_openings == 0
-    assert paper.rounds.start == "uniform"
     # What the paper does not do at all.
     assert (paper.pruning.drift, paper.pruning.reconstruct, paper.rounds.refit) == (0.0, 0, False)
     assert (paper.pruning.at_most, paper.pruning.keep_heads, paper.pruning.keep_neurons) == ((), (), ())

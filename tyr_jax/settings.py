@@ -24,6 +24,7 @@ from tyr_jax.pruning.site import LocalPruner
 from tyr_jax.scoring.objective import KL, OBJECTIVES, Objective
 from tyr_jax.search.contract import Search
 from tyr_jax.search.descent import Descent
+from tyr_jax.search.estimate import Estimate
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
 
@@ -48,9 +49,6 @@ class Rounds:
     interval: float = 0.125
     """Distance between neighbouring levels in the first round, as a fraction of a layer's units; halved every
     round."""
-    start: Literal["estimate", "uniform"] = "estimate"
-    """Where the first round's search starts: at the best distribution by an additive estimate that costs no
-    candidate, or at the uniform one (as in the paper). Later rounds start at the last round's answer."""
     refit: bool = True
     """Prune every site once more to the distribution found, with the actual outputs of the pruned layers
     before it. Without it, the weights are those of the last supernet (as in the paper)."""
@@ -105,6 +103,7 @@ class Settings:
     rounds: Rounds = dataclasses.field(default_factory=lambda: Rounds(rounds=2))
     """Rounds"""
     search: tuple[Search, ...] = (
+        Estimate(score_tokens=2048),
         Descent(generations=4, estimate=False, tokens=4096),
         Evolution(generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)),
     )
@@ -125,10 +124,12 @@ class ComponentNames:
     components that this command line chooses: add `--search my_module:MySearch` to see those of yours."""
 
     search: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = (
+        Estimate.name,
         Descent.name,
         Evolution.name,
     )
-    """Search algorithms that run in turn in every round, each from where the last one ended: `evolution` (the
+    """Search algorithms that run in turn in every round, each from where the last one ended. The first round
+    starts at the uniform distribution, and a later one at the last round's answer. They are `evolution` (the
     paper's), `random`, `blocks`, `estimate`, `evopress`, `genetic`, `annealing`, `exchange`, `distribution`,
     `halving`, `additive`, `puzzle`, `lagrangian`, `relaxation`, `descent`, `evosax`, or MODULE:NAME of your
     own. Options of all but the last begin with its name, as `--descent.generations` does."""
@@ -219,6 +220,7 @@ PRESETS: dict[str, Settings] = {
         # On so little text, later rounds do not lower the KL (docs/ablations.md).
         rounds=Rounds(rounds=1),
         search=(
+            Estimate(),
             Descent(generations=3, estimate=False, tokens=1024),
             Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
         ),
@@ -241,7 +243,7 @@ PRESETS: dict[str, Settings] = {
         pruning=PruningSettings(
             saliency=PAPER_SALIENCY, budget="units", metric="none", drift=0.0, damping_scale="mean"
         ),
-        rounds=Rounds(rounds=4, start="uniform", refit=False),
+        rounds=Rounds(rounds=4, refit=False),
         search=(Evolution(),),
     ),
 }

@@ -313,7 +313,7 @@ def test_no_rounds_prune_uniformly(run: Prune) -> None:
             "--objective perplexity --accumulation random --neuron-multiple 1", marks=pytest.mark.long
         ),
         # The paper's choices.
-        """--budget units --metric none --accumulation centre --start uniform --search evolution --no-refit
+        """--budget units --metric none --accumulation centre --search evolution --no-refit
         --calibration-noise 0 --damping-scale mean --first-order abs --second-order channel""",
         "--accumulation none --bos --evaluation builtin:topics --metric fisher --metric-tokens 64",
         "--calibration self builtin:topics --self-temperature 0.8",
@@ -365,7 +365,7 @@ def test_what_is_left_is_reconstructed(
 
 
 def test_rounds_start_at_the_last_answer_and_halve_their_steps(run: Prune) -> None:
-    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--start", "uniform", "--search", "evolution"]
+    steps = ["--interval", "0.5", "--neuron-multiple", "1", "--search", "evolution"]
     first, second = summary_of(run(*steps, "--budget", "units"))["rounds"]
     assert first["step"] == {"attention": 2, "ffn": 24}
     assert second["step"] == {"attention": 1, "ffn": 12}

@@ -24,8 +24,8 @@ def test_a_search_in_the_main_job(
     name: str, tiny_model: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = """--sequence-length 32 --search-length 32 --calibration-tokens 256 --search-tokens 256
-        --evaluation-length 32 --evaluation-windows 2 --neuron-chunk 4 --rounds 1 --levels 5 --generations 2
-        --start uniform"""
+        --evaluation-length 32 --evaluation-windows 2 --neuron-chunk 4 --rounds 1 --levels 5
+        --generations 2"""
     output = tmp_path / "pruned"
     given = ["--model", str(tiny_model), "--calibration", str(tiny_text), "--output", str(output)]
     prune.main([*given, *small.split(), "--search", name, *FEW[name]])

@@ -75,16 +75,13 @@ def by_kind(kinds: Sequence[Kind], rows: np.ndarray) -> dict[str, Any]:
     return dict(zip((kind.name for kind in kinds), rows.tolist(), strict=True))
 
 
-def first_parent(sites: Sites, budget: Budget, centre: Levels, estimate: bool) -> Levels:
-    """The levels `[S, L]` that a search starts from: with `estimate`, those of least estimated cost around
-    the `centre`; without, or if there are none, the nearest to it that meet the budget.
+def first_parent(sites: Sites, budget: Budget, centre: Levels) -> Levels:
+    """The levels `[S, L]` that a search starts from: the nearest to the `centre` that meet the budget.
 
     Raises:
         UserError: no levels meet the budget.
     """
-    found = surrogate.estimated_start(sites, budget, centre) if estimate else None
-    if found is None:
-        found = surrogate.nearest(budget, sites.exists, centre)
+    found = surrogate.nearest(budget, sites.exists, centre)
     if found is None:
         raise UserError(
             "no levels around the current distribution meet the budget; raise --levels or --interval"
@@ -294,7 +291,7 @@ def search_round(
     budget = target.budget(grid.kept, prices)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     centre = space.levels_of(grid, progress.kept)
-    start = first_parent(sites, budget, centre, number == 1 and rounds.start == "estimate")
+    start = first_parent(sites, budget, centre)
     net = nested.nest(dense.model.params, supernet, config, consume=True, scratch=scratch)
     this = Round(run, config, pool, number, grid, net, sites, budget)
     levels, history = search_in_turn(this, start)

@@ -84,7 +84,7 @@ class Descent(Improving):
         plain = Incumbent.at(key, start, space)
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
         if self.estimate:
-            plain = plain.replace(levels=surrogate.estimated(space, plain.levels))
+            plain = plain.replace(levels=surrogate.estimated(space, plain.levels)[0])
         count = self.text(space)
 
         def drawn(words: np.ndarray) -> np.ndarray:

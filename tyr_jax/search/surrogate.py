@@ -219,14 +219,45 @@ def estimated_start(sites: Sites, budget: Budget, around: Levels, reach: int = 2
     return cheapest(disturbance(sites), budget, around, reach)
 
 
+EXCHANGES = (1.0, 0.5, 0.0)
+"""Parts of the estimated exchange between kinds of site that `starts` makes."""
+
+
+def starts(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Candidates:
+    """Distributions `[Q, S, L]` to start a search from: `estimated_start`, and the same with a part of what
+    it exchanges between kinds of site, one for each of `EXCHANGES`; `around [S, L]` where there is none.
+
+    How much a site's output counts compares layers of a kind better than it compares kinds: where the
+    estimate takes too much from attention, the starts that exchange less, or nothing, are the better ones.
+    """
+    free = estimated_start(sites, budget, around, reach)
+    if free is None:
+        return np.repeat(around[None], len(EXCHANGES), axis=0)
+    return np.stack([exchanged(disturbance(sites), budget, around, free, part, reach) for part in EXCHANGES])
+
+
+def exchanged(
+    cost: np.ndarray, budget: Budget, around: Levels, free: Levels, part: float, reach: int
+) -> Levels:
+    """The distribution `[S, L]` of least total `cost [S, L, E]` in which each kind of site takes as much of
+    every resource as `around [S, L]` does, and a `part` of what `free [S, L]` takes more."""
+    if part == 1:
+        return free
+    rows = []
+    for row in range(len(cost)):
+        here = np.s_[row : row + 1]
+        price = budget.price[:, here]
+        own = Budget(price, np.zeros(len(price), np.int64), budget.exact)
+        before, after = own.spent(around[here]), own.spent(free[here])
+        own = own._replace(limit=np.floor(before + part * (after - before)).astype(np.int64))
+        found = cheapest(cost[here], own, around[here], reach)
+        rows.append(around[here] if found is None else found)
+    return np.concatenate(rows).astype(np.int32)
+
+
 def estimated(space: SearchSpace, around: jax.Array) -> jax.Array:
-    """`estimated_start` in a JAX function, or `around [S, L]` if there is none."""
-
-    def found(sites: Sites, budget: Budget, around: Levels) -> Levels:
-        levels = estimated_start(sites, budget, around)
-        return around if levels is None else levels
-
-    return on_host(found, around.shape, space.sites, space.budget, around)
+    """`starts [Q, S, L]` in a JAX function."""
+    return on_host(starts, (len(EXCHANGES), *around.shape), space.sites, space.budget, around)
 
 
 def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
