@@ -104,9 +104,9 @@ def test_options_are_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     ).settings.search
     assert dataclasses.asdict(search)["greed"] == 0.25
     assert dataclasses.asdict(search)["offspring"] == 7
-    descent, evolution = parse(["--preset", "quick"]).settings.search
+    *before, evolution = parse(["--preset", "quick"]).settings.search
     changed = dataclasses.replace(evolution, offspring=5)
-    assert parse(["--preset", "quick", "--offspring", "5"]).settings.search == (descent, changed)
+    assert parse(["--preset", "quick", "--offspring", "5"]).settings.search == (*before, changed)
     own, last = parse(["--search", "own_search:Narrow", "evolution", "--Narrow.greed", "0.5"]).settings.search
     assert (dataclasses.asdict(own)["greed"], last.name) == (0.5, "evolution")
     assert parse(["--objective=hidden+kl", "--alpha=2"]).settings.objective == HiddenKL(alpha=2.0)

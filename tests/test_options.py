@@ -67,10 +67,10 @@ def test_a_component_is_named_on_the_command_line() -> None:
 def test_searches_in_turn_are_named_in_their_options() -> None:
     """All but the last; one that has the name already keeps its options."""
     default = PRESETS["quick"]
-    chain = ["evolution", dataclasses.replace(default.search[0], estimate=True, tokens=8)]
+    chain = ["evolution", dataclasses.replace(default.search[1], estimate=True, tokens=8)]
     settings = with_options(with_components(default, {"search": chain}), {"evolution.offspring": 8})
     assert [search.name for search in settings.search] == ["evolution", "descent"]
-    assert settings.search[0] == dataclasses.replace(default.search[1], offspring=8)
+    assert settings.search[0] == dataclasses.replace(default.search[2], offspring=8)
     arguments = arguments_of(settings, default)
     assert arguments == shlex.split(
         "--search evolution descent --evolution.offspring 8 --estimate --tokens 8"
@@ -78,9 +78,11 @@ def test_searches_in_turn_are_named_in_their_options() -> None:
     assert prune.parse(["--preset", "quick", *arguments]).settings == settings
     turned = with_components(settings, {"search": ("descent", "evolution")})
     arguments = arguments_of(turned, default)
-    assert arguments == shlex.split("--descent.estimate --descent.tokens 8 --offspring 8")
+    assert arguments == shlex.split(
+        "--search descent evolution --descent.estimate --descent.tokens 8 --offspring 8"
+    )
     assert prune.parse(["--preset", "quick", *arguments]).settings == turned
-    assert arguments_of(default, turned)[0] == "--descent.no-estimate"
+    assert arguments_of(default, turned)[4] == "--descent.no-estimate"
 
 
 @pytest.mark.parametrize(

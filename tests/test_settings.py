@@ -69,8 +69,8 @@ def test_the_paper_preset_is_the_papers() -> None:
 def test_the_quick_preset_runs_every_part_of_the_method() -> None:
     quick = PRESETS["quick"]
     assert quick.sparsity == (0.25,)
-    descent, evolution = quick.search
-    assert (descent.name, evolution.name) == ("descent", "evolution")
+    estimate, descent, evolution = quick.search
+    assert (estimate.name, descent.name, evolution.name) == ("estimate", "descent", "evolution")
     assert evolution.generations >= 6
     assert descent.generations >= 3
     assert len(evolution.survivors) == 3

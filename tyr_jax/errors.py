@@ -28,6 +28,11 @@ def overflow(what: str) -> UserError:
     )
 
 
+MOST_CHARACTERS = 300
+"""Of another program's error message, at most so much is shown: it may quote what it could not read."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, for output that must fit on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}…"

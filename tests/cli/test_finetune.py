@@ -179,6 +179,7 @@ def test_it_is_measured_again_on_the_same_text(
     [
         (["--rank", "0"], "--rank is 0"),
         (["--learning-rate", "-1"], "--learning-rate is -1"),
+        (["--seed", "-1"], "--seed is -1, but must be from 0 to 4294967295"),
         (["--tokens", "9"], "--tokens is 9"),
         (["--tokens", "64"], "raise --tokens or lower --step-tokens"),
         (["--goal", "next-token", "--hidden", "1"], "--hidden compares"),

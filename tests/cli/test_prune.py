@@ -171,7 +171,7 @@ def test_the_summary_is_enough_to_repeat_the_run(pruned: Path, tiny_arguments: l
     summary = summary_of(pruned)
     assert summary["format_version"] == 1
     assert summary["arguments"] == [*tiny_arguments, "--output", str(pruned)]
-    descent, evolution = summary["settings"]["search"]
+    _, descent, evolution = summary["settings"]["search"]
     assert (descent["search"], descent["generations"], evolution["survivors"]) == ("descent", 4, [2, 1])
     assert summary["settings"]["seed"] == 0
     assert {"tyr_jax", "python", "jax", "transformers"} <= set(summary["versions"])
@@ -193,7 +193,7 @@ def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
     assert done["seconds"] > start["seconds"]
     assert [event["model"] for event in events_of(pruned, "quality")] == ["dense", "uniform", "searched"]
     every = events_of(pruned, "generation")
-    assert [event["search"] for event in every] == (["descent"] * 4 + ["evolution"] * 2) * 2
+    assert [event["search"] for event in every] == (["estimate"] + ["descent"] * 4 + ["evolution"] * 2) * 2
     generations = [event for event in every if event["search"] == "evolution"]
     assert [(event["round"], event["generation"]) for event in generations] == [
         (1, 1),
@@ -209,9 +209,10 @@ def test_events_tell_the_run_as_it_went(pruned: Path) -> None:
         names, tokens = zip(
             *((step["search"], step["candidate_tokens"]) for step in record["history"]), strict=True
         )
-        assert names == ("descent",) * 4 + ("evolution",) * 2
-        # 128 tokens of slopes count four times, and three candidates are scored on as many.
-        assert tokens == (896, 1792, 2688, 3584, 256, 512)
+        assert names == ("estimate",) + ("descent",) * 4 + ("evolution",) * 2
+        # Four starts on all text. 128 tokens of slopes count four times, and three candidates are scored on
+        # as many.
+        assert tokens == (1024, 896, 1792, 2688, 3584, 256, 512)
 
 
 def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixture[str]) -> None:

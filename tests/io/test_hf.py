@@ -317,3 +317,11 @@ def test_hub_download_asks_for_no_pickles(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert resolve("owner/name") == tmp_path
     assert "*.safetensors" in seen["allow_patterns"]
     assert not any("bin" in pattern or "pt" in pattern for pattern in seen["allow_patterns"])
+
+
+def test_what_a_library_quotes_of_a_file_is_cut_short(tmp_path: Path) -> None:
+    header = json.dumps("x" * 100_000).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match="truncated or corrupt") as error:
+        SafetensorsSource(tmp_path)
+    assert len(str(error.value)) < 600

@@ -44,7 +44,7 @@ def settings(tiny_model: Path, tiny_text: Path) -> Settings:
         pruning=PruningSettings(neuron_chunk=4),
         rounds=Rounds(rounds=1, levels=5),
         search=(
-            Settings().search[0],
+            Settings().search[1],
             Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64)),
         ),
     )

@@ -96,7 +96,9 @@ def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read weights from {path}: it is truncated or corrupt ({error})") from error
+        raise UserError(
+            f"cannot read weights from {path}: it is truncated or corrupt ({first_line(error)})"
+        ) from error
 
 
 def _weight_map(directory: Path) -> dict[str, Path]:

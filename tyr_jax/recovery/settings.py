@@ -99,6 +99,7 @@ def validate(settings: RecoverySettings) -> None:
     for flag, value in (("--weight-decay", training.weight_decay), ("--hidden", settings.loss.hidden)):
         require(0 <= value < math.inf, flag, value, "0 or more, and finite")
     require(0 <= training.warmup <= 1, "--warmup", training.warmup, "between 0 and 1")
+    require(0 <= settings.seed < 2**32, "--seed", settings.seed, "from 0 to 4294967295")
     if settings.loss.hidden and not settings.loss.taught:
         raise UserError(
             "--hidden compares with the dense model's hidden states: train with --goal kd or kd+next-token"
