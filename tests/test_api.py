@@ -537,7 +537,7 @@ def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: 
         search=Standing(asked=3),
         objective="hidden+kl",
         alpha=2.0,
-        **rest | {"start": "uniform"},
+        **rest,
     )
     settings = found.summary["settings"]
     assert settings["search"] == [{"search": Standing.name, "generations": 2, "asked": 3}]

@@ -171,7 +171,7 @@ def test_steps_that_double_a_text_again_and_again(part: str, model: Path) -> Non
     else:
         with pytest.raises(UserError, match=r"needs too much memory|one character into more than 64"):
             tokenizer_from_directory(model)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_tokens_are_the_same_every_time(model: Path) -> None:

@@ -140,7 +140,7 @@ def test_folds_and_measurements_are_those_of_a_run(
     (load,) = loads
     planned, evaluated = Counter[int](), 0
     for need, times in plan.needs(load):
-        if need.supernet and need.stage not in ("descent", "evolution", "evaluation"):
+        if need.supernet and need.stage not in ("estimate", "descent", "evolution", "evaluation"):
             planned[round(need.supernet / level_bytes(load.config, load.itemsize))] += times
         evaluated += times * (need.stage == "evaluation")
     # Levels of several targets may coincide.

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from tyr_jax.search import surrogate
-from tyr_jax.search.contract import Query, SearchSpace
+from tyr_jax.search.contract import Asked, Query, SearchSpace
 from tyr_jax.search.draws import drawn_order
 from tyr_jax.search.incumbent import Improving, Incumbent
 from tyr_jax.space import Levels
@@ -53,6 +53,14 @@ class Estimate(Improving):
     def stages(self, space: SearchSpace) -> int:
         """Two heats; one if all text is needed for it."""
         return 2 if space.sequences > self.heat(space) else 1
+
+    def queries(self, space: SearchSpace) -> list[Asked]:
+        """All queries of a round."""
+        first, several = self.heat(space), 1 + len(surrogate.EXCHANGES)
+        heats = [Asked(several, first, self.generations)]
+        if self.stages(space) == 2:
+            heats.append(Asked(2, min(3 * first, space.sequences) - first, self.generations))
+        return heats
 
     def heat(self, space: SearchSpace) -> int:
         """Sequences of the first heat."""
