@@ -72,6 +72,12 @@ def test_a_model_is_written_only_if_it_is_surely_better(means: dict[str, float],
     assert outcome.final is models[written]
 
 
+def test_rounding_can_make_the_divergence_of_a_model_like_the_dense_one_negative() -> None:
+    name, choice = choose({"uniform": np.array([0.0, -1e-9]), "searched": np.array([-1e-9, 0.0])})
+    assert name == "uniform"
+    assert choice.kl["searched"] == pytest.approx(-5e-10)
+
+
 def test_a_single_model_is_not_compared() -> None:
     nothing: Any = None
     only = pipeline.Pruned({}, nothing, np.zeros((2, 1)), 1, {})

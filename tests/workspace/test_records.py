@@ -289,3 +289,16 @@ def test_a_summary_of_one_search_is_read_as_it_was_written() -> None:
     shown = page.render(schema.parse(Summary, made, "summary.json"))
     assert "The search was evolution." in shown
     assert "<circle" in shown
+
+
+@pytest.mark.parametrize(
+    ("kl", "model", "message"),
+    [
+        ({"uniform": 0.5, "reconstructed": 0.4}, "reconstructed", "choice.kl.reconstructed is .*be one of"),
+        ({"uniform": 0.5}, "searched", r"choice.compared\[0\] is .*be one of uniform"),
+    ],
+)
+def test_a_choice_is_among_the_models(kl: dict[str, float], model: str, message: str, tmp_path: Path) -> None:
+    compared = [{"model": model, "than": "uniform", "p": 0.5}]
+    write(tmp_path / "summary.json", summary() | {"choice": {"sequences": 2, "kl": kl, "compared": compared}})
+    assert re.search(message, refused(tmp_path, "summary.json"))

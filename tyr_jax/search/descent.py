@@ -84,7 +84,7 @@ class Descent(Improving):
         plain = Incumbent.at(key, start, space)
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
         if self.estimate:
-            plain = plain.replace(levels=surrogate.estimated(space, plain.levels)[0])
+            plain = plain.replace(levels=surrogate.estimated(space, plain.levels, parts=(1.0,))[0])
         count = self.text(space)
 
         def drawn(words: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ one level by default, and proposals are scored before they are accepted.
 Axis letters: `S` kinds of site, `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -223,27 +224,27 @@ EXCHANGES = (1.0, 0.5, 0.0)
 """Parts of the estimated exchange between kinds of site that `starts` makes."""
 
 
-def starts(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Candidates:
-    """Distributions `[Q, S, L]` to start a search from: `estimated_start`, and the same with a part of what
-    it exchanges between kinds of site, one for each of `EXCHANGES`; `around [S, L]` where there is none.
+def starts(
+    sites: Sites, budget: Budget, around: Levels, parts: Sequence[float] = EXCHANGES, reach: int = 2
+) -> Candidates:
+    """Distributions `[Q, S, L]` to start a search from: `estimated_start`, but with a part of what it
+    exchanges between kinds of site, one for each of `parts`; `around [S, L]` where there is none.
 
-    How much a site's output counts compares layers of a kind better than it compares kinds: where the
-    estimate takes too much from attention, the starts that exchange less, or nothing, are the better ones.
+    The estimate compares layers of a kind better than it compares kinds. Where it takes too much from
+    attention, the starts that exchange less, or nothing, are the better ones.
     """
     free = estimated_start(sites, budget, around, reach)
     if free is None:
-        return np.repeat(around[None], len(EXCHANGES), axis=0)
-    return np.stack([exchanged(disturbance(sites), budget, around, free, part, reach) for part in EXCHANGES])
+        return np.repeat(around[None], len(parts), axis=0)
+    return np.stack([exchanged(sites, budget, around, free, part, reach) for part in parts])
 
 
-def exchanged(
-    cost: np.ndarray, budget: Budget, around: Levels, free: Levels, part: float, reach: int
-) -> Levels:
-    """The distribution `[S, L]` of least total `cost [S, L, E]` in which each kind of site takes as much of
-    every resource as `around [S, L]` does, and a `part` of what `free [S, L]` takes more."""
+def exchanged(sites: Sites, budget: Budget, around: Levels, free: Levels, part: float, reach: int) -> Levels:
+    """The distribution `[S, L]` of least `disturbance` in which each kind of site takes as much of every
+    resource as `around [S, L]` does, and a `part` of what `free [S, L]` takes beyond that."""
     if part == 1:
         return free
-    rows = []
+    cost, rows = disturbance(sites), []
     for row in range(len(cost)):
         here = np.s_[row : row + 1]
         price = budget.price[:, here]
@@ -255,9 +256,10 @@ def exchanged(
     return np.concatenate(rows).astype(np.int32)
 
 
-def estimated(space: SearchSpace, around: jax.Array) -> jax.Array:
+def estimated(space: SearchSpace, around: jax.Array, parts: Sequence[float] = EXCHANGES) -> jax.Array:
     """`starts [Q, S, L]` in a JAX function."""
-    return on_host(starts, (len(EXCHANGES), *around.shape), space.sites, space.budget, around)
+    found = functools.partial(starts, parts=parts)
+    return on_host(found, (len(parts), *around.shape), space.sites, space.budget, around)
 
 
 def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:

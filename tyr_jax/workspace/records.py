@@ -223,15 +223,8 @@ class Choice(Record):
     their own (None where it is not finite), and the comparisons made."""
 
     sequences: Positive
-    kl: Named[Annotated[float, Field(ge=0)] | None]
+    kl: Named[float | None]  # of equal models, rounding can make it less than zero
     compared: Many[Comparison]
-
-    def faults(self) -> Iterator[Fault]:
-        """Compared models whose divergence it lacks."""
-        for number, each in enumerate(self.compared):
-            for name in (each.model, each.than):
-                if name not in self.kl:
-                    yield Fault(f"compared[{number}]", name, f"be one of {', '.join(self.kl)}")
 
 
 class Summary(Record):
@@ -291,9 +284,8 @@ class Summary(Record):
             yield from _units_differ(name, model, self.uniform)
         for number, record in enumerate(self.rounds):
             yield from _layers_differ(f"rounds[{number}].kept", record.kept, self.uniform)
-        for name in self.choice.kl if self.choice else []:
-            if name not in self.pruned:
-                yield Fault(f"choice.kl.{name}", name, f"be one of {', '.join(self.pruned)}")
+        if self.choice:
+            yield from _models_differ(self.choice, self.pruned)
         if self.written_name not in self.pruned:
             yield Fault("written", self.written, f"be one of {', '.join(self.pruned)}")
             return
@@ -425,6 +417,17 @@ def _unknown(field: str, names: Iterable[str]) -> Iterator[Fault]:
             parse_source(name)
         except (UserError, OSError) as error:
             yield Fault(f"{field}[{number}]", name, f"name a text: {error}")
+
+
+def _models_differ(choice: Choice, pruned: Mapping[str, Any]) -> Iterator[Fault]:
+    """Models that were compared, but are not among the pruned ones, or have no divergence."""
+    for name in choice.kl:
+        if name not in pruned:
+            yield Fault(f"choice.kl.{name}", name, f"be one of {', '.join(pruned)}")
+    for number, each in enumerate(choice.compared):
+        for name in (each.model, each.than):
+            if name not in choice.kl:
+                yield Fault(f"choice.compared[{number}]", name, f"be one of {', '.join(choice.kl)}")
 
 
 def _texts_differ(field: str, found: Mapping[str, Any], texts: Mapping[str, Any]) -> Iterator[Fault]:
