@@ -3,7 +3,7 @@
   pip install -e '.[measure]'
   python scripts/fetch_wikipedia.py wikipedia.txt
   python scripts/fetch_news.py news.txt
-  python scripts/fetch_gemma.py gemma-3-270m.gguf
+  python scripts/fetch_model.py gemma3-270m gemma-3-270m.gguf
   python scripts/fetch_tasks.py tasks
   python scripts/measure.py --again
 
@@ -178,7 +178,7 @@ class Measure:
     wikipedia: str = "wikipedia.txt"
     """File that `fetch_wikipedia.py` has written."""
     gemma: str = "gemma-3-270m.gguf"
-    """File that `fetch_gemma.py` has written."""
+    """File that `fetch_model.py` has written."""
     tasks: str = "tasks"
     """Directory that `fetch_tasks.py` has written."""
 

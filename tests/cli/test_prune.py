@@ -220,8 +220,9 @@ def test_progress_and_the_closing_table(run: Prune, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     for stage in ("load model", "round 1/1: supernet", "round 1/1: descent", "prune searched", "write"):
         assert f"{stage}: " in shown.err
+    assert "note: all calibration text is from words.txt." in shown.err
     assert "left" not in shown.out
-    for word in ("pruned to 25.0% sparsity", "words.txt", "heads kept", "searched"):
+    for word in ("pruned to 25.0% sparsity", "words.txt (calibrated on)", "heads kept", "searched"):
         assert word in shown.out
     assert f"python -m tyr_jax.evaluate {directory}" in shown.out
 

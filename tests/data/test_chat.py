@@ -68,7 +68,7 @@ def test_templates_end_in_seconds(name: str, patience: None) -> None:
     assert message.startswith("the model's chat template fails: ")
     assert "\n" not in message
     assert len(text) < 2**20
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.slow

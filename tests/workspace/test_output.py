@@ -190,10 +190,16 @@ def test_a_directory_that_another_user_put_there_is_not_worked_in(tmp_path: Path
     write(tmp_path / "new")
 
 
+def left_by_a_run(place: Path) -> None:
+    """A directory as a run that was killed leaves it."""
+    (place / "finished" / "work").mkdir(parents=True)
+    (place / "output").mkdir()
+    (place / "lock").touch()
+
+
 def test_planted_files_are_not_published(tmp_path: Path) -> None:
+    left_by_a_run(tmp_path / ".new.unfinished")
     staging = tmp_path / ".new.unfinished" / "output"
-    (tmp_path / ".new.unfinished" / "finished" / "work").mkdir(parents=True)
-    staging.mkdir()
     (staging / "config.py").write_text("import os")
     write(tmp_path / "new")
     assert sorted(os.listdir(tmp_path / "new")) == ["config.json", "manifest.json"]
@@ -201,10 +207,21 @@ def test_planted_files_are_not_published(tmp_path: Path) -> None:
 
 def test_what_lies_in_the_place_and_is_not_ours_stays(tmp_path: Path) -> None:
     mine = tmp_path / ".new.unfinished" / "mine"
-    mine.parent.mkdir()
+    left_by_a_run(mine.parent)
     mine.write_text("mine")
     write(tmp_path / "new")
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["mine", "output/thesis.tex", "finished/thesis.tex", "settings.json"])
+def test_a_place_that_no_run_has_made_is_left_alone(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / ".new.unfinished" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="is in the way: no run has made it"):
+        write(tmp_path / "new")
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
 
 def test_one_at_a_time(old: Path, tmp_path: Path) -> None:

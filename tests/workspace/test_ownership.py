@@ -1,5 +1,7 @@
 """An output replaces only what this package wrote, and nothing that is in use."""
 
+import functools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
-from tyr_jax.workspace.manifest import note, seal
+from tyr_jax.files import sha256, write_json
+from tyr_jax.workspace.manifest import delete, note, seal
 from tyr_jax.workspace.ownership import check_directory, check_file
 
 
@@ -47,6 +49,35 @@ def test_what_is_not_ours_is_not(name: str, ours: Path) -> None:
     (ours / name).touch()
     with pytest.raises(UserError, match=rf"holds {name}, which this program did not write"):
         check_directory(ours, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        *(("files", name) for name in ("../mine", "/mine", "a/../../mine", "C:\\mine", "..\\mine", "")),
+        *(
+            ("parts", name)
+            for name in ("../mine", "/mine", ".", "0.5/..", "0.5/additional_chat_templates", "C:")
+        ),
+    ],
+)
+def test_a_manifest_speaks_of_its_own_directory_alone(
+    field: str, name: str, ours: Path, tmp_path: Path
+) -> None:
+    """Nothing else is deleted because a stranger's manifest lists it."""
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    manifest = json.loads((ours / "manifest.json").read_text())
+    if field == "files":
+        manifest[field][name] = sha256(mine)
+    else:
+        manifest[field].append(name)
+    write_json(ours / "manifest.json", manifest)
+    for use in (functools.partial(check_directory, ours, overwrite=True), functools.partial(delete, ours)):
+        with pytest.raises(UserError, match=rf"{field} .*within the directory"):
+            use()
+    assert mine.read_text() == "mine"
+    assert (ours / "0.5" / "README.md").exists()
 
 
 def test_an_empty_directory_is_not_ours(ours: Path) -> None:

@@ -33,13 +33,23 @@ def models_of(summary: Summary) -> dict[str, ModelRecord]:
     return {"dense": summary.dense, **summary.pruned}
 
 
+def heading(summary: Summary, text: str) -> str:
+    """An evaluation text's name, and whether other parts of it were calibrated on: there, a model shows less
+    of what pruning costs."""
+    known = summary.texts.get(text)
+    return f"{text} (calibrated on)" if known and known.calibrated else text
+
+
 def quality_rows(summary: Summary) -> list[Row]:
     """Perplexity and KL of every model on every text."""
     rows = []
     for text in summary.dense.quality:
-        measured = [model.quality[text] for model in models_of(summary).values()]
-        rows.append(Row("perplexity", [number(each.perplexity, ".2f") for each in measured], text))
-        rows.append(Row("KL to dense", [number(each.kl, ".4f") for each in measured], text))
+        measured, head = (
+            [model.quality[text] for model in models_of(summary).values()],
+            heading(summary, text),
+        )
+        rows.append(Row("perplexity", [number(each.perplexity, ".2f") for each in measured], head))
+        rows.append(Row("KL to dense", [number(each.kl, ".4f") for each in measured], head))
     return rows
 
 
@@ -111,13 +121,14 @@ def targets_table(summaries: Sequence[Summary]) -> Table:
     dense, models = summaries[0].dense, list(summaries[0].pruned)
     rows = []
     for text, quality in dense.quality.items():
+        head = heading(summaries[0], text)
         measured = {
             name: [quality, *(summary.pruned[name].quality[text] for summary in summaries)] for name in models
         }
         for name, found in measured.items():
-            rows.append(Row(f"perplexity, {name}", [number(each.perplexity, ".4g") for each in found], text))
+            rows.append(Row(f"perplexity, {name}", [number(each.perplexity, ".4g") for each in found], head))
         for name, found in measured.items():
-            rows.append(Row(f"KL to dense, {name}", [number(each.kl, ".4g") for each in found], text))
+            rows.append(Row(f"KL to dense, {name}", [number(each.kl, ".4g") for each in found], head))
     rows += parameter_rows([dense, *(summary.final for summary in summaries)])
     alone = [duration(sum(summary.seconds.values())) for summary in summaries]
     rows.append(Row("time for this target alone", ["", *alone]))

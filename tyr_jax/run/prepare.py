@@ -159,6 +159,11 @@ def read_text(run: Run, model: LoadedModel) -> Splits:
     with run.progress.stage("read text", 1, "texts") as stage:
         splits = load_splits(settings.data, model.tokenizer, settings.seed, written)
         stage.advance()
+    if len(splits.calibrated) == 1:
+        run.progress.log(
+            f"note: all calibration text is from {splits.calibrated[0]}. Unless it holds text of many kinds, "
+            "the model will be worse on other text: name more sources with --calibration"
+        )
     return splits
 
 

@@ -149,6 +149,7 @@ def summarise(outcome: Outcome, arguments: Sequence[str]) -> Summary:
                 length=int(np.shape(tokens)[1]),
                 sha256=fingerprint(tokens),
                 source=dense.splits.sources.get(name),
+                calibrated=name in dense.splits.calibrated,
             )
             for name, tokens in texts.items()
         },

@@ -6,11 +6,11 @@ it lists, is ours. All else in a directory is foreign.
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tyr_jax.files import sha256
 from tyr_jax.workspace.records import Recovery, Summary
-from tyr_jax.workspace.schema import Many, Named, Record, read, write
+from tyr_jax.workspace.schema import Fault, Many, Named, Record, read, write
 
 
 class Manifest(Record):
@@ -22,6 +22,22 @@ class Manifest(Record):
 
     files: Named[str]
     parts: Many[str]
+
+    def faults(self) -> Iterator[Fault]:
+        """Names that lead out of the directory: nothing there is deleted because a manifest says so."""
+        for name in self.files:
+            if not is_within(name):
+                yield Fault("files", name, "name files within the directory")
+        for name in self.parts:
+            if not is_within(name) or len(PurePosixPath(name).parts) != 1:
+                yield Fault("parts", name, "name directories directly within the directory")
+
+
+def is_within(name: str) -> bool:
+    """Whether a relative path stays within its directory, on any operating system."""
+    parts = PurePosixPath(name).parts
+    own = not PurePosixPath(name).is_absolute() and not PureWindowsPath(name).anchor and "\\" not in name
+    return own and bool(parts) and ".." not in parts
 
 
 def seal(directory: Path) -> None:

@@ -198,6 +198,8 @@ def _claimed(place: Path, target: Path) -> Iterator[Path]:
             f"{place} is in the way: it is not a directory of yours; remove it, or change --output"
         )
     lock = place / "lock"
+    if not lock.exists() and any(place.iterdir()):
+        raise UserError(f"{place} is in the way: no run has made it; move it, or change --output")
     try:
         with filelock.FileLock(lock, timeout=0):
             _check_links(place)

@@ -156,12 +156,13 @@ class Health(Record):
 
 
 class Text(Record):
-    """A text that was read."""
+    """A text that was read. `calibrated` says whether other parts of its source were calibrated on."""
 
     sequences: Count
     length: Count
     sha256: str
     source: str | None
+    calibrated: bool = False
 
 
 def _listed(value: Any) -> Any:
