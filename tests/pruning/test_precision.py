@@ -73,10 +73,11 @@ def test_what_a_site_passes_on_and_its_correction() -> None:
         assert set(found) == {HIGHEST}
 
 
-def test_how_much_an_output_counts() -> None:
-    """The product with the metric; the one with the weight is the model's own."""
+def test_what_levels_cost() -> None:
+    """The products with weights and metric; the first one is the model's own."""
     config = make_tiny_config(layers=1)
     block = layer_block(random_params(config, jax.random.key(0))["blocks"], 0)
     x, units = jnp.ones((2, 3, config.hidden)), jnp.ones((2, 3, 4, 8))
-    share = lambda *given: stream.output_share(*given, HEADS, 2, config)  # noqa: E731
-    assert precisions(share, block, x, units, jnp.eye(config.hidden))[1:] == [HIGHEST]
+    costs = lambda *given: stream.level_costs(*given, HEADS, 2, config)  # noqa: E731
+    levels = jnp.ones((3, 32, config.hidden))
+    assert precisions(costs, block, levels, x, units, jnp.eye(config.hidden))[1:] == [HIGHEST] * 4

@@ -392,20 +392,27 @@ def test_another_file_of_the_model_is_refused(
 def test_other_programs_are_refused(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another version of a library, other code of this package, of a plug-in, or of what that imports."""
+    """Another version of a library, other code of this package, of a plug-in, or of what that imports: at
+    once, later, or not directly."""
     (tmp_path / "of_mine.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "later.py").write_text("from deep import inner\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "__init__.py").touch()
+    (tmp_path / "deep" / "inner.py").write_text("from .. import broken\n")
+    (tmp_path / "broken.py").write_text("not python")
     (tmp_path / "searching.py").write_text(
         "import dataclasses\nfrom of_mine import FACTOR\n"
         "from tyr_jax.search.evolution import Evolution\n"
         "@dataclasses.dataclass(frozen=True)\nclass Mine(Evolution):\n    factor: float = FACTOR\n"
+        "    def never(self):\n        import later\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     command = [*command, "--search", "searching:Mine", "--rounds", "1"]
     with monkeypatch.context() as patch, contextlib.suppress(Died):
         die_at(patch, "round")
         prune.main(command)
-    for module in ("searching", "of_mine"):
-        file = tmp_path / f"{module}.py"
+    for name in ("searching.py", "of_mine.py", "later.py", "deep/inner.py", "broken.py"):
+        file, module = tmp_path / name, name.replace("searching.py", "searching")
         before = file.read_text()
         file.write_text(f"{before}\n# changed\n")
         assert f"the code of {module} changed since the interrupted run" in refused(command, capsys)

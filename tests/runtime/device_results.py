@@ -58,7 +58,7 @@ def results(number: int, config: ModelConfig) -> dict[str, Any]:
     )
     grid = space.uniform_grid(settings.kinds(config), config.depth, 0.5, 5, 0.125)
     chunking.candidate_tokens = lambda: 2 * LENGTH
-    stream.SHARE_TOKENS = 2 * LENGTH
+    stream.COST_TOKENS = 2 * LENGTH
     with devices.in_use(number):
         params = devices.spread(random_params(config, jax.random.key(0), scale=0.2), config.hidden_axes)
         metrics = fisher.output_metrics(params, calibration, config, settings.site_kinds(config), 0)

@@ -32,6 +32,7 @@ from tyr_jax.io.tokenizer import tokenizer_from_directory
 from tyr_jax.model.families import FAMILIES, load_family
 from tyr_jax.model.spec import ModelConfig, Params
 from tyr_jax.model.tensors import TensorSpec, all_specs, iter_tensors
+from tyr_jax.options import converted
 from tyr_jax.runtime import devices
 
 BUILTIN = "builtin"
@@ -89,7 +90,16 @@ def load_model(
     name = str(os.fspath(name))
     path = builtin_model() if name == BUILTIN else hf.resolve(name)
     load = _load_gguf if path.is_file() else _load_directory
-    return load(path, name, _checked_dtype(dtype), offload, ignore_keys)
+    return load(path, name, _checked_dtype(dtype), offload, _checked_keys(ignore_keys))
+
+
+def _checked_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Names of keys.
+
+    Raises:
+        UserError: they are something else.
+    """
+    return converted("ignore_keys", tuple[str, ...], keys)
 
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype:
@@ -121,7 +131,7 @@ def load_config(name: str, ignore_keys: Iterable[str] = ()) -> tuple[ModelConfig
     if path.is_file():
         values = gguf.read_hf_config(open_gguf(path), path)
         with of_file(path):
-            return config_from_hf(values, ignore_keys), np.dtype(np.float32)
+            return config_from_hf(values, _checked_keys(ignore_keys)), np.dtype(np.float32)
     hf_config = read_values(path / hf.CONFIG)
     stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     dtypes = {dtype.name: dtype for dtype in hf.DTYPES.values()}
@@ -130,7 +140,7 @@ def load_config(name: str, ignore_keys: Iterable[str] = ()) -> tuple[ModelConfig
             f"{path / hf.CONFIG} has dtype {shown(stored)}: it must be one of {', '.join(dtypes)}"
         )
     with of_file(path / hf.CONFIG):
-        return config_from_hf(hf_config, ignore_keys), dtypes[stored]
+        return config_from_hf(hf_config, _checked_keys(ignore_keys)), dtypes[stored]
 
 
 def _load_directory(

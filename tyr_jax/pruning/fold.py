@@ -316,9 +316,9 @@ def fold_site(
     entering, fold = collect(kind, block, fold, config)
     site, passed = prune_task(task, entering, block, plan)
     on_site(task.name, float(devices.fetch(site.damping)))
-    units, count = entering.units, min(fold.real[0], max(1, stream.SHARE_TOKENS // x.shape[1]))
-    share = stream.output_share(block, x, units[0], task.metric, kind, count, config)
+    units, count = entering.units, min(fold.real[0], max(1, stream.COST_TOKENS // x.shape[1]))
     shape, levels = block[kind.output].shape, site.weights
+    share, error = stream.level_costs(block, levels, x, units[0], task.metric, kind, count, config)
     pruned = block | {kind.output: passed.reshape(shape)}
     del entering, x
     if task.left_to_learn(plan):
@@ -326,7 +326,7 @@ def fold_site(
         learnt = reconstruct(task, block, site, fold, plan)
         pruned, levels = block | learnt.tensors, learnt.tensors[kind.output]
     fold = pass_on(kind, pruned, fold, units, config)
-    folded = FoldedSite(levels.reshape(-1, *shape), site.rank, site.error, share, site.damping, learnt)
+    folded = FoldedSite(levels.reshape(-1, *shape), site.rank, error, share, site.damping, learnt)
     return folded, block, fold
 
 

@@ -40,8 +40,8 @@ less of the drift."""
 LEAST_WORTH = 1e-6
 """What an output with a gain of zero weighs in the metric, relative to the mean of all."""
 
-SHARE_TOKENS = 4096
-"""Tokens of the first batch that are used to measure how much a site's output counts."""
+COST_TOKENS = 2048
+"""Tokens of the first batch that the levels of a site are compared on."""
 
 LEAST_SQUARE = 0.01
 """Lower bound of a residual's mean square in the weight of its token, relative to the median of its
@@ -175,29 +175,45 @@ def add_output(
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "count", "config"))
-def output_share(
+def level_costs(
     block: Block,
+    levels: jax.Array,
     x: jax.Array,
     units: jax.Array,
     metric: jax.Array | None,
     kind: SiteKind,
     count: int,
     config: ModelConfig,
-) -> jax.Array:
-    """How much the output y of the site of a kind counts, from the first `count` sequences of `x [B, T, D]`
-    and of the `units` that enter it. Biases are left out; a norm that follows the site belongs to y.
+) -> tuple[jax.Array, jax.Array]:
+    """(`share []`, how much the output y of the site of a kind counts; the `error [E]` of each of its
+    `levels [E, d_in, D]`, relative to that), measured on the first `count` sequences of `x [B, T, D]` and of
+    the `units` that enter it. Biases are left out; a norm that follows the site belongs to y.
 
-    With the `metric [D, D]`, this is the mean over tokens of ½ yᵀ·metric·y, in nats. Without one, it is the
-    mean of ‖y‖² / ‖residual‖².
+    With the `metric [D, D]`, an error δ of y costs the weighted mean over tokens of ½ δᵀ·metric·δ, in nats,
+    and the share is what y itself would cost. Tokens weigh 1 / rms(r)² with the residual r after the site.
+    Their gradients, which the metric averages, shrink in the same way: a site that writes a residual a
+    thousand times as large would otherwise seem to count for everything, and all errors of other tokens for
+    nothing. Without a metric, the cost is the mean of ‖δ‖² / ‖r‖².
     """
-    x, inputs = x[:count], units.reshape(*x.shape[:2], -1)[:count]
-    out = linear(inputs, block[kind.output])
-    if (gain := behind_gain(kind, block, config)) is not None:
-        out = decoder.rms_norm(out, gain, config.norm_eps)
-    out, x = out.astype(jnp.float32), x.astype(jnp.float32)
-    if metric is not None:
-        return jnp.mean(jnp.sum(linalg.matmul(out, metric) * out, axis=-1)) / 2
-    return jnp.mean(jnp.sum(out * out, axis=-1) / jnp.sum(x * x, axis=-1))
+    x, units = x[:count], units[:count]
+    inputs = units.reshape(*x.shape[:2], -1).astype(jnp.float32)
+    square = token_weights(x + kind.out(block, x, units, config), jnp.int32(count), even=False) ** 2
+    tiny = jnp.finfo(jnp.float32).tiny
+    total = config.hidden * square.size if metric is None else jnp.maximum(2 * jnp.sum(square), tiny)
+    weights = square / total
+    if (scale := behind_norm(kind, block, units, None, config)) is not None:
+        weights = weights * scale**2
+    metric = metric_behind(metric, behind_gain(kind, block, config))
+
+    def cost(weight: jax.Array) -> jax.Array:
+        delta = linalg.matmul(inputs, weight)
+        counted = delta if metric is None else linalg.matmul(delta, metric)
+        return jnp.sum(weights * jnp.sum(delta * counted, axis=-1))
+
+    dense = block[kind.output].reshape(-1, config.hidden).astype(jnp.float32)
+    share = cost(dense)
+    costs = jax.lax.map(lambda weight: cost(dense - weight.astype(jnp.float32)), levels)
+    return share, costs / jnp.maximum(share, tiny)
 
 
 class Drift(NamedTuple):

@@ -31,10 +31,10 @@ class Supernet(flax.struct.PyTreeNode):
     last-removed first, so that a level with k units keeps those of rank below k. Where experts are pruned by
     themselves, ranks are `[L, X, U]`.
 
-    Levels have `kept [S, L, E]` units, `exists [S, L, E]`, and a relative layer `error [S, L, E]`. Sites have
-    a `share [S, L]`, how much the dense output counts (`tyr_jax.pruning.stream.output_share`), and a
-    `damping [S, L]`. If sublayers were reconstructed, `learnt` has their other tensors, in dense shapes, by
-    layer (None for those that were not).
+    Levels have `kept [S, L, E]` units, `exists [S, L, E]`, and a relative `error [S, L, E]` of their output.
+    Sites have a `share [S, L]`, how much the dense output counts (both by
+    `tyr_jax.pruning.stream.level_costs`), and a `damping [S, L]`. If sublayers were reconstructed, `learnt`
+    has their other tensors, in dense shapes, by layer (None for those that were not).
     """
 
     weights: dict[str, Any]
