@@ -32,6 +32,7 @@ from tyr_jax.report.render import as_text
 from tyr_jax.report.tables import perplexity_table
 from tyr_jax.results import PruneResult, RecoverResult
 from tyr_jax.run import resume
+from tyr_jax.run.models import GivenModel, NamedModel
 from tyr_jax.search.contract import Query
 from tyr_jax.settings import PRESETS
 from tyr_jax.workspace.output import work_paths
@@ -560,6 +561,13 @@ def test_parts_are_given_as_they_are_or_by_name(tiny_model: Path, tiny_options: 
 def test_what_is_no_part(part: dict[str, Any], sentence: str, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         tyr_jax.prune_model(tiny_model, progress=False, **part)
+
+
+def test_the_home_directory_in_a_models_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The record beside the model is found, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("~/x", Path("~/x"), NamedModel("~/x")):
+        assert GivenModel(given).name == str(tmp_path / "x")
 
 
 WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (

@@ -252,12 +252,14 @@ def test_output_that_cannot_be_written_is_an_error(size: int) -> None:
     assert err == said.format("Bad file descriptor")
 
 
-def test_a_platform_that_is_not_there() -> None:
+@pytest.mark.parametrize("platform", ["nowhere", "cuda"])
+def test_a_platform_that_is_not_there(platform: str) -> None:
     code = "from tyr_jax import process\ndef use():\n    import jax\n    jax.devices()\nprocess.run(use)"
-    with start(code, env=ENVIRONMENT | {"JAX_PLATFORMS": "nowhere"}) as running:
+    with start(code, env=ENVIRONMENT | {"JAX_PLATFORMS": platform}) as running:
         _, err = running.communicate(timeout=60)
     assert running.returncode == 2
-    assert re.fullmatch("error: JAX_PLATFORMS does not fit this installation of JAX: .*nowhere.*\n", err)
+    said = f"error: JAX_PLATFORMS={platform} does not fit this installation of JAX.*: name another, .*\n"
+    assert re.fullmatch(said, err)
 
 
 def test_too_few_addresses() -> None:

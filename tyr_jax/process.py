@@ -234,12 +234,17 @@ def again(kind: type[BaseException]) -> None:
 
 def is_memory(error: BaseException) -> bool:
     """Whether an error means that the memory of the host or of a device ran out."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    told = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in told or "Out of memory" in told
 
 
 def is_platform(error: BaseException) -> bool:
     """Whether an error means that JAX cannot use the devices that it was told to use."""
-    return isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
+    if isinstance(error, RuntimeError):
+        return "Unable to initialize backend" in str(error)
+    # Where a platform has no plug-in, JAX fails in an assertion of its own, without a message.
+    where = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, AssertionError) and bool(where) and Path(where[-1].filename).stem == "xla_bridge"
 
 
 def check_address_space() -> None:
@@ -298,7 +303,11 @@ def _sentence(error: BaseException) -> str | None:
             "--offload where the command has it; `python -m tyr_jax.prune --plan` shows what pruning needs"
         )
     if is_platform(error):
-        return f"JAX_PLATFORMS does not fit this installation of JAX: {first_line(error)}"
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        told = f" ({first_line(error)})" if str(error) else ""
+        return (
+            f"JAX_PLATFORMS={asked} does not fit this installation of JAX{told}: name another, or install it"
+        )
     if isinstance(error, OSError):
         what = f"use '{error.filename}'" if error.filename else "read or write"
         return f"cannot {what}: {error.strerror or first_line(error)}; fix that and try again"

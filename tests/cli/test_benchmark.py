@@ -96,6 +96,7 @@ def test_limits_by_hand(tiny_config: Callable[..., ModelConfig]) -> None:
     [
         (["--prompts", "0"], "--prompts is 0, but must be"),
         (["--batches", "0"], "--batches is 0, but must be"),
+        (["--batches", "1000000"], "(--prompts + --tokens) is "),
         (["--tokens", "0"], "--tokens is 0"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--prompts", "120"], "need 136 positions"),

@@ -18,6 +18,7 @@ from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import load_model
 from tyr_jax.model.decoder import forward
 from tyr_jax.run.export import ExportSettings, Quantize, default_path
+from tyr_jax.workspace import manifest
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +162,23 @@ def test_an_existing_file_is_replaced_if_asked(tiny_model: Path, tmp_path: Path)
     size = path.stat().st_size
     export.main([str(tiny_model), "--output", str(path), "--overwrite"])
     assert path.stat().st_size < size
+
+
+def test_a_file_of_a_result_that_was_changed_is_not_replaced(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result" / "x.gguf"
+    path.parent.mkdir()
+    again = [str(tiny_model), "--output", str(path), "--overwrite"]
+    export.main(again)
+    manifest.seal(path.parent)
+    export.main(again)
+    changed = path.read_bytes() + b"mine"
+    path.write_bytes(changed)
+    with pytest.raises(SystemExit):
+        export.main(again)
+    assert f"{path} was not written by this program, or was changed since" in capsys.readouterr().err
+    assert path.read_bytes() == changed
 
 
 @pytest.mark.parametrize("content", ["notes", "GGUF of another program", ""])

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from data_samples import CHAT, Bytes, documents, write
 
+from tyr_jax import confinement
+from tyr_jax.confinement import Limits
 from tyr_jax.data import packing, parse_source, read_documents, read_tokens, sources
 from tyr_jax.data.encoding import encode
 from tyr_jax.errors import UserError
@@ -217,3 +219,17 @@ def test_every_damage_to_parquet(tmp_path: Path) -> None:
     for length in range(0, len(whole), 97):
         path.write_bytes(whole[:length])
         assert "a.parquet" in refusal(path)
+
+
+def test_a_json_list_may_take_a_gibibyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the file: all of its values are in memory at once."""
+    asked: dict[str, Limits] = {}
+    monkeypatch.setattr(
+        confinement, "stream", lambda what, *rest, limits: iter([asked.setdefault(what, limits)])
+    )
+    for name in ("x.json", "x.jsonl"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(10**9)
+        list(read_documents(parse_source(str(tmp_path / name))))
+    listed, lines = asked.values()
+    assert listed.memory == 2**30 < lines.memory

@@ -21,6 +21,7 @@ from tyr_jax.report.tables import complaints
 from tyr_jax.run import fold, pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
 from tyr_jax.scoring import scorer
+from tyr_jax.scoring.objective import KL
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
 from tyr_jax.workspace.events import EventLog
@@ -158,6 +159,24 @@ def test_a_search_in_which_nothing_is_finite(
     )
     with pytest.raises(UserError, match="not finite for any candidate of round 1: the model overflows"):
         prune(settings, tmp_path)
+
+
+class Lost(KL):
+    """An objective of a user's own that is never finite."""
+
+    name = "mine:Lost"
+
+
+@pytest.mark.slow
+def test_an_objective_of_ones_own_in_which_nothing_is_finite(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, not the model."""
+    monkeypatch.setattr(
+        scorer, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
+    )
+    with pytest.raises(UserError, match="--objective mine:Lost is not finite for any candidate of round 1"):
+        prune(dataclasses.replace(settings, objective=Lost()), tmp_path)
 
 
 def test_a_dense_model_that_overflows(

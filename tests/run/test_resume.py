@@ -28,6 +28,7 @@ from tyr_jax.cli import prune
 from tyr_jax.errors import UserError
 from tyr_jax.evaluation import writing
 from tyr_jax.run import resume
+from tyr_jax.runtime.offload import Stack
 from tyr_jax.scoring import scorer
 from tyr_jax.workspace import job
 from tyr_jax.workspace.store import Store
@@ -342,6 +343,15 @@ def test_other_inputs_are_refused(tmp_path: Path) -> None:
         resume.check_inputs(store, [], print, others=others)
     with pytest.raises(UserError, match="the latencies of the interrupted run changed since it began"):
         resume.check_inputs(store, [], print, others=tables[1])
+
+
+def test_any_element_of_any_layer_on_disk_counts() -> None:
+    layers = np.random.default_rng(0).standard_normal((3, 200, 300))
+    stack = Stack(3, (200, 300), layers.dtype, lambda layer: layers[layer])
+    before = resume.checksums(stack)
+    layers[1, 17, 23] += 1e-6
+    np.testing.assert_array_equal(resume.checksums(stack) == before, [True, False, True])
+    np.testing.assert_array_equal(resume.checksums(layers[1]), resume.checksums(stack)[1:2])
 
 
 @pytest.mark.parametrize("changed", [..., (5, 7)])

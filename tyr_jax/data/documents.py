@@ -37,6 +37,8 @@ MOST_LIST = 2**30
 # answers.
 MOST_TURNS = 2**10
 MOST_CHARS = 2**21
+# Bytes that reading a JSON list may take: its values are in memory all at once, which .jsonl does not need.
+MOST_JSON_MEMORY = 2**30
 
 
 def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Document]:
@@ -52,7 +54,10 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
         check_file(Path(source.name))
         size = Path(source.name).stat().st_size
     default = Limits()
-    limits = Limits(default.seconds + size / 2e7, default.memory + 8 * size)
+    memory = default.memory + 8 * size
+    if Path(source.name).suffix == ".json":
+        memory = min(memory, MOST_JSON_MEMORY)
+    limits = Limits(default.seconds + size / 2e7, memory)
     what = f"'{source.label}' cannot be read"
     return confinement.stream(
         what, "tyr_jax.data.documents:parse_documents", source, max_chars, limits=limits

@@ -31,6 +31,10 @@ Runs = dict[str, Callable[[], object]]
 """The function to time, by model."""
 
 
+MOST_TOKENS = 2**22
+"""Maximum number of tokens of all sequences of a case, prompts and what follows them."""
+
+
 def validate(settings: BenchmarkSettings) -> None:
     """Check every value that can be checked before anything is read.
 
@@ -41,6 +45,8 @@ def validate(settings: BenchmarkSettings) -> None:
         require(min(values, default=0) >= 1, flag, values, "numbers of at least 1")
     for flag, value in (("--tokens", settings.tokens), ("--repeats", settings.repeats)):
         require(value >= 1, flag, value, "at least 1")
+    most = max(settings.batches) * settings.longest
+    require(most <= MOST_TOKENS, "--batches × (--prompts + --tokens)", most, f"at most {MOST_TOKENS:,}")
     if settings.llama_cpp:
         llama_cpp.bindings()
 

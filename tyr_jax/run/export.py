@@ -9,6 +9,7 @@ from tyr_jax.io import deci, llama_cpp
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.tensors import all_specs
 from tyr_jax.run.models import GivenModel, load_shown
+from tyr_jax.workspace import manifest
 from tyr_jax.workspace.output import staged_file
 from tyr_jax.workspace.progress import Progress
 
@@ -45,9 +46,16 @@ def export(given: GivenModel, path: Path, settings: ExportSettings, progress: Pr
     require(settings.neuron_multiple >= 1, "--neuron-multiple", settings.neuron_multiple, "at least 1")
     if settings.quantize in llama_cpp.TYPES:
         llama_cpp.bindings()
-    with staged_file(path, settings.overwrite, deci.is_ours) as staged, progress:
+    with staged_file(path, settings.overwrite, is_ours) as staged, progress:
         model = load_shown(given, progress)
         write(model, staged, settings, progress)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this package wrote a GGUF file. In a result, whose manifest lists it, it must also be
+    unchanged."""
+    listed = (path.parent / manifest.Manifest.file).exists()
+    return manifest.is_ours(path) if listed else deci.is_ours(path)
 
 
 def write(model: LoadedModel, path: Path, settings: ExportSettings, progress: Progress) -> None:

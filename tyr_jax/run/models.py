@@ -50,12 +50,12 @@ class GivenModel(NamedTuple):
         if isinstance(self.given, LoadedModel):
             return self.given.source
         if isinstance(self.given, ModelResult | NamedModel):
-            return self.given.name
+            return os.path.expanduser(self.given.name)
         if not isinstance(self.given, str | os.PathLike):
             raise UserError(
                 f"a model is a name, a path, what load_model returns or a result, not {self.given!r:.100}"
             )
-        return str(os.fspath(self.given))
+        return os.path.expanduser(str(os.fspath(self.given)))
 
     @property
     def ignore_keys(self) -> tuple[str, ...]:

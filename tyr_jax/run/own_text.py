@@ -67,7 +67,7 @@ def cache_file(model: LoadedModel, asked: OwnText) -> Path | None:
     """Where a text is cached; None if it is not, because it is short, or because there are several processes,
     of which only some might find it.
 
-    The name tells everything that determines the text: the model, by elements of its weights, what was asked
+    The name tells everything that determines the text: the model, by checksums of its weights, what was asked
     for, and where it runs, because another order of summation can change a draw.
     """
     if asked.sequences * asked.length < LEAST_TOKENS or jax.process_count() > 1:
@@ -76,7 +76,7 @@ def cache_file(model: LoadedModel, asked: OwnText) -> Path | None:
     where = [jax.default_backend(), devices.count(), cache.processor(), jax.__version__]
     digest = hashlib.sha256(f"{json.dumps(text + where)} {model.config}".encode())
     for leaf in jax.tree.leaves(model.params):
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + resume.sample(leaf).tobytes())
+        digest.update(f"{leaf.shape} {leaf.dtype}".encode() + resume.checksums(leaf).tobytes())
     return cache.cache_directory() / "texts" / f"{digest.hexdigest()[:32]}.npy"
 
 

@@ -36,9 +36,6 @@ from tyr_jax.workspace.store import Saved, Store
 KEPT = "done before the interruption"
 """Shown by the progress display for work that need not be done again."""
 
-SAMPLES = 4096
-"""Approximate number of elements of an array that are compared to tell whether it has changed."""
-
 
 def check_space(store: Store, needed: int) -> None:
     """Refuse to begin a run that the disk has no room for.
@@ -93,8 +90,7 @@ def marks_of(name: str, model: LoadedModel) -> dict[str, int]:
         return zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
 
     def read(leaf: Any) -> Any:
-        # What is on disk is read again and again, but not for this.
-        return sample(leaf) if isinstance(leaf, Stack) else leaf
+        return checksums(leaf) if isinstance(leaf, Stack) else leaf
 
     tokenizer = model.tokenizer
     told = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
@@ -153,11 +149,10 @@ def check_unchanged(begun: Checksums, now: Mapping[str, int]) -> None:
         )
 
 
-def sample(leaf: Any) -> np.ndarray:
-    """Elements of an array, or of every layer of a stack on disk, that tell whether it has changed."""
-    if isinstance(leaf, Stack):
-        return np.stack([sample(leaf[layer]) for layer in range(len(leaf))])
-    return devices.fetch(leaf.reshape(-1)[:: max(1, leaf.size // SAMPLES)])
+def checksums(leaf: Any) -> np.ndarray:
+    """Of an array, or of every layer of a stack on disk, of which one is in memory at a time."""
+    layers = (leaf[layer] for layer in range(len(leaf))) if isinstance(leaf, Stack) else [leaf]
+    return np.array([checksum(each) for each in layers], np.int64)
 
 
 def save_block(store: Store, depth: int, fold: Fold) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tyr_jax import space
-from tyr_jax.components import guarded
+from tyr_jax.components import broken, guarded
 from tyr_jax.errors import UserError
 from tyr_jax.io.checkpoint import LoadedModel
 from tyr_jax.model.prediction import Prediction
@@ -131,6 +131,8 @@ class Round:
             where = {"round": self.number, "stage": f"{self.name}: {search}", "step": step}
             self.run.events.write("objective not finite", **where, candidates=lost)
         if lost == len(values):
+            if ":" in (objective := self.run.settings.objective).name:
+                raise broken(objective, f"is not finite for any candidate of round {self.number}")
             raise UserError(
                 f"the objective is not finite for any candidate of round {self.number}: the model overflows "
                 "on the search text; check its weights, or run it in --compute-dtype float32"

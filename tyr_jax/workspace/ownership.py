@@ -81,6 +81,6 @@ def check_file(target: Path, overwrite: bool, ours: Callable[[Path], bool]) -> N
         raise UserError(f"{target} exists; choose another with --output, or replace it with --overwrite")
     if not ours(target):
         raise UserError(
-            f"{target} was not written by this program, so --overwrite does not replace it; move it, or "
-            "choose another with --output"
+            f"{target} was not written by this program, or was changed since, so --overwrite does not "
+            "replace it; move it, or choose another with --output"
         )

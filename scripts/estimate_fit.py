@@ -1,0 +1,225 @@
+"""How well the estimate that the search starts from predicts what pruning really costs.
+
+For each model, the first supernet of a run is built, as `tyr_jax.prune` does it. Two kinds of candidates are
+scored on the search text: one site pruned to about half of its units, and all others whole, for every site;
+and distributions within the budget, by random shifts from the uniform one. The table has the rank correlation
+(Spearman) of the estimate with the increase of the KL divergence, and the KL divergence of the distribution
+of least estimated cost. "Even" is the estimate with all tokens weighing the same.
+
+  python scripts/fetch_model.py qwen2.5-coder-0.5b qwen2.5-coder-0.5b.gguf
+  python scripts/estimate_fit.py --models builtin qwen2.5-coder-0.5b.gguf
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jobs import Results
+from markdown_table import print_header, print_row
+from scipy.stats import spearmanr
+
+from tyr_jax import space
+from tyr_jax.cli import command
+from tyr_jax.model.spec import Block, ModelConfig
+from tyr_jax.pruning import linalg, stream
+from tyr_jax.pruning.kinds import SiteKind
+from tyr_jax.pruning.supernet import level_index
+from tyr_jax.run import rounds
+from tyr_jax.run.prepare import Dense, Run, prepare
+from tyr_jax.runtime import devices
+from tyr_jax.runtime.offload import TEMPORARY
+from tyr_jax.scoring import nested
+from tyr_jax.search import surrogate
+from tyr_jax.search.contract import Sites
+from tyr_jax.search.draws import neighbours
+from tyr_jax.settings import PRESETS, Preset
+from tyr_jax.space import values_at
+from tyr_jax.workspace.events import EventLog
+from tyr_jax.workspace.progress import Progress
+
+SHIFTS = (2, 6, 16, 40)
+"""At most so many shifts lead from the uniform distribution to a random one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What to study."""
+
+    models: tuple[str, ...] = ("builtin",)
+    """Dense models."""
+    sparsity: float = 0.25
+    """Target."""
+    preset: Preset = "quick"
+    """Preset that says on how much text the supernet is built."""
+    sequence_length: int = 256
+    """Tokens of a sequence."""
+    tokens: int = 1024
+    """Tokens that candidates are scored on."""
+    each: int = 12
+    """Random distributions for every maximum number of shifts."""
+    seed: int = 0
+    """Seed of the text and of the random distributions."""
+    results: Path = Path("runs/estimate_fit.json")
+    """File of the results; models that are in it are not studied again."""
+
+
+class Estimates(NamedTuple):
+    """Estimated costs `[S, L, E]` of the levels of a round."""
+
+    now: np.ndarray
+    even: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"))
+def even_costs(
+    block: Block,
+    levels: jax.Array,
+    x: jax.Array,
+    units: jax.Array,
+    metric: jax.Array,
+    kind: SiteKind,
+    config: ModelConfig,
+) -> jax.Array:
+    """`stream.level_costs [E]`, in nats, if every token weighed the same."""
+    inputs = units.reshape(*units.shape[:2], -1).astype(jnp.float32)
+    scale = stream.behind_norm(kind, block, units, None, config)
+    behind: Any = stream.metric_behind(metric, stream.behind_gain(kind, block, config))
+    dense = block[kind.output].reshape(-1, config.hidden).astype(jnp.float32)
+
+    def cost(weight: jax.Array) -> jax.Array:
+        delta = linalg.matmul(inputs, dense - weight.astype(jnp.float32))
+        counted = jnp.sum(linalg.matmul(delta, behind) * delta, axis=-1)
+        return jnp.mean(counted if scale is None else counted * scale**2) / 2
+
+    return jax.lax.map(cost, levels)
+
+
+def measured_round(run: Run, dense: Dense) -> tuple[rounds.Round, Estimates]:
+    """The first round of a run before its search, and both estimates of its levels."""
+    found, measure = [], stream.level_costs
+
+    def both(
+        block: Block,
+        levels: jax.Array,
+        x: jax.Array,
+        units: jax.Array,
+        metric: jax.Array,
+        kind: SiteKind,
+        count: int,
+        config: ModelConfig,
+    ) -> tuple[jax.Array, jax.Array]:
+        even = even_costs(block, levels, x[:count], units[:count], metric, kind, config)
+        found.append(devices.fetch(even))
+        return measure(block, levels, x, units, metric, kind, count, config)
+
+    target, config = dense.targets[0], dense.model.config
+    built = rounds.round_grid(run, dense, target.kept, 1)
+    pool = rounds.search_pool(run, dense.model, dense.splits.search)
+    stream.level_costs = both  # type: ignore[assignment]
+    try:
+        whole = rounds.supernet_of_round(run, dense, built, 1)
+    finally:
+        stream.level_costs = measure
+    kinds = len(dense.kinds)
+    even = np.stack(found).reshape(config.depth, kinds, -1).swapaxes(0, 1)
+    grid, supernet, prices, _, _ = rounds.priced_grid(run, config, target, built, whole)
+    index = level_index(whole, grid)
+    even = np.where(grid.exists, np.take_along_axis(even, np.asarray(index), axis=-1), np.inf)
+    sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
+    net = nested.nest(dense.model.params, supernet, config, consume=True, scratch=TEMPORARY)
+    budget = target.budget(grid.kept, prices)
+    this = rounds.Round(run, config, pool, 1, grid, net, sites, budget)
+    return this, Estimates(surrogate.disturbance(sites), even)
+
+
+def alone(grid: space.LevelGrid) -> tuple[np.ndarray, np.ndarray]:
+    """(the levels `[S, L]` that keep most, candidates `[C, S, L]` with one site each at the level nearest to
+    half of its units)."""
+    most = np.where(grid.exists, grid.kept, -1).argmax(axis=-1).astype(np.int32)
+    units = values_at(grid.kept, most)[..., None]
+    half = np.where(grid.exists, np.abs(grid.kept / np.maximum(units, 1) - 0.5), np.inf).argmin(axis=-1)
+    sites = np.argwhere(half != most)
+    candidates = np.repeat(most[None], len(sites), axis=0)
+    for candidate, (row, layer) in zip(candidates, sites, strict=True):
+        candidate[row, layer] = half[row, layer]
+    return most, candidates
+
+
+def drawn(study: Study, this: rounds.Round, uniform: np.ndarray) -> np.ndarray:
+    """Random distributions `[C, S, L]` around the uniform one."""
+    keys = jax.random.split(jax.random.key(study.seed), len(SHIFTS))
+    parent, choice = jnp.asarray(uniform), this.space()
+    found = (
+        neighbours(key, parent, choice, study.each, most) for key, most in zip(keys, SHIFTS, strict=True)
+    )
+    return np.concatenate([np.asarray(each) for each in found])
+
+
+def score(this: rounds.Round, candidates: np.ndarray, tokens: int) -> np.ndarray:
+    """Their KL `[C]` on so many tokens of the search text."""
+    sequences, length = this.pool.tokens.shape
+    text = np.arange(max(1, min(sequences, tokens // length)))
+    return this.score(candidates, text, lambda tokens: None, "study", 0)
+
+
+def agreement(costs: np.ndarray, candidates: np.ndarray, values: np.ndarray) -> float:
+    """The rank correlation of estimated `costs [S, L, E]`, summed over sites, with measured `values [C]`."""
+    finite = np.where(np.isfinite(costs), costs, 0)
+    return float(spearmanr([values_at(finite, one).sum() for one in candidates], values)[0])
+
+
+def study_one(study: Study, model: str) -> dict[str, Any]:
+    """The figures of a model."""
+    preset, length = PRESETS[study.preset], study.sequence_length
+    lengths: dict[str, Any] = {
+        "sequence_length": length,
+        "search_length": length,
+        "evaluation_length": length,
+    }
+    data = dataclasses.replace(preset.data, calibration=("builtin",), evaluation_windows=1, **lengths)
+    settings = dataclasses.replace(
+        preset, model=model, sparsity=(study.sparsity,), seed=study.seed, data=data
+    )
+    with Progress() as progress, EventLog() as events:
+        run = Run(settings, progress, events)
+        dense = prepare(run)
+        this, estimates = measured_round(run, dense)
+    most, singles = alone(this.grid)
+    centre = space.levels_of(this.grid, dense.targets[0].kept)
+    uniform = rounds.first_parent(this.sites, this.budget, centre)
+    random = drawn(study, this, uniform)
+    found = [surrogate.cheapest(costs, this.budget, uniform, reach=2) for costs in estimates]
+    starts = [uniform, *(uniform if each is None else each for each in found)]
+    values = score(this, np.concatenate([most[None], singles, random]), study.tokens)
+    rise, of_random = values[1 : 1 + len(singles)] - values[0], values[1 + len(singles) :]
+    of_uniform, *of_starts = score(this, np.stack(starts), this.pool.tokens.size)
+    rows = np.argwhere(singles != most)[:, 1]
+    figures: dict[str, Any] = {"uniform": float(of_uniform)}
+    for name, costs, start in zip(Estimates._fields, estimates, of_starts, strict=True):
+        figures[name] = {"alone": agreement(costs, singles, rise)}
+        for row, kind in enumerate(dense.kinds):
+            figures[name][f"alone, {kind.name}"] = agreement(costs, singles[rows == row], rise[rows == row])
+        figures[name] |= {"random": agreement(costs, random, of_random), "start": float(start)}
+    return figures
+
+
+def main(study: Study) -> None:
+    """Study every model, and print a table."""
+    results = Results.of(study.results, dataclasses.replace(study, models=(), results=Path()))
+    found = {model: results.get(model, functools.partial(study_one, study, model)) for model in study.models}
+    columns = [name for name in next(iter(found.values()))["now"] if name != "start"]
+    print_header("model", "tokens weigh", *columns, "KL of the start", "KL of uniform")
+    for model, figures in found.items():
+        for name, words in (("even", "the same"), ("now", "1 / rms²")):
+            cells = [f"{figures[name][column]:.2f}" for column in columns]
+            print_row(
+                Path(model).stem, words, *cells, f"{figures[name]['start']:.4f}", f"{figures['uniform']:.4f}"
+            )
+
+
+if __name__ == "__main__":
+    command.execute(main, Study, None, prog="python scripts/estimate_fit.py", description=__doc__)
