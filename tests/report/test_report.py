@@ -142,7 +142,7 @@ def test_the_card(pruned: Path, summary: dict[str, Any]) -> None:
     assert "trust_remote_code=True" in text
     assert "trust_remote_code" not in card.render(Summary(**summary), False)
     final = summary["searched"]["quality"]["words.txt"]
-    assert re.search(rf"\| words.txt, perplexity \|.*\| {final['perplexity']:.2f} \|", text)
+    assert re.search(rf"\| words.txt \(calibrated on\), perplexity \|.*\| {final['perplexity']:.2f} \|", text)
     assert f"--model {Path(summary['settings']['model']).name}" in text
     assert gain_of(Summary(**summary)) in " ".join(text.split())
 
