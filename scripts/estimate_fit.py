@@ -102,19 +102,11 @@ def measured_round(run: Run, dense: Dense) -> tuple[rounds.Round, Estimates]:
     """The first round of a run before its search, and both estimates of its levels."""
     found, measure = [], stream.level_costs
 
-    def both(
-        block: Block,
-        levels: jax.Array,
-        x: jax.Array,
-        units: jax.Array,
-        metric: jax.Array,
-        kind: SiteKind,
-        count: int,
-        config: ModelConfig,
-    ) -> tuple[jax.Array, jax.Array]:
+    def both(*given: Any) -> tuple[jax.Array, jax.Array]:
+        block, levels, x, units, metric, kind, count, config = given
         even = even_costs(block, levels, x[:count], units[:count], metric, kind, config)
         found.append(devices.fetch(even))
-        return measure(block, levels, x, units, metric, kind, count, config)
+        return measure(*given)
 
     target, config = dense.targets[0], dense.model.config
     built = rounds.round_grid(run, dense, target.kept, 1)

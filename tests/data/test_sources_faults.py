@@ -227,7 +227,7 @@ def test_a_json_list_may_take_a_gibibyte(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         confinement, "stream", lambda what, *rest, limits: iter([asked.setdefault(what, limits)])
     )
-    for name in ("x.json", "x.jsonl"):
+    for name in ("x.JSON", "x.jsonl"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(10**9)
         list(read_documents(parse_source(str(tmp_path / name))))

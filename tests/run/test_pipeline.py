@@ -21,7 +21,7 @@ from tyr_jax.report.tables import complaints
 from tyr_jax.run import fold, pipeline, rounds, summary
 from tyr_jax.run.prepare import Run
 from tyr_jax.scoring import scorer
-from tyr_jax.scoring.objective import KL
+from tyr_jax.scoring.objective import KL, Objective
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.settings import Rounds, Settings
 from tyr_jax.workspace.events import EventLog
@@ -150,17 +150,6 @@ def test_what_a_run_had_to_work_around_is_in_its_summary(
     assert second == f"{calls} candidates whose objective was not finite were discarded"
 
 
-@pytest.mark.slow
-def test_a_search_in_which_nothing_is_finite(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        scorer, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
-    )
-    with pytest.raises(UserError, match="not finite for any candidate of round 1: the model overflows"):
-        prune(settings, tmp_path)
-
-
 class Lost(KL):
     """An objective of a user's own that is never finite."""
 
@@ -168,15 +157,22 @@ class Lost(KL):
 
 
 @pytest.mark.slow
-def test_an_objective_of_ones_own_in_which_nothing_is_finite(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("objective", "sentence"),
+    [
+        (KL(), "not finite for any candidate of round 1: the model overflows"),
+        (Lost(), "--objective mine:Lost is not finite for any candidate of round 1"),
+    ],
+)
+def test_a_search_in_which_nothing_is_finite(
+    objective: Objective, sentence: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, not the model."""
+    """The model is to blame, or the user's own objective."""
     monkeypatch.setattr(
         scorer, "score_population", lambda net, candidates, *rest: np.full(len(candidates), np.nan)
     )
-    with pytest.raises(UserError, match="--objective mine:Lost is not finite for any candidate of round 1"):
-        prune(dataclasses.replace(settings, objective=Lost()), tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        prune(dataclasses.replace(settings, objective=objective), tmp_path)
 
 
 def test_a_dense_model_that_overflows(

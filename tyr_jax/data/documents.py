@@ -55,7 +55,7 @@ def read_documents(source: Source, max_chars: int | None = None) -> Iterator[Doc
         size = Path(source.name).stat().st_size
     default = Limits()
     memory = default.memory + 8 * size
-    if Path(source.name).suffix == ".json":
+    if Path(source.name).suffix.lower() == ".json":
         memory = min(memory, MOST_JSON_MEMORY)
     limits = Limits(default.seconds + size / 2e7, memory)
     what = f"'{source.label}' cannot be read"
