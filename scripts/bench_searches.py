@@ -4,10 +4,12 @@
 
 Each search runs a number of generations of 32 candidates on a synthetic problem of SmolLM2's size. On the
 device, 1 to 256 searches run side by side, and the largest number also with each core of a CPU as a device of
-its own. The host's loop runs one, with compiled steps and the same compiled fitness. Algorithms of evosax run
-by themselves, without budget and levels, on a sphere of as many dimensions, as one program too. Times exclude
-compilation, and are medians of interleaved repeats. The FLOPs are those of the fitness: for every candidate
-and sequence, a product of its features with the table of pairs, and its costs.
+its own. The host's loop runs one, with compiled steps and the same compiled fitness. Evolution also runs on
+an exact problem, for fewer generations, with candidates that are scored on one sequence of 64 tokens.
+Algorithms of evosax run by themselves, without budget and levels, on a sphere of as many dimensions, as one
+program too. Times exclude compilation, and are medians of interleaved repeats. The FLOPs are those of the
+fitness: on the synthetic problem, for every candidate and sequence, a product of its features with the table
+of pairs, and its costs; on the exact one, a forward pass of what the start keeps.
 """
 
 import dataclasses
@@ -25,18 +27,25 @@ from markdown_table import print_header, print_row
 from matmul_rate import matmul_rate
 
 from tyr_jax.cli import command
-from tyr_jax.problems import Problem, stack_problems, synthetic_problem
+from tyr_jax.model import cost
+from tyr_jax.problems import Problem, load_problem, stack_problems, synthetic_problem
+from tyr_jax.runtime import devices
 from tyr_jax.runtime.timing import medians
 from tyr_jax.search import loop
 from tyr_jax.search.contract import Query, Search
 from tyr_jax.search.device import search_many
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.evosax_adapter import Evosax, algorithm_of
+from tyr_jax.space import values_at
 
 DEPTH, SEQUENCES, CANDIDATES = 30, 8, 32
+EXACT, EXACT_GENERATIONS = "exact-50-units", 2
 
 ALONE = "CMA_ES", "SNES", "Open_ES"
 """Algorithms of evosax that run on a sphere."""
+
+ON_EXACT = "evolution on an exact problem"
+"""How the table calls it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +105,36 @@ def searches_of(generations: int) -> dict[str, Search]:
     }
 
 
+def together(bench: Bench, count: int) -> dict[str, Callable[[], Any]]:
+    """Runs of `count` searches as one program, by search."""
+    many, keys = stack_problems([made()] * count), jax.random.split(jax.random.key(0), count)
+    exact = load_problem(EXACT)
+    search = Evolution(EXACT_GENERATIONS, CANDIDATES, (1,), (exact.space.length,))
+    runs: dict[str, Callable[[], Any]] = {
+        name: functools.partial(search_many, search, keys, many)
+        for name, search in searches_of(bench.generations).items()
+    }
+    return runs | {ON_EXACT: functools.partial(search_many, search, keys, exact, shared=True)}
+
+
 def divided(bench: Bench, count: int, cores: int) -> dict[str, float]:
     """Seconds that `count` searches take on as many devices as there are `cores`, by search. For a process of
     its own, because JAX divides the CPU only once."""
     jax.config.update("jax_num_cpu_devices", cores)
-    many, keys = stack_problems([made()] * count), jax.random.split(jax.random.key(0), count)
-    searches = searches_of(bench.generations).items()
-    return medians(
-        {name: functools.partial(search_many, search, keys, many) for name, search in searches}, bench.repeats
-    )
+    with devices.in_use():
+        return medians(together(bench, count), bench.repeats)
+
+
+def flops_of_runs(bench: Bench) -> dict[str, float]:
+    """FLOPs of the fitness in a run, by search."""
+    sites, candidates = 2 * DEPTH, bench.generations * (CANDIDATES + 1)
+    tables = candidates * SEQUENCES * (2 * sites * sites + 2 * sites * 9)
+    exact = load_problem(EXACT)
+    config, length = exact.scoring.config, exact.space.length
+    kept = values_at(np.asarray(exact.space.kept), np.asarray(exact.start))
+    token = cost.block_flops(config, kept, length) + cost.head_flops(config)
+    forward = EXACT_GENERATIONS * (CANDIDATES + 1) * length * token
+    return dict.fromkeys(searches_of(1), float(tables)) | {ON_EXACT: forward}
 
 
 def main(bench: Bench) -> None:
@@ -112,10 +142,8 @@ def main(bench: Bench) -> None:
     problem, searches = made(), searches_of(bench.generations)
     runs: dict[tuple[str, str, int], Callable[[], Any]] = {}
     for count in bench.together:
-        many = stack_problems([problem] * count)
         keys = jax.random.split(jax.random.key(0), count)
-        for name, search in searches.items():
-            runs[name, "one program", count] = functools.partial(search_many, search, keys, many)
+        runs |= {(name, "one program", count): run for name, run in together(bench, count).items()}
         for name in ALONE:
             alone = functools.partial(evosax_alone, keys, name, bench.generations)
             runs[f"evosax's {name} on a sphere", "one program", count] = alone
@@ -128,14 +156,13 @@ def main(bench: Bench) -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as apart:
             for name, seconds in apart.submit(divided, bench, most, cores).result().items():
                 times[name, f"one program on {cores} devices", most] = seconds
-    sites = 2 * DEPTH
-    flops = bench.generations * (CANDIDATES + 1) * SEQUENCES * (2 * sites * sites + 2 * sites * 9)
-    rate = matmul_rate()
+    flops, rate = flops_of_runs(bench), matmul_rate()
     print_header("search", "how", "side by side", "searches/s", "candidates/s", "of the matmul rate")
     for (name, how, count), seconds in sorted(times.items()):
         speed = count / seconds
-        candidates = f"{speed * bench.generations * CANDIDATES:,.0f}"
-        share = "–" if "sphere" in name else f"{speed * flops / rate:.1%}"
+        generations = EXACT_GENERATIONS if name == ON_EXACT else bench.generations
+        candidates = f"{speed * generations * CANDIDATES:,.0f}"
+        share = f"{speed * flops[name] / rate:.1%}" if name in flops else "–"
         print_row(name, how, count, f"{speed:,.1f}", candidates, share)
 
 

@@ -1,15 +1,17 @@
-"""Compare every search on every tabulated problem, at equal candidate-tokens. Usage:
+"""Compare every search on problems without a large model, at equal candidate-tokens. Usage:
 
   python scripts/compare_searches.py
+  python scripts/compare_searches.py --problems exact --seeds 20 --passes 32
 
-Each search first chooses among its SETTINGS on synthetic problems that are used for nothing else. Then it
-runs with ten seeds on each group of problems: on synthetic ones, whose optimum is known, with a problem of
-its own for each seed; on tables measured on models, with other random draws. All runs of a search are one
-program on the device.
+Each search first chooses among its SETTINGS on problems that are used for nothing else. Then it runs with
+every seed on each group of problems: on synthetic ones, whose optimum is known, with a problem of its own for
+each seed; on exact ones, which prune a small language model, with other random draws. All runs of a search
+are one program on the device.
 
 The tables show how much of the objective's excess over the optimum is left on held-out text, where the start
 has all of it, and whether a search differs from the best one (Wilcoxon's signed-rank test over seeds,
-corrected by Holm). A search of your own takes part as --with MODULE:NAME.
+corrected by Holm). On exact problems, the best distribution known takes the place of the optimum. A search of
+your own takes part as --with MODULE:NAME.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,14 @@ from tyr_jax.cli import command
 from tyr_jax.components import find
 from tyr_jax.errors import UserError
 from tyr_jax.files import write_json
-from tyr_jax.problems import Problem, load_problem, problem_names, stack_problems, synthetic_problem
+from tyr_jax.problems import (
+    ExactProblem,
+    Problem,
+    load_problem,
+    problem_names,
+    stack_problems,
+    synthetic_problem,
+)
 from tyr_jax.search.contract import Search, SearchSpace
 from tyr_jax.search.device import search_many
 from tyr_jax.search.registry import SEARCHES
@@ -131,17 +140,30 @@ SETTINGS: dict[str, list[Options]] = {
 """Settings that a search chooses from; a name may have options after it. Numbers of tokens are shares of the
 search text. Without a number of generations, a search has as many as the budget pays for."""
 
+CHAIN = "estimate, descent, evolution"
+"""The searches that `tyr_jax.prune` runs by default, each from what the one before has found."""
+
+CHAIN_SETTINGS: list[dict[str, Options]] = [
+    {
+        "estimate": {"generations": 1, "score_tokens": 1 / 8},
+        "descent": {"generations": generations, "estimate": False, "tokens": 1 / 4},
+        "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
+    }
+    for generations in (4, 8)
+]
+"""Settings that the chain chooses from, by search; what the first two leave of the budget is for the last."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What to compare."""
 
-    searches: tuple[str, ...] = tuple(SETTINGS)
-    """Searches of the package, by their names in SETTINGS."""
+    searches: tuple[str, ...] = (*SETTINGS, CHAIN)
+    """Searches of the package, by their names in SETTINGS, or the default chain."""
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Searches of your own, as MODULE:NAME. They must be traceable, and run with their defaults."""
-    problems: tuple[str, ...] = (*SYNTHETIC, *problem_names())
-    """Groups of synthetic problems, names of measured ones, or .npz files."""
+    problems: tuple[str, ...] = (*SYNTHETIC,)
+    """Groups of synthetic problems, or names of exact ones; `exact` for all of these."""
     seeds: int = 10
     """Runs of each search on each problem."""
     passes: int = 256
@@ -155,11 +177,52 @@ def class_of(name: str) -> type[Search]:
     return find(SEARCHES, name.split()[0] if name in SETTINGS else name, Search)
 
 
-def group_of(name: str, seeds: Sequence[int]) -> Problem:
-    """The problems of a group, one for each seed, stacked."""
-    if name in SYNTHETIC:
-        return stack_problems([synthetic_problem(seed, **SIZE, **SYNTHETIC[name]) for seed in seeds])
-    return stack_problems([load_problem(name)[0]] * len(seeds))
+class Group(NamedTuple):
+    """The problems of `runs` runs: stacked, or one that is `shared` by all."""
+
+    problems: Problem | ExactProblem
+    runs: int
+    shared: bool = False
+
+    @classmethod
+    def of(cls, name: str, seeds: Sequence[int]) -> Self:
+        """The problems of a name: of synthetic ones, one for each seed."""
+        if name not in SYNTHETIC:
+            return cls(load_problem(name), len(seeds), True)
+        problems = [synthetic_problem(seed, **SIZE, **SYNTHETIC[name]) for seed in seeds]
+        return cls(stack_problems(problems), len(seeds))
+
+    @property
+    def first(self) -> Problem | ExactProblem:
+        """The problem of the first run."""
+        return self.problems if self.shared else jax.tree.map(lambda leaf: leaf[0], self.problems)
+
+    def held_out(self, levels: np.ndarray) -> np.ndarray:
+        """The objective `[R, ...]` on the held-out text of each run's problem, of levels `[R, ..., S, L]`."""
+        if not self.shared:
+            return np.asarray(held_out(self.problems, levels))
+        different, place = np.unique(levels.reshape(-1, *levels.shape[-2:]), axis=0, return_inverse=True)
+        return np.asarray(self.problems.held_out(different))[place].reshape(levels.shape[:-2])
+
+    def starts(self) -> np.ndarray:
+        """The levels that each run starts from, `[R, S, L]`."""
+        start = np.asarray(self.problems.start)
+        return np.repeat(start[None], self.runs, axis=0) if self.shared else start
+
+    def best(self) -> np.ndarray:
+        """The least objective known, `[R]`."""
+        return np.broadcast_to(np.asarray(self.problems.optimum), self.runs)
+
+    def excess(self, values: np.ndarray) -> np.ndarray:
+        """The share of the start's excess over the best known that is left at `values [R, ...]`."""
+        start, best = (
+            each.reshape(-1, *[1] * (values.ndim - 1)) for each in (self.held_out(self.starts()), self.best())
+        )
+        return (values - best) / (start - best)
+
+
+held_out = jax.jit(jax.vmap(lambda problem, levels: problem.held_out(levels)))
+"""The objective `[R, ...]` on the held-out text of each of R stacked problems, of levels `[R, ..., S, L]`."""
 
 
 def configured(search: type[Search], options: Mapping[str, Any], space: SearchSpace, budget: int) -> Search:
@@ -177,6 +240,22 @@ def configured(search: type[Search], options: Mapping[str, Any], space: SearchSp
     return made
 
 
+def settings_of(name: str) -> Sequence[Options]:
+    """The settings that the search or the chain of a name chooses from."""
+    return CHAIN_SETTINGS if name == CHAIN else SETTINGS.get(name, [{}])
+
+
+def chain_of(name: str, options: Mapping[str, Any], space: SearchSpace, budget: int) -> list[Search]:
+    """The searches that a name stands for, one after the other, with their options."""
+    if name != CHAIN:
+        return [configured(class_of(name), options, space, budget)]
+    chain: list[Search] = []
+    for each in name.split(", "):
+        left = budget - sum(search.candidate_tokens(space) for search in chain)
+        chain.append(configured(class_of(each), options[each], space, left))
+    return chain
+
+
 def generation_tokens(search: Search, space: SearchSpace) -> int:
     """Candidate-tokens of a generation."""
     return search.candidate_tokens(space) * search.stages(space) // search.steps(space)
@@ -186,11 +265,6 @@ def as_paid(search: Search, space: SearchSpace, budget: int) -> Search:
     """A search with as many generations as the budget pays for."""
     generations = max(1, budget // generation_tokens(search, space))
     return dataclasses.replace(search, generations=generations)  # type: ignore[type-var]
-
-
-def first_of(problems: Problem) -> Problem:
-    """The first of stacked problems."""
-    return jax.tree.map(lambda leaf: leaf[0], problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,65 +277,77 @@ class Curves:
     seconds: float
 
 
-held_out = jax.jit(jax.vmap(lambda problem, levels: problem.held_out(levels)))
-"""The objective `[R, ...]` on the held-out text of each of R problems, of levels `[R, ..., S, L]`."""
-
-
-def check_budget(search: Search, problems: Problem, levels: np.ndarray) -> None:
-    """Check the `levels [R, G, S, L]` that a search has found on stacked problems after each generation.
+def check_budget(search: Search, group: Group, levels: np.ndarray) -> None:
+    """Check the `levels [R, G, S, L]` that a search has found on the problems of a group.
 
     Raises:
         UserError: some do not meet the budget; names the search.
     """
     for index, found in enumerate(levels):
-        budget = jax.tree.map(lambda leaf, at=index: np.asarray(leaf[at]), problems.space.budget)
-        if not budget.allows(found).all():
+        shown = (
+            group.problems if group.shared else jax.tree.map(lambda leaf, at=index: leaf[at], group.problems)
+        )
+        if not jax.tree.map(np.asarray, shown.space.budget).allows(found).all():
             raise UserError(f"{search.name} has found levels that do not meet the budget")
 
 
-def run(search: Search, problems: Problem, key: int, budget: int) -> Curves:
-    """Run a search on stacked problems, each with a key of its own.
+def run(chain: Sequence[Search], group: Group, key: int, budget: int) -> Curves:
+    """Run searches on the problems of a group, each from what the one before has found, and each run with a
+    key of its own.
 
     Raises:
-        UserError: the search does not keep to the budget.
+        UserError: a search does not keep to the budget.
     """
-    runs = len(problems.start)
-    keys = jax.random.split(jax.random.key(key), runs)
-    compiled = search_many.lower(search, keys, problems).compile()
-    began = time.monotonic()
-    levels = jax.block_until_ready(compiled(keys, problems).levels)
-    seconds = (time.monotonic() - began) / runs
-    check_budget(search, problems, np.asarray(levels))
-    values = np.asarray(held_out(problems, levels))
-    start = np.asarray(held_out(problems, problems.start[:, None]))
-    cost = generation_tokens(search, first_of(problems).space)
+    starts, space, seconds = group.starts(), group.first.space, 0.0
+    found, tokens = [starts[:, None]], [0]
+    for position, search in enumerate(chain):
+        keys = jax.random.split(jax.random.key(key + position), group.runs)
+        given = keys, group.problems, jnp.asarray(starts)
+        compiled = search_many.lower(search, *given, shared=group.shared).compile()
+        began = time.monotonic()
+        levels = np.asarray(jax.block_until_ready(compiled(*given).levels))
+        seconds += (time.monotonic() - began) / group.runs
+        check_budget(search, group, levels)
+        tokens += [tokens[-1] + generation_tokens(search, space) * (1 + g) for g in range(levels.shape[1])]
+        starts = levels[:, -1]
+        found.append(levels)
     points = np.geomspace(budget / 256, budget, POINTS)
-    done = np.minimum((points // cost).astype(int), values.shape[1])
-    every = np.concatenate([start, values], axis=1)
-    return Curves(points, every[:, done], seconds)
+    done = np.maximum(np.searchsorted(tokens, points, side="right") - 1, 0)
+    return Curves(points, group.held_out(np.concatenate(found, axis=1)[:, done]), seconds)
 
 
-def excess(problems: Problem, values: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """The share of the start's excess over the `best [R]` that is left at `values [R, ...]`."""
-    start = np.asarray(jax.vmap(lambda problem: problem.held_out(problem.start))(problems))
-    shape = (-1, *[1] * (values.ndim - 1))
-    return (values - best.reshape(shape)) / (start - best).reshape(shape)
+def tuning_groups(problems: Sequence[str]) -> list[Group]:
+    """The problems on which settings are chosen, for `problems` to compare on: of the same family.
+
+    Raises:
+        UserError: some are synthetic and some exact.
+    """
+    families = {name in SYNTHETIC for name in problems}
+    if len(families) > 1:
+        raise UserError(
+            "settings are chosen for synthetic or for exact problems: compare on these in two calls"
+        )
+    seeds = range(TUNING, TUNING + 3)
+    if families == {False}:
+        return [Group.of(name, seeds) for name in problem_names(tuning=True)]
+    stacked = [Group.of(name, seeds).problems for name in SYNTHETIC]
+    return [Group(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacked), 3 * len(stacked))]
 
 
 def chosen_settings(asked: Comparison) -> dict[str, Options]:
     """The settings of each search with the least mean excess on the tuning problems."""
-    groups = [group_of(name, range(TUNING, TUNING + 3)) for name in SYNTHETIC]
-    problems = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups)
-    found = {}
+    groups, found = tuning_groups(asked.problems), {}
     for name in asked.searches:
         losses = []
-        for options in SETTINGS.get(name, [{}]):
-            space = first_of(problems).space
-            budget = asked.passes * space.sequences * space.length
-            search = configured(class_of(name), options, space, budget)
-            values = run(search, problems, TUNING, budget).values[:, -1]
-            losses.append(float(excess(problems, values, np.asarray(problems.optimum)).mean()))
-        found[name] = SETTINGS.get(name, [{}])[int(np.argmin(losses))]
+        for options in settings_of(name):
+            left = []
+            for group in groups:
+                space = group.first.space
+                budget = asked.passes * space.sequences * space.length
+                chain = chain_of(name, options, space, budget)
+                left.append(group.excess(run(chain, group, TUNING, budget).values[:, -1]))
+            losses.append(float(np.mean(left)))
+        found[name] = settings_of(name)[int(np.argmin(losses))]
         print(f"{name}: {found[name]}, of {np.round(losses, 4).tolist()}", flush=True)
         jax.clear_caches()  # Compiled programs would reach Linux's limit on memory mappings.
     return found
@@ -269,18 +355,17 @@ def chosen_settings(asked: Comparison) -> dict[str, Options]:
 
 def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, dict[str, Curves]]:
     """The curves of every search on every group of problems."""
-    classes = {name: class_of(name) for name in (*asked.searches, *asked.with_)}
     found: dict[str, dict[str, Curves]] = {}
-    for group in asked.problems:
-        problems = group_of(group, range(asked.seeds))
-        space = first_of(problems).space
+    for called in asked.problems:
+        group = Group.of(called, range(asked.seeds))
+        space = group.first.space
         budget = asked.passes * space.sequences * space.length
-        found[group] = {}
-        for name, search in classes.items():
-            made = configured(search, settings.get(name, {}), space, budget)
-            found[group][name] = run(made, problems, 0, budget)
-            end = found[group][name].values[:, -1]
-            print(f"{group}, {name}: {np.median(end):.4f}, {found[group][name].seconds:.3f} s", flush=True)
+        found[called] = {}
+        for name in (*asked.searches, *asked.with_):
+            chain = chain_of(name, settings.get(name, {}), space, budget)
+            found[called][name] = run(chain, group, 0, budget)
+            end = found[called][name].values[:, -1]
+            print(f"{called}, {name}: {np.median(end):.4f}, {found[called][name].seconds:.3f} s", flush=True)
         jax.clear_caches()
     return found
 
@@ -313,28 +398,26 @@ def shortened(values: np.ndarray) -> Any:
 
 def main(asked: Comparison) -> None:
     """Choose settings, run everything, print the tables and write the curves."""
+    if asked.problems == ("exact",):
+        asked = dataclasses.replace(asked, problems=tuple(problem_names()))
     settings = chosen_settings(asked)
     found = compared(asked, settings)
     written: dict[str, Any] = {"settings": settings, "seeds": asked.seeds, "groups": {}}
     print_header("problems", "search", "excess left, median", "quartiles", "p against the best", "s per run")
-    for group, curves in found.items():
-        problems = group_of(group, range(asked.seeds))
-        known = np.asarray(problems.optimum)
-        # Without a known optimum, all runs have the same problem.
-        least = min(float(each.values.min()) for each in curves.values())
-        best = np.where(np.isnan(known), least, known)
-        ends = {name: excess(problems, each.values[:, -1], best) for name, each in curves.items()}
+    for called, curves in found.items():
+        group = Group.of(called, range(asked.seeds))
+        ends = {name: group.excess(each.values[:, -1]) for name, each in curves.items()}
         chance = adjusted(ends)
         for name in sorted(ends, key=lambda name: float(np.median(ends[name]))):
             low, middle, high = np.percentile(ends[name], (25, 50, 75))
             quartiles = f"{low:.2%}–{high:.2%}"
             print_row(
-                group, name, f"{middle:.2%}", quartiles, f"{chance[name]:.3f}", f"{curves[name].seconds:.3f}"
+                called, name, f"{middle:.2%}", quartiles, f"{chance[name]:.3f}", f"{curves[name].seconds:.3f}"
             )
-        written["groups"][group] = {
+        written["groups"][called] = {
             name: {
                 "tokens": each.tokens.tolist(),
-                "excess": shortened(excess(problems, each.values, best)),
+                "excess": shortened(group.excess(each.values)),
                 "objective": shortened(each.values[:, -1]),
                 "seconds": each.seconds,
             }

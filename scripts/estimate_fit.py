@@ -4,7 +4,9 @@ For each model, the first supernet of a run is built, as `tyr_jax.prune` does it
 scored on the search text: one site pruned to about half of its units, and all others whole, for every site;
 and distributions within the budget, by random shifts from the uniform one. The table has the rank correlation
 (Spearman) of the estimate with the increase of the KL divergence, and the KL divergence of the distribution
-of least estimated cost. "Even" is the estimate with all tokens weighing the same.
+of least estimated cost. Three estimates are compared: the relative error of a level times what the whole
+output of the site counts for, both averages over all tokens; what the level does to the output of each token;
+and the same with tokens that weigh 1 / rms² of the residual behind the site, which is the one in use.
 
   python scripts/fetch_model.py qwen2.5-coder-0.5b qwen2.5-coder-0.5b.gguf
   python scripts/estimate_fit.py --models builtin qwen2.5-coder-0.5b.gguf
@@ -70,62 +72,68 @@ class Study:
 class Estimates(NamedTuple):
     """Estimated costs `[S, L, E]` of the levels of a round."""
 
+    product: np.ndarray
+    same: np.ndarray
     now: np.ndarray
-    even: np.ndarray
+
+
+WORDS = {"product": "error × share", "same": "every token", "now": "every token, 1 / rms²"}
+"""How the table calls the estimates."""
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"))
-def even_costs(
+def other_costs(
     block: Block,
     levels: jax.Array,
-    x: jax.Array,
     units: jax.Array,
     metric: jax.Array,
     kind: SiteKind,
     config: ModelConfig,
-) -> jax.Array:
-    """`stream.level_costs [E]`, in nats, if every token weighed the same."""
+) -> tuple[jax.Array, jax.Array]:
+    """The costs `[E]` of the levels of a site, in nats, by the first two estimates."""
     inputs = units.reshape(*units.shape[:2], -1).astype(jnp.float32)
     scale = stream.behind_norm(kind, block, units, None, config)
     behind: Any = stream.metric_behind(metric, stream.behind_gain(kind, block, config))
     dense = block[kind.output].reshape(-1, config.hidden).astype(jnp.float32)
 
-    def cost(weight: jax.Array) -> jax.Array:
-        delta = linalg.matmul(inputs, dense - weight.astype(jnp.float32))
+    def measured(change: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the cost of a `change [d_in, D]` of the weights, the mean square of what it does)."""
+        delta = linalg.matmul(inputs, change)
         counted = jnp.sum(linalg.matmul(delta, behind) * delta, axis=-1)
-        return jnp.mean(counted if scale is None else counted * scale**2) / 2
+        return jnp.mean(counted if scale is None else counted * scale**2) / 2, jnp.mean(delta**2)
 
-    return jax.lax.map(cost, levels)
+    costs, sizes = jax.lax.map(lambda weight: measured(dense - weight.astype(jnp.float32)), levels)
+    whole, size = measured(dense)
+    return whole * sizes / size, costs
 
 
 def measured_round(run: Run, dense: Dense) -> tuple[rounds.Round, Estimates]:
-    """The first round of a run before its search, and both estimates of its levels."""
+    """The first round of a run before its search, and all estimates of its levels."""
     found, measure = [], stream.level_costs
 
-    def both(*given: Any) -> tuple[jax.Array, jax.Array]:
-        block, levels, x, units, metric, kind, count, config = given
-        even = even_costs(block, levels, x[:count], units[:count], metric, kind, config)
-        found.append(devices.fetch(even))
+    def with_others(*given: Any) -> tuple[jax.Array, jax.Array]:
+        block, levels, _, units, metric, kind, count, config = given
+        found.append(devices.fetch(other_costs(block, levels, units[:count], metric, kind, config)))
         return measure(*given)
 
     target, config = dense.targets[0], dense.model.config
     built = rounds.round_grid(run, dense, target.kept, 1)
     pool = rounds.search_pool(run, dense.model, dense.splits.search)
-    stream.level_costs = both  # type: ignore[assignment]
+    stream.level_costs = with_others  # type: ignore[assignment]
     try:
         whole = rounds.supernet_of_round(run, dense, built, 1)
     finally:
         stream.level_costs = measure
     kinds = len(dense.kinds)
-    even = np.stack(found).reshape(config.depth, kinds, -1).swapaxes(0, 1)
+    others = np.array(found).reshape(config.depth, kinds, 2, -1).transpose(2, 1, 0, 3)
     grid, supernet, prices, _, _ = rounds.priced_grid(run, config, target, built, whole)
     index = level_index(whole, grid)
-    even = np.where(grid.exists, np.take_along_axis(even, np.asarray(index), axis=-1), np.inf)
+    others = np.where(grid.exists, np.take_along_axis(others, np.asarray(index)[None], axis=-1), np.inf)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     net = nested.nest(dense.model.params, supernet, config, consume=True, scratch=TEMPORARY)
     budget = target.budget(grid.kept, prices)
     this = rounds.Round(run, config, pool, 1, grid, net, sites, budget)
-    return this, Estimates(surrogate.disturbance(sites), even)
+    return this, Estimates(others[0], others[1], surrogate.disturbance(sites))
 
 
 def alone(grid: space.LevelGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -204,13 +212,12 @@ def main(study: Study) -> None:
     results = Results.of(study.results, dataclasses.replace(study, models=(), results=Path()))
     found = {model: results.get(model, functools.partial(study_one, study, model)) for model in study.models}
     columns = [name for name in next(iter(found.values()))["now"] if name != "start"]
-    print_header("model", "tokens weigh", *columns, "KL of the start", "KL of uniform")
+    print_header("model", "estimate", *columns, "KL of the start", "KL of uniform")
     for model, figures in found.items():
-        for name, words in (("even", "the same"), ("now", "1 / rms²")):
-            cells = [f"{figures[name][column]:.2f}" for column in columns]
-            print_row(
-                Path(model).stem, words, *cells, f"{figures[name]['start']:.4f}", f"{figures['uniform']:.4f}"
-            )
+        for name, words in WORDS.items():
+            own = figures[name]
+            ends = f"{own['start']:.4f}", f"{figures['uniform']:.4f}"
+            print_row(Path(model).stem, words, *(f"{own[column]:.2f}" for column in columns), *ends)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
   python scripts/fetch_wikipedia.py wikipedia.txt
   python scripts/fetch_news.py news.txt
   python scripts/fetch_model.py gemma3-270m gemma-3-270m.gguf
+  python scripts/fetch_model.py qwen2.5-coder-0.5b qwen2.5-coder-0.5b.gguf
+  python scripts/fetch_model.py qwen2.5-coder-1.5b qwen2.5-coder-1.5b.gguf
   python scripts/fetch_tasks.py tasks
   python scripts/measure.py --again
 
@@ -44,8 +46,8 @@ class Measurement(NamedTuple):
     """A script with its options, and the file, if any, to which it writes more than it prints.
 
     In the options, {wikitext} and {news} are replaced by the texts to measure on, {wikipedia} by text to
-    prune and train on, {gemma} by a model's file, {tasks} by the directory of the tasks' data, and
-    {budget:NUMBER} by the number times --budget.
+    prune and train on, {gemma}, {qwen} and {qwen_large} by the files of models, {tasks} by the directory of
+    the tasks' data, and {budget:NUMBER} by the number times --budget.
     """
 
     script: str
@@ -115,7 +117,14 @@ MEASUREMENTS = {
         "runs/recovery_tokens/results.json",
     ),
     "searches": Measurement("bench_searches.py"),
+    "estimate": Measurement(
+        "estimate_fit.py --models builtin {gemma} {qwen} {qwen_large}", "runs/estimate_fit.json"
+    ),
     "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
+    "exact": Measurement(
+        "compare_searches.py --problems exact --seeds 20 --passes 32 --results runs/exact.json",
+        "runs/exact.json",
+    ),
     "on-model": Measurement(
         "compare_on_model.py --settings docs/measurements/comparison.json", "runs/compare_on_model.json"
     ),
@@ -178,9 +187,17 @@ class Measure:
     wikipedia: str = "wikipedia.txt"
     """File that `fetch_wikipedia.py` has written."""
     gemma: str = "gemma-3-270m.gguf"
-    """File that `fetch_model.py` has written."""
+    """Gemma 3 270M, as `fetch_model.py` writes it."""
+    qwen: str = "qwen2.5-coder-0.5b.gguf"
+    """Qwen2.5-Coder-0.5B, likewise."""
+    qwen_large: str = "qwen2.5-coder-1.5b.gguf"
+    """Qwen2.5-Coder-1.5B, likewise."""
     tasks: str = "tasks"
     """Directory that `fetch_tasks.py` has written."""
+
+
+FILES = "news", "wikipedia", "gemma", "qwen", "qwen_large", "tasks"
+"""Options that name files."""
 
 
 class Budget(float):
@@ -288,7 +305,7 @@ def record(name: str, asked: Measure) -> Record:
     measurement = MEASUREMENTS[name]
     budget = Budget(asked.budget)
     script, results = f"scripts/{measurement.script}", ROOT / measurement.results.format(budget=budget)
-    files = {name: getattr(asked, name) for name in ("news", "wikipedia", "gemma", "tasks")}
+    files = {name: getattr(asked, name) for name in FILES}
     if Path(asked.wikitext).exists():
         files["wikitext"] = asked.wikitext
     given = {"wikitext": asked.wikitext} | {name: str(Path(file).absolute()) for name, file in files.items()}

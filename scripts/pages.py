@@ -8,6 +8,7 @@ A page marks where a table belongs. `fill_pages` writes everything between the t
 The name is that of a record in docs/measurements, or one of VIEWS, which combine figures from records.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pictures import PICTURES
 
 from tyr_jax.errors import UserError
 from tyr_jax.files import read_json
-from tyr_jax.problems import load_problem, problem_names
+from tyr_jax.problems.exact import best_known
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "measurements"
@@ -137,10 +138,10 @@ SPEEDS = "forward", "search", "pipeline", "recovery", "serving"
 """Measurements that compare speeds: this project's, and a pruned model's with the dense one's."""
 
 
-def searches_by_problem() -> str:
-    """What every search leaves of the excess on every group of problems, the best by its mean over groups
-    first. Those that do not differ from the best of a group are bold."""
-    record = read_record("comparison")
+def searches_by_problem(measurement: str) -> str:
+    """What every search leaves of the excess on every group of problems of a measurement, the best by its
+    mean over groups first. Those that do not differ from the best of a group are bold."""
+    record = read_record(measurement)
     (table,) = record["tables"]
     groups = list(dict.fromkeys(row[0] for row in table[1:]))
     cells: dict[str, list[str]] = {}
@@ -159,26 +160,21 @@ SIGNIFICANT = 0.05
 """Searches whose p-value against the best one is larger than this count as equally good."""
 
 
-def measured_problems() -> str:
-    """What the datasheets of the measured problems say."""
-    header = "problem", "model", "removed", "candidates scored", "start", "best scored"
-    errors = "error of new candidates", "rank correlation"
-    rows = []
-    for name in problem_names():
-        sheet = load_problem(name)[1]
-        wrong = sheet["errors"]
-        row = name, sheet["model"]["name"], f"{sheet['sparsity']:.0%}", f"{sheet['candidates scored']:,}"
-        ends = (sheet["held-out objective of the start"], sheet["best held-out objective scored"])
-        known = f"{wrong['held-out rms error of log']:.1%}", f"{wrong['held-out rank correlation']:.2f}"
-        rows.append([*row, *(f"{value:.3f}" for value in ends), *known])
-    return markdown([[*header, *errors], *rows])
+def exact_problems() -> str:
+    """What is known of the exact problems."""
+    rows = [["problem", "removed", "budget", "KL at the start", "best known"]]
+    for name, facts in best_known().items():
+        _, removed, counted = name.split("-")
+        rows.append([name, f"{removed}%", counted, f"{facts['start']:.4f}", f"{facts['kl']:.4f}"])
+    return markdown(rows)
 
 
 VIEWS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "speed": speed,
-    "searches-by-problem": searches_by_problem,
-    "problems": measured_problems,
+    "searches-by-problem": functools.partial(searches_by_problem, "comparison"),
+    "searches-exact": functools.partial(searches_by_problem, "exact"),
+    "exact-problems": exact_problems,
 }
 """Tables that combine figures from records, by name."""
 

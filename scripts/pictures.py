@@ -125,10 +125,10 @@ MOST_EXCESS = 3.0
 """Searches that end with more of the start's excess than this are left out of a picture."""
 
 
-def draw_curves(results: dict[str, Any], directory: Path) -> None:
-    """Write the picture of a comparison on tabulated problems: for each group, the excess that is left
-    against candidate-tokens, and against seconds of one run. Searches that end far above the start are left
-    out, because no difference between the others could be seen."""
+def draw_curves(results: dict[str, Any], directory: Path, name: str) -> None:
+    """Write the picture of a comparison on problems into the file of a `name`: for each group, the excess
+    that is left against candidate-tokens, and against seconds of one run. Searches that end far above the
+    start are left out, because no difference between the others could be seen."""
     panels = []
     for group, every in results["groups"].items():
         curves = {name: e for name, e in every.items() if np.median(e["excess"], axis=0)[-1] <= MOST_EXCESS}
@@ -137,7 +137,7 @@ def draw_curves(results: dict[str, Any], directory: Path) -> None:
         seconds = {name: tokens[name] / tokens[name][-1] * each["seconds"] for name, each in curves.items()}
         for points, x in (("candidate-tokens", tokens), ("seconds", seconds)):
             panels.append((group, points, [(name, x[name].tolist(), left[name]) for name in curves]))
-    draw_panels(directory / "comparison.svg", panels, "excess left")
+    draw_panels(directory / name, panels, "excess left")
 
 
 FAR = 1.5
@@ -227,7 +227,8 @@ Draw = Callable[[dict[str, Any], Path], None]
 PICTURES: dict[str, Draw] = {
     "demo": functools.partial(draw_kept, name="kept.svg"),
     "main": functools.partial(draw_kept, name="kept-half.svg"),
-    "comparison": draw_curves,
+    "comparison": functools.partial(draw_curves, name="comparison.svg"),
+    "exact": functools.partial(draw_curves, name="exact.svg"),
     "on-model": draw_on_model,
     "rounds": draw_rounds,
     "recovery-curve": draw_recovery,
@@ -240,7 +241,7 @@ class Drawing:
     """What to draw."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MEASUREMENT")]
-    """The measurement: comparison, on-model, rounds, recovery-curve, main or demo."""
+    """The measurement: comparison, exact, on-model, rounds, recovery-curve, main or demo."""
     results: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RESULTS")]
     """The .json file of its results, in whose directory the picture is written."""
 

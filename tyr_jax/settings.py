@@ -105,7 +105,7 @@ class Settings:
     search: tuple[Search, ...] = (
         Estimate(score_tokens=2048),
         Descent(generations=4, estimate=False, tokens=4096),
-        Evolution(generations=10, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)),
+        Evolution(generations=9, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)),
     )
     """Search"""
     objective: Objective = dataclasses.field(default_factory=KL)
@@ -222,7 +222,7 @@ PRESETS: dict[str, Settings] = {
         search=(
             Estimate(),
             Descent(generations=3, estimate=False, tokens=1024),
-            Evolution(generations=6, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
+            Evolution(generations=4, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
         ),
     ),
     "standard": Settings(),

@@ -1,26 +1,15 @@
 """Tabulated problems, beside sums written out in float64."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tyr_jax.errors import UserError
-from tyr_jax.problems import (
-    Problem,
-    load_problem,
-    problem_names,
-    save_problem,
-    stack_problems,
-    synthetic_problem,
-)
+from tyr_jax.problems import Problem, stack_problems, synthetic_problem
 from tyr_jax.search.contract import Query
-from tyr_jax.search.device import search_on_device
-from tyr_jax.search.evolution import Evolution
 from tyr_jax.space import values_at
 
 SMALL: dict[str, Any] = {"depth": 3, "levels": 5, "sequences": 4, "length": 8, "shifts": 6}
@@ -30,17 +19,15 @@ def by_hand(problem: Problem, levels: np.ndarray, sequence: int) -> float:
     """The objective of `levels [S, L]` on a sequence, site by site."""
     sites = [(kind, layer) for kind in (0, 1) for layer in range(levels.shape[1])]
     level = [int(levels[site]) for site in sites]
-    total = float(problem.base[sequence])
-    total += sum(float(problem.alone[sequence][site][e]) for site, e in zip(sites, level, strict=True))
+    total = sum(float(problem.alone[sequence][site][e]) for site, e in zip(sites, level, strict=True))
     for (i, one), (j, other) in itertools.combinations(list(enumerate(sites)), 2):
         features = float(problem.feature[one][level[i]]) * float(problem.feature[other][level[j]])
         total += float(problem.pairs[i, j]) * features
-    return float(np.exp(total)) if problem.link == "exp" else total
+    return total
 
 
-@pytest.mark.parametrize("link", ["identity", "exp"])
-def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: str) -> None:
-    problem = synthetic_problem(seed=1, noise=0.5, **SMALL).replace(link=link)
+def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions() -> None:
+    problem = synthetic_problem(seed=1, noise=0.5, **SMALL)
     candidates = np.stack([problem.start, [[1, 3, 2], [2, 4, 0]]])
     sequences = np.array([2, 0])
     fitness = problem.answer(Query(candidates, sequences))
@@ -49,9 +36,8 @@ def test_the_fitness_is_the_mean_over_sequences_of_costs_and_interactions(link: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["identity", "exp"])
-def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
-    problem = synthetic_problem(seed=2, noise=0.5, **SMALL).replace(link=link)
+def test_slopes_are_derivatives_towards_every_level() -> None:
+    problem = synthetic_problem(seed=2, noise=0.5, **SMALL)
     levels, sequence, step = np.asarray(problem.start), 1, 1e-2
     slopes = problem.answer(Query(levels[None], np.array([sequence, 3]), "slopes"))
     assert slopes.shape == (1, 2, 2, 3, 5)
@@ -59,10 +45,7 @@ def test_slopes_are_derivatives_towards_every_level(link: str) -> None:
     for kind, layer, level in [(0, 1, 4), (1, 2, 0), (1, 0, 2)]:
         moved = shares.copy()
         moved[kind, layer] = (1 - step) * shares[kind, layer] + step * np.eye(5)[level]
-        ahead, now = (
-            float(problem.value(jnp.asarray(x), problem.base[sequence], problem.alone[sequence]))
-            for x in (moved, shares)
-        )
+        ahead, now = (float(problem.value(jnp.asarray(x), problem.alone[sequence])) for x in (moved, shares))
         np.testing.assert_allclose(
             slopes[0, 0, kind, layer, level], (ahead - now) / step, rtol=0.1, atol=1e-3
         )
@@ -104,41 +87,6 @@ def test_noise_differs_between_sequences_and_vanishes_over_all() -> None:
     np.testing.assert_allclose(whole, float(problem.held_out(problem.start)), rtol=1e-4)
 
 
-def test_a_problem_is_written_and_read(tmp_path: Path) -> None:
-    problem = synthetic_problem(seed=7, noise=0.3, **SMALL).replace(link="exp")
-    save_problem(problem, tmp_path / "mine.npz", {"made": "by hand"})
-    again, datasheet = load_problem(tmp_path / "mine.npz")
-    assert datasheet == {"made": "by hand"}
-    assert jax.tree.structure(again) == jax.tree.structure(problem)
-    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(problem), strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other, dtype=np.asarray(one).dtype))
-    assert again.space.budget.allows(np.asarray(again.start))
-
-
-def test_a_file_that_is_no_problem_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no problem nothing: name a \.npz file, or one of"):
-        load_problem("nothing")
-    file = tmp_path / "broken.npz"
-    file.write_bytes(b"PK nothing")
-    with pytest.raises(UserError, match="is not a readable problem"):
-        load_problem(file)
-    np.savez(file, facts="{}")
-    with pytest.raises(UserError, match="is not a readable problem"):
-        load_problem(file)
-    save_problem(synthetic_problem(**SMALL), file, {})
-    whole = file.read_bytes()
-    damaged = bytearray(whole)
-    for place in range(100, len(whole) // 2, 50):
-        damaged[place] ^= 255
-    for content in (whole[: len(whole) // 2], bytes(damaged)):
-        file.write_bytes(content)
-        with pytest.raises(UserError, match="is not a readable problem"):
-            load_problem(file)
-    save_problem(synthetic_problem(**SMALL).replace(link="log"), file, {})
-    with pytest.raises(UserError, match="has the link 'log', but must have one of identity, exp"):
-        load_problem(file)
-
-
 def test_problems_of_different_shape_do_not_run_side_by_side() -> None:
     with pytest.raises(UserError, match="as many layers, levels and sequences"):
         stack_problems([synthetic_problem(**SMALL), synthetic_problem(**SMALL | {"depth": 4})])
@@ -150,26 +98,3 @@ def test_problems_of_different_shape_do_not_run_side_by_side() -> None:
 def test_a_knob_out_of_range_is_refused(knob: str, value: float) -> None:
     with pytest.raises(UserError, match=knob):
         synthetic_problem(**SMALL | {knob: value})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", problem_names())
-def test_the_problems_of_the_package(name: str) -> None:
-    problem, datasheet = load_problem(name)
-    start = np.asarray(problem.start)
-    assert problem.space.budget.allows(start)
-    assert values_at(np.asarray(problem.space.exists), start).all()
-    # The tables give the start, which was scored as well, about the objective that it had.
-    measured = datasheet["held-out objective of the start"]
-    assert float(problem.held_out(start)) == pytest.approx(measured, rel=0.1)
-    assert datasheet["candidates scored"] >= 1000
-    assert datasheet["errors"]["search rank correlation"] > 0.5
-    text = problem.space.sequences * problem.space.length
-    search = Evolution(10, 32, (4, 1), (text // 4, text))
-    found = search_on_device(search, jax.random.key(0), problem).levels[-1]
-    assert float(problem.held_out(found)) < float(problem.held_out(start))
-
-
-@pytest.mark.slow
-def test_there_are_problems_of_real_models() -> None:
-    assert {"gemma3-50", "smollm2-50"} <= set(problem_names())

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from problem_fit import Scores, errors_of
 from script_tables import SCRIPTS, Rows
 
 from tyr_jax.errors import UserError
-from tyr_jax.problems import load_problem, stack_problems, synthetic_problem
+from tyr_jax.io.checkpoint import load_model
 from tyr_jax.search.evolution import Evolution
 from tyr_jax.search.registry import SEARCHES
 
@@ -22,54 +21,71 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 def test_bench_searches(table: Callable[..., Rows]) -> None:
     _, *rows = table("bench_searches.py", ["--generations", 2, "--together", 1, 2, "--repeats", 1])
-    searches = "CMA-ES on levels", "evolution"
+    searches = "CMA-ES on levels", "evolution", "evolution on an exact problem"
     alone = (f"evosax's {name} on a sphere" for name in ("CMA_ES", "SNES", "Open_ES"))
     expected = {(name, "one program", count) for name in (*searches, *alone) for count in ("1", "2")}
-    expected |= {(name, "the host's loop", "1") for name in searches}
+    expected |= {(name, "the host's loop", "1") for name in searches[:2]}
     if os.cpu_count() == 2:
         expected |= {(name, "one program on 2 devices", "2") for name in searches}
     assert {tuple(row[:3]) for row in rows if "devices" not in row[1] or os.cpu_count() == 2} == expected
     assert all(float(row[3].replace(",", "")) > 0 for row in rows)
 
 
-def test_a_measured_problem_is_compared_and_drawn(
-    table: Callable[..., Rows],
-    tiny_model: Path,
-    tiny_text: Path,
-    tmp_path: Path,
-) -> None:
-    few = {"--walks": 12, "--rounds": 2, "--finds": 12, "--sequence-length": 16, "--calibration-tokens": 128}
-    few |= {"--search-tokens": 64, "--held-out-tokens": 32, "--model": tiny_model, "--calibration": tiny_text}
-    few |= {"--output": tmp_path, "--scores": tmp_path / "scores", "--name": "tiny"}
-    table("make_problem.py", [word for pair in few.items() for word in pair])
-    problem, datasheet = load_problem(tmp_path / "tiny.npz")
-    scored = Scores(*np.load(tmp_path / "scores" / "tiny-spread-0.npz").values())
-    assert 0 < datasheet["candidates scored"] - len(scored.levels) <= 24
-    assert datasheet["errors"].keys() >= {"held-out rank correlation"}
-    # Candidates that it was fitted to are predicted well, of a tiny model of random weights too.
-    assert errors_of(problem, scored)["search rank correlation"] > 0.9
+@pytest.mark.parametrize("problem", ["smooth", "exact-25-units"])
+def test_searches_are_compared_and_drawn(problem: str, table: Callable[..., Rows], tmp_path: Path) -> None:
     results = tmp_path / "comparison.json"
-    options = ["--searches", "evolution", "random", "--problems", "smooth", tmp_path / "tiny.npz"]
-    options += ["--seeds", 2, "--passes", 16, "--results", results]
-    header, *rows = table("compare_searches.py", options)
+    searches = "evolution", "random", "estimate, descent, evolution"
+    options = ["--searches", *searches, "--problems", problem, "--seeds", 2, "--passes", 8]
+    header, *rows = table("compare_searches.py", [*options, "--results", results])
     assert header[:3] == ["problems", "search", "excess left, median"]
-    assert {tuple(row[:2]) for row in rows} == {
-        (group, name) for group in ("smooth", str(tmp_path / "tiny.npz")) for name in ("evolution", "random")
-    }
+    assert {tuple(row[:2]) for row in rows} == {(problem, name) for name in searches}
     assert {row[4] for row in rows} >= {"1.000"}
     pictures = runpy.run_path(str(SCRIPTS / "pictures.py"))
-    pictures["draw_curves"](json.loads(results.read_text()), tmp_path)
-    assert "smooth" in (tmp_path / "comparison.svg").read_text()
+    pictures["draw_curves"](json.loads(results.read_text()), tmp_path, "comparison.svg")
+    assert problem in (tmp_path / "comparison.svg").read_text()
+
+
+def test_settings_are_chosen_for_one_family_of_problems() -> None:
+    groups = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["tuning_groups"]
+    with pytest.raises(UserError, match="compare on these in two calls"):
+        groups(("smooth", "exact-25-units"))
+
+
+def test_a_better_distribution_than_the_best_known_is_kept(
+    table: Callable[..., Rows], tmp_path: Path
+) -> None:
+    few = [
+        "--problems",
+        "exact-40-units",
+        "--seeds",
+        0,
+        "--descents",
+        1,
+        "--generations",
+        1,
+        "--exchanges",
+        1,
+    ]
+    table("best_known.py", [*few, "--output", tmp_path / "best.json"])
+    assert json.loads((tmp_path / "best.json").read_text())["best"].keys() >= {"exact-40-units"}
+
+
+def test_a_language_model_is_trained(table: Callable[..., Rows], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and so did the dog. " * 200)
+    few = ["--steps", 3, "--rows", 2, "--length", 32, "--unseen-characters", 2000]
+    table("make_language_model.py", [tmp_path / "text.txt", tmp_path / "model", *few])
+    assert load_model(str(tmp_path / "model")).config.depth == 12
+    assert len((tmp_path / "model" / "unseen.txt").read_text()) == 2000
 
 
 def test_levels_above_the_budget_are_no_result() -> None:
-    check = runpy.run_path(str(SCRIPTS / "compare_searches.py"))["check_budget"]
-    problems = stack_problems([synthetic_problem(seed, depth=4) for seed in range(2)])
-    levels = np.array(problems.start)[:, None].repeat(3, axis=1)
-    check(Evolution(), problems, levels)
+    script = runpy.run_path(str(SCRIPTS / "compare_searches.py"))
+    check, group = script["check_budget"], script["Group"].of("smooth", range(2))
+    levels = group.starts()[:, None].repeat(3, axis=1)
+    check(Evolution(), group, levels)
     levels[1, 2, 0, 0] += 1
     with pytest.raises(UserError, match="evolution has found levels that do not meet the budget"):
-        check(Evolution(), problems, levels)
+        check(Evolution(), group, levels)
 
 
 def test_every_search_has_settings_to_choose_from() -> None:

@@ -1,7 +1,8 @@
-"""Tabulated problems: budgeted allocation of sparsity levels, to try a search on without a model."""
+"""Budgeted allocation of sparsity levels, to try searches on: synthetic problems, and exact ones of a small
+language model."""
 
+from tyr_jax.problems.exact import ExactProblem, load_problem, problem_names
 from tyr_jax.problems.problem import Problem, stack_problems
-from tyr_jax.problems.storage import load_problem, problem_names, save_problem
 from tyr_jax.problems.synthetic import synthetic_problem
 
-__all__ = ["Problem", "load_problem", "problem_names", "save_problem", "stack_problems", "synthetic_problem"]
+__all__ = ["ExactProblem", "Problem", "load_problem", "problem_names", "stack_problems", "synthetic_problem"]

@@ -2,11 +2,10 @@
 
 The objective of levels on sequence `s` of the search text is
 
-    link(base_s + Σ_i alone_s[i, l_i] + ½ Σ_ij pairs[i, j] · feature[i, l_i] · feature[j, l_j])
+    Σ_i alone_s[i, l_i] + ½ Σ_ij pairs[i, j] · feature[i, l_i] · feature[j, l_j]
 
-over the sites `i`; `link` is the identity or the exponential. Interactions have rank one for each pair of
-sites: a feature says how far a level is from a level of reference, where it is zero. The objective on
-held-out text has a `base` and an `alone` of its own.
+over the sites `i`. Interactions have rank one for each pair of sites: a feature says how far a level is from
+a level of reference, where it is zero. The objective on held-out text has an `alone` of its own.
 
 Tables are float32. Everything is a JAX function, so that whole searches run on the device.
 
@@ -16,7 +15,7 @@ of them.
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from typing import Self
 
 import flax.struct
 import jax
@@ -26,38 +25,30 @@ import numpy as np
 from tyr_jax.errors import UserError
 from tyr_jax.search.contract import Query, SearchSpace
 
-Link = Literal["identity", "exp"]
-LINKS: tuple[str, ...] = get_args(Link)
-
 
 class Problem(flax.struct.PyTreeNode):
     """A tabulated objective, and the space that it is defined on.
 
-    What may be chosen, `space`; the levels to start from, `start [S, L]`; `base [B]`; `alone [B, S, L, E]`;
+    What may be chosen, `space`; the levels to start from, `start [S, L]`; `alone [B, S, L, E]`;
     `feature [S, L, E]`; `pairs [S·L, S·L]`, symmetric with a zero diagonal; and of the held-out text,
-    `held_out_base []` and `held_out_alone [S, L, E]`. The least objective on held-out text is `optimum []`,
-    NaN where it is unknown.
+    `held_out_alone [S, L, E]` and the least objective, `optimum []`.
     """
 
     space: SearchSpace
     start: jax.Array
-    base: jax.Array
     alone: jax.Array
     feature: jax.Array
     pairs: jax.Array
-    held_out_base: jax.Array
     held_out_alone: jax.Array
     optimum: jax.Array
-    link: Link = flax.struct.field(pytree_node=False, default="identity")
 
     def answer(self, query: Query) -> jax.Array:
         """The fitness `[C]` of the query's candidates, or slopes `[C, P, S, L, E]`, of one sequence each."""
-        sequences = jnp.asarray(query.sequences)
-        tables = self.base[sequences], self.alone[sequences]
+        tables = self.alone[jnp.asarray(query.sequences)]
         chosen = self.chosen(query.candidates)
 
         def on_text(shares: jax.Array) -> jax.Array:
-            return jax.vmap(lambda base, alone: self.value(shares, base, alone))(*tables)
+            return jax.vmap(lambda alone: self.value(shares, alone))(tables)
 
         if query.purpose != "slopes":
             return jax.vmap(lambda shares: on_text(shares).mean())(chosen)
@@ -69,21 +60,20 @@ class Problem(flax.struct.PyTreeNode):
         """The objective `[...]` of `levels [..., S, L]` on held-out text."""
         levels = jnp.asarray(levels)
         flat = self.chosen(levels.reshape(-1, *levels.shape[-2:]))
-        values = jax.vmap(lambda shares: self.value(shares, self.held_out_base, self.held_out_alone))(flat)
+        values = jax.vmap(lambda shares: self.value(shares, self.held_out_alone))(flat)
         return values.reshape(levels.shape[:-2])
 
     def chosen(self, levels: jax.Array | np.ndarray) -> jax.Array:
         """`levels [C, S, L]`, one-hot: `[C, S, L, E]`."""
         return jax.nn.one_hot(jnp.asarray(levels), self.feature.shape[-1])
 
-    def value(self, shares: jax.Array, base: jax.Array, alone: jax.Array) -> jax.Array:
+    def value(self, shares: jax.Array, alone: jax.Array) -> jax.Array:
         """The objective where every site is a mixture of its levels with weights `shares [S, L, E]`, from the
-        tables `base []` and `alone [S, L, E]`."""
+        table `alone [S, L, E]`."""
         feature = jnp.sum(shares * self.feature, axis=-1).reshape(-1)
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         both = product(feature, product(self.pairs, feature))
-        sum_ = base + jnp.sum(shares * alone) + both / 2
-        return jnp.exp(sum_) if self.link == "exp" else sum_
+        return jnp.sum(shares * alone) + both / 2
 
     def with_noise(self, key: jax.Array, size: float) -> Self:
         """The problem with sequences that differ more: to every entry of `alone`, a normal draw of standard

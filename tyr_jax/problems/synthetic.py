@@ -82,11 +82,9 @@ def synthetic_problem(
     problem = Problem(
         space=space,
         start=jnp.asarray(start),
-        base=jnp.zeros(sequences),
         alone=jnp.repeat(table[None], sequences, axis=0),
         feature=jnp.asarray(away, jnp.float32),
         pairs=jnp.asarray(pairs, jnp.float32),
-        held_out_base=jnp.float32(0),
         held_out_alone=table,
         optimum=jnp.float32(0),
     )

@@ -41,8 +41,11 @@ class Trace(NamedTuple):
     fitness: jax.Array
 
 
-def search_on_device(search: Search, key: jax.Array, landscape: Landscape) -> Trace:
-    """Run a whole search; to be compiled or mapped by the caller.
+def search_on_device(
+    search: Search, key: jax.Array, landscape: Landscape, start: jax.Array | None = None
+) -> Trace:
+    """Run a whole search from levels `start [S, L]`, by default those of the landscape; to be compiled or
+    mapped by the caller.
 
     Raises:
         UserError: the search is not traceable, or its stages need more text than there is.
@@ -62,18 +65,32 @@ def search_on_device(search: Search, key: jax.Array, landscape: Landscape) -> Tr
             state = search.tell(state, query.candidates, answer)
         return state, Trace(jnp.asarray(search.best(state)), jnp.min(answer))
 
-    begun = search.init(key, landscape.start, space)  # type: ignore[arg-type]
+    begun: Any = search.init(key, landscape.start if start is None else start, space)  # type: ignore[arg-type]
     return jax.lax.scan(generation, begun, length=search.steps(space) // stages)[1]
 
 
-@functools.partial(jax.jit, static_argnames="search")
-def search_many(search: Search, keys: jax.Array, landscapes: Landscape) -> Trace:
-    """Run searches side by side, `R` of them: one for each of `keys [R]` and of the stacked `landscapes`.
+@functools.partial(jax.jit, static_argnames=("search", "shared"))
+def search_many(
+    search: Search,
+    keys: jax.Array,
+    landscapes: Landscape,
+    starts: jax.Array | None = None,
+    *,
+    shared: bool = False,
+) -> Trace:
+    """Run searches side by side, `R` of them: one for each of `keys [R]` and of the stacked `landscapes`, or
+    all on one landscape that is `shared`. They start from `starts [R, S, L]`, by default where the landscapes
+    say.
 
     All devices take part if their number divides `R`; they need no communication.
 
     Raises:
         UserError: the search is not traceable.
     """
-    run = jax.vmap(functools.partial(search_on_device, search))
-    return (run if len(keys) % devices.count() else devices.divided(run))(keys, landscapes)
+
+    def one(landscape: Landscape, key: jax.Array, start: jax.Array | None) -> Trace:
+        return search_on_device(search, key, landscape, start)
+
+    run = jax.vmap(one, in_axes=(None if shared else 0, 0, 0))
+    several = len(keys) % devices.count() == 0
+    return (devices.divided(run, whole=int(shared)) if several else run)(landscapes, keys, starts)
