@@ -112,12 +112,14 @@ def run(
     child = os.fork()
     if not child:
         _be(work, here, writable, streams)
-    most, limit = 0, ""
+    most, before, limit = 0, 0, ""
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break
-        most = max(most, sum(map(_memory, _group(child))) - began)
+        now = sum(map(_memory, _group(child))) - began
+        # For a moment, a process that starts another program counts twice.
+        most, before = max(most, min(before, now)), now
         if stop is not None and time.monotonic() - started > stop.seconds:
             os.kill(child, stop.number)
             stop = None

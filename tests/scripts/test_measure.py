@@ -29,7 +29,7 @@ def test_searches_by_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     import pages
 
     monkeypatch.setattr(pages, "read_record", lambda name: facts | {"tables": [[header, *rows]]})
-    assert pages.searches_by_problem().splitlines()[:4] == [
+    assert pages.searches_by_problem("comparison").splitlines()[:4] == [
         "| search | smooth | noisy |",
         "|---|---|---|",
         "| `two` | **7.00%** | **1.00%** |",

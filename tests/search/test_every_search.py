@@ -220,7 +220,6 @@ def test_what_pruning_has_measured_leads_to_the_optimum(name: str) -> None:
         space=space.replace(sites=sites),
         alone=jnp.broadcast_to(costs, PROBLEM.alone.shape),
         pairs=jnp.zeros_like(PROBLEM.pairs),
-        base=jnp.zeros_like(PROBLEM.base),
     )
     every = np.array(list(itertools.product(range(5), repeat=4)))
     optimum = 0.0
