@@ -67,7 +67,7 @@ def test_a_better_distribution_than_the_best_known_is_kept(
         1,
     ]
     table("best_known.py", [*few, "--output", tmp_path / "best.json"])
-    assert json.loads((tmp_path / "best.json").read_text())["best"].keys() >= {"exact-40-units"}
+    assert json.loads((tmp_path / "best.json").read_text())["problems"].keys() >= {"exact-40-units"}
 
 
 def test_a_language_model_is_trained(table: Callable[..., Rows], tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def algorithm_of(name: str, population: int, shape: tuple[int, ...]) -> Any:
     """
     known = {name: kind for kinds in known_algorithms() for name, kind in kinds.items()}
     require(name in known, "--strategy", name, f"an algorithm of evosax: {', '.join(sorted(known))}")
-    # It holds arrays, which must not belong to the trace that is the first to ask for it.
-    with jax.ensure_compile_time_eval():
+    # It holds arrays, which must not belong to the trace that is the first to ask for it, nor to its devices.
+    with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         try:
             return known[name](population_size=population, solution=jnp.zeros(shape))
         except AssertionError as error:
