@@ -40,11 +40,11 @@ class Hunt:
     seeds: tuple[int, ...] = (0, 1)
     """Seeds; each begins at the problem's start."""
     descents: int = 12
-    """Steps of descent."""
+    """Steps of descent; 0 for none."""
     generations: int = 60
     """Generations of evolution, with 32 candidates each."""
     exchanges: int = 2
-    """Times that the best of all exchanges is made."""
+    """Times that the best of all exchanges is made; 0 for none."""
     output: Path = BEST
     """The file."""
 
@@ -52,12 +52,13 @@ class Hunt:
 def searches_of(hunt: Hunt, tokens: int) -> list[Search]:
     """The searches of a seed, for a text of so many tokens."""
     few = tokens // 8
-    return [
+    every: list[Search] = [
         Descent(hunt.descents, tokens=tokens // 2),
         Evolution(hunt.generations, 32, (8, 2), (few, tokens)),
         Descent(hunt.descents, estimate=False, reach=2, tokens=tokens // 2),
         Exchange(hunt.exchanges, swaps=10_000, score_tokens=tokens),
     ]
+    return [search for search in every if search.generations]
 
 
 def found_by(hunt: Hunt, problem: ExactProblem, seed: int) -> np.ndarray:

@@ -70,10 +70,11 @@ def chosen(asked: Comparison) -> dict[str, Options]:
         return found
     written = json.loads(asked.settings.read_text())
     # The script writes them by themselves, and measure.py within its record.
-    written = written.get("results", written)["settings"]
+    written = written if "settings" in written else written["results"]
     return found | {
-        name: {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        for name, options in written.items()
+        name: {key: tuple(v) if isinstance(v, list) else v for key, v in each["settings"].items()}
+        for name, each in written["results"].items()
+        if name in SETTINGS
     }
 
 

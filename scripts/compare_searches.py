@@ -6,7 +6,8 @@
 Each search first chooses among its SETTINGS on problems that are used for nothing else. Then it runs with
 every seed on each group of problems: on synthetic ones, whose optimum is known, with a problem of its own for
 each seed; on exact ones, which prune a small language model, with other random draws. All runs of a search
-are one program on the device.
+are one program. Searches are divided among `--processes`, and an interrupted comparison continues with those
+that are missing.
 
 The tables show how much of the objective's excess over the optimum is left on held-out text, where the start
 has all of it, and whether a search differs from the best one (Wilcoxon's signed-rank test over seeds,
@@ -15,9 +16,10 @@ your own takes part as --with MODULE:NAME.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -25,13 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jobs import Results
 from markdown_table import print_header, print_row
 from scipy.stats import wilcoxon
 
 from tyr_jax.cli import command
 from tyr_jax.components import find
 from tyr_jax.errors import UserError
-from tyr_jax.files import write_json
 from tyr_jax.problems import (
     ExactProblem,
     Problem,
@@ -58,8 +60,8 @@ SIZE: dict[str, Any] = {"depth": 24, "sequences": 16, "length": 128}
 TUNING = 1000
 """First seed of the problems on which settings are chosen."""
 
-POINTS = 24
-"""Points of a curve."""
+POINTS, FIRST = 10, 1 / 128
+"""Points of a curve, and the share of the budget at the first one."""
 
 Options = dict[str, Any]
 
@@ -168,8 +170,10 @@ class Comparison:
     """Runs of each search on each problem."""
     passes: int = 256
     """Budget of a run, in candidate-tokens per token of the search text."""
+    processes: int = 1
+    """Processes that each run another search. On a CPU, one for each core is fastest."""
     results: Path = Path("runs/comparison.json")
-    """File that gets all curves."""
+    """File that keeps the settings and curves of each search."""
 
 
 def class_of(name: str) -> type[Search]:
@@ -311,63 +315,82 @@ def run(chain: Sequence[Search], group: Group, key: int, budget: int) -> Curves:
         tokens += [tokens[-1] + generation_tokens(search, space) * (1 + g) for g in range(levels.shape[1])]
         starts = levels[:, -1]
         found.append(levels)
-    points = np.geomspace(budget / 256, budget, POINTS)
+    points = np.geomspace(FIRST * budget, budget, POINTS)
     done = np.maximum(np.searchsorted(tokens, points, side="right") - 1, 0)
     return Curves(points, group.held_out(np.concatenate(found, axis=1)[:, done]), seconds)
 
 
-def tuning_groups(problems: Sequence[str]) -> list[Group]:
-    """The problems on which settings are chosen, for `problems` to compare on: of the same family.
+def check_family(problems: Sequence[str]) -> None:
+    """Check that `problems` to compare on are of one family, because settings are chosen for one.
 
     Raises:
         UserError: some are synthetic and some exact.
     """
-    families = {name in SYNTHETIC for name in problems}
-    if len(families) > 1:
+    if len({name in SYNTHETIC for name in problems}) > 1:
         raise UserError(
             "settings are chosen for synthetic or for exact problems: compare on these in two calls"
         )
+
+
+def tuning_groups(problems: Sequence[str]) -> list[Group]:
+    """The problems on which settings are chosen, of the same family as `problems`."""
     seeds = range(TUNING, TUNING + 3)
-    if families == {False}:
+    if problems[0] not in SYNTHETIC:
         return [Group.of(name, seeds) for name in problem_names(tuning=True)]
     stacked = [Group.of(name, seeds).problems for name in SYNTHETIC]
     return [Group(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacked), 3 * len(stacked))]
 
 
-def chosen_settings(asked: Comparison) -> dict[str, Options]:
-    """The settings of each search with the least mean excess on the tuning problems."""
-    groups, found = tuning_groups(asked.problems), {}
-    for name in asked.searches:
-        losses = []
-        for options in settings_of(name):
-            left = []
-            for group in groups:
-                space = group.first.space
-                budget = asked.passes * space.sequences * space.length
-                chain = chain_of(name, options, space, budget)
-                left.append(group.excess(run(chain, group, TUNING, budget).values[:, -1]))
-            losses.append(float(np.mean(left)))
-        found[name] = settings_of(name)[int(np.argmin(losses))]
-        print(f"{name}: {found[name]}, of {np.round(losses, 4).tolist()}", flush=True)
-        jax.clear_caches()  # Compiled programs would reach Linux's limit on memory mappings.
-    return found
+def chosen_settings(name: str, groups: Sequence[Group], passes: int) -> Options:
+    """The settings of a search with the least mean excess on the tuning problems."""
+    losses = []
+    for options in settings_of(name):
+        left = []
+        for group in groups:
+            space = group.first.space
+            budget = passes * space.sequences * space.length
+            chain = chain_of(name, options, space, budget)
+            left.append(group.excess(run(chain, group, TUNING, budget).values[:, -1]))
+        losses.append(float(np.mean(left)))
+    best = settings_of(name)[int(np.argmin(losses))]
+    print(f"{name}: {best}, of {np.round(losses, 4).tolist()}", flush=True)
+    return best
 
 
-def compared(asked: Comparison, settings: Mapping[str, Options]) -> dict[str, dict[str, Curves]]:
-    """The curves of every search on every group of problems."""
-    found: dict[str, dict[str, Curves]] = {}
+def study(name: str, asked: Comparison) -> dict[str, Any]:
+    """What becomes of a search: the settings that it chooses, and its curves on every group of problems. Of a
+    curve, the candidate-tokens, the excess `[R, P]` that is left, the last objective, and the seconds."""
+    own = name in asked.with_
+    settings = {} if own else chosen_settings(name, tuning_groups(asked.problems), asked.passes)
+    groups = {}
     for called in asked.problems:
         group = Group.of(called, range(asked.seeds))
         space = group.first.space
         budget = asked.passes * space.sequences * space.length
-        found[called] = {}
-        for name in (*asked.searches, *asked.with_):
-            chain = chain_of(name, settings.get(name, {}), space, budget)
-            found[called][name] = run(chain, group, 0, budget)
-            end = found[called][name].values[:, -1]
-            print(f"{called}, {name}: {np.median(end):.4f}, {found[called][name].seconds:.3f} s", flush=True)
-        jax.clear_caches()
-    return found
+        found = run(chain_of(name, settings, space, budget), group, 0, budget)
+        excess = group.excess(found.values)
+        print(f"{called}, {name}: {np.median(excess[:, -1]):.2%}, {found.seconds:.3f} s", flush=True)
+        groups[called] = {
+            "tokens": found.tokens.tolist(),
+            "excess": shortened(excess),
+            "objective": shortened(found.values[:, -1]),
+            "seconds": found.seconds,
+        }
+    return {"settings": settings, "groups": groups}
+
+
+def studied(asked: Comparison) -> dict[str, dict[str, Any]]:
+    """What becomes of every search. What is known already is not computed again."""
+    everyone = (*asked.searches, *asked.with_)
+    same = dataclasses.replace(asked, searches=(), with_=(), processes=1, results=Path())
+    kept = Results.of(asked.results, same)
+    # With a process for each search, compiled programs do not reach Linux's limit on memory mappings.
+    with ProcessPoolExecutor(asked.processes, get_context("spawn"), max_tasks_per_child=1) as apart:
+        missing = [name for name in everyone if name not in kept.found]
+        jobs = {apart.submit(study, name, asked): name for name in missing}
+        for job in as_completed(jobs):
+            kept.get(jobs[job], job.result)
+    return {name: kept.found[name] for name in everyone}
 
 
 def signed_rank(one: np.ndarray, other: np.ndarray) -> float:
@@ -397,34 +420,20 @@ def shortened(values: np.ndarray) -> Any:
 
 
 def main(asked: Comparison) -> None:
-    """Choose settings, run everything, print the tables and write the curves."""
+    """Study every search, and print the table."""
     if asked.problems == ("exact",):
         asked = dataclasses.replace(asked, problems=tuple(problem_names()))
-    settings = chosen_settings(asked)
-    found = compared(asked, settings)
-    written: dict[str, Any] = {"settings": settings, "seeds": asked.seeds, "groups": {}}
+    check_family(asked.problems)
+    found = studied(asked)
     print_header("problems", "search", "excess left, median", "quartiles", "p against the best", "s per run")
-    for called, curves in found.items():
-        group = Group.of(called, range(asked.seeds))
-        ends = {name: group.excess(each.values[:, -1]) for name, each in curves.items()}
+    for called in asked.problems:
+        curves = {name: each["groups"][called] for name, each in found.items()}
+        ends = {name: np.asarray(each["excess"])[:, -1] for name, each in curves.items()}
         chance = adjusted(ends)
         for name in sorted(ends, key=lambda name: float(np.median(ends[name]))):
             low, middle, high = np.percentile(ends[name], (25, 50, 75))
-            quartiles = f"{low:.2%}–{high:.2%}"
-            print_row(
-                called, name, f"{middle:.2%}", quartiles, f"{chance[name]:.3f}", f"{curves[name].seconds:.3f}"
-            )
-        written["groups"][called] = {
-            name: {
-                "tokens": each.tokens.tolist(),
-                "excess": shortened(group.excess(each.values)),
-                "objective": shortened(each.values[:, -1]),
-                "seconds": each.seconds,
-            }
-            for name, each in curves.items()
-        }
-    asked.results.parent.mkdir(parents=True, exist_ok=True)
-    write_json(asked.results, json.loads(json.dumps(written)))
+            quartiles, seconds = f"{low:.2%}–{high:.2%}", f"{curves[name]['seconds']:.3f}"
+            print_row(called, name, f"{middle:.2%}", quartiles, f"{chance[name]:.3f}", seconds)
 
 
 if __name__ == "__main__":

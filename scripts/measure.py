@@ -120,9 +120,9 @@ MEASUREMENTS = {
     "estimate": Measurement(
         "estimate_fit.py --models builtin {gemma} {qwen} {qwen_large}", "runs/estimate_fit.json"
     ),
-    "comparison": Measurement("compare_searches.py", "runs/comparison.json"),
+    "comparison": Measurement("compare_searches.py --processes 2", "runs/comparison.json"),
     "exact": Measurement(
-        "compare_searches.py --problems exact --seeds 20 --passes 32 --results runs/exact.json",
+        "compare_searches.py --problems exact --seeds 20 --passes 32 --processes 2 --results runs/exact.json",
         "runs/exact.json",
     ),
     "on-model": Measurement(

@@ -130,7 +130,9 @@ def draw_curves(results: dict[str, Any], directory: Path, name: str) -> None:
     that is left against candidate-tokens, and against seconds of one run. Searches that end far above the
     start are left out, because no difference between the others could be seen."""
     panels = []
-    for group, every in results["groups"].items():
+    found = results["results"]
+    for group in next(iter(found.values()))["groups"]:
+        every = {name: each["groups"][group] for name, each in found.items()}
         curves = {name: e for name, e in every.items() if np.median(e["excess"], axis=0)[-1] <= MOST_EXCESS}
         left = {name: np.clip(np.asarray(each["excess"]), 1e-3, None) for name, each in curves.items()}
         tokens = {name: np.asarray(each["tokens"]) for name, each in curves.items()}
