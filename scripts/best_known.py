@@ -55,7 +55,7 @@ def searches_of(hunt: Hunt, tokens: int) -> list[Search]:
     every: list[Search] = [
         Descent(hunt.descents, tokens=tokens // 2),
         Evolution(hunt.generations, 32, (8, 2), (few, tokens)),
-        Descent(hunt.descents, estimate=False, reach=2, tokens=tokens // 2),
+        Descent(hunt.descents, reach=2, tokens=tokens // 2),
         Exchange(hunt.exchanges, swaps=10_000, score_tokens=tokens),
     ]
     return [search for search in every if search.generations]

@@ -142,26 +142,30 @@ SETTINGS: dict[str, list[Options]] = {
 """Settings that a search chooses from; a name may have options after it. Numbers of tokens are shares of the
 search text. Without a number of generations, a search has as many as the budget pays for."""
 
-CHAIN = "estimate, descent, evolution"
-"""The searches that `tyr_jax.prune` runs by default, each from what the one before has found."""
-
-CHAIN_SETTINGS: list[dict[str, Options]] = [
-    {
-        "estimate": {"generations": 1, "score_tokens": 1 / 8},
-        "descent": {"generations": generations, "estimate": False, "tokens": 1 / 4},
-        "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
-    }
-    for generations in (4, 8)
-]
-"""Settings that the chain chooses from, by search; what the first two leave of the budget is for the last."""
+CHAINS: dict[str, list[dict[str, Options]]] = {
+    "estimate, descent": [
+        {"estimate": {"generations": 1, "score_tokens": 1 / 8}, "descent": {"tokens": tokens}}
+        for tokens in (1 / 4, 1 / 2)
+    ],
+    "estimate, descent, evolution": [
+        {
+            "estimate": {"generations": 1, "score_tokens": 1 / 8},
+            "descent": {"generations": generations, "tokens": 1 / 4},
+            "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
+        }
+        for generations in (4, 8)
+    ],
+}
+"""Settings that chains choose from, by search; what the others leave of the budget is for the last. The
+searches of a chain start from what the one before has found. `tyr_jax.prune` runs the longest by default."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What to compare."""
 
-    searches: tuple[str, ...] = (*SETTINGS, CHAIN)
-    """Searches of the package, by their names in SETTINGS, or the default chain."""
+    searches: tuple[str, ...] = (*SETTINGS, *CHAINS)
+    """Searches of the package, by their names in SETTINGS, or chains of them in CHAINS."""
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     """Searches of your own, as MODULE:NAME. They must be traceable, and run with their defaults."""
     problems: tuple[str, ...] = (*SYNTHETIC,)
@@ -246,12 +250,12 @@ def configured(search: type[Search], options: Mapping[str, Any], space: SearchSp
 
 def settings_of(name: str) -> Sequence[Options]:
     """The settings that the search or the chain of a name chooses from."""
-    return CHAIN_SETTINGS if name == CHAIN else SETTINGS.get(name, [{}])
+    return CHAINS.get(name) or SETTINGS.get(name, [{}])
 
 
 def chain_of(name: str, options: Mapping[str, Any], space: SearchSpace, budget: int) -> list[Search]:
     """The searches that a name stands for, one after the other, with their options."""
-    if name != CHAIN:
+    if name not in CHAINS:
         return [configured(class_of(name), options, space, budget)]
     chain: list[Search] = []
     for each in name.split(", "):

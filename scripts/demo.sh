@@ -21,7 +21,7 @@ if [ -z "$output" ]; then
 fi
 
 python -m tyr_jax.prune --preset quick --sparsity 0.25 --no-refit --calibration-tokens 9216 --metric-tokens 2048 \
-  --levels 7 --generations 2 --evaluation-windows 2 --prompt "The sun rises in the east and" "$@"
+  --levels 7 --estimate.score-tokens 512 --generations 1 --evaluation-windows 2 --prompt "The sun rises in the east and" "$@"
 echo
 echo "How much faster is it?"
 python -m tyr_jax.benchmark builtin "$output" --prompts 128 --batches 1 --overwrite

@@ -57,7 +57,10 @@ class Measurement(NamedTuple):
 MAIN = "main_results.py --calibration builtin {wikipedia} self@2 --evaluation {wikitext} {news}"
 """The `standard` preset, on text that a user could have."""
 
-DEMO = "--no-refit --calibration-tokens 9216 --metric-tokens 2048 --levels 7 --generations 2"
+DEMO = (
+    "--no-refit --calibration-tokens 9216 --metric-tokens 2048 --levels 7 "
+    "--estimate.score-tokens 512 --generations 1"
+)
 """What `demo.sh` adds to the `quick` preset, except that it measures on less text."""
 
 MEASUREMENTS = {

@@ -15,6 +15,7 @@ from tyr_jax.options import arguments_of, every_option, expanded, options_of, wi
 from tyr_jax.recovery.settings import RecoverySettings
 from tyr_jax.scoring.objective import HiddenKL
 from tyr_jax.search.evolution import Evolution
+from tyr_jax.search.evosax_adapter import Evosax
 from tyr_jax.settings import PRESETS, Settings, with_components
 
 CHANGED: dict[str, Any] = {
@@ -67,22 +68,22 @@ def test_a_component_is_named_on_the_command_line() -> None:
 def test_searches_in_turn_are_named_in_their_options() -> None:
     """All but the last; one that has the name already keeps its options."""
     default = PRESETS["quick"]
-    chain = ["evolution", dataclasses.replace(default.search[1], estimate=True, tokens=8)]
+    chain = ["evolution", dataclasses.replace(default.search[1], reach=2, tokens=8)]
     settings = with_options(with_components(default, {"search": chain}), {"evolution.offspring": 8})
     assert [search.name for search in settings.search] == ["evolution", "descent"]
     assert settings.search[0] == dataclasses.replace(default.search[2], offspring=8)
     arguments = arguments_of(settings, default)
-    assert arguments == shlex.split(
-        "--search evolution descent --evolution.offspring 8 --estimate --tokens 8"
-    )
+    assert arguments == shlex.split("--search evolution descent --evolution.offspring 8 --reach 2 --tokens 8")
     assert prune.parse(["--preset", "quick", *arguments]).settings == settings
     turned = with_components(settings, {"search": ("descent", "evolution")})
     arguments = arguments_of(turned, default)
     assert arguments == shlex.split(
-        "--search descent evolution --descent.estimate --descent.tokens 8 --offspring 8"
+        "--search descent evolution --descent.reach 2 --descent.tokens 8 --offspring 8"
     )
     assert prune.parse(["--preset", "quick", *arguments]).settings == turned
-    assert arguments_of(default, turned)[4] == "--descent.no-estimate"
+    real = with_components(default, {"search": (Evosax(), "evolution")})
+    logits = with_components(default, {"search": (Evosax(logits=True), "evolution")})
+    assert "--evosax.no-logits" in arguments_of(real, logits)
 
 
 @pytest.mark.parametrize(

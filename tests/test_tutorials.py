@@ -45,7 +45,7 @@ def small(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         evaluation_length=64,
         evaluation_windows=2,
     )
-    descent = Descent(generations=1, estimate=False, tokens=64)
+    descent = Descent(generations=1, tokens=64)
     evolution = Evolution(generations=2, offspring=4, survivors=(2, 1), stage_tokens=(32, 64))
     search, rounds = (descent, evolution), dataclasses.replace(Rounds(), rounds=1, levels=3)
     pruning = dataclasses.replace(quick.pruning, metric_tokens=256, neuron_chunk=4)

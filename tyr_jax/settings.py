@@ -104,7 +104,7 @@ class Settings:
     """Rounds"""
     search: tuple[Search, ...] = (
         Estimate(score_tokens=2048),
-        Descent(generations=4, estimate=False, tokens=4096),
+        Descent(generations=4, tokens=4096),
         Evolution(generations=9, offspring=16, survivors=(5, 2, 1), stage_tokens=(1024, 2048, 4096)),
     )
     """Search"""
@@ -221,7 +221,7 @@ PRESETS: dict[str, Settings] = {
         rounds=Rounds(rounds=1),
         search=(
             Estimate(),
-            Descent(generations=3, estimate=False, tokens=1024),
+            Descent(generations=3, tokens=1024),
             Evolution(generations=4, offspring=4, survivors=(2, 1, 1), stage_tokens=(512, 1024, 1536)),
         ),
     ),

@@ -103,7 +103,7 @@ def test_searches_are_compared_on_a_model(
     few |= {"--held-out-tokens": 64, "--model": tiny_model, "--calibration": tiny_text}
     few |= {"--results": tmp_path / "kept.json"}
     options = [word for pair in few.items() for word in pair]
-    searches = "descent", "descent --no-estimate", "evosax --logits", "random"
+    searches = "descent", "descent --reach 2", "evosax --logits", "random"
     options += ["--searches", *searches, "--seeds", 0, 1, "--objectives", "kl", "hidden+kl"]
     _, start, *rows = table("compare_on_model.py", options)
     assert start[0] == "the start"

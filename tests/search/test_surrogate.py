@@ -189,7 +189,7 @@ def test_steps_lead_down_to_the_best_and_stay_there() -> None:
     def found(
         start: np.ndarray, score: Scorer = score, slopes: SlopesFunction = slopes, steps: int = 1
     ) -> np.ndarray:
-        search, key = Descent(generations=steps, estimate=False, tokens=16), jax.random.key(0)
+        search, key = Descent(generations=steps, tokens=16), jax.random.key(0)
         return loop.run(search, loop.begin_search(search, key, start, space), space, score, slopes=slopes)
 
     values: list[list[float]] = []

@@ -1,9 +1,7 @@
 """This project's descent: proposals from slopes and level errors, scored before they count.
 
 Each generation has two stages: slopes at the present levels, then a score of these levels and of one proposal
-for each of `CAUTIONS`, on other text. With `--estimate`, the first generation starts at the distribution of
-least `disturbance` (`tyr_jax.search.surrogate`), and the levels that were given to start from take the place
-of the last proposal, so that the search can leave a bad estimate.
+for each of `CAUTIONS`, on other text.
 
 It was made for this project and has no paper. The nearest known method is sequential quadratic
 programming (Nocedal and Wright, "Numerical Optimization", 2006, chapter 18).
@@ -28,8 +26,8 @@ from tyr_jax.space import Levels
 
 
 class Proposed(Incumbent):
-    """The best so far; what is proposed to replace it, `proposals [Q, S, L]` (at first, the levels that were
-    given to start from); and the text of every generation, `texts [G, 2s]`: first that of the slopes."""
+    """The best so far; what is proposed to replace it, `proposals [Q, S, L]`; and the text of every
+    generation, `texts [G, 2s]`: first that of the slopes."""
 
     proposals: jax.Array
     texts: jax.Array
@@ -43,8 +41,6 @@ class Descent(Improving):
 
     generations: int = 20
     """Steps of a round."""
-    estimate: bool = True
-    """Start from the distribution of least estimated cost."""
     reach: int = 1
     """Maximum number of levels by which a site moves in a step."""
     tokens: int = 2048
@@ -76,15 +72,13 @@ class Descent(Improving):
         return [Asked(1, count, self.generations, slopes=True), Asked(scored, count, self.generations)]
 
     def init(self, key: jax.Array, start: Levels, space: SearchSpace) -> Proposed:
-        """At the start, or at the estimate.
+        """At the start.
 
         Texts are drawn by numpy, whose seed is the words of the key: where these are a run's seed and the
         round, the same command finds the same model as it always has.
         """
         plain = Incumbent.at(key, start, space)
         proposals = jnp.repeat(plain.levels[None], len(surrogate.CAUTIONS), axis=0)
-        if self.estimate:
-            plain = plain.replace(levels=surrogate.estimated(space, plain.levels, parts=(1.0,))[0])
         count = self.text(space)
 
         def drawn(words: np.ndarray) -> np.ndarray:
@@ -108,6 +102,4 @@ class Descent(Improving):
         propose = functools.partial(surrogate.proposals, reach=self.reach)
         known = jnp.asarray(fitness, jnp.float32)[0], state.space.sites, state.space.budget, state.levels
         found = surrogate.on_host(propose, state.proposals.shape, *known)
-        if self.estimate:
-            found = jnp.where(state.generation == 0, found.at[-1].set(state.proposals[-1]), found)
         return state.replace(proposals=found, stage=1)

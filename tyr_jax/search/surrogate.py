@@ -23,8 +23,7 @@ one level by default, and proposals are scored before they are accepted.
 Axis letters: `S` kinds of site, `L` layers, `E` levels, `P` parts of a text, `Q` proposals.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -224,19 +223,17 @@ EXCHANGES = (1.0, 0.5, 0.0)
 """Parts of the estimated exchange between kinds of site that `starts` makes."""
 
 
-def starts(
-    sites: Sites, budget: Budget, around: Levels, parts: Sequence[float] = EXCHANGES, reach: int = 2
-) -> Candidates:
+def starts(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Candidates:
     """Distributions `[Q, S, L]` to start a search from: `estimated_start`, but with a part of what it
-    exchanges between kinds of site, one for each of `parts`; `around [S, L]` where there is none.
+    exchanges between kinds of site, one for each of `EXCHANGES`; `around [S, L]` where there is none.
 
     The estimate compares layers of a kind better than it compares kinds. Where it takes too much from
     attention, the starts that exchange less, or nothing, are the better ones.
     """
     free = estimated_start(sites, budget, around, reach)
     if free is None:
-        return np.repeat(around[None], len(parts), axis=0)
-    return np.stack([exchanged(sites, budget, around, free, part, reach) for part in parts])
+        return np.repeat(around[None], len(EXCHANGES), axis=0)
+    return np.stack([exchanged(sites, budget, around, free, part, reach) for part in EXCHANGES])
 
 
 def exchanged(sites: Sites, budget: Budget, around: Levels, free: Levels, part: float, reach: int) -> Levels:
@@ -256,10 +253,9 @@ def exchanged(sites: Sites, budget: Budget, around: Levels, free: Levels, part: 
     return np.concatenate(rows).astype(np.int32)
 
 
-def estimated(space: SearchSpace, around: jax.Array, parts: Sequence[float] = EXCHANGES) -> jax.Array:
+def estimated(space: SearchSpace, around: jax.Array) -> jax.Array:
     """`starts [Q, S, L]` in a JAX function."""
-    found = functools.partial(starts, parts=parts)
-    return on_host(found, (len(parts), *around.shape), space.sites, space.budget, around)
+    return on_host(starts, (len(EXCHANGES), *around.shape), space.sites, space.budget, around)
 
 
 def on_host(function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Any) -> jax.Array:
