@@ -392,8 +392,11 @@ def studied(asked: Comparison) -> dict[str, dict[str, Any]]:
     with ProcessPoolExecutor(asked.processes, get_context("spawn"), max_tasks_per_child=1) as apart:
         missing = [name for name in everyone if name not in kept.found]
         jobs = {apart.submit(study, name, asked): name for name in missing}
-        for job in as_completed(jobs):
-            kept.get(jobs[job], job.result)
+        try:
+            for job in as_completed(jobs):
+                kept.get(jobs[job], job.result)
+        finally:
+            apart.shutdown(wait=False, cancel_futures=True)
     return {name: kept.found[name] for name in everyone}
 
 

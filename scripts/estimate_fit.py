@@ -4,9 +4,9 @@ For each model, the first supernet of a run is built, as `tyr_jax.prune` does it
 scored on the search text: one site pruned to about half of its units, and all others whole, for every site;
 and distributions within the budget, by random shifts from the uniform one. The table has the rank correlation
 (Spearman) of the estimate with the increase of the KL divergence, and the KL divergence of the distribution
-of least estimated cost. Three estimates are compared: the relative error of a level times what the whole
-output of the site counts for, both averages over all tokens; what the level does to the output of each token;
-and the same with tokens that weigh 1 / rms² of the residual behind the site, which is the one in use.
+of least estimated cost. Two estimates are compared: the relative error of a level times what the whole output
+of the site counts for, both averages over all tokens; and the one in use, what the level does to the output
+of each token, measured.
 
   python scripts/fetch_model.py qwen2.5-coder-0.5b qwen2.5-coder-0.5b.gguf
   python scripts/estimate_fit.py --models builtin qwen2.5-coder-0.5b.gguf
@@ -73,67 +73,65 @@ class Estimates(NamedTuple):
     """Estimated costs `[S, L, E]` of the levels of a round."""
 
     product: np.ndarray
-    same: np.ndarray
-    now: np.ndarray
+    measured: np.ndarray
 
 
-WORDS = {"product": "error × share", "same": "every token", "now": "every token, 1 / rms²"}
+WORDS = {"product": "error × share", "measured": "every level measured"}
 """How the table calls the estimates."""
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"))
-def other_costs(
+def product_costs(
     block: Block,
     levels: jax.Array,
     units: jax.Array,
     metric: jax.Array,
     kind: SiteKind,
     config: ModelConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """The costs `[E]` of the levels of a site, in nats, by the first two estimates."""
+) -> jax.Array:
+    """The costs `[E]` of the levels of a site, in nats, by the first estimate."""
     inputs = units.reshape(*units.shape[:2], -1).astype(jnp.float32)
     scale = stream.behind_norm(kind, block, units, None, config)
     behind: Any = stream.metric_behind(metric, stream.behind_gain(kind, block, config))
     dense = block[kind.output].reshape(-1, config.hidden).astype(jnp.float32)
 
-    def measured(change: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(the cost of a `change [d_in, D]` of the weights, the mean square of what it does)."""
-        delta = linalg.matmul(inputs, change)
-        counted = jnp.sum(linalg.matmul(delta, behind) * delta, axis=-1)
-        return jnp.mean(counted if scale is None else counted * scale**2) / 2, jnp.mean(delta**2)
+    def size(change: jax.Array) -> jax.Array:
+        return jnp.mean(linalg.matmul(inputs, change) ** 2)
 
-    costs, sizes = jax.lax.map(lambda weight: measured(dense - weight.astype(jnp.float32)), levels)
-    whole, size = measured(dense)
-    return whole * sizes / size, costs
+    out = linalg.matmul(inputs, dense)
+    counted = jnp.sum(linalg.matmul(out, behind) * out, axis=-1)
+    whole = jnp.mean(counted if scale is None else counted * scale**2) / 2
+    sizes = jax.lax.map(lambda weight: size(dense - weight.astype(jnp.float32)), levels)
+    return whole * sizes / size(dense)
 
 
 def measured_round(run: Run, dense: Dense) -> tuple[rounds.Round, Estimates]:
-    """The first round of a run before its search, and all estimates of its levels."""
+    """The first round of a run before its search, and both estimates of its levels."""
     found, measure = [], stream.level_costs
 
-    def with_others(*given: Any) -> tuple[jax.Array, jax.Array]:
+    def with_product(*given: Any) -> tuple[jax.Array, jax.Array]:
         block, levels, _, units, metric, kind, count, config = given
-        found.append(devices.fetch(other_costs(block, levels, units[:count], metric, kind, config)))
+        found.append(devices.fetch(product_costs(block, levels, units[:count], metric, kind, config)))
         return measure(*given)
 
     target, config = dense.targets[0], dense.model.config
     built = rounds.round_grid(run, dense, target.kept, 1)
     pool = rounds.search_pool(run, dense.model, dense.splits.search)
-    stream.level_costs = with_others  # type: ignore[assignment]
+    stream.level_costs = with_product  # type: ignore[assignment]
     try:
         whole = rounds.supernet_of_round(run, dense, built, 1)
     finally:
         stream.level_costs = measure
     kinds = len(dense.kinds)
-    others = np.array(found).reshape(config.depth, kinds, 2, -1).transpose(2, 1, 0, 3)
+    product = np.array(found).reshape(config.depth, kinds, -1).swapaxes(0, 1)
     grid, supernet, prices, _, _ = rounds.priced_grid(run, config, target, built, whole)
     index = level_index(whole, grid)
-    others = np.where(grid.exists, np.take_along_axis(others, np.asarray(index)[None], axis=-1), np.inf)
+    product = np.where(grid.exists, np.take_along_axis(product, np.asarray(index), axis=-1), np.inf)
     sites = Sites(devices.fetch(supernet.error), devices.fetch(supernet.share), grid.exists)
     net = nested.nest(dense.model.params, supernet, config, consume=True, scratch=TEMPORARY)
     budget = target.budget(grid.kept, prices)
     this = rounds.Round(run, config, pool, 1, grid, net, sites, budget)
-    return this, Estimates(others[0], others[1], surrogate.disturbance(sites))
+    return this, Estimates(product, surrogate.disturbance(sites))
 
 
 def alone(grid: space.LevelGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +209,7 @@ def main(study: Study) -> None:
     """Study every model, and print a table."""
     results = Results.of(study.results, dataclasses.replace(study, models=(), results=Path()))
     found = {model: results.get(model, functools.partial(study_one, study, model)) for model in study.models}
-    columns = [name for name in next(iter(found.values()))["now"] if name != "start"]
+    columns = [name for name in next(iter(found.values()))["measured"] if name != "start"]
     print_header("model", "estimate", *columns, "KL of the start", "KL of uniform")
     for model, figures in found.items():
         for name, words in WORDS.items():

@@ -74,10 +74,10 @@ def test_what_a_site_passes_on_and_its_correction() -> None:
 
 
 def test_what_levels_cost() -> None:
-    """The products with weights and metric; the first one is the model's own."""
+    """The products with weights and metric."""
     config = make_tiny_config(layers=1)
     block = layer_block(random_params(config, jax.random.key(0))["blocks"], 0)
     x, units = jnp.ones((2, 3, config.hidden)), jnp.ones((2, 3, 4, 8))
     costs = lambda *given: stream.level_costs(*given, HEADS, 2, config)  # noqa: E731
     levels = jnp.ones((3, 32, config.hidden))
-    assert precisions(costs, block, levels, x, units, jnp.eye(config.hidden))[1:] == [HIGHEST] * 4
+    assert precisions(costs, block, levels, x, units, jnp.eye(config.hidden)) == [HIGHEST] * 4

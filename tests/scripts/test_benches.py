@@ -37,7 +37,7 @@ def test_estimate_fit(table: Callable[..., Rows], tiny_model: Path, tmp_path: Pa
     sizes = ["--sequence-length", 64, "--tokens", 64, "--each", 2, "--results", tmp_path / "fit.json"]
     header, *rows = table("estimate_fit.py", ["--models", tiny_model, *sizes])
     assert header[2:6] == ["alone", "alone, attention", "alone, ffn", "random"]
-    assert [row[1] for row in rows] == ["error × share", "every token", "every token, 1 / rms²"]
+    assert [row[1] for row in rows] == ["error × share", "every level measured"]
     for row in rows:
         assert all(-1 <= float(cell) <= 1 for cell in row[2:6])
         assert float(row[6]) > 0

@@ -189,18 +189,18 @@ def level_costs(
     `levels [E, d_in, D]`, relative to that), measured on the first `count` sequences of `x [B, T, D]` and of
     the `units` that enter it. Biases are left out; a norm that follows the site belongs to y.
 
-    With the `metric [D, D]`, an error δ of y costs the weighted mean over tokens of ½ δᵀ·metric·δ, in nats,
-    and the share is what y itself would cost. Tokens weigh 1 / rms(r)² with the residual r after the site.
-    Their gradients, which the metric averages, shrink in the same way: a site that writes a residual a
-    thousand times as large would otherwise seem to count for everything, and all errors of other tokens for
-    nothing. Without a metric, the cost is the mean of ‖δ‖² / ‖r‖².
+    With the `metric [D, D]`, an error δ of y costs the mean over tokens of ½ δᵀ·metric·δ, in nats, and the
+    share is what y itself would cost. Without a metric, the cost is the mean of ‖δ‖² / ‖r‖², with the
+    residual r after the site.
     """
     x, units = x[:count], units[:count]
     inputs = units.reshape(*x.shape[:2], -1).astype(jnp.float32)
-    square = token_weights(x + kind.out(block, x, units, config), jnp.int32(count), even=False) ** 2
-    tiny = jnp.finfo(jnp.float32).tiny
-    total = config.hidden * square.size if metric is None else jnp.maximum(2 * jnp.sum(square), tiny)
-    weights = square / total
+    if metric is None:
+        after = x + kind.out(block, x, units, config)
+        worth = token_weights(after, jnp.int32(count), even=False) ** 2 / config.hidden
+    else:
+        worth = jnp.full(x.shape[:2], 0.5)
+    weights = worth / worth.size
     if (scale := behind_norm(kind, block, units, None, config)) is not None:
         weights = weights * scale**2
     metric = metric_behind(metric, behind_gain(kind, block, config))
@@ -213,7 +213,7 @@ def level_costs(
     dense = block[kind.output].reshape(-1, config.hidden).astype(jnp.float32)
     share = cost(dense)
     costs = jax.lax.map(lambda weight: cost(dense - weight.astype(jnp.float32)), levels)
-    return share, costs / jnp.maximum(share, tiny)
+    return share, costs / jnp.maximum(share, jnp.finfo(jnp.float32).tiny)
 
 
 class Drift(NamedTuple):
