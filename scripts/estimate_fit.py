@@ -38,7 +38,7 @@ from tyr_jax.scoring import nested
 from tyr_jax.search import surrogate
 from tyr_jax.search.contract import Sites
 from tyr_jax.search.draws import neighbours
-from tyr_jax.settings import PRESETS, Preset
+from tyr_jax.settings import PRESETS, ComputeType, Preset
 from tyr_jax.space import values_at
 from tyr_jax.workspace.events import EventLog
 from tyr_jax.workspace.progress import Progress
@@ -57,6 +57,8 @@ class Study:
     """Target."""
     preset: Preset = "quick"
     """Preset that says on how much text the supernet is built."""
+    compute_dtype: ComputeType = "float32"
+    """Type that weights are held in; bfloat16 takes half of the memory."""
     sequence_length: int = 256
     """Tokens of a sequence."""
     tokens: int = 1024
@@ -180,7 +182,12 @@ def study_one(study: Study, model: str) -> dict[str, Any]:
     }
     data = dataclasses.replace(preset.data, calibration=("builtin",), evaluation_windows=1, **lengths)
     settings = dataclasses.replace(
-        preset, model=model, sparsity=(study.sparsity,), seed=study.seed, data=data
+        preset,
+        model=model,
+        sparsity=(study.sparsity,),
+        seed=study.seed,
+        data=data,
+        compute_dtype=study.compute_dtype,
     )
     with Progress() as progress, EventLog() as events:
         run = Run(settings, progress, events)

@@ -120,8 +120,11 @@ MEASUREMENTS = {
         "runs/recovery_tokens/results.json",
     ),
     "searches": Measurement("bench_searches.py"),
-    "estimate": Measurement(
-        "estimate_fit.py --models builtin {gemma} {qwen} {qwen_large}", "runs/estimate_fit.json"
+    "estimate": Measurement("estimate_fit.py --models builtin {gemma} {qwen}", "runs/estimate_fit.json"),
+    "estimate-large": Measurement(
+        "estimate_fit.py --models {qwen_large} --compute-dtype bfloat16 "
+        "--results runs/estimate_fit_large.json",
+        "runs/estimate_fit_large.json",
     ),
     "comparison": Measurement("compare_searches.py --processes 2", "runs/comparison.json"),
     "exact": Measurement(
