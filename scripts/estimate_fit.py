@@ -4,9 +4,11 @@ For each model, the first supernet of a run is built, as `tyr_jax.prune` does it
 scored on the search text: one site pruned to about half of its units, and all others whole, for every site;
 and distributions within the budget, by random shifts from the uniform one. The table has the rank correlation
 (Spearman) of the estimate with the increase of the KL divergence, and the KL divergence of the distribution
-of least estimated cost. Two estimates are compared: the relative error of a level times what the whole output
-of the site counts for, both averages over all tokens; and the one in use, what the level does to the output
-of each token, measured.
+of least estimated cost. Random distributions are scored on two parts of the text. The rank correlation of
+these says how much of what distinguishes the distributions is chance, which no estimate can tell.
+
+Two estimates are compared: the relative error of a level times what the whole output of the site counts for,
+both averages over all tokens; and the one in use, what the level does to the output of each token, measured.
 
   python scripts/fetch_model.py qwen2.5-coder-0.5b qwen2.5-coder-0.5b.gguf
   python scripts/estimate_fit.py --models builtin qwen2.5-coder-0.5b.gguf
@@ -62,7 +64,8 @@ class Study:
     sequence_length: int = 256
     """Tokens of a sequence."""
     tokens: int = 1024
-    """Tokens that candidates are scored on."""
+    """Tokens that single sites are scored on. Random distributions are scored on twice as many, and again on
+    as many others."""
     each: int = 12
     """Random distributions for every maximum number of shifts."""
     seed: int = 0
@@ -136,7 +139,7 @@ def measured_round(run: Run, dense: Dense) -> tuple[rounds.Round, Estimates]:
     return this, Estimates(product, surrogate.disturbance(sites))
 
 
-def alone(grid: space.LevelGrid) -> tuple[np.ndarray, np.ndarray]:
+def single_sites(grid: space.LevelGrid) -> tuple[np.ndarray, np.ndarray]:
     """(the levels `[S, L]` that keep most, candidates `[C, S, L]` with one site each at the level nearest to
     half of its units)."""
     most = np.where(grid.exists, grid.kept, -1).argmax(axis=-1).astype(np.int32)
@@ -159,10 +162,11 @@ def drawn(study: Study, this: rounds.Round, uniform: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(each) for each in found])
 
 
-def score(this: rounds.Round, candidates: np.ndarray, tokens: int) -> np.ndarray:
-    """Their KL `[C]` on so many tokens of the search text."""
+def score(this: rounds.Round, candidates: np.ndarray, tokens: int, part: int = 0) -> np.ndarray:
+    """Their KL `[C]` on a part of the search text, of so many tokens."""
     sequences, length = this.pool.tokens.shape
-    text = np.arange(max(1, min(sequences, tokens // length)))
+    count = max(1, min(sequences // (part + 1), tokens // length))
+    text = part * count + np.arange(count)
     return this.score(candidates, text, lambda tokens: None, "study", 0)
 
 
@@ -193,22 +197,23 @@ def study_one(study: Study, model: str) -> dict[str, Any]:
         run = Run(settings, progress, events)
         dense = prepare(run)
         this, estimates = measured_round(run, dense)
-    most, singles = alone(this.grid)
+    most, singles = single_sites(this.grid)
     centre = space.levels_of(this.grid, dense.targets[0].kept)
     uniform = rounds.first_parent(this.sites, this.budget, centre)
     random = drawn(study, this, uniform)
     found = [surrogate.cheapest(costs, this.budget, uniform, reach=2) for costs in estimates]
     starts = [uniform, *(uniform if each is None else each for each in found)]
-    values = score(this, np.concatenate([most[None], singles, random]), study.tokens)
-    rise, of_random = values[1 : 1 + len(singles)] - values[0], values[1 + len(singles) :]
+    whole, *alone = score(this, np.concatenate([most[None], singles]), study.tokens)
+    rise = np.array(alone) - whole
+    parts = [score(this, random, 2 * study.tokens, part) for part in range(2)]
     of_uniform, *of_starts = score(this, np.stack(starts), this.pool.tokens.size)
     rows = np.argwhere(singles != most)[:, 1]
-    figures: dict[str, Any] = {"uniform": float(of_uniform)}
+    figures: dict[str, Any] = {"uniform": float(of_uniform), "parts": float(spearmanr(*parts)[0])}
     for name, costs, start in zip(Estimates._fields, estimates, of_starts, strict=True):
         figures[name] = {"alone": agreement(costs, singles, rise)}
         for row, kind in enumerate(dense.kinds):
             figures[name][f"alone, {kind.name}"] = agreement(costs, singles[rows == row], rise[rows == row])
-        figures[name] |= {"random": agreement(costs, random, of_random), "start": float(start)}
+        figures[name] |= {"random": agreement(costs, random, np.mean(parts, axis=0)), "start": float(start)}
     return figures
 
 
@@ -217,12 +222,14 @@ def main(study: Study) -> None:
     results = Results.of(study.results, dataclasses.replace(study, models=(), results=Path()))
     found = {model: results.get(model, functools.partial(study_one, study, model)) for model in study.models}
     columns = [name for name in next(iter(found.values()))["measured"] if name != "start"]
-    print_header("model", "estimate", *columns, "KL of the start", "KL of uniform")
+    ends = "parts of the text", "KL of the start", "KL of uniform"
+    print_header("model", "estimate", *columns, *ends)
     for model, figures in found.items():
         for name, words in WORDS.items():
             own = figures[name]
-            ends = f"{own['start']:.4f}", f"{figures['uniform']:.4f}"
-            print_row(Path(model).stem, words, *(f"{own[column]:.2f}" for column in columns), *ends)
+            cells = *(own[column] for column in columns), figures["parts"]
+            kl = f"{own['start']:.4f}", f"{figures['uniform']:.4f}"
+            print_row(Path(model).stem, words, *(f"{cell:.2f}" for cell in cells), *kl)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def test_bench_commits(table: Callable[..., Rows], tiny_model: Path) -> None:
 def test_estimate_fit(table: Callable[..., Rows], tiny_model: Path, tmp_path: Path) -> None:
     sizes = ["--sequence-length", 64, "--tokens", 64, "--each", 2, "--results", tmp_path / "fit.json"]
     header, *rows = table("estimate_fit.py", ["--models", tiny_model, *sizes])
-    assert header[2:6] == ["alone", "alone, attention", "alone, ffn", "random"]
+    assert header[2:7] == ["alone", "alone, attention", "alone, ffn", "random", "parts of the text"]
     assert [row[1] for row in rows] == ["error × share", "every level measured"]
     for row in rows:
-        assert all(-1 <= float(cell) <= 1 for cell in row[2:6])
-        assert float(row[6]) > 0
-    assert len({row[7] for row in rows}) == 1
+        assert all(-1 <= float(cell) <= 1 for cell in row[2:7])
+        assert float(row[7]) > 0
+    assert len({row[8] for row in rows}) == 1
 
 
 def test_plan_table(table: Callable[..., Rows]) -> None:
