@@ -33,7 +33,7 @@ from scipy.stats import wilcoxon
 
 from tyr_jax.cli import command
 from tyr_jax.components import find
-from tyr_jax.errors import UserError
+from tyr_jax.errors import UserError, require
 from tyr_jax.problems import (
     ExactProblem,
     Problem,
@@ -339,7 +339,7 @@ def check_family(problems: Sequence[str]) -> None:
 def tuning_groups(problems: Sequence[str]) -> list[Group]:
     """The problems on which settings are chosen, of the same family as `problems`."""
     seeds = range(TUNING, TUNING + 3)
-    if problems[0] not in SYNTHETIC:
+    if any(name not in SYNTHETIC for name in problems):
         return [Group.of(name, seeds) for name in problem_names(tuning=True)]
     stacked = [Group.of(name, seeds).problems for name in SYNTHETIC]
     return [Group(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacked), 3 * len(stacked))]
@@ -430,6 +430,7 @@ def main(asked: Comparison) -> None:
     """Study every search, and print the table."""
     if asked.problems == ("exact",):
         asked = dataclasses.replace(asked, problems=tuple(problem_names()))
+    require(asked.processes >= 1, "--processes", asked.processes, "at least 1")
     check_family(asked.problems)
     found = studied(asked)
     print_header("problems", "search", "excess left, median", "quartiles", "p against the best", "s per run")
