@@ -1,7 +1,7 @@
 """Compare every search on problems without a large model, at equal candidate-tokens. Usage:
 
   python scripts/compare_searches.py
-  python scripts/compare_searches.py --problems exact --seeds 20 --passes 32
+  python scripts/compare_searches.py --problems exact --seeds 20 --passes 16
 
 Each search first chooses among its SETTINGS on problems that are used for nothing else. Then it runs with
 every seed on each group of problems: on synthetic ones, whose optimum is known, with a problem of its own for

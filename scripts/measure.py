@@ -128,7 +128,7 @@ MEASUREMENTS = {
     ),
     "comparison": Measurement("compare_searches.py --processes 2", "runs/comparison.json"),
     "exact": Measurement(
-        "compare_searches.py --problems exact --seeds 20 --passes 32 --processes 2 --results runs/exact.json",
+        "compare_searches.py --problems exact --seeds 20 --passes 16 --processes 2 --results runs/exact.json",
         "runs/exact.json",
     ),
     "on-model": Measurement(
