@@ -11,6 +11,7 @@ repeated. If a finished run was made with other options, name another directory.
 import dataclasses
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def run_seed(asked: Results, seed: int) -> dict[str, dict[str, Any]]:
     for target, pruned in zip(targets, made, strict=True):
         summary = json.loads((pruned / "summary.json").read_text())
         found[target] = {model: summary[model] for model in ("dense", *MODELS) if summary.get(model)}
+        found[target]["written"] = summary["written"]
         found[target]["seconds"] = {"pruned": summary["seconds"], "shared": summary["shared_seconds"]}
         if asked.recovery:
             recovered = asked.results / f"seed{seed}-{target}-recovered"
@@ -88,18 +90,32 @@ def cell(qualities: list[dict[str, float]]) -> str:
     return f"{perplexity:.1f}, {statistics.median(kl):.3f}{span}"
 
 
+def gain_cell(models: list[dict[str, Any]], text: str) -> str:
+    """How far the search changes the KL on a text: the median over seeds, and the span of several."""
+    kl = [[one[model]["quality"][text]["kl"] for model in ("uniform", "searched")] for one in models]
+    changes = [searched / uniform - 1 for uniform, searched in kl]
+    span = f" ({min(changes):+.0%} to {max(changes):+.0%})" if len(changes) > 1 else ""
+    return f"{statistics.median(changes):+.0%}{span}".replace("-", "−")
+
+
+def choice_cell(models: list[dict[str, Any]]) -> str:
+    """Which models were chosen and written; of several seeds, how many of each."""
+    counts = Counter(one["written"] for one in models)
+    return ", ".join(f"{name} ({count})" if len(models) > 1 else name for name, count in counts.items())
+
+
 def print_markdown(found: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Print a row per target and text from the results `found`, which are by seed, target and model."""
     first, *_ = found.values()
     shown = [model for model in MODELS if all(model in models for models in first.values())]
-    print_header("block parameters", "text", "dense", *(f"{model}: perplexity, KL" for model in shown))
+    of_models = (f"{model}: perplexity, KL" for model in shown)
+    print_header("block parameters", "text", "dense", *of_models, "KL by search", "written")
     for target, models in first.items():
         size = models[shown[-1]]["size"]["block_parameters"]
+        of_seeds = [of_seed[target] for of_seed in found.values()]
         for text, dense in models["dense"]["quality"].items():
-            cells = [
-                cell([of_seed[target][model]["quality"][text] for of_seed in found.values()])
-                for model in shown
-            ]
+            cells = [cell([one[model]["quality"][text] for one in of_seeds]) for model in shown]
+            cells += [gain_cell(of_seeds, text), choice_cell(of_seeds)]
             print_row(f"{size / 1e6:.1f} M ({target})", text, f"{dense['perplexity']:.1f}", *cells)
 
 

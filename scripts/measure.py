@@ -63,6 +63,12 @@ DEMO = (
 )
 """What `demo.sh` adds to the `quick` preset, except that it measures on less text."""
 
+QUICK = (
+    "main_results.py --sparsities 0.25 0.5 --preset quick --reconstruct 0 --seeds 0 1 2 "
+    "--evaluation {wikitext} {news}"
+)
+"""The `quick` preset, over seeds."""
+
 MEASUREMENTS = {
     "main": Measurement(
         f"{MAIN} --results runs/main "
@@ -78,10 +84,18 @@ MEASUREMENTS = {
         f"--evaluation {{wikitext}} {{news}} --options='{DEMO}' --results runs/demo_results",
         "runs/demo_results/results.json",
     ),
-    "gemma": Measurement(
-        "main_results.py --model {gemma} --sparsities 0.25 --preset quick --reconstruct 0 "
-        "--evaluation {wikitext} {news} --results runs/gemma",
-        "runs/gemma/results.json",
+    **{
+        name: Measurement(f"{QUICK} --model {model} --results runs/{name}", f"runs/{name}/results.json")
+        for name, model in (
+            ("quick-smollm2", "builtin"),
+            ("quick-gemma", "{gemma}"),
+            ("quick-qwen", "{qwen}"),
+        )
+    },
+    "demo-qwen": Measurement(
+        "main_results.py --model {qwen} --sparsities 0.25 --preset quick --reconstruct 0 "
+        f"--evaluation {{wikitext}} {{news}} --options='{DEMO}' --results runs/demo-qwen",
+        "runs/demo-qwen/results.json",
     ),
     "bfloat16": Measurement(
         "main_results.py --sparsities 0.25 --preset quick --reconstruct 0 --evaluation {wikitext} {news} "

@@ -90,9 +90,14 @@ def headline() -> str:
     """Perplexities of the main results on text that is used neither for calibration nor for training."""
     record = read_record("main")
     (table,) = record["tables"]
-    models = [name.partition(":")[0] for name in table[0][3:]]
+    models = [name.partition(":")[0] for name in table[0][3:] if name.endswith(": perplexity, KL")]
     rows = [
-        [size.partition(" (")[0], text.removesuffix(".txt"), dense, *(one.partition(",")[0] for one in found)]
+        [
+            size.partition(" (")[0],
+            text.removesuffix(".txt"),
+            dense,
+            *(one.partition(",")[0] for one in found[: len(models)]),
+        ]
         for size, text, dense, *found in table[1:]
         if not text.startswith(TRAINED_ON)
     ]

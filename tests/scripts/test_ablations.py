@@ -8,6 +8,7 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from script_tables import SCRIPTS, Rows
 
@@ -38,18 +39,21 @@ def test_main_results_makes_no_run_twice(
     arguments += [f"--options={few} {short} {search}", f"--recovery={recovery}"]
     arguments += ["--results", tmp_path / "results"]
     header, *rows = table("main_results.py", arguments)
-    assert [name.split(":")[0] for name in header[2:]] == [
-        "dense",
-        "uniform",
-        "searched",
-        "reconstructed",
-        "recovered",
-    ]
+    models = ["dense", "uniform", "searched", "reconstructed", "recovered"]
+    assert [name.split(":")[0] for name in header[2:]] == [*models, "KL by search", "written"]
     assert [row[0].split()[-1] for row in rows] == ["(0.25)", "(0.5)"]
     found = json.loads((tmp_path / "results" / "results.json").read_text())
     (text,) = found["0"]["0.25"]["dense"]["quality"]
     kl = [found[seed]["0.5"]["recovered"]["quality"][text]["kl"] for seed in ("0", "1")]
-    assert rows[1][-1].endswith(f"({min(kl):.3f}–{max(kl):.3f})")
+    assert rows[1][-3].endswith(f"({min(kl):.3f}–{max(kl):.3f})")
+    uniform, searched = (
+        np.array([found[seed]["0.5"][model]["quality"][text]["kl"] for seed in ("0", "1")])
+        for model in ("uniform", "searched")
+    )
+    gain = np.median(searched / uniform - 1)
+    assert float(rows[1][-2].split("%")[0].replace("−", "-")) == pytest.approx(100 * gain, abs=0.51)
+    chosen = {name.partition(" ")[0] for name in rows[1][-1].split(", ")}
+    assert chosen == {found[seed]["0.5"]["written"] for seed in ("0", "1")}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.safetensors")}
     assert len(made) == 8
     assert table("main_results.py", arguments) == [header, *rows]
