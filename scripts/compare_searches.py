@@ -153,7 +153,7 @@ CHAINS: dict[str, list[dict[str, Options]]] = {
             "descent": {"generations": generations, "tokens": 1 / 4},
             "evolution": {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1 / 8, 1 / 2)},
         }
-        for generations in (4, 8)
+        for generations in (2, 4)
     ],
 }
 """Settings that chains choose from, by search; what the others leave of the budget is for the last. The
