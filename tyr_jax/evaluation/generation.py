@@ -195,7 +195,9 @@ def attend(
         sink = jnp.tile(sinks.reshape(-1, scores.shape[1]), (len(positions), 1))
         scores = jnp.concatenate([scores, sink[..., None].astype(scores.dtype)], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)[..., :slots]
-    return jnp.einsum("rgs,rsh->rgh", weights.astype(q.dtype), cache.values).reshape(q.shape)
+    weights = weights.astype(q.dtype)
+    out = jnp.einsum("rgs,rsh->rgh", weights, cache.values, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype).reshape(q.shape)
 
 
 def next_logits(params: Params, x: jax.Array, config: ModelConfig) -> jax.Array:

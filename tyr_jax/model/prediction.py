@@ -101,7 +101,7 @@ class SoftmaxSum(NamedTuple):
 
 def weighted_rows(head: Head, entries: Entries, terms: jax.Array) -> jax.Array:
     """The sum `[n, D]` of the rows of `entries`, each times its `terms [n, chunk]` and its cap's slope."""
-    terms = terms * cap_slope(entries.logits, decoder.cap_of(head))
+    terms = (terms * cap_slope(entries.logits, decoder.cap_of(head))).astype(entries.rows.dtype)
     return jnp.einsum("nv,vd->nd", terms, entries.rows, preferred_element_type=jnp.float32)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from tyr_jax.pruning.linalg import HIGHEST
+from tyr_jax.pruning import linalg
 from tyr_jax.runtime import devices
 
 BLOCKS = 8
@@ -51,12 +51,12 @@ def update(accumulator: jax.Array, inputs: jax.Array) -> jax.Array:
     block is sliced once: a slice of a wider array would be copied for every product that uses it.
     """
     size = accumulator.shape[-1]
-    x = inputs.reshape(-1, size).astype(accumulator.dtype)
+    x = inputs.reshape(-1, size)
     edges = list(itertools.pairwise(block_edges(size)))
     blocks = [x[:, first:last] for first, last in edges]
     for i, rows in enumerate(edges):
         for j in range(i, len(edges)):
-            product = jnp.matmul(blocks[i].T, blocks[j], precision=HIGHEST)
+            product = linalg.wide_matmul(blocks[i].T, blocks[j], accumulator.dtype)
             accumulator = accumulator.at[..., slice(*rows), slice(*edges[j])].add(product)
     return accumulator
 

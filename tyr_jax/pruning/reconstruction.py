@@ -132,7 +132,9 @@ def error(tensors: Block, minibatch: MiniBatch, metric: jax.Array | None, config
     target."""
 
     def own(tensors: Block, metric: jax.Array | None, minibatch: MiniBatch) -> jax.Array:
-        out = decoder.ffn(tensors, minibatch.x, config)
+        # The trained tensors stay float32; the FFN multiplies in the compute type.
+        cast = jax.tree.map(lambda tensor: tensor.astype(minibatch.x.dtype), tensors)
+        out = decoder.ffn(cast, minibatch.x, config)
         off = minibatch.weights[:, None] * (out.astype(jnp.float32) - minibatch.target.astype(jnp.float32))
         counted = off if metric is None else linalg.matmul(off, metric)
         return jnp.sum(counted * off, axis=1) / 2

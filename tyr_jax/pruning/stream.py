@@ -194,7 +194,7 @@ def level_costs(
     residual r after the site.
     """
     x, units = x[:count], units[:count]
-    inputs = units.reshape(*x.shape[:2], -1).astype(jnp.float32)
+    inputs = units.reshape(*x.shape[:2], -1)
     if metric is None:
         after = x + kind.out(block, x, units, config)
         worth = token_weights(after, jnp.int32(count), even=False) ** 2 / config.hidden
@@ -206,7 +206,7 @@ def level_costs(
     metric = metric_behind(metric, behind_gain(kind, block, config))
 
     def cost(weight: jax.Array) -> jax.Array:
-        delta = linalg.matmul(inputs, weight)
+        delta = linalg.wide_matmul(inputs, weight.astype(inputs.dtype))
         counted = delta if metric is None else linalg.matmul(delta, metric)
         return jnp.sum(weights * jnp.sum(delta * counted, axis=-1))
 
@@ -253,8 +253,9 @@ def follow_dense(
             # A channel of almost no gain cannot correct much.
             drift = drift * gain / (gain**2 + LEAST_GAIN**2 * jnp.mean(gain**2))
         # The norm's division cancels in the weighted drift.
-        inputs = weighed(units, behind_norm(kind, block, units, weights, config)).astype(jnp.float32)
-        return after, pull + linalg.matmul(_by_token(inputs).T, _by_token(weights[..., None] * drift))
+        inputs = weighed(units, behind_norm(kind, block, units, weights, config))
+        drift = (weights[..., None] * drift).astype(inputs.dtype)
+        return after, pull + linalg.wide_matmul(_by_token(inputs).T, _by_token(drift))
 
     return Drift(*devices.divided(follow, whole=1)(block, x, units, weights, *drift))
 

@@ -186,7 +186,8 @@ def project(stack: jax.Array, layer: jax.Array, level: jax.Array, units: jax.Arr
     def product(*arguments: jax.Array) -> jax.Array:
         stack, layer, level, units = arguments
         weight = stack[layer, level, *map(slice, units.shape[2:])]
-        return jnp.tensordot(units, weight, axes=weight.ndim - 1)
+        out = jnp.tensordot(units, weight, axes=weight.ndim - 1, preferred_element_type=jnp.float32)
+        return out.astype(units.dtype)
 
     in_turn = jax.custom_batching.sequential_vmap(product)
     return jax.lax.platform_dependent(stack, layer, level, units, cpu=in_turn, default=product)
