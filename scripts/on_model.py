@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from tyr_jax.data import DataSpec, Splits, load_splits
 from tyr_jax.io.checkpoint import LoadedModel, load_model
 from tyr_jax.model.spec import ModelConfig
@@ -15,9 +18,9 @@ class OnModel:
     model: str = "builtin"
     """The dense model."""
 
-    def load(self) -> LoadedModel:
-        """The model."""
-        return load_model(self.model)
+    def load(self, dtype: DTypeLike = jnp.float32) -> LoadedModel:
+        """The model, with weights in `dtype`."""
+        return load_model(self.model, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,14 @@ class OnText(OnModel):
         return load_splits(data, model.tokenizer, 0)
 
 
-def torch_model(config: ModelConfig) -> Any:
-    """transformers' Llama of the same shape, with random weights. The weights do not affect the time."""
+def torch_model(config: ModelConfig, dtype: str = "float32") -> Any:
+    """transformers' Llama of the same shape, with random weights in `dtype`. The weights do not affect the
+    time."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = config.dense_shape
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab,
             hidden_size=config.hidden,
@@ -68,3 +73,4 @@ def torch_model(config: ModelConfig) -> Any:
             tie_word_embeddings=True,
         )
     )
+    return model.to(getattr(torch, dtype))

@@ -21,9 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 def test_bench_forward(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--lengths", 32, 64, "--batch-tokens", 128, "--repeats", 1]
     header, *rows = table("bench_forward.py", ["--model", tiny_model, *sizes])
-    assert header[:2] == ["T", "program"]
-    assert [row[0] for row in rows] == ["32"] * 3 + ["64"] * 3
-    assert all(float(row[3]) > 0 for row in rows)
+    assert header[:3] == ["T", "type", "program"]
+    types = ["float32"] * 3 + ["bfloat16"] * 3
+    assert [tuple(row[:2]) for row in rows] == [(length, dtype) for length in ("32", "64") for dtype in types]
+    assert all(float(row[4]) > 0 for row in rows)
 
 
 def test_bench_commits(table: Callable[..., Rows], tiny_model: Path) -> None:
@@ -61,14 +62,15 @@ def test_plan_table(table: Callable[..., Rows]) -> None:
 def test_bench_recovery(table: Callable[..., Rows], tiny_model: Path) -> None:
     sizes = ["--neurons", 8, "--sequence-length", 16, "--rows", 2, "--repeats", 1]
     _, *rows = table("bench_recovery.py", ["--model", tiny_model, *sizes])
-    programs = [tuple(row[:2]) for row in rows]
+    programs = [tuple(row[:3]) for row in rows]
     # PEFT need not be installed.
-    assert [row for row in programs if row != ("lora", "torch")] == [
-        ("lora", "tyr_jax"),
-        ("full", "tyr_jax"),
-        ("full", "torch"),
+    assert [row for row in programs if row[::2] != ("lora", "torch")] == [
+        (method, dtype, program)
+        for method, shown in (("lora", ["tyr_jax"]), ("full", ["tyr_jax", "torch"]))
+        for dtype in ("float32", "bfloat16")
+        for program in shown
     ]
-    assert all(float(row[3]) > 0 for row in rows)
+    assert all(float(row[4]) > 0 for row in rows)
 
 
 def test_bench_serving(table: Callable[..., Rows], tiny_model: Path) -> None:
