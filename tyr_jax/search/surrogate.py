@@ -227,7 +227,7 @@ def starts(sites: Sites, budget: Budget, around: Levels, reach: int = 2) -> Cand
     """Distributions `[Q, S, L]` to start a search from: `estimated_start`, but with a part of what it
     exchanges between kinds of site, one for each of `EXCHANGES`; `around [S, L]` where there is none.
 
-    The estimate compares layers of a kind better than it compares kinds. Where it takes too much from
+    An estimate of single sites does not know how their errors add up. Where it takes too much from
     attention, the starts that exchange less, or nothing, are the better ones.
     """
     free = estimated_start(sites, budget, around, reach)
